@@ -1,0 +1,43 @@
+"""The error that a wrong configuration, file or argument raises."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+__all__ = ["ConfigurationError", "choose", "suggestion"]
+
+T = TypeVar("T")
+
+
+class ConfigurationError(ValueError):
+    """A value that the user gave cannot be used.
+
+    The message is one sentence that names the value and says what is allowed; the command line prints it without a
+    traceback and exits with status 2.
+    """
+
+
+def suggestion(name: str, allowed: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the entry of ``allowed`` nearest to ``name``, or an empty string."""
+    near = get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def choose(table: Mapping[str, T], name: str, what: str) -> T:
+    """Look ``name`` up in a table of definitions.
+
+    Args:
+        table: Definitions by name.
+        name: The name that the user gave.
+        what: What the table holds, in the singular, for the message ("surrogate gradient", "projection").
+
+    Returns:
+        The definition.
+
+    Raises:
+        ConfigurationError: If the table has no such name; the message lists the names that it has.
+    """
+    if not isinstance(name, str) or name not in table:
+        hint = suggestion(str(name), table)
+        raise ConfigurationError(f"unknown {what} {name!r}: allowed are {', '.join(sorted(table))}{hint}")
+    return table[name]

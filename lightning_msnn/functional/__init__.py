@@ -1,0 +1,25 @@
+"""Pure functions of tensors: spikes, projections, windows and membrane scans. No module, no state."""
+
+from lightning_msnn.functional.membrane import coupled_scan, scan
+from lightning_msnn.functional.projection import PROJECTIONS, mean, sine
+from lightning_msnn.functional.spike import SURROGATES, arctan, heaviside, rectangular, sigmoid, triangular
+from lightning_msnn.functional.windows import WINDOWS, count, merge, side, split
+
+__all__ = [
+    "PROJECTIONS",
+    "SURROGATES",
+    "WINDOWS",
+    "arctan",
+    "count",
+    "coupled_scan",
+    "heaviside",
+    "mean",
+    "merge",
+    "rectangular",
+    "scan",
+    "side",
+    "sigmoid",
+    "sine",
+    "split",
+    "triangular",
+]

@@ -1,0 +1,28 @@
+"""Shared fixtures."""
+
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import lightning_msnn  # noqa: F401  registers the networks
+
+NETWORKS = timm.list_models("msnn*")
+TINY = [name for name in NETWORKS if name.endswith("_tiny")]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def cifar100() -> Path:
+    """Folder of the real CIFAR-100, ``train/<class>/*.png`` and ``test/<class>/*.png``."""
+    folder = os.environ.get("LIGHTNING_MSNN_DATA")
+    if not folder:
+        pytest.skip("LIGHTNING_MSNN_DATA is not set: no folder of the real CIFAR-100")
+    return Path(folder)

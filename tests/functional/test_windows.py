@@ -1,0 +1,87 @@
+import itertools
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from lightning_msnn.functional import WINDOWS, count, merge, side, split
+
+SIZES = [(h, w) for h, w in itertools.product([1, 2, 3, 4, 5, 6, 7, 8, 11, 16], repeat=2)]
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_split_then_merge_is_the_identity(kind):
+    for h, w in SIZES:
+        x = torch.randn(2, 3, h, w, dtype=torch.float64)
+        windows = split(x, kind)
+        assert len(windows) == count(kind, h, w)
+        assert len({tuple(part.shape) for part in windows}) == 1
+        torch.testing.assert_close(merge(windows, kind, h, w), x, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", [k for k in WINDOWS if k != "single"])
+def test_sides(kind):
+    for h, w in SIZES:
+        windows = split(torch.zeros(1, 1, h, w), kind)
+        if min(h, w) == 1:
+            assert len(windows) == 1
+            assert windows[0].shape[2:] == (h, w)
+        else:
+            assert windows[0].shape[2:] == (side(kind, h), side(kind, w))
+    assert side("dilated", 8) == 6
+    assert side("dilated", 10) == 7  # rounded down
+    assert side("dilated", 2) == 1
+    assert side("non_dilated", 8) == 4
+    assert all(2 * side(kind, n) >= n for n in range(2, 200)), "the windows must cover the map"
+
+
+@pytest.mark.parametrize("kind", ["non_dilated", "dilated"])
+def test_order_and_place_of_windows(kind):
+    x = torch.arange(64.0).view(1, 1, 8, 8)
+    s = side(kind, 8)
+    top_left, top_right, bottom_left, bottom_right = split(x, kind)
+    assert torch.equal(top_left, x[..., :s, :s])
+    assert torch.equal(top_right, x[..., :s, -s:])
+    assert torch.equal(bottom_left, x[..., -s:, :s])
+    assert torch.equal(bottom_right, x[..., -s:, -s:])
+
+
+def test_order_of_grid_phases():
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    phases = [part[0, 0, 0, 0].item() for part in split(x, "grid")]
+    assert phases == [0.0, 1.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize("kind", ["non_dilated", "grid"])
+def test_even_maps_are_partitioned(kind):
+    x = torch.arange(6 * 10.0).view(1, 1, 6, 10)
+    seen = torch.cat([part.flatten() for part in split(x, kind)])
+    assert torch.equal(seen.sort().values, x.flatten())
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_merge_is_the_mean_where_windows_overlap(kind):
+    """Against a count of windows per pixel, by brute force."""
+    for h, w in [(8, 8), (7, 10), (5, 5), (6, 9)]:
+        parts = [torch.randn_like(part) for part in split(torch.zeros(1, 2, h, w, dtype=torch.float64), kind)]
+        index = split(torch.arange(1.0, h * w + 1).view(1, 1, h, w), kind)
+        total, n = torch.zeros(2, h * w + 1, dtype=torch.float64), torch.zeros(h * w + 1, dtype=torch.float64)
+        for part, where in zip(parts, index, strict=True):
+            total.index_add_(1, where.flatten().long(), part.flatten(2)[0])
+            n.index_add_(0, where.flatten().long(), torch.ones(where.numel(), dtype=torch.float64))
+        expected = (total / n)[:, 1:].view(1, 2, h, w)
+        torch.testing.assert_close(merge(parts, kind, h, w), expected, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+def test_gradcheck_of_merge(kind, size):
+    parts = [torch.randn_like(p, requires_grad=True) for p in split(torch.zeros(1, 1, *size).double(), kind)]
+    assert gradcheck(lambda *p: merge(list(p), kind, *size), parts)
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match="spiral"):
+        side("spiral", 8)
+    with pytest.raises(ValueError, match="spiral"):
+        split(torch.zeros(1, 1, 8, 8), "spiral")
