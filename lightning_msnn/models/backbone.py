@@ -1,0 +1,428 @@
+"""The backbone that the three families share: stages of residual spiking blocks on an analogue stream.
+
+Source: Yao, Wu, Chen, Zhang, *Training a General Spiking Neural Network with Improved Efficiency and Minimum Latency*,
+ACML 2023, arXiv 2401.10843.
+Licence: Apache-2.0.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import ClassifierHead, trunc_normal_
+from timm.models import build_model_with_cfg, checkpoint_seq
+from timm.models._builder import resolve_pretrained_cfg
+from timm.models._features import feature_take_indices
+from timm.models._registry import get_arch_pretrained_cfgs
+from torch import Tensor, nn
+
+from lightning_msnn.errors import ConfigurationError, choose, suggestion
+from lightning_msnn.models.weights import WEIGHTS_FILE, entries, read_config, read_weights
+from lightning_msnn.nn.blocks import MLP, Block, Encoder, PatchMerging, Stem
+
+__all__ = ["MIN_SIZE", "MSNN", "WINDOW_SCHEDULES", "Stage", "create", "default_cfg", "zoo_cfgs"]
+
+MIN_SIZE = 8
+"""Smallest side of an input image in pixels."""
+
+WINDOW_SCHEDULES: dict[str, tuple[str, str]] = {
+    "alternate": ("non_dilated", "dilated"),
+    "alternate_grid": ("non_dilated", "grid"),
+    "non_dilated": ("non_dilated", "non_dilated"),
+    "dilated": ("dilated", "dilated"),
+    "grid": ("grid", "grid"),
+    "single": ("single", "single"),
+}
+"""Kinds of windows in even and odd blocks of a stage, by the name that configurations use. A schedule that alternates
+has windows of the first kind throughout its last stage."""
+
+
+def window_kinds(schedule: str, depths: Sequence[int]) -> list[list[str]]:
+    """Return the kind of windows of every block, a list for each stage.
+
+    Args:
+        schedule: One of :data:`WINDOW_SCHEDULES`.
+        depths: Number of blocks of each stage.
+
+    Raises:
+        ConfigurationError: If the schedule is not known.
+    """
+    kinds = choose(WINDOW_SCHEDULES, schedule, "windows")
+    last = len(depths) - 1
+    return [[kinds[0 if stage == last else block % 2] for block in range(n)] for stage, n in enumerate(depths)]
+
+
+def _positive(value: object, what: str, least: int = 1) -> int:
+    """Check an integer argument."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{what} must be an integer of at least {least}, not {value!r}")
+    return value
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, after the patch merging that leads to it.
+
+    Args:
+        downsample: Patch merging, or identity in the first stage.
+        blocks: Residual blocks.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the residual stream of the stage before to that of this stage."""
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return x
+
+
+class MSNN(nn.Module):
+    """Spiking network of one time step whose neurons visit several windows of a map in turn.
+
+    Stem, patch merging and read-out are analogue; every convolution and linear layer inside a branch of a block receives
+    spikes that are exactly 0 or 1. The network keeps no state between calls. It follows the contract of timm's models.
+
+    Args:
+        mixer: Makes a token mixer; called with ``dim`` and ``windows`` and the arguments ``neuron``.
+        in_chans: Channels of the image.
+        num_classes: Classes of the read-out; 0 removes it.
+        global_pool: Pooling before the read-out (timm's names), ``""`` for none.
+        depths: Number of blocks of each stage.
+        widths: Channels of each stage.
+        mlp_ratio: Hidden channels of the MLP as a multiple of the width.
+        windows: Kinds of windows, one of :data:`WINDOW_SCHEDULES`.
+        context: ``"shared"`` or ``"isolated"``: what a synapse sees beyond the border of a window.
+        projection: Name of the projection Omega.
+        theta: Radian factor of the projection in units of pi, in [0, 1].
+        tau: Decay of membranes from window to window; the initial one if it is learnt.
+        learn_tau: Whether each channel learns its own decay.
+        threshold: Threshold ``V`` of all neurons.
+        surrogate: Name of the surrogate gradient.
+        drop_rate: Dropout before the read-out.
+        drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        mixer: Callable[..., nn.Module],
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        depths: Sequence[int] = (2, 2, 6, 2),
+        widths: Sequence[int] = (48, 96, 192, 384),
+        mlp_ratio: float = 3.0,
+        windows: str = "alternate",
+        context: str = "shared",
+        projection: str = "sine",
+        theta: float = 0.25,
+        tau: float = 0.1,
+        learn_tau: bool = True,
+        threshold: float = 0.5,
+        surrogate: str = "triangular",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _positive(in_chans, "in_chans")
+        _positive(num_classes, "num_classes", least=0)
+        for rate, name in ((drop_rate, "drop_rate"), (drop_path_rate, "drop_path_rate")):
+            if not 0.0 <= rate < 1.0:
+                raise ConfigurationError(f"{name} must be in [0, 1), not {rate}")
+        if not (math.isfinite(mlp_ratio) and mlp_ratio > 0):
+            raise ConfigurationError(f"mlp_ratio must be a positive number, not {mlp_ratio}")
+        if len(depths) != len(widths) or not depths:
+            raise ConfigurationError(f"depths and widths must be of equal length, not {list(depths)} and {list(widths)}")
+        for value in (*depths, *widths):
+            _positive(value, "each of depths and widths")
+        kinds = window_kinds(windows, depths)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.num_features = widths[-1]
+
+        self.stem = Stem(in_chans, widths[0])
+        encoder = partial(Encoder, threshold=threshold, surrogate=surrogate)
+        rates = torch.linspace(0.0, drop_path_rate, sum(depths)).tolist()
+        stages: list[nn.Module] = []
+        self.feature_info: list[dict[str, Any]] = []
+        for i, width in enumerate(widths):
+            blocks = [
+                Block(
+                    encoder(width),
+                    mixer(
+                        width,
+                        windows=kind,
+                        context=context,
+                        projection=projection,
+                        theta=theta,
+                        tau=tau,
+                        learn_tau=learn_tau,
+                        threshold=threshold,
+                        surrogate=surrogate,
+                    ),
+                    encoder(width),
+                    MLP(width, int(mlp_ratio * width), threshold, surrogate),
+                    rates.pop(0),
+                )
+                for kind in kinds[i]
+            ]
+            stages.append(Stage(PatchMerging(widths[i - 1], width) if i else nn.Identity(), blocks))
+            self.feature_info.append({"num_chs": width, "reduction": 2 ** (i + 1), "module": f"stages.{i}"})
+        self.stages = nn.Sequential(*stages)
+        self.norm: nn.Module = nn.BatchNorm2d(self.num_features)
+        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        self.apply(_init_weights)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must spare beyond vectors: decays and radian factors."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("decay.logit", "theta"))}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that group parameters by depth, for layer-wise learning rates.
+
+        Args:
+            coarse: One group a stage instead of one a block.
+        """
+        blocks = (
+            r"^stages\.(\d+)"
+            if coarse
+            else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
+        )
+        return {"stem": r"^stem", "blocks": blocks}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping what they computed."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Return the linear layer of the read-out."""
+        classifier: nn.Module = self.head.fc
+        return classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the read-out.
+
+        Args:
+            num_classes: Classes of the new one; 0 removes it.
+            global_pool: New pooling, unchanged if None.
+        """
+        self.num_classes = _positive(num_classes, "num_classes", least=0)
+        self.head.reset(num_classes, global_pool)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the residual stream after chosen stages.
+
+        Args:
+            x: Images ``(B, in_chans, H, W)``.
+            indices: The last n stages if an integer, all if None, else the stages listed.
+            norm: Whether to apply the final norm to the last stage's.
+            stop_early: Whether to leave out what comes after the last stage asked for.
+            output_fmt: ``"NCHW"``, the only one there is.
+            intermediates_only: Whether to return the intermediates alone.
+
+        Returns:
+            Intermediates, or the final features and the intermediates.
+
+        Raises:
+            ConfigurationError: If another output format is asked for.
+        """
+        if output_fmt != "NCHW":
+            raise ConfigurationError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
+        take, last_taken = feature_take_indices(len(self.stages), indices)
+        last = len(self.stages) - 1
+        intermediates: list[Tensor] = []
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            if stop_early and i > last_taken:
+                break
+            x = stage(x)
+            if i in take:
+                intermediates.append(self.norm(x) if norm and i == last else x)
+        if intermediates_only:
+            return intermediates
+        return (self.norm(x) if not stop_early or last_taken == last else x), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the layers that the chosen intermediates do not need.
+
+        Args:
+            indices: The last n stages if an integer, else the stages listed.
+            prune_norm: Whether to remove the final norm.
+            prune_head: Whether to remove the read-out.
+
+        Returns:
+            Indices of the stages chosen.
+        """
+        take, last_taken = feature_take_indices(len(self.stages), indices)
+        shortened = last_taken < len(self.stages) - 1
+        self.stages = self.stages[: last_taken + 1]
+        if prune_norm or shortened:
+            self.norm = nn.Identity()
+        if prune_head or shortened:
+            self.reset_classifier(0, "")
+        chosen: list[int] = take
+        return chosen
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images ``(B, in_chans, H, W)`` to features ``(B, num_features, H / 16, W / 16)``, rounded up."""
+        x = self.stem(x)
+        x = self.stages(x)
+        x = self.norm(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map features to logits ``(B, num_classes)``, or to pooled features ``(B, num_features)``."""
+        y: Tensor = self.head(x, pre_logits=pre_logits)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
+        x = self.forward_features(x)
+        x = self.forward_head(x)
+        return x
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Kaiming for convolutions, whose scale batch norm absorbs; a narrow normal for the read-out."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def default_cfg(size: int = 32, num_classes: int = 1000, in_chans: int = 3, **kwargs: Any) -> dict[str, Any]:
+    """Return timm's pretrained configuration of a network.
+
+    Args:
+        size: Side of the images that it was made for, in pixels.
+        num_classes: Classes of the read-out.
+        in_chans: Channels of the images.
+        **kwargs: Further fields, or others in place of these.
+    """
+    return {
+        "num_classes": num_classes,
+        "input_size": (in_chans, size, size),
+        "min_input_size": (in_chans, MIN_SIZE, MIN_SIZE),
+        "fixed_input_size": False,
+        "pool_size": (math.ceil(size / 16), math.ceil(size / 16)),
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.5, 0.5, 0.5)[:in_chans],
+        "std": (0.5, 0.5, 0.5)[:in_chans],
+        "first_conv": "stem.conv",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2401.10843",
+        **kwargs,
+    }
+
+
+def zoo_cfgs(*architectures: str) -> dict[str, dict[str, Any]]:
+    """Return timm's pretrained configurations of architectures and of their zoo entries, by ``<architecture>.<tag>``.
+
+    Without a tag, an architecture is untrained, with timm's usual 1,000 classes and 3 channels.
+
+    Args:
+        *architectures: Registered names.
+    """
+    cfgs: dict[str, dict[str, Any]] = {}
+    for name, folder in entries().items():
+        config = read_config(folder)
+        if config["architecture"] in architectures:
+            channels, height, _ = config["input_size"]
+            cfgs[name] = default_cfg(
+                height,
+                config["num_classes"],
+                channels,
+                file=str(folder / WEIGHTS_FILE),
+                mean=tuple(config["mean"]),
+                std=tuple(config["std"]),
+                label_names=tuple(config["class_names"]),
+            )
+    # timm makes the first tag with weights the default of its architecture, unless a starred tag comes after it.
+    return cfgs | {f"{architecture}.untrained*": default_cfg() for architecture in architectures}
+
+
+def _builder_arguments() -> set[str]:
+    """Names of the arguments that timm's builder takes besides those of the network."""
+    names = set(signature(build_model_with_cfg).parameters) - {"kwargs"}
+    return names | {"features_only", "feature_cls", "out_indices"}
+
+
+def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """Build a registered network as timm builds its own: weights, feature extraction, overrides.
+
+    Args:
+        network: Class of the network.
+        variant: Its registered name.
+        pretrained: Whether to load the weights of its zoo entry, or of the first one if no tag names it.
+        **kwargs: Arguments of the class, or of timm's builder.
+
+    Raises:
+        ConfigurationError: If an argument is not known to either, or there are no weights.
+    """
+    allowed = set(signature(MSNN).parameters) - {"mixer"}
+    for name in kwargs.keys() - allowed - _builder_arguments():
+        raise ConfigurationError(
+            f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted(allowed))}{suggestion(name, allowed)}"
+        )
+    cfg = resolve_pretrained_cfg(variant, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
+    if pretrained and not (cfg.has_weights or cfg.state_dict):
+        tagged = [name for name, c in get_arch_pretrained_cfgs(variant).items() if c.has_weights]
+        if not tagged or cfg.tag not in (None, "untrained"):
+            raise ConfigurationError(
+                f"no weights for {variant}{'.' + cfg.tag if cfg.tag else ''}: "
+                f"pretrained are {', '.join(timm.list_pretrained('msnn*')) or 'none'}"
+            )
+        cfg = get_arch_pretrained_cfgs(variant)[tagged[0]]
+    if cfg.file and Path(cfg.file).name == WEIGHTS_FILE:
+        # An entry says how its network was made, and its weights are read here, where their hash is checked.
+        folder = Path(cfg.file).parent
+        kwargs = {**read_config(folder)["network_kwargs"], **kwargs}
+        if pretrained:
+            cfg = replace(cfg, state_dict=read_weights(folder))
+    model: nn.Module = build_model_with_cfg(
+        network,
+        variant,
+        pretrained,
+        pretrained_cfg=asdict(cfg),
+        feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"},
+        **kwargs,
+    )
+    model.pretrained_cfg.pop("state_dict", None)  # else every copy of the network would carry its weights twice
+    return model

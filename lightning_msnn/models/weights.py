@@ -1,0 +1,113 @@
+"""Zoo entries on disk: where they lie, what their ``config.json`` says, and weights read only if their hash is right.
+
+An entry is a folder named as timm names the network, ``<architecture>.<tag>``, with ``model.safetensors`` and
+``config.json``. Folders are looked for in ``$LIGHTNING_MSNN_ZOO``, in ``zoo/`` of a checkout and in the installed package,
+in this order; the first that has a name wins.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from lightning_msnn.errors import ConfigurationError
+
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "entries", "read_config", "read_weights", "zoo_folders"]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_REQUIRED = {
+    "architecture": str,
+    "tag": str,
+    "num_classes": int,
+    "input_size": list,
+    "mean": list,
+    "std": list,
+    "class_names": list,
+    "network_kwargs": dict,
+    "sha256": str,
+}
+
+
+def zoo_folders() -> list[Path]:
+    """Return the folders that exist and may hold entries, first choice first."""
+    package = Path(__file__).resolve().parents[1]
+    folders = [package.parent / "zoo", package / "_zoo"]
+    if environment := os.environ.get("LIGHTNING_MSNN_ZOO"):
+        folders.insert(0, Path(environment))
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the ``config.json`` of an entry.
+
+    Args:
+        folder: Folder of the entry.
+
+    Raises:
+        ConfigurationError: If it is missing, is not JSON, or lacks a field.
+    """
+    file = folder / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{folder} is not a zoo entry: it has no {CONFIG_FILE}") from error
+    except ValueError as error:  # JSON or encoding
+        raise ConfigurationError(f"{file} is not JSON: {error}") from error
+    for field, kind in _REQUIRED.items():
+        if not isinstance(config, dict) or not isinstance(config.get(field), kind):
+            raise ConfigurationError(f"{file} has no field {field!r} of type {kind.__name__}")
+    if f"{config['architecture']}.{config['tag']}" != folder.name:
+        raise ConfigurationError(f"{file} is of {config['architecture']}.{config['tag']}, not of {folder.name}")
+    return config
+
+
+def entries() -> dict[str, Path]:
+    """Return the folders of all entries by timm name; one whose ``config.json`` is broken is left out with a warning."""
+    found: dict[str, Path] = {}
+    for root in zoo_folders():
+        for file in sorted(root.glob(f"*/{CONFIG_FILE}")):
+            folder = file.parent
+            if folder.name in found:
+                continue
+            try:
+                read_config(folder)
+            except ConfigurationError as error:
+                warnings.warn(f"zoo entry left out: {error}", stacklevel=2)
+                continue
+            found[folder.name] = folder
+    return found
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of an entry on the CPU after checking their hash.
+
+    Args:
+        folder: Folder of the entry.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        ConfigurationError: If the file is missing, its sha256 is not the one in ``config.json``, or it is not safetensors.
+    """
+    expected = read_config(folder)["sha256"]
+    file = folder / WEIGHTS_FILE
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"weights of {folder.name} cannot be read at {file}: {error.strerror}") from error
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != expected:
+        raise ConfigurationError(f"{file} is refused: its sha256 is {actual}, {CONFIG_FILE} says {expected}")
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise ConfigurationError(f"{file} is not a safetensors file: {error}") from error

@@ -1,0 +1,344 @@
+"""The contract of timm's models, for every registered network."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from timm.models._features_fx import FeatureGraphNet, create_feature_extractor
+from torch import nn
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.models.backbone import WINDOW_SCHEDULES
+from lightning_msnn.nn import CONTEXTS, Encoder, PatchMerging, Spike, Stem
+from tests.conftest import NETWORKS, TINY
+
+SIZES = [(8, 8), (32, 32), (31, 17), (8, 50), (64, 40)]
+
+
+def make(name, **kwargs):
+    return timm.create_model(name, **{"num_classes": 10, **kwargs})
+
+
+def lively(model):
+    """Give batch norm running statistics, so that the network fires in eval mode as it does in training."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(16, model.in_chans, 32, 32))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
+
+
+def test_registered():
+    assert {"msnn_resnet12", "msnn_resnet12_tiny"} <= set(NETWORKS)
+
+
+def test_size_of_resnet12():
+    model = timm.create_model("msnn_resnet12", num_classes=100)
+    assert 13e6 < sum(p.numel() for p in model.parameters()) < 15e6
+    assert sum(len(stage.blocks) for stage in model.stages) == 12
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_size_of_tiny(name):
+    assert sum(p.numel() for p in timm.create_model(name).parameters()) < 300_000
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_size(name):
+    model = make(name).eval()
+    for size in SIZES:
+        out = model(torch.randn(2, 3, *size))
+        assert out.shape == (2, 10)
+        assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("windows", WINDOW_SCHEDULES)
+@pytest.mark.parametrize("name", TINY)
+def test_windows_and_context(name, windows, context):
+    model = make(name, windows=windows, context=context)
+    for size in [(8, 8), (32, 32), (31, 17)]:
+        assert model.eval()(torch.randn(2, 3, *size)).shape == (2, 10)
+    model.train()(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None and not n.endswith("decay.logit")]
+    assert not silent
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_channels_and_classes(name):
+    model = make(name, in_chans=1, num_classes=7).eval()
+    assert model(torch.randn(2, 1, 16, 16)).shape == (2, 7)
+    assert model.num_classes == 7
+    assert make(name, num_classes=0).eval()(torch.randn(2, 3, 16, 16)).shape == (2, model.num_features)
+    assert make(name, num_classes=0, global_pool="").eval()(torch.randn(2, 3, 32, 32)).shape[2:] == (2, 2)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_head(name):
+    model = lively(make(name))
+    x = torch.randn(2, 3, 32, 32)
+    features = model.forward_features(x)
+    assert features.shape == (2, model.num_features, 2, 2)
+    pre = model.forward_head(features, pre_logits=True)
+    assert pre.shape == (2, model.head_hidden_size)
+    torch.testing.assert_close(model.get_classifier()(pre), model(x))
+    model.reset_classifier(4)
+    assert model.get_classifier().out_features == 4
+    assert model.num_classes == 4
+    assert model(x).shape == (2, 4)
+    model.reset_classifier(0)
+    assert model(x).shape == (2, model.num_features)
+    model.reset_classifier(5, "catavgmax")
+    assert model(x).shape == (2, 5)
+    assert model.head_hidden_size == 2 * model.num_features
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_features_only(name):
+    model = timm.create_model(name, features_only=True)
+    outs = model(torch.randn(2, 3, 64, 48))
+    assert len(outs) == 4
+    for out, channels, reduction in zip(
+        outs, model.feature_info.channels(), model.feature_info.reduction(), strict=True
+    ):
+        assert out.shape == (2, channels, 64 // reduction, 48 // reduction)
+    some = timm.create_model(name, features_only=True, out_indices=(0, 2))
+    assert [o.shape[1] for o in some(torch.randn(2, 3, 32, 32))] == some.feature_info.channels()
+    assert sum(p.numel() for p in some.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_forward_intermediates(name):
+    model = lively(make(name))
+    x = torch.randn(2, 3, 32, 32)
+    final, every = model.forward_intermediates(x)
+    assert len(every) == 4
+    torch.testing.assert_close(final, model.forward_features(x))
+    last_two = model.forward_intermediates(x, indices=2, intermediates_only=True)
+    for a, b in zip(last_two, every[2:], strict=True):
+        torch.testing.assert_close(a, b)
+    early = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+    torch.testing.assert_close(early[0], every[1])
+    normed = model.forward_intermediates(x, indices=[3], norm=True, intermediates_only=True)
+    torch.testing.assert_close(normed[0], final)
+    with pytest.raises(ConfigurationError, match="NLC"):
+        model.forward_intermediates(x, output_fmt="NLC")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_prune_intermediate_layers(name):
+    model = lively(make(name))
+    x = torch.randn(2, 3, 32, 32)
+    expected = model.forward_intermediates(x, indices=[1], intermediates_only=True)[0]
+    assert model.prune_intermediate_layers([1]) == [1]
+    assert len(model.stages) == 2
+    torch.testing.assert_close(model.forward_intermediates(x, indices=[1], intermediates_only=True)[0], expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_group_matcher_covers_every_parameter(name):
+    from timm.models import group_parameters
+
+    model = make(name)
+    for coarse in (False, True):
+        groups = group_parameters(model, model.group_matcher(coarse), reverse=True)
+        assert set(groups) == {n for n, _ in model.named_parameters()}
+    assert groups["stem.conv.weight"] < groups["stages.0.blocks.0.mlp.fc1.conv.weight"] < groups["head.fc.weight"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_weight_decay(name):
+    model = make(name)
+    named = dict(model.named_parameters())
+    spared = model.no_weight_decay()
+    assert spared <= set(named)
+    assert {n for n in named if "decay" in n} <= spared
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_grad_checkpointing_changes_nothing(name):
+    x = torch.randn(4, 3, 32, 32)
+    model = make(name).train()
+    grads = []
+    for enable in (False, True):
+        twin = copy.deepcopy(model)
+        twin.set_grad_checkpointing(enable)
+        twin(x).square().sum().backward()
+        grads.append([p.grad for p in twin.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_torchscript(name, tmp_path):
+    model = lively(make(name))
+    scripted = torch.jit.script(model)
+    scripted.save(tmp_path / "model.pt")
+    loaded = torch.jit.load(tmp_path / "model.pt")
+    for size in [(32, 32), (17, 24), (8, 8)]:
+        x = torch.randn(2, 3, *size)
+        torch.testing.assert_close(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_torchscript_trains_alike(name):
+    model = make(name).train()
+    scripted = torch.jit.script(copy.deepcopy(model))
+    x = torch.randn(4, 3, 32, 32)
+    model(x).square().sum().backward()
+    scripted(x).square().sum().backward()
+    for (n, a), b in zip(model.named_parameters(), scripted.parameters(), strict=True):
+        if a.grad is None:
+            assert b.grad is None or not b.grad.any(), n
+        else:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4, msg=n)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_export(name):
+    model = lively(make(name))
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(model, (torch.randn(2, 3, 32, 32),), dynamic_shapes={"x": {0: batch}}).module()
+    x = torch.randn(5, 3, 32, 32)
+    torch.testing.assert_close(exported(x), model(x))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compile_without_graph_breaks(name):
+    model = lively(make(name))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    model.train()
+    compiled(x).square().sum().backward()
+    assert model.stem.conv.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fx_features(name):
+    model = lively(make(name))
+    x = torch.randn(2, 3, 32, 32)
+    extractor = create_feature_extractor(model, ["stages.0", "stages.2.blocks.1.mixer", "head.fc"])
+    out = extractor(x)
+    torch.testing.assert_close(out["head.fc"], model(x))
+    assert out["stages.2.blocks.1.mixer"].shape[1] == model.feature_info[2]["num_chs"]
+    graph = timm.create_model(name, features_only=True, feature_cls="fx")
+    assert isinstance(graph, FeatureGraphNet)
+    assert [o.shape[1] for o in graph(x)] == graph.feature_info.channels()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_copies_and_pickles(name):
+    model = lively(make(name))
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_synapses_receive_nothing_but_spikes(name, context, dtype):
+    """Every convolution and linear layer but the analogue stem, patch merging and read-out sees 0 and 1 alone."""
+    model = lively(make(name, context=context))
+    analogue = {id(m) for a in model.modules() if isinstance(a, Stem | PatchMerging) for m in a.modules()}
+    analogue.add(id(model.get_classifier()))
+    synapses = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and id(m) not in analogue]
+    assert len(synapses) >= 5 * 12
+    rates = []
+
+    def watch(module, inputs):
+        s = inputs[0]
+        assert s.dtype == dtype
+        assert ((s == 0) | (s == 1)).all(), f"{module} received something else than spikes"
+        rates.append(s.float().mean().item())
+
+    for module in synapses:
+        module.register_forward_pre_hook(watch)
+    with torch.no_grad():
+        model.to(dtype)(torch.randn(4, 3, 31, 32, dtype=dtype))
+    assert len(rates) == len(synapses)
+    assert sum(r > 0 for r in rates) > 0.9 * len(rates), "most layers must fire, or this test shows nothing"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_spikes_are_binary_under_autocast(name):
+    model = make(name).train()
+    seen = []
+    for module in model.modules():
+        if isinstance(module, Spike):
+            module.register_forward_hook(lambda m, i, out: seen.append(((out == 0) | (out == 1)).all().item()))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(4, 3, 32, 32)).float().square().sum().backward()
+    assert len(seen) >= 4 * 12
+    assert all(seen)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_stateless(name):
+    """The same input gives the same output, whatever came in between."""
+    model = lively(make(name))
+    x = torch.randn(2, 3, 32, 32)
+    first = model(x)
+    model(torch.randn(3, 3, 16, 24))
+    assert torch.equal(model(x), first)
+    assert not [n for n in dir(model) if "reset_state" in n or n == "reset"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_batch_does_not_change_a_sample(name):
+    model = lively(make(name)).double()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(torch.cat([model(x[i : i + 1]) for i in range(4)]), model(x))
+
+
+def test_blocks_alternate_and_the_last_stage_is_non_dilated():
+    model = make("msnn_resnet12")
+    kinds = [[b.mixer.windows for b in stage.blocks] for stage in model.stages]
+    pair = ["non_dilated", "dilated"]
+    assert kinds == [pair, pair, pair * 3, ["non_dilated"] * 2]
+
+
+def test_drop_path_grows_with_depth():
+    model = make("msnn_resnet12_tiny", drop_path_rate=0.2)
+    rates = [getattr(b.drop_path, "drop_prob", 0.0) for stage in model.stages for b in stage.blocks]
+    assert rates == sorted(rates)
+    assert rates[0] == 0.0
+    assert rates[-1] == pytest.approx(0.2)
+    encoder = model.stages[0].blocks[0].encoder1
+    assert isinstance(encoder, Encoder)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"thetta": 0.3}, "'thetta'.*did you mean 'theta'"),
+        ({"windows": "alternating"}, "windows 'alternating'.*did you mean 'alternate'"),
+        ({"surrogate": "relu"}, "surrogate gradient 'relu'"),
+        ({"projection": "cos"}, "projection 'cos'"),
+        ({"theta": float("nan")}, "theta.*nan"),
+        ({"num_classes": -1}, "num_classes.*-1"),
+        ({"in_chans": 0}, "in_chans.*0"),
+        ({"drop_rate": 1.0}, "drop_rate.*1.0"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate.*-0.1"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio.*0.0"),
+        ({"depths": (1, 1), "widths": (8,)}, "depths and widths"),
+        ({"depths": (1, 0), "widths": (8, 8)}, "depths and widths.*0"),
+    ],
+)
+def test_bad_arguments(name, kwargs, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make(name, **kwargs)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pretrained_without_weights(name):
+    with pytest.raises(ConfigurationError, match=f"no weights for {name}.untrained"):
+        timm.create_model(f"{name}.untrained", pretrained=True)

@@ -1,0 +1,171 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.functional import PROJECTIONS, SURROGATES, WINDOWS, merge, split
+from lightning_msnn.nn import CONTEXTS, ConvMixer, Spike
+from tests.conftest import GOLDEN
+
+
+def golden_mixer(kind):
+    """A mixer with the weights of the authors' program, and that program's tensors."""
+    golden = load_file(GOLDEN / f"conv_mixer_{kind}.safetensors")
+    mixer = ConvMixer(
+        6, kind, "isolated", theta=0.25, tau=0.4, learn_tau=False, surrogate="rectangular", norm=False
+    ).eval()
+    with torch.no_grad():
+        for synapse, name in ((mixer.synapse1, "conv1"), (mixer.synapse2, "conv2"), (mixer.project, "fc")):
+            weight = golden[f"{name}.weight"]
+            synapse.conv.weight.copy_(weight.view(synapse.conv.weight.shape))
+            synapse.conv.bias.copy_(golden[f"{name}.bias"])
+    return mixer, golden
+
+
+@pytest.mark.parametrize("kind", ["non_dilated", "dilated"])
+def test_golden(kind):
+    mixer, golden = golden_mixer(kind)
+    with torch.no_grad():
+        u1, u2 = mixer.membranes(golden["input"])
+        output = mixer(golden["input"])
+    spikes = [mixer.spike2(u) for u in u2]
+    assert len(u1) == len(u2) == 4
+    for k in range(4):
+        torch.testing.assert_close(u1[k], golden[f"window{k + 1}.membrane1"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(u2[k], golden[f"window{k + 1}.membrane2"], rtol=0, atol=1e-5)
+        assert torch.equal(spikes[k], golden[f"window{k + 1}.spikes"])
+    assert torch.equal(merge(spikes, kind, 8, 8), golden["merged_spikes"])
+    torch.testing.assert_close(output, golden["output"], rtol=0, atol=1e-5)
+
+
+def published_loop(mixer, spikes):
+    """The method as it is written: the windows one after another, each with its own convolutions."""
+    height, width = spikes.shape[2:]
+    u1 = u2 = None
+    outputs = []
+    for window in split(spikes, mixer.windows):
+        i1 = mixer.synapse1(window)
+        new1 = i1 if u1 is None else mixer.membrane1.decay() * u1 + i1
+        i2 = mixer.synapse2(mixer.spike1(new1))
+        new2 = i2 if u2 is None else mixer.membrane2.decay() * mixer.membrane2.projection(u1, u2) + i2
+        u1, u2 = new1, new2
+        outputs.append(mixer.project(mixer.spike2(u2)))
+    return merge(outputs, mixer.windows, height, width)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2), (1, 4)])
+def test_batched_windows_equal_the_published_loop(windows, size, projection):
+    mixer = ConvMixer(5, windows, "isolated", projection=projection, tau=0.4, threshold=0.0).eval()
+    x = (torch.rand(2, 5, *size) < 0.5).float()
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    out, expected = mixer(a), published_loop(mixer, b)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    weights = [p for p in mixer.parameters() if p.requires_grad]
+    upstream = torch.randn_like(out)
+    got = torch.autograd.grad(out, [a, *weights], upstream, allow_unused=True)
+    wanted = torch.autograd.grad(expected, [b, *weights], upstream, allow_unused=True)
+    for g, w in zip(got, wanted, strict=True):
+        if w is not None and g is not None:
+            torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
+        else:
+            assert g is w
+
+
+def shared_loop(mixer, spikes):
+    """Shared context from the formulas of the method, pixel by pixel of each window."""
+    height, width = spikes.shape[2:]
+    u1 = []
+    for k, current in enumerate(split(mixer.synapse1(spikes), mixer.windows)):
+        u1.append(current if k == 0 else current + mixer.membrane1.decay() * u1[k - 1])
+    s1 = mixer.spike1(merge(u1, mixer.windows, height, width))
+    u2 = []
+    for k, current in enumerate(split(mixer.synapse2(s1), mixer.windows)):
+        omega = mixer.membrane2.projection
+        u2.append(current if k == 0 else current + mixer.membrane2.decay() * omega(u1[k - 1], u2[k - 1]))
+    return mixer.project(mixer.spike2(merge(u2, mixer.windows, height, width)))
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2), (1, 4)])
+def test_shared_context_equals_its_formula(windows, size, projection):
+    mixer = ConvMixer(5, windows, "shared", projection=projection, tau=0.4, threshold=0.0)
+    x = (torch.rand(2, 5, *size) < 0.5).float()
+    out, expected = mixer.eval()(x), shared_loop(mixer, x)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(out)
+    weights = list(mixer.parameters())
+    got = torch.autograd.grad(out, weights, upstream, allow_unused=True)
+    wanted = torch.autograd.grad(expected, weights, upstream, allow_unused=True)
+    for g, w in zip(got, wanted, strict=True):
+        if w is not None and g is not None:
+            torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
+        else:
+            assert g is w
+
+
+def test_one_window_is_the_same_shared_or_isolated():
+    shared = ConvMixer(4, "single", "shared", threshold=0.0).eval()
+    isolated = ConvMixer(4, "single", "isolated", threshold=0.0).eval()
+    isolated.load_state_dict(shared.state_dict())
+    x = (torch.rand(2, 4, 6, 6) < 0.5).float()
+    assert torch.equal(shared(x), isolated(x))
+
+
+def test_isolated_windows_do_not_see_each_other():
+    """With no memory from window to window, a change in one quarter leaves the others as they were."""
+    mixer = ConvMixer(4, "non_dilated", "isolated", tau=0.0, learn_tau=False, threshold=0.0).eval()
+    x = (torch.rand(1, 4, 8, 8) < 0.5).float()
+    y = x.clone()
+    y[..., 4:, 4:] = 1 - y[..., 4:, 4:]
+    same = (mixer(x) == mixer(y)).all(1)[0]
+    assert same[:4].all()
+    assert same[4:, :4].all()
+    assert not same[4:, 4:].all()
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_membranes_carry_from_window_to_window(context):
+    """A change in the first window reaches the last, where no kernel does."""
+    mixer = ConvMixer(4, "non_dilated", context, tau=0.4).eval()
+    x = (torch.rand(1, 4, 16, 16) < 0.5).float()
+    y = x.clone()
+    y[..., :2, :2] = 1 - y[..., :2, :2]
+    difference = (mixer.membranes(x)[0][3] - mixer.membranes(y)[0][3]).abs().amax(1)[0]
+    assert difference[:2, :2].max() > 0
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_scripted_spike_has_the_same_values_and_gradients(name):
+    spike = Spike(0.5, name)
+    scripted = torch.jit.script(spike)
+    a = torch.randn(1000).requires_grad_()
+    b = a.detach().clone().requires_grad_()
+    out, expected = scripted(a), spike(b)
+    assert torch.equal(out, expected)
+    out.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"windows": "dilatd"}, r"windows 'dilatd'.*did you mean 'dilated'"),
+        ({"context": "both"}, "context 'both'.*shared, isolated"),
+        ({"projection": "cosine"}, "projection 'cosine'.*mean, sine.*did you mean 'sine'"),
+        ({"theta": float("nan")}, "theta .*nan"),
+        ({"theta": float("inf")}, "theta .*inf"),
+        ({"theta": 1.5}, "theta .*1.5"),
+        ({"tau": 1.5, "learn_tau": False}, r"tau .*\[0, 1\].*1.5"),
+        ({"tau": 0.0}, r"learnt tau .*\(0, 1\).*0.0"),
+        ({"tau": float("nan"), "learn_tau": False}, "tau .*nan"),
+        ({"threshold": float("nan")}, "threshold .*nan"),
+        ({"surrogate": "trianglar"}, "surrogate gradient 'trianglar'.*did you mean 'triangular'"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ConfigurationError, match=message):
+        ConvMixer(4, **kwargs)
