@@ -1,7 +1,7 @@
 """The projection Omega, which merges what layer 1 and layer 2 saw in the window before.
 
-A projection is a function ``omega(a, b, theta)`` of two membranes of equal shape and of the radian factor theta, a scalar
-tensor in units of pi. A new one is a function in this file and a line in :data:`PROJECTIONS`.
+A projection is a function ``omega(a, b, theta)`` of two membranes of equal shape and of the radian factor theta, a
+scalar tensor in units of pi. A new one is a function in this file and a line in :data:`PROJECTIONS`.
 """
 
 import math

@@ -1,9 +1,9 @@
 """The Heaviside step and the surrogate gradients that stand in for its derivative.
 
 A surrogate is a function ``h(x)`` of the distance ``x = u - V`` between membrane and threshold. The forward pass is the
-exact step; only the backward pass uses ``h`` in place of the Dirac delta (Neftci et al., *Surrogate Gradient Learning in
-Spiking Neural Networks*, IEEE SPM 2019). Every surrogate here is even, integrates to 1 (so that it is a density, as the
-delta is) and is evaluated in the data type of its input.
+exact step; only the backward pass uses ``h`` in place of the Dirac delta (Neftci et al., *Surrogate Gradient Learning
+in Spiking Neural Networks*, IEEE Signal Processing Magazine 2019). Every surrogate here is even, integrates to 1, so
+that it is a density as the delta is, and is evaluated in the data type of its input.
 """
 
 import math
@@ -17,8 +17,9 @@ __all__ = ["SURROGATES", "arctan", "heaviside", "rectangular", "sigmoid", "trian
 
 
 def rectangular(x: Tensor) -> Tensor:
-    """Window of width 1 and height 1, the paper's choice: ``h(x) = 1 if |x| < 1/2 else 0`` (the rectangle of Wu et al.,
-    Spatio-Temporal Backpropagation, 2018).
+    """Rectangle of width 1 and height 1, the paper's choice: ``h(x) = 1 if |x| < 1/2 else 0``.
+
+    Source: Wu et al., *Spatio-Temporal Backpropagation for Training High-Performance Spiking Neural Networks*, 2018.
 
     Args:
         x: Membrane less threshold, any shape.
@@ -100,5 +101,5 @@ def heaviside(x: Tensor, surrogate: Callable[[Tensor], Tensor] = triangular) -> 
     Returns:
         Spikes, exactly 0 or 1, shape and data type of ``x``. NaN does not fire.
     """
-    spikes: Tensor = _Heaviside.apply(x, surrogate)
+    spikes: Tensor = _Heaviside.apply(x, surrogate)  # type: ignore[no-untyped-call]
     return spikes

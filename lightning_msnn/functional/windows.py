@@ -1,7 +1,7 @@
 """Windows: cutting a feature map into four and putting them back.
 
-Windows are numbered 1 top-left, 2 top-right, 3 bottom-left, 4 bottom-right, all four of one shape, so that a membrane can
-travel from each to the next. For an axis of ``n`` pixels:
+Windows are numbered 1 top-left, 2 top-right, 3 bottom-left, 4 bottom-right, all four of one shape, so that a membrane
+can travel from each to the next. For an axis of ``n`` pixels:
 
 =============  =======================  ==============================================================================
 kind           side                     window k

@@ -92,8 +92,9 @@ class Stage(nn.Module):
 class MSNN(nn.Module):
     """Spiking network of one time step whose neurons visit several windows of a map in turn.
 
-    Stem, patch merging and read-out are analogue; every convolution and linear layer inside a branch of a block receives
-    spikes that are exactly 0 or 1. The network keeps no state between calls. It follows the contract of timm's models.
+    Stem, patch merging and read-out are analogue; every convolution and linear layer inside a branch of a block
+    receives spikes that are exactly 0 or 1. The network keeps no state between calls. It follows the contract of timm's
+    models.
 
     Args:
         mixer: Makes a token mixer; called with ``dim`` and ``windows`` and the arguments ``neuron``.
@@ -147,7 +148,9 @@ class MSNN(nn.Module):
         if not (math.isfinite(mlp_ratio) and mlp_ratio > 0):
             raise ConfigurationError(f"mlp_ratio must be a positive number, not {mlp_ratio}")
         if len(depths) != len(widths) or not depths:
-            raise ConfigurationError(f"depths and widths must be of equal length, not {list(depths)} and {list(widths)}")
+            raise ConfigurationError(
+                f"depths and widths must be of equal length, not {list(depths)} and {list(widths)}"
+            )
         for value in (*depths, *widths):
             _positive(value, "each of depths and widths")
         kinds = window_kinds(windows, depths)
@@ -213,7 +216,7 @@ class MSNN(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping what they computed."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -288,7 +291,7 @@ class MSNN(nn.Module):
         """
         take, last_taken = feature_take_indices(len(self.stages), indices)
         shortened = last_taken < len(self.stages) - 1
-        self.stages = self.stages[: last_taken + 1]
+        self.stages = nn.Sequential(*list(self.stages)[: last_taken + 1])
         if prune_norm or shortened:
             self.norm = nn.Identity()
         if prune_head or shortened:
@@ -399,9 +402,12 @@ def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: A
     allowed = set(signature(MSNN).parameters) - {"mixer"}
     for name in kwargs.keys() - allowed - _builder_arguments():
         raise ConfigurationError(
-            f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted(allowed))}{suggestion(name, allowed)}"
+            f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted(allowed))}"
+            f"{suggestion(name, allowed)}"
         )
-    cfg = resolve_pretrained_cfg(variant, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
+    cfg = resolve_pretrained_cfg(
+        variant, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
+    )
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         tagged = [name for name, c in get_arch_pretrained_cfgs(variant).items() if c.has_weights]
         if not tagged or cfg.tag not in (None, "untrained"):
@@ -424,5 +430,6 @@ def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: A
         feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"},
         **kwargs,
     )
-    model.pretrained_cfg.pop("state_dict", None)  # else every copy of the network would carry its weights twice
+    # Else every copy of the network would carry its weights twice.
+    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
     return model

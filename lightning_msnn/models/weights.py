@@ -1,8 +1,8 @@
 """Zoo entries on disk: where they lie, what their ``config.json`` says, and weights read only if their hash is right.
 
 An entry is a folder named as timm names the network, ``<architecture>.<tag>``, with ``model.safetensors`` and
-``config.json``. Folders are looked for in ``$LIGHTNING_MSNN_ZOO``, in ``zoo/`` of a checkout and in the installed package,
-in this order; the first that has a name wins.
+``config.json``. Folders are looked for in ``$LIGHTNING_MSNN_ZOO``, in ``zoo/`` of a checkout and in the installed
+package, in this order; the first that has a name wins.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / CONFIG_FILE
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"{folder} is not a zoo entry: it has no {CONFIG_FILE}") from error
     except ValueError as error:  # JSON or encoding
@@ -70,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def entries() -> dict[str, Path]:
-    """Return the folders of all entries by timm name; one whose ``config.json`` is broken is left out with a warning."""
+    """Return the folders of all entries by timm name; a broken ``config.json`` is left out with a warning."""
     found: dict[str, Path] = {}
     for root in zoo_folders():
         for file in sorted(root.glob(f"*/{CONFIG_FILE}")):
@@ -96,7 +96,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         Tensors by name.
 
     Raises:
-        ConfigurationError: If the file is missing, its sha256 is not the one in ``config.json``, or it is not safetensors.
+        ConfigurationError: If the file is missing, its sha256 is not the one in ``config.json``, or it is no
+            safetensors file.
     """
     expected = read_config(folder)["sha256"]
     file = folder / WEIGHTS_FILE

@@ -42,9 +42,9 @@ class Synapse(nn.Module):
 class ConvMixer(nn.Module):
     """Mix the tokens of each window by two 3x3 convolutions with spiking neurons (arXiv 2401.10843).
 
-    With *shared* context the synapses run once over the whole map; their currents are cut into windows, the membranes are
-    merged (mean where windows overlap), and the merged membrane fires. With *isolated* context, the published form, a
-    synapse sees zeros beyond the border of a window, all windows pass it as one batch, and the windows' outputs are
+    With *shared* context the synapses run once over the whole map; their currents are cut into windows, the membranes
+    are merged (mean where windows overlap), and the merged membrane fires. With *isolated* context, the published form,
+    a synapse sees zeros beyond the border of a window, all windows pass it as one batch, and the windows' outputs are
     merged; the output projection comes before the mean over overlaps, so that its input is still spikes.
 
     Args:

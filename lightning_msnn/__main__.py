@@ -1,0 +1,6 @@
+"""``python -m lightning_msnn``: the command line."""
+
+from lightning_msnn.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Exponential moving average of weights."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from lightning_msnn.errors import ConfigurationError
+
+__all__ = ["EMA"]
+
+
+class EMA(WeightAveraging):
+    """Lightning's weight averaging with an exponential moving average that warms up.
+
+    The average is what validation sees and what a checkpoint holds as its weights. A fixed decay would keep the
+    untrained weights alive for about ``1 / (1 - decay)`` steps; here the decay after ``n`` steps is
+    ``min(decay, (1 + n) / (10 + n))``, so that short trainings profit too.
+
+    Args:
+        decay: Decay per optimizer step in the long run, in [0, 1).
+
+    Raises:
+        ConfigurationError: If the decay is outside [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ConfigurationError(f"the decay of the moving average must be in [0, 1), not {decay}")
+        super().__init__(use_buffers=True, multi_avg_fn=self._average)
+        self.decay = decay
+        self._step = 0
+
+    def decay_at(self, step: int) -> float:
+        """Return the decay of the update that follows optimizer step number ``step``, counted from 0."""
+        return min(self.decay, (1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def _average(self, averages: list[Tensor], current: list[Tensor], _: Any) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, current, 1.0 - self.decay_at(self._step))
+        else:
+            torch._foreach_copy_(averages, current)  # counters of batch norm have no mean
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Update after every optimizer step."""
+        if step_idx is None:
+            return False
+        self._step = step_idx
+        return True
+
+    # Lightning swaps and restores the weights being trained in every stage. Outside of fit that would test the last
+    # weights in place of those of the checkpoint asked for, so it is left to fit.
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validate the average while fitting."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with the weights being trained."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore both sets of weights to go on fitting."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,0 +1,256 @@
+"""The command line: ``lightning-msnn fit|validate|test|predict --config file.yaml``, a thin LightningCLI."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lightning_msnn import data
+from lightning_msnn.callbacks import PredictionWriter
+from lightning_msnn.errors import ConfigurationError, suggestion
+from lightning_msnn.tasks import SpikingClassifier
+
+__all__ = ["MSNNCLI", "main", "read_checkpoint"]
+
+_DEFAULT_DATA = "lightning_msnn.data.Digits"
+_LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a Lightning checkpoint on the CPU; plain values only, so that no code in it can run.
+
+    Args:
+        path: File that ``lightning-msnn fit`` or a Trainer has written.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ConfigurationError: If there is no such file or it is not a Lightning checkpoint.
+    """
+    if not Path(path).is_file():
+        raise ConfigurationError(f"no checkpoint at {str(path)!r}: give the path of a .ckpt file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes make torch raise, the file is not a checkpoint
+        reason = str(error).split("\n", 1)[0].rstrip(".")
+        raise ConfigurationError(
+            f"{str(path)!r} is not a checkpoint: torch cannot read it as plain values ({reason})"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise ConfigurationError(f"{str(path)!r} is not a checkpoint of Lightning: it has no 'state_dict'")
+    return content
+
+
+# How jsonargparse says that it does not know a key; the group is the key.
+_UNKNOWN_KEY = re.compile(
+    r"(?:does not accept option|[Kk]ey|[Oo]ption|[Uu]nrecognized arguments:)\s+['\"]?-*([\w.+-]+?)['\"]?"
+    r"(?:$|\s|\.?$| is not (?:expected|accepted))"
+)
+
+
+class _Parser(LightningArgumentParser):
+    """A parser whose errors are one sentence, with the nearest key where one is not known."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong with the arguments as a configuration error."""
+        text = _one_sentence(str(message))
+        unknown = _UNKNOWN_KEY.search(text)
+        keys = _keys(self)
+        if unknown is not None and unknown[1] not in keys and "did you mean" not in text.lower():
+            text += suggestion(unknown[1], keys)
+        raise ConfigurationError(text) from ex
+
+
+def _one_sentence(message: str) -> str:
+    """Shorten jsonargparse's list of every type that a value failed to be."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
+    union = re.match(r'Parser key "(.+?)": .*?Errors: - (.*) Given value type: \S+ Given value: (.*)$', text)
+    if union is None:
+        return text
+    key, reasons, value = union.groups()
+    said = [reason for reason in reasons.split(" - ") if reason != "Expected a NoneType"]
+    given = "" if value.startswith(("Namespace", "NestedArg")) else f", not {value!r}"
+    return f"{key}: {'; '.join(said)}{given}"
+
+
+def _keys(parser: argparse.ArgumentParser) -> set[str]:
+    """Names of all options of a parser and its subcommands."""
+    keys: set[str] = set()
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            keys = keys.union(*(_keys(sub) for sub in action.choices.values()))
+        elif action.dest != "help":
+            keys.add(action.dest)
+    return keys
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Save the parsed configuration with the run and send it to the loggers."""
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Send the configuration to every logger."""
+        text = self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            if isinstance(logger, Logger):
+                logger.log_hyperparams({"config": text})
+
+
+class MSNNCLI(LightningCLI):
+    """LightningCLI for spiking classifiers.
+
+    Beyond LightningCLI: runs go to ``<run.folder>/<run.name>/version_<n>`` for all local loggers alike;
+    ``--ckpt_path last`` goes on in the newest run that has a last checkpoint; what is wrong with model, data or
+    checkpoint is said before anything is written; ``fit`` ends with ``test`` of the best checkpoint; ``predict`` writes
+    a CSV file.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of this command line."""
+        parser.set_defaults({"data": {"class_path": _DEFAULT_DATA}})
+        parser.add_argument("--run.folder", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument("--run.name", type=str, default="msnn", help="Name of this experiment, a folder in it.")
+        parser.add_argument(
+            "--run.test", type=bool, default=True, help="Whether fit ends by testing the best checkpoint."
+        )
+        parser.add_argument("--predictions", type=str, default="predictions.csv", help="CSV file that predict writes.")
+
+    # Before anything is built: checkpoint and folders
+
+    def _parse_ckpt_path(self) -> None:
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if path in (None, "last", "best", "hpc"):
+            if path == "best" or (path == "last" and self.config.subcommand != "fit"):
+                raise ConfigurationError(
+                    f"--ckpt_path {path} is not known to {self.config.subcommand}: give the path of a .ckpt file"
+                )
+            if path is None and self.config.subcommand != "fit" and not config.get("model.pretrained"):
+                raise ConfigurationError(
+                    f"{self.config.subcommand} needs trained weights: give --ckpt_path FILE, or --model.pretrained true"
+                )
+            return
+        checkpoint = read_checkpoint(path)
+        super()._parse_ckpt_path()
+        self._data_of_checkpoint(checkpoint)
+
+    def _data_of_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the data of a checkpoint where the command line names none."""
+        config = self.config[self.config.subcommand]
+        name = checkpoint.get("preprocessing", {}).get("data")
+        hparams = checkpoint.get("datamodule_hyper_parameters")
+        if name not in data.__all__ or not isinstance(hparams, dict) or config.data is None:
+            return
+        if config.data.class_path != _DEFAULT_DATA:
+            return
+        parser = self._parser(self.config.subcommand)
+        default = parser.parse_args([]).data.init_args
+        given = {k: v for k, v in config.data.init_args.items() if v != default.get(k)}
+        merged = {"class_path": f"lightning_msnn.data.{name}", "init_args": {**hparams, **given}}
+        self.config = self.parser.parse_object({self.config.subcommand: {"data": merged}}, self.config)
+
+    def before_instantiate_classes(self) -> None:
+        """Give the local loggers one folder for this run."""
+        config = self.config[str(self.subcommand)]
+        if self.subcommand == "predict":
+            config.trainer.logger, self.save_config_callback = False, None  # predictions are the output; no run begins
+        loggers = config.trainer.get("logger")
+        if not isinstance(loggers, list):
+            loggers = [loggers]
+        local = [x for x in loggers if hasattr(x, "class_path") and x.class_path.rsplit(".", 1)[-1] in _LOCAL_LOGGERS]
+        resume = config.get("ckpt_path") == "last"
+        base = Path(config.run.folder) / config.run.name
+        version = _version(base, resume)
+        for logger in local:
+            if logger.init_args.get("version") is None:
+                logger.init_args.save_dir, logger.init_args.name = config.run.folder, config.run.name
+                logger.init_args.version = version
+        if config.trainer.get("default_root_dir") is None:
+            config.trainer.default_root_dir = str(base)
+
+    # Before anything is written: does the model fit the data?
+
+    def _check(self) -> None:
+        if self.datamodule is not None:
+            if hasattr(self.datamodule, "check"):
+                self.datamodule.check(self.subcommand)
+            if self.subcommand != "predict":
+                self.model.check_data(self.datamodule)
+
+    before_fit = before_validate = before_test = _check
+
+    def before_predict(self) -> None:
+        """Check the folder and have a CSV file written."""
+        self._check()
+        self.trainer.callbacks.append(  # type: ignore[attr-defined]
+            PredictionWriter(self._get(self.config_init, "predictions"))
+        )
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint of the training, which validation chose."""
+        if not self._get(self.config_init, "run").test or self.trainer.interrupted:
+            return
+        checkpoint = self.trainer.checkpoint_callback
+        path = getattr(checkpoint, "best_model_path", "") if checkpoint is not None else ""
+        rank_zero_info(f"Testing {path or 'the last weights'}")
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path or None, weights_only=True)
+
+
+def _version(base: Path, resume: bool) -> int:
+    """Number of this run: the newest with a last checkpoint to resume, else the first that is free."""
+    numbers = {int(p.name[8:]): p for p in base.glob("version_*") if p.name[8:].isdigit()}
+    if resume:
+        resumable = [n for n, p in numbers.items() if (p / "checkpoints" / "last.ckpt").is_file()]
+        if resumable:
+            return max(resumable)
+    return max(numbers, default=-1) + 1
+
+
+def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
+    """Find a configuration error under what a parser or a Trainer has wrapped it in."""
+    while error is not None:
+        if isinstance(error, ConfigurationError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments, those of the process if None.
+    """
+    try:
+        MSNNCLI(
+            SpikingClassifier,
+            data.ImageDataModule,
+            subclass_mode_data=True,
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=_Parser,
+            trainer_defaults={
+                "logger": [
+                    {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": "runs"}}
+                    for name in _LOCAL_LOGGERS
+                ],
+            },
+            load_from_checkpoint_support=False,  # hyper-parameters are plain values already
+            args=args,
+        )
+    except Exception as error:
+        cause = _configuration_error(error)
+        if cause is None:
+            raise
+        sys.stderr.write(f"lightning-msnn: error: {cause}\n")
+        sys.exit(2)

@@ -1,0 +1,469 @@
+"""The data module that every data set derives from."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import tarfile
+import tempfile
+import uuid
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.transforms.v2 import AutoAugmentPolicy
+
+from lightning_msnn.data.augment import BatchAugmentation, check_integer, check_number
+from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, collate
+from lightning_msnn.data.reading import Listing, decode_files, list_classes, list_folder, scan, shorten
+from lightning_msnn.errors import ConfigurationError, choose
+
+__all__ = ["Archive", "ImageDataModule", "Part", "stratified_split"]
+
+logger = logging.getLogger(__name__)
+
+Part = Literal["train", "test"]
+
+#: The part of the data set that each stage reads: validation is split off the training part.
+STAGES: dict[str, Part | None] = {"fit": "train", "validate": "train", "test": "test", "predict": None}
+
+#: Goes into the cache key; raise it whenever the same files would give other tensors.
+CACHE_FORMAT = 1
+
+
+class Archive(NamedTuple):
+    """Where a data set is downloaded from: an archive, its MD5 sum and the folder that it unpacks to."""
+
+    url: str
+    md5: str
+    folder: str
+
+
+def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split images into a training and a validation part, with the same share of each class.
+
+    The validation part has ``round(fraction * N)`` images, or as near to it as these rules allow: each class keeps at
+    least one training image, and each class of two or more images has at least one for validation. Shares of a class
+    are rounded by the largest remainder.
+
+    Args:
+        targets: Classes, int64, (N,).
+        fraction: Share of the validation part, in [0, 1).
+        seed: Seed of the choice; torch's global generator is neither read nor moved.
+
+    Returns:
+        Sorted indices of the training part and of the validation part, int64.
+    """
+    _, counts = torch.unique(targets, return_counts=True)
+    ideal = fraction * counts.double().numpy()
+    count = counts.numpy()
+    least = np.minimum(count - 1, 1 if fraction > 0 else 0)
+    most = count - 1
+    # The small number keeps 0.29 * 100 from being rounded down to 28.
+    taken = np.clip(np.floor(ideal + 1e-9).astype(np.int64), least, most)
+    missing = int(np.floor(fraction * len(targets) + 0.5)) - int(taken.sum())
+    step, bound = (1, most) if missing > 0 else (-1, least)
+    for _ in range(abs(missing)):
+        open_ = taken != bound
+        if not open_.any():
+            break
+        taken[np.where(open_, step * (ideal - taken), -np.inf).argmax()] += step
+
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(targets), dtype=torch.bool)
+    classes = torch.tensor_split(targets.argsort(stable=True), counts.cumsum(0)[:-1])
+    for members, number in zip(classes, taken.tolist(), strict=True):
+        chosen[members[torch.randperm(len(members), generator=generator)[:number]]] = True
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+class ImageDataModule(LightningDataModule):
+    """Images decoded once to uint8 tensors, gathered, augmented and normalised a whole batch at a time.
+
+    A data set is a subclass that states its classes, size, mean and standard deviation, and where its files lie if not
+    in ``train/<class>/`` and ``test/<class>/``. The test part is read by the test loader alone; validation is split off
+    the training part. Loaders give uint8 images (B, C, H, W) with int64 targets (B,), or with the paths of the files
+    when predicting; ``on_after_batch_transfer`` turns them into normalised float32 on the device.
+
+    Args:
+        root: Folder of the data set.
+        batch_size: Images a batch (on each device).
+        image_size: Height and width of the images; images of another size are scaled by their shorter side, and their
+            centre is taken. By default the data set's own size.
+        val_fraction: Share of the training images that is split off for validation, in [0, 1), the same for each class.
+        seed: Seed of that split.
+        num_workers: Worker processes of each loader; 0 loads in the main process.
+        cache_dir: Folder for decoded data sets, by default ``lightning_msnn`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        download: Download the data set to ``root`` if it is not there.
+        folder: Folder of images to predict, its sub-folders included.
+        pin_memory: Load into page-locked memory, which copies to a GPU faster; by default when CUDA is available.
+        crop_padding: Rows and columns of zeros put around a training image before a crop of its own size; 0 is no crop.
+        flip: Probability of a horizontal flip of a training image.
+        policy: Augmentation policy of training images. ``autoaugment`` takes the policy learnt for the data set.
+        erasing: Probability that a rectangle of a training image is replaced by the mean colour.
+        policy_groups: Groups of a batch that get their own draw of the policy; more are nearer to the published policy
+            and slower.
+
+    Raises:
+        ConfigurationError: If a value is not allowed.
+    """
+
+    #: Class names in the order of their numbers.
+    classes: ClassVar[list[str]]
+    #: Channels of an image: 1 (grey) or 3 (RGB).
+    in_chans: ClassVar[int] = 3
+    #: Height and width of the images unless the user asks for another.
+    native_size: ClassVar[int]
+    #: Mean and standard deviation of each channel of the training images, of values in [0, 1]; ImageNet's by default.
+    mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)
+    std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
+    #: Data set whose learnt policy ``autoaugment`` applies.
+    autoaugment: ClassVar[AutoAugmentPolicy] = AutoAugmentPolicy.IMAGENET
+    #: What ``root`` must hold, for messages.
+    layout: ClassVar[str] = "train/<class>/ and test/<class>/"
+    #: Where the data set is downloaded from, if it can be.
+    archive: ClassVar[Archive | None] = None
+    #: Whether ``root`` must be given.
+    needs_root: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        root: str | None = None,
+        batch_size: int = 128,
+        image_size: int | None = None,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        download: bool = False,
+        folder: str | None = None,
+        pin_memory: bool | None = None,
+        crop_padding: int = 4,
+        flip: float = 0.5,
+        policy: Literal["none", "autoaugment", "randaugment"] = "none",
+        erasing: float = 0.0,
+        policy_groups: int = 16,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.root = check_path("root", root)
+        self.folder = check_path("folder", folder)
+        self.cache_dir = check_path("cache_dir", cache_dir)
+        # Checkpoints with a pathlib.Path among the hyper-parameters would not load with weights_only=True.
+        for name, path in (("root", root), ("folder", folder), ("cache_dir", cache_dir)):
+            self.hparams[name] = None if path is None else os.fspath(path)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.image_size = self.native_size if image_size is None else check_integer("image_size", image_size, 1)
+        self.val_fraction = check_number("val_fraction", val_fraction, below_one=True)
+        self.seed = check_integer("seed", seed, 0)
+        self.num_workers = check_integer("num_workers", num_workers, 0)
+        self.pin_memory = pin_memory
+        self.download = download
+        if download and self.needs_root and self.archive is None:
+            raise ConfigurationError(
+                f"download must be false: {self._title} has no download, put its images under root"
+            )
+        if check_integer("crop_padding", crop_padding, 0) >= self.image_size:
+            allowed = f"smaller than the image size {self.image_size}"
+            raise ConfigurationError(f"crop_padding must be {allowed}, not {crop_padding}")
+        self.augment = BatchAugmentation(
+            crop_padding, flip, policy, erasing, policy_groups, mean=self.mean, autoaugment=self.autoaugment
+        )
+        self._memory: dict[str, tuple[Tensor, Tensor]] = {}
+        self._warned = False
+        self._datasets: dict[str, ArrayDataset | FileDataset] = {}
+
+    # What a data set may define
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in the order of their numbers; no image is decoded."""
+        return list(self.classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; no image is decoded."""
+        return len(self.class_names)
+
+    def _present(self) -> bool:
+        """Whether the data set is there, so that it need not be downloaded."""
+        return True
+
+    def _parts(self) -> list[Part]:
+        """The parts that are prepared where no stage is known."""
+        return ["train", "test"]
+
+    def _part_folder(self, part: Part) -> Path:
+        """The folder with a part's class folders."""
+        return self._root_folder() / part
+
+    def _check_part(self, part: Part) -> None:
+        """Raise a ConfigurationError if a part is not as it must be; decode nothing."""
+        self._list(part)
+
+    def _list(self, part: Part) -> Listing:
+        """The files of a part and their targets."""
+        folder, other = self._part_folder(part), self._part_folder("test" if part == "train" else "train")
+        if not folder.is_dir():
+            raise ConfigurationError(
+                f"there is no folder {str(folder)!r}: {self._title} needs {self.layout} under root{self._download_hint}"
+            )
+        listing = list_classes(folder, getattr(self, "classes", None))
+        if other.is_dir() and (theirs := scan(other)[0]) and theirs != (ours := scan(folder)[0]):
+            raise ConfigurationError(
+                f"{str(folder)!r} and {str(other)!r} must have the same class folders, "
+                f"and only one of them has {shorten(sorted(set(ours) ^ set(theirs)))}"
+            )
+        return listing
+
+    def _decode(self, listing: Listing) -> tuple[Tensor, Tensor]:
+        """The images (N, C, H, W) and targets (N,) of a part."""
+        images = decode_files(listing.files, self.image_size, self.in_chans)
+        return images, torch.tensor(listing.targets, dtype=torch.int64)
+
+    def _dataset(self, part: Part) -> ArrayDataset | FileDataset:
+        """The dataset of a whole part."""
+        return self._open(part, self._list(part))
+
+    def _open(self, part: Part, listing: Listing) -> ArrayDataset | FileDataset:
+        """The dataset of listed files: from the cache, or decoded and put there."""
+        path = self._cache_path(part, listing)
+        held = self._memory.get(path.name) or self._load_cache(path)
+        if held is None:
+            logger.info("decoding the %s part of %s once", part, self._title)
+            held = self._decode(listing)
+            if not self._save_cache(path, held):
+                self._memory[path.name] = held
+        return ArrayDataset(*held)
+
+    # What Lightning calls
+
+    def check(self, stage: str) -> None:
+        """Find what is wrong with the files and folders that a stage needs, without decoding an image.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            ConfigurationError: If something is missing, empty or does not fit.
+        """
+        part = choose(STAGES, stage, "stage")
+        place = self._cache_folder()
+        if place.exists() and not place.is_dir():
+            raise ConfigurationError(f"cache_dir {str(place)!r} is a file: a folder is needed")
+        if part is None:
+            if self.folder is None:
+                raise ConfigurationError("folder is not given: predict needs a folder of images, data.folder")
+            list_folder(self.folder)
+        elif not self._will_download():
+            self._check_part(part)
+
+    def prepare_data(self) -> None:
+        """Download and decode what the trainer's stage needs, or everything if no trainer runs.
+
+        Raises:
+            ConfigurationError: If something is missing or cannot be read; nothing has been written then.
+        """
+        stages = self._stages()
+        for stage in stages:
+            self.check(stage)
+        if any(STAGES[stage] for stage in stages) and self._will_download():
+            self._download()
+            for stage in stages:
+                self.check(stage)
+        for part in {part: None for stage in stages if (part := STAGES[stage])}:
+            self._dataset(part)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load what a stage needs.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``; by default everything.
+        """
+        for name in self._stages() if stage is None else [stage]:
+            part = choose(STAGES, name, "stage")
+            if part == "train":
+                dataset = self._dataset(part)
+                train, val = stratified_split(dataset.targets, self.val_fraction, self.seed)
+                self._datasets["train"] = dataset.select(train, training=True)
+                self._datasets["val"] = dataset.select(val)
+            elif part == "test":
+                self._datasets["test"] = self._dataset(part)
+            else:
+                self.check("predict")
+                assert self.folder is not None
+                files = list_folder(self.folder)
+                self._datasets["predict"] = FileDataset(files, None, self.image_size, self.in_chans)
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled uint8 batches; a last incomplete batch is dropped unless there is no other."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> Loader | list[Any]:
+        """uint8 batches of the images that were split off the training part; no loader if there are none."""
+        return self._loader("val") if len(self._ready("val")) else []
+
+    def test_dataloader(self) -> Loader:
+        """uint8 batches of the test part."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> Loader:
+        """uint8 batches of the images in ``folder``, with their paths."""
+        return self._loader("predict")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment (when training) and normalise uint8 images on their device; float images pass unchanged."""
+        images, labels = batch
+        if images.dtype != torch.uint8:
+            return batch
+        if self.trainer is not None and self.trainer.training:
+            images = self.augment(images)
+        mean, std = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in (self.mean, self.std))
+        return images.float().div_(255).sub_(mean).div_(std), labels
+
+    # Machinery
+
+    @property
+    def _title(self) -> str:
+        return type(self).__name__
+
+    @property
+    def _download_hint(self) -> str:
+        return "" if self.archive is None else ", or data.download: true to download it there"
+
+    def _root_folder(self) -> Path:
+        if self.root is None:
+            raise ConfigurationError(f"root is not given: {self._title} needs a folder with {self.layout}, data.root")
+        if not self.root.is_dir():
+            raise ConfigurationError(
+                f"root {str(self.root)!r} is not a folder: "
+                f"{self._title} needs one with {self.layout}{self._download_hint}"
+            )
+        return self.root
+
+    def _will_download(self) -> bool:
+        if not self.download or self.archive is None or self.root is None:
+            return False
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigurationError(f"root {str(self.root)!r} is a file: a folder to download to is needed")
+        return not self._present()
+
+    def _download(self) -> None:
+        assert self.root is not None
+        assert self.archive is not None
+        root = self.root.absolute()
+        # All happens in a temporary folder on the same disk, so that a failure or an interruption leaves nothing.
+        anchor = next(place for place in (root, *root.parents) if place.exists())
+        try:
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=anchor) as place:
+                download_and_extract_archive(self.archive.url, place, md5=self.archive.md5)
+                root.mkdir(parents=True, exist_ok=True)
+                os.replace(os.path.join(place, self.archive.folder), root / self.archive.folder)
+        except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+            raise ConfigurationError(
+                f"cannot download {self.archive.url} (MD5 {self.archive.md5}) to {str(root)!r}: {error}"
+            ) from error
+
+    def _stages(self) -> list[str]:
+        running = self.trainer.state.fn if self.trainer is not None else None
+        if running is not None:
+            return [running.value]
+        stages = []
+        if self.root is not None or not self.needs_root or self.folder is None:
+            stages = ["fit" if part == "train" else part for part in self._parts()]
+        return stages if self.folder is None else [*stages, "predict"]
+
+    def _cache_folder(self) -> Path:
+        if self.cache_dir is not None:
+            return self.cache_dir
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        return Path(base) / "lightning_msnn"
+
+    def _cache_path(self, part: Part, listing: Listing) -> Path:
+        settings = (CACHE_FORMAT, self._title, part, self.in_chans, self.image_size)
+        digest = hashlib.sha256(repr(settings).encode())
+        prefix = str(listing.root)
+        for file in listing.files:
+            try:
+                status = os.stat(file)
+            except OSError as error:
+                raise ConfigurationError(f"cannot read the file {file!r}: {error.strerror}") from error
+            digest.update(os.fsencode(file.removeprefix(prefix)))
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        digest.update(np.asarray(listing.targets, dtype=np.int64).tobytes())
+        return self._cache_folder() / f"{self._title}-{part}-{self.image_size}-{digest.hexdigest()[:32]}.pt".lower()
+
+    def _load_cache(self, path: Path) -> tuple[Tensor, Tensor] | None:
+        try:
+            held = torch.load(str(path), weights_only=True, mmap=True)
+            images, targets = held["images"], held["targets"]
+            shape = (len(targets), self.in_chans, self.image_size, self.image_size)
+            if images.shape != shape or images.dtype != torch.uint8 or targets.dtype != torch.int64:
+                raise ValueError("unexpected tensors")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except Exception as error:  # torch.load raises what it pleases when a file is damaged
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            rank_zero_warn(f"the cache file {str(path)!r} cannot be used ({reason}) and is made again")
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        return images, targets
+
+    def _save_cache(self, path: Path, held: tuple[Tensor, Tensor]) -> bool:
+        # The name is this process's own, and the file has its final name only when it is complete.
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                torch.save({"images": held[0], "targets": held[1]}, file)
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+            if not self._warned:
+                reason = getattr(error, "strerror", None) or type(error).__name__
+                rank_zero_warn(
+                    f"the cache folder {str(path.parent)!r} cannot be written ({reason}), "
+                    "so decoded images stay in memory and are decoded again next time"
+                )
+            self._warned = True
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        return True
+
+    def _ready(self, name: str) -> ArrayDataset | FileDataset:
+        if name not in self._datasets:
+            raise RuntimeError(f"the {name} part is not loaded: call prepare_data() and setup() first")
+        return self._datasets[name]
+
+    def _loader(self, name: str) -> Loader:
+        dataset = self._ready(name)
+        training = name == "train"
+        devices = self.trainer.world_size if self.trainer is not None else 1
+        return Loader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=training,
+            # Batch norm fails on a last batch of one image; but each device must be left at least one batch.
+            drop_last=training and len(dataset) // devices >= self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
+            collate_fn=collate,
+        )
+
+
+def check_path(name: str, value: object) -> Path | None:
+    """Return a path with its ``~`` expanded, or raise a ConfigurationError if it is no path."""
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise ConfigurationError(f"{name} must be the path of a folder, not {value!r}")
+    return Path(os.fspath(value)).expanduser()

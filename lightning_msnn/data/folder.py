@@ -1,0 +1,80 @@
+"""Any folder of images sorted into class folders."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_msnn.data.base import ImageDataModule, Part
+from lightning_msnn.data.datasets import ArrayDataset, FileDataset
+from lightning_msnn.data.reading import Listing, scan
+
+__all__ = ["ImageFolder"]
+
+#: Largest part that is decoded into memory unless the user asks for it.
+MEMORY_BYTES = 4 * 2**30
+MEMORY_IMAGES = 100_000
+
+
+class ImageFolder(ImageDataModule):
+    """RGB images in ``root/train/<class>/`` and ``root/test/<class>/``; the folder names are the classes.
+
+    Where ``root/test`` has no class folders, ``root/val/<class>/`` is the test set (ImageNet's layout: its official
+    test set has no labels). Validation is always split off the training part.
+
+    A part is decoded once and kept as tensors, or each of its images is decoded whenever it is needed. In the second
+    case a training image gets its random crop when it is decoded (8 to 100 % of the area, scaled to ``image_size``);
+    flip, policy and erasing are applied to the batch on the device in both.
+
+    Args:
+        image_size: Height and width of the images.
+        in_memory: Whether images are decoded once and kept; by default for parts of at most 100,000 images and 4 GiB.
+        crop_padding: Rows and columns of zeros put around an image before a crop of its own size; by default an eighth
+            of the image size in memory, and 0 where the crop is taken on decoding.
+        **kwargs: Arguments of :class:`~lightning_msnn.data.base.ImageDataModule`.
+    """
+
+    native_size = 224
+    layout = "train/<class>/ and test/<class>/ or val/<class>/"
+
+    def __init__(
+        self,
+        *,
+        image_size: int | None = 224,
+        in_memory: bool | None = None,
+        crop_padding: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_size=image_size, crop_padding=0 if crop_padding is None else crop_padding, **kwargs)
+        self.in_memory = in_memory
+        self._default_crop = crop_padding is None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the class folders, of the training part if there is one."""
+        return scan(self._part_folder("train" if "train" in self._parts() else "test"))[0]
+
+    def _parts(self) -> list[Part]:
+        parts: tuple[Part, ...] = ("train", "test")
+        return [part for part in parts if has_classes(self._part_folder(part))] or ["train"]
+
+    def _part_folder(self, part: Part) -> Path:
+        folder = super()._part_folder(part)
+        if part == "test" and not has_classes(folder) and has_classes(folder.with_name("val")):
+            return folder.with_name("val")
+        return folder
+
+    def _open(self, part: Part, listing: Listing) -> ArrayDataset | FileDataset:
+        size = len(listing.files) * self.in_chans * self.image_size**2
+        small = size < MEMORY_BYTES and len(listing.files) <= MEMORY_IMAGES
+        held = small if self.in_memory is None else self.in_memory
+        if part == "train" and self._default_crop:
+            self.augment.crop_padding = self.image_size // 8 if held else 0
+        if held:
+            return super()._open(part, listing)
+        return FileDataset(listing.files, torch.tensor(listing.targets), self.image_size, self.in_chans)
+
+
+def has_classes(folder: Path) -> bool:
+    """Return whether a folder exists and has sub-folders."""
+    return folder.is_dir() and bool(scan(folder)[0])

@@ -1,0 +1,204 @@
+"""Folders and image files: what is in them, and their pixels."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightning_msnn.errors import ConfigurationError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Listing",
+    "decode_files",
+    "image_array",
+    "list_classes",
+    "list_folder",
+    "read_image",
+    "scan",
+]
+
+#: Endings of image files, whatever their case.
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files of one part of a data set.
+
+    Args:
+        root: Folder that all files lie under.
+        files: Paths of the files.
+        targets: Class of each file; empty where the files themselves hold the classes.
+    """
+
+    root: Path
+    files: list[str]
+    targets: list[int]
+
+
+def scan(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the sorted names of a folder's sub-folders and of its image files, hidden ones left out.
+
+    Raises:
+        ConfigurationError: If the folder does not exist or cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            folders = [entry.name for entry in visible if entry.is_dir()]
+            images = [e.name for e in visible if e.name.lower().endswith(IMAGE_SUFFIXES) and e.is_file()]
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from error
+    return sorted(folders), sorted(images)
+
+
+def list_classes(folder: Path, classes: Sequence[str] | None = None, inside: str = "") -> Listing:
+    """List the images of ``folder/<class>/<inside>``.
+
+    Args:
+        folder: Folder with one sub-folder for each class.
+        classes: The class folders that must be there, and no others; by default those that are, sorted by name.
+        inside: Folder inside each class folder that has the images.
+
+    Returns:
+        The files, sorted by class and name; class k is the k-th of ``classes``.
+
+    Raises:
+        ConfigurationError: If the class folders are not the allowed ones, or one of them holds no image.
+    """
+    found, _ = scan(folder)
+    if not found:
+        raise ConfigurationError(f"{str(folder)!r} has no class folders: one folder of images for each class is needed")
+    classes = found if classes is None else classes
+    missing, unknown = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
+    if missing or unknown:
+        difference = [f"{what} {shorten(names)}" for what, names in (("lacks", missing), ("has", unknown)) if names]
+        raise ConfigurationError(
+            f"{str(folder)!r} {' and '.join(difference)}, but its class folders must be exactly {shorten(classes)}"
+        )
+    files: list[str] = []
+    targets: list[int] = []
+    for target, name in enumerate(classes):
+        place = folder / name / inside
+        images = scan(place)[1]
+        if not images:
+            raise ConfigurationError(
+                f"class folder {str(place)!r} holds no image: allowed are {' '.join(IMAGE_SUFFIXES)}"
+            )
+        files += [os.path.join(place, image) for image in images]
+        targets += [target] * len(images)
+    return Listing(folder, files, targets)
+
+
+def shorten(names: Sequence[str], most: int = 5) -> str:
+    """Return the names as text, cut after ``most`` of them."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + rest
+
+
+def list_folder(folder: Path) -> list[str]:
+    """Return the sorted paths of all images in a folder and its sub-folders, hidden ones left out.
+
+    Raises:
+        ConfigurationError: If the folder does not exist or holds no image.
+    """
+    pending, files = [folder], []
+    while pending:
+        place = pending.pop()
+        folders, images = scan(place)
+        # A link to a folder could lead back up and never end.
+        pending += [place / name for name in folders if not (place / name).is_symlink()]
+        files += [os.path.join(place, name) for name in images]
+    if not files:
+        raise ConfigurationError(f"folder {str(folder)!r} holds no image: allowed are {' '.join(IMAGE_SUFFIXES)}")
+    return sorted(files)
+
+
+def image_array(image: Image.Image, size: int) -> Pixels:
+    """Return the pixels of an image, (C, size, size).
+
+    The centre square of an image of another size is scaled to ``size``, bilinear and anti-aliased: the same as scaling
+    the shorter side and cropping the centre, in one step.
+    """
+    if image.size != (size, size):
+        width, height = image.size
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        square = (left, top, left + side, top + side)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=square)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels.reshape(size, size, -1).transpose(2, 0, 1)
+
+
+def read_image(
+    path: str, size: int, channels: int, transform: Callable[[Image.Image], Image.Image] | None = None
+) -> Pixels:
+    """Decode an image file.
+
+    Args:
+        path: The file.
+        size: Height and width of the result.
+        channels: 1 (grey) or 3 (RGB).
+        transform: Applied to the image in its own size, after the conversion to grey or RGB.
+
+    Returns:
+        uint8, (channels, size, size).
+
+    Raises:
+        ConfigurationError: If the file cannot be decoded, or its header announces more pixels than
+            ``PIL.Image.MAX_IMAGE_PIXELS``; the message names the file.
+    """
+    try:
+        with Image.open(path) as file:
+            limit = Image.MAX_IMAGE_PIXELS
+            # PIL itself only warns between the limit and twice the limit.
+            if limit is not None and math.prod(file.size) > limit:
+                raise ValueError(f"its header announces {file.width} x {file.height} pixels, and {limit} are allowed")
+            image = convert(file, channels)
+            return image_array(image if transform is None else transform(image), size)
+    except Exception as error:  # PIL's decoders raise what they please: OSError, SyntaxError, struct.error, ...
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(f"cannot read the image {path!r}: {reason}") from error
+
+
+def convert(image: Image.Image, channels: int) -> Image.Image:
+    """Return the image with 8 bits a channel, grey or RGB; transparency is dropped."""
+    if image.mode.startswith("I;16"):
+        # PIL clips 16-bit values at 255; their upper byte is what is meant.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixel mode {image.mode!r}, and 8 or 16 bits a channel are allowed")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL warns when a transparent palette goes to RGB directly
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def decode_files(files: Sequence[str], size: int, channels: int) -> Tensor:
+    """Decode image files into one uint8 tensor, (N, channels, size, size).
+
+    Threads share the work in pieces of 256 files: PIL lets go of the interpreter while it decodes.
+
+    Raises:
+        ConfigurationError: Naming the first file that cannot be decoded.
+    """
+    pixels = np.empty((len(files), channels, size, size), dtype=np.uint8)
+
+    def fill(first: int) -> None:
+        for index in range(first, min(first + 256, len(files))):
+            pixels[index] = read_image(files[index], size, channels)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(fill, range(0, len(files), 256)):
+            pass
+    return torch.from_numpy(pixels)

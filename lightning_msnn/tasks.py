@@ -1,0 +1,270 @@
+"""LightningModules: what is trained, with which loss, optimizer, schedule and metrics."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import timm
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms import v2
+
+from lightning_msnn.errors import ConfigurationError, choose, suggestion
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "SpikingClassifier", "parameter_groups", "warmup_cosine"]
+
+OPTIMIZERS = ("adamw", "sgd")
+"""Optimizers by the name that configurations use."""
+
+SCHEDULES = ("cosine", "one_cycle", "constant")
+"""Learning rate schedules by the name that configurations use; all go by the step."""
+
+
+def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
+    """Factor of the learning rate: linear from 0 to 1 over ``warmup`` steps, then half a cosine down to ``floor``.
+
+    Args:
+        step: Optimizer steps taken so far.
+        total: Steps of the whole training.
+        warmup: Steps of the warm-up.
+        floor: Factor at the end.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the trainable parameters of a module into those that decay and those that do not.
+
+    Vectors and scalars (norms, biases, decays tau, theta) do not decay, nor does what the network's own
+    ``no_weight_decay()`` names.
+
+    Args:
+        module: The network.
+        weight_decay: Weight decay of the others.
+    """
+    spared = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # type: ignore[operator]
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    kept = [p for name, p in named if p.ndim <= 1 or name in spared]
+    decayed = [p for name, p in named if not (p.ndim <= 1 or name in spared)]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+class SpikingClassifier(pl.LightningModule):
+    """Image classification by a network from timm's registry.
+
+    Batches are ``(images, targets)``: float images ``(B, in_chans, H, W)``, normalised, and integer targets ``(B,)``.
+    To predict, they are ``(images, files)``.
+
+    Args:
+        network: Registered name of the network, ``timm.list_models("msnn*")`` or any other of timm's.
+        num_classes: Classes of the read-out; must be the data's.
+        in_chans: Channels of the images; must be the data's.
+        network_kwargs: Further arguments of the network, such as ``theta``, ``windows``, ``context``.
+        pretrained: Whether to start from the weights that belong to the name.
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+        mixup: Alpha of the Beta distribution that mixup draws from; 0 is off.
+        cutmix: Alpha of the Beta distribution that cutmix draws from; 0 is off. With both, each batch gets one.
+        optimizer: ``"adamw"`` or ``"sgd"`` (with Nesterov momentum 0.9).
+        lr: Peak learning rate.
+        weight_decay: Weight decay of weights; norms, biases, tau and theta have none.
+        schedule: ``"cosine"`` (after a linear warm-up), ``"one_cycle"`` or ``"constant"``, each by the step.
+        warmup_epochs: Length of the warm-up in epochs, or of one-cycle's rise; at most 30 % of the training.
+        channels_last: Whether the network keeps its tensors in channels-last order, which is faster.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed, or the data does not fit the network.
+    """
+
+    def __init__(
+        self,
+        network: str = "msnn_resnet12_tiny",
+        num_classes: int = 10,
+        in_chans: int = 3,
+        network_kwargs: dict[str, Any] | None = None,
+        pretrained: bool = False,
+        label_smoothing: float = 0.1,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        optimizer: str = "adamw",
+        lr: float = 2e-3,
+        weight_decay: float = 0.05,
+        schedule: str = "cosine",
+        warmup_epochs: float = 5.0,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        choose(dict.fromkeys(OPTIMIZERS), optimizer, "optimizer")
+        choose(dict.fromkeys(SCHEDULES), schedule, "schedule")
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ConfigurationError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
+        for value, name in (
+            (mixup, "mixup"),
+            (cutmix, "cutmix"),
+            (lr, "lr"),
+            (weight_decay, "weight_decay"),
+            (warmup_epochs, "warmup_epochs"),
+        ):
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ConfigurationError(f"{name} must be a finite number of at least 0, not {value}")
+        if not timm.is_model(network):
+            hint = suggestion(network, timm.list_models())
+            raise ConfigurationError(
+                f"unknown network {network!r}: allowed are {', '.join(timm.list_models('msnn*'))} "
+                f"and every other name in timm.list_models(){hint}"
+            )
+        if num_classes < 1:
+            raise ConfigurationError(f"num_classes must be an integer of at least 1, not {num_classes}")
+        self.save_hyperparameters()
+        self.network = timm.create_model(
+            network, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **(network_kwargs or {})
+        )
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        self.class_names: list[str] = [str(i) for i in range(num_classes)]
+        self.preprocessing: dict[str, Any] = {}
+        mixers = [
+            *([v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []),
+            *([v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []),
+        ]
+        self.mix: nn.Module | None = v2.RandomChoice(mixers) if mixers else None
+        top5 = min(5, num_classes)
+        metrics = MetricCollection(
+            {
+                "top1": MulticlassAccuracy(num_classes, average="micro"),
+                "top5": MulticlassAccuracy(num_classes, top_k=top5, average="micro"),
+            }
+        )
+        self.train_metrics = metrics.clone(prefix="train/")
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
+        if self.hparams["channels_last"]:
+            images = images.to(memory_format=torch.channels_last)
+        logits: Tensor = self.network(images)
+        return logits
+
+    def check_data(self, datamodule: Any) -> None:
+        """Compare the network's shape with that of the data before any work starts.
+
+        Args:
+            datamodule: Anything; attributes ``num_classes``, ``in_chans`` and ``class_names`` are compared if there.
+
+        Raises:
+            ConfigurationError: If the number of classes or channels differs.
+        """
+        for name in ("num_classes", "in_chans"):
+            theirs = getattr(datamodule, name, None)
+            if theirs is not None and theirs != self.hparams[name]:
+                raise ConfigurationError(
+                    f"model.{name} is {self.hparams[name]}, but {type(datamodule).__name__} has {theirs}: "
+                    f"set model.{name} to {theirs}"
+                )
+
+    def setup(self, stage: str) -> None:
+        """Check the data and take over the names of its classes."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None and stage != "predict":
+            self.check_data(datamodule)
+            self.class_names = list(getattr(datamodule, "class_names", self.class_names))
+            if all(hasattr(datamodule, name) for name in ("image_size", "mean", "std")):
+                self.preprocessing = {
+                    "data": type(datamodule).__name__,
+                    "image_size": datamodule.image_size,
+                    "mean": list(datamodule.mean),
+                    "std": list(datamodule.std),
+                }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the names of the classes and the preprocessing of the images, as plain values."""
+        checkpoint["class_names"] = list(self.class_names)
+        checkpoint["preprocessing"] = dict(self.preprocessing)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the names of the classes and the preprocessing."""
+        self.class_names = list(checkpoint.get("class_names", self.class_names))
+        self.preprocessing = dict(checkpoint.get("preprocessing", self.preprocessing))
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        # In float32: with many classes the sum of exponentials loses digits in bf16.
+        return F.cross_entropy(logits.float(), targets, label_smoothing=self.hparams["label_smoothing"])
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch; accuracies are those of the labels before mixing."""
+        images, targets = batch
+        mixed_images, mixed_targets = (images, targets) if self.mix is None else self.mix(images, targets)
+        logits = self(mixed_images)
+        loss = self._loss(logits, mixed_targets)
+        self.train_metrics.update(logits.detach().float(), targets)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return loss
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> None:
+        images, targets = batch
+        logits = self(images).float()
+        loss = F.cross_entropy(logits, targets)
+        metrics.update(logits, targets)
+        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Accumulate loss and accuracies of the validation set."""
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Accumulate loss and accuracies of the test set."""
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Classify a batch.
+
+        Args:
+            batch: Images ``(B, in_chans, H, W)``, alone or followed by the names of their files.
+            batch_idx: Number of the batch.
+
+        Returns:
+            ``file`` (names, if given), ``class`` (names), ``index`` ``(B,)``, ``probability`` ``(B,)`` of that class
+            and ``logits`` ``(B, num_classes)``.
+        """
+        images, files = batch if isinstance(batch, list | tuple) else (batch, [])
+        logits = self(images).float()
+        probability, index = logits.softmax(1).max(1)
+        names = [self.class_names[i] for i in index.tolist()]
+        return {"file": list(files), "class": names, "index": index, "probability": probability, "logits": logits}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build optimizer and schedule from the hyper-parameters."""
+        h = self.hparams
+        groups = parameter_groups(self.network, h["weight_decay"])
+        optimizer: torch.optim.Optimizer
+        if h["optimizer"] == "sgd":
+            optimizer = SGD(groups, lr=h["lr"], momentum=0.9, nesterov=True)
+        else:
+            optimizer = AdamW(groups, lr=h["lr"])
+        if h["schedule"] == "constant":
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        epochs = max(1, self.trainer.max_epochs or 1)
+        warmup = min(0.3, h["warmup_epochs"] / epochs)
+        scheduler: LRScheduler
+        if h["schedule"] == "one_cycle":
+            rise = min(max(warmup, 1.5 / total), 0.99)  # OneCycleLR divides by the length of the rise
+            scheduler = OneCycleLR(optimizer, max_lr=h["lr"], total_steps=total + 1, pct_start=rise)
+        else:
+            steps = round(warmup * total)
+            scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, total, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,15 @@
+"""Writes image files for the tests beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MakeTree = Callable[..., Path]
+
+
+def write_image(path: Path, seed: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), mode).save(path)

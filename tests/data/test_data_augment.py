@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_msnn.data import BatchAugmentation
+from lightning_msnn.data.augment import POLICIES
+from lightning_msnn.errors import ConfigurationError
+
+
+def batch(number: int = 16, channels: int = 3, size: int = 12) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (number, channels, size, size), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crop_and_flip_equal_a_naive_reference(channels: int) -> None:
+    images, padding, flip = batch(40, channels), 3, 0.4
+    torch.manual_seed(11)
+    result = BatchAugmentation(crop_padding=padding, flip=flip)(images)
+
+    torch.manual_seed(11)
+    tops, lefts = torch.randint(2 * padding + 1, (2, len(images))).tolist()
+    flips = (torch.rand(len(images)) < flip).tolist()
+    for image, new, top, left, flipped in zip(images.numpy(), result.numpy(), tops, lefts, flips, strict=True):
+        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+        expected = padded[:, top : top + image.shape[1], left : left + image.shape[2]]
+        assert (new == (expected[:, :, ::-1] if flipped else expected)).all()
+    # Each image has its own draw, and the extreme offsets occur.
+    assert len(set(zip(tops, lefts, flips, strict=True))) > 20
+    assert {0, 2 * padding} <= set(tops + lefts)
+    assert 0 < sum(flips) < len(flips)
+
+
+def test_flip_always_and_never() -> None:
+    images = batch()
+    assert torch.equal(BatchAugmentation(crop_padding=0, flip=1.0)(images), images.flip(-1))
+    assert torch.equal(BatchAugmentation(crop_padding=0, flip=0.0)(images), images)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 32])
+def test_policies_keep_type_and_shape_and_repeat_with_the_seed(policy: str, channels: int, size: int) -> None:
+    images = batch(20, channels, size)
+    before = images.clone()
+    augment = BatchAugmentation(2, 0.5, policy, erasing=0.5, policy_groups=6, mean=(0.5,) * channels)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    # Several batches, so that most operations of the policies occur, the colour ones on grey images among them.
+    first = [augment(images) for _ in range(8)]
+    other = augment(images)
+    torch.set_rng_state(state)
+    assert all(torch.equal(augment(images), result) for result in first)
+    assert not torch.equal(first[0], other)
+    assert all(result.dtype == torch.uint8 and result.shape == images.shape for result in first)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "randaugment"])
+def test_policy_draws_once_a_group(policy: str) -> None:
+    same = batch(1).expand(12, -1, -1, -1)
+    torch.manual_seed(0)
+    one = BatchAugmentation(0, 0.0, policy, policy_groups=1)
+    assert all(len(torch.unique(one(same), dim=0)) == 1 for _ in range(5))
+    four = BatchAugmentation(0, 0.0, policy, policy_groups=4)
+    kinds = [torch.unique(four(same).flatten(1), dim=0).shape[0] for _ in range(5)]
+    assert max(kinds) > 1
+    assert max(kinds) <= 4
+    every = BatchAugmentation(0, 0.0, policy, policy_groups=100)
+    assert torch.unique(every(same).flatten(1), dim=0).shape[0] > 4
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32), (3, 33)])
+def test_erased_area_lies_in_its_bounds_and_is_one_rectangle_of_the_mean_colour(channels: int, size: int) -> None:
+    mean = tuple(0.2 + 0.1 * channel for channel in range(channels))
+    images = torch.full((2000, channels, size, size), 255, dtype=torch.uint8)
+    torch.manual_seed(1)
+    result = BatchAugmentation(0, 0.0, erasing=1.0, mean=mean)(images)
+    erased = result[:, 0] != 255
+    area = erased.flatten(1).sum(1) / size**2
+    assert area.min() >= 0.02
+    assert area.max() <= 0.33
+    if size > 8:
+        assert area.min() < 0.03
+        assert area.max() > 0.32
+    height, width = erased.any(2).sum(1), erased.any(1).sum(1)
+    assert torch.equal(height * width, erased.flatten(1).sum(1))
+    assert (height > 2 * width).any()
+    assert (width > 2 * height).any()
+    # Every place can be erased, the corners too.
+    assert erased.any(0).all()
+    colour = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8).view(-1, 1, 1)
+    assert torch.equal(result, torch.where(erased.unsqueeze(1), colour, images))
+
+
+def test_erasing_probability() -> None:
+    images = torch.full((2000, 3, 16, 16), 255, dtype=torch.uint8)
+    torch.manual_seed(2)
+    share = (BatchAugmentation(0, 0.0, erasing=0.25)(images) != 255).flatten(1).any(1).float().mean()
+    assert 0.2 < share < 0.3
+
+
+def test_other_shapes_than_squares() -> None:
+    images = batch(6)[:, :, :5]
+    result = BatchAugmentation(2, 0.5, "randaugment", erasing=1.0)(images)
+    assert result.shape == images.shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"crop_padding": -1}, ["crop_padding", "-1"]),
+        ({"crop_padding": 1.5}, ["crop_padding", "1.5"]),
+        ({"flip": 1.01}, ["flip", "1.01", "[0, 1]"]),
+        ({"flip": float("nan")}, ["flip", "nan"]),
+        ({"erasing": "often"}, ["erasing", "often"]),
+        ({"policy": "autoaugmnt"}, ["autoaugmnt", "'autoaugment'", "none", "randaugment"]),
+        ({"policy_groups": 0}, ["policy_groups", "0"]),
+        ({"mean": (0.5, 128)}, ["mean", "128"]),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        BatchAugmentation(**arguments)  # type: ignore[arg-type]
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8)])
+def test_other_tensors_are_refused(images: Tensor) -> None:
+    with pytest.raises(TypeError, match="uint8 batch"):
+        BatchAugmentation()(images)

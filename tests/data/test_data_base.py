@@ -1,0 +1,526 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from image_files import MakeTree, write_image
+from PIL import Image
+
+from lightning_msnn.data import CIFAR10, CIFAR100, Digits, ImageDataModule, ImageFolder, TinyImageNet200
+from lightning_msnn.data import base as base_file
+from lightning_msnn.data import reading as reading_file
+from lightning_msnn.data.base import stratified_split
+from lightning_msnn.data.datasets import Loader
+from lightning_msnn.data.reading import IMAGE_SUFFIXES, decode_files, read_image
+from lightning_msnn.errors import ConfigurationError
+
+CLASSES = ["ant", "bee", "cat"]
+MODULES = [CIFAR10, CIFAR100, Digits, ImageFolder, TinyImageNet200]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that were decoded, in any order."""
+    files: list[str] = []
+    original = reading_file.read_image
+
+    def counting(path: str, *args: Any) -> Any:
+        files.append(path)
+        return original(path, *args)
+
+    monkeypatch.setattr(reading_file, "read_image", counting)
+    return files
+
+
+def ready(module: ImageDataModule) -> ImageDataModule:
+    module.prepare_data()
+    module.setup()
+    return module
+
+
+def stop_workers(loader: Loader) -> None:
+    """Stop persistent workers; torch waits five seconds for each if it is left to the garbage collector."""
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+# The split
+
+
+@pytest.mark.parametrize("counts", [[10, 10, 10], [500, 3, 41, 2], [7], [5] * 40])
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.29, 0.5, 0.97])
+def test_split_is_complete_disjoint_and_stratified(counts: list[int], fraction: float) -> None:
+    shuffle = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(9))
+    targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[shuffle]
+    train, val = stratified_split(targets, fraction, seed=4)
+    assert torch.equal(torch.cat((train, val)).sort().values, torch.arange(len(targets)))
+    assert torch.equal(train, train.sort().values)
+    assert torch.equal(val, val.sort().values)
+    in_val = torch.bincount(targets[val], minlength=len(counts)).tolist()
+    assert all(0 <= number < count for number, count in zip(in_val, counts, strict=True))
+    assert all((number > 0) == (fraction > 0) for number in in_val)
+    low = len(counts) if fraction else 0
+    high = sum(count - 1 for count in counts)
+    assert len(val) == min(max(int(fraction * len(targets) + 0.5), low), high)
+    if all(1 <= fraction * count <= count - 1 for count in counts):
+        # No class is bound by a rule, so each is rounded to one of its neighbours.
+        assert all(abs(number - fraction * count) < 1 for number, count in zip(in_val, counts, strict=True))
+
+
+def test_split_of_cifar_is_exact() -> None:
+    targets = torch.arange(50_000) % 100
+    _, val = stratified_split(targets, 0.1, 0)
+    assert torch.bincount(targets[val]).tolist() == [50] * 100
+
+
+def test_split_of_single_images() -> None:
+    targets = torch.tensor([0, 1, 1, 2])
+    _, val = stratified_split(targets, 0.9, 0)
+    assert targets[val].tolist() == [1]
+
+
+def test_split_depends_on_the_seed_alone() -> None:
+    targets = torch.arange(200) % 5
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = stratified_split(targets, 0.2, 7)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(stratified_split(targets, 0.2, 7)[1], first[1])
+    assert not torch.equal(stratified_split(targets, 0.2, 8)[1], first[1])
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("batch_size", 2.5),
+        ("image_size", 0),
+        ("val_fraction", 1.0),
+        ("val_fraction", -0.1),
+        ("seed", -1),
+        ("num_workers", -2),
+        ("crop_padding", 1000),
+        ("flip", 2),
+        ("policy", "mixup"),
+        ("erasing", -1),
+        ("policy_groups", 0),
+        ("root", 3),
+        ("folder", ""),
+    ],
+)
+def test_wrong_arguments_are_named(kind: type[ImageDataModule], name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        kind(**{name: value})
+    message = str(caught.value)
+    assert name.replace("policy", "augmentation policy") in message or name in message
+    assert str(value) in message
+    assert "\n" not in message
+
+
+def test_download_of_what_has_none_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="ImageFolder has no download"):
+        ImageFolder(root="x", download=True)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_hyperparameters_are_plain_and_complete(kind: type[ImageDataModule], tmp_path: Path) -> None:
+    module = kind(root=tmp_path, batch_size=7)  # type: ignore[arg-type]
+    assert all(isinstance(value, str | int | float | bool | None | list) for value in module.hparams.values())
+    assert module.hparams["root"] == str(tmp_path)
+    assert {"batch_size", "flip", "policy", "seed", "crop_padding", "val_fraction"} <= set(module.hparams)
+    again = kind(**module.hparams)
+    assert (again.batch_size, again.root, again.augment.flip) == (7, tmp_path, module.augment.flip)
+
+
+def test_unknown_stage() -> None:
+    with pytest.raises(ConfigurationError, match=r"unknown stage 'tset'.*'test'"):
+        Digits().check("tset")
+
+
+# Files and folders
+
+
+def test_missing_roots_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"root is not given.*CIFAR100"):
+        CIFAR100().check("fit")
+    for kind in (CIFAR10, CIFAR100, TinyImageNet200):
+        with pytest.raises(ConfigurationError, match=r"'/nowhere' is not a folder.*data.download: true"):
+            kind(root="/nowhere").check("fit")
+    with pytest.raises(ConfigurationError, match="'/nowhere' is not a folder") as caught:
+        ImageFolder(root="/nowhere").check("test")
+    assert "download" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"no folder '.*train'.*data.download: true"):
+        CIFAR10(root=str(tmp_path)).check("fit")
+
+
+def test_empty_class_folder_is_named(make_tree: MakeTree) -> None:
+    root = make_tree(CLASSES)
+    for file in (root / "train" / "bee").iterdir():
+        file.rename(file.with_suffix(".txt"))
+    module = ImageFolder(root=str(root))
+    with pytest.raises(
+        ConfigurationError, match=rf"class folder '.*bee' holds no image: allowed are {IMAGE_SUFFIXES[0]}"
+    ):
+        module.check("fit")
+    module.check("test")
+
+
+def test_no_class_folders(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ConfigurationError, match="has no class folders"):
+        ImageFolder(root=str(tmp_path)).check("fit")
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_classes_of_train_and_test_must_agree(make_tree: MakeTree, stage: str) -> None:
+    root = make_tree(CLASSES)
+    (root / "test" / "cat").rename(root / "test" / "dog")
+    with pytest.raises(ConfigurationError, match=r"same class folders.*'cat', 'dog'"):
+        ImageFolder(root=str(root)).check(stage)
+
+
+def test_cache_folder_that_is_a_file(make_tree: MakeTree, tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.write_text("")
+    with pytest.raises(ConfigurationError, match=r"cache_dir '.*file' is a file"):
+        ImageFolder(root=str(make_tree(CLASSES)), cache_dir=str(place)).check("fit")
+
+
+def damage_truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-600])
+
+
+def damage_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def damage_text(path: Path) -> None:
+    path.write_text("not an image")
+
+
+def damage_bomb(path: Path) -> None:
+    # A valid file of a single colour: 10,000 x 10,000 pixels, beyond PIL's limit but below its own error.
+    Image.new("L", (10_000, 10_000)).save(path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("damage", [damage_truncated, damage_empty, damage_text, damage_bomb])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_bad_image_is_named_and_nothing_written(
+    make_tree: MakeTree, private_cache: Path, damage: Any, in_memory: bool
+) -> None:
+    root = make_tree(CLASSES)
+    damage(root / "train" / "cat" / "2.png")
+    module = ImageFolder(root=str(root), image_size=16, in_memory=in_memory, val_fraction=0.0)
+
+    def work() -> None:
+        ready(module)
+        list(module.train_dataloader())
+
+    with pytest.raises(ConfigurationError, match=r"cannot read the image '.*train/cat/2.png'") as caught:
+        work()
+    assert "\n" not in str(caught.value)
+    assert not private_cache.exists()
+
+
+def test_header_beyond_twice_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "x.png", 0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32 // 3)
+    with pytest.raises(ConfigurationError, match=r"x.png'.*exceeds limit"):
+        read_image(str(tmp_path / "x.png"), 8, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_image(str(tmp_path / "x.png"), 8, 3).shape == (3, 8, 8)
+
+
+# Decoding
+
+
+def test_decoding_keeps_pixels_and_order(tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{index}.png") for index in range(600)]
+    for index, file in enumerate(files):
+        Image.new("RGB", (4, 4), (index // 256, index % 256, 7)).save(file)
+    pixels = decode_files(files, 4, 3)
+    assert pixels.dtype == torch.uint8
+    expected = torch.tensor([[index // 256, index % 256, 7] for index in range(600)], dtype=torch.uint8)
+    assert torch.equal(pixels, expected.view(600, 3, 1, 1).expand(-1, -1, 4, 4))
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40)])
+def test_resize_takes_the_centre_of_the_shorter_side(tmp_path: Path, size: tuple[int, int]) -> None:
+    # Red ends, a green middle square with a blue centre.
+    pixels = np.zeros((20, 40, 3), dtype=np.uint8)
+    pixels[:, :10, 0] = pixels[:, 30:, 0] = 255
+    pixels[:, 10:30, 1] = 255
+    pixels[8:12, 18:22] = (0, 0, 255)
+    image = Image.fromarray(pixels if size == (40, 20) else pixels.transpose(1, 0, 2).copy())
+    image.save(tmp_path / "x.png")
+    result = read_image(str(tmp_path / "x.png"), 10, 3)
+    assert result.shape == (3, 10, 10)
+    assert result[1, 1, 1] == 255
+    assert result[0].max() < 40  # what the filter takes from beyond the square
+    assert result[2, 5, 5] > 190
+    scaled = image.resize((20, 10) if size == (40, 20) else (10, 20), Image.Resampling.BILINEAR)
+    box = (5, 0, 15, 10) if size == (40, 20) else (0, 5, 10, 15)
+    expected = np.asarray(scaled.crop(box)).transpose(2, 0, 1).astype(int)
+    assert np.abs(result.astype(int) - expected).max() <= 1
+
+
+def test_modes(tmp_path: Path) -> None:
+    def read(image: Image.Image, channels: int, suffix: str = "png") -> Any:
+        image.save(tmp_path / f"x.{suffix}")
+        return read_image(str(tmp_path / f"x.{suffix}"), 4, channels)[:, 0, 0].tolist()
+
+    assert read(Image.new("L", (4, 4), 100), 3) == [100, 100, 100]
+    assert read(Image.new("RGB", (4, 4), (100, 100, 100)), 1) == [100]
+    assert read(Image.new("RGBA", (4, 4), (1, 2, 3, 0)), 3) == [1, 2, 3]
+    assert read(Image.new("1", (4, 4), 1), 3) == [255, 255, 255]
+    assert read(Image.fromarray(np.full((4, 4), 0x7FFF, dtype=np.uint16)), 3) == [127] * 3
+    palette = Image.new("RGB", (4, 4), (9, 8, 7)).quantize(4)
+    palette.info["transparency"] = bytes([0, 255, 255, 255])
+    assert read(palette, 3) == [9, 8, 7]
+    with pytest.raises(ConfigurationError, match="pixel mode 'F'"):
+        read(Image.new("F", (4, 4)), 3, "tif")
+
+
+# The cache
+
+
+def test_cache_is_made_once_and_used(make_tree: MakeTree, private_cache: Path, decoded: list[str]) -> None:
+    root = make_tree(CLASSES)
+    first = ready(ImageFolder(root=str(root), image_size=16))
+    files = sorted(private_cache.iterdir())
+    assert [file.name.rsplit("-", 1)[0] for file in files] == ["imagefolder-test-16", "imagefolder-train-16"]
+    assert len(decoded) == 3 * (4 + 2)
+    decoded.clear()
+    second = ready(ImageFolder(root=str(root), image_size=16, seed=5, batch_size=2))
+    assert not decoded
+    assert sorted(private_cache.iterdir()) == files
+    for part in ("train", "test"):
+        assert torch.equal(first._dataset(part).images, second._dataset(part).images)  # type: ignore[union-attr,arg-type]
+    ready(ImageFolder(root=str(root), image_size=8))
+    assert len(decoded) == 18
+
+
+def change_pixels(root: Path) -> None:
+    write_image(root / "train" / "ant" / "0.png", 999)
+
+
+def change_time(root: Path) -> None:
+    os.utime(root / "train" / "ant" / "0.png", ns=(1, 1))
+
+
+def change_name(root: Path) -> None:
+    (root / "train" / "ant" / "0.png").rename(root / "train" / "ant" / "00.png")
+
+
+def change_number(root: Path) -> None:
+    (root / "train" / "ant" / "3.png").unlink()
+
+
+def change_class(root: Path) -> None:
+    (root / "train" / "ant" / "3.png").rename(root / "train" / "bee" / "9.png")
+
+
+@pytest.mark.parametrize("change", [change_pixels, change_time, change_name, change_number, change_class])
+def test_cache_follows_the_files(make_tree: MakeTree, decoded: list[str], change: Any) -> None:
+    root = make_tree(CLASSES)
+    ready(ImageFolder(root=str(root), image_size=16))
+    change(root)
+    decoded.clear()
+    module = ready(ImageFolder(root=str(root), image_size=16))
+    assert len(decoded) == (11 if change is change_number else 12)
+    dataset = module._dataset("train")
+    pixels = decode_files(sorted(map(str, (root / "train").glob("*/*.png"))), 16, 3)
+    assert torch.equal(dataset.images, pixels)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None, {"images": torch.zeros(2), "targets": torch.zeros(2)}])
+def test_corrupt_cache_is_made_again(make_tree: MakeTree, private_cache: Path, content: Any) -> None:
+    root = make_tree(CLASSES)
+    ready(ImageFolder(root=str(root), image_size=16))
+    (path,) = private_cache.glob("*train*")
+    whole = path.read_bytes()
+    if isinstance(content, dict):
+        torch.save(content, path)
+    else:
+        path.write_bytes(whole[:-500] if content is None else content)
+    module = ImageFolder(root=str(root), image_size=16)
+    with pytest.warns(UserWarning, match=r"cache file '.*train.*' cannot be used") as caught:
+        ready(module)
+    assert len([warning for warning in caught if "cache file" in str(warning.message)]) == 1
+    assert len(path.read_bytes()) == len(whole)
+    assert len(module._datasets["train"]) + len(module._datasets["val"]) == 12
+
+
+def test_cache_with_code_is_not_run(make_tree: MakeTree, private_cache: Path, tmp_path: Path) -> None:
+    root = make_tree(CLASSES)
+    ready(ImageFolder(root=str(root), image_size=16))
+    (path,) = private_cache.glob("*train*")
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, (str(tmp_path / "was-here"),))
+
+    torch.save({"images": Evil(), "targets": Evil()}, path)
+    with pytest.warns(UserWarning, match="cannot be used"):
+        ready(ImageFolder(root=str(root), image_size=16))
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_cache_folder_that_cannot_be_written(make_tree: MakeTree, private_cache: Path, decoded: list[str]) -> None:
+    root = make_tree(CLASSES)
+    place = private_cache.parent / "file" / "cache"  # below a file, so that even root cannot make it
+    (private_cache.parent / "file").write_text("")
+    module = ImageFolder(root=str(root), image_size=16, cache_dir=str(place))
+    with pytest.warns(UserWarning, match=r"cache folder '.*' cannot be written") as caught:
+        ready(module)
+    assert len([warning for warning in caught if "cache folder" in str(warning.message)]) == 1
+    assert len(decoded) == 18  # setup did not decode again what prepare_data had decoded
+    assert len(next(iter(module.test_dataloader()))[0]) == 6
+
+
+def test_full_disk_leaves_nothing(make_tree: MakeTree, private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(held: Any, file: Any) -> None:
+        file.write(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(base_file.torch, "save", fail)
+    with pytest.warns(UserWarning, match="cannot be written"):
+        ready(ImageFolder(root=str(make_tree(CLASSES)), image_size=16))
+    assert not list(private_cache.iterdir())
+
+
+# Loaders
+
+
+def test_test_images_are_never_trained_or_validated_on(make_tree: MakeTree) -> None:
+    root = make_tree(CLASSES, train=6, test=3)
+    module = ready(ImageFolder(root=str(root), image_size=32, val_fraction=0.3, batch_size=4))
+
+    def images(batches: Any) -> list[bytes]:
+        return [image.numpy().tobytes() for pixels, _ in batches for image in pixels]
+
+    train, val, test = (
+        images(loader) for loader in (module._loader("train"), module.val_dataloader(), module.test_dataloader())
+    )
+    on_disk = {part: set(images([(decode_files([str(f) for f in (root / part).glob("*/*.png")], 32, 3), 0)]))
+               for part in ("train", "test")}  # fmt: skip
+    assert set(test) == on_disk["test"]
+    assert len(test) == 9
+    assert set(train) <= on_disk["train"]
+    assert set(val) <= on_disk["train"]
+    assert not set(train) & set(val)
+    assert (len(train), len(val)) == (12, 5)  # round(0.3 * 18), and 13 = 3 full batches and one image
+
+
+def test_batches(make_tree: MakeTree) -> None:
+    module = ready(ImageFolder(root=str(make_tree(CLASSES)), image_size=16, batch_size=5, val_fraction=0.0))
+    assert module.val_dataloader() == []
+    torch.manual_seed(0)
+    batches = list(module.train_dataloader())
+    assert [len(images) for images, _ in batches] == [5, 5]
+    for images, targets in batches:
+        assert (images.dtype, images.shape[1:]) == (torch.uint8, (3, 16, 16))
+        assert isinstance(targets, torch.Tensor)
+        assert targets.dtype == torch.int64
+    again = list(module.train_dataloader())
+    assert not torch.equal(batches[0][0], again[0][0])  # shuffled anew
+    tests = list(module.test_dataloader())
+    assert [len(images) for images, _ in tests] == [5, 1]
+    assert torch.cat([targets for _, targets in tests]).tolist() == [0, 0, 1, 1, 2, 2]  # type: ignore[arg-type]
+
+
+def test_batch_larger_than_the_data(make_tree: MakeTree) -> None:
+    module = ready(ImageFolder(root=str(make_tree(CLASSES)), image_size=16, batch_size=100, val_fraction=0.0))
+    assert [len(images) for images, _ in module.train_dataloader()] == [12]
+
+
+def test_image_and_target_belong_together(make_tree: MakeTree) -> None:
+    root = make_tree(CLASSES)
+    module = ready(ImageFolder(root=str(root), image_size=32, batch_size=3, val_fraction=0.3))
+    pairs = {
+        read_image(str(file), 32, 3).tobytes(): CLASSES.index(file.parent.name) for file in root.glob("train/*/*.png")
+    }
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        for images, targets in loader:
+            assert [pairs[image.numpy().tobytes()] for image in images] == targets.tolist()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_workers_give_the_same_batches(make_tree: MakeTree, in_memory: bool) -> None:
+    root = str(make_tree(CLASSES))
+    results = []
+    for workers in (0, 2):
+        module = ready(ImageFolder(root=root, image_size=16, batch_size=4, num_workers=workers, in_memory=in_memory))
+        loader = module.test_dataloader()
+        assert loader.persistent_workers == (workers > 0)
+        results.append([torch.cat([images for images, _ in loader]) for _ in range(2)])
+        stop_workers(loader)
+    assert all(torch.equal(images, results[0][0]) for images in results[0] + results[1])
+
+
+def test_error_in_a_worker_is_one_sentence(tmp_path: Path) -> None:
+    damage_text(tmp_path / "x.png")
+    module = ImageFolder(folder=str(tmp_path), num_workers=1)
+    module.setup("predict")
+    loader = module.predict_dataloader()
+    with pytest.raises(ConfigurationError) as caught:
+        list(loader)
+    stop_workers(loader)
+    assert str(caught.value).startswith("cannot read the image '")
+    assert "\n" not in str(caught.value)
+
+
+def test_loader_before_setup() -> None:
+    with pytest.raises(RuntimeError, match="call prepare_data"):
+        Digits().train_dataloader()
+
+
+# Prediction
+
+
+def test_predict_needs_no_root(tmp_path: Path) -> None:
+    for index, name in enumerate(["b.png", "a.JPG", "deep/er/c.webp", ".hidden.png"]):
+        write_image(tmp_path / "in" / name, index, (50, 40))
+    (tmp_path / "in" / "notes.txt").write_text("")
+    module = CIFAR100(folder=str(tmp_path / "in"), batch_size=2)
+    module.check("predict")
+    ready(module)
+    (first, names), (last, name) = module.predict_dataloader()
+    assert (first.dtype, first.shape, last.shape) == (torch.uint8, (2, 3, 32, 32), (1, 3, 32, 32))
+    assert [*names, *name] == [str(tmp_path / "in" / file) for file in ("a.JPG", "b.png", "deep/er/c.webp")]
+    pixels, passed = module.on_after_batch_transfer([first, names], 0)
+    assert pixels.dtype == torch.float32
+    assert passed is names
+
+
+def test_predict_folder_is_checked(tmp_path: Path) -> None:
+    for folder, message in (
+        (None, "folder is not given"),
+        (str(tmp_path / "no"), "No such file"),
+        (str(tmp_path), "holds no image"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            Digits(folder=folder).check("predict")
+
+
+# Normalisation
+
+
+def test_normalisation_is_exact() -> None:
+    module = CIFAR10()
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, -1, -1)
+    targets = torch.tensor([1, 2])
+    result, same = module.on_after_batch_transfer((images, targets), 0)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (module.mean, module.std))
+    assert torch.equal(result, (images.float() / 255 - mean) / std)
+    assert same is targets
+    again, _ = module.on_after_batch_transfer((result, targets), 0)
+    assert again is result

@@ -1,0 +1,440 @@
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from image_files import MakeTree, write_image
+from torchvision import datasets
+from torchvision.transforms.v2 import AutoAugmentPolicy
+
+from lightning_msnn.data import CIFAR10, CIFAR100, Digits, ImageDataModule, ImageFolder, TinyImageNet200
+from lightning_msnn.data import base as base_file
+from lightning_msnn.data import folder as folder_file
+from lightning_msnn.data.base import Archive
+from lightning_msnn.data.datasets import ArrayDataset, FileDataset
+from lightning_msnn.errors import ConfigurationError
+
+
+def ready(module: ImageDataModule) -> ImageDataModule:
+    module.prepare_data()
+    module.setup()
+    return module
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "channels", "size", "policy"),
+    [
+        (Digits, 10, 1, 8, AutoAugmentPolicy.SVHN),
+        (CIFAR10, 10, 3, 32, AutoAugmentPolicy.CIFAR10),
+        (CIFAR100, 100, 3, 32, AutoAugmentPolicy.CIFAR10),
+        (TinyImageNet200, 200, 3, 64, AutoAugmentPolicy.IMAGENET),
+    ],
+)
+def test_facts_are_known_without_data(
+    kind: type[ImageDataModule], number: int, channels: int, size: int, policy: AutoAugmentPolicy
+) -> None:
+    module = kind()
+    assert (module.num_classes, module.in_chans, module.image_size, module.autoaugment) == (
+        number,
+        channels,
+        size,
+        policy,
+    )
+    assert len(module.mean) == len(module.std) == channels
+    assert kind(image_size=16).image_size == 16
+    if kind is not TinyImageNet200:
+        assert module.class_names == sorted(module.class_names)
+        assert len(set(module.class_names)) == number
+
+
+# Digits
+
+
+def test_digits_parts() -> None:
+    module = ready(Digits())
+    parts = {name: module._datasets[name] for name in ("train", "val", "test")}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 1294, "val": 144, "test": 359}
+    indices = [set(part.indices.tolist()) for part in parts.values()]  # type: ignore[union-attr]
+    assert set.union(*indices) == set(range(1797))
+    assert sum(map(len, indices)) == 1797
+    for part in parts.values():
+        shares = torch.bincount(part.targets, minlength=10) / len(part)
+        assert (shares - 0.1).abs().max() < 0.02
+
+
+def test_digits_test_part_does_not_depend_on_the_seed() -> None:
+    first, second = (ready(Digits(seed=seed))._datasets for seed in (0, 1))
+    assert torch.equal(first["test"].indices, second["test"].indices)  # type: ignore[union-attr]
+    assert not torch.equal(first["val"].indices, second["val"].indices)  # type: ignore[union-attr]
+
+
+def test_digits_values_and_statistics() -> None:
+    module = Digits()
+    dataset = module._dataset("train")
+    pixels = dataset.images[dataset.indices]
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (1438, 1, 8, 8))
+    assert set(pixels.unique().tolist()) == {round(value * 255 / 16) for value in range(17)}
+    scaled = pixels.double() / 255
+    assert module.mean == (round(scaled.mean().item(), 4),)
+    assert module.std == (round(scaled.std(correction=0).item(), 4),)
+    assert Digits(image_size=16)._dataset("test").images.shape == (1797, 1, 16, 16)
+
+
+def test_digits_write_no_cache(private_cache: Path) -> None:
+    ready(Digits())
+    assert not private_cache.exists()
+
+
+# CIFAR
+
+
+@pytest.mark.parametrize("kind", [CIFAR10, CIFAR100])
+def test_cifar_from_folders(make_tree: MakeTree, kind: type[ImageDataModule]) -> None:
+    root = make_tree(kind.classes, train=2, test=1)
+    module = ready(kind(root=str(root), val_fraction=0.5))
+    assert module._dataset("train").targets.tolist() == [k for k in range(module.num_classes) for _ in range(2)]
+    assert [len(module._datasets[name]) for name in ("train", "val", "test")] == [module.num_classes] * 3
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_cifar_with_other_classes_is_refused(make_tree: MakeTree, part: str) -> None:
+    root = make_tree(CIFAR10.classes, train=1, test=1)
+    (root / part / "frog").rename(root / part / "toad")
+    for stage in ("fit", "test"):
+        with pytest.raises(ConfigurationError, match=r"frog.*toad"):
+            CIFAR10(root=str(root)).check(stage)
+    with pytest.raises(ConfigurationError, match=r"exactly 'apple'.* and 95 more"):
+        CIFAR100(root=str(root)).check("fit")
+
+
+@pytest.fixture
+def official(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A small CIFAR in the official layout, whose checksums torchvision is told."""
+    kind: type[CIFAR10] = request.param
+    source = kind.official
+    folder = tmp_path / "official" / source.base_folder
+    folder.mkdir(parents=True)
+    label = "labels" if kind is CIFAR10 else "fine_labels"
+    generator = np.random.default_rng(0)
+    arrays: dict[str, list[Any]] = {}
+    for attribute, number in (("train_list", 3), ("test_list", 2)):
+        table, held = [], []
+        for name, _ in getattr(source, attribute):
+            data = generator.integers(0, 256, (number * 10, 3072), dtype=np.uint8)
+            targets = [index % 10 for index in range(number * 10)]
+            (folder / name).write_bytes(pickle.dumps({"data": data, label: targets}))
+            table.append([name, md5(folder / name)])
+            held.append((data.reshape(-1, 3, 32, 32), targets))
+        arrays[attribute] = held
+        monkeypatch.setattr(source, attribute, table)
+    meta = folder / source.meta["filename"]
+    meta.write_bytes(pickle.dumps({source.meta["key"]: kind.classes}))
+    monkeypatch.setattr(source, "meta", {**source.meta, "md5": md5(meta)})
+    return kind, folder, arrays
+
+
+@pytest.mark.parametrize("official", [CIFAR10, CIFAR100], indirect=True)
+def test_cifar_in_the_official_layout(official: Any, private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, folder, arrays = official
+    module = ready(kind(root=str(folder.parent)))
+    for part, attribute in (("train", "train_list"), ("test", "test_list")):
+        dataset = module._dataset(part)
+        assert np.array_equal(dataset.images, np.concatenate([data for data, _ in arrays[attribute]]))
+        assert dataset.targets.tolist() == [target for _, targets in arrays[attribute] for target in targets]
+    assert len(list(private_cache.iterdir())) == 2
+    monkeypatch.setattr(kind, "_decode", lambda *args: pytest.fail("decoded again"))
+    ready(kind(root=str(folder.parent)))
+
+
+@pytest.mark.parametrize("official", [CIFAR100], indirect=True)
+def test_cifar_in_the_official_layout_resized(official: Any) -> None:
+    kind, folder, _ = official
+    module = ready(kind(root=str(folder.parent), image_size=16))
+    assert module._datasets["test"].images.shape == (20, 3, 16, 16)
+
+
+@pytest.mark.parametrize("official", [CIFAR10, CIFAR100], indirect=True)
+def test_cifar_with_a_changed_file_is_refused(official: Any, private_cache: Path) -> None:
+    kind, folder, _ = official
+    file = folder / kind.official.train_list[0][0]
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(ConfigurationError, match=r"not the official one.*data.download: true"):
+        ready(kind(root=str(folder.parent)))
+    assert not private_cache.exists()
+    file.unlink()
+    with pytest.raises(ConfigurationError, match=f"lacks '.*{file.name}'"):
+        kind(root=str(folder.parent)).check("fit")
+
+
+# Downloads
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server on this machine that serves ``tmp_path``."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as http:
+        thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}/"
+        http.shutdown()
+        thread.join()
+
+
+def archive_of(tmp_path: Path, source: Path) -> Path:
+    path = tmp_path / f"{source.name}.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(source, source.name)
+    return path
+
+
+@pytest.mark.parametrize("official", [CIFAR100], indirect=True)
+def test_download(official: Any, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, folder, _ = official
+    path = archive_of(tmp_path, folder)
+    monkeypatch.setattr(kind, "archive", Archive(server + path.name, md5(path), folder.name))
+    root = tmp_path / "new" / "place"
+    module = kind(root=str(root), download=True)
+    module.check("fit")  # nothing is wrong yet, and nothing is written
+    assert not root.parent.exists()
+    ready(module)
+    assert [entry.name for entry in root.iterdir()] == [folder.name]
+    path.unlink()
+    ready(kind(root=str(root), download=True))  # there already
+
+
+@pytest.mark.parametrize("official", [CIFAR100], indirect=True)
+@pytest.mark.parametrize("wrong", ["sum", "address", "archive"])
+def test_failed_download_leaves_nothing(
+    official: Any, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    kind, folder, _ = official
+    path = archive_of(tmp_path, folder)
+    if wrong == "archive":
+        path.write_bytes(path.read_bytes()[:-1000])
+    url = server + ("nothing.tar.gz" if wrong == "address" else path.name)
+    monkeypatch.setattr(kind, "archive", Archive(url, "0" * 32 if wrong == "sum" else md5(path), folder.name))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigurationError, match="cannot download http:") as caught:
+        kind(root=str(tmp_path / "new"), download=True).prepare_data()
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_download_checks_the_rest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_file, "download_and_extract_archive", lambda *args, **kwargs: pytest.fail("downloaded"))
+    with pytest.raises(ConfigurationError, match="No such file"):
+        CIFAR100(root=str(tmp_path / "new"), download=True, folder=str(tmp_path / "no")).prepare_data()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="is a file"):
+        CIFAR100(root=str(tmp_path / "file"), download=True).check("fit")
+    with pytest.raises(ConfigurationError, match="root is not given"):
+        CIFAR100(download=True).check("fit")
+
+
+# Tiny-ImageNet
+
+
+def make_tiny(root: Path) -> list[str]:
+    wnids = [f"n{index * 7 % 200:08d}" for index in range(200)]  # not sorted
+    for index, wnid in enumerate(wnids):
+        for image in range(2):
+            write_image(root / "train" / wnid / "images" / f"{wnid}_{image}.JPEG", 2 * index + image, (8, 8))
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
+        write_image(root / "val" / "images" / f"val_{index}.JPEG", 1000 + index, (8, 8))
+    (root / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    lines = [f"val_{index}.JPEG\t{wnid}\t0\t0\t7\t7" for index, wnid in enumerate(wnids)]
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    words = [f"{wnid}\tword{wnid[-3:]}, synonym" for wnid in sorted(wnids)[3:]]
+    (root / "words.txt").write_text("n00000000\tcrane, bird\nn00000001\tcrane\nn99999999\tunused\n" + "\n".join(words))
+    return sorted(wnids)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny") / "tiny-imagenet-200"
+    make_tiny(root)
+    return root
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_tiny_imagenet(tiny: Path, inner: bool) -> None:
+    module = ready(TinyImageNet200(root=str(tiny if inner else tiny.parent), image_size=8, val_fraction=0.5))
+    assert module.class_names[:5] == ["crane (n00000000)", "crane (n00000001)", "n00000002", "word003", "word004"]
+    assert len(set(module.class_names)) == 200
+    assert [len(module._datasets[name]) for name in ("train", "val", "test")] == [200] * 3
+    assert module._dataset("train").targets.tolist() == [k for k in range(200) for _ in range(2)]
+    wnids = (tiny / "wnids.txt").read_text().split()
+    test = module._dataset("test")
+    lines = sorted(f"val_{index}.JPEG" for index in range(200))
+    numbers = [sorted(wnids).index(wnids[int(line[4:-5])]) for line in lines]
+    assert test.targets.tolist() == numbers
+
+
+def test_tiny_imagenet_without_words(tmp_path: Path) -> None:
+    wnids = make_tiny(tmp_path)
+    (tmp_path / "words.txt").unlink()
+    assert TinyImageNet200(root=str(tmp_path)).class_names == wnids
+
+
+def test_tiny_imagenet_faults_are_named(tmp_path: Path, private_cache: Path) -> None:
+    root = tmp_path / "set"
+    make_tiny(root)
+    module = TinyImageNet200(root=str(root), image_size=8)
+    notes = root / "val" / "val_annotations.txt"
+    text = notes.read_text()
+    notes.write_text(text + "val_0.JPEG\tn77\t0\n")
+    with pytest.raises(ConfigurationError, match=r"n77.*wnids.txt"):
+        module.check("test")
+    notes.write_text(text + "gone.JPEG\tn00000001\n")
+    with pytest.raises(ConfigurationError, match=r"names 'gone.JPEG'"):
+        module.check("test")
+    notes.unlink()
+    with pytest.raises(ConfigurationError, match=r"val_annotations.txt"):
+        module.check("test")
+    module.check("fit")
+    for file in (root / "train" / "n00000003" / "images").iterdir():
+        file.unlink()
+    with pytest.raises(ConfigurationError, match="n00000003/images' holds no image"):
+        module.check("fit")
+    (root / "wnids.txt").write_text("n1\nn2\n")
+    with pytest.raises(ConfigurationError, match="names 2 classes"):
+        module.check("fit")
+    (root / "wnids.txt").unlink()
+    with pytest.raises(ConfigurationError, match=r"wnids.txt"):
+        module.check("fit")
+    assert not private_cache.exists()
+
+
+def test_tiny_imagenet_download(tiny: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for file in tiny.rglob("*"):
+            archive.write(file, os.path.join(tiny.name, file.relative_to(tiny)))
+    path = tmp_path / "tiny-imagenet-200.zip"
+    path.write_bytes(buffer.getvalue())
+    monkeypatch.setattr(TinyImageNet200, "archive", Archive(server + path.name, md5(path), tiny.name))
+    module = ready(TinyImageNet200(root=str(tmp_path / "new"), download=True, image_size=8))
+    assert len(module._datasets["test"]) == 200
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == [tiny.name]
+
+
+# ImageFolder
+
+
+def test_image_folder_classes_and_val_as_test(make_tree: MakeTree) -> None:
+    root = make_tree(["zebra", "ape"], test_name="val")
+    (root / "test").mkdir()
+    write_image(root / "test" / "unlabelled.png", 0)  # ImageNet's test set: images without class folders
+    module = ready(ImageFolder(root=str(root), image_size=16))
+    assert module.class_names == ["ape", "zebra"]
+    assert module.num_classes == 2
+    assert len(module._datasets["test"]) == 4
+    assert ImageFolder().image_size == 224
+
+
+def test_image_folder_prefers_test_to_val(make_tree: MakeTree) -> None:
+    root = make_tree(["a", "b"], test=3)
+    write_image(root / "val" / "a" / "0.png", 0)
+    assert len(ready(ImageFolder(root=str(root), image_size=16))._datasets["test"]) == 6
+
+
+def test_image_folder_with_one_part(make_tree: MakeTree) -> None:
+    trained = ready(ImageFolder(root=str(make_tree(["a", "b"], test=0)), image_size=16))
+    assert "test" not in trained._datasets
+    with pytest.raises(ConfigurationError, match=r"no folder '.*test'.*test/<class>/ or val/<class>/"):
+        trained.check("test")
+    tested = ImageFolder(root=str(make_tree(["a", "b"], train=0, name="other")), image_size=16)
+    ready(tested)
+    assert tested.class_names == ["a", "b"]
+    with pytest.raises(ConfigurationError, match=r"no folder '.*train'"):
+        tested.check("fit")
+
+
+@pytest.mark.parametrize(
+    ("in_memory", "count", "size", "kind"),
+    [
+        (None, 8, 2**32, ArrayDataset),
+        (None, 7, 2**32, FileDataset),
+        (None, 8, 8 * 3 * 16 * 16, FileDataset),
+        (True, 1, 1, ArrayDataset),
+        (False, 100, 2**32, FileDataset),
+    ],
+)
+def test_image_folder_in_memory_or_not(
+    make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch, in_memory: bool | None, count: int, size: int, kind: type
+) -> None:
+    monkeypatch.setattr(folder_file, "MEMORY_IMAGES", count)
+    monkeypatch.setattr(folder_file, "MEMORY_BYTES", size)
+    root = str(make_tree(["a", "b"]))
+    module = ready(ImageFolder(root=root, image_size=16, in_memory=in_memory))
+    assert isinstance(module._datasets["train"], kind)
+    assert module.augment.crop_padding == (2 if kind is ArrayDataset else 0)
+    given = ready(ImageFolder(root=root, image_size=16, in_memory=in_memory, crop_padding=3))
+    assert given.augment.crop_padding == 3
+
+
+def test_image_folder_on_the_fly(make_tree: MakeTree, private_cache: Path) -> None:
+    root = str(make_tree(["a", "b"], size=(40, 30)))
+    flying = ready(ImageFolder(root=root, image_size=16, in_memory=False, val_fraction=0.25, batch_size=8))
+    assert not private_cache.exists()
+    held = ready(ImageFolder(root=root, image_size=16, in_memory=True, val_fraction=0.25, batch_size=8))
+    for first, second in zip(
+        (flying.val_dataloader(), flying.test_dataloader()),
+        (held.val_dataloader(), held.test_dataloader()),
+        strict=True,
+    ):
+        for (images, targets), (others, theirs) in zip(first, second, strict=True):
+            assert torch.equal(images, others)
+            assert torch.equal(targets, theirs)  # type: ignore[arg-type]
+    dataset = flying._datasets["train"]
+    torch.manual_seed(0)
+    (crop, target), (other, _) = dataset[0], dataset[0]
+    assert crop.shape == (3, 16, 16)
+    assert int(target) == 0
+    assert not torch.equal(crop, other)  # a random crop each time
+    torch.manual_seed(0)
+    assert torch.equal(dataset[0][0], crop)
+
+
+def test_suffixes_whatever_their_case(tmp_path: Path) -> None:
+    for index, name in enumerate(["a.PNG", "b.jpeg", "c.Bmp", "d.gif", "e.tif", "f.ppm", "g.webp"]):
+        write_image(tmp_path / "train" / "x" / name, index)
+    (tmp_path / "train" / "x" / "g.txt").write_text("")
+    module = ImageFolder(root=str(tmp_path), image_size=8)
+    module.prepare_data()
+    module.setup("fit")
+    assert len(module._dataset("train")) == 7
+
+
+# Real data
+
+
+@pytest.mark.skipif("LIGHTNING_MSNN_DATA" not in os.environ, reason="LIGHTNING_MSNN_DATA is not set")
+def test_real_cifar100(tmp_path: Path) -> None:
+    module = ready(CIFAR100(root=os.environ["LIGHTNING_MSNN_DATA"], cache_dir=str(tmp_path)))
+    assert [len(module._datasets[name]) for name in ("train", "val", "test")] == [45_000, 5_000, 10_000]
+    pixels = module._dataset("train").images.float() / 255
+    for channel in range(3):
+        assert pixels[:, channel].mean().item() == pytest.approx(module.mean[channel], abs=1e-4)
+        assert pixels[:, channel].std().item() == pytest.approx(module.std[channel], abs=1e-4)
+    assert datasets.CIFAR100.base_folder == module.archive.folder

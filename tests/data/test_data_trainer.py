@@ -1,0 +1,178 @@
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from image_files import MakeTree, write_image
+from torch import Tensor, nn
+
+from lightning_msnn.data import CIFAR10, Digits, ImageDataModule, ImageFolder
+from lightning_msnn.errors import ConfigurationError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+]
+
+
+class Probe(pl.LightningModule):
+    """A linear classifier that keeps what it was given."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(features, classes))
+        self.seen: dict[str, list[Any]] = {"train": [], "val": [], "test": [], "predict": []}
+
+    def step(self, name: str, batch: Any) -> Tensor:
+        images, targets = batch
+        self.seen[name].append((images, targets))
+        return nn.functional.cross_entropy(self.net(images), targets)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.step("train", batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.step("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.step("test", batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[str]:
+        images, names = batch
+        self.seen["predict"].append(images)
+        self.net(images)
+        return list(names)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        **options,
+    )
+
+
+def modules(tmp_path: Path, make_tree: MakeTree) -> list[ImageDataModule]:
+    write_image(tmp_path / "new" / "x.png", 0)
+    options: dict[str, Any] = {
+        "batch_size": 4,
+        "folder": str(tmp_path / "new"),
+        "policy": "randaugment",
+        "erasing": 0.5,
+    }
+    root = str(make_tree(CIFAR10.classes))
+    return [
+        Digits(**options),
+        CIFAR10(root=root, val_fraction=0.3, **options),
+        ImageFolder(root=root, image_size=16, **options),
+        ImageFolder(root=root, image_size=16, in_memory=False, num_workers=1, **options),
+    ]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_the_trainer_runs_every_stage(make_tree: MakeTree, tmp_path: Path, index: int) -> None:
+    module = modules(tmp_path, make_tree)[index]
+    model = Probe(module.in_chans * module.image_size**2, module.num_classes)
+    runner = trainer(tmp_path, fast_dev_run=True)
+    runner.fit(model, module)
+    runner.validate(model, module, verbose=False)
+    runner.test(model, module, verbose=False)
+    predictions = runner.predict(model, module)
+    assert predictions == [[str(tmp_path / "new" / "x.png")]]
+    assert [len(seen) for seen in model.seen.values()] == [1, 2, 1, 1]
+    for name in ("train", "val", "test"):
+        images, targets = model.seen[name][0]
+        assert (images.dtype, targets.dtype) == (torch.float32, torch.int64)
+        assert images.shape == (4, module.in_chans, module.image_size, module.image_size)
+
+
+def test_only_training_batches_are_augmented(make_tree: MakeTree, tmp_path: Path) -> None:
+    module = CIFAR10(root=str(make_tree(CIFAR10.classes)), val_fraction=0.5, batch_size=20, crop_padding=0, flip=1.0)
+    model = Probe(3 * 32 * 32, 10)
+    trainer(tmp_path, max_epochs=1, num_sanity_val_steps=1).fit(model, module)
+
+    def plain(name: str) -> Tensor:
+        dataset = module._datasets[name]
+        return module.on_after_batch_transfer((dataset.images[dataset.indices], None), 0)[0]  # type: ignore[union-attr]
+
+    assert torch.equal(model.seen["val"][0][0], plain("val"))  # of the sanity check
+    assert torch.equal(model.seen["val"][1][0], plain("val"))
+    ((images, _),) = model.seen["train"]
+    mirrored = {image.numpy().tobytes() for image in plain("train").flip(-1)}
+    assert {image.numpy().tobytes() for image in images} == mirrored
+
+
+def test_fit_decodes_no_test_image(make_tree: MakeTree, tmp_path: Path, private_cache: Path) -> None:
+    root = make_tree(CIFAR10.classes)
+    for file in root.glob("test/*/*.png"):
+        file.write_text("not an image")
+    module = CIFAR10(root=str(root), batch_size=4)
+    model = Probe(3 * 32 * 32, 10)
+    trainer(tmp_path, fast_dev_run=True).fit(model, module)
+    assert [file.name.split("-")[1] for file in private_cache.iterdir()] == ["train"]
+    with pytest.raises(ConfigurationError, match="cannot read the image"):
+        trainer(tmp_path, fast_dev_run=True).test(model, module, verbose=False)
+    assert [file.name.split("-")[1] for file in private_cache.iterdir()] == ["train"]
+
+
+def test_predict_alone_needs_no_data_set(tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "x.png", 0)
+    module = CIFAR10(folder=str(tmp_path / "in"))
+    assert trainer(tmp_path).predict(Probe(3 * 32 * 32, 10), module) == [[str(tmp_path / "in" / "x.png")]]
+
+
+def test_no_validation(tmp_path: Path) -> None:
+    module = Digits(val_fraction=0.0)
+    model = Probe(64, 10)
+    trainer(tmp_path, max_epochs=1, limit_train_batches=2).fit(model, module)
+    assert len(model.seen["train"]) == 2
+    assert not model.seen["val"]
+
+
+def test_each_device_keeps_a_batch() -> None:
+    module = Digits(batch_size=500)
+    module.setup("fit")
+
+    class Running:
+        world_size = 4
+
+    module.trainer = Running()  # type: ignore[assignment]
+    assert not module.train_dataloader().drop_last  # 1294 images, 323 a device
+    Running.world_size = 2
+    assert module.train_dataloader().drop_last
+
+
+def test_hyperparameters_load_from_a_checkpoint_of_plain_values(make_tree: MakeTree, tmp_path: Path) -> None:
+    root = make_tree(CIFAR10.classes)
+    module = ImageFolder(root=root, image_size=16, batch_size=4, seed=3)  # type: ignore[arg-type]
+    runner = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    runner.fit(Probe(3 * 16 * 16, 10), module)
+    runner.save_checkpoint(tmp_path / "x.ckpt")
+    assert torch.load(tmp_path / "x.ckpt", weights_only=True)["datamodule_hyper_parameters"]["seed"] == 3
+    again = ImageFolder.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+    assert (again.root, again.seed, again.batch_size, again.image_size) == (root, 3, 4, 16)
+
+
+@pytest.mark.parametrize("kind", [Digits, CIFAR10, ImageFolder])
+def test_the_command_line_sees_every_argument(kind: type[ImageDataModule]) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "data")
+    parsed = parser.parse_args(["--data.batch_size=3", "--data.policy=randaugment", "--data.seed=4"])
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name before 4.49
+    module = instantiate(parsed).data
+    assert (module.batch_size, module.seed, module.augment.policy) == (3, 4, "randaugment")
+    assert module.augment.flip == (0.0 if kind is Digits else 0.5)
+    text = parser.format_help()
+    assert "Share of the training images that is split off" in " ".join(text.split())
