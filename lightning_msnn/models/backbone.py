@@ -31,6 +31,11 @@ __all__ = ["MIN_SIZE", "MSNN", "WINDOW_SCHEDULES", "Stage", "create", "default_c
 MIN_SIZE = 8
 """Smallest side of an input image in pixels."""
 
+BRANCH_GAIN = 0.2
+"""Initial scale of a branch's last batch norm. At 1 the variance of the stream grows by one with each of the 24 branches,
+which drowns what the stem put in: after 200 steps on CIFAR-100 a validation top-1 of 10.8 % against 15.6 % (at 0:
+12.9 %)."""
+
 WINDOW_SCHEDULES: dict[str, tuple[str, str]] = {
     "alternate": ("non_dilated", "dilated"),
     "alternate_grid": ("non_dilated", "grid"),
@@ -192,6 +197,11 @@ class MSNN(nn.Module):
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         self.apply(_init_weights)
+        for module in self.modules():
+            if isinstance(module, Block):
+                for synapse in (module.mixer.project, module.mlp.fc2):
+                    if isinstance(synapse.norm, nn.BatchNorm2d):
+                        nn.init.constant_(synapse.norm.weight, BRANCH_GAIN)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

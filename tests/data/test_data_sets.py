@@ -290,6 +290,16 @@ def test_tiny_imagenet(tiny: Path, inner: bool) -> None:
     assert test.targets.tolist() == numbers
 
 
+def test_tiny_imagenet_cache_follows_the_annotations(tmp_path: Path) -> None:
+    make_tiny(tmp_path)
+    before = ready(TinyImageNet200(root=str(tmp_path), image_size=8))._datasets["test"].targets
+    notes = tmp_path / "val" / "val_annotations.txt"
+    text = notes.read_text()
+    notes.write_text(text.replace("n00000005", "x").replace("n00000006", "n00000005").replace("x", "n00000006"))
+    after = ready(TinyImageNet200(root=str(tmp_path), image_size=8))._datasets["test"].targets
+    assert (before != after).sum() == 2
+
+
 def test_tiny_imagenet_without_words(tmp_path: Path) -> None:
     wnids = make_tiny(tmp_path)
     (tmp_path / "words.txt").unlink()

@@ -1,0 +1,202 @@
+import math
+
+import lightning.pytorch as pl
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_msnn.callbacks import EMA, TrainingCurves
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.tasks import SpikingClassifier, parameter_groups, warmup_cosine
+from tests.conftest import NETWORKS
+
+
+def loader(n=24, batch_size=8, classes=10):
+    g = torch.Generator().manual_seed(0)
+    return DataLoader(
+        TensorDataset(torch.randn(n, 3, 8, 8, generator=g), torch.randint(classes, (n,), generator=g)), batch_size
+    )
+
+
+def trainer(folder, **kwargs):
+    return pl.Trainer(
+        **{
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "logger": False,
+            "default_root_dir": folder,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            **kwargs,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_weight_decay_on_norms_biases_and_tau(name):
+    network = timm.create_model(name, num_classes=10)
+    decayed, kept = parameter_groups(network, 0.1)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): n for n, p in network.named_parameters()}
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+    assert all(names[id(p)].endswith("weight") and p.ndim > 1 for p in decayed["params"])
+    norms = {id(p) for m in network.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    assert norms <= {id(p) for p in kept["params"]}
+    assert {"head.fc.bias", "stages.0.blocks.0.mixer.membrane1.decay.logit"} <= {names[id(p)] for p in kept["params"]}
+
+
+def test_warmup_cosine():
+    factors = [warmup_cosine(step, 100, 10) for step in range(101)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert factors[10] == 1.0
+    assert max(factors) == 1.0
+    assert factors[:11] == sorted(factors[:11])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0.0, abs=1e-12)
+    assert warmup_cosine(500, 100, 10) == pytest.approx(0.0, abs=1e-12)
+    assert warmup_cosine(100, 100, 0, floor=0.1) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "constant"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_learning_rate_by_step(tmp_path, schedule, optimizer):
+    rates = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    task = SpikingClassifier(optimizer=optimizer, schedule=schedule, lr=0.01, warmup_epochs=1)
+    trainer(tmp_path, max_epochs=4, callbacks=[Watch()]).fit(task, loader())
+    assert len(rates) == 12
+    assert max(rates) <= 0.01 + 1e-9
+    if schedule == "constant":
+        assert set(rates) == {0.01}
+    else:
+        assert len(set(rates)) >= 11, "the rate moves at every step"
+        assert rates[-1] < 0.002
+        assert max(rates) > 0.009
+
+
+@pytest.mark.parametrize("kwargs", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}, {}])
+def test_fits_tests_and_predicts(tmp_path, kwargs):
+    task = SpikingClassifier(num_classes=4, **kwargs)
+    t = trainer(tmp_path)
+    t.fit(task, loader(classes=4), loader(classes=4))
+    assert {"train/top1", "train/top5", "train/loss", "val/top1", "val/top5", "val/loss"} <= set(t.callback_metrics)
+    result = t.test(task, loader(classes=4), verbose=False)[0]
+    assert result["test/top5"] == 1.0, "of four classes, the right one is always among five"
+    predictions = t.predict(task, DataLoader(torch.randn(10, 3, 8, 8), 4))
+    assert [len(p["class"]) for p in predictions] == [4, 4, 2]
+    p = predictions[0]
+    torch.testing.assert_close(p["logits"].softmax(1).max(1).values, p["probability"])
+    assert torch.equal(p["logits"].argmax(1), p["index"])
+    assert p["class"] == [str(i) for i in p["index"].tolist()]
+
+
+def test_metrics_are_exact_with_an_uneven_last_batch(tmp_path):
+    task = SpikingClassifier().eval()
+    data = loader(n=21, batch_size=8)
+    result = trainer(tmp_path).test(task, data, verbose=False)[0]
+    images, targets = data.dataset.tensors
+    with torch.no_grad():
+        logits = task(images)
+    assert result["test/top1"] == pytest.approx((logits.argmax(1) == targets).float().mean().item())
+    top5 = (logits.topk(5).indices == targets[:, None]).any(1).float().mean().item()
+    assert result["test/top5"] == pytest.approx(top5)
+    assert result["test/loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-4)
+
+
+def test_the_loss_smooths_labels():
+    task = SpikingClassifier(label_smoothing=0.2)
+    logits, targets = torch.randn(6, 10), torch.randint(10, (6,))
+    log = logits.log_softmax(1)
+    expected = -(0.8 * log[range(6), targets] + 0.2 * log.mean(1)).mean()
+    torch.testing.assert_close(task._loss(logits, targets), expected)
+
+
+def test_checkpoint_loads_with_plain_values(tmp_path):
+    task = SpikingClassifier(num_classes=10, network_kwargs={"theta": 0.3, "windows": "grid"})
+    t = trainer(tmp_path, max_epochs=1)
+    t.fit(task, loader())
+    t.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = SpikingClassifier.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True).eval()
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(loaded(x), task.eval()(x))
+    assert loaded.network.stages[0].blocks[0].mixer.membrane2.projection.theta == pytest.approx(0.3)
+
+
+def test_ema_averages_with_warm_up():
+    ema = EMA(decay=0.9)
+    assert ema.decay_at(0) == pytest.approx(0.1)
+    assert ema.decay_at(10_000) == 0.9
+    assert all(ema.decay_at(i) <= ema.decay_at(i + 1) for i in range(200))
+
+
+def test_ema_is_tested_and_training_goes_on_from_the_raw_weights(tmp_path):
+    """The weights in a checkpoint are the average, by its formula; testing it does not put the raw ones back."""
+    raw = []
+
+    class Record(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            raw.append(module.network.head.fc.weight.detach().clone())
+
+    ema = EMA(decay=0.9)
+    task = SpikingClassifier(lr=0.05, warmup_epochs=0)
+    t = trainer(tmp_path, max_epochs=2, callbacks=[Record(), ema])
+    t.fit(task, loader(), loader())
+    expected = raw[0]
+    for step, weight in enumerate(raw[1:], 1):
+        expected = torch.lerp(expected, weight, 1 - ema.decay_at(step))
+    torch.testing.assert_close(task.network.head.fc.weight, expected)
+    assert not torch.equal(raw[-1], expected)
+    t.save_checkpoint(tmp_path / "x.ckpt")
+    t.test(task, loader(), ckpt_path=tmp_path / "x.ckpt", weights_only=True, verbose=False)
+    torch.testing.assert_close(task.network.head.fc.weight, expected)
+
+
+def test_training_curves_resume(tmp_path):
+    curves = TrainingCurves()
+    t = trainer(tmp_path, max_epochs=2, callbacks=[curves], logger=pl.loggers.CSVLogger(tmp_path))
+    t.fit(SpikingClassifier(), loader(), loader())
+    assert [e for e, _ in curves.history["val/top1"]] == [1, 2]
+    assert [e for e, _ in curves.history["train/loss"]] == [1, 2]
+    assert all(math.isfinite(v) for points in curves.history.values() for _, v in points)
+    other = TrainingCurves()
+    other.load_state_dict(curves.state_dict())
+    assert other.history == curves.history
+    assert (tmp_path / "lightning_logs" / "version_0" / "curves.png").stat().st_size > 5_000
+
+
+class FakeData(pl.LightningDataModule):
+    num_classes = 7
+    in_chans = 3
+
+
+def test_data_that_does_not_fit():
+    with pytest.raises(ConfigurationError, match="num_classes is 10, but FakeData has 7: set model.num_classes to 7"):
+        SpikingClassifier().check_data(FakeData())
+    with pytest.raises(ConfigurationError, match="in_chans is 1, but FakeData has 3"):
+        SpikingClassifier(num_classes=7, in_chans=1).check_data(FakeData())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"network": "msnn_resnet21"}, "'msnn_resnet21'.*did you mean"),
+        ({"network_kwargs": {"theta": math.inf}}, "theta.*inf"),
+        ({"num_classes": 0}, "num_classes.*0"),
+        ({"label_smoothing": -0.1}, "label_smoothing.*-0.1"),
+        ({"lr": math.nan}, "lr.*nan"),
+        ({"mixup": -1.0}, "mixup.*-1"),
+        ({"optimizer": "lion"}, "'lion'.*adamw, sgd"),
+        ({"schedule": "step"}, "'step'.*constant, cosine, one_cycle"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ConfigurationError, match=message):
+        SpikingClassifier(**kwargs)

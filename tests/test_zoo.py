@@ -1,0 +1,186 @@
+import json
+import shutil
+import sys
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.data import resolve_data_config
+
+import lightning_msnn
+from lightning_msnn import zoo
+from lightning_msnn.data import Digits
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.models.weights import entries, read_weights
+
+ENTRIES = list(entries())
+DIGITS = "msnn_resnet12_tiny.digits"
+
+
+def test_there_are_entries():
+    assert DIGITS in ENTRIES
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_both_spellings_and_timm_give_the_same_network(name):
+    a = zoo.load(name)
+    b = lightning_msnn.zoo.load(name.replace(".", "_"))
+    c = timm.create_model(name, pretrained=True).eval()
+    config = zoo.info(name)
+    x = torch.randn(2, *config["input_size"])
+    assert not a.training
+    assert a(x).shape == (2, config["num_classes"])
+    assert torch.equal(a(x), b(x))
+    assert torch.equal(a(x), c(x))
+    assert "state_dict" not in c.pretrained_cfg
+    assert not torch.equal(zoo.load(name, pretrained=False)(x), a(x))
+    assert name in timm.list_models("msnn*", pretrained=True)
+    assert name in zoo.list_models()
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_config_is_complete(name):
+    config = zoo.info(name)
+    assert len(config["class_names"]) == config["num_classes"]
+    assert {"top1", "top1_images", "command", "hardware", "date", "versions", "epochs", "seed"} <= set(config)
+    data = resolve_data_config(timm.create_model(name).pretrained_cfg)
+    assert list(data["input_size"]) == config["input_size"]
+    assert list(data["mean"]) == pytest.approx(config["mean"])
+
+
+def test_digits_reach_the_accuracy_of_the_card():
+    """On the digits that no training has seen."""
+    data = Digits(batch_size=512)
+    data.prepare_data()
+    data.setup("test")
+    model, config = zoo.load(DIGITS), zoo.info(DIGITS)
+    hits = total = 0
+    with torch.no_grad():
+        for batch in data.test_dataloader():
+            images, targets = data.on_after_batch_transfer(batch, 0)
+            hits += (model(images).argmax(1) == targets).sum().item()
+            total += len(targets)
+    assert total == config["top1_images"]
+    assert 100 * hits / total == pytest.approx(config["top1"], abs=0.05)
+
+
+def test_transforms():
+    preprocess = zoo.transforms(DIGITS)
+    x = preprocess(Image.new("L", (8, 8), 255))
+    config = zoo.info(DIGITS)
+    assert x.shape == (1, 8, 8)
+    assert x.mean().item() == pytest.approx((1 - config["mean"][0]) / config["std"][0], rel=1e-5)
+
+
+def test_new_head_and_channels():
+    model = zoo.load(DIGITS, num_classes=3, in_chans=3)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    trained = zoo.load(DIGITS)
+    assert torch.equal(model.stages[0].blocks[0].mixer.synapse1.conv.weight,
+                       trained.stages[0].blocks[0].mixer.synapse1.conv.weight)  # fmt: skip
+
+
+def test_importing_the_zoo_does_not_import_lightning():
+    import subprocess
+
+    code = "import sys, lightning_msnn; lightning_msnn.zoo.list_models(); sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A zoo of one's own, with a copy of the digits entry."""
+    folder = tmp_path / "zoo" / DIGITS
+    shutil.copytree(entries()[DIGITS], folder)
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "zoo"))
+    assert entries()[DIGITS] == folder
+    return folder
+
+
+def refused(folder, message):
+    with pytest.raises(ConfigurationError, match=message):
+        read_weights(folder)
+
+
+def test_flipped_byte(mine):
+    file = mine / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    refused(mine, "model.safetensors is refused: its sha256 is")
+
+
+def test_renamed_tensor(mine):
+    file = mine / "model.safetensors"
+    state = load_file(file)
+    state["stem.conv.wait"] = state.pop("stem.conv.weight")
+    save_file(state, file)
+    refused(mine, "is refused: its sha256")
+
+
+def test_missing_weights(mine):
+    (mine / "model.safetensors").unlink()
+    refused(mine, f"weights of {DIGITS} cannot be read")
+
+
+def test_pickle_in_place_of_safetensors(mine):
+    import hashlib
+
+    torch.save({"x": torch.zeros(1)}, mine / "model.safetensors")
+    config = json.loads((mine / "config.json").read_text())
+    config["sha256"] = hashlib.sha256((mine / "model.safetensors").read_bytes()).hexdigest()
+    (mine / "config.json").write_text(json.dumps(config))
+    refused(mine, "is not a safetensors file")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"architecture": 1}'])
+def test_broken_config(mine, content):
+    (mine / "config.json").write_text(content)
+    with pytest.raises(ConfigurationError, match="config.json"):
+        read_weights(mine)
+    with pytest.warns(UserWarning, match="zoo entry left out"):
+        assert entries()[DIGITS] != mine
+
+
+def test_entry_under_another_name(mine):
+    other = mine.with_name("msnn_resnet12.digits")
+    mine.rename(other)
+    with pytest.warns(UserWarning, match="left out"):
+        assert "msnn_resnet12.digits" not in entries()
+
+
+@pytest.mark.parametrize("name", ["msnn_resnet12_tiny.digit", "", None, "resnet18", "../digits"])
+def test_unknown_entry(name):
+    with pytest.raises(ConfigurationError, match="unknown zoo entry.*allowed are .*digits"):
+        zoo.load(name)
+
+
+def test_export(tmp_path):
+    import lightning.pytorch as pl
+
+    from lightning_msnn.tasks import SpikingClassifier
+
+    task = SpikingClassifier("msnn_resnet12_tiny", in_chans=1, network_kwargs={"theta": 0.3})
+    t = pl.Trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=0, logger=False, accelerator="cpu",
+                   enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+                   enable_checkpointing=False)  # fmt: skip
+    t.fit(task, datamodule=Digits(batch_size=32))
+    t.save_checkpoint(tmp_path / "x.ckpt")
+    folder = zoo.export(tmp_path / "x.ckpt", "msnn_resnet12_tiny.mine", tmp_path / "zoo", top1=12.5)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["top1"] == 12.5
+    assert config["network_kwargs"] == {"theta": 0.3}
+    assert config["class_names"] == [str(i) for i in range(10)]
+    network = timm.create_model("msnn_resnet12_tiny", num_classes=10, in_chans=1, theta=0.3).eval()
+    network.load_state_dict(read_weights(folder))
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(network(x), task.eval()(x))
+    assert [p.name for p in (tmp_path / "zoo").iterdir()] == ["msnn_resnet12_tiny.mine"]
+    with pytest.raises(ConfigurationError, match="exists"):
+        zoo.export(tmp_path / "x.ckpt", "msnn_resnet12_tiny.mine", tmp_path / "zoo")
+    with pytest.raises(ConfigurationError, match="is of network 'msnn_resnet12_tiny', not of 'msnn_resnet12'"):
+        zoo.export(tmp_path / "x.ckpt", "msnn_resnet12.mine", tmp_path / "zoo")
+    with pytest.raises(ConfigurationError, match="<architecture>.<tag>"):
+        zoo.export(tmp_path / "x.ckpt", "mine", tmp_path / "zoo")
