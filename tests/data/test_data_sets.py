@@ -254,12 +254,11 @@ def test_download_checks_the_rest_first(tmp_path: Path, monkeypatch: pytest.Monk
 # Tiny-ImageNet
 
 
-def make_tiny(root: Path) -> list[str]:
+def make_tiny(root: Path, train: int = 2) -> list[str]:
     wnids = [f"n{index * 7 % 200:08d}" for index in range(200)]  # not sorted
     for index, wnid in enumerate(wnids):
-        for image in range(2):
+        for image in range(train):
             write_image(root / "train" / wnid / "images" / f"{wnid}_{image}.JPEG", 2 * index + image, (8, 8))
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
         write_image(root / "val" / "images" / f"val_{index}.JPEG", 1000 + index, (8, 8))
     (root / "wnids.txt").write_text("\n".join(wnids) + "\n")
     lines = [f"val_{index}.JPEG\t{wnid}\t0\t0\t7\t7" for index, wnid in enumerate(wnids)]
@@ -291,24 +290,27 @@ def test_tiny_imagenet(tiny: Path, inner: bool) -> None:
 
 
 def test_tiny_imagenet_cache_follows_the_annotations(tmp_path: Path) -> None:
-    make_tiny(tmp_path)
-    before = ready(TinyImageNet200(root=str(tmp_path), image_size=8))._datasets["test"].targets
+    make_tiny(tmp_path, train=0)
+    module = TinyImageNet200(root=str(tmp_path), image_size=8)
+    module.setup("test")
+    before = module._datasets["test"].targets
     notes = tmp_path / "val" / "val_annotations.txt"
     text = notes.read_text()
     notes.write_text(text.replace("n00000005", "x").replace("n00000006", "n00000005").replace("x", "n00000006"))
-    after = ready(TinyImageNet200(root=str(tmp_path), image_size=8))._datasets["test"].targets
+    module.setup("test")
+    after = module._datasets["test"].targets
     assert (before != after).sum() == 2
 
 
 def test_tiny_imagenet_without_words(tmp_path: Path) -> None:
-    wnids = make_tiny(tmp_path)
-    (tmp_path / "words.txt").unlink()
+    wnids = [f"n{index:08d}" for index in range(200)]
+    (tmp_path / "wnids.txt").write_text("\n".join(reversed(wnids)))
     assert TinyImageNet200(root=str(tmp_path)).class_names == wnids
 
 
 def test_tiny_imagenet_faults_are_named(tmp_path: Path, private_cache: Path) -> None:
     root = tmp_path / "set"
-    make_tiny(root)
+    make_tiny(root, train=1)
     module = TinyImageNet200(root=str(root), image_size=8)
     notes = root / "val" / "val_annotations.txt"
     text = notes.read_text()
