@@ -170,12 +170,19 @@ class MSNNCLI(LightningCLI):
         resume = config.get("ckpt_path") == "last"
         base = Path(config.run.folder) / config.run.name
         version = _version(base, resume)
+        if resume and (last := base / f"version_{version}" / "checkpoints" / "last.ckpt").is_file():
+            read_checkpoint(last)  # a broken one is refused before anything starts
         for logger in local:
             if logger.init_args.get("version") is None:
                 logger.init_args.save_dir, logger.init_args.name = config.run.folder, config.run.name
                 logger.init_args.version = version
         if config.trainer.get("default_root_dir") is None:
             config.trainer.default_root_dir = str(base)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Load checkpoints as plain values only."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "weights_only": True}
 
     # Before anything is written: does the model fit the data?
 

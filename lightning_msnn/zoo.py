@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from fnmatch import fnmatch
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import nn
 
 from lightning_msnn.errors import ConfigurationError, suggestion
+from lightning_msnn.models.backbone import MSNN
 from lightning_msnn.models.weights import CONFIG_FILE, WEIGHTS_FILE, entries, read_config
 
 __all__ = ["export", "info", "list_models", "load", "resolve", "transforms"]
@@ -108,6 +110,12 @@ def transforms(name: str) -> Any:
     return create_transform(**resolve_data_config(timm.get_pretrained_cfg(resolve(name)).to_dict()))
 
 
+def _pinned() -> dict[str, Any]:
+    """Return the defaults that decide what a network computes, so that later ones leave an entry as it is."""
+    free = {"mixer", "in_chans", "num_classes", "global_pool", "depths", "widths", "drop_rate", "drop_path_rate"}
+    return {name: p.default for name, p in signature(MSNN).parameters.items() if name not in free}
+
+
 def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", **fields: Any) -> Path:
     """Make a zoo entry of a Lightning checkpoint.
 
@@ -150,7 +158,7 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", **fiel
         "mean": data["mean"],
         "std": data["std"],
         "class_names": content["class_names"],
-        "network_kwargs": hparams.get("network_kwargs") or {},
+        "network_kwargs": _pinned() | (hparams.get("network_kwargs") or {}),
         "sha256": hashlib.sha256(weights).hexdigest(),
         **fields,
     }

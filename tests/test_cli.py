@@ -55,7 +55,7 @@ def images(tmp_path):
     (folder / "more").mkdir(parents=True)
     for i in range(5):
         path = folder / ("more" if i == 4 else ".") / f"{i}.png"
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (8, 8), dtype=np.uint8)).save(path)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (16, 16), dtype=np.uint8)).save(path)
     return folder
 
 
@@ -83,7 +83,7 @@ def test_saved_config_runs_again(run):
 def test_checkpoint_is_plain_values(checkpoint):
     content = torch.load(checkpoint, weights_only=True)
     assert content["class_names"] == [str(i) for i in range(10)]
-    assert content["preprocessing"]["image_size"] == 8
+    assert content["preprocessing"]["image_size"] == 16
     flat = [content["hyper_parameters"], content["datamodule_hyper_parameters"]]
     while flat:
         value = flat.pop()
@@ -119,7 +119,7 @@ def test_predict_agrees_with_the_network(checkpoint, images):
     task = SpikingClassifier.load_from_checkpoint(checkpoint, weights_only=True).eval()
     with Path("p.csv").open() as file:
         for row in csv.DictReader(file):
-            pixels = torch.from_numpy(np.array(Image.open(row["file"]))).float().view(1, 1, 8, 8) / 255
+            pixels = torch.from_numpy(np.array(Image.open(row["file"]))).float().view(1, 1, 16, 16) / 255
             with torch.no_grad():
                 probability = task((pixels - Digits.mean[0]) / Digits.std[0]).softmax(1)[0]
             assert row["class"] == task.class_names[probability.argmax()]

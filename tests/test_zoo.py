@@ -52,7 +52,7 @@ def test_config_is_complete(name):
 
 def test_digits_reach_the_accuracy_of_the_card():
     """On the digits that no training has seen."""
-    data = Digits(batch_size=512)
+    data = Digits(batch_size=512, image_size=zoo.info(DIGITS)["input_size"][1])
     data.prepare_data()
     data.setup("test")
     model, config = zoo.load(DIGITS), zoo.info(DIGITS)
@@ -68,9 +68,9 @@ def test_digits_reach_the_accuracy_of_the_card():
 
 def test_transforms():
     preprocess = zoo.transforms(DIGITS)
-    x = preprocess(Image.new("L", (8, 8), 255))
+    x = preprocess(Image.new("L", (16, 16), 255))
     config = zoo.info(DIGITS)
-    assert x.shape == (1, 8, 8)
+    assert x.shape == (1, 16, 16)
     assert x.mean().item() == pytest.approx((1 - config["mean"][0]) / config["std"][0], rel=1e-5)
 
 
@@ -171,9 +171,11 @@ def test_export(tmp_path):
     folder = zoo.export(tmp_path / "x.ckpt", "msnn_resnet12_tiny.mine", tmp_path / "zoo", top1=12.5)
     config = json.loads((folder / "config.json").read_text())
     assert config["top1"] == 12.5
-    assert config["network_kwargs"] == {"theta": 0.3}
+    assert config["network_kwargs"]["theta"] == 0.3
+    assert config["network_kwargs"]["windows"] == "alternate", "defaults are pinned"
     assert config["class_names"] == [str(i) for i in range(10)]
     network = timm.create_model("msnn_resnet12_tiny", num_classes=10, in_chans=1, theta=0.3).eval()
+    network.to(memory_format=torch.channels_last)
     network.load_state_dict(read_weights(folder))
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(network(x), task.eval()(x))
