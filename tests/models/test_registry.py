@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import shutil
 
 import pytest
 import timm
@@ -342,3 +343,11 @@ def test_bad_arguments(name, kwargs, message):
 def test_pretrained_without_weights(name):
     with pytest.raises(ConfigurationError, match=f"no weights for {name}.untrained"):
         timm.create_model(f"{name}.untrained", pretrained=True)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the default compiler of torch.compile needs g++")
+def test_compile_with_the_default_compiler():
+    """The one test of generated code: minutes for each network, so it takes the smallest."""
+    model = lively(make("msnn_resnet12_tiny", depths=(1, 1, 2, 1)))
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-3, atol=1e-3)
