@@ -1,7 +1,16 @@
 """Pure functions of tensors: spikes, projections, windows and membrane scans. No module, no state."""
 
 from lightning_msnn.functional.membrane import coupled_scan, scan
-from lightning_msnn.functional.projection import PROJECTIONS, mean, sine
+from lightning_msnn.functional.projection import (
+    PROJECTIONS,
+    exponential,
+    mean,
+    none,
+    piecewise_linear,
+    polynomial,
+    sine,
+    tanh,
+)
 from lightning_msnn.functional.spike import SURROGATES, arctan, heaviside, rectangular, sigmoid, triangular
 from lightning_msnn.functional.windows import WINDOWS, count, merge, side, split
 
@@ -12,14 +21,19 @@ __all__ = [
     "arctan",
     "count",
     "coupled_scan",
+    "exponential",
     "heaviside",
     "mean",
     "merge",
+    "none",
+    "piecewise_linear",
+    "polynomial",
     "rectangular",
     "scan",
     "side",
     "sigmoid",
     "sine",
     "split",
+    "tanh",
     "triangular",
 ]

@@ -10,13 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["PROJECTIONS", "mean", "sine"]
+__all__ = ["PROJECTIONS", "exponential", "mean", "none", "piecewise_linear", "polynomial", "sine", "tanh"]
 
 
 def sine(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
     """``Omega(a, b) = 2 sin(pi theta a cos(pi theta b))``, the projection of Yao et al. (arXiv 2401.10843).
 
-    Bounded to [-2, 2]; ``Omega(0, b) = 0``.
+    Range [-2, 2]; with ``c = pi theta``, the derivative by ``a`` is in [-2 c, 2 c] and that by ``b`` in
+    [-2 c^2 |a|, 2 c^2 |a|]; ``Omega(0, b) = 0``.
 
     Args:
         a: Membrane of layer 1 in the window before, any shape.
@@ -31,7 +32,9 @@ def sine(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
 
 
 def mean(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
-    """``Omega(a, b) = (a + b) / 2``, which the authors' CIFAR-100 program uses; not bounded, theta plays no part.
+    """``Omega(a, b) = (a + b) / 2``, which the authors' CIFAR-100 program uses; theta plays no part.
+
+    Range unbounded; both derivatives 1/2; ``Omega(0, 0) = 0``.
 
     Args:
         a: Membrane of layer 1 in the window before, any shape.
@@ -44,5 +47,98 @@ def mean(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
     return (a + b) * 0.5
 
 
-PROJECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"sine": sine, "mean": mean}
+def tanh(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
+    """Smooth bound without the sine's folds.
+
+    ``Omega(a, b) = 2 tanh(c (a + b) / 2)`` with ``c = pi theta``.
+
+    Range (-2, 2); both derivatives in (0, c]; ``Omega(0, 0) = 0``.
+
+    Args:
+        a: Membrane of layer 1 in the window before, any shape.
+        b: Membrane of layer 2 in the window before, shape of ``a``.
+        theta: Radian factor in units of pi, a scalar tensor.
+
+    Returns:
+        The merged membrane, shape of ``a``.
+    """
+    return 2.0 * torch.tanh(0.5 * math.pi * theta * (a + b))
+
+
+def exponential(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
+    """``Omega(a, b) = 2 sign(x) (1 - exp(-c |x|))`` with ``x = (a + b) / 2`` and ``c = pi theta``.
+
+    Range (-2, 2), reached by an exponential; both derivatives in (0, c]; ``Omega(0, 0) = 0``.
+
+    Args:
+        a: Membrane of layer 1 in the window before, any shape.
+        b: Membrane of layer 2 in the window before, shape of ``a``.
+        theta: Radian factor in units of pi, a scalar tensor.
+
+    Returns:
+        The merged membrane, shape of ``a``.
+    """
+    x = 0.5 * (a + b)
+    return -2.0 * torch.sign(x) * torch.expm1(-math.pi * theta * x.abs())
+
+
+def polynomial(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
+    """``Omega(a, b) = y (3 - y^2)`` with ``y = c (a + b) / 2`` cut to [-1, 1] and ``c = pi theta``.
+
+    The cubic that reaches its bounds with slope 0. Range [-2, 2]; both derivatives in [0, 3 c / 2];
+    ``Omega(0, 0) = 0``.
+
+    Args:
+        a: Membrane of layer 1 in the window before, any shape.
+        b: Membrane of layer 2 in the window before, shape of ``a``.
+        theta: Radian factor in units of pi, a scalar tensor.
+
+    Returns:
+        The merged membrane, shape of ``a``.
+    """
+    y = (0.5 * math.pi * theta * (a + b)).clamp(-1.0, 1.0)
+    return y * (3.0 - y * y)
+
+
+def piecewise_linear(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
+    """``Omega(a, b) = c (a + b)`` cut to [-2, 2], with ``c = pi theta``: no transcendental function to evaluate.
+
+    Range [-2, 2]; both derivatives 0 or c; ``Omega(0, 0) = 0``.
+
+    Args:
+        a: Membrane of layer 1 in the window before, any shape.
+        b: Membrane of layer 2 in the window before, shape of ``a``.
+        theta: Radian factor in units of pi, a scalar tensor.
+
+    Returns:
+        The merged membrane, shape of ``a``.
+    """
+    return (math.pi * theta * (a + b)).clamp(-2.0, 2.0)
+
+
+def none(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
+    """``Omega(a, b) = b``: no recurrence from layer to layer, the ablation; theta plays no part.
+
+    Range unbounded; derivatives 0 and 1; ``Omega(0, 0) = 0``.
+
+    Args:
+        a: Membrane of layer 1 in the window before, not used.
+        b: Membrane of layer 2 in the window before, any shape.
+        theta: Not used.
+
+    Returns:
+        ``b``.
+    """
+    return b
+
+
+PROJECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "sine": sine,
+    "mean": mean,
+    "tanh": tanh,
+    "exponential": exponential,
+    "polynomial": polynomial,
+    "piecewise_linear": piecewise_linear,
+    "none": none,
+}
 """Projections by the name that configurations use."""

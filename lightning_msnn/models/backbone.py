@@ -415,12 +415,11 @@ def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: A
             f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted(allowed))}"
             f"{suggestion(name, allowed)}"
         )
-    cfg = resolve_pretrained_cfg(
-        variant, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
-    )
+    given, overlay = kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
+    cfg = resolve_pretrained_cfg(variant, given, overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         tagged = [name for name, c in get_arch_pretrained_cfgs(variant).items() if c.has_weights]
-        if not tagged or cfg.tag not in (None, "untrained"):
+        if given or not tagged:  # a tag that was asked for is not replaced by another
             raise ConfigurationError(
                 f"no weights for {variant}{'.' + cfg.tag if cfg.tag else ''}: "
                 f"pretrained are {', '.join(timm.list_pretrained('msnn*')) or 'none'}"

@@ -340,6 +340,16 @@ def test_bad_arguments(name, kwargs, message):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_pretrained_without_a_tag_takes_the_first_entry(name):
+    entries = timm.list_pretrained(f"{name}.*")
+    if entries:
+        assert timm.create_model(name, pretrained=True).pretrained_cfg["tag"] == entries[0].split(".")[1]
+    else:
+        with pytest.raises(ConfigurationError, match=f"no weights for {name}"):
+            timm.create_model(name, pretrained=True)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_pretrained_without_weights(name):
     with pytest.raises(ConfigurationError, match=f"no weights for {name}.untrained"):
         timm.create_model(f"{name}.untrained", pretrained=True)
