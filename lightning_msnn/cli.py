@@ -74,13 +74,13 @@ class _Parser(LightningArgumentParser):
 def _one_sentence(message: str) -> str:
     """Shorten jsonargparse's list of every type that a value failed to be."""
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
-    union = re.match(r'Parser key "(.+?)": .*?Errors: - (.*) Given value type: \S+ Given value: (.*)$', text)
+    union = re.match(r'(?:Parser key "(.+?)": )?.*?Errors: - (.*) Given value type: \S+ Given value: (.*)$', text)
     if union is None:
         return text
     key, reasons, value = union.groups()
     said = [reason for reason in reasons.split(" - ") if reason != "Expected a NoneType"]
     given = "" if value.startswith(("Namespace", "NestedArg")) else f", not {value!r}"
-    return f"{key}: {'; '.join(said)}{given}"
+    return f"{key + ': ' if key else ''}{'; '.join(said)}{given}"
 
 
 def _keys(parser: argparse.ArgumentParser) -> set[str]:
@@ -227,6 +227,8 @@ def _configuration_error(error: BaseException | None) -> ConfigurationError | No
     while error is not None:
         if isinstance(error, ConfigurationError):
             return error
+        if isinstance(error, ValueError) and "Does not validate against any of the Union" in str(error):
+            return ConfigurationError(_one_sentence(str(error)))  # jsonargparse keeps reasons as text alone
         error = error.__cause__ or error.__context__
     return None
 

@@ -198,7 +198,7 @@ def folder_args(root):
 BAD = {
     "unknown network": (["--model.network", "msnn_resnet21"], "'msnn_resnet21'.*allowed are .*did you mean 'msnn_"),
     "unknown surrogate": (["--model.network_kwargs", "{surrogate: triangel}"], "'triangel'.*did you mean 'triangular'"),
-    "unknown projection": (["--model.network_kwargs", "{projection: cosin}"], "'cosin'.*allowed are mean, sine"),
+    "unknown projection": (["--model.network_kwargs", "{projection: cosin}"], "'cosin'.*did you mean 'sine'"),
     "theta not finite": (["--model.network_kwargs", "{theta: .nan}"], "theta must be a finite number.*nan"),
     "unknown argument": (["--model.network_kwargs", "{thetta: 0.1}"], "'thetta'.*did you mean 'theta'"),
     "class count": (["--model.num_classes", "12"], "num_classes is 12.*Digits has 10"),
