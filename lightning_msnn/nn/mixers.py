@@ -90,6 +90,7 @@ class ConvMixer(nn.Module):
             )
         self.windows = windows
         self.isolated = context == "isolated"
+        learn_tau = learn_tau and windows != "single"  # nothing is carried from window to window
         self.synapse1 = Synapse(dim, dim, 3, norm)
         self.membrane1 = Membrane(make_decay(dim, tau, learn_tau))
         self.spike1 = Spike(threshold, surrogate)

@@ -105,6 +105,14 @@ def make_decay(channels: int, tau: float, learn_tau: bool) -> nn.Module:
     return LearntDecay(channels, tau) if learn_tau else FixedDecay(tau)
 
 
+def _alone(currents: list[Tensor], tau: Tensor) -> list[Tensor]:
+    """Return the current of a map that is one window, with tau in it at weight 0.
+
+    A parameter without a gradient, as on a map too small to cut, would stop data-parallel training.
+    """
+    return [currents[0] + 0.0 * tau.to(currents[0].dtype)]
+
+
 class Membrane(nn.Module):
     """Membranes of layer 1, which merge the current stimulus with what the layer saw before.
 
@@ -112,9 +120,12 @@ class Membrane(nn.Module):
         decay: A module that returns tau.
     """
 
+    learnt: Final[bool]
+
     def __init__(self, decay: nn.Module) -> None:
         super().__init__()
         self.decay = decay
+        self.learnt = isinstance(decay, LearntDecay)
 
     def forward(self, currents: list[Tensor]) -> list[Tensor]:
         """Scan the windows.
@@ -126,7 +137,7 @@ class Membrane(nn.Module):
             Membranes of the windows, shapes of ``currents``.
         """
         if len(currents) == 1:
-            return currents
+            return _alone(currents, self.decay()) if self.learnt and self.training else currents
         # Under autocast the currents are narrower than the parameter, which must not widen the scan.
         return scan(currents, self.decay().to(currents[0].dtype))
 
@@ -139,9 +150,12 @@ class CoupledMembrane(nn.Module):
         projection: The projection Omega.
     """
 
+    learnt: Final[bool]
+
     def __init__(self, decay: nn.Module, projection: Projection) -> None:
         super().__init__()
         self.decay = decay
+        self.learnt = isinstance(decay, LearntDecay)
         self.projection = projection
 
     def forward(self, currents: list[Tensor], first: list[Tensor]) -> list[Tensor]:
@@ -155,7 +169,7 @@ class CoupledMembrane(nn.Module):
             Membranes of the windows, shapes of ``currents``.
         """
         if len(currents) == 1:
-            return currents
+            return _alone(currents, self.decay()) if self.learnt and self.training else currents
         tau = self.decay().to(currents[0].dtype)
         if torch.jit.is_scripting():
             # TorchScript takes no function as an argument: the loop of ``coupled_scan``, written out.
