@@ -10,7 +10,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["PROJECTIONS", "exponential", "mean", "none", "piecewise_linear", "polynomial", "sine", "tanh"]
+__all__ = [
+    "PROJECTIONS",
+    "WITHOUT_THETA",
+    "exponential",
+    "mean",
+    "none",
+    "piecewise_linear",
+    "polynomial",
+    "sine",
+    "tanh",
+]
 
 
 def sine(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
@@ -142,3 +152,6 @@ PROJECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "none": none,
 }
 """Projections by the name that configurations use."""
+
+WITHOUT_THETA = frozenset({"mean", "none"})
+"""Projections in which theta plays no part."""

@@ -70,6 +70,21 @@ def _positive(value: object, what: str, least: int = 1) -> int:
     return value
 
 
+def _for_each_block(theta: float | Sequence[float], depths: Sequence[int]) -> list[float]:
+    """Spread theta over the blocks: one number, one for each stage, or one for each block."""
+    if isinstance(theta, int | float):
+        return [theta] * sum(depths)
+    thetas = list(theta)
+    if len(thetas) == len(depths):
+        return [value for value, depth in zip(thetas, depths, strict=True) for _ in range(depth)]
+    if len(thetas) != sum(depths):
+        raise ConfigurationError(
+            f"theta must be one number, {len(depths)} (one for each stage) or {sum(depths)} (one for each block), "
+            f"not {len(thetas)}: {thetas}"
+        )
+    return thetas
+
+
 class Stage(nn.Module):
     """Blocks at one resolution, after the patch merging that leads to it.
 
@@ -112,7 +127,9 @@ class MSNN(nn.Module):
         windows: Kinds of windows, one of :data:`WINDOW_SCHEDULES`.
         context: ``"shared"`` or ``"isolated"``: what a synapse sees beyond the border of a window.
         projection: Name of the projection Omega.
-        theta: Radian factor of the projection in units of pi, in [0, 1].
+        theta: Radian factor of the projection in units of pi, in [0, 1]: one number, one for each stage, or one for
+            each block; the initial ones if they are learnt.
+        learn_theta: Whether each block learns its own theta, kept in (0, 1).
         tau: Decay of membranes from window to window; the initial one if it is learnt.
         learn_tau: Whether each channel learns its own decay.
         threshold: Threshold ``V`` of all neurons.
@@ -136,7 +153,8 @@ class MSNN(nn.Module):
         windows: str = "alternate",
         context: str = "shared",
         projection: str = "sine",
-        theta: float = 0.25,
+        theta: float | Sequence[float] = 0.25,
+        learn_theta: bool = False,
         tau: float = 0.1,
         learn_tau: bool = True,
         threshold: float = 0.5,
@@ -166,6 +184,7 @@ class MSNN(nn.Module):
 
         self.stem = Stem(in_chans, widths[0])
         encoder = partial(Encoder, threshold=threshold, surrogate=surrogate)
+        thetas = _for_each_block(theta, depths)
         rates = torch.linspace(0.0, drop_path_rate, sum(depths)).tolist()
         stages: list[nn.Module] = []
         self.feature_info: list[dict[str, Any]] = []
@@ -178,7 +197,8 @@ class MSNN(nn.Module):
                         windows=kind,
                         context=context,
                         projection=projection,
-                        theta=theta,
+                        theta=thetas.pop(0),
+                        learn_theta=learn_theta,
                         tau=tau,
                         learn_tau=learn_tau,
                         threshold=threshold,
@@ -206,7 +226,7 @@ class MSNN(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must spare beyond vectors: decays and radian factors."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("decay.logit", "theta"))}
+        return {name for name, _ in self.named_parameters() if name.endswith(("decay.logit", "theta_logit"))}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

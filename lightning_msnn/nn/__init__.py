@@ -3,7 +3,7 @@
 from lightning_msnn.nn.blocks import MLP, Block, Encoder, PatchMerging, Stem
 from lightning_msnn.nn.mixers import CONTEXTS, ConvMixer, Synapse
 from lightning_msnn.nn.neuron import CoupledMembrane, FixedDecay, LearntDecay, Membrane, Spike, make_decay
-from lightning_msnn.nn.projection import Projection
+from lightning_msnn.nn.projection import LearntProjection, Projection, make_projection
 
 __all__ = [
     "CONTEXTS",
@@ -14,6 +14,7 @@ __all__ = [
     "Encoder",
     "FixedDecay",
     "LearntDecay",
+    "LearntProjection",
     "Membrane",
     "PatchMerging",
     "Projection",
@@ -21,4 +22,5 @@ __all__ = [
     "Stem",
     "Synapse",
     "make_decay",
+    "make_projection",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_msnn.errors import ConfigurationError, suggestion
 from lightning_msnn.functional.windows import WINDOWS, merge, split
 from lightning_msnn.nn.neuron import CoupledMembrane, Membrane, Spike, make_decay
-from lightning_msnn.nn.projection import Projection
+from lightning_msnn.nn.projection import make_projection
 
 __all__ = ["CONTEXTS", "ConvMixer", "Synapse"]
 
@@ -52,7 +52,8 @@ class ConvMixer(nn.Module):
         windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
         context: ``"shared"`` or ``"isolated"``.
         projection: Name of the projection Omega.
-        theta: Radian factor of the projection in units of pi.
+        theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
+        learn_theta: Whether the mixer learns its theta.
         tau: Decay of the membranes from window to window; the initial one if it is learnt.
         learn_tau: Whether each channel learns its own decay.
         threshold: Threshold ``V`` of the neurons.
@@ -73,6 +74,7 @@ class ConvMixer(nn.Module):
         context: str = "shared",
         projection: str = "sine",
         theta: float = 0.25,
+        learn_theta: bool = False,
         tau: float = 0.1,
         learn_tau: bool = True,
         threshold: float = 0.5,
@@ -90,12 +92,15 @@ class ConvMixer(nn.Module):
             )
         self.windows = windows
         self.isolated = context == "isolated"
-        learn_tau = learn_tau and windows != "single"  # nothing is carried from window to window
+        # Over a single window nothing is carried, so there is nothing to learn.
+        learn_tau, learn_theta = (learn and windows != "single" for learn in (learn_tau, learn_theta))
         self.synapse1 = Synapse(dim, dim, 3, norm)
         self.membrane1 = Membrane(make_decay(dim, tau, learn_tau))
         self.spike1 = Spike(threshold, surrogate)
         self.synapse2 = Synapse(dim, dim, 3, norm)
-        self.membrane2 = CoupledMembrane(make_decay(dim, tau, learn_tau), Projection(projection, theta))
+        self.membrane2 = CoupledMembrane(
+            make_decay(dim, tau, learn_tau), make_projection(projection, theta, learn_theta)
+        )
         self.spike2 = Spike(threshold, surrogate)
         self.project = Synapse(dim, dim, 1, norm)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.functional.membrane import coupled_scan, scan
 from lightning_msnn.functional.spike import SURROGATES, heaviside
-from lightning_msnn.nn.projection import Projection
+from lightning_msnn.nn.projection import LearntProjection
 
 __all__ = ["CoupledMembrane", "FixedDecay", "LearntDecay", "Membrane", "Spike", "make_decay"]
 
@@ -105,12 +105,12 @@ def make_decay(channels: int, tau: float, learn_tau: bool) -> nn.Module:
     return LearntDecay(channels, tau) if learn_tau else FixedDecay(tau)
 
 
-def _alone(currents: list[Tensor], tau: Tensor) -> list[Tensor]:
-    """Return the current of a map that is one window, with tau in it at weight 0.
+def _alone(currents: list[Tensor], unused: Tensor) -> list[Tensor]:
+    """Return the current of a map that is one window, with what else would be in it at weight 0.
 
     A parameter without a gradient, as on a map too small to cut, would stop data-parallel training.
     """
-    return [currents[0] + 0.0 * tau.to(currents[0].dtype)]
+    return [currents[0] + 0.0 * unused.to(currents[0].dtype)]
 
 
 class Membrane(nn.Module):
@@ -152,10 +152,10 @@ class CoupledMembrane(nn.Module):
 
     learnt: Final[bool]
 
-    def __init__(self, decay: nn.Module, projection: Projection) -> None:
+    def __init__(self, decay: nn.Module, projection: nn.Module) -> None:
         super().__init__()
         self.decay = decay
-        self.learnt = isinstance(decay, LearntDecay)
+        self.learnt = isinstance(decay, LearntDecay) or isinstance(projection, LearntProjection)
         self.projection = projection
 
     def forward(self, currents: list[Tensor], first: list[Tensor]) -> list[Tensor]:
@@ -169,7 +169,9 @@ class CoupledMembrane(nn.Module):
             Membranes of the windows, shapes of ``currents``.
         """
         if len(currents) == 1:
-            return _alone(currents, self.decay()) if self.learnt and self.training else currents
+            if self.learnt and self.training:
+                return _alone(currents, self.decay() * self.projection(currents[0], currents[0]))
+            return currents
         tau = self.decay().to(currents[0].dtype)
         if torch.jit.is_scripting():
             # TorchScript takes no function as an argument: the loop of ``coupled_scan``, written out.

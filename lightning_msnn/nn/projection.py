@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.functional.projection import PROJECTIONS
+from lightning_msnn.functional.projection import PROJECTIONS, WITHOUT_THETA
 
-__all__ = ["Projection"]
+__all__ = ["LearntProjection", "Projection", "make_projection"]
 
 
 class Projection(nn.Module):
@@ -39,3 +39,47 @@ class Projection(nn.Module):
     def extra_repr(self) -> str:
         """Show the name; theta is a buffer and may move."""
         return f"{self.name!r}"
+
+
+class LearntProjection(nn.Module):
+    """A projection whose radian factor is learnt; its logit is the parameter, so that theta stays in (0, 1).
+
+    Args:
+        name: Name of the projection, one of :data:`lightning_msnn.functional.PROJECTIONS`.
+        theta: Initial radian factor in units of pi, in (0, 1).
+
+    Raises:
+        ConfigurationError: If the name is not known, its function has no theta, or theta is not in (0, 1).
+    """
+
+    def __init__(self, name: str = "sine", theta: float = 0.25) -> None:
+        super().__init__()
+        self.name = name
+        self.omega = choose(PROJECTIONS, name, "projection")
+        if name in WITHOUT_THETA:
+            raise ConfigurationError(f"projection {name!r} has no theta to learn: set learn_theta to false")
+        if not 0.0 < theta < 1.0:
+            raise ConfigurationError(f"a learnt theta must start in (0, 1), not at {theta}")
+        self.theta_logit = nn.Parameter(torch.tensor(math.log(theta / (1.0 - theta))))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Project two membranes of equal shape onto one."""
+        return self.omega(first, second, torch.sigmoid(self.theta_logit))
+
+    def extra_repr(self) -> str:
+        """Show the name."""
+        return f"{self.name!r}"
+
+
+def make_projection(name: str, theta: float, learn_theta: bool) -> nn.Module:
+    """Make the projection of one layer of neurons.
+
+    Args:
+        name: Name of the projection.
+        theta: Radian factor in units of pi; the initial one if it is learnt.
+        learn_theta: Whether it is learnt.
+
+    Raises:
+        ConfigurationError: If the name is not known or theta is not allowed.
+    """
+    return LearntProjection(name, theta) if learn_theta else Projection(name, theta)

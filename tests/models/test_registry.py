@@ -11,6 +11,8 @@ from timm.models._features_fx import FeatureGraphNet, create_feature_extractor
 from torch import nn
 
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.functional import PROJECTIONS
+from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.models.backbone import WINDOW_SCHEDULES
 from lightning_msnn.nn import CONTEXTS, Encoder, PatchMerging, Spike, Stem
 from tests.conftest import NETWORKS, TINY
@@ -307,6 +309,47 @@ def test_blocks_alternate_and_the_last_stage_is_non_dilated():
     kinds = [[b.mixer.windows for b in stage.blocks] for stage in model.stages]
     pair = ["non_dilated", "dilated"]
     assert kinds == [pair, pair, pair * 3, ["non_dilated"] * 2]
+
+
+def thetas(model):
+    return [b.mixer.membrane2.projection.theta.item() for stage in model.stages for b in stage.blocks]
+
+
+def test_theta_for_all_for_each_stage_and_for_each_block():
+    assert thetas(make("msnn_resnet12_tiny", theta=0.3)) == pytest.approx([0.3] * 12)
+    each = thetas(make("msnn_resnet12_tiny", theta=[0.1, 0.2, 0.3, 0.4]))
+    assert each == pytest.approx([0.1] * 2 + [0.2] * 2 + [0.3] * 6 + [0.4] * 2)
+    each = [0.05 * i for i in range(12)]
+    assert thetas(make("msnn_resnet12_tiny", theta=each)) == pytest.approx(each)
+    with pytest.raises(ConfigurationError, match=r"theta must be one number, 4 .* or 12 .*, not 2: \[0.1, 0.2\]"):
+        make("msnn_resnet12_tiny", theta=[0.1, 0.2])
+    with pytest.raises(ConfigurationError, match=r"theta .*\[0, 1\], not 1.5"):
+        make("msnn_resnet12_tiny", theta=[0.1, 0.2, 0.3, 1.5])
+
+
+@pytest.mark.parametrize("projection", sorted(set(PROJECTIONS) - WITHOUT_THETA))
+def test_learnt_theta(projection):
+    """It starts where it is told to, moves, stays inside its bounds and is spared by weight decay."""
+    model = make("msnn_resnet12_tiny", projection=projection, theta=0.3, learn_theta=True).train()
+    named = {n: p for n, p in model.named_parameters() if "theta" in n}
+    assert len(named) == 12
+    assert set(named) <= model.no_weight_decay()
+    assert all(torch.sigmoid(p).item() == pytest.approx(0.3) for p in named.values())
+    optimizer = torch.optim.SGD(named.values(), lr=1e6)
+    x = torch.randn(4, 3, 16, 16)
+    model(x).square().sum().backward()
+    assert all(p.grad is not None for p in named.values()), "also where the map is one window"
+    assert sum(p.grad != 0 for p in named.values()) >= 10
+    optimizer.step()
+    assert all(0.0 <= torch.sigmoid(p).item() <= 1.0 for p in named.values())
+    assert torch.jit.script(model.eval())(x).shape == (4, 10)
+
+
+def test_learnt_theta_needs_a_theta():
+    with pytest.raises(ConfigurationError, match="projection 'mean' has no theta to learn"):
+        make("msnn_resnet12_tiny", projection="mean", learn_theta=True)
+    with pytest.raises(ConfigurationError, match=r"a learnt theta must start in \(0, 1\), not at 0.0"):
+        make("msnn_resnet12_tiny", theta=0.0, learn_theta=True)
 
 
 def test_drop_path_grows_with_depth():
