@@ -11,7 +11,20 @@ from lightning_msnn.functional.projection import PROJECTIONS, WITHOUT_THETA
 __all__ = ["LearntProjection", "Projection", "make_projection"]
 
 
-class Projection(nn.Module):
+class _Omega(nn.Module):
+    """A projection by name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.omega = choose(PROJECTIONS, name, "projection")
+
+    def extra_repr(self) -> str:
+        """Show the name; theta may move."""
+        return f"{self.name!r}"
+
+
+class Projection(_Omega):
     """Merge the membranes that layers 1 and 2 had in the window before: ``Omega(a, b)``.
 
     Args:
@@ -25,9 +38,7 @@ class Projection(nn.Module):
     theta: Tensor
 
     def __init__(self, name: str = "sine", theta: float = 0.25) -> None:
-        super().__init__()
-        self.name = name
-        self.omega = choose(PROJECTIONS, name, "projection")
+        super().__init__(name)
         if not (math.isfinite(theta) and 0.0 <= theta <= 1.0):
             raise ConfigurationError(f"theta must be a finite number in [0, 1], not {theta}")
         self.register_buffer("theta", torch.tensor(float(theta)))
@@ -36,12 +47,8 @@ class Projection(nn.Module):
         """Project two membranes of equal shape onto one."""
         return self.omega(first, second, self.theta)
 
-    def extra_repr(self) -> str:
-        """Show the name; theta is a buffer and may move."""
-        return f"{self.name!r}"
 
-
-class LearntProjection(nn.Module):
+class LearntProjection(_Omega):
     """A projection whose radian factor is learnt; its logit is the parameter, so that theta stays in (0, 1).
 
     Args:
@@ -53,9 +60,7 @@ class LearntProjection(nn.Module):
     """
 
     def __init__(self, name: str = "sine", theta: float = 0.25) -> None:
-        super().__init__()
-        self.name = name
-        self.omega = choose(PROJECTIONS, name, "projection")
+        super().__init__(name)
         if name in WITHOUT_THETA:
             raise ConfigurationError(f"projection {name!r} has no theta to learn: set learn_theta to false")
         if not 0.0 < theta < 1.0:
@@ -65,10 +70,6 @@ class LearntProjection(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Project two membranes of equal shape onto one."""
         return self.omega(first, second, torch.sigmoid(self.theta_logit))
-
-    def extra_repr(self) -> str:
-        """Show the name."""
-        return f"{self.name!r}"
 
 
 def make_projection(name: str, theta: float, learn_theta: bool) -> nn.Module:
