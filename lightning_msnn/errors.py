@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
-__all__ = ["ConfigurationError", "choose", "suggestion"]
+__all__ = ["ConfigurationError", "check_integer", "choose", "suggestion"]
 
 T = TypeVar("T")
 
@@ -41,3 +41,10 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
         hint = suggestion(str(name), table)
         raise ConfigurationError(f"unknown {what} {name!r}: allowed are {', '.join(sorted(table))}{hint}")
     return table[name]
+
+
+def check_integer(name: str, value: object, low: int) -> int:
+    """Return ``value`` if it is an integer of at least ``low``, else raise a ConfigurationError that names both."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigurationError(f"{name} must be an integer of at least {low}, not {value!r}")
+    return value

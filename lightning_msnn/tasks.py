@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from lightning_msnn.errors import ConfigurationError, choose, suggestion
+from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "SpikingClassifier", "parameter_groups", "warmup_cosine"]
 
@@ -123,8 +123,7 @@ class SpikingClassifier(pl.LightningModule):
                 f"unknown network {network!r}: allowed are {', '.join(timm.list_models('msnn*'))} "
                 f"and every other name in timm.list_models(){hint}"
             )
-        if num_classes < 1:
-            raise ConfigurationError(f"num_classes must be an integer of at least 1, not {num_classes}")
+        check_integer("num_classes", num_classes, 1)
         self.save_hyperparameters()
         self.network = timm.create_model(
             network, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **(network_kwargs or {})

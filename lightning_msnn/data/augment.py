@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
-from lightning_msnn.errors import ConfigurationError, choose
+from lightning_msnn.errors import ConfigurationError, check_integer, choose
 
-__all__ = ["POLICIES", "BatchAugmentation", "check_integer", "check_number"]
+__all__ = ["POLICIES", "BatchAugmentation", "check_number"]
 
 #: Augmentation policies by name; each entry makes the transform from the data set's AutoAugment policy.
 POLICIES: dict[str, Callable[[AutoAugmentPolicy], Callable[[Tensor], Tensor] | None]] = {
@@ -23,13 +23,6 @@ POLICIES: dict[str, Callable[[AutoAugmentPolicy], Callable[[Tensor], Tensor] | N
 #: torchvision and timm).
 ERASED_AREA = (0.02, 0.33)
 ERASED_ASPECT = (0.3, 3.3)
-
-
-def check_integer(name: str, value: object, low: int) -> int:
-    """Return ``value`` if it is an integer of at least ``low``, else raise a ConfigurationError that names both."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigurationError(f"{name} must be an integer of at least {low}, not {value!r}")
-    return value
 
 
 def check_number(name: str, value: object, *, below_one: bool = False) -> float:

@@ -19,10 +19,10 @@ from torch import Tensor
 from torchvision.datasets.utils import download_and_extract_archive
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
-from lightning_msnn.data.augment import BatchAugmentation, check_integer, check_number
+from lightning_msnn.data.augment import BatchAugmentation, check_number
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, collate
 from lightning_msnn.data.reading import Listing, decode_files, list_classes, list_folder, scan, shorten
-from lightning_msnn.errors import ConfigurationError, choose
+from lightning_msnn.errors import ConfigurationError, check_integer, choose
 
 __all__ = ["Archive", "ImageDataModule", "Part", "stratified_split"]
 

@@ -22,7 +22,7 @@ from timm.models._features import feature_take_indices
 from timm.models._registry import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError, choose, suggestion
+from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
 from lightning_msnn.models.weights import WEIGHTS_FILE, entries, read_config, read_weights
 from lightning_msnn.nn.blocks import MLP, Block, Encoder, PatchMerging, Stem
 
@@ -33,8 +33,7 @@ MIN_SIZE = 8
 
 BRANCH_GAIN = 0.2
 """Initial scale of a branch's last batch norm. At 1 the variance of the stream grows by one with each of the 24
-branches, which drowns what the stem put in: after 200 steps on CIFAR-100 a validation top-1 of 10.8 % against 15.6 %
-(at 0: 12.9 %)."""
+branches, which drowns what the stem put in and slows the first epochs; at 0 a branch has no gradient to begin with."""
 
 WINDOW_SCHEDULES: dict[str, tuple[str, str]] = {
     "alternate": ("non_dilated", "dilated"),
@@ -61,13 +60,6 @@ def window_kinds(schedule: str, depths: Sequence[int]) -> list[list[str]]:
     kinds = choose(WINDOW_SCHEDULES, schedule, "windows")
     last = len(depths) - 1
     return [[kinds[0 if stage == last else block % 2] for block in range(n)] for stage, n in enumerate(depths)]
-
-
-def _positive(value: object, what: str, least: int = 1) -> int:
-    """Check an integer argument."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{what} must be an integer of at least {least}, not {value!r}")
-    return value
 
 
 def _for_each_block(theta: float | Sequence[float], depths: Sequence[int]) -> list[float]:
@@ -163,8 +155,8 @@ class MSNN(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        _positive(in_chans, "in_chans")
-        _positive(num_classes, "num_classes", least=0)
+        check_integer("in_chans", in_chans, 1)
+        check_integer("num_classes", num_classes, 0)
         for rate, name in ((drop_rate, "drop_rate"), (drop_path_rate, "drop_path_rate")):
             if not 0.0 <= rate < 1.0:
                 raise ConfigurationError(f"{name} must be in [0, 1), not {rate}")
@@ -175,7 +167,7 @@ class MSNN(nn.Module):
                 f"depths and widths must be of equal length, not {list(depths)} and {list(widths)}"
             )
         for value in (*depths, *widths):
-            _positive(value, "each of depths and widths")
+            check_integer("each of depths and widths", value, 1)
         kinds = window_kinds(windows, depths)
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -261,7 +253,7 @@ class MSNN(nn.Module):
             num_classes: Classes of the new one; 0 removes it.
             global_pool: New pooling, unchanged if None.
         """
-        self.num_classes = _positive(num_classes, "num_classes", least=0)
+        self.num_classes = check_integer("num_classes", num_classes, 0)
         self.head.reset(num_classes, global_pool)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
