@@ -5,50 +5,27 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from lightning.pytorch import Trainer
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lightning_msnn import data
-from lightning_msnn.callbacks import PredictionWriter
-from lightning_msnn.errors import ConfigurationError, suggestion
+from lightning_msnn.callbacks import FiniteLoss, LastCheckpoint, LoggerGuard, PredictionWriter, RandomState
+from lightning_msnn.checkpoints import AtomicCheckpointIO, read_checkpoint
+from lightning_msnn.errors import ConfigurationError, TrainingError, suggestion
 from lightning_msnn.tasks import SpikingClassifier
 
 __all__ = ["MSNNCLI", "main", "read_checkpoint"]
 
 _DEFAULT_DATA = "lightning_msnn.data.Digits"
 _LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a Lightning checkpoint on the CPU; plain values only, so that no code in it can run.
-
-    Args:
-        path: File that ``lightning-msnn fit`` or a Trainer has written.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ConfigurationError: If there is no such file or it is not a Lightning checkpoint.
-    """
-    if not Path(path).is_file():
-        raise ConfigurationError(f"no checkpoint at {str(path)!r}: give the path of a .ckpt file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the bytes make torch raise, the file is not a checkpoint
-        reason = str(error).split("\n", 1)[0].rstrip(".")
-        raise ConfigurationError(
-            f"{str(path)!r} is not a checkpoint: torch cannot read it as plain values ({reason})"
-        ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise ConfigurationError(f"{str(path)!r} is not a checkpoint of Lightning: it has no 'state_dict'")
-    return content
 
 
 # How jsonargparse says that it does not know a key; the group is the key.
@@ -97,6 +74,15 @@ def _keys(parser: argparse.ArgumentParser) -> set[str]:
 class _SaveConfig(SaveConfigCallback):
     """Save the parsed configuration with the run and send it to the loggers."""
 
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Write the configuration; a folder where that is not possible would not take checkpoints either."""
+        try:
+            super().setup(trainer, pl_module, stage)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot write to the run's folder {error.filename!r}: {error.strerror}"
+            ) from error
+
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Send the configuration to every logger."""
         text = self.parser.dump(self.config, skip_none=False)
@@ -109,9 +95,10 @@ class MSNNCLI(LightningCLI):
     """LightningCLI for spiking classifiers.
 
     Beyond LightningCLI: runs go to ``<run.folder>/<run.name>/version_<n>`` for all local loggers alike;
-    ``--ckpt_path last`` goes on in the newest run that has a last checkpoint; what is wrong with model, data or
-    checkpoint is said before anything is written; ``fit`` ends with ``test`` of the best checkpoint; ``predict`` writes
-    a CSV file.
+    ``--ckpt_path last`` goes on in the newest run that has a last checkpoint, bit for bit where it stopped; what is
+    wrong with model, data or checkpoint is said before anything is written; checkpoints are written whole or not at
+    all; a loss that is not finite stops the training, and a logger that fails does not; ``fit`` ends with ``test`` of
+    the best checkpoint; ``predict`` writes a CSV file.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -121,6 +108,12 @@ class MSNNCLI(LightningCLI):
         parser.add_argument("--run.name", type=str, default="msnn", help="Name of this experiment, a folder in it.")
         parser.add_argument(
             "--run.test", type=bool, default=True, help="Whether fit ends by testing the best checkpoint."
+        )
+        parser.add_argument(
+            "--run.every_n_steps",
+            type=int,
+            default=0,
+            help="Steps from one last checkpoint to the next; 0: only after each epoch and when told to stop.",
         )
         parser.add_argument("--predictions", type=str, default="predictions.csv", help="CSV file that predict writes.")
 
@@ -170,14 +163,39 @@ class MSNNCLI(LightningCLI):
         resume = config.get("ckpt_path") == "last"
         base = Path(config.run.folder) / config.run.name
         version = _version(base, resume)
-        if resume and (last := base / f"version_{version}" / "checkpoints" / "last.ckpt").is_file():
-            read_checkpoint(last)  # a broken one is refused before anything starts
+        if resume:
+            last = (base / f"version_{version}" if loggers != [False] else base) / "checkpoints" / "last.ckpt"
+            if last.is_file():
+                read_checkpoint(last)  # a broken one is refused before anything starts
+                config.ckpt_path = str(last)
+                _keep_metrics(last.parents[1])
+            else:
+                rank_zero_info(f"No last checkpoint in {base}: a new training begins")
+                config.ckpt_path = None
         for logger in local:
             if logger.init_args.get("version") is None:
                 logger.init_args.save_dir, logger.init_args.name = config.run.folder, config.run.name
                 logger.init_args.version = version
         if config.trainer.get("default_root_dir") is None:
             config.trainer.default_root_dir = str(base)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Add what every run has, and say in one sentence what a Trainer refuses."""
+        checkpoints = (
+            []
+            if config.get("enable_checkpointing") is False
+            else [LastCheckpoint(self._get(self.config_init, "run").every_n_steps)]
+        )
+        plugins = config.get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
+        try:
+            return super()._instantiate_trainer(
+                config, [*callbacks, LoggerGuard(), RandomState(), FiniteLoss(), *checkpoints]
+            )
+        except (MisconfigurationException, ValueError) as error:
+            raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Load checkpoints as plain values only."""
@@ -222,6 +240,14 @@ def _version(base: Path, resume: bool) -> int:
     return max(numbers, default=-1) + 1
 
 
+@rank_zero_only
+def _keep_metrics(folder: Path) -> None:
+    """Put the metrics of the run that is resumed aside: Lightning's CSVLogger would delete them."""
+    file = folder / "metrics.csv"
+    if file.is_file():
+        file.rename(next(f for i in count() if not (f := folder / f"metrics.{i}.csv").exists()))
+
+
 def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
     """Find a configuration error under what a parser or a Trainer has wrapped it in."""
     while error is not None:
@@ -258,8 +284,8 @@ def main(args: ArgsType = None) -> None:
             args=args,
         )
     except Exception as error:
-        cause = _configuration_error(error)
+        cause: Exception | None = error if isinstance(error, TrainingError) else _configuration_error(error)
         if cause is None:
             raise
         sys.stderr.write(f"lightning-msnn: error: {cause}\n")
-        sys.exit(2)
+        sys.exit(1 if isinstance(cause, TrainingError) else 2)

@@ -1,10 +1,10 @@
-"""The error that a wrong configuration, file or argument raises."""
+"""The errors that a user can do something about: a wrong configuration, file or argument, and a training that broke."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
-__all__ = ["ConfigurationError", "check_integer", "choose", "suggestion"]
+__all__ = ["ConfigurationError", "TrainingError", "check_integer", "choose", "suggestion"]
 
 T = TypeVar("T")
 
@@ -14,6 +14,14 @@ class ConfigurationError(ValueError):
 
     The message is one sentence that names the value and says what is allowed; the command line prints it without a
     traceback and exits with status 2.
+    """
+
+
+class TrainingError(RuntimeError):
+    """A training cannot go on.
+
+    The message is one sentence that says where it stopped and what was saved; the command line prints it without a
+    traceback and exits with status 1.
     """
 
 

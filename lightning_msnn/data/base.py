@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import tarfile
@@ -22,6 +23,7 @@ from torchvision.transforms.v2 import AutoAugmentPolicy
 from lightning_msnn.data.augment import BatchAugmentation, check_number
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, collate
 from lightning_msnn.data.reading import Listing, decode_files, list_classes, list_folder, scan, shorten
+from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 
 __all__ = ["Archive", "ImageDataModule", "Part", "stratified_split"]
@@ -178,6 +180,8 @@ class ImageDataModule(LightningDataModule):
         self._memory: dict[str, tuple[Tensor, Tensor]] = {}
         self._warned = False
         self._datasets: dict[str, ArrayDataset | FileDataset] = {}
+        self._shuffle_seed: int | None = None
+        self._loaders = itertools.count()
 
     # What a data set may define
 
@@ -327,7 +331,21 @@ class ImageDataModule(LightningDataModule):
         mean, std = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in (self.mean, self.std))
         return images.float().div_(255).sub_(mean).div_(std), labels
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seed of the order of the training images."""
+        return {"shuffle_seed": self._seed_of_shuffle()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the order of the training that is resumed, whatever the seed of this run."""
+        self._shuffle_seed = state_dict["shuffle_seed"]
+
     # Machinery
+
+    def _seed_of_shuffle(self) -> int:
+        if self._shuffle_seed is None:
+            # Lightning's seed_everything leaves its seed there, for the processes that it starts and for samplers.
+            self._shuffle_seed = int(os.environ.get("PL_GLOBAL_SEED", self.seed))
+        return self._shuffle_seed
 
     @property
     def _title(self) -> str:
@@ -446,11 +464,17 @@ class ImageDataModule(LightningDataModule):
     def _loader(self, name: str) -> Loader:
         dataset = self._ready(name)
         training = name == "train"
-        devices = self.trainer.world_size if self.trainer is not None else 1
+        devices, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+        sampler = ShardSampler(dataset, devices, rank, training, self._seed_of_shuffle())
+        if training:
+            sampler.set_epoch(
+                next(self._loaders)
+            )  # a Trainer sets the right one; without it, each loader is shuffled anew
         return Loader(
             dataset,
-            batch_size=self.batch_size,
-            shuffle=training,
+            batch_size=self.batch_size if training else even_batch_size(self.batch_size, len(dataset), devices),
+            sampler=sampler,
+            generator=torch.Generator(),
             # Batch norm fails on a last batch of one image; but each device must be left at least one batch.
             drop_last=training and len(dataset) // devices >= self.batch_size,
             num_workers=self.num_workers,

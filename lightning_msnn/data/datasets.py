@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from lightning_msnn.data.reading import read_image
+from lightning_msnn.data.reading import Pixels, read_image
+from lightning_msnn.data.sampling import ShardSampler
 from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["ArrayDataset", "Batch", "FileDataset", "Loader", "collate"]
@@ -71,6 +72,15 @@ class FileDataset(Dataset[Batch]):
         self.size = size
         self.channels = channels
         self.crop = v2.RandomResizedCrop(size) if training else None
+        # Workers keep the copy of the dataset that they began with, so they see a new epoch in shared memory only.
+        self._draw = torch.full((2,), -1).share_memory_()  # type: ignore[no-untyped-call]
+
+    def begin(self, seed: int, epoch: int) -> None:
+        """Begin an epoch: a crop then depends on seed, epoch and image alone, whichever process decodes it.
+
+        Before the first epoch crops are drawn from torch's global generator.
+        """
+        self._draw.copy_(torch.tensor((seed, epoch)))
 
     def select(self, indices: Tensor, training: bool = False) -> "FileDataset":
         """Return the dataset of the files at ``indices``, with random crops if ``training``."""
@@ -85,9 +95,18 @@ class FileDataset(Dataset[Batch]):
         return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        pixels = [read_image(self.files[index], self.size, self.channels, self.crop) for index in indices]
+        pixels = [self._read(index) for index in indices]
         labels = self.targets[indices] if len(self.targets) else [self.files[index] for index in indices]
         return torch.from_numpy(np.stack(pixels)), labels
+
+    def _read(self, index: int) -> Pixels:
+        seed, epoch = self._draw.tolist()
+        if self.crop is None or epoch < 0:
+            return read_image(self.files[index], self.size, self.channels, self.crop)
+        entropy = np.random.SeedSequence((seed, epoch, index))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(entropy.generate_state(1)[0]))
+            return read_image(self.files[index], self.size, self.channels, self.crop)
 
 
 def collate(batch: Any) -> Any:
@@ -96,13 +115,49 @@ def collate(batch: Any) -> Any:
 
 
 class Loader(DataLoader[Batch]):
-    """A DataLoader whose workers' configuration errors keep their one sentence.
+    """A DataLoader whose place in an epoch is part of a checkpoint, and that leaves torch's global generator alone.
 
-    torch raises an error of a worker again with the worker's traceback as its message.
+    Lightning calls ``state_dict`` and ``load_state_dict``. What an epoch holds depends on the sampler's seed and epoch
+    alone (:class:`~lightning_msnn.data.sampling.ShardSampler`), so that its number and that of the batches given out
+    say where to go on, and nothing is decoded to get there. Without a call of the sampler's ``set_epoch``, each
+    iteration that ends begins the next epoch.
+
+    An error of the configuration that a worker raises keeps its one sentence; torch would put the worker's traceback
+    in its place.
     """
 
+    _given = 0
+    _epoch = 0
+    _resume: tuple[int, int] | None = None
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # A generator function: nothing happens before the first batch is asked for, when Lightning has set the epoch.
+        sampler = self.sampler if isinstance(self.sampler, ShardSampler) else None
+        resume, self._resume = self._resume, None
+        self._given = 0
+        if sampler is not None:
+            self._epoch = sampler.epoch
+            if resume is not None and resume[0] == self._epoch and resume[1] < len(self):
+                self._given = resume[1]
+            sampler.start = self._given * (self.batch_size or 1)
+            if isinstance(self.dataset, FileDataset):
+                self.dataset.begin(sampler.seed, self._epoch)
+            if self.generator is not None:  # of the workers' seeds
+                entropy = np.random.SeedSequence((sampler.seed, self._epoch, sampler.rank))
+                self.generator.manual_seed(int(entropy.generate_state(1)[0]))
         try:
-            yield from super().__iter__()
+            for batch in super().__iter__():
+                self._given += 1
+                yield batch
         except ConfigurationError as error:
             raise ConfigurationError(str(error).rpartition(f"{ConfigurationError.__name__}: ")[2].strip()) from None
+        if sampler is not None:
+            sampler.set_epoch(self._epoch + 1)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches were given out."""
+        return {"epoch": self._epoch, "batches": self._given}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on behind the last batch that was given out, when the next iteration is in the same epoch."""
+        self._resume = state_dict["epoch"], state_dict["batches"]

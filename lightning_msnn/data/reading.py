@@ -18,6 +18,7 @@ from lightning_msnn.errors import ConfigurationError
 __all__ = [
     "IMAGE_SUFFIXES",
     "Listing",
+    "Pixels",
     "decode_files",
     "image_array",
     "list_classes",

@@ -145,6 +145,7 @@ def test_each_device_keeps_a_batch() -> None:
 
     class Running:
         world_size = 4
+        global_rank = 0
 
     module.trainer = Running()  # type: ignore[assignment]
     assert not module.train_dataloader().drop_last  # 1294 images, 323 a device

@@ -1,0 +1,132 @@
+"""Checkpoints: written whole or not at all, and read as plain values only."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_msnn.errors import ConfigurationError
+
+__all__ = ["AtomicCheckpointIO", "read_checkpoint", "write_whole"]
+
+
+def write_whole(content: Any, path: str | Path) -> None:
+    """Save plain values and tensors so that the file is there whole or not at all, whatever happens meanwhile.
+
+    The bytes go to a hidden file in the same folder, are flushed to the disk, and only then get the final name, which
+    replaces an older file in one step.
+
+    Args:
+        content: What ``torch.save`` can write and ``torch.load(weights_only=True)`` can read.
+        path: The file.
+
+    Raises:
+        OSError: If the folder cannot be written or is full; an older file of that name is as it was.
+    """
+    path = Path(path)
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # else a power cut could undo the new name
+    finally:
+        os.close(folder)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a Lightning checkpoint on the CPU; plain values only, so that no code in it can run.
+
+    Args:
+        path: File that ``lightning-msnn fit`` or a Trainer has written.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ConfigurationError: If there is no such file or it is not a Lightning checkpoint.
+    """
+    if not Path(path).is_file():
+        raise ConfigurationError(f"no checkpoint at {str(path)!r}: give the path of a .ckpt file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        # torch compresses nothing. An archive that unpacks to more than it is was made to fill the memory.
+        if unpacked > os.path.getsize(path):
+            raise ValueError(f"it would unpack to {unpacked} bytes, more than the file has")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes make torch raise, the file is not a checkpoint
+        reason = str(error).split("\n", 1)[0].rstrip(".")
+        raise ConfigurationError(
+            f"{str(path)!r} is not a checkpoint: torch cannot read it as plain values ({reason})"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise ConfigurationError(f"{str(path)!r} is not a checkpoint of Lightning: it has no 'state_dict'")
+    return content
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, safe against interruptions, full disks and code in strangers' files.
+
+    A checkpoint that cannot be written costs a warning, not the training; whatever an earlier one wrote then stays,
+    even where a callback asks for its removal. Checkpoints are read as plain values only.
+    """
+
+    def __init__(self) -> None:
+        self._failed = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint whole or not at all.
+
+        Args:
+            checkpoint: What to save.
+            path: File to write, or any URL that fsspec knows, which Lightning's own writer gets.
+            storage_options: Not allowed, as for :class:`~lightning.fabric.plugins.TorchCheckpointIO`.
+
+        Raises:
+            TypeError: If storage options are given.
+        """
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        try:
+            write_whole(checkpoint, path)
+            self._failed = False
+        except OSError as error:
+            self._failed = True
+            rank_zero_warn(
+                f"the checkpoint {str(path)!r} cannot be written ({error.strerror}): "
+                "training goes on, and the checkpoints written before are kept"
+            )
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint as :func:`read_checkpoint` does, on the CPU.
+
+        Raises:
+            ConfigurationError: If it is not a checkpoint.
+        """
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint, unless the one that was to take its place could not be written."""
+        if not self._failed:
+            super().remove_checkpoint(path)
