@@ -1,0 +1,413 @@
+"""Operation counts and what they cost: counts to joules, by named profiles of hardware.
+
+A network's counts are an int64 tensor ``(layers, len(FIELDS))``, sums over samples. A profile prices the fields in
+picojoules. Where the source of a profile gives no figure for an operation, the profile has none, and
+:func:`unpriced` says how many operations the energy leaves out.
+
+What is counted, and how it is priced:
+
+- A **synaptic operation** is an input that meets a weight: borders, stride, dilation and groups are exact, padding
+  counts nothing. If a sample's whole input of a layer is in {0, 1}, each of its spikes that meets a weight is an
+  accumulate; else each value, zero or not, that meets a weight is a multiply-accumulate. Those whose value is not zero
+  are counted beside it as effective.
+- A **product of two activations** (attention) is an accumulate if at least one factor is all in {0, 1}: counted where
+  two spikes meet if both are, else once for each spike and each value that it meets. Otherwise it is a
+  multiply-accumulate.
+- **Batch norm** is folded into the synapse or the threshold beside it, a bias is where an accumulator starts, and what
+  is computed from parameters alone is a constant: none of these counts. All other arithmetic counts as additions
+  (comparisons included) or multiplications.
+- A **neuron** is one comparison of a membrane with a threshold. A **membrane update** is ``tau u + I``: one
+  multiply-accumulate. **Omega** is as many multiply-accumulates as its function has elementary operations, of which a
+  transcendental function has :data:`TRANSCENDENTAL`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_msnn.errors import ConfigurationError, choose, suggestion
+
+__all__ = [
+    "DEFAULT_PROFILE",
+    "FIELDS",
+    "KINDS",
+    "PRICED",
+    "PROFILES",
+    "TRANSCENDENTAL",
+    "Profile",
+    "energy_by_kind",
+    "load_profiles",
+    "profile",
+    "unpriced",
+]
+
+FIELDS: dict[str, str] = {
+    "dense": "synaptic operations, were no value skipped",
+    "accumulates": "accumulates: spikes that meet a weight",
+    "multiply_accumulates": "multiply-accumulates: analogue values that meet a weight",
+    "effective_multiply_accumulates": "multiply-accumulates whose value is not zero",
+    "additions": "other additions and comparisons",
+    "multiplications": "other multiplications",
+    "neurons": "comparisons of a membrane with a threshold",
+    "spikes": "spikes",
+    "membrane_updates": "membrane updates",
+    "omega": "evaluations of Omega",
+    "omega_operations": "elementary operations of Omega",
+    "weights_read": "weights read, each once for a sample",
+    "values_read": "analogue values read",
+    "values_written": "analogue values written",
+    "spikes_read": "places of spikes read, one bit each",
+    "spikes_written": "places of spikes written, one bit each",
+    "input_spikes": "spikes that enter synapses",
+    "potentials": "membranes that synapses of spikes add to",
+}
+"""What is counted, by the name that profiles use, in the order of the columns of a tensor of counts."""
+
+COLUMN = {name: i for i, name in enumerate(FIELDS)}
+"""Column of each field."""
+
+TRANSCENDENTAL = 8
+"""Elementary operations of a transcendental function: a polynomial of degree 8 by Horner's rule."""
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "accumulates": ("accumulates",),
+    "multiply-accumulates": ("multiply_accumulates",),
+    "membranes": ("neurons", "membrane_updates"),
+    "Omega": ("omega_operations",),
+    "other arithmetic": ("additions", "multiplications"),
+    "memory": ("weight_bytes", "value_bytes", "spike_bytes"),
+}
+"""Kinds of energy in a report, and the prices that each takes."""
+
+PRICED = tuple(name for names in KINDS.values() for name in names)
+"""Prices that a profile can give."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What operations cost on a kind of hardware.
+
+    Args:
+        source: Publication of the figures.
+        prices: Picojoules by the names of :data:`PRICED`; what the source does not give is left out. Bytes are those
+            read or written. 0 is for what another price includes.
+        sources: Where in the source each price is, or how it follows from its figures.
+        bits: Width of a value; a spike has one bit.
+        memory: Whether the profile is about memory traffic too.
+        model: The analytical model, if the energy is not a sum of prices: counts, samples, parameters by layer and
+            whether zeros are skipped to picojoules by kind.
+    """
+
+    source: str
+    prices: Mapping[str, float]
+    sources: Mapping[str, str] = field(default_factory=dict)
+    bits: int = 32
+    memory: bool = False
+    model: Callable[[Tensor, float, Tensor, bool], dict[str, Tensor]] | None = None
+
+
+def _cmos(mac: float, ac: float) -> dict[str, float]:
+    """Price every arithmetic operation of a digital circuit by its multiply-accumulate and its addition."""
+    return {
+        "accumulates": ac,
+        "multiply_accumulates": mac,
+        "additions": ac,
+        "multiplications": mac,
+        "neurons": ac,
+        "membrane_updates": mac,
+        "omega_operations": mac,
+    }
+
+
+def _cmos_sources(how_mac: str, how_ac: str) -> dict[str, str]:
+    """Say of each price of :func:`_cmos` how it follows from the source."""
+    return {name: how_ac if is_addition else how_mac for name, is_addition in _cmos(0.0, 1.0).items()}
+
+
+_HOROWITZ = "M. Horowitz, Computing's energy problem (and what we can do about it), ISSCC 2014, 45 nm at 0.9 V"
+_FP32 = _cmos_sources("fp32 multiply 3.7 pJ + fp32 add 0.9 pJ", "fp32 add 0.9 pJ")
+_SRAM_BYTE = 100.0 / 8
+_DRAM_BYTE = 1300.0 / 8
+_SRAM_SOURCE = "1 MB cache, 64 bits: 100 pJ, divided by 8 bytes"
+_DRAM_SOURCE = "DRAM, 64 bits: 1.3 to 2.6 nJ; the lower figure, divided by 8 bytes"
+
+
+def _access(size: Tensor) -> Tensor:
+    """Energy in pJ of one 32-bit access to an SRAM of ``size`` bytes, linear between the points of Lemaire et al."""
+    energy = torch.zeros_like(size)
+    points = ((0.0, 0.0), (8192.0, 10.0), (32768.0, 20.0), (1048576.0, 100.0))
+    for (x0, y0), (x1, y1) in pairwise(points):
+        energy = energy + (size.clamp(x0, x1) - x0) * ((y1 - y0) / (x1 - x0))
+    return energy
+
+
+def _lemaire(counts: Tensor, samples: float, parameters: Tensor, skip_zeros: bool) -> dict[str, Tensor]:
+    """Model of Lemaire et al. 2022: memory accesses, synaptic operations and the computation of addresses.
+
+    Every word has 32 bits; a memory is as large as what it holds, and an access costs by its size. Spiking synapses
+    read a spike from a queue of 1,000 words, and for each synaptic operation a weight and a potential, which they write
+    back; the address of a spike costs two multiply-accumulates, that of each potential an addition. Analogue synapses
+    read a weight and an input for each multiply-accumulate and write each output once.
+    """
+    c = {name: counts[:, i].double() for name, i in COLUMN.items()}
+    add, mac = 0.1, 3.2
+    word = 4.0
+    each = 1.0 / max(samples, 1.0)
+    acs = c["accumulates"]
+    macs = c["effective_multiply_accumulates" if skip_zeros else "multiply_accumulates"]
+    spiking = (acs > 0).double()
+    weights = _access(word * parameters.double())
+    potentials = _access(word * c["potentials"] * each)
+    queue = _access(torch.full_like(acs, 1000.0 * word))
+    inputs, outputs = (_access(word * c[name] * each) for name in ("values_read", "values_written"))
+    memory = acs * (weights + 2.0 * potentials) + c["input_spikes"] * queue
+    memory = memory + c["spikes"] * queue + 2.0 * c["potentials"] * spiking * potentials
+    memory = memory + macs * (weights + inputs) + c["values_written"] * outputs * (macs > 0).double()
+    address = c["input_spikes"] * 2.0 * mac + acs * add + (c["values_read"] + c["values_written"]) * add
+    return {
+        "accumulates": acs * add,
+        "multiply-accumulates": macs * mac,
+        "membranes": c["membrane_updates"] * mac + c["neurons"] * add,
+        "Omega": c["omega_operations"] * mac,
+        "other arithmetic": c["additions"] * add + c["multiplications"] * mac,
+        "memory": memory + address,
+    }
+
+
+DEFAULT_PROFILE = "cmos_45nm"
+
+PROFILES: dict[str, Profile] = {
+    "cmos_45nm": Profile(_HOROWITZ, _cmos(4.6, 0.9), _FP32),
+    "cmos_45nm_fp16": Profile(
+        _HOROWITZ,
+        _cmos(1.5, 0.4),
+        _cmos_sources("fp16 multiply 1.1 pJ + fp16 add 0.4 pJ", "fp16 add 0.4 pJ"),
+        bits=16,
+    ),
+    "cmos_45nm_int8": Profile(
+        _HOROWITZ,
+        _cmos(0.23, 0.03),
+        _cmos_sources("8-bit multiply 0.2 pJ + 8-bit add 0.03 pJ", "8-bit add 0.03 pJ"),
+        bits=8,
+    ),
+    "cmos_45nm_sram": Profile(
+        _HOROWITZ,
+        {**_cmos(4.6, 0.9), "weight_bytes": _SRAM_BYTE, "value_bytes": _SRAM_BYTE, "spike_bytes": _SRAM_BYTE},
+        {**_FP32, **dict.fromkeys(("weight_bytes", "value_bytes", "spike_bytes"), _SRAM_SOURCE)},
+        memory=True,
+    ),
+    "cmos_45nm_dram": Profile(
+        _HOROWITZ,
+        {**_cmos(4.6, 0.9), "weight_bytes": _DRAM_BYTE, "value_bytes": _SRAM_BYTE, "spike_bytes": _SRAM_BYTE},
+        {**_FP32, "weight_bytes": _DRAM_SOURCE, "value_bytes": _SRAM_SOURCE, "spike_bytes": _SRAM_SOURCE},
+        memory=True,
+    ),
+    "loihi": Profile(
+        "M. Davies et al., Loihi: A Neuromorphic Manycore Processor with On-Chip Learning, IEEE Micro 2018, 14 nm",
+        {"accumulates": 23.6, "neurons": 81.0, "membrane_updates": 0.0},
+        {
+            "accumulates": "energy per synaptic spike operation, minimum: 23.6 pJ",
+            "neurons": "energy per neuron update, active: 81 pJ",
+            "membrane_updates": "part of a neuron update",
+        },
+        bits=8,
+    ),
+    "truenorth": Profile(
+        "P. Merolla et al., A million spiking-neuron integrated circuit with a scalable communication network and "
+        "interface, Science 2014, 28 nm",
+        {"accumulates": 26.0},
+        {"accumulates": "26 pJ per synaptic event"},
+        bits=1,
+    ),
+    "spinnaker2": Profile(
+        "S. Hoeppner et al., The SpiNNaker 2 Processing Element Architecture for Hybrid Digital Neuromorphic "
+        "Computing, arXiv 2103.08392, 22 nm",
+        {"accumulates": 10.0},
+        {"accumulates": "10 pJ per synaptic operation"},
+        bits=16,
+    ),
+    "lemaire": Profile(
+        "E. Lemaire et al., An Analytical Estimation of Spiking Neural Networks Energy Efficiency, ICONIP 2022, "
+        "arXiv 2210.13107, with 32-bit integers and SRAM of Horowitz 2014",
+        {
+            "accumulates": 0.1,
+            "multiply_accumulates": 3.2,
+            "additions": 0.1,
+            "multiplications": 3.2,
+            "neurons": 0.1,
+            "membrane_updates": 3.2,
+            "omega_operations": 3.2,
+        },
+        {
+            **_cmos_sources("32-bit multiply 3.1 pJ + 32-bit add 0.1 pJ", "32-bit add 0.1 pJ"),
+            "memory": "32-bit SRAM accesses: 10, 20 and 100 pJ at 8 kB, 32 kB and 1 MB, linear in between",
+        },
+        memory=True,
+        model=_lemaire,
+    ),
+}
+"""Profiles by the name that configurations use. A new one is a definition here, or one in a YAML file."""
+
+
+def profile(name: str | Profile) -> Profile:
+    """Look a profile up.
+
+    Args:
+        name: One of :data:`PROFILES`, the path of a YAML file that defines a single profile, or a profile.
+
+    Raises:
+        ConfigurationError: If there is no such profile.
+    """
+    if isinstance(name, Profile):
+        return name
+    if isinstance(name, str) and name.endswith((".yaml", ".yml")):
+        loaded = load_profiles(name)
+        if len(loaded) != 1:
+            raise ConfigurationError(f"{name!r} must define one energy profile, not {len(loaded)}")
+        return next(iter(loaded.values()))
+    return choose(PROFILES, name, "energy profile")
+
+
+def load_profiles(path: str | Path) -> dict[str, Profile]:
+    """Read profiles from a YAML file.
+
+    It maps names to definitions with ``source``, ``prices`` (in pJ, by the names of :data:`PRICED`) and, if wanted,
+    ``sources`` of the single prices and ``bits``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Profiles by name.
+
+    Raises:
+        ConfigurationError: If there is no such file, or a profile in it is not one.
+    """
+    import yaml
+
+    if not Path(path).is_file():
+        raise ConfigurationError(f"no energy profile at {str(path)!r}: give the path of a YAML file")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigurationError(f"{str(path)!r} must map names of energy profiles to their definitions")
+    return {str(name): _parse(str(name), definition) for name, definition in content.items()}
+
+
+def _parse(name: str, definition: Any) -> Profile:
+    allowed = ("source", "prices", "sources", "bits")
+    if not isinstance(definition, dict) or not isinstance(definition.get("prices"), dict):
+        raise ConfigurationError(f"energy profile {name!r} must have 'source' and 'prices', not {definition!r}")
+    for key in definition.keys() - set(allowed):
+        raise ConfigurationError(
+            f"unknown key {key!r} of energy profile {name!r}: allowed are {', '.join(allowed)}"
+            f"{suggestion(str(key), allowed)}"
+        )
+    if not isinstance(definition.get("source"), str):
+        raise ConfigurationError(f"energy profile {name!r} must name its 'source', not {definition.get('source')!r}")
+    bits = definition.get("bits", 32)
+    if not isinstance(bits, int) or isinstance(bits, bool) or bits < 1:
+        raise ConfigurationError(f"bits of energy profile {name!r} must be an integer of at least 1, not {bits!r}")
+    for key, price in definition["prices"].items():
+        choose(dict.fromkeys(PRICED), key, f"price of energy profile {name!r}")
+        if isinstance(price, bool) or not isinstance(price, int | float) or not 0.0 <= price < float("inf"):
+            raise ConfigurationError(f"{key} of energy profile {name!r} must be at least 0 pJ, not {price!r}")
+    memory = any(key.endswith("_bytes") for key in definition["prices"])
+    return Profile(definition["source"], definition["prices"], definition.get("sources", {}), bits, memory)
+
+
+def _quantities(counts: Tensor, bits: int, skip_zeros: bool) -> dict[str, Tensor]:
+    """What the prices multiply, float64, each ``(layers,)``."""
+    c = {name: counts[:, i].double() for name, i in COLUMN.items()}
+    if skip_zeros:
+        c["multiply_accumulates"] = c["effective_multiply_accumulates"]
+    c["weight_bytes"] = c["weights_read"] * (bits / 8)
+    c["value_bytes"] = (c["values_read"] + c["values_written"]) * (bits / 8)
+    c["spike_bytes"] = (c["spikes_read"] + c["spikes_written"]) / 8
+    return {name: c[name] for name in PRICED}
+
+
+def energy_by_kind(
+    counts: Tensor, samples: float, parameters: Tensor, on: str | Profile = DEFAULT_PROFILE, skip_zeros: bool = False
+) -> dict[str, Tensor]:
+    """Price a network's counts.
+
+    Args:
+        counts: Sums over samples, ``(layers, len(FIELDS))``.
+        samples: Number of samples.
+        parameters: Number of parameters of each layer, ``(layers,)``.
+        on: The profile, or its name.
+        skip_zeros: Whether multiply-accumulates whose value is zero cost nothing, as on hardware that skips them.
+
+    Returns:
+        Joules over all samples by the names of :data:`KINDS`, each float64 ``(layers,)``.
+
+    Raises:
+        ConfigurationError: If there is no such profile.
+    """
+    hardware = profile(on)
+    if hardware.model is not None:
+        picojoules = hardware.model(counts, samples, parameters, skip_zeros)
+    else:
+        quantities = _quantities(counts, hardware.bits, skip_zeros)
+        nothing = torch.zeros(len(counts), dtype=torch.float64, device=counts.device)
+        picojoules = {
+            kind: sum((quantities[n] * hardware.prices[n] for n in names if n in hardware.prices), nothing)
+            for kind, names in KINDS.items()
+        }
+    return {kind: value * 1e-12 for kind, value in picojoules.items()}
+
+
+def unpriced(counts: Tensor, on: str | Profile = DEFAULT_PROFILE) -> dict[str, int]:
+    """Say what the energy leaves out: operations that occur and for which the profile's source has no figure.
+
+    Args:
+        counts: Sums over samples, ``(layers, len(FIELDS))``.
+        on: The profile, or its name.
+
+    Returns:
+        Numbers of operations by field; memory traffic is not among them.
+    """
+    hardware = profile(on)
+    total = counts.sum(0)
+    return {
+        name: int(total[COLUMN[name]])
+        for name in PRICED
+        if name in COLUMN and name not in hardware.prices and int(total[COLUMN[name]]) > 0
+    }
+
+
+def _update(counts: Tensor, samples: Tensor, new_counts: Tensor, new_samples: int) -> tuple[Tensor, Tensor]:
+    """Add what a batch did to sums of counts ``(layers, len(FIELDS))`` and of samples."""
+    return counts + new_counts.to(counts.device), samples + new_samples
+
+
+def _neurons_update(fired: Tensor, visits: Tensor, new_fired: Tensor, new_visits: Tensor) -> tuple[Tensor, Tensor]:
+    """Add how often each neuron fired and could have fired, both ``(neurons,)``."""
+    return fired + new_fired.to(fired.device), visits + new_visits.to(visits.device)
+
+
+def _spike_rate_compute(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the overall spike rate and that of each layer, float64; NaN where there is no neuron."""
+    spikes, neurons = counts[:, COLUMN["spikes"]].double(), counts[:, COLUMN["neurons"]].double()
+    return spikes.sum() / neurons.sum(), spikes / neurons
+
+
+def _synaptic_operations_compute(counts: Tensor, samples: Tensor) -> dict[str, Tensor]:
+    """Return synaptic operations of one sample by name, float64."""
+    names = ("dense", "accumulates", "multiply_accumulates", "effective_multiply_accumulates")
+    return {name: counts[:, COLUMN[name]].sum().double() / samples for name in names}
+
+
+def _share_compute(fired: Tensor, visits: Tensor, saturated: bool) -> Tensor:
+    """Return the share of neurons that always fired, or that never did, float64; NaN if there are none."""
+    return (fired == visits if saturated else fired == 0).double().mean()

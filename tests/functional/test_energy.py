@@ -1,0 +1,158 @@
+"""Counts to joules: the table of profiles, and profiles from YAML."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.functional.energy import (
+    COLUMN,
+    DEFAULT_PROFILE,
+    FIELDS,
+    KINDS,
+    PRICED,
+    PROFILES,
+    Profile,
+    energy_by_kind,
+    load_profiles,
+    profile,
+    unpriced,
+)
+
+
+def counts(**amounts):
+    """Counts of two layers: the amounts in the first, nothing in the second."""
+    table = torch.zeros(2, len(FIELDS), dtype=torch.int64)
+    for name, amount in amounts.items():
+        table[0, COLUMN[name]] = amount
+    return table
+
+
+def joules(table, on=DEFAULT_PROFILE, samples=1, parameters=(0, 0), **kwargs):
+    return {
+        k: v.sum().item() for k, v in energy_by_kind(table, samples, torch.tensor(parameters), on, **kwargs).items()
+    }
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_names_its_sources(name):
+    """Each number has a source, prices are of what is counted, and bytes are priced by those that say so."""
+    hardware = PROFILES[name]
+    assert len(hardware.source) > 20
+    assert any(year in hardware.source for year in ("2014", "2018", "2022", "2103"))
+    assert hardware.prices.keys() <= set(PRICED)
+    assert hardware.prices.keys() <= hardware.sources.keys()
+    assert "accumulates" in hardware.prices
+    assert hardware.memory == (hardware.model is not None or "value_bytes" in hardware.prices)
+
+
+@pytest.mark.parametrize(
+    ("name", "multiply_accumulate", "accumulate"),
+    [
+        ("cmos_45nm", 3.7 + 0.9, 0.9),
+        ("cmos_45nm_fp16", 1.1 + 0.4, 0.4),
+        ("cmos_45nm_int8", 0.2 + 0.03, 0.03),
+        ("cmos_45nm_sram", 3.7 + 0.9, 0.9),
+        ("cmos_45nm_dram", 3.7 + 0.9, 0.9),
+    ],
+)
+def test_horowitz(name, multiply_accumulate, accumulate):
+    table = counts(multiply_accumulates=1000, accumulates=2000, neurons=10, membrane_updates=20, omega_operations=30)
+    energy = joules(table, name)
+    assert energy["multiply-accumulates"] == pytest.approx(1000 * multiply_accumulate * 1e-12)
+    assert energy["accumulates"] == pytest.approx(2000 * accumulate * 1e-12)
+    assert energy["membranes"] == pytest.approx((10 * accumulate + 20 * multiply_accumulate) * 1e-12)
+    assert energy["Omega"] == pytest.approx(30 * multiply_accumulate * 1e-12)
+    assert energy["memory"] == energy["other arithmetic"] == 0
+    assert not unpriced(table, name)
+
+
+def test_memory():
+    table = counts(weights_read=10, values_read=20, values_written=30, spikes_read=40, spikes_written=50)
+    assert joules(table)["memory"] == 0
+    # 64 bits cost 100 pJ from 1 MB of SRAM and 1.3 nJ from DRAM; a value has 4 bytes, a spike one bit.
+    on_chip = 50 * 4 * 100 / 8 + 90 / 8 * 100 / 8
+    assert joules(table, "cmos_45nm_sram")["memory"] == pytest.approx((on_chip + 40 * 100 / 8) * 1e-12)
+    assert joules(table, "cmos_45nm_dram")["memory"] == pytest.approx((on_chip + 40 * 1300 / 8) * 1e-12)
+
+
+def test_chips_say_what_their_source_leaves_out():
+    table = counts(accumulates=100, neurons=10, membrane_updates=7, multiply_accumulates=5)
+    assert joules(table, "loihi") == pytest.approx(dict.fromkeys(KINDS, 0.0) | {
+        "accumulates": 100 * 23.6e-12, "membranes": 10 * 81e-12,
+    })  # fmt: skip
+    assert unpriced(table, "loihi") == {"multiply_accumulates": 5}
+    assert sum(joules(table, "truenorth").values()) == pytest.approx(100 * 26e-12)
+    assert unpriced(table, "truenorth") == {"multiply_accumulates": 5, "neurons": 10, "membrane_updates": 7}
+    assert unpriced(counts(), "truenorth") == {}
+
+
+def test_zeros_can_be_skipped():
+    table = counts(multiply_accumulates=100, effective_multiply_accumulates=40)
+    assert joules(table, skip_zeros=True)["multiply-accumulates"] == pytest.approx(40 * 4.6e-12)
+    for name in ("cmos_45nm", "lemaire"):
+        assert sum(joules(table, name, skip_zeros=True).values()) < sum(joules(table, name).values())
+
+
+def test_lemaire_by_hand():
+    """Two samples of a spiking layer with 2,048 weights (8 kB: 10 pJ) and 1,024 potentials (4 kB: 5 pJ)."""
+    table = counts(accumulates=200, input_spikes=20, potentials=2 * 1024, spikes=6)
+    energy = joules(table, "lemaire", samples=2, parameters=(2048, 0))
+    queue = 4000 / 8192 * 10
+    memory = 200 * (10 + 2 * 5) + 20 * queue + 6 * queue + 2 * 2048 * 5
+    assert energy["memory"] == pytest.approx((memory + 20 * 2 * 3.2 + 200 * 0.1) * 1e-12)
+    assert energy["accumulates"] == pytest.approx(200 * 0.1e-12)
+    # An analogue layer with 65,536 weights (256 kB) reads weights and inputs for each multiply-accumulate.
+    table = counts(multiply_accumulates=100, values_read=2048, values_written=8192)
+    energy = joules(table, "lemaire", parameters=(65536, 0))
+    weights = 20 + (262144 - 32768) / (1048576 - 32768) * 80
+    memory = 100 * (weights + 10) + 8192 * 20 + (2048 + 8192) * 0.1
+    assert energy["memory"] == pytest.approx(memory * 1e-12)
+    assert energy["multiply-accumulates"] == pytest.approx(320e-12)
+
+
+def test_profile_from_yaml(tmp_path):
+    path = tmp_path / "chip.yaml"
+    path.write_text("chip:\n  source: its data sheet\n  bits: 8\n  prices: {accumulates: 2.5, value_bytes: 1}\n")
+    hardware = profile(str(path))
+    assert load_profiles(path) == {"chip": hardware}
+    assert hardware == Profile("its data sheet", {"accumulates": 2.5, "value_bytes": 1}, bits=8, memory=True)
+    energy = joules(counts(accumulates=4, values_read=3), hardware)
+    assert energy["accumulates"] == pytest.approx(10e-12)
+    assert energy["memory"] == pytest.approx(3e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("chip: {source: x}", "'chip' must have 'source' and 'prices'"),
+        ("chip: {prices: {}}", "'chip' must name its 'source'"),
+        ("chip: {source: x, prices: {accumulate: 1}}", "price .*'chip' 'accumulate'.*did you mean 'accumulates'"),
+        ("chip: {source: x, prices: {accumulates: -1}}", "accumulates .* at least 0 pJ, not -1"),
+        ("chip: {source: x, prices: {accumulates: .nan}}", "accumulates .* at least 0 pJ, not nan"),
+        ("chip: {source: x, prices: {}, bits: 0}", "bits .* at least 1, not 0"),
+        ("chip: {source: x, prices: {}, price: 1}", "unknown key 'price'.*did you mean 'prices'"),
+        ("a: {source: x, prices: {}}\nb: {source: x, prices: {}}", "one energy profile, not 2"),
+        ("[1, 2]", "must map names"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_bad_profiles(text, message, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        profile(str(path))
+
+
+def test_unknown_profile():
+    with pytest.raises(ConfigurationError, match="unknown energy profile 'loihy'.*did you mean 'loihi'"):
+        energy_by_kind(counts(), 1, torch.zeros(2), "loihy")
+    with pytest.raises(ConfigurationError, match="no energy profile at 'none.yaml'"):
+        profile("none.yaml")
+
+
+def test_counts_past_32_bits_are_exact():
+    table = counts(accumulates=2**45 + 1)
+    assert joules(table)["accumulates"] == (2**45 + 1) * 0.9 * 1e-12
+    assert math.isfinite(sum(joules(table, "lemaire").values()))

@@ -1,0 +1,366 @@
+"""The counting engine: by hand, against brute force, and on every registered network."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.functional import PROJECTIONS
+from lightning_msnn.functional.energy import FIELDS, TRANSCENDENTAL
+from lightning_msnn.metrics import OperationCounter, count_operations, energy
+from lightning_msnn.nn import ConvMixer, PatchMerging, Spike, Stem
+from tests.conftest import NETWORKS, TINY
+
+
+def lively(model, size=32):
+    """Give batch norm running statistics, so that the network fires in eval mode as it does in training."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(16, model.in_chans, size, size))
+    return model.eval()
+
+
+def by_hand():
+    """Two convolutions and a linear layer, made to fire where the test says."""
+    conv1, conv2, linear = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Linear(12, 5)
+    with torch.no_grad():
+        for layer in (conv1, conv2, linear):
+            layer.weight.fill_(1.0)
+            layer.bias.zero_()
+        conv1.weight.zero_()
+        conv1.weight[0, 0, 1, 1], conv1.weight[1, 0, 1, 1] = 1.0, -1.0
+    return nn.Sequential(conv1, Spike(), conv2, Spike(), nn.Flatten(), linear)
+
+
+def test_by_hand():
+    images = torch.full((2, 1, 4, 4), 0.1)
+    images[0, 0, 0, 0] = images[0, 0, 1, 2] = 0.9
+    record = count_operations(by_hand(), images)
+    assert record.samples == 2
+    assert record.layers == ("", "0", "1", "2", "3", "4", "5")
+    assert record.parameters.tolist() == [0, 2 * 9 + 2, 0, 2 * 3 * 9 + 3, 0, 0, 12 * 5 + 5]
+    assert not record.uncounted
+
+    # Pixels are analogue. Of the 3 taps of a 3x3 kernel on a side of 4, 2 + 3 + 3 + 2 = 10 lie inside: 10 * 10 places,
+    # 1 channel in and 2 out.
+    assert record.layer("0") == dict.fromkeys(FIELDS, 0) | {
+        "dense": 2 * 200,
+        "multiply_accumulates": 2 * 200,
+        "effective_multiply_accumulates": 2 * 200,
+        "weights_read": 2 * 18,
+        "values_read": 2 * 16,
+        "values_written": 2 * 32,
+    }
+    # Channel 0 fires at (0, 0) and (1, 2) of the first image, channel 1 nowhere.
+    assert record.layer("1") == dict.fromkeys(FIELDS, 0) | {
+        "neurons": 2 * 32,
+        "spikes": 2,
+        "values_read": 2 * 32,
+        "spikes_written": 2 * 32,
+    }
+    # Stride 2 with a border of 1: rows 0 and 1 feed output 0, rows 1, 2 and 3 output 1. So row 0 reaches 1 output,
+    # row 1 two, rows 2 and 3 one each, 5 in all: dense 5 * 5 places, 2 channels in, 3 out. The spike at (0, 0) reaches
+    # 1 * 1 places, that at (1, 2) 2 * 1, with 3 channels each.
+    assert record.layer("2") == dict.fromkeys(FIELDS, 0) | {
+        "dense": 2 * 150,
+        "accumulates": 3 + 6,
+        "weights_read": 2 * 54,
+        "values_written": 2 * 12,
+        "spikes_read": 2 * 32,
+        "input_spikes": 2,
+        "potentials": 2 * 12,
+    }
+    # Three of the four places get a spike, in three channels.
+    assert record.layer("3")["spikes"] == 9
+    assert record.layer("3")["neurons"] == 2 * 12
+    assert record.fired["3"].sum() == 9
+    assert record.visits == {"1": 2, "3": 2}
+    # 9 spikes meet 5 weights each, of 12 * 5.
+    assert record.layer("5")["accumulates"] == 45
+    assert record.layer("5")["dense"] == 2 * 60
+    assert record.layer("5")["multiply_accumulates"] == 0
+    # 400 multiply-accumulates, 54 accumulates, 88 comparisons with a threshold, for two images.
+    assert energy(record) == pytest.approx((400 * 4.6 + 54 * 0.9 + 88 * 0.9) * 1e-12 / 2, rel=1e-12)
+
+
+CONVOLUTIONS = [
+    nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2),
+    nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(0, 1), groups=2),
+    nn.Conv2d(4, 4, 3, padding="same", dilation=2, groups=4),
+    nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
+    nn.Conv3d(4, 2, 3, stride=2, padding=1),
+    nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1),
+    nn.ConvTranspose2d(4, 6, (3, 2), stride=(2, 3), padding=(1, 0), dilation=(2, 1), groups=2),
+]
+
+
+@pytest.mark.parametrize("conv", CONVOLUTIONS, ids=str)
+def test_convolutions_against_brute_force(conv):
+    """A convolution of spikes with weights of one adds up as many ones as there are accumulates."""
+    axes = conv.weight.dim() - 2
+    spikes = (torch.rand(3, 4, *(7, 6, 5)[:axes]) < 0.3).double()
+    ones = copy.deepcopy(conv).double()
+    nn.init.ones_(ones.weight)
+    nn.init.zeros_(ones.bias)
+    record = count_operations(ones, spikes)
+    assert record.total("accumulates") == ones(spikes).sum().item() > 0
+    assert record.total("multiply_accumulates") == 0
+    analogue = count_operations(ones, torch.full_like(spikes, 0.5))
+    assert analogue.total("multiply_accumulates") == ones(torch.ones_like(spikes)).sum().item()
+    assert analogue.total("dense") == record.total("dense") == analogue.total("multiply_accumulates")
+    assert analogue.total("accumulates") == 0
+
+
+def test_each_sample_is_judged_by_itself():
+    """One analogue sample does not make multiply-accumulates of the spikes of another, whatever the batch."""
+    layer = nn.Conv2d(1, 1, 1)
+    x = torch.tensor([1.0, 0.0, 1.0, 0.0]).view(1, 1, 2, 2).repeat(2, 1, 1, 1)
+    x[1, 0, 0, 0] = 0.5
+    record = count_operations(layer, x)
+    assert record.total("accumulates") == 2
+    assert record.total("multiply_accumulates") == 4
+    assert record.total("effective_multiply_accumulates") == 2
+
+
+class Call(nn.Module):
+    """A network of one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+SPIKES_A = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]])  # (1, 2, 3): 3 spikes; columns 1, 0, 2
+SPIKES_B = torch.tensor([[[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]]])  # (1, 3, 2): 5 spikes; rows 2, 2, 1
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "accumulates", "multiply_accumulates"),
+    [
+        (SPIKES_A, SPIKES_B, 1 * 2 + 0 * 2 + 2 * 1, 0),  # where two spikes meet
+        (SPIKES_A, SPIKES_B - 0.5, 3 * 2, 0),  # each spike of a meets a row of 2
+        (SPIKES_A - 0.5, SPIKES_B, 5 * 2, 0),  # each spike of b meets a column of 2
+        (SPIKES_A - 0.5, SPIKES_B - 0.5, 0, 2 * 3 * 2),
+    ],
+)
+def test_products_of_activations(a, b, accumulates, multiply_accumulates):
+    for product in (torch.matmul, torch.bmm, lambda a, b: torch.einsum("bnk,bkm->bnm", a, b)):
+        record = count_operations(Call(product), a, b)
+        assert record.total("dense") == 12
+        assert record.total("accumulates") == accumulates
+        assert record.total("multiply_accumulates") == multiply_accumulates
+        assert not record.uncounted
+
+
+def test_softmax_attention():
+    q = torch.randn(2, 3, 5, 4)  # two samples, three heads, five tokens of four channels
+    products = 2 * 3 * 5 * 5 * 4
+    written_out = Call(lambda q, k, v: (q @ k.transpose(-1, -2) * 0.5).softmax(-1) @ v)
+    fused = Call(F.scaled_dot_product_attention)
+    for model in (written_out, fused):
+        record = count_operations(model, q, q + 1, q + 2)
+        assert record.total("multiply_accumulates") == record.total("dense") == 2 * products
+        assert record.total("additions") == 2 * 3 * 25 * 2
+        assert record.total("multiplications") == 2 * 3 * 25 * (1 + TRANSCENDENTAL + 1)
+        assert not record.uncounted
+    spikes = (q > 0).float()
+    record = count_operations(fused, spikes, spikes, spikes)
+    assert record.total("multiply_accumulates") == 0
+    # Scores: where spikes meet. Then each spike of the values meets the scores of five tokens.
+    meetings = (spikes.sum(2) * spikes.sum(2)).sum()
+    assert record.total("accumulates") == meetings + 5 * spikes.sum()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("cell", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers(cell, gates, bidirectional):
+    """The input product takes spikes; the recurrent one takes the analogue h, which is zero before the first token."""
+    model = cell(6, 5, batch_first=True, bidirectional=bidirectional)
+    directions = 2 if bidirectional else 1
+    spikes = (torch.rand(2, 7, 6) < 0.3).float()
+    record = count_operations(model, spikes)
+    fan_out = directions * gates * 5
+    assert record.total("accumulates") == int(spikes.sum()) * fan_out
+    assert record.total("multiply_accumulates") == 2 * 7 * 5 * fan_out
+    assert record.total("effective_multiply_accumulates") == 2 * 6 * 5 * fan_out
+    assert record.total("dense") == 2 * 7 * (6 + 5) * fan_out
+    assert record.total("weights_read") == 2 * (6 + 5) * fan_out
+    assert not record.uncounted
+    for layers, kwargs in ((2, {}), (1, {"proj_size": 3} if cell is nn.LSTM else {})):
+        deep = count_operations(cell(6, 5, layers, batch_first=True, bidirectional=bidirectional, **kwargs), spikes)
+        assert deep.total("accumulates") == record.total("accumulates")
+        weights = sum(
+            p.numel()
+            for n, p in cell(6, 5, layers, bidirectional=bidirectional, **kwargs).named_parameters()
+            if "weight" in n
+        )
+        assert deep.total("dense") == 2 * 7 * weights
+        assert deep.total("weights_read") == 2 * weights
+    packed = nn.utils.rnn.pack_padded_sequence(spikes, [7, 5], batch_first=True)
+    assert "packed" in next(iter(count_operations(model, packed).uncounted))
+    turned = cell(6, 5, bidirectional=bidirectional)
+    assert count_operations(turned, spikes.transpose(0, 1)).total("accumulates") == record.total("accumulates")
+
+
+def test_arithmetic():
+    x = torch.randn(2, 3, 4, 4)
+    cases = {
+        "residual": (lambda x: x + x.sin(), 96, 96 * TRANSCENDENTAL),
+        "max pool": (lambda x: F.max_pool2d(x, 2), 24 * 3, 0),
+        "average pool": (lambda x: F.avg_pool2d(x, 2), 24 * 3, 24),
+        "global pool": (lambda x: x.mean((2, 3)), 96 - 6, 6),
+        "adaptive pool": (lambda x: F.adaptive_avg_pool2d(x, 1), 96 - 6, 6),
+        "relu": (torch.relu, 96, 0),
+        "scale": (lambda x: 0.5 * x, 0, 96),
+        "moves": (lambda x: torch.cat([x.flip(1), x.permute(0, 1, 3, 2)]).reshape(4, -1), 0, 0),
+    }
+    for name, (function, additions, multiplications) in cases.items():
+        record = count_operations(Call(function), x)
+        assert (record.total("additions"), record.total("multiplications")) == (additions, multiplications), name
+        assert not record.uncounted, name
+
+
+def test_batch_norm_is_folded_and_parameters_are_constants():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            x = super().forward(x)
+            return F.linear(x.mean((2, 3)), torch.sigmoid(self[0].weight.flatten(1) * 2.0 + 1.0))
+
+    model = Net(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    for train in (False, True):
+        record = count_operations(model.train(train), torch.randn(2, 4, 4, 4))
+        assert record.total("additions") == 2 * 4 * 16 - 8, "only those of the mean"
+        assert record.total("multiplications") == 8
+        assert record.total("multiply_accumulates") == 2 * (16 * 16 + 4 * 4), "and a product with a constant"
+
+
+def test_what_is_not_known_is_named():
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), Call(lambda x: torch.special.i0(x)))
+    record = count_operations(model, torch.rand(2, 1, 4, 4))
+    assert list(record.uncounted.values()) == [1]
+    assert "i0" in next(iter(record.uncounted))
+
+
+def test_network_is_left_as_it_was():
+    model = timm.create_model("msnn_resnet12_tiny", num_classes=10).eval()
+    x = torch.randn(2, 3, 16, 16)
+    before = model(x)
+    with OperationCounter(model) as counter, torch.no_grad():
+        assert torch.equal(model(x), before)
+        with pytest.raises(RuntimeError):
+            model(x[:, :2])
+        assert torch.equal(model(x), before)
+    twice = counter.record().total("accumulates")
+    assert twice == 2 * count_operations(model, x).total("accumulates")
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    model(x)
+    assert counter.record().total("accumulates") == twice
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_batch_split_gives_the_same_counts(name):
+    for context in ("shared", "isolated"):
+        model = lively(timm.create_model(name, num_classes=10, context=context))
+        x = torch.randn(6, 3, 32, 32)
+        whole = count_operations(model, x)
+        parts = [count_operations(model, part) for part in x.split([1, 2, 3])]
+        assert whole.samples == sum(p.samples for p in parts) == 6
+        counts = sum(p.counts for p in parts)
+        # Spikes of a sample may differ by rounding with the batch: everything that does not depend on them is exact.
+        same = [i for i, f in enumerate(FIELDS) if f not in ("accumulates", "spikes", "input_spikes")]
+        assert torch.equal(whole.counts[:, same], counts[:, same])
+        torch.testing.assert_close(whole.counts.double(), counts.double(), rtol=0.01, atol=50.0)
+        assert not whole.uncounted
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_synapse_of_the_branches_is_accumulate_only(name):
+    model = lively(timm.create_model(name, num_classes=10))
+    record = count_operations(model, torch.randn(2, 3, 32, 32))
+    assert not record.uncounted
+    column = list(FIELDS).index("multiply_accumulates")
+    analogue = {layer for layer, row in zip(record.layers, record.counts.tolist(), strict=True) if row[column]}
+    # Stem, patch merging and read-out are analogue, and so is the state h of a recurrent cell.
+    expected = {"head.fc"}
+    for name, module in model.named_modules():
+        if isinstance(module, Stem | PatchMerging):
+            expected.add(f"{name}.conv")
+        elif any(parameter.startswith("weight_hh") for parameter, _ in module.named_parameters(recurse=False)):
+            expected.add(name)
+    assert analogue == expected
+    assert record.total("accumulates") > 0
+    assert record.total("spikes") > 0
+
+
+@pytest.mark.parametrize("projection", sorted(PROJECTIONS))
+def test_membranes_and_omega(projection):
+    """Three of four windows carry a membrane over: a membrane update each, and in layer 2 an Omega."""
+    mixer = ConvMixer(4, "non_dilated", projection=projection).eval()
+    spikes = (torch.rand(2, 4, 8, 8) < 0.3).float()
+    record = count_operations(mixer, spikes)
+    carried = 2 * 4 * 8 * 8 * 3 // 4
+    assert record.layer("membrane1")["membrane_updates"] == carried
+    assert record.layer("membrane2")["membrane_updates"] == carried
+    assert record.layer("membrane2.projection")["omega"] == carried
+    operations = {"none": 0, "mean": 2, "sine": 4 + 2 * TRANSCENDENTAL}
+    if projection in operations:
+        assert record.total("omega_operations") == carried * operations[projection]
+    else:
+        assert record.total("omega_operations") > carried
+    assert record.total("neurons") == 2 * 2 * 4 * 64
+    assert record.total("additions") == record.total("multiplications") == 0
+    single = count_operations(ConvMixer(4, "single", projection=projection).eval(), spikes)
+    assert single.total("membrane_updates") == single.total("omega") == 0
+
+
+def test_overlapping_windows_cost_their_mean():
+    mixer = ConvMixer(4, "dilated").eval()
+    record = count_operations(mixer, (torch.rand(1, 4, 8, 8) < 0.3).float())
+    # Windows of side 6 on a map of 8 share a strip of 4: two means of 6 x 4 and one of 4 x 8, in 4 channels, 2 layers.
+    means = 2 * 4 * (6 * 4 + 6 * 4 + 4 * 8)
+    assert record.total("additions") == record.total("multiplications") == means
+    assert record.total("membrane_updates") == 2 * 3 * 4 * 36
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_training_under_autocast_and_inference_mode(name):
+    model = timm.create_model(name, num_classes=10)
+    x = torch.randn(4, 3, 16, 16)
+    with torch.inference_mode():
+        inference = count_operations(model.eval(), x)
+    assert torch.equal(inference.counts, count_operations(model, x).counts)
+    with OperationCounter(model.train()) as counter, torch.autocast("cpu", torch.bfloat16):
+        model(x).float().square().sum().backward()
+    record = counter.record()
+    assert not record.uncounted
+    column = list(FIELDS).index("dense")
+    assert torch.equal(record.counts[:, column], inference.counts[:, column])
+    assert model.stem.conv.weight.grad.isfinite().all()
+
+
+def test_compiled_networks_are_refused():
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(ConfigurationError, match="compiled or scripted"):
+        OperationCounter(torch.compile(model))
+    with pytest.raises(ConfigurationError, match="compiled or scripted"):
+        OperationCounter(torch.jit.script(model))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_networks_of_others(name):
+    """Any network is counted; no neuron in it fires."""
+    size = {"img_size": 32, "patch_size": 8} if "vit" in name else {}
+    model = timm.create_model(name, num_classes=10, **size).eval()
+    record = count_operations(model, torch.randn(2, 3, 32, 32))
+    assert record.total("neurons") == record.total("spikes") == record.total("accumulates") == 0
+    assert record.total("multiply_accumulates") == record.total("dense") > 1e6
+    assert not record.uncounted
