@@ -78,8 +78,8 @@ _FREE = _names(
 )
 _FACTORIES = frozenset(n for n in _FREE if n.startswith(("new_", "zeros", "ones", "full", "empty", "arange")))
 
-# Recurrent layers as torch's functions: gates, and for each unit and step the additions and multiplications that are not
-# matrix products.
+# Recurrent layers as torch's functions: gates, and for each unit and step the additions and multiplications that are
+# not matrix products.
 _CELLS: dict[str, tuple[int, int, int]] = {
     "lstm": (4, 4 + 1, 5 * TRANSCENDENTAL + 3),
     "gru": (3, 3 + 3, 3 * TRANSCENDENTAL + 3),
