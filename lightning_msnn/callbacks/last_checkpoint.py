@@ -90,11 +90,25 @@ class LastCheckpoint(Checkpoint):
         if self._requeue and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", _slurm_job()], check=False)
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Begin the next epoch behind a complete one; with ``max_steps`` Lightning would count an empty one first."""
+        loops = checkpoint["loops"]["fit_loop"]
+        epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+        if trainer.max_steps == -1 or epochs["current"]["processed"] != epochs["current"]["started"]:
+            return
+        for counts in epochs.values():
+            counts["completed"] = counts["processed"]
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning counts the restart as a step
+
     def _save(self, trainer: pl.Trainer) -> None:
         if getattr(trainer, "fast_dev_run", False) or self._saved_step == trainer.global_step:
             return
         self._saved_step = trainer.global_step
-        trainer.save_checkpoint(self._path)
+        trainer.save_checkpoint(self._path, weights_only=False)
 
 
 def _slurm_job() -> str:

@@ -182,6 +182,8 @@ class ImageDataModule(LightningDataModule):
         self._datasets: dict[str, ArrayDataset | FileDataset] = {}
         self._shuffle_seed: int | None = None
         self._loaders = itertools.count()
+        self._train_loader: Loader | None = None
+        self._place: dict[str, int] | None = None
 
     # What a data set may define
 
@@ -307,7 +309,11 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Shuffled uint8 batches; a last incomplete batch is dropped unless there is no other."""
-        return self._loader("train")
+        self._train_loader = self._loader("train")
+        if self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+            self._place = None
+        return self._train_loader
 
     def val_dataloader(self) -> Loader | list[Any]:
         """uint8 batches of the images that were split off the training part; no loader if there are none."""
@@ -332,12 +338,16 @@ class ImageDataModule(LightningDataModule):
         return images.float().div_(255).sub_(mean).div_(std), labels
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seed of the order of the training images."""
-        return {"shuffle_seed": self._seed_of_shuffle()}
+        """Return the seed of the order of the training images, and the place in it."""
+        place = self._place if self._train_loader is None else self._train_loader.state_dict()
+        return {"shuffle_seed": self._seed_of_shuffle(), "place": place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the order of the training that is resumed, whatever the seed of this run."""
-        self._shuffle_seed = state_dict["shuffle_seed"]
+        """Go on with the order of the training that is resumed, whatever the seed of this run.
+
+        Lightning restores the place of a loader too, but not where a schedule has asked for the number of steps before.
+        """
+        self._shuffle_seed, self._place = state_dict["shuffle_seed"], state_dict["place"]
 
     # Machinery
 

@@ -1,0 +1,226 @@
+"""A training that is interrupted, wherever, ends with the weights of the one that is not."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_msnn.callbacks import EMA, LastCheckpoint, RandomState
+from lightning_msnn.checkpoints import AtomicCheckpointIO, read_checkpoint
+from lightning_msnn.data import Digits, ImageFolder
+from lightning_msnn.tasks import SpikingClassifier
+
+EPOCHS, BATCHES = 2, 6
+NETWORK = {"depths": [1, 1, 1, 1], "widths": [8, 8, 8, 8], "drop_path_rate": 0.2}
+
+
+class Kill(BaseException):
+    """What ends a process, in place of SIGKILL."""
+
+
+class KillAt(pl.Callback):
+    """End the training after a batch."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Kill
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of noise in two classes."""
+    for part, number in (("train", 30), ("test", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = np.random.default_rng((i, part == "test", name == "cat")).integers(
+                    0, 255, (20, 16, 3), np.uint8
+                )
+                Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{i}.png")
+    return tmp_path / "data"
+
+
+def digits(_: Path) -> Digits:
+    return Digits(batch_size=16, policy="randaugment", erasing=0.3, crop_padding=2, flip=0.5)
+
+
+def decoded_in_workers(images: Path) -> ImageFolder:
+    return ImageFolder(
+        root=str(images), image_size=8, batch_size=8, in_memory=False, num_workers=2, erasing=0.3, policy="randaugment"
+    )
+
+
+def run(folder: Path, data: Any, seed: int = 3, kill: int | None = None, resume: bool = False, **options: Any) -> Any:
+    """Train, and return the trainer and the end of the weights being trained."""
+    pl.seed_everything(seed, verbose=False)
+    task = SpikingClassifier(
+        num_classes=data.num_classes, in_chans=data.in_chans, mixup=0.5, cutmix=0.5, network_kwargs=dict(NETWORK)
+    )
+    raw: list[dict[str, torch.Tensor]] = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+            raw[:] = [{k: v.clone() for k, v in module.state_dict().items()}]
+
+    options = {"max_epochs": EPOCHS, **options}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=folder,
+        limit_train_batches=BATCHES,
+        limit_val_batches=2,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[EMA(0.9), RandomState(), Keep(), LastCheckpoint(every_n_steps=2)]
+        + ([] if kill is None else [KillAt(kill)]),
+        **options,
+    )
+    last = folder / "checkpoints" / "last.ckpt"
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=last if resume and last.exists() else None, weights_only=True)
+    except Kill:
+        assert kill is not None
+    return trainer, raw[0] if raw else None, task
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(params=[digits, decoded_in_workers])
+def make_data(request: pytest.FixtureRequest, images: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return lambda: request.param(images)
+
+
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 3}, {"accumulate_grad_batches": 2}, {"max_steps": 11}])
+def test_resume_is_exact(tmp_path: Path, make_data: Any, options: dict[str, Any]) -> None:
+    """Of the weights and their average, whatever the step, the seed of the second process, and its past."""
+    _, raw, whole = run(tmp_path / "a", make_data(), **options)
+    steps = EPOCHS * BATCHES // options.get("accumulate_grad_batches", 1)
+    for kill in (1, 3, steps // 2, steps // 2 + 1, steps - 2):
+        resumes = (tmp_path / "b" / "checkpoints" / "last.ckpt").exists()
+        run(tmp_path / "b", make_data(), seed=50 if resumes else 3, kill=kill, resume=True, **options)
+    trainer, again, task = run(tmp_path / "b", make_data(), seed=99, resume=True, **options)
+    assert trainer.global_step == min(steps, options.get("max_steps", steps))
+    assert same(raw, again)
+    assert same(whole.state_dict(), task.state_dict())
+
+
+def test_without_the_generators_it_is_not_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the test above can fail."""
+    _, raw, _ = run(tmp_path / "a", digits(tmp_path))
+    monkeypatch.setattr(RandomState, "on_load_checkpoint", lambda *_: None)
+    run(tmp_path / "b", digits(tmp_path), kill=5)
+    _, again, _ = run(tmp_path / "b", digits(tmp_path), resume=True)
+    assert not same(raw, again)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_do_not_depend_on_what_came_before(images: Path, workers: int) -> None:
+    def loader() -> Any:
+        data = ImageFolder(root=str(images), image_size=8, batch_size=8, in_memory=False, num_workers=workers)
+        data.setup("fit")
+        return data.train_dataloader()
+
+    first = loader()
+    state = torch.get_rng_state()
+    first.sampler.set_epoch(4)
+    everything = list(first)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
+    assert len(everything) == 6
+    second = loader()
+    torch.rand(7)
+    second.load_state_dict({"epoch": 4, "batches": 2})
+    assert len(list(second)) == 6, "another epoch begins at its beginning"
+    second.load_state_dict({"epoch": 4, "batches": 2})
+    second.sampler.set_epoch(4)
+    rest = iter(second)
+    for images_, targets in everything[2:]:
+        pixels, labels = next(rest)
+        assert torch.equal(pixels, images_)
+        assert torch.equal(labels, targets)
+    assert second.state_dict() == {"epoch": 4, "batches": 6}
+    assert next(rest, None) is None
+    other = list(second)
+    assert second.state_dict()["epoch"] == 5
+    assert not torch.equal(other[0][0], everything[0][0])
+
+
+def test_same_seed_same_result_and_another_seed_another(tmp_path: Path) -> None:
+    a, b, c = (run(tmp_path / str(i), digits(tmp_path), seed=s)[1] for i, s in enumerate((1, 1, 2)))
+    assert same(a, b)
+    assert not same(a, c)
+
+
+def test_sigterm_saves_between_two_steps(tmp_path: Path) -> None:
+    class Terminate(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    _, raw, _ = run(tmp_path / "a", digits(tmp_path))
+    data = digits(tmp_path)
+    pl.seed_everything(3, verbose=False)
+    before = signal.getsignal(signal.SIGTERM)
+    task = SpikingClassifier(in_chans=1, mixup=0.5, cutmix=0.5, network_kwargs=dict(NETWORK))
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, default_root_dir=tmp_path / "b", limit_train_batches=BATCHES, max_epochs=EPOCHS,
+        limit_val_batches=2, enable_progress_bar=False, enable_model_summary=False, plugins=[AtomicCheckpointIO()],
+        callbacks=[EMA(0.9), RandomState(), LastCheckpoint(), Terminate()],
+    )  # fmt: skip
+    with pytest.raises(SystemExit):
+        trainer.fit(task, datamodule=data)
+    signal.signal(signal.SIGTERM, before)
+    assert read_checkpoint(tmp_path / "b" / "checkpoints" / "last.ckpt")["global_step"] == 4
+    assert same(raw, run(tmp_path / "b", digits(tmp_path), resume=True)[1])
+
+
+def test_slurm_signal_saves_and_requeues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM is a shell script here that writes down what it was asked."""
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    slurm = {"JOB_ID": "77", "NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1", "LOCALID": "0", "PROCID": "0",
+             "NODEID": "0", "NODELIST": "localhost", "JOB_NAME": "train"}  # fmt: skip
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+    class Warn(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.getsignal(signal.SIGUSR1)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path / "b", limit_train_batches=BATCHES,
+        max_epochs=EPOCHS, limit_val_batches=2, enable_progress_bar=False, enable_model_summary=False,
+        plugins=[AtomicCheckpointIO(), SLURMEnvironment(auto_requeue=True)],
+        callbacks=[EMA(0.9), RandomState(), LastCheckpoint(), Warn()],
+    )  # fmt: skip
+    pl.seed_everything(3, verbose=False)
+    task = SpikingClassifier(in_chans=1, mixup=0.5, cutmix=0.5, network_kwargs=dict(NETWORK))
+    try:
+        with pytest.raises(SystemExit):
+            trainer.fit(task, datamodule=digits(tmp_path))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert read_checkpoint(tmp_path / "b" / "checkpoints" / "last.ckpt")["global_step"] == 4
+    for name in slurm:
+        monkeypatch.delenv(f"SLURM_{name}")
+    _, raw, _ = run(tmp_path / "a", digits(tmp_path))
+    assert same(raw, run(tmp_path / "b", digits(tmp_path), resume=True)[1])
