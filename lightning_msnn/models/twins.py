@@ -1,0 +1,103 @@
+"""Twins of a network, to compare it with: the same topology with ReLU, and with plain LIF neurons over several steps.
+
+A twin is built from the network's own name and arguments and takes over its weights, where both have them. They are
+there to count operations, which for the ANN twin do not depend on weights; for accuracy, train the twin.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from lightning_msnn.errors import ConfigurationError, check_integer
+from lightning_msnn.nn.blocks import BernoulliEncoder
+from lightning_msnn.nn.neuron import Spike
+
+__all__ = ["Rectifier", "ann_twin", "calibrate", "snn_twin"]
+
+
+class Rectifier(nn.ReLU):
+    """ReLU in the place of a layer of spiking neurons."""
+
+    def forward(self, membrane: Tensor, state: list[Tensor] | None = None) -> Tensor:
+        """Return ``max(0, membrane)``; there is no state."""
+        return super().forward(membrane)
+
+
+def _build(model: nn.Module, **changes: Any) -> nn.Module:
+    """Build a network like another but for some arguments, with its weights where both have them.
+
+    Raises:
+        ConfigurationError: If the network does not say how it was built.
+    """
+    name, arguments = getattr(model, "architecture", ""), getattr(model, "arguments", None)
+    if not name or not isinstance(arguments, dict):
+        raise ConfigurationError(
+            f"{type(model).__name__} does not say how it was built, so it has no twin: make it by timm.create_model"
+        )
+    with torch.random.fork_rng(devices=[]):  # that a twin is made must not change the training
+        twin: nn.Module = timm.create_model(name, **{**arguments, **changes})
+    state = twin.state_dict()
+    shared = {k: v for k, v in model.state_dict().items() if k in state and v.shape == state[k].shape}
+    twin.load_state_dict(shared, strict=False)
+    tensor = next(model.parameters())
+    return twin.to(tensor.device, tensor.dtype).train(model.training)
+
+
+def ann_twin(model: nn.Module) -> nn.Module:
+    """Return the same topology with ReLU in place of each layer of spiking neurons, and without windows.
+
+    Args:
+        model: A network of timm's registry whose name begins with ``msnn``.
+
+    Raises:
+        ConfigurationError: If the network does not say how it was built.
+    """
+    twin = _build(model, windows="single", time_steps=1)
+    for module in list(twin.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Spike | BernoulliEncoder):
+                setattr(module, name, Rectifier())
+    return twin
+
+
+def snn_twin(model: nn.Module, time_steps: int = 4) -> nn.Module:
+    """Return the same topology with plain LIF neurons over several time steps, and without windows.
+
+    Args:
+        model: A network of timm's registry whose name begins with ``msnn``.
+        time_steps: Number of time steps ``T``.
+
+    Raises:
+        ConfigurationError: If the network does not say how it was built, or ``time_steps`` is not allowed.
+    """
+    check_integer("time_steps", time_steps, 1)
+    return _build(model, windows="single", time_steps=time_steps)
+
+
+@torch.no_grad()
+def calibrate(twin: nn.Module, images: Tensor) -> nn.Module:
+    """Set the running statistics of a twin's batch norms to those of some images, and put it in eval mode.
+
+    Those that it took over are of another network's activations.
+
+    Args:
+        twin: The twin.
+        images: Images as the network takes them, at least two.
+
+    Returns:
+        The twin.
+    """
+    norms = [m for m in twin.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all calls, as a neuron is called in every time step
+        norm.train()
+    twin(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return twin.eval()

@@ -1,0 +1,91 @@
+"""Twins: the same topology, with what they share."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.metrics import count_operations, spike_rate
+from lightning_msnn.models.twins import Rectifier, ann_twin, calibrate, snn_twin
+from lightning_msnn.nn import Spike
+from tests.conftest import NETWORKS, TINY
+
+
+def images(size=32):
+    return torch.randn(4, 3, size, size)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_ann_twin(name):
+    model = timm.create_model(name, num_classes=7).eval()
+    twin = ann_twin(model)
+    spikes = [n for n, m in model.named_modules() if isinstance(m, Spike)]
+    assert [n for n, m in twin.named_modules() if isinstance(m, Rectifier)] == spikes
+    assert not any(isinstance(m, Spike) for m in twin.modules())
+    single = timm.create_model(name, num_classes=7, windows="single").eval()
+    ours, theirs = count_operations(single, images()), count_operations(twin, images())
+    assert theirs.total("dense") == ours.total("dense"), "the same topology"
+    assert theirs.total("neurons") == theirs.total("membrane_updates") == theirs.total("omega") == 0
+    assert theirs.total("multiply_accumulates") > 0.95 * theirs.total("dense")
+    assert not theirs.uncounted
+    for key, value in twin.state_dict().items():
+        assert "decay" in key or torch.equal(value, model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_snn_twin(name):
+    model = timm.create_model(name, num_classes=7, mlp_ratio=2.0, theta=0.3).eval()
+    twin = snn_twin(model)
+    assert twin.arguments == {**model.arguments, "windows": "single", "time_steps": 4}
+    x = images()
+    once = count_operations(timm.create_model(name, **{**model.arguments, "windows": "single"}).eval(), x)
+    record = count_operations(twin, x)
+    assert record.samples == once.samples == 4
+    assert record.total("neurons") == 4 * once.total("neurons")
+    assert record.total("omega") == 0
+    assert record.visits.keys() == once.visits.keys()
+    assert all(visits == 4 * once.visits[layer] for layer, visits in record.visits.items())
+    # Each of T steps leaks each membrane once.
+    assert record.total("membrane_updates") == record.total("neurons")
+    assert not record.uncounted
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_making_a_twin_leaves_no_trace(name):
+    model = timm.create_model(name, num_classes=7).eval()
+    x, state = images(), torch.get_rng_state()
+    before = model(x)
+    for twin in (ann_twin(model), snn_twin(model)):
+        calibrate(twin, x)
+        assert not twin.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model(x), before)
+
+
+def test_calibration():
+    """After it, batch norms see a mean of 0 and a variance of 1 in the network's own activations."""
+    twin = ann_twin(timm.create_model("msnn_resnet12_tiny", num_classes=7).eval())
+    seen = []
+    twin.stages[1].blocks[0].encoder1.norm.register_forward_hook(lambda m, i, out: seen.append(out))
+    x = torch.randn(32, 3, 32, 32) * 3 + 1
+    calibrate(twin, x)(x)
+    assert seen[-1].mean((0, 2, 3)).abs().max() < 1e-3
+    assert (seen[-1].var((0, 2, 3)) - 1).abs().max() < 0.05
+    record = count_operations(twin, x)
+    share = record.total("effective_multiply_accumulates") / record.total("multiply_accumulates")
+    assert 0.2 < share < 0.9, "about half of what ReLU returns is zero"
+
+
+def test_snn_twin_fires_at_every_step():
+    model = timm.create_model("msnn_resnet12_tiny", num_classes=7).eval()
+    twin = calibrate(snn_twin(model, time_steps=2), torch.randn(16, 3, 32, 32))
+    assert 0.01 < spike_rate(count_operations(twin, images())) < 0.5
+
+
+def test_networks_without_a_name_have_no_twin():
+    for twin in (ann_twin, snn_twin):
+        with pytest.raises(ConfigurationError, match="Sequential does not say how it was built"):
+            twin(nn.Sequential())
+    with pytest.raises(ConfigurationError, match="time_steps .* at least 1, not 0"):
+        snn_twin(timm.create_model("msnn_resnet12_tiny"), time_steps=0)
