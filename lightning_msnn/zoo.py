@@ -21,7 +21,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import nn
 
 from lightning_msnn.errors import ConfigurationError, suggestion
-from lightning_msnn.models.backbone import MSNN
+from lightning_msnn.models.backbone import MSNN, PRESETS
 from lightning_msnn.models.weights import CONFIG_FILE, WEIGHTS_FILE, entries, read_config
 
 __all__ = ["export", "info", "list_models", "load", "resolve", "transforms"]
@@ -147,6 +147,7 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", **fiel
     target = Path(folder) / name
     if target.exists():
         raise ConfigurationError(f"{target} exists: remove it to make the entry anew")
+    given = dict(hparams.get("network_kwargs") or {})
     prefix = "network."
     state = {k[len(prefix) :]: v.contiguous() for k, v in content["state_dict"].items() if k.startswith(prefix)}
     weights = safetensors.torch.save(state, {"format": "pt"})
@@ -158,7 +159,7 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", **fiel
         "mean": data["mean"],
         "std": data["std"],
         "class_names": content["class_names"],
-        "network_kwargs": _pinned() | (hparams.get("network_kwargs") or {}),
+        "network_kwargs": _pinned() | PRESETS[given.pop("preset", "default")] | given,
         "sha256": hashlib.sha256(weights).hexdigest(),
         **fields,
     }

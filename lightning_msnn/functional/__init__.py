@@ -1,6 +1,6 @@
 """Pure functions of tensors: spikes, projections, windows and membrane scans. No module, no state."""
 
-from lightning_msnn.functional.membrane import coupled_scan, scan
+from lightning_msnn.functional.membrane import coupled_scan, leak, recurrent_scan, scan
 from lightning_msnn.functional.projection import (
     PROJECTIONS,
     exponential,
@@ -23,12 +23,14 @@ __all__ = [
     "coupled_scan",
     "exponential",
     "heaviside",
+    "leak",
     "mean",
     "merge",
     "none",
     "piecewise_linear",
     "polynomial",
     "rectangular",
+    "recurrent_scan",
     "scan",
     "side",
     "sigmoid",

@@ -6,9 +6,10 @@ before the scan; what is left to do in order is element-wise.
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-__all__ = ["coupled_scan", "scan"]
+__all__ = ["coupled_scan", "leak", "recurrent_scan", "scan"]
 
 
 def scan(currents: list[Tensor], tau: Tensor) -> list[Tensor]:
@@ -45,3 +46,41 @@ def coupled_scan(
     for current, before in zip(currents[1:], first, strict=False):
         membranes.append(current + tau * omega(before, membranes[-1]))
     return membranes
+
+
+def recurrent_scan(
+    currents: list[Tensor], before: list[Tensor], tau: Tensor, omega: Callable[[Tensor, Tensor], Tensor]
+) -> list[Tensor]:
+    """Recurrent networks: a membrane map that travels from block to block (arXiv 2401.10843).
+
+    ``m'_1 = tau Omega(m_1, m_2) + I_1``, ``m'_2 = tau Omega(m'_1, m_2) + I_2``,
+    ``m'_3 = tau Omega(m_3, m'_2) + I_3``, ``m'_4 = tau Omega(m_4, m'_3) + I_4``.
+
+    Args:
+        currents: Synaptic currents ``I_k`` of the four windows in order, each ``(B, C, h, w)``.
+        before: Windows ``m_k`` of the membrane map that the block received, shapes of ``currents``.
+        tau: Decay of the membrane from one window to the next, a scalar or ``(C, 1, 1)``.
+        omega: The projection, a function of the two membranes.
+
+    Returns:
+        New membranes ``m'_k`` of the windows, shapes of ``currents``.
+    """
+    first = currents[0] + tau * omega(before[0], before[1])
+    second = currents[1] + tau * omega(first, before[1])
+    third = currents[2] + tau * omega(before[2], second)
+    fourth = currents[3] + tau * omega(before[3], third)
+    return [first, second, third, fourth]
+
+
+def leak(membranes: list[Tensor], spikes: list[Tensor], tau: Tensor) -> Tensor:
+    """What each membrane hands to the next time step: ``tau u (1 - s)``, the leak and reset of the standard LIF.
+
+    Args:
+        membranes: Membranes ``u_k`` of the windows in order, each ``(B, C, h, w)``.
+        spikes: Spikes ``s_k`` of the same windows.
+        tau: Decay, a scalar or ``(C, 1, 1)``.
+
+    Returns:
+        The membranes less what fired and leaked, ``(windows, B, C, h, w)``.
+    """
+    return torch.stack([tau * u * (1.0 - s) for u, s in zip(membranes, spikes, strict=True)])

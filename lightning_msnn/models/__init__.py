@@ -2,5 +2,7 @@
 
 from lightning_msnn.models.backbone import MSNN
 from lightning_msnn.models.msnn_resnet import MSNNResNet
+from lightning_msnn.models.msnn_rnn import MSNNRNN
+from lightning_msnn.models.msnn_vit import MSNNViT
 
-__all__ = ["MSNN", "MSNNResNet"]
+__all__ = ["MSNN", "MSNNRNN", "MSNNResNet", "MSNNViT"]

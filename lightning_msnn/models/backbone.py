@@ -6,12 +6,13 @@ Licence: Apache-2.0.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import timm
 import torch
@@ -24,16 +25,29 @@ from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
 from lightning_msnn.models.weights import WEIGHTS_FILE, entries, read_config, read_weights
-from lightning_msnn.nn.blocks import MLP, Block, Encoder, PatchMerging, Stem
+from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
+from lightning_msnn.nn.neuron import Spike
 
-__all__ = ["MIN_SIZE", "MSNN", "WINDOW_SCHEDULES", "Stage", "create", "default_cfg", "zoo_cfgs"]
+__all__ = [
+    "CODINGS",
+    "MIN_SIZE",
+    "MLPS",
+    "MSNN",
+    "PRESETS",
+    "WINDOW_SCHEDULES",
+    "Stage",
+    "create",
+    "default_cfg",
+    "zoo_cfgs",
+]
 
 MIN_SIZE = 8
 """Smallest side of an input image in pixels."""
 
 BRANCH_GAIN = 0.2
-"""Initial scale of a branch's last batch norm. At 1 the variance of the stream grows by one with each of the 24
-branches, which drowns what the stem put in and slows the first epochs; at 0 a branch has no gradient to begin with."""
+"""Initial scale of a branch's last batch norm, or of its last synapse where there is none. At 1 the variance of the
+stream grows by one with each of the 24 branches, which drowns what the stem put in and slows the first epochs; at 0 a
+branch has no gradient to begin with."""
 
 WINDOW_SCHEDULES: dict[str, tuple[str, str]] = {
     "alternate": ("non_dilated", "dilated"),
@@ -45,6 +59,31 @@ WINDOW_SCHEDULES: dict[str, tuple[str, str]] = {
 }
 """Kinds of windows in even and odd blocks of a stage, by the name that configurations use. A schedule that alternates
 has windows of the first kind throughout its last stage."""
+
+MLPS = ("spiking", "gelu")
+"""Channel mixers of the blocks: on spikes, or on the analogue stream as in the paper."""
+
+CODINGS = ("threshold", "bernoulli")
+"""How the analogue stream becomes spikes: where it reaches a threshold, or with the probability that it gives."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "context": "isolated",
+        "windows": "alternate",
+        "norm": False,
+        "mlp": "gelu",
+        "coding": "bernoulli",
+        "surrogate": "rectangular",
+        "tau": 0.4,
+        "learn_tau": False,
+        "projection": "sine",
+        "theta": 0.25,
+    },
+}
+"""Arguments of a network under one name; any of them can be given beside it. ``paper`` is the network as published
+(arXiv 2401.10843): isolated windows, no normalisation, GELU MLP, linear patch merging, Bernoulli coding of each mixer's
+input, rectangular surrogate, fixed decay."""
 
 
 def window_kinds(schedule: str, depths: Sequence[int]) -> list[list[str]]:
@@ -83,18 +122,33 @@ class Stage(nn.Module):
     Args:
         downsample: Patch merging, or identity in the first stage.
         blocks: Residual blocks.
+        position: What tells the stream its positions, called with stream and state; None for mixers that see them.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    positional: Final[bool]
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], position: nn.Module | None = None) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample
+        self.positional = position is not None
+        self.position: nn.Module = nn.Identity() if position is None else position
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map the residual stream of the stage before to that of this stage."""
+    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
+        """Map the residual stream of the stage before to that of this stage.
+
+        Args:
+            x: Residual stream ``(B, C, H, W)``.
+            state: What the layers of neurons carried out of the time step before, if there is one.
+        """
         x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.positional:
+            x = self.position(x, state)
+        if state is not None:
+            for block in self.blocks:
+                x = block(x, state)
+        elif self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
@@ -107,6 +161,10 @@ class MSNN(nn.Module):
     Stem, patch merging and read-out are analogue; every convolution and linear layer inside a branch of a block
     receives spikes that are exactly 0 or 1. The network keeps no state between calls. It follows the contract of timm's
     models.
+
+    Over several time steps (``time_steps`` above 1), a network takes images ``(B, in_chans, H, W)``, which it sees in
+    every step, or frames ``(B, time_steps, in_chans, H, W)``; membranes leak from step to step and are reset where they
+    fired, and what is read out is the mean over the steps. :meth:`step` takes one step with the state in and out.
 
     Args:
         mixer: Makes a token mixer; called with ``dim`` and ``windows`` and the arguments ``neuron``.
@@ -123,15 +181,25 @@ class MSNN(nn.Module):
             each block; the initial ones if they are learnt.
         learn_theta: Whether each block learns its own theta, kept in (0, 1).
         tau: Decay of membranes from window to window; the initial one if it is learnt.
-        learn_tau: Whether each channel learns its own decay.
-        threshold: Threshold ``V`` of all neurons.
+        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay from window to window is learnt.
+        threshold: Threshold ``V`` of all neurons; the initial one if it is learnt.
+        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
         surrogate: Name of the surrogate gradient.
+        norm: Whether batch norm follows every synapse and comes before every spike that leaves the stream.
+        mlp: ``"spiking"`` or ``"gelu"``, one of :data:`MLPS`.
+        coding: ``"threshold"`` or ``"bernoulli"``, one of :data:`CODINGS`.
+        time_steps: Number of time steps ``T``.
         drop_rate: Dropout before the read-out.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
 
     Raises:
         ConfigurationError: If an argument is not allowed.
     """
+
+    __constants__: ClassVar[list[str]] = ["time_steps"]  # TorchScript leaves out what it rules out
+
+    block: type[Block] = Block
+    """Class of the residual blocks."""
 
     def __init__(
         self,
@@ -148,9 +216,14 @@ class MSNN(nn.Module):
         theta: float | Sequence[float] = 0.25,
         learn_theta: bool = False,
         tau: float = 0.1,
-        learn_tau: bool = True,
+        learn_tau: bool | str = True,
         threshold: float = 0.5,
+        learn_threshold: bool | str = False,
         surrogate: str = "triangular",
+        norm: bool = True,
+        mlp: str = "spiking",
+        coding: str = "threshold",
+        time_steps: int = 1,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -168,21 +241,36 @@ class MSNN(nn.Module):
             )
         for value in (*depths, *widths):
             check_integer("each of depths and widths", value, 1)
+        choose(dict.fromkeys(MLPS), mlp, "mlp")
+        choose(dict.fromkeys(CODINGS), coding, "coding")
         kinds = window_kinds(windows, depths)
+        self.architecture = ""
+        self.arguments: dict[str, Any] = {}
+        self.time_steps = check_integer("time_steps", time_steps, 1)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.num_features = widths[-1]
 
-        self.stem = Stem(in_chans, widths[0])
-        encoder = partial(Encoder, threshold=threshold, surrogate=surrogate)
+        neuron: dict[str, Any] = {
+            "threshold": threshold,
+            "learn_threshold": learn_threshold,
+            "surrogate": surrogate,
+            "norm": norm,
+            "tau": tau,
+        }
+        encoder: Callable[[int], nn.Module] = (
+            partial(Encoder, **neuron) if coding == "threshold" else lambda dim: BernoulliEncoder()
+        )
+        self.stem = Stem(in_chans, widths[0], norm)
         thetas = _for_each_block(theta, depths)
         rates = torch.linspace(0.0, drop_path_rate, sum(depths)).tolist()
         stages: list[nn.Module] = []
         self.feature_info: list[dict[str, Any]] = []
         for i, width in enumerate(widths):
+            hidden = int(mlp_ratio * width)
             blocks = [
-                Block(
+                self.block(
                     encoder(width),
                     mixer(
                         width,
@@ -191,34 +279,60 @@ class MSNN(nn.Module):
                         projection=projection,
                         theta=thetas.pop(0),
                         learn_theta=learn_theta,
-                        tau=tau,
                         learn_tau=learn_tau,
-                        threshold=threshold,
-                        surrogate=surrogate,
+                        **neuron,
                     ),
-                    encoder(width),
-                    MLP(width, int(mlp_ratio * width), threshold, surrogate),
+                    encoder(width) if mlp == "spiking" else None,
+                    MLP(width, hidden, **neuron) if mlp == "spiking" else AnalogueMLP(width, hidden, norm),
                     rates.pop(0),
                 )
                 for kind in kinds[i]
             ]
-            stages.append(Stage(PatchMerging(widths[i - 1], width) if i else nn.Identity(), blocks))
-            self.feature_info.append({"num_chs": width, "reduction": 2 ** (i + 1), "module": f"stages.{i}"})
-        self.stages = nn.Sequential(*stages)
-        self.norm: nn.Module = nn.BatchNorm2d(self.num_features)
+            before = widths[i - 1] if i else None
+            downsample = PatchMerging(before, width, norm) if before else nn.Identity()
+            stages.append(self.make_stage(before, width, downsample, blocks, encoder, norm))
+            self.feature_info.append(
+                {"num_chs": width, "reduction": 2 ** (i + 1), "module": self.feature_module.format(i)}
+            )
+        self.stages = nn.ModuleList(stages)
+        self.norm: nn.Module = nn.BatchNorm2d(self.num_features) if norm else nn.Identity()
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         self.apply(_init_weights)
-        for module in self.modules():
-            if isinstance(module, Block):
-                for synapse in (module.mixer.project, module.mlp.fc2):
-                    if isinstance(synapse.norm, nn.BatchNorm2d):
-                        nn.init.constant_(synapse.norm.weight, BRANCH_GAIN)
+        ends = re.compile(rf"blocks\.\d+\.(mixer\.project|mlp\.fc2)\.{'norm' if norm else 'conv'}\.weight$")
+        for name, parameter in self.named_parameters():
+            if ends.search(name):
+                parameter.data.mul_(BRANCH_GAIN)
+        self.neuron_layers = sum(isinstance(module, Spike) for module in self.modules())
+
+    feature_module = "stages.{}"
+    """Name of the module whose output is the feature of a stage, for FX feature extraction."""
+
+    def make_stage(
+        self,
+        before: int | None,
+        width: int,
+        downsample: nn.Module,
+        blocks: Sequence[nn.Module],
+        encoder: Callable[[int], nn.Module],
+        norm: bool,
+    ) -> nn.Module:
+        """Make a stage; a family overrides it to add what it needs.
+
+        Args:
+            before: Channels of the stage before, None for the first.
+            width: Channels of this stage.
+            downsample: Patch merging, or identity in the first stage.
+            blocks: Its blocks.
+            encoder: Makes an encoder of the stream for so many channels.
+            norm: Whether there is batch norm.
+        """
+        return Stage(downsample, blocks)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must spare beyond vectors: decays and radian factors."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("decay.logit", "theta_logit"))}
+        """Names of the parameters that weight decay must spare beyond vectors: decays, thresholds, radian factors."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("decay.logit", "theta_logit", "level"))}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -230,7 +344,11 @@ class MSNN(nn.Module):
         blocks = (
             r"^stages\.(\d+)"
             if coarse
-            else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
+            else [
+                (r"^stages\.(\d+)\.(?:downsample|position|membrane)", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ]
         )
         return {"stem": r"^stem", "blocks": blocks}
 
@@ -286,17 +404,11 @@ class MSNN(nn.Module):
             raise ConfigurationError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
         take, last_taken = feature_take_indices(len(self.stages), indices)
         last = len(self.stages) - 1
-        intermediates: list[Tensor] = []
-        x = self.stem(x)
-        for i, stage in enumerate(self.stages):
-            if stop_early and i > last_taken:
-                break
-            x = stage(x)
-            if i in take:
-                intermediates.append(self.norm(x) if norm and i == last else x)
+        outputs = self._over_time(x, last_taken if stop_early else last)
+        intermediates = [self.norm(outputs[i]) if norm and i == last else outputs[i] for i in sorted(take)]
         if intermediates_only:
             return intermediates
-        return (self.norm(x) if not stop_early or last_taken == last else x), intermediates
+        return (self.norm(outputs[-1]) if len(outputs) > last else outputs[-1]), intermediates
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -313,19 +425,72 @@ class MSNN(nn.Module):
         """
         take, last_taken = feature_take_indices(len(self.stages), indices)
         shortened = last_taken < len(self.stages) - 1
-        self.stages = nn.Sequential(*list(self.stages)[: last_taken + 1])
+        self.stages = self.stages[: last_taken + 1]
         if prune_norm or shortened:
             self.norm = nn.Identity()
         if prune_head or shortened:
             self.reset_classifier(0, "")
+        self.neuron_layers = sum(isinstance(module, Spike) for module in self.modules())
         chosen: list[int] = take
         return chosen
 
+    def _pass(self, x: Tensor, state: list[Tensor] | None, last: int) -> list[Tensor]:
+        """Pass the stream through the stages up to the one numbered ``last``; return it after each of them."""
+        outputs: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            if i <= last:
+                x = stage(x, state)
+                outputs.append(x)
+        return outputs
+
+    def _over_time(self, x: Tensor, last: int) -> list[Tensor]:
+        """Return the stream after each stage up to ``last``, its mean over the time steps if there are several."""
+        if self.time_steps == 1:
+            return self._pass(self.stem(x), None, last)
+        state = self.initial_state()
+        frames = x.dim() == 5
+        if frames and x.shape[1] != self.time_steps:
+            raise ConfigurationError(
+                f"a network of {self.time_steps} time steps takes {self.time_steps} frames, not {x.shape[1]}"
+            )
+        # The stem has no state: an image passes it once, frames as one batch.
+        stream = self.stem(x.flatten(0, 1)) if frames else self.stem(x)
+        mean: list[Tensor] = []
+        for t in range(self.time_steps):
+            outputs = self._pass(stream.unflatten(0, (-1, self.time_steps))[:, t] if frames else stream, state, last)
+            mean = outputs if t == 0 else [a + b for a, b in zip(mean, outputs)]  # noqa: B905  TorchScript has no strict
+        return [a / self.time_steps for a in mean]
+
+    def initial_state(self) -> list[Tensor]:
+        """Return the state before the first time step: no membrane in any layer of neurons."""
+        return [torch.zeros(()) for _ in range(self.neuron_layers)]
+
+    @torch.jit.ignore
+    def step(self, x: Tensor, state: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Take one time step with the state in and out; what was handed in is not changed.
+
+        Args:
+            x: Images of this step, ``(B, in_chans, H, W)``.
+            state: What the step before returned, None for the first. An entry for each layer of neurons: a scalar, or
+                the membranes of its windows less what fired and leaked.
+
+        Returns:
+            Logits ``(B, num_classes)`` of this step, and the state for the next.
+
+        Raises:
+            ConfigurationError: If the state is not of this network.
+        """
+        if state is not None and len(state) != self.neuron_layers:
+            raise ConfigurationError(
+                f"the state must have {self.neuron_layers} entries, one for each layer of neurons, not {len(state)}"
+            )
+        new = self.initial_state() if state is None else list(state)
+        features = self.norm(self._pass(self.stem(x), new, len(self.stages) - 1)[-1])
+        return self.forward_head(features), new
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_chans, H, W)`` to features ``(B, num_features, H / 16, W / 16)``, rounded up."""
-        x = self.stem(x)
-        x = self.stages(x)
-        x = self.norm(x)
+        x = self.norm(self._over_time(x, len(self.stages) - 1)[-1])
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -416,17 +581,19 @@ def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: A
         network: Class of the network.
         variant: Its registered name.
         pretrained: Whether to load the weights of its zoo entry, or of the first one if no tag names it.
-        **kwargs: Arguments of the class, or of timm's builder.
+        **kwargs: Arguments of the class, or of timm's builder; ``preset`` stands for those of :data:`PRESETS`, which
+            other arguments override.
 
     Raises:
         ConfigurationError: If an argument is not known to either, or there are no weights.
     """
-    allowed = set(signature(MSNN).parameters) - {"mixer"}
-    for name in kwargs.keys() - allowed - _builder_arguments():
+    allowed = (set(signature(MSNN).parameters) | set(signature(network).parameters)) - {"mixer", "kwargs"}
+    for name in kwargs.keys() - allowed - _builder_arguments() - {"preset"}:
         raise ConfigurationError(
-            f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted(allowed))}"
+            f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted({*allowed, 'preset'}))}"
             f"{suggestion(name, allowed)}"
         )
+    kwargs = {**choose(PRESETS, kwargs.pop("preset", "default"), "preset"), **kwargs}
     given, overlay = kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
     cfg = resolve_pretrained_cfg(variant, given, overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
@@ -443,6 +610,7 @@ def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: A
         kwargs = {**read_config(folder)["network_kwargs"], **kwargs}
         if pretrained:
             cfg = replace(cfg, state_dict=read_weights(folder))
+    arguments = {name: value for name, value in kwargs.items() if name in allowed}
     model: nn.Module = build_model_with_cfg(
         network,
         variant,
@@ -451,6 +619,9 @@ def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: A
         feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"},
         **kwargs,
     )
+    if isinstance(model, MSNN):
+        model.architecture = variant
+        model.arguments = {**arguments, "num_classes": model.num_classes, "in_chans": model.in_chans}
     # Else every copy of the network would carry its weights twice.
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
     return model

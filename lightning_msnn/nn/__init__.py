@@ -1,13 +1,35 @@
 """Torch modules on top of :mod:`lightning_msnn.functional`: neurons, projections, token mixers, blocks."""
 
-from lightning_msnn.nn.blocks import MLP, Block, Encoder, PatchMerging, Stem
-from lightning_msnn.nn.mixers import CONTEXTS, ConvMixer, Synapse
-from lightning_msnn.nn.neuron import CoupledMembrane, FixedDecay, LearntDecay, Membrane, Spike, make_decay
+from lightning_msnn.nn.blocks import (
+    MLP,
+    AnalogueMLP,
+    BernoulliEncoder,
+    Block,
+    Encoder,
+    PatchMerging,
+    Position,
+    RecurrentBlock,
+    Stem,
+)
+from lightning_msnn.nn.mixers import CELLS, CONTEXTS, AttentionMixer, ConvMixer, Recurrence, RecurrentMixer, Synapse
+from lightning_msnn.nn.neuron import (
+    CoupledMembrane,
+    FixedDecay,
+    LearntDecay,
+    Membrane,
+    RecurrentMembrane,
+    Spike,
+    make_decay,
+)
 from lightning_msnn.nn.projection import LearntProjection, Projection, make_projection
 
 __all__ = [
+    "CELLS",
     "CONTEXTS",
     "MLP",
+    "AnalogueMLP",
+    "AttentionMixer",
+    "BernoulliEncoder",
     "Block",
     "ConvMixer",
     "CoupledMembrane",
@@ -17,7 +39,12 @@ __all__ = [
     "LearntProjection",
     "Membrane",
     "PatchMerging",
+    "Position",
     "Projection",
+    "Recurrence",
+    "RecurrentBlock",
+    "RecurrentMembrane",
+    "RecurrentMixer",
     "Spike",
     "Stem",
     "Synapse",

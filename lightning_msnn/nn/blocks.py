@@ -1,5 +1,8 @@
-"""Blocks of the backbone: stem, patch merging, encoder of the residual stream, spiking MLP, residual block."""
+"""Blocks of the backbone: stem, patch merging, encoder of the residual stream, MLP, residual block."""
 
+from typing import ClassVar
+
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,7 +10,17 @@ from torch.nn import functional as F
 from lightning_msnn.nn.mixers import Synapse
 from lightning_msnn.nn.neuron import Spike
 
-__all__ = ["MLP", "Block", "Encoder", "PatchMerging", "Stem"]
+__all__ = [
+    "MLP",
+    "AnalogueMLP",
+    "BernoulliEncoder",
+    "Block",
+    "Encoder",
+    "PatchMerging",
+    "Position",
+    "RecurrentBlock",
+    "Stem",
+]
 
 
 class Stem(nn.Module):
@@ -16,12 +29,13 @@ class Stem(nn.Module):
     Args:
         in_chans: Channels of the image.
         dim: Channels of the residual stream.
+        norm: Whether batch norm follows; without it the convolution has a bias.
     """
 
-    def __init__(self, in_chans: int, dim: int) -> None:
+    def __init__(self, in_chans: int, dim: int, norm: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, dim, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(dim)
+        self.conv = nn.Conv2d(in_chans, dim, 3, stride=2, padding=1, bias=not norm)
+        self.norm: nn.Module = nn.BatchNorm2d(dim) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an image ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / 2), ceil(W / 2))``."""
@@ -35,12 +49,13 @@ class PatchMerging(nn.Module):
     Args:
         in_dim: Channels before.
         out_dim: Channels after.
+        norm: Whether batch norm follows; without it this is the linear patch merging of the paper, with a bias.
     """
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, norm: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, out_dim, 2, stride=2, bias=False)
-        self.norm = nn.BatchNorm2d(out_dim)
+        self.conv = nn.Conv2d(in_dim, out_dim, 2, stride=2, bias=not norm)
+        self.norm: nn.Module = nn.BatchNorm2d(out_dim) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, in_dim, H, W)`` to ``(B, out_dim, ceil(H / 2), ceil(W / 2))``; an odd side is padded with zeros."""
@@ -54,20 +69,45 @@ class Encoder(nn.Module):
 
     Args:
         dim: Channels.
-        threshold: Threshold ``V``.
+        threshold: Threshold ``V``; the initial one if it is learnt.
         surrogate: Name of the surrogate gradient.
         norm: Whether batch norm comes before the threshold.
+        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
+        tau: Decay from one time step to the next.
     """
 
-    def __init__(self, dim: int, threshold: float = 0.5, surrogate: str = "triangular", norm: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        threshold: float = 0.5,
+        surrogate: str = "triangular",
+        norm: bool = True,
+        learn_threshold: bool | str = False,
+        tau: float = 0.1,
+    ) -> None:
         super().__init__()
         self.norm: nn.Module = nn.BatchNorm2d(dim) if norm else nn.Identity()
-        self.spike = Spike(threshold, surrogate)
+        self.spike = Spike(threshold, surrogate, dim, learn_threshold, tau)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
         """Map the residual stream ``(B, dim, H, W)`` to spikes of that shape."""
-        spikes: Tensor = self.spike(self.norm(x))
+        spikes: Tensor = self.spike(self.norm(x), state)
         return spikes
+
+
+class BernoulliEncoder(nn.Module):
+    """Rate coding in one step: a spike with the probability that the residual stream gives, cut to [0, 1].
+
+    Random in training and in evaluation alike, from torch's generator. The backward pass takes the derivative of the
+    expected spike, which is 1 inside [0, 1] and 0 outside.
+    """
+
+    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
+        """Map the residual stream ``(B, dim, H, W)`` to spikes of that shape; ``state`` is not touched."""
+        probability = x.clamp(0.0, 1.0)
+        spikes = torch.bernoulli(probability.detach())
+        # Exactly the spikes, since the difference is exactly 0.
+        return spikes + (probability - probability.detach())
 
 
 class MLP(nn.Module):
@@ -76,23 +116,75 @@ class MLP(nn.Module):
     Args:
         dim: Channels of input and output.
         hidden: Channels in between.
-        threshold: Threshold ``V``.
+        threshold: Threshold ``V``; the initial one if it is learnt.
         surrogate: Name of the surrogate gradient.
         norm: Whether batch norm follows each linear layer.
+        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
+        tau: Decay from one time step to the next.
     """
 
     def __init__(
-        self, dim: int, hidden: int, threshold: float = 0.5, surrogate: str = "triangular", norm: bool = True
+        self,
+        dim: int,
+        hidden: int,
+        threshold: float = 0.5,
+        surrogate: str = "triangular",
+        norm: bool = True,
+        learn_threshold: bool | str = False,
+        tau: float = 0.1,
     ) -> None:
         super().__init__()
         self.fc1 = Synapse(dim, hidden, 1, norm)
-        self.spike = Spike(threshold, surrogate)
+        self.spike = Spike(threshold, surrogate, hidden, learn_threshold, tau)
         self.fc2 = Synapse(hidden, dim, 1, norm)
 
-    def forward(self, spikes: Tensor) -> Tensor:
+    def forward(self, spikes: Tensor, state: list[Tensor] | None = None) -> Tensor:
         """Map spikes ``(B, dim, H, W)`` to a current of that shape."""
-        current: Tensor = self.fc2(self.spike(self.fc1(spikes)))
+        current: Tensor = self.fc2(self.spike(self.fc1(spikes), state))
         return current
+
+
+class AnalogueMLP(nn.Module):
+    """Channel mixer of the published networks: linear layer, GELU, linear layer, on the analogue stream.
+
+    Args:
+        dim: Channels of input and output.
+        hidden: Channels in between.
+        norm: Whether batch norm follows each linear layer.
+    """
+
+    def __init__(self, dim: int, hidden: int, norm: bool = False) -> None:
+        super().__init__()
+        self.fc1 = Synapse(dim, hidden, 1, norm)
+        self.act = nn.GELU()
+        self.fc2 = Synapse(hidden, dim, 1, norm)
+
+    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
+        """Map the stream ``(B, dim, H, W)`` to a branch of that shape; ``state`` is not touched."""
+        current: Tensor = self.fc2(self.act(self.fc1(x)))
+        return current
+
+
+class Position(nn.Module):
+    """Where a token is, for mixers that do not see it: a depthwise 3x3 convolution on spikes, added to the stream.
+
+    The border, padded with zeros, is what gives the position away (Chu et al., arXiv 2102.10882).
+
+    Args:
+        encoder: Spikes of the stream.
+        dim: Channels.
+        norm: Whether batch norm follows the convolution.
+    """
+
+    def __init__(self, encoder: nn.Module, dim: int, norm: bool = True) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.synapse = Synapse(dim, dim, 3, norm, groups=dim)
+
+    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
+        """Map the residual stream ``(B, dim, H, W)`` to one of that shape that knows its positions."""
+        x = x + self.synapse(self.encoder(x, state))
+        return x
 
 
 class Block(nn.Module):
@@ -101,23 +193,55 @@ class Block(nn.Module):
     Args:
         encoder1: Spikes for the mixer.
         mixer: Token mixer, spikes to current.
-        encoder2: Spikes for the MLP.
-        mlp: Channel mixer, spikes to current.
+        encoder2: Spikes for the MLP, or None for an MLP on the analogue stream.
+        mlp: Channel mixer.
         drop_path: Probability with which a sample skips a branch in training (stochastic depth).
     """
 
+    __constants__: ClassVar[list[str]] = ["analogue"]  # TorchScript leaves out what it rules out
+
     def __init__(
-        self, encoder1: nn.Module, mixer: nn.Module, encoder2: nn.Module, mlp: nn.Module, drop_path: float = 0.0
+        self, encoder1: nn.Module, mixer: nn.Module, encoder2: nn.Module | None, mlp: nn.Module, drop_path: float = 0.0
     ) -> None:
         super().__init__()
         self.encoder1 = encoder1
         self.mixer = mixer
-        self.encoder2 = encoder2
+        self.analogue = encoder2 is None
+        self.encoder2: nn.Module = nn.Identity() if encoder2 is None else encoder2
         self.mlp = mlp
         self.drop_path: nn.Module = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map the residual stream ``(B, C, H, W)`` to that of the next block."""
-        x = x + self.drop_path(self.mixer(self.encoder1(x)))
-        x = x + self.drop_path(self.mlp(self.encoder2(x)))
+    def _mix_channels(self, x: Tensor, state: list[Tensor] | None) -> Tensor:
+        if not self.analogue:
+            x = x + self.drop_path(self.mlp(self.encoder2(x, state), state))
+        else:
+            x = x + self.drop_path(self.mlp(x, state))
         return x
+
+    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
+        """Map the residual stream ``(B, C, H, W)`` to that of the next block.
+
+        Args:
+            x: Residual stream.
+            state: What the layers of neurons carried out of the time step before, if there is one.
+        """
+        x = x + self.drop_path(self.mixer(self.encoder1(x, state), state))
+        return self._mix_channels(x, state)
+
+
+class RecurrentBlock(Block):
+    """Residual block beside whose stream a membrane map travels from block to block."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, membrane: Tensor, state: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map the residual stream ``(B, C, H, W)`` and the membrane map ``(B, 2 C, H, W)`` to those of the next block.
+
+        Args:
+            x: Residual stream.
+            membrane: Membrane map.
+            state: What the layers of neurons carried out of the time step before, if there is one.
+        """
+        current, membrane = self.mixer(self.encoder1(x, state), membrane, state)
+        x = x + self.drop_path(current)
+        return self._mix_channels(x, state), membrane

@@ -1,20 +1,30 @@
-"""Token mixers: two layers of spiking neurons that visit the windows of a map and merge what they saw."""
+"""Token mixers: layers of spiking neurons that visit the windows of a map and merge what they saw.
 
-from typing import Final
+With *shared* context, the membranes of the windows are merged (mean where windows overlap), and the merged membrane
+fires; a synapse that does not depend on the window runs once over the whole map. With *isolated* context, the published
+form, each window fires for itself, a synapse sees zeros beyond the border of its window, all windows pass it as one
+batch, and the windows' outputs are merged; the output projection comes before the mean over overlaps, so that its input
+is still spikes.
+"""
+
+from typing import ClassVar, Final
 
 import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError, suggestion
-from lightning_msnn.functional.windows import WINDOWS, merge, split
-from lightning_msnn.nn.neuron import CoupledMembrane, Membrane, Spike, make_decay
+from lightning_msnn.errors import ConfigurationError, choose, suggestion
+from lightning_msnn.functional.windows import WINDOWS, count, merge, split
+from lightning_msnn.nn.neuron import CoupledMembrane, Membrane, RecurrentMembrane, Spike, make_decay
 from lightning_msnn.nn.projection import make_projection
 
-__all__ = ["CONTEXTS", "ConvMixer", "Synapse"]
+__all__ = ["CELLS", "CONTEXTS", "AttentionMixer", "ConvMixer", "Recurrence", "RecurrentMixer", "Synapse"]
 
 CONTEXTS: tuple[str, ...] = ("shared", "isolated")
 """What a synapse sees beyond the border of a window: the rest of the map, or zeros."""
+
+CELLS: dict[str, int] = {"lstm": 4, "gru": 3, "rnn": 1}
+"""Recurrent cells by the name that configurations use, and how many gates each has."""
 
 
 class Synapse(nn.Module):
@@ -25,11 +35,16 @@ class Synapse(nn.Module):
         out_channels: Channels of the current.
         kernel_size: Side of the kernel in pixels, odd; the border is padded with zeros to keep the size.
         norm: Whether batch norm follows; without it the convolution has a bias.
+        groups: Groups of channels that do not see each other.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, norm: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, norm: bool = True, groups: int = 1
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not norm)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not norm, groups=groups
+        )
         self.norm: nn.Module = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
 
     def forward(self, spikes: Tensor) -> Tensor:
@@ -38,34 +53,140 @@ class Synapse(nn.Module):
         return current
 
 
-@register_notrace_module  # the number of windows depends on the size of the map
-class ConvMixer(nn.Module):
-    """Mix the tokens of each window by two 3x3 convolutions with spiking neurons (arXiv 2401.10843).
+def _windows_of(batch: Tensor, windows: int) -> list[Tensor]:
+    """Take a batch of windows ``(windows B, C, h, w)`` apart, a view ``(B, C, h, w)`` for each."""
+    # Not chunk, which rounds and so ties an exported program to the batch that it was traced with.
+    return list(torch.unflatten(batch, 0, [windows, -1]).unbind(0))
 
-    With *shared* context the synapses run once over the whole map; their currents are cut into windows, the membranes
-    are merged (mean where windows overlap), and the merged membrane fires. With *isolated* context, the published form,
-    a synapse sees zeros beyond the border of a window, all windows pass it as one batch, and the windows' outputs are
-    merged; the output projection comes before the mean over overlaps, so that its input is still spikes.
+
+class Recurrence(nn.Module):
+    """One bidirectional layer of a recurrent cell; parameters named, shaped and initialised as torch's ``nn.LSTM``.
+
+    Not torch's own module, since ``torch.compile`` breaks the graph at it, whereas the function that it calls compiles.
+
+    Args:
+        input_size: Channels of a token.
+        hidden_size: Channels of a direction's output.
+        cell: Recurrent cell, one of :data:`CELLS`.
+
+    Raises:
+        ConfigurationError: If the cell is not known.
+    """
+
+    cell: Final[str]
+
+    def __init__(self, input_size: int, hidden_size: int, cell: str = "lstm") -> None:
+        super().__init__()
+        rows = choose(CELLS, cell, "recurrent cell") * hidden_size
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+
+        def draw(*shape: int) -> nn.Parameter:
+            bound = hidden_size**-0.5
+            return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+        self.weight_ih_l0 = draw(rows, input_size)
+        self.weight_hh_l0 = draw(rows, hidden_size)
+        self.bias_ih_l0 = draw(rows)
+        self.bias_hh_l0 = draw(rows)
+        self.weight_ih_l0_reverse = draw(rows, input_size)
+        self.weight_hh_l0_reverse = draw(rows, hidden_size)
+        self.bias_ih_l0_reverse = draw(rows)
+        self.bias_hh_l0_reverse = draw(rows)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Read tokens ``(B, L, input_size)`` in both directions and return ``(B, L, 2 hidden_size)``."""
+        weights: list[Tensor] = [
+            self.weight_ih_l0,
+            self.weight_hh_l0,
+            self.bias_ih_l0,
+            self.bias_hh_l0,
+            self.weight_ih_l0_reverse,
+            self.weight_hh_l0_reverse,
+            self.bias_ih_l0_reverse,
+            self.bias_hh_l0_reverse,
+        ]
+        # Biases, one layer, no dropout, both directions, batch first.
+        hidden = torch.zeros([2, tokens.shape[0], self.hidden_size], dtype=tokens.dtype, device=tokens.device)
+        if self.cell == "lstm":
+            return torch.lstm(tokens, [hidden, hidden], weights, True, 1, 0.0, self.training, True, True)[0]
+        if self.cell == "gru":
+            return torch.gru(tokens, hidden, weights, True, 1, 0.0, self.training, True, True)[0]
+        return torch.rnn_tanh(tokens, hidden, weights, True, 1, 0.0, self.training, True, True)[0]
+
+    def extra_repr(self) -> str:
+        """Show cell and sizes."""
+        return f"{self.cell!r}, {self.input_size}, {self.hidden_size}"
+
+
+class _Mixer(nn.Module):
+    """What all mixers share: windows, context, and the way from currents to spikes.
+
+    Args:
+        windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
+        context: ``"shared"`` or ``"isolated"``.
+
+    Raises:
+        ConfigurationError: If one is not known.
+    """
+
+    __constants__: ClassVar[list[str]] = ["isolated", "windows"]  # TorchScript leaves out what they rule out
+
+    def __init__(self, windows: str, context: str) -> None:
+        super().__init__()
+        for value, allowed, what in ((windows, WINDOWS, "kind of windows"), (context, CONTEXTS, "context")):
+            if value not in allowed:
+                raise ConfigurationError(
+                    f"unknown {what} {value!r}: allowed are {', '.join(allowed)}{suggestion(value, allowed)}"
+                )
+        self.windows = windows
+        self.isolated = context == "isolated"
+
+    def enter(self, spikes: Tensor) -> Tensor:
+        """Give the synapses the map ``(B, C, H, W)``, or its windows as one batch ``(windows B, C, h, w)``."""
+        return torch.cat(split(spikes, self.windows)) if self.isolated else spikes
+
+    def cut(self, current: Tensor, windows: int) -> list[Tensor]:
+        """Cut what a synapse returned into the windows, each ``(B, C, h, w)``."""
+        return _windows_of(current, windows) if self.isolated else split(current, self.windows)
+
+    def join(self, membranes: list[Tensor], height: int, width: int) -> Tensor:
+        """Put the membranes of the windows into one tensor to fire: a batch of windows, or the merged map."""
+        return torch.cat(membranes) if self.isolated else merge(membranes, self.windows, height, width)
+
+    def leave(self, current: Tensor, windows: int, height: int, width: int) -> Tensor:
+        """Return the map ``(B, C, height, width)`` from the output projection's current."""
+        if self.isolated:
+            return merge(_windows_of(current, windows), self.windows, height, width)
+        return current
+
+    def extra_repr(self) -> str:
+        """Show windows and context."""
+        return f"windows={self.windows!r}, context={'isolated' if self.isolated else 'shared'!r}"
+
+
+@register_notrace_module  # the number of windows depends on the size of the map
+class ConvMixer(_Mixer):
+    """Mix the tokens of each window by two 3x3 convolutions with spiking neurons (arXiv 2401.10843).
 
     Args:
         dim: Channels of input and output.
         windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
-        context: ``"shared"`` or ``"isolated"``.
+        context: ``"shared"`` or ``"isolated"``: what the convolutions see beyond the border of a window.
         projection: Name of the projection Omega.
         theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
         learn_theta: Whether the mixer learns its theta.
         tau: Decay of the membranes from window to window; the initial one if it is learnt.
-        learn_tau: Whether each channel learns its own decay.
-        threshold: Threshold ``V`` of the neurons.
+        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay is learnt.
+        threshold: Threshold ``V`` of the neurons; the initial one if it is learnt.
+        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
         surrogate: Name of the surrogate gradient.
         norm: Whether batch norm follows each synapse.
 
     Raises:
         ConfigurationError: If an argument is not allowed.
     """
-
-    isolated: Final[bool]
-    windows: Final[str]
 
     def __init__(
         self,
@@ -76,64 +197,236 @@ class ConvMixer(nn.Module):
         theta: float = 0.25,
         learn_theta: bool = False,
         tau: float = 0.1,
-        learn_tau: bool = True,
+        learn_tau: bool | str = True,
         threshold: float = 0.5,
+        learn_threshold: bool | str = False,
         surrogate: str = "triangular",
         norm: bool = True,
     ) -> None:
-        super().__init__()
-        if windows not in WINDOWS:
-            raise ConfigurationError(
-                f"unknown kind of windows {windows!r}: allowed are {', '.join(WINDOWS)}{suggestion(windows, WINDOWS)}"
-            )
-        if context not in CONTEXTS:
-            raise ConfigurationError(
-                f"unknown context {context!r}: allowed are {', '.join(CONTEXTS)}{suggestion(context, CONTEXTS)}"
-            )
-        self.windows = windows
-        self.isolated = context == "isolated"
-        # Over a single window nothing is carried, so there is nothing to learn.
-        learn_tau, learn_theta = (learn and windows != "single" for learn in (learn_tau, learn_theta))
+        super().__init__(windows, context)
+        if windows == "single":  # nothing is carried, so there is nothing to learn
+            learn_tau = learn_theta = False
         self.synapse1 = Synapse(dim, dim, 3, norm)
         self.membrane1 = Membrane(make_decay(dim, tau, learn_tau))
-        self.spike1 = Spike(threshold, surrogate)
+        self.spike1 = Spike(threshold, surrogate, dim, learn_threshold)
         self.synapse2 = Synapse(dim, dim, 3, norm)
         self.membrane2 = CoupledMembrane(
             make_decay(dim, tau, learn_tau), make_projection(projection, theta, learn_theta)
         )
-        self.spike2 = Spike(threshold, surrogate)
+        self.spike2 = Spike(threshold, surrogate, dim, learn_threshold)
         self.project = Synapse(dim, dim, 1, norm)
 
-    def membranes(self, spikes: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def membranes(self, spikes: Tensor, state: list[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Compute the membranes of both layers after each window.
 
         Args:
             spikes: Input spikes ``(B, C, H, W)``.
+            state: What the layers of neurons carried out of the time step before, if there is one.
 
         Returns:
             Membranes of layer 1 and of layer 2, each a list over the windows of ``(B, C, h, w)``.
         """
         height, width = spikes.shape[2], spikes.shape[3]
-        if self.isolated:
-            seen = split(spikes, self.windows)
-            n = len(seen)
-            u1 = self.membrane1(list(self.synapse1(torch.cat(seen)).chunk(n)))
-            u2 = self.membrane2(list(self.synapse2(self.spike1(torch.cat(u1))).chunk(n)), u1)
-        else:
-            u1 = self.membrane1(split(self.synapse1(spikes), self.windows))
-            s1 = self.spike1(merge(u1, self.windows, height, width))
-            u2 = self.membrane2(split(self.synapse2(s1), self.windows), u1)
+        n = count(self.windows, height, width)
+        u1 = self.membrane1(self.cut(self.synapse1(self.enter(spikes)), n), state)
+        s1 = self.spike1(self.join(u1, height, width))
+        if state is not None:
+            state.append(self.membrane1.leak(u1, self.cut(s1, n)))
+        u2 = self.membrane2(self.cut(self.synapse2(s1), n), u1, state)
         return u1, u2
 
-    def forward(self, spikes: Tensor) -> Tensor:
+    def forward(self, spikes: Tensor, state: list[Tensor] | None = None) -> Tensor:
         """Map spikes ``(B, C, H, W)`` to a current ``(B, C, H, W)`` for the residual stream."""
         height, width = spikes.shape[2], spikes.shape[3]
-        u2 = self.membranes(spikes)[1]
-        if self.isolated:
-            return merge(list(self.project(self.spike2(torch.cat(u2))).chunk(len(u2))), self.windows, height, width)
-        current: Tensor = self.project(self.spike2(merge(u2, self.windows, height, width)))
-        return current
+        u2 = self.membranes(spikes, state)[1]
+        s2 = self.spike2(self.join(u2, height, width))
+        if state is not None:
+            state.append(self.membrane2.leak(u2, self.cut(s2, len(u2))))
+        return self.leave(self.project(s2), len(u2), height, width)
 
-    def extra_repr(self) -> str:
-        """Show windows and context."""
-        return f"windows={self.windows!r}, context={'isolated' if self.isolated else 'shared'!r}"
+
+@register_notrace_module  # the number of windows depends on the size of the map
+class AttentionMixer(_Mixer):
+    """Mix the tokens of each window by spiking self-attention without softmax (arXiv 2401.10843).
+
+    Queries, keys and values are spikes of layer 1; ``(Q K^T) V * scale`` is the current of layer 2, whose membrane
+    starts from the projection of the value membrane and its own in the window before. A token only attends to tokens
+    of its own window, whatever the context: with shared context the linear synapses run once over the map, and
+    membranes rather than spikes are merged.
+
+    Args:
+        dim: Channels of input and output, a multiple of ``head_dim``.
+        windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
+        context: ``"shared"`` or ``"isolated"``.
+        projection: Name of the projection Omega.
+        theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
+        learn_theta: Whether the mixer learns its theta.
+        tau: Decay of the membranes from window to window; the initial one if it is learnt.
+        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay is learnt.
+        threshold: Threshold ``V`` of the neurons; the initial one if it is learnt.
+        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
+        surrogate: Name of the surrogate gradient.
+        norm: Whether batch norm follows each synapse and the attention.
+        head_dim: Channels of a head.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        windows: str = "non_dilated",
+        context: str = "shared",
+        projection: str = "sine",
+        theta: float = 0.25,
+        learn_theta: bool = False,
+        tau: float = 0.1,
+        learn_tau: bool | str = True,
+        threshold: float = 0.5,
+        learn_threshold: bool | str = False,
+        surrogate: str = "triangular",
+        norm: bool = True,
+        head_dim: int = 24,
+    ) -> None:
+        super().__init__(windows, context)
+        if dim % head_dim:
+            raise ConfigurationError(f"widths must be multiples of {head_dim}, the channels of a head, not {dim}")
+        if windows == "single":  # nothing is carried, so there is nothing to learn
+            learn_tau = learn_theta = False
+        self.head_dim = head_dim
+        self.scale = head_dim**-0.5
+        self.qkv = Synapse(dim, 3 * dim, 1, norm)
+        self.membrane1 = Membrane(make_decay(3 * dim, tau, learn_tau))
+        self.spike1 = Spike(threshold, surrogate, 3 * dim, learn_threshold)
+        self.norm: nn.Module = nn.BatchNorm2d(dim) if norm else nn.Identity()
+        self.membrane2 = CoupledMembrane(
+            make_decay(dim, tau, learn_tau), make_projection(projection, theta, learn_theta)
+        )
+        self.spike2 = Spike(threshold, surrogate, dim, learn_threshold)
+        self.project = Synapse(dim, dim, 1, norm)
+
+    def attend(self, spikes: Tensor) -> Tensor:
+        """Attention inside each of a batch of windows.
+
+        Args:
+            spikes: Queries, keys and values ``(B, 3 C, h, w)``.
+
+        Returns:
+            ``(Q K^T) V * scale`` of every head, ``(B, C, h, w)``.
+        """
+        batch, channels, height, width = spikes.shape
+        tokens = height * width
+        # (3, B, heads, tokens, head_dim)
+        qkv = spikes.reshape(batch, 3, channels // (3 * self.head_dim), self.head_dim, tokens).permute(1, 0, 2, 4, 3)
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        # Without softmax the product is associative; what is cheaper depends on the number of tokens.
+        if tokens > self.head_dim:
+            current = q @ (k.transpose(2, 3) @ v * self.scale)
+        else:
+            current = (q @ k.transpose(2, 3)) @ v * self.scale
+        attended: Tensor = current.transpose(2, 3).reshape(batch, channels // 3, height, width)
+        return attended
+
+    def forward(self, spikes: Tensor, state: list[Tensor] | None = None) -> Tensor:
+        """Map spikes ``(B, C, H, W)`` to a current ``(B, C, H, W)`` for the residual stream."""
+        height, width = spikes.shape[2], spikes.shape[3]
+        n = count(self.windows, height, width)
+        u1 = self.membrane1(self.cut(self.qkv(self.enter(spikes)), n), state)
+        s1 = self.spike1(self.join(u1, height, width))
+        if state is not None:
+            state.append(self.membrane1.leak(u1, self.cut(s1, n)))
+        seen = s1 if self.isolated else torch.cat(split(s1, self.windows))
+        values = [u[:, 2 * spikes.shape[1] :] for u in u1]
+        u2 = self.membrane2(_windows_of(self.norm(self.attend(seen)), n), values, state)
+        s2 = self.spike2(self.join(u2, height, width))
+        if state is not None:
+            state.append(self.membrane2.leak(u2, self.cut(s2, n)))
+        return self.leave(self.project(s2), n, height, width)
+
+
+@register_notrace_module  # the number of windows depends on the size of the map
+class RecurrentMixer(_Mixer):
+    """Mix the tokens of each window by a bidirectional recurrent cell with spiking neurons (arXiv 2401.10843).
+
+    The cell reads the tokens of a window row by row, whatever the context; its output is the current of the neurons,
+    whose membranes also take in the map that the block before handed on: see
+    :func:`lightning_msnn.functional.recurrent_scan`.
+
+    Args:
+        dim: Channels of input and output; the membrane map has ``2 dim``, for the two directions.
+        windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
+        context: ``"shared"`` or ``"isolated"``: whether merged membranes fire, or each window's.
+        projection: Name of the projection Omega.
+        theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
+        learn_theta: Whether the mixer learns its theta.
+        tau: Decay of the membranes from window to window; the initial one if it is learnt.
+        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay is learnt.
+        threshold: Threshold ``V`` of the neurons; the initial one if it is learnt.
+        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
+        surrogate: Name of the surrogate gradient.
+        norm: Whether batch norm follows each synapse.
+        cell: Recurrent cell, one of :data:`CELLS`.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        windows: str = "non_dilated",
+        context: str = "shared",
+        projection: str = "sine",
+        theta: float = 0.25,
+        learn_theta: bool = False,
+        tau: float = 0.1,
+        learn_tau: bool | str = True,
+        threshold: float = 0.5,
+        learn_threshold: bool | str = False,
+        surrogate: str = "triangular",
+        norm: bool = True,
+        cell: str = "lstm",
+    ) -> None:
+        super().__init__(windows, context)
+        if windows == "single":  # nothing is carried, so there is nothing to learn
+            learn_tau = learn_theta = False
+        self.recurrence = Recurrence(dim, dim, cell)
+        self.norm: nn.Module = nn.BatchNorm2d(2 * dim) if norm else nn.Identity()
+        self.membrane = RecurrentMembrane(
+            make_decay(2 * dim, tau, learn_tau), make_projection(projection, theta, learn_theta)
+        )
+        self.spike = Spike(threshold, surrogate, 2 * dim, learn_threshold)
+        self.project = Synapse(2 * dim, dim, 1, norm)
+
+    def fire(self, spikes: Tensor, before: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Compute the spikes of the neurons and the membrane map that they leave.
+
+        Args:
+            spikes: Input spikes ``(B, C, H, W)``.
+            before: Membrane map that the block before handed on, ``(B, 2 C, H, W)``.
+            state: What the layers of neurons carried out of the time step before, if there is one.
+
+        Returns:
+            Spikes, ``(B, 2 C, H, W)`` or the batch of windows ``(windows B, 2 C, h, w)`` with isolated context, and
+            the new membrane map ``(B, 2 C, H, W)``, the mean where windows overlap.
+        """
+        height, width = spikes.shape[2], spikes.shape[3]
+        seen = split(spikes, self.windows)
+        h, w = seen[0].shape[2], seen[0].shape[3]
+        tokens = torch.cat(seen).permute(0, 2, 3, 1).flatten(1, 2)
+        read: Tensor = self.recurrence(tokens)
+        currents = _windows_of(self.norm(read.reshape(-1, h, w, read.shape[2]).permute(0, 3, 1, 2)), len(seen))
+        membranes = self.membrane(currents, split(before, self.windows), state)
+        after = merge(membranes, self.windows, height, width)
+        fired = self.spike(torch.cat(membranes) if self.isolated else after)
+        if state is not None:
+            state.append(self.membrane.leak(membranes, self.cut(fired, len(seen))))
+        return fired, after
+
+    def forward(self, spikes: Tensor, before: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Map spikes ``(B, C, H, W)`` to a current of that shape, and a membrane map ``(B, 2 C, H, W)`` to the next."""
+        height, width = spikes.shape[2], spikes.shape[3]
+        fired, after = self.fire(spikes, before, state)
+        windows = count(self.windows, height, width)
+        return self.leave(self.project(fired), windows, height, width), after

@@ -1,54 +1,120 @@
 """Neurons: threshold, decay and the membranes that travel over windows.
 
 No neuron keeps a state between calls: membranes are values that a forward pass computes and returns.
+
+Over several time steps, each layer of neurons takes what it carried out of the step before from the front of a list
+``state`` that its caller hands in, and puts what it carries into the next step at the end: after a pass through the
+network the list holds the new state in the same order. A scalar in the list stands for no membrane yet.
 """
 
 import math
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.functional.membrane import coupled_scan, scan
+from lightning_msnn.functional.membrane import coupled_scan, leak, recurrent_scan, scan
 from lightning_msnn.functional.spike import SURROGATES, heaviside
 from lightning_msnn.nn.projection import LearntProjection
 
-__all__ = ["CoupledMembrane", "FixedDecay", "LearntDecay", "Membrane", "Spike", "make_decay"]
+__all__ = [
+    "GRAINS",
+    "CoupledMembrane",
+    "FixedDecay",
+    "LearntDecay",
+    "Membrane",
+    "RecurrentMembrane",
+    "Spike",
+    "grain_size",
+    "make_decay",
+]
+
+GRAINS: tuple[str, ...] = ("layer", "channel")
+"""How finely a decay or a threshold is learnt: one value for a layer, or one for each of its channels."""
+
+
+def grain_size(name: str, learn: bool | str, channels: int) -> int:
+    """Return how many values are learnt: 0, 1 for a layer, or one for each channel.
+
+    Args:
+        name: Name of the argument, for the message.
+        learn: False, ``"layer"``, ``"channel"``, or True, which is ``"channel"``.
+        channels: Number of channels of the layer.
+
+    Raises:
+        ConfigurationError: If ``learn`` is something else.
+    """
+    if learn is False:
+        return 0
+    if learn is True or learn == "channel":
+        return channels
+    if learn == "layer":
+        return 1
+    raise ConfigurationError(f"{name} must be true, false, 'layer' or 'channel', not {learn!r}")
 
 
 class Spike(nn.Module):
     """Fire where the membrane reaches its threshold: ``s = H(u - V)``, exactly 0 or 1.
 
     Args:
-        threshold: Threshold ``V``, a finite number.
+        threshold: Threshold ``V``, a finite number; the initial one if it is learnt.
         surrogate: Name of the surrogate gradient, one of :data:`lightning_msnn.functional.SURROGATES`.
+        channels: Number of channels, needed only for a threshold learnt by channel.
+        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
+        tau: Decay from one time step to the next, in [0, 1]; plays no part in a single step.
 
     Raises:
-        ConfigurationError: If the threshold is not finite or the surrogate is not known.
+        ConfigurationError: If an argument is not allowed.
     """
 
     threshold: Final[float]
+    learnt: Final[bool]
+    tau: Final[float]
 
-    def __init__(self, threshold: float = 0.5, surrogate: str = "triangular") -> None:
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        surrogate: str = "triangular",
+        channels: int = 1,
+        learn_threshold: bool | str = False,
+        tau: float = 0.1,
+    ) -> None:
         super().__init__()
         if not math.isfinite(threshold):
             raise ConfigurationError(f"threshold must be a finite number, not {threshold}")
+        values = grain_size("learn_threshold", learn_threshold, channels)
         self.threshold = float(threshold)
+        self.learnt = values > 0
+        self.tau = float(tau)
+        # One axis, so that rules which exempt vectors from weight decay exempt it.
+        self.level = nn.Parameter(torch.full((values,), float(threshold))) if values else None
         self.name = surrogate
         self.surrogate = choose(SURROGATES, surrogate, "surrogate gradient")
 
-    def forward(self, membrane: Tensor) -> Tensor:
-        """Return the spikes of a membrane of any shape."""
-        x = membrane - self.threshold
+    def forward(self, membrane: Tensor, state: list[Tensor] | None = None) -> Tensor:
+        """Return the spikes of a membrane ``(B, C, H, W)``, of any shape if the threshold is fixed."""
+        if state is not None:
+            before = state.pop(0)
+            if before.dim() > 0:
+                membrane = membrane + before
+        if self.learnt:
+            assert self.level is not None
+            x = membrane - self.level.to(membrane.dtype).view(-1, 1, 1)
+        else:
+            x = membrane - self.threshold
         if torch.jit.is_scripting():
             # TorchScript knows no autograd.Function. ``x - x.detach()`` is exactly 0, so that the spikes stay binary.
-            return (x >= 0).to(x.dtype) + (x - x.detach()) * self.surrogate(x.detach())
-        return heaviside(x, self.surrogate)
+            spikes = (x >= 0).to(x.dtype) + (x - x.detach()) * self.surrogate(x.detach())
+        else:
+            spikes = heaviside(x, self.surrogate)
+        if state is not None:
+            state.append(self.tau * membrane * (1.0 - spikes))
+        return spikes
 
     def extra_repr(self) -> str:
         """Show threshold and surrogate."""
-        return f"threshold={self.threshold}, surrogate={self.name!r}"
+        return f"threshold={'learnt' if self.learnt else self.threshold}, surrogate={self.name!r}"
 
 
 class FixedDecay(nn.Module):
@@ -70,39 +136,53 @@ class FixedDecay(nn.Module):
 
 
 class LearntDecay(nn.Module):
-    """A decay tau learnt for each channel; its logit is the parameter, so that it stays in (0, 1).
+    """A learnt decay tau; its logit is the parameter, so that it stays in (0, 1).
 
     Args:
-        channels: Number of channels.
+        values: Number of values: that of the channels, or 1 for all of a layer.
         tau: Initial decay per window, in (0, 1).
     """
 
-    def __init__(self, channels: int, tau: float) -> None:
+    def __init__(self, values: int, tau: float) -> None:
         super().__init__()
         # One axis, so that rules which exempt vectors from weight decay exempt it.
-        self.logit = nn.Parameter(torch.full((channels,), math.log(tau / (1.0 - tau))))
+        self.logit = nn.Parameter(torch.full((values,), math.log(tau / (1.0 - tau))))
 
     def forward(self) -> Tensor:
-        """Return tau, shape ``(channels, 1, 1)``."""
+        """Return tau, shape ``(values, 1, 1)``."""
         return torch.sigmoid(self.logit).view(-1, 1, 1)
 
 
-def make_decay(channels: int, tau: float, learn_tau: bool) -> nn.Module:
+def make_decay(channels: int, tau: float, learn_tau: bool | str) -> nn.Module:
     """Make the decay of one layer of neurons.
 
     Args:
         channels: Number of channels of the layer.
         tau: Decay per window; the initial one if it is learnt.
-        learn_tau: Whether each channel learns its own.
+        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely it is learnt.
 
     Raises:
         ConfigurationError: If tau is outside [0, 1], or on a bound where it is learnt.
     """
-    if learn_tau and not 0.0 < tau < 1.0:
+    values = grain_size("learn_tau", learn_tau, channels)
+    if values and not 0.0 < tau < 1.0:
         raise ConfigurationError(f"a learnt tau must start in (0, 1), not at {tau}")
     if not 0.0 <= tau <= 1.0:
         raise ConfigurationError(f"tau must be in [0, 1], not {tau}")
-    return LearntDecay(channels, tau) if learn_tau else FixedDecay(tau)
+    return LearntDecay(values, tau) if values else FixedDecay(tau)
+
+
+def _resume(currents: list[Tensor], state: list[Tensor] | None) -> list[Tensor]:
+    """Add to the currents of the windows what their neurons carried out of the time step before."""
+    if state is None:
+        return currents
+    before = state.pop(0)
+    if before.dim() == 0:
+        return currents
+    resumed: list[Tensor] = []
+    for k, current in enumerate(currents):
+        resumed.append(current + before[k])
+    return resumed
 
 
 def _alone(currents: list[Tensor], unused: Tensor) -> list[Tensor]:
@@ -113,36 +193,56 @@ def _alone(currents: list[Tensor], unused: Tensor) -> list[Tensor]:
     return [currents[0] + 0.0 * unused.to(currents[0].dtype)]
 
 
-class Membrane(nn.Module):
+class _Carrier(nn.Module):
+    """Neurons whose membranes travel from window to window with a decay.
+
+    Args:
+        decay: A module that returns tau.
+        projection: The projection Omega, if there is one.
+    """
+
+    __constants__: ClassVar[list[str]] = ["learnt"]  # TorchScript leaves out what it rules out
+
+    def __init__(self, decay: nn.Module, projection: nn.Module | None = None) -> None:
+        super().__init__()
+        self.decay = decay
+        self.learnt = isinstance(decay, LearntDecay) or isinstance(projection, LearntProjection)
+
+    def leak(self, membranes: list[Tensor], spikes: list[Tensor]) -> Tensor:
+        """Return what the windows' membranes hand to the next time step, ``(windows, B, C, h, w)``.
+
+        Args:
+            membranes: Membranes of the windows in order, each ``(B, C, h, w)``.
+            spikes: Spikes of the same windows.
+        """
+        return leak(membranes, spikes, self.decay().to(membranes[0].dtype))
+
+
+class Membrane(_Carrier):
     """Membranes of layer 1, which merge the current stimulus with what the layer saw before.
 
     Args:
         decay: A module that returns tau.
     """
 
-    learnt: Final[bool]
-
-    def __init__(self, decay: nn.Module) -> None:
-        super().__init__()
-        self.decay = decay
-        self.learnt = isinstance(decay, LearntDecay)
-
-    def forward(self, currents: list[Tensor]) -> list[Tensor]:
+    def forward(self, currents: list[Tensor], state: list[Tensor] | None = None) -> list[Tensor]:
         """Scan the windows.
 
         Args:
             currents: Synaptic currents of the windows in order, each ``(B, C, h, w)``.
+            state: What the layers of neurons carried out of the time step before, if there is one.
 
         Returns:
             Membranes of the windows, shapes of ``currents``.
         """
+        currents = _resume(currents, state)
         if len(currents) == 1:
             return _alone(currents, self.decay()) if self.learnt and self.training else currents
         # Under autocast the currents are narrower than the parameter, which must not widen the scan.
         return scan(currents, self.decay().to(currents[0].dtype))
 
 
-class CoupledMembrane(nn.Module):
+class CoupledMembrane(_Carrier):
     """Membranes of layer 2, which start from the projection of both layers' membranes in the window before.
 
     Args:
@@ -150,24 +250,22 @@ class CoupledMembrane(nn.Module):
         projection: The projection Omega.
     """
 
-    learnt: Final[bool]
-
     def __init__(self, decay: nn.Module, projection: nn.Module) -> None:
-        super().__init__()
-        self.decay = decay
-        self.learnt = isinstance(decay, LearntDecay) or isinstance(projection, LearntProjection)
+        super().__init__(decay, projection)
         self.projection = projection
 
-    def forward(self, currents: list[Tensor], first: list[Tensor]) -> list[Tensor]:
+    def forward(self, currents: list[Tensor], first: list[Tensor], state: list[Tensor] | None = None) -> list[Tensor]:
         """Scan the windows.
 
         Args:
             currents: Synaptic currents of the windows in order, each ``(B, C, h, w)``.
             first: Membranes of layer 1 in the same windows, shapes of ``currents``.
+            state: What the layers of neurons carried out of the time step before, if there is one.
 
         Returns:
             Membranes of the windows, shapes of ``currents``.
         """
+        currents = _resume(currents, state)
         if len(currents) == 1:
             if self.learnt and self.training:
                 return _alone(currents, self.decay() * self.projection(currents[0], currents[0]))
@@ -180,3 +278,42 @@ class CoupledMembrane(nn.Module):
                 membranes.append(currents[k] + tau * self.projection(first[k - 1], membranes[-1]))
             return membranes
         return coupled_scan(currents, first, tau, self.projection)
+
+
+class RecurrentMembrane(_Carrier):
+    """Membranes of a map that travels from block to block and, within a block, from window to window.
+
+    Args:
+        decay: A module that returns tau.
+        projection: The projection Omega.
+    """
+
+    def __init__(self, decay: nn.Module, projection: nn.Module) -> None:
+        super().__init__(decay, projection)
+        self.projection = projection
+
+    def forward(self, currents: list[Tensor], before: list[Tensor], state: list[Tensor] | None = None) -> list[Tensor]:
+        """Scan the windows.
+
+        Args:
+            currents: Synaptic currents of the windows in order, each ``(B, C, h, w)``.
+            before: Windows of the membrane map that the block received, shapes of ``currents``. A map that is one
+                window has no window before it, and takes nothing from its map.
+            state: What the layers of neurons carried out of the time step before, if there is one.
+
+        Returns:
+            Membranes of the windows, shapes of ``currents``.
+        """
+        currents = _resume(currents, state)
+        if len(currents) == 1:
+            if self.learnt and self.training:
+                return _alone(currents, self.decay() * self.projection(before[0], before[0]))
+            return currents
+        tau = self.decay().to(currents[0].dtype)
+        if torch.jit.is_scripting():
+            # TorchScript takes no function as an argument: ``recurrent_scan``, written out.
+            first = currents[0] + tau * self.projection(before[0], before[1])
+            second = currents[1] + tau * self.projection(first, before[1])
+            third = currents[2] + tau * self.projection(before[2], second)
+            return [first, second, third, currents[3] + tau * self.projection(before[3], third)]
+        return recurrent_scan(currents, before, tau, self.projection)

@@ -14,7 +14,19 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.models.backbone import WINDOW_SCHEDULES
-from lightning_msnn.nn import CONTEXTS, Encoder, PatchMerging, Spike, Stem
+from lightning_msnn.nn import (
+    CELLS,
+    CONTEXTS,
+    AnalogueMLP,
+    BernoulliEncoder,
+    Block,
+    Encoder,
+    FixedDecay,
+    PatchMerging,
+    Recurrence,
+    Spike,
+    Stem,
+)
 from tests.conftest import NETWORKS, TINY
 
 SIZES = [(8, 8), (32, 32), (31, 17), (8, 50), (64, 40)]
@@ -37,7 +49,8 @@ def lively(model):
 
 
 def test_registered():
-    assert {"msnn_resnet12", "msnn_resnet12_tiny"} <= set(NETWORKS)
+    families = ("msnn_resnet12", "msnn_rnn12", "msnn_vit12")
+    assert {*families, *(f"{name}_tiny" for name in families)} <= set(NETWORKS)
 
 
 def test_size_of_resnet12():
@@ -217,9 +230,10 @@ def test_export(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_compile_without_graph_breaks(name):
-    model = lively(make(name))
+    torch._dynamo.reset()  # its limit of recompilations counts those of all networks
+    model = lively(make(name, depths=(2, 1, 1, 1)))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    x = torch.randn(2, 3, 32, 32)
+    x = torch.randn(2, 3, 16, 16)  # a recurrence is unrolled, token by token
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
     model.train()
     compiled(x).square().sum().backward()
@@ -233,7 +247,8 @@ def test_fx_features(name):
     extractor = create_feature_extractor(model, ["stages.0", "stages.2.blocks.1.mixer", "head.fc"])
     out = extractor(x)
     torch.testing.assert_close(out["head.fc"], model(x))
-    assert out["stages.2.blocks.1.mixer"].shape[1] == model.feature_info[2]["num_chs"]
+    mixed = out["stages.2.blocks.1.mixer"]  # recurrent mixers return a membrane map beside it
+    assert (mixed[0] if isinstance(mixed, tuple) else mixed).shape[1] == model.feature_info[2]["num_chs"]
     graph = timm.create_model(name, features_only=True, feature_cls="fx")
     assert isinstance(graph, FeatureGraphNet)
     assert [o.shape[1] for o in graph(x)] == graph.feature_info.channels()
@@ -251,12 +266,13 @@ def test_copies_and_pickles(name):
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_synapses_receive_nothing_but_spikes(name, context, dtype):
-    """Every convolution and linear layer but the analogue stem, patch merging and read-out sees 0 and 1 alone."""
+    """Every synapse but those of the analogue stem, patch merging and read-out sees 0 and 1 alone."""
     model = lively(make(name, context=context))
     analogue = {id(m) for a in model.modules() if isinstance(a, Stem | PatchMerging) for m in a.modules()}
     analogue.add(id(model.get_classifier()))
-    synapses = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and id(m) not in analogue]
-    assert len(synapses) >= 5 * 12
+    synapses = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear | Recurrence)]
+    synapses = [m for m in synapses if id(m) not in analogue]
+    assert len(synapses) >= 4 * 12
     rates = []
 
     def watch(module, inputs):
@@ -407,3 +423,109 @@ def test_compile_with_the_default_compiler():
     model = lively(make("msnn_resnet12_tiny", depths=(1, 1, 2, 1)))
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_decay_and_threshold_learnt_by_layer_or_by_channel(name):
+    fixed = make(name, learn_tau=False)
+    assert not [n for n, _ in fixed.named_parameters() if "logit" in n or "level" in n]
+    for grain in ("layer", "channel", True):
+        model = make(name, learn_tau=grain, learn_threshold=grain, threshold=0.4)
+        learnt = {n: p for n, p in model.named_parameters() if n.endswith(("decay.logit", "level"))}
+        assert set(learnt) <= model.no_weight_decay()
+        assert sum("level" in n for n in learnt) == model.neuron_layers
+        assert all((p.numel() == 1) == (grain == "layer") for p in learnt.values())
+        model.train()(torch.randn(4, 3, 32, 32)).square().sum().backward()
+        assert all(p.grad is not None for p in learnt.values())
+        assert any(p.grad.any() for n, p in learnt.items() if "level" in n)
+        assert torch.jit.script(model.eval())(torch.randn(1, 3, 16, 16)).shape == (1, 10)
+    for argument in ("learn_tau", "learn_threshold"):
+        with pytest.raises(
+            ConfigurationError, match=f"{argument} must be true, false, 'layer' or 'channel', not 'all'"
+        ):
+            make(name, **{argument: "all"})
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_recurrent_cells(cell):
+    model = make("msnn_rnn12_tiny", cell=cell).train()
+    model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    assert torch.jit.script(model.eval())(torch.randn(1, 3, 16, 16)).shape == (1, 10)
+
+
+def multiply_accumulates(model, size=32):
+    """Dense multiply-accumulates of convolutions, linear layers and recurrent cells, by their shapes."""
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        if isinstance(module, nn.Conv2d):
+            total += output.numel() // output.shape[1] * module.weight.numel()
+        elif isinstance(module, nn.Linear):
+            total += module.weight.numel()
+        elif isinstance(module, Recurrence):
+            tokens = inputs[0].shape[0] * inputs[0].shape[1]
+            total += tokens * sum(p.numel() for n, p in module.named_parameters() if "weight" in n)
+
+    hooks = [m.register_forward_hook(count) for m in model.modules()]
+    model.eval()(torch.rand(1, model.in_chans, size, size))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "operations", "parameters", "tolerance"),
+    [("msnn_resnet12", 247.4e6, 13.9e6, 0.02), ("msnn_rnn12", 250e6, 14.9e6, 0.05)],
+)
+def test_paper_preset_has_the_published_counts(name, operations, parameters, tolerance):
+    """The counts that the authors print for 10 classes at 32x32 (arXiv 2401.10843)."""
+    model = make(name, preset="paper")
+    counted = multiply_accumulates(model)
+    size = sum(p.numel() for p in model.parameters())
+    print(f"\n{name}: {counted / 1e6:.1f} M multiply-accumulates, {size / 1e6:.2f} M parameters")  # noqa: T201
+    assert counted == pytest.approx(operations, rel=tolerance)
+    assert size == pytest.approx(parameters, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_paper_preset(name):
+    model = make(name, preset="paper").train()
+    modules = list(model.modules())
+    assert not [m for m in modules if isinstance(m, nn.BatchNorm2d)]
+    assert not [n for n, _ in model.named_parameters() if "logit" in n]
+    blocks = [m for m in modules if isinstance(m, Block)]
+    assert all(b.mixer.isolated and isinstance(b.encoder1, BernoulliEncoder) for b in blocks)
+    assert all(isinstance(b.mlp, AnalogueMLP) for b in blocks)
+    assert {m.name for m in modules if isinstance(m, Spike)} == {"rectangular"}
+    assert all(m.tau.item() == pytest.approx(0.4) for m in modules if isinstance(m, FixedDecay))
+    x = torch.randn(4, 3, 32, 32)
+    torch.manual_seed(3)
+    first = model(x)
+    assert not torch.equal(model(x), first), "the coding is random"
+    torch.manual_seed(3)
+    assert torch.equal(model(x), first), "and seeded by torch's generator"
+    first.square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert torch.jit.script(model.eval())(x).shape == (4, 10)
+    # Other arguments go before those of the preset.
+    assert make(name, preset="paper", norm=True).stem.norm.num_features == model.stem.conv.out_channels
+
+
+def test_bernoulli_coding():
+    encoder = BernoulliEncoder()
+    x = torch.full((1, 1, 200, 200), 0.3, requires_grad=True)
+    spikes = encoder(x)
+    assert ((spikes == 0) | (spikes == 1)).all()
+    assert spikes.mean().item() == pytest.approx(0.3, abs=0.02)
+    spikes.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert encoder(torch.tensor([[[[-1.0, 2.0]]]])).flatten().tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("preset", "papre"), ("mlp", "relu"), ("coding", "rate"), ("time_steps", 1.5)]
+)
+def test_bad_choices(argument, value):
+    with pytest.raises(ConfigurationError, match=f"{argument}.*{value}"):
+        make("msnn_resnet12_tiny", **{argument: value})

@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS, SURROGATES, WINDOWS, merge, split
-from lightning_msnn.nn import CONTEXTS, ConvMixer, Spike
+from lightning_msnn.nn import CELLS, CONTEXTS, AttentionMixer, ConvMixer, RecurrentMixer, Spike
 from tests.conftest import GOLDEN
 
 
@@ -36,6 +36,124 @@ def test_golden(kind):
         assert torch.equal(spikes[k], golden[f"window{k + 1}.spikes"])
     assert torch.equal(merge(spikes, kind, 8, 8), golden["merged_spikes"])
     torch.testing.assert_close(output, golden["output"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["non_dilated", "dilated"])
+def test_golden_recurrent(kind):
+    golden = load_file(GOLDEN / f"recurrent_mixer_{kind}.safetensors")
+    mixer = RecurrentMixer(
+        5, kind, "isolated", theta=0.25, tau=0.4, learn_tau=False, surrogate="rectangular", norm=False
+    ).eval()
+    weights = {name.removeprefix("lstm."): w for name, w in golden.items() if name.startswith("lstm.")}
+    mixer.recurrence.load_state_dict(weights)
+    with torch.no_grad():
+        spikes, membrane = mixer.fire(golden["input"], golden["membrane"])
+    torch.testing.assert_close(membrane, golden["new_membrane"], rtol=0, atol=1e-5)
+    assert torch.equal(merge(list(spikes.chunk(4)), kind, 8, 8), golden["merged_spikes"])
+    assert 0 < spikes.mean() < 1
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_recurrence_equals_torch(cell):
+    """Parameters have the names and shapes of torch's own module, which computes the same."""
+    recurrent = RecurrentMixer(6, cell=cell).recurrence
+    theirs = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[cell](
+        6, 6, batch_first=True, bidirectional=True
+    )
+    theirs.load_state_dict(recurrent.state_dict())
+    tokens = (torch.rand(3, 7, 6) < 0.5).float()
+    assert torch.equal(recurrent(tokens), theirs(tokens)[0])
+    scripted = torch.jit.script(recurrent)
+    torch.testing.assert_close(scripted(tokens), recurrent(tokens))
+
+
+def test_unknown_cell():
+    with pytest.raises(ConfigurationError, match="unknown recurrent cell 'lstn'.*did you mean 'lstm'"):
+        RecurrentMixer(4, cell="lstn")
+
+
+def recurrent_loop(mixer, spikes, before):
+    """The recurrent method as it is written, window by window."""
+    height, width = spikes.shape[2:]
+    m = split(before, mixer.windows)
+    omega, tau = mixer.membrane.projection, mixer.membrane.decay()
+    new = []
+    for k, window in enumerate(split(spikes, mixer.windows)):
+        tokens = torch.stack([window[:, :, i, j] for i in range(window.shape[2]) for j in range(window.shape[3])], 1)
+        read = mixer.recurrence(tokens)
+        current = torch.stack(list(read.unbind(1)), 2).view(len(spikes), -1, *window.shape[2:])
+        if k == 0:
+            new.append(tau * omega(m[0], m[1]) + current)
+        elif k == 1:
+            new.append(tau * omega(new[0], m[1]) + current)
+        else:
+            new.append(tau * omega(m[k], new[k - 1]) + current)
+    after = merge(new, mixer.windows, height, width)
+    if mixer.isolated:
+        return merge([mixer.project(mixer.spike(u)) for u in new], mixer.windows, height, width), after
+    return mixer.project(mixer.spike(after)), after
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("windows", sorted(set(WINDOWS) - {"single"}))
+def test_recurrent_mixer_equals_its_formula(windows, context, projection):
+    mixer = RecurrentMixer(4, windows, context, projection=projection, tau=0.4, threshold=0.0, norm=False)
+    for size in [(8, 8), (5, 6)]:
+        spikes = (torch.rand(2, 4, *size) < 0.5).float()
+        before = torch.randn(2, 8, *size, requires_grad=True)
+        out, expected = mixer(spikes, before), recurrent_loop(mixer, spikes, before)
+        upstream = [torch.randn_like(o) for o in out]
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+        wanted = torch.autograd.grad(expected, [before, *mixer.parameters()], upstream, allow_unused=True)
+        got = torch.autograd.grad(out, [before, *mixer.parameters()], upstream, allow_unused=True)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def attention_loop(mixer, spikes):
+    """Spiking attention as it is written, head by head and window by window."""
+    height, width = spikes.shape[2:]
+    dim, d = spikes.shape[1], mixer.head_dim
+    tau1, tau2 = mixer.membrane1.decay(), mixer.membrane2.decay()
+    source = split(spikes, mixer.windows) if mixer.isolated else split(mixer.qkv(spikes), mixer.windows)
+    u1, u2 = [], []
+    for k, window in enumerate(source):
+        current = mixer.qkv(window) if mixer.isolated else window
+        u1.append(current if k == 0 else tau1 * u1[-1] + current)
+    merged = split(mixer.spike1(merge(u1, mixer.windows, height, width)), mixer.windows)
+    for k, u in enumerate(u1):
+        s = (mixer.spike1(u) if mixer.isolated else merged[k]).flatten(2).transpose(1, 2)
+        heads = []
+        for h in range(dim // d):
+            q, key, v = (s[:, :, part * dim + h * d : part * dim + (h + 1) * d] for part in range(3))
+            heads.append((q @ key.transpose(1, 2)) @ v * mixer.scale)
+        current = mixer.norm(torch.cat(heads, 2).transpose(1, 2).reshape(len(spikes), dim, *u.shape[2:]))
+        if k:
+            current = current + tau2 * mixer.membrane2.projection(u1[k - 1][:, 2 * dim :], u2[-1])
+        u2.append(current)
+    if mixer.isolated:
+        return merge([mixer.project(mixer.spike2(u)) for u in u2], mixer.windows, height, width)
+    return mixer.project(mixer.spike2(merge(u2, mixer.windows, height, width)))
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_attention_mixer_equals_its_formula(windows, context, projection):
+    mixer = AttentionMixer(8, windows, context, projection=projection, tau=0.4, threshold=0.1, head_dim=4).eval()
+    for size in [(8, 8), (3, 4)]:  # more tokens in a window than channels in a head, and fewer
+        spikes = (torch.rand(2, 8, *size) < 0.5).float()
+        out, expected = mixer(spikes), attention_loop(mixer, spikes)
+        upstream = torch.randn_like(out)
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+        wanted = torch.autograd.grad(expected, list(mixer.parameters()), upstream, allow_unused=True)
+        got = torch.autograd.grad(out, list(mixer.parameters()), upstream, allow_unused=True)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_must_fit():
+    with pytest.raises(ConfigurationError, match="multiples of 24, the channels of a head, not 40"):
+        AttentionMixer(40)
 
 
 def published_loop(mixer, spikes):
