@@ -13,8 +13,10 @@ from lightning_msnn.metrics.spiking import (
     spike_rate,
     synaptic_operations,
 )
+from lightning_msnn.metrics.summary import NETWORK, comparison_rows, comparison_table, summarize
 
 __all__ = [
+    "NETWORK",
     "Energy",
     "OperationCounter",
     "Record",
@@ -22,11 +24,14 @@ __all__ = [
     "SilentNeurons",
     "SpikeRate",
     "SynapticOperations",
+    "comparison_rows",
+    "comparison_table",
     "count_operations",
     "energy",
     "layer_names",
     "saturated_neurons",
     "silent_neurons",
     "spike_rate",
+    "summarize",
     "synaptic_operations",
 ]

@@ -218,16 +218,18 @@ class OperationCounter:
     ...     model(images)
     >>> counter.record().total("accumulates")
 
-    The network runs as always: with or without gradients, in training or evaluation, under autocast.
+    ``samples`` is how many went through the network so far, ``inputs`` the arguments of its last call. The network runs
+    as always: with or without gradients, in training or evaluation, under autocast.
 
     Args:
         model: Any module; the first axis of its first tensor argument counts the samples.
+        operations: Whether to count operations; without, only what neurons do, which costs next to nothing.
 
     Raises:
         ConfigurationError: If the network is compiled or scripted, which leaves nothing to watch.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, operations: bool = True) -> None:
         for module in model.modules():
             if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
                 raise ConfigurationError(
@@ -235,7 +237,9 @@ class OperationCounter:
                     "give the network itself"
                 )
         self.model = model
+        self.operations = operations
         self.layers = layer_names(model)
+        self.inputs: tuple[Any, ...] = ()
         self._handles: list[Any] = []
         self._reset()
 
@@ -260,9 +264,13 @@ class OperationCounter:
         rows = {id(m): i for i, (_, m) in enumerate(self.model.named_modules())}
         for module in self.model.modules():
             frame = _Frame(rows[id(module)], self._kind(module))
+            if not (self.operations or frame.kind == "neuron" or module is self.model):
+                continue
             self._handles += [
                 module.register_forward_pre_hook(self._enter(frame, module is self.model), with_kwargs=True),
-                module.register_forward_hook(self._leave(frame, module), with_kwargs=True, always_call=True),
+                module.register_forward_hook(
+                    self._leave(frame, module), with_kwargs=True, always_call=True, prepend=True
+                ),
             ]
         return self
 
@@ -291,12 +299,14 @@ class OperationCounter:
                 tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
                 self._batch = len(tensors[0]) if tensors and tensors[0].dim() else 1
                 self.samples += self._batch
+                self.inputs = args
                 self._constants = {
                     x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers()) if x.numel()
                 }
                 self._modes = ExitStack()
-                self._modes.enter_context(_Functions(self))
-                self._modes.enter_context(_Operations(self))
+                if self.operations:
+                    self._modes.enter_context(_Functions(self))
+                    self._modes.enter_context(_Operations(self))
             if self._modes is not None:
                 self._stack.append(frame)
 
@@ -344,8 +354,11 @@ class OperationCounter:
         counts = torch.zeros(len(self.layers), len(FIELDS), dtype=torch.int64)
         for (row, name), number in self._numbers.items():
             counts[row, COLUMN[name]] += number
-        for (row, name), tensor in self._tensors.items():
-            counts[row, COLUMN[name]] += int(tensor)
+        if self._tensors:  # one transfer from the device
+            for (row, name), number in zip(
+                self._tensors, torch.stack(list(self._tensors.values())).tolist(), strict=True
+            ):
+                counts[row, COLUMN[name]] += number
         parameters = torch.tensor(
             [sum(p.numel() for p in m.parameters(recurse=False)) for m in self.model.modules()], dtype=torch.int64
         )
