@@ -4,8 +4,19 @@ from lightning_msnn.callbacks.ema import EMA
 from lightning_msnn.callbacks.finite_loss import FiniteLoss
 from lightning_msnn.callbacks.last_checkpoint import LastCheckpoint
 from lightning_msnn.callbacks.logger_guard import LoggerGuard
+from lightning_msnn.callbacks.monitors import EnergyMonitor, SpikeRateMonitor
 from lightning_msnn.callbacks.predictions import PredictionWriter
 from lightning_msnn.callbacks.random_state import RandomState
 from lightning_msnn.callbacks.training_curves import TrainingCurves
 
-__all__ = ["EMA", "FiniteLoss", "LastCheckpoint", "LoggerGuard", "PredictionWriter", "RandomState", "TrainingCurves"]
+__all__ = [
+    "EMA",
+    "EnergyMonitor",
+    "FiniteLoss",
+    "LastCheckpoint",
+    "LoggerGuard",
+    "PredictionWriter",
+    "RandomState",
+    "SpikeRateMonitor",
+    "TrainingCurves",
+]
