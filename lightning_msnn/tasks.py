@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
-from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "SpikingClassifier", "parameter_groups", "warmup_cosine"]
 
@@ -78,6 +77,9 @@ class SpikingClassifier(pl.LightningModule):
         cutmix: Alpha of the Beta distribution that cutmix draws from; 0 is off. With both, each batch gets one.
         optimizer: ``"adamw"`` or ``"sgd"`` (with Nesterov momentum 0.9).
         lr: Peak learning rate.
+        lr_base_size: Images of a step, over all processes and accumulated batches, that ``lr`` is meant for; the rate
+            grows linearly with those that there are (Goyal et al., arXiv 1706.02677). By default ``lr`` is the rate
+            whatever their number.
         weight_decay: Weight decay of weights; norms, biases, tau and theta have none.
         schedule: ``"cosine"`` (after a linear warm-up), ``"one_cycle"`` or ``"constant"``, each by the step.
         warmup_epochs: Length of the warm-up in epochs, or of one-cycle's rise; at most 30 % of the training.
@@ -103,6 +105,7 @@ class SpikingClassifier(pl.LightningModule):
         schedule: str = "cosine",
         warmup_epochs: float = 5.0,
         channels_last: bool = True,
+        lr_base_size: int | None = None,
     ) -> None:
         super().__init__()
         choose(dict.fromkeys(OPTIMIZERS), optimizer, "optimizer")
@@ -125,6 +128,8 @@ class SpikingClassifier(pl.LightningModule):
                 f"and every other name in timm.list_models(){hint}"
             )
         check_integer("num_classes", num_classes, 1)
+        if lr_base_size is not None:
+            check_integer("lr_base_size", lr_base_size, 1)
         self.save_hyperparameters()
         self.network = timm.create_model(
             network, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **(network_kwargs or {})
@@ -148,6 +153,9 @@ class SpikingClassifier(pl.LightningModule):
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        # Sums over images, so that neither the size of batches nor the number of processes is in the mean.
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.test_loss = MeanMetric(nan_strategy="disable")
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
@@ -156,19 +164,21 @@ class SpikingClassifier(pl.LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
-    def twins(self, images: Tensor) -> dict[str, nn.Module]:
-        """Return the networks that a report compares this one with: with ReLU, and with LIF neurons at T = 4.
+    def _prepare_metrics(self, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
+        """Begin an evaluation with sums that lose no digit to their order."""
+        with torch.inference_mode(False):  # tensors made in inference mode could not be added to when fitting
+            if mean_loss.device.type != "mps":  # which has no float64
+                mean_loss.set_dtype(torch.float64)
+            mean_loss.reset()
+            metrics.reset()
 
-        Args:
-            images: Images ``(B, in_chans, H, W)`` that set the statistics of their batch norms.
+    def on_validation_epoch_start(self) -> None:
+        """Begin the sums of a validation."""
+        self._prepare_metrics(self.val_metrics, self.val_loss)
 
-        Returns:
-            Twins in eval mode by name; none for a network of which there are no twins.
-        """
-        if not getattr(self.network, "architecture", ""):
-            return {}
-        twins = {"ANN twin": ann_twin(self.network), "SNN twin, T = 4": snn_twin(self.network, 4)}
-        return {name: calibrate(twin, images) for name, twin in twins.items()}
+    def on_test_epoch_start(self) -> None:
+        """Begin the sums of a test."""
+        self._prepare_metrics(self.test_metrics, self.test_loss)
 
     def check_data(self, datamodule: Any) -> None:
         """Compare the network's shape with that of the data before any work starts.
@@ -227,21 +237,23 @@ class SpikingClassifier(pl.LightningModule):
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> None:
+    def _evaluate(
+        self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection, mean_loss: MeanMetric
+    ) -> None:
         images, targets = batch
         logits = self(images).float()
-        loss = F.cross_entropy(logits, targets)
+        mean_loss.update(F.cross_entropy(logits, targets, reduction="none"))
         metrics.update(logits, targets)
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
+        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Accumulate loss and accuracies of the validation set."""
-        self._evaluate(batch, "val", self.val_metrics)
+        self._evaluate(batch, "val", self.val_metrics, self.val_loss)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Accumulate loss and accuracies of the test set."""
-        self._evaluate(batch, "test", self.test_metrics)
+        self._evaluate(batch, "test", self.test_metrics, self.test_loss)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Classify a batch.
@@ -264,11 +276,9 @@ class SpikingClassifier(pl.LightningModule):
         """Build optimizer and schedule from the hyper-parameters."""
         h = self.hparams
         groups = parameter_groups(self.network, h["weight_decay"])
+        lr = h["lr"] * self._lr_scale()
         optimizer: torch.optim.Optimizer
-        if h["optimizer"] == "sgd":
-            optimizer = SGD(groups, lr=h["lr"], momentum=0.9, nesterov=True)
-        else:
-            optimizer = AdamW(groups, lr=h["lr"])
+        optimizer = SGD(groups, lr=lr, momentum=0.9, nesterov=True) if h["optimizer"] == "sgd" else AdamW(groups, lr=lr)
         if h["schedule"] == "constant":
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)
@@ -277,8 +287,19 @@ class SpikingClassifier(pl.LightningModule):
         scheduler: LRScheduler
         if h["schedule"] == "one_cycle":
             rise = min(max(warmup, 1.5 / total), 0.99)  # OneCycleLR divides by the length of the rise
-            scheduler = OneCycleLR(optimizer, max_lr=h["lr"], total_steps=total + 1, pct_start=rise)
+            scheduler = OneCycleLR(optimizer, max_lr=lr, total_steps=total + 1, pct_start=rise)
         else:
             steps = round(warmup * total)
             scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, total, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _lr_scale(self) -> float:
+        """Images of a step divided by those that the learning rate is meant for."""
+        base = self.hparams["lr_base_size"]
+        if base is None:
+            return 1.0
+        self.trainer.fit_loop.setup_data()  # else Lightning makes the loader later
+        batch_size = getattr(self.trainer.train_dataloader, "batch_size", None)
+        if batch_size is None:
+            raise ConfigurationError(f"lr_base_size must not be given, not {base}: the loader has no batch size")
+        return float(batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size / base)

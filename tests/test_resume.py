@@ -174,8 +174,9 @@ def test_sigterm_saves_between_two_steps(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     task = SpikingClassifier(in_chans=1, mixup=0.5, cutmix=0.5, network_kwargs=dict(NETWORK))
     trainer = pl.Trainer(
-        accelerator="cpu", logger=False, default_root_dir=tmp_path / "b", limit_train_batches=BATCHES, max_epochs=EPOCHS,
-        limit_val_batches=2, enable_progress_bar=False, enable_model_summary=False, plugins=[AtomicCheckpointIO()],
+        accelerator="cpu", logger=False, default_root_dir=tmp_path / "b", limit_train_batches=BATCHES,
+        max_epochs=EPOCHS, limit_val_batches=2, enable_progress_bar=False, enable_model_summary=False,
+        plugins=[AtomicCheckpointIO()],
         callbacks=[EMA(0.9), RandomState(), LastCheckpoint(), Terminate()],
     )  # fmt: skip
     with pytest.raises(SystemExit):

@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -51,6 +52,17 @@ class EMA(WeightAveraging):
             return False
         self._step = step_idx
         return True
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the average.
+
+        Raises:
+            ConfigurationError: If the strategy shards the weights, which Lightning cannot average.
+        """
+        if stage == "fit" and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            strategy = type(trainer.strategy).__name__
+            raise ConfigurationError(f"EMA must be left out of the callbacks with {strategy}, which shards the weights")
+        super().setup(trainer, pl_module, stage)
 
     # Lightning swaps and restores the weights being trained in every stage. Outside of fit that would test the last
     # weights in place of those of the checkpoint asked for, so it is left to fit.

@@ -1,0 +1,177 @@
+"""Several processes for real, over gloo on the CPU."""
+
+import csv
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_msnn.data.sampling import ShardSampler, even_batch_size
+from lightning_msnn.errors import ConfigurationError
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """65 images to test and 35 to validate: no number of processes or batch size divides both."""
+    root = tmp_path_factory.mktemp("images")
+    for part, numbers in (("train", (34, 33, 33)), ("test", (22, 22, 21))):
+        for label, number in enumerate(numbers):
+            folder = root / part / str(label)
+            folder.mkdir(parents=True)
+            for i in range(number):
+                generator = np.random.default_rng((label, i, part == "test"))
+                Image.fromarray(generator.integers(0, 255, (8, 8, 3), np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, list[dict[str, Any]]]]:
+    """What each process of 1, 2 and 3 has after evaluation and training."""
+    results = {}
+    for devices in (1, 2, 3):
+        out = tmp_path_factory.mktemp(f"out{devices}")
+        done = python(str(HERE / "worker.py"), str(images), str(out), str(devices), cwd=out)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results[devices] = out, [torch.load(out / f"rank_{rank}.pt") for rank in range(devices)]
+    return results
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_metrics_are_those_of_one_process(runs: Any, devices: int, stage: str) -> None:
+    """Counts to the last digit, on every process; a loss to that of float32, whose sums in a layer go by batch size."""
+    expected = runs[1][1][0][stage]
+    assert len(expected) == 3
+    assert 0 < expected[f"{stage.removesuffix('idate')}/top1"] < 1
+    for rank in runs[devices][1]:
+        assert rank[stage].keys() == expected.keys()
+        for name, value in expected.items():
+            if name.endswith("loss"):
+                np.testing.assert_array_max_ulp(np.float32(rank[stage][name]), np.float32(value), 1)
+            else:
+                assert rank[stage][name] == value
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_processes_agree_after_training(runs: Any, devices: int) -> None:
+    first, *others = runs[devices][1]
+    for other in others:
+        assert other["keys"] == first["keys"]
+        assert other["fit"] == first["fit"]
+        assert other["weights"].keys() == first["weights"].keys()
+        assert all(torch.equal(other["weights"][name], value) for name, value in first["weights"].items())
+
+
+def test_learning_rate_grows_with_the_images_of_a_step(runs: Any) -> None:
+    assert [runs[devices][1][0]["lr"] for devices in (1, 2, 3)] == pytest.approx([0.001, 0.002, 0.003])
+
+
+def test_each_part_is_decoded_once(runs: Any) -> None:
+    for out, _ in runs.values():
+        assert sorted((out / "decoded.txt").read_text().split()) == ["test", "train"]
+
+
+def test_random_numbers_differ_by_process(runs: Any) -> None:
+    for _, ranks in runs.values():
+        for step in zip(*(rank["drawn"] for rank in ranks), strict=True):
+            for numbers in zip(*step, strict=True):  # of torch, of Python, of NumPy
+                assert len(set(numbers)) == len(ranks)
+
+
+def test_random_numbers_repeat_by_run(runs: Any, images: Path, tmp_path: Path) -> None:
+    done = python(str(HERE / "worker.py"), str(images), str(tmp_path), "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        again = torch.load(tmp_path / f"rank_{rank}.pt")
+        assert again["drawn"] == runs[2][1][rank]["drawn"]
+        assert all(torch.equal(again["weights"][k], v) for k, v in runs[2][1][rank]["weights"].items())
+
+
+def test_fit_and_test_through_the_command_line(tmp_path: Path) -> None:
+    """With a resume between them; both processes leave one run."""
+    command = [
+        *("-m", "lightning_msnn", "fit", "--config", str(ROOT / "configs" / "quickstart.yaml")),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+        *("--trainer.limit_train_batches", "3", "--trainer.enable_progress_bar", "false", "--trainer.max_epochs"),
+    ]
+    first = python(*command, "1", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    again = python(*command, "2", "--ckpt_path", "last", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "runs" / "quickstart").iterdir()] == ["version_0"]
+    run = tmp_path / "runs" / "quickstart" / "version_0"
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    with (run / "metrics.csv").open() as file:
+        (ours,) = [float(row["test/top1"]) for row in csv.DictReader(file) if row.get("test/top1")]
+    one = python(
+        *("-m", "lightning_msnn", "test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")),
+        *("--trainer.devices", "1", "--trainer.accelerator", "cpu", "--run.folder", "alone"),
+        cwd=tmp_path,
+    )
+    assert one.returncode == 0, one.stderr[-3000:]
+    with next((tmp_path / "alone").rglob("metrics.csv")).open() as file:
+        assert [float(row["test/top1"]) for row in csv.DictReader(file)] == [ours]
+
+
+def test_wrong_data_stops_every_process(tmp_path: Path) -> None:
+    """An error is one sentence and an end, not a wait."""
+    done = python(
+        *("-m", "lightning_msnn", "fit", "--config", str(ROOT / "configs" / "quickstart.yaml")),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--model.lr", "1e38"),
+        *("--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--run.test", "false"),
+        cwd=tmp_path,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "the loss is not finite at step" in done.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [5, 16, 31, 32, 33, 65])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 16])
+def test_every_image_once_and_as_many_batches(processes: int, size: int, batch_size: int) -> None:
+    dataset = list(range(size))
+    samplers = [ShardSampler(dataset, processes, rank, False, 0) for rank in range(processes)]  # type: ignore[arg-type]
+    shares = [list(sampler) for sampler in samplers]
+    assert sorted(chain(*shares)) == dataset
+    assert [len(share) for share in shares] == [len(sampler) for sampler in samplers]
+    even = even_batch_size(batch_size, size, processes)
+    assert len({-(-len(share) // even) for share in shares}) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_training_order(processes: int) -> None:
+    dataset = list(range(32))
+
+    def order(epoch: int, seed: int = 0) -> list[int]:
+        samplers = [ShardSampler(dataset, processes, rank, True, seed) for rank in range(processes)]  # type: ignore[arg-type]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        return list(chain(*samplers))
+
+    assert set(order(0)) == set(dataset)
+    assert order(0) == order(0)
+    assert order(0) != order(1) != order(1, seed=1)
+
+
+def test_fewer_images_than_processes() -> None:
+    with pytest.raises(ConfigurationError, match="3 processes cannot share 2 images: use at most 2 devices"):
+        ShardSampler([0, 1], 3, 0, False, 0)  # type: ignore[arg-type]
