@@ -17,7 +17,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lightning_msnn import data
-from lightning_msnn.callbacks import FiniteLoss, LastCheckpoint, LoggerGuard, PredictionWriter, RandomState
+from lightning_msnn.callbacks import (
+    EnergyMonitor,
+    FiniteLoss,
+    LastCheckpoint,
+    LoggerGuard,
+    PredictionWriter,
+    RandomState,
+)
 from lightning_msnn.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_msnn.errors import ConfigurationError, TrainingError, suggestion
 from lightning_msnn.tasks import SpikingClassifier
@@ -211,7 +218,20 @@ class MSNNCLI(LightningCLI):
             if self.subcommand != "predict":
                 self.model.check_data(self.datamodule)
 
-    before_fit = before_validate = before_test = _check
+    before_fit = before_validate = _check
+
+    def before_test(self) -> None:
+        """Check the data and have operations and energy counted."""
+        self._check()
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, EnergyMonitor) for callback in callbacks):
+            callbacks.append(EnergyMonitor())
+
+    def after_test(self) -> None:
+        """Print what the network costs beside its twins."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EnergyMonitor) and self.trainer.is_global_zero:
+                sys.stdout.write(f"\n{callback.table()}")
 
     def before_predict(self) -> None:
         """Check the folder and have a CSV file written."""
@@ -228,6 +248,7 @@ class MSNNCLI(LightningCLI):
         path = getattr(checkpoint, "best_model_path", "") if checkpoint is not None else ""
         rank_zero_info(f"Testing {path or 'the last weights'}")
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path or None, weights_only=True)
+        self.after_test()
 
 
 def _version(base: Path, resume: bool) -> int:

@@ -61,7 +61,15 @@ def images(tmp_path):
 
 def test_fit_leaves_everything(run):
     files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
-    assert {"config.yaml", "metrics.csv", "curves.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
+    assert {
+        "config.yaml",
+        "metrics.csv",
+        "curves.png",
+        "energy.json",
+        "energy.png",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    } <= files
     assert any("tfevents" in f for f in files)
     assert {p.name for p in run.parent.iterdir()} == {"version_0"}, "both loggers share one folder"
     with Image.open(run / "curves.png") as picture:
@@ -96,12 +104,16 @@ def test_checkpoint_is_plain_values(checkpoint):
 @pytest.mark.parametrize("verb", ["test", "validate"])
 def test_evaluate_a_checkpoint(verb, checkpoint, capsys):
     main([verb, *SHORT, "--ckpt_path", str(checkpoint)])
-    assert f"{'val' if verb == 'validate' else verb}/top1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{'val' if verb == 'validate' else verb}/top1" in out
+    assert ("energy, times the first column" in out) == (verb == "test"), "test compares the network with its twins"
 
 
 def test_data_of_the_checkpoint_is_the_default(checkpoint, capsys):
     main(["test", "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu"])
-    assert "test/top1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "test/top1" in out
+    assert out.count("energy, times the first column") == 1, "without a callback in the configuration too"
 
 
 def test_predict_writes_csv(checkpoint, images):

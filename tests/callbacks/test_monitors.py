@@ -1,0 +1,202 @@
+"""The monitors in a Trainer: what they log and write, and that they leave nothing between the steps that log."""
+
+import csv
+import json
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_msnn.callbacks import EnergyMonitor, SpikeRateMonitor
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.metrics import NETWORK, count_operations, energy
+from lightning_msnn.nn import Spike
+from lightning_msnn.tasks import SpikingClassifier
+from tests.conftest import TINY
+
+
+class Plain(pl.LightningModule):
+    """A LightningModule that knows nothing of this package; remembers in which steps there were hooks."""
+
+    def __init__(self, threshold=0.1):
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), Spike(threshold), nn.Flatten(), nn.Linear(256, 3))
+        self.hooked = []
+
+    def training_step(self, batch, batch_idx):
+        self.hooked.append(any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules()))
+        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    def test_step(self, batch, batch_idx):
+        self.network(batch[0])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    def train_dataloader(self):
+        data = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(data, torch.arange(24) % 3), batch_size=4)
+
+    test_dataloader = train_dataloader
+
+
+def trainer(tmp_path, *callbacks, loggers=(CSVLogger,), **kwargs):
+    return pl.Trainer(
+        callbacks=list(callbacks),
+        logger=[logger(tmp_path, "run", version=0) for logger in loggers],
+        **{
+            "accelerator": "cpu",
+            "devices": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "max_epochs": 2,
+            "log_every_n_steps": 1000,
+            **kwargs,
+        },
+    )
+
+
+def rows(tmp_path, key):
+    with (tmp_path / "run/version_0/metrics.csv").open() as file:
+        return {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
+
+
+def test_hooks_are_there_in_the_steps_that_log_alone(tmp_path):
+    module = Plain()
+    trainer(tmp_path, EnergyMonitor(every_n_steps=4), SpikeRateMonitor(every_n_steps=4)).fit(module)
+    assert [i for i, hooked in enumerate(module.hooked) if hooked] == [3, 7, 11]
+    assert len(module.hooked) == 12
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.network.modules())
+    assert list(rows(tmp_path, "energy/all")) == [3, 7, 11]
+    assert list(rows(tmp_path, "spike_rate/all")) == [3, 7, 11]
+
+
+def test_once_an_epoch(tmp_path):
+    module = Plain()
+    trainer(tmp_path, EnergyMonitor(), SpikeRateMonitor()).fit(module)
+    assert [i for i, hooked in enumerate(module.hooked) if hooked] == [5, 11]
+    assert list(rows(tmp_path, "energy/all")) == [5, 11]
+    # The last batch of the epoch; the learning rate is 0, so that the network is that of the end.
+    batch = list(module.train_dataloader())[-1][0]
+    record = count_operations(module.network, batch)
+    assert rows(tmp_path, "energy/all")[5] == pytest.approx(float(energy(record)))
+    assert rows(tmp_path, "energy/accumulates_per_image")[5] == pytest.approx(record.total("accumulates") / 4)
+    assert rows(tmp_path, "spike_rate/1")[5] == pytest.approx(record.total("spikes") / record.total("neurons"))
+
+
+def test_training_is_the_same_with_monitors(tmp_path):
+    results = []
+    for callbacks in ((), (EnergyMonitor(every_n_steps=1), SpikeRateMonitor(every_n_steps=1))):
+        pl.seed_everything(0)
+        task = SpikingClassifier("msnn_resnet12_tiny", 10, 1)
+        data = DataLoader(TensorDataset(torch.rand(12, 1, 16, 16), torch.arange(12) % 10), batch_size=4)
+        trainer(tmp_path, *callbacks).fit(task, data)
+        results.append(task.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(results[0].values(), results[1].values(), strict=True))
+
+
+@pytest.mark.parametrize(("threshold", "message"), [(100.0, "no neuron fired"), (-100.0, "every neuron fired always")])
+def test_warns_once_of_layers_that_never_or_always_fire(threshold, message, tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, SpikeRateMonitor(every_n_steps=1)).fit(Plain(threshold))
+    assert [str(w.message) for w in caught if message in str(w.message)] == [f"{message} in 1 layers of this step: 1"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_files_of_a_test(name, tmp_path):
+    task = SpikingClassifier(name, 10, 3)
+    images = torch.randn(12, 3, 32, 32)
+    data = DataLoader(TensorDataset(images, torch.arange(12) % 10), batch_size=4)
+    monitor = EnergyMonitor(samples=8)
+    run = trainer(tmp_path, monitor, SpikeRateMonitor(samples=8), loggers=(CSVLogger, TensorBoardLogger))
+    run.test(task, data, verbose=False)
+    folder = tmp_path / "run/version_0"
+    content = json.loads((folder / "energy.json").read_text())
+    assert list(content["columns"]) == [NETWORK, "ANN twin", "SNN twin, T = 4"]
+    assert content["profile"] == "cmos_45nm"
+    ours, ann, snn = content["columns"].values()
+    assert ours["samples"] == ann["samples"] == snn["samples"] == 8
+    expected = count_operations(task.network.eval(), images[:8])
+    assert ours["energy"]["total"] == pytest.approx(float(energy(expected)), rel=1e-3)
+    assert ours["energy"]["total"] == pytest.approx(
+        sum(sum(layer["energy"].values()) for layer in ours["layers"].values())
+    )
+    assert ann["counts"]["multiply_accumulates"] > 0.9 * ann["counts"]["dense"]
+    assert snn["counts"]["neurons"] == 4 * ours["counts"]["neurons"]
+    for picture in ("energy", "spike_rate", "windows"):
+        with Image.open(folder / f"{picture}.png") as image:
+            assert image.width > 600
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 20
+    assert any(b"energy" in path.read_bytes() for path in folder.glob("events*"))
+    assert "times the first column" in monitor.table()
+    assert len({len(line) for line in monitor.table().splitlines()[:10]}) == 1, "columns are aligned"
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in task.modules())
+
+
+def test_any_lightning_module_and_any_profile(tmp_path):
+    """Without twins, the network alone is reported; what a profile has no figure for is said."""
+    monitor = EnergyMonitor(profile="loihi")
+    trainer(tmp_path, monitor).test(Plain(), verbose=False)
+    content = json.loads((tmp_path / "run/version_0/energy.json").read_text())
+    assert list(content["columns"]) == [NETWORK]
+    assert content["columns"][NETWORK]["samples"] == 24
+    assert content["columns"][NETWORK]["without_figure"] == {"multiply_accumulates": 4 * 22 * 22}
+    assert "no figure" in monitor.table()
+
+
+class Recorder(CSVLogger):
+    """A logger with a ``log_image``, as that of Weights & Biases."""
+
+    def log_image(self, key, images, step=None):
+        assert isinstance(images[0], Image.Image)
+        self.__dict__.setdefault("keys", []).append(key)
+
+
+def test_loggers_that_take_images(tmp_path):
+    run = trainer(tmp_path, EnergyMonitor(), SpikeRateMonitor(), loggers=(Recorder,))
+    run.test(Plain(), verbose=False)
+    assert run.logger.keys == ["energy", "spike_rate"], "no windows, no picture of them"
+
+
+def test_two_processes_log_and_write_what_one_does(tmp_path):
+    """The same images, in one process and shared by two: the same counts."""
+    for devices in (1, 2):
+        pl.seed_everything(0)
+        run = trainer(
+            tmp_path / str(devices),
+            EnergyMonitor(every_n_steps=3),
+            SpikeRateMonitor(every_n_steps=3),
+            devices=devices,
+            strategy="auto" if devices == 1 else "ddp_spawn",
+            max_epochs=1,
+        )
+        run.fit(module := Plain())
+        run.test(module, verbose=False)
+    one, two = (json.loads((tmp_path / str(d) / "run/version_0/energy.json").read_text()) for d in (1, 2))
+    assert one["columns"][NETWORK]["samples"] == 24
+    assert one["columns"] == two["columns"]
+    logged = [rows(tmp_path / str(devices), "energy/all") for devices in (1, 2)]
+    assert list(logged[0]) == [2, 5], "six batches"
+    assert list(logged[1]) == [2], "three on each of two"
+
+
+def test_wrong_use_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="every_n_steps .* at least 1, not 0"):
+        SpikeRateMonitor(every_n_steps=0)
+    with pytest.raises(ConfigurationError, match="samples .* at least 1, not -1"):
+        EnergyMonitor(samples=-1)
+    with pytest.raises(ConfigurationError, match="energy profile 'cmos'"):
+        EnergyMonitor(profile="cmos")
+    with pytest.raises(ConfigurationError, match="no module 'net': allowed are network"):
+        trainer(tmp_path, EnergyMonitor(network="net")).fit(Plain())
+    module = Plain()
+    module.network = torch.compile(module.network)
+    with pytest.raises(ConfigurationError, match="compiled"):
+        trainer(tmp_path, SpikeRateMonitor()).fit(module)
