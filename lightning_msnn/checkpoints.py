@@ -109,6 +109,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             write_whole(checkpoint, path)
             self._failed = False
+            for partial in Path(path).parent.glob(".*.partial"):
+                partial.unlink()  # of a process that was killed while it wrote
         except OSError as error:
             self._failed = True
             rank_zero_warn(

@@ -10,16 +10,16 @@ import tempfile
 import uuid
 import zipfile
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchvision.datasets.utils import download_and_extract_archive
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
+from lightning_msnn.data.archives import Archive, download_and_extract_archive
 from lightning_msnn.data.augment import BatchAugmentation, check_number
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, collate
 from lightning_msnn.data.reading import Listing, decode_files, list_classes, list_folder, scan, shorten
@@ -37,14 +37,6 @@ STAGES: dict[str, Part | None] = {"fit": "train", "validate": "train", "test": "
 
 #: Goes into the cache key; raise it whenever the same files would give other tensors.
 CACHE_FORMAT = 1
-
-
-class Archive(NamedTuple):
-    """Where a data set is downloaded from: an archive, its MD5 sum and the folder that it unpacks to."""
-
-    url: str
-    md5: str
-    folder: str
 
 
 def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -390,10 +382,10 @@ class ImageDataModule(LightningDataModule):
         anchor = next(place for place in (root, *root.parents) if place.exists())
         try:
             with tempfile.TemporaryDirectory(prefix=".download-", dir=anchor) as place:
-                download_and_extract_archive(self.archive.url, place, md5=self.archive.md5)
+                download_and_extract_archive(self.archive, place)
                 root.mkdir(parents=True, exist_ok=True)
                 os.replace(os.path.join(place, self.archive.folder), root / self.archive.folder)
-        except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+        except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
             raise ConfigurationError(
                 f"cannot download {self.archive.url} (MD5 {self.archive.md5}) to {str(root)!r}: {error}"
             ) from error

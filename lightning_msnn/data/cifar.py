@@ -46,7 +46,12 @@ class CIFAR10(ImageDataModule):
     autoaugment = AutoAugmentPolicy.CIFAR10
 
     official: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
-    archive: ClassVar[Archive] = Archive(datasets.CIFAR10.url, datasets.CIFAR10.tgz_md5, datasets.CIFAR10.base_folder)
+    archive: ClassVar[Archive] = Archive(
+        datasets.CIFAR10.url,
+        datasets.CIFAR10.tgz_md5,
+        datasets.CIFAR10.base_folder,
+        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    )
 
     @property
     def _official_folder(self) -> Path:
@@ -103,5 +108,8 @@ class CIFAR100(CIFAR10):
 
     official: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR100
     archive: ClassVar[Archive] = Archive(
-        datasets.CIFAR100.url, datasets.CIFAR100.tgz_md5, datasets.CIFAR100.base_folder
+        datasets.CIFAR100.url,
+        datasets.CIFAR100.tgz_md5,
+        datasets.CIFAR100.base_folder,
+        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
     )

@@ -30,6 +30,9 @@ __all__ = [
 #: Endings of image files, whatever their case.
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
+#: PIL's decoders of these files. It goes by the first bytes, not the ending, and one of its others starts a program.
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -161,7 +164,7 @@ def read_image(
             ``PIL.Image.MAX_IMAGE_PIXELS``; the message names the file.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=IMAGE_FORMATS) as file:
             limit = Image.MAX_IMAGE_PIXELS
             # PIL itself only warns between the limit and twice the limit.
             if limit is not None and math.prod(file.size) > limit:

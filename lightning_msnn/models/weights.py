@@ -59,11 +59,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"{folder} is not a zoo entry: it has no {CONFIG_FILE}") from error
-    except ValueError as error:  # JSON or encoding
+    except (ValueError, RecursionError) as error:  # JSON, encoding, or lists in lists without end
         raise ConfigurationError(f"{file} is not JSON: {error}") from error
     for field, kind in _REQUIRED.items():
         if not isinstance(config, dict) or not isinstance(config.get(field), kind):
             raise ConfigurationError(f"{file} has no field {field!r} of type {kind.__name__}")
+    if config["num_classes"] != len(config["class_names"]):
+        raise ConfigurationError(
+            f"{file} has num_classes {config['num_classes']}, but names {len(config['class_names'])} classes"
+        )
     if f"{config['architecture']}.{config['tag']}" != folder.name:
         raise ConfigurationError(f"{file} is of {config['architecture']}.{config['tag']}, not of {folder.name}")
     return config
