@@ -7,10 +7,12 @@ from lightning_msnn.callbacks.logger_guard import LoggerGuard
 from lightning_msnn.callbacks.monitors import EnergyMonitor, SpikeRateMonitor
 from lightning_msnn.callbacks.predictions import PredictionWriter
 from lightning_msnn.callbacks.random_state import RandomState
+from lightning_msnn.callbacks.theta import THETA_SCHEDULES, ThetaScheduler
 from lightning_msnn.callbacks.training_curves import TrainingCurves
 
 __all__ = [
     "EMA",
+    "THETA_SCHEDULES",
     "EnergyMonitor",
     "FiniteLoss",
     "LastCheckpoint",
@@ -18,5 +20,6 @@ __all__ = [
     "PredictionWriter",
     "RandomState",
     "SpikeRateMonitor",
+    "ThetaScheduler",
     "TrainingCurves",
 ]

@@ -36,7 +36,7 @@ class Watch(pl.Callback):
         self.thetas[trainer.global_step] = sorted(values)
 
 
-def fit(tmp_path, scheduler, epochs, ckpt_path=None, max_epochs=None, **network):
+def fit(tmp_path, scheduler, epochs, ckpt_path=None, **network):
     pl.seed_everything(0, verbose=False)
     task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, {**NETWORK, **network})
     watch = Watch()
@@ -51,8 +51,6 @@ def fit(tmp_path, scheduler, epochs, ckpt_path=None, max_epochs=None, **network)
         enable_model_summary=False,
         accelerator="cpu",
     )
-    if max_epochs is not None:  # a run that was planned for longer, and is cut off
-        trainer.fit_loop.max_epochs = max_epochs
     trainer.fit(task, datamodule=Digits(batch_size=16, num_workers=0), ckpt_path=ckpt_path)
     return watch.thetas, trainer, task
 

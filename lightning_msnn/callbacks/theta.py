@@ -1,0 +1,209 @@
+"""A schedule for theta, the radian factor of the projection."""
+
+import math
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_msnn.errors import ConfigurationError, check_integer, choose
+from lightning_msnn.nn.projection import LearntProjection, Projection
+
+__all__ = ["THETA_SCHEDULES", "ThetaScheduler", "constant", "cosine", "linear", "piecewise", "step"]
+
+
+def constant(position: int, total: int, theta: float) -> float:
+    """Return ``theta``, wherever the training is.
+
+    Args:
+        position: Epochs or steps done.
+        total: Epochs or steps of the whole training.
+        theta: Radian factor in units of pi.
+    """
+    return theta
+
+
+def linear(position: int, total: int, theta: float, end: float) -> float:
+    """Return theta on a straight line from ``theta`` in the first epoch or step to ``end`` in the last.
+
+    Args:
+        position: Epochs or steps done.
+        total: Epochs or steps of the whole training.
+        theta: Radian factor at the start, in units of pi.
+        end: Radian factor at the end.
+    """
+    return theta + (end - theta) * min(1.0, position / max(1, total - 1))
+
+
+def cosine(position: int, total: int, theta: float, end: float) -> float:
+    """Return theta on half a cosine from ``theta`` in the first epoch or step to ``end`` in the last.
+
+    Args:
+        position: Epochs or steps done.
+        total: Epochs or steps of the whole training.
+        theta: Radian factor at the start, in units of pi.
+        end: Radian factor at the end.
+    """
+    return end + (theta - end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, position / max(1, total - 1))))
+
+
+def step(position: int, total: int, theta: float, gamma: float, every: int) -> float:
+    """Return ``theta`` multiplied by ``gamma`` once for each ``every`` epochs or steps done.
+
+    Args:
+        position: Epochs or steps done.
+        total: Epochs or steps of the whole training.
+        theta: Radian factor at the start, in units of pi.
+        gamma: Factor.
+        every: Epochs or steps between two changes.
+    """
+    return float(theta * gamma ** (position // every))
+
+
+def piecewise(position: int, total: int, points: Mapping[int, float]) -> float:
+    """Return theta on straight lines through points; before the first and after the last it stays as there.
+
+    Args:
+        position: Epochs or steps done.
+        total: Epochs or steps of the whole training.
+        points: Radian factors in units of pi by epoch or step.
+    """
+    known = sorted(points)
+    if position <= known[0]:
+        return points[known[0]]
+    for left, right in pairwise(known):
+        if position < right:
+            return points[left] + (points[right] - points[left]) * (position - left) / (right - left)
+    return points[known[-1]]
+
+
+THETA_SCHEDULES: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {
+    "constant": (constant, ("theta",)),
+    "linear": (linear, ("theta", "end")),
+    "cosine": (cosine, ("theta", "end")),
+    "step": (step, ("theta", "gamma", "every")),
+    "piecewise": (piecewise, ("points",)),
+}
+"""Schedules by the name that configurations use, and what each needs."""
+
+
+class ThetaScheduler(pl.Callback):
+    """Move theta of the projections while a network trains.
+
+    theta is a pure function of the epochs or steps done, so that a run that is resumed goes on exactly. It is logged
+    for each stage as ``theta/stage<i>``. A moving average of the weights (:class:`lightning_msnn.callbacks.EMA`) averages
+    theta as it does all else.
+
+    Args:
+        schedule: ``"constant"``, ``"linear"``, ``"cosine"``, ``"step"`` or ``"piecewise"``.
+        theta: Radian factor at the start, in units of pi, in [0, 1]; not for ``"piecewise"``.
+        end: Radian factor at the end, for ``"linear"`` and ``"cosine"``.
+        gamma: Factor of a change, for ``"step"``.
+        every: Epochs or steps between two changes, for ``"step"``.
+        points: Radian factors by epoch or step, for ``"piecewise"``.
+        interval: ``"epoch"`` or ``"step"`` (of the optimizer).
+        pattern: Shell-style pattern of the names of the projections to move, such as ``"*stages.2.*"``; by default all.
+
+    Raises:
+        ConfigurationError: If an argument is missing, not allowed or of no use to the schedule; when training starts,
+            if no projection matches, if a matching one learns its theta, or if the end of training is not known to a
+            schedule that needs it.
+    """
+
+    def __init__(
+        self,
+        schedule: str = "constant",
+        theta: float | None = None,
+        end: float | None = None,
+        gamma: float | None = None,
+        every: int | None = None,
+        points: dict[int, float] | None = None,
+        interval: str = "epoch",
+        pattern: str = "*",
+    ) -> None:
+        self.function, needed = choose(THETA_SCHEDULES, schedule, "theta schedule")
+        given = {"theta": theta, "end": end, "gamma": gamma, "every": every, "points": points}
+        for name, value in given.items():
+            if (value is not None) != (name in needed):
+                raise ConfigurationError(
+                    f"the {schedule} theta schedule takes {', '.join(needed)}: "
+                    f"{name} {'is missing' if value is None else f'is of no use, but is {value}'}"
+                )
+        choose({"epoch": 0, "step": 0}, interval, "interval of the theta schedule")
+        for name, value in (("theta", theta), ("end", end), *(("each of points", v) for v in (points or {}).values())):
+            if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1.0):
+                raise ConfigurationError(f"{name} of the theta schedule must be in [0, 1], not {value}")
+        if gamma is not None and not 0.0 < gamma <= 1.0:
+            raise ConfigurationError(f"gamma of the theta schedule must be in (0, 1], not {gamma}")
+        if every is not None:
+            check_integer("every of the theta schedule", every, 1)
+        if points is not None and not points:
+            raise ConfigurationError("points of the theta schedule must have at least one entry, not none")
+        for position in points or {}:
+            check_integer("each epoch or step in points of the theta schedule", position, 0)
+        self.schedule = schedule
+        self.arguments: dict[str, Any] = {name: given[name] for name in needed}
+        self.interval = interval
+        self.pattern = pattern
+        self._moved: list[tuple[str, Projection]] = []
+
+    def theta_at(self, position: int, total: int = 1) -> float:
+        """Return theta after ``position`` of ``total`` epochs or steps."""
+        return self.function(position, total, **self.arguments)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find the projections to move."""
+        if stage != "fit":
+            return
+        named = [
+            (name, module)
+            for name, module in pl_module.named_modules()
+            if isinstance(module, Projection | LearntProjection) and fnmatchcase(name, self.pattern)
+        ]
+        learnt = [name for name, module in named if isinstance(module, LearntProjection)]
+        if learnt:
+            raise ConfigurationError(
+                f"{learnt[0]} learns its theta, which a schedule cannot move: "
+                "leave out ThetaScheduler or set learn_theta to false"
+            )
+        if not named:
+            raise ConfigurationError(f"no projection of the network has a name that matches pattern {self.pattern!r}")
+        self._moved = [(name, module) for name, module in named if isinstance(module, Projection)]
+
+    def _total(self, trainer: pl.Trainer) -> int:
+        if self.schedule not in ("linear", "cosine"):
+            return 1
+        total = trainer.max_epochs if self.interval == "epoch" else trainer.estimated_stepping_batches
+        if total is None or total < 0 or total == float("inf"):
+            raise ConfigurationError(
+                f"the {self.schedule} theta schedule must know where training ends: "
+                f"set max_epochs, not {trainer.max_epochs}"
+            )
+        return int(total)
+
+    @torch.no_grad()
+    def _move(self, trainer: pl.Trainer, pl_module: pl.LightningModule, position: int) -> None:
+        theta = self.theta_at(position, self._total(trainer))
+        stages = set()
+        for name, projection in self._moved:
+            projection.theta.fill_(theta)
+            parts = name.split(".")
+            stages.add(f"stage{parts[parts.index('stages') + 1]}" if "stages" in parts else name)
+        by_epoch = self.interval == "epoch"
+        for stage in sorted(stages):
+            pl_module.log(f"theta/{stage}", theta, on_step=not by_epoch, on_epoch=by_epoch, batch_size=1)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set theta of this epoch."""
+        if self.interval == "epoch":
+            self._move(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set theta of this step."""
+        if self.interval == "step":
+            self._move(trainer, pl_module, trainer.global_step)
