@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
+from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "SpikingClassifier", "parameter_groups", "warmup_cosine"]
 
@@ -163,6 +164,20 @@ class SpikingClassifier(pl.LightningModule):
             images = images.to(memory_format=torch.channels_last)
         logits: Tensor = self.network(images)
         return logits
+
+    def twins(self, images: Tensor) -> dict[str, nn.Module]:
+        """Return the networks that a report compares this one with: with ReLU, and with LIF neurons at T = 4.
+
+        Args:
+            images: Images ``(B, in_chans, H, W)`` that set the statistics of their batch norms.
+
+        Returns:
+            Twins in eval mode by name; none for a network of which there are no twins.
+        """
+        if not getattr(self.network, "architecture", ""):
+            return {}
+        twins = {"ANN twin": ann_twin(self.network), "SNN twin, T = 4": snn_twin(self.network, 4)}
+        return {name: calibrate(twin, images) for name, twin in twins.items()}
 
     def _prepare_metrics(self, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         """Begin an evaluation with sums that lose no digit to their order."""
