@@ -135,7 +135,7 @@ def compare(folder: Path, kills: int, options: list[str]) -> bool:
     verdict = {name: same(a[name], b[name]) for name in names}
     for name, alike in verdict.items():
         print(f"{name:20} {'identical' if alike else 'DIFFERENT'}")
-    leftovers = list((folder / "killed").rglob(".*.partial"))
+    leftovers = list(last(folder / "killed").parent.glob(".*.partial"))
     print(f"{len(leftovers)} files half written")
     return all(verdict.values()) and not leftovers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from itertools import count
@@ -169,6 +170,7 @@ class MSNNCLI(LightningCLI):
         local = [x for x in loggers if hasattr(x, "class_path") and x.class_path.rsplit(".", 1)[-1] in _LOCAL_LOGGERS]
         resume = config.get("ckpt_path") == "last"
         base = Path(config.run.folder) / config.run.name
+        _check_folder(base)
         version = _version(base, resume)
         if resume:
             last = (base / f"version_{version}" if loggers != [False] else base) / "checkpoints" / "last.ckpt"
@@ -201,7 +203,7 @@ class MSNNCLI(LightningCLI):
             return super()._instantiate_trainer(
                 config, [*callbacks, LoggerGuard(), RandomState(), FiniteLoss(), *checkpoints]
             )
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -259,6 +261,15 @@ def _version(base: Path, resume: bool) -> int:
         if resumable:
             return max(resumable)
     return max(numbers, default=-1) + 1
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise a ConfigurationError if a folder cannot be made or written to; make nothing."""
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not place.is_dir():
+        raise ConfigurationError(f"cannot write to {str(folder)!r}: {str(place)!r} is a file")
+    if not os.access(place, os.W_OK):
+        raise ConfigurationError(f"cannot write to {str(folder)!r}: {str(place)!r} is read-only")
 
 
 @rank_zero_only

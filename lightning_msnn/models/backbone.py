@@ -595,7 +595,12 @@ def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: A
         )
     kwargs = {**choose(PRESETS, kwargs.pop("preset", "default"), "preset"), **kwargs}
     given, overlay = kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
-    cfg = resolve_pretrained_cfg(variant, given, overlay)
+    try:
+        cfg = resolve_pretrained_cfg(variant, given, overlay)
+    except RuntimeError as error:  # of a tag that timm does not know
+        raise ConfigurationError(
+            f"unknown network '{variant}.{given}': pretrained are {', '.join(timm.list_pretrained('msnn*')) or 'none'}"
+        ) from error
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         tagged = [name for name, c in get_arch_pretrained_cfgs(variant).items() if c.has_weights]
         if given or not tagged:  # a tag that was asked for is not replaced by another
@@ -611,14 +616,19 @@ def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: A
         if pretrained:
             cfg = replace(cfg, state_dict=read_weights(folder))
     arguments = {name: value for name, value in kwargs.items() if name in allowed}
-    model: nn.Module = build_model_with_cfg(
-        network,
-        variant,
-        pretrained,
-        pretrained_cfg=asdict(cfg),
-        feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"},
-        **kwargs,
-    )
+    try:
+        model: nn.Module = build_model_with_cfg(
+            network,
+            variant,
+            pretrained,
+            pretrained_cfg=asdict(cfg),
+            feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"},
+            **kwargs,
+        )
+    except RuntimeError as error:
+        if not (pretrained and "loading state_dict" in str(error)):
+            raise
+        raise ConfigurationError(f"{cfg.file} does not fit {variant}: {' '.join(str(error).split())}") from error
     if isinstance(model, MSNN):
         model.architecture = variant
         model.arguments = {**arguments, "num_classes": model.num_classes, "in_chans": model.in_chans}

@@ -64,6 +64,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     for field, kind in _REQUIRED.items():
         if not isinstance(config, dict) or not isinstance(config.get(field), kind):
             raise ConfigurationError(f"{file} has no field {field!r} of type {kind.__name__}")
+    shape, colours = config["input_size"], [*config["mean"], *config["std"]]
+    if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
+        raise ConfigurationError(f"{file} has input_size {shape!r}, and [channels, height, width] is needed")
+    if len(config["mean"]) != len(config["std"]) or not all(type(value) in (int, float) for value in colours):
+        raise ConfigurationError(
+            f"{file} has mean {config['mean']!r} and std {config['std']!r}, and numbers are needed"
+        )
     if config["num_classes"] != len(config["class_names"]):
         raise ConfigurationError(
             f"{file} has num_classes {config['num_classes']}, but names {len(config['class_names'])} classes"
