@@ -1,0 +1,148 @@
+"""Checkpoints are written whole or not at all, and a disk that is full does not end a training."""
+
+import csv
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from lightning_msnn.callbacks import LastCheckpoint, LoggerGuard
+from lightning_msnn.checkpoints import AtomicCheckpointIO, read_checkpoint, write_whole
+from lightning_msnn.data import Digits
+from lightning_msnn.tasks import SpikingClassifier
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let no file grow beyond ``size`` bytes, as on a disk with no more room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.ckpt"
+    write_whole({"state_dict": {"w": torch.ones(3)}}, path)
+    assert read_checkpoint(path)["state_dict"]["w"].tolist() == [1, 1, 1]
+    assert [p.name for p in path.parent.iterdir()] == ["x.ckpt"]
+
+
+@pytest.mark.parametrize("moment", ["write", "rename"])
+def test_an_interruption_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    path = tmp_path / "x.ckpt"
+    write_whole({"state_dict": {}, "epoch": 1}, path)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*((os, "fsync") if moment == "write" else (Path, "replace")), interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole({"state_dict": {}, "epoch": 2}, path)
+    monkeypatch.undo()
+    assert read_checkpoint(path)["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path / "a.ckpt")
+    with full_disk(5000), pytest.warns(UserWarning, match=r"a.ckpt' cannot be written \(File too large\)"):
+        io.save_checkpoint({"state_dict": {"w": torch.zeros(10_000)}, "epoch": 2}, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt")["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+    io.remove_checkpoint(tmp_path / "a.ckpt")
+    assert (tmp_path / "a.ckpt").exists(), "what was to take its place is not there"
+    io.save_checkpoint({"state_dict": {}, "epoch": 3}, tmp_path / "b.ckpt")
+    io.remove_checkpoint(tmp_path / "a.ckpt")
+    assert not (tmp_path / "a.ckpt").exists()
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="cannot be written"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "x.ckpt")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".best.ckpt.partial").write_text("half")
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_other_file_systems_are_left_to_lightning(tmp_path: Path) -> None:
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, f"file://{tmp_path}/x.ckpt")
+    assert torch.load(tmp_path / "x.ckpt") == {"epoch": 1}
+    with pytest.raises(TypeError):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "y.ckpt", storage_options={})
+
+
+class FullFrom(pl.Callback):
+    """Have the disk full in the second epoch, and free in the third."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if trainer.current_epoch == 1 else hard, hard))
+
+
+def test_training_goes_on_with_a_full_disk(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
+    epochs = []
+
+    class Look(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.current_epoch:
+                epochs.append(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["epoch"])
+
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=logger, max_epochs=3, limit_train_batches=1, limit_val_batches=1,
+        enable_progress_bar=False, enable_model_summary=False, plugins=[AtomicCheckpointIO()], log_every_n_steps=1,
+        callbacks=[LoggerGuard(), FullFrom(), Look(), LastCheckpoint(),
+                   pl.callbacks.ModelCheckpoint(tmp_path / "top", filename="{epoch}", monitor="val/loss", mode="max")],
+    )  # fmt: skip
+    soft = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        trainer.fit(SpikingClassifier(in_chans=1), datamodule=Digits())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    assert epochs == [0, 0], "the last good one stays"
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["epoch"] == 2
+    assert list((tmp_path / "top").glob("*.ckpt"))
+    assert sum("last.ckpt' cannot be written" in str(w.message) for w in recwarn) == 1
+
+
+class Broken(pl.loggers.CSVLogger):
+    """A logger whose server is down from the second call on."""
+
+    calls = 0
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        self.calls += 1
+        if self.calls > 1:
+            raise ConnectionError("no route to host\nmore")
+        super().log_metrics(*args, **kwargs)
+
+
+def test_a_logger_that_is_down(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    broken, good = Broken(tmp_path / "broken"), pl.loggers.CSVLogger(tmp_path / "good", name="", version="")
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=[broken, good], max_epochs=2, limit_train_batches=2, limit_val_batches=1,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, enable_checkpointing=False,
+        callbacks=[LoggerGuard()],
+    )  # fmt: skip
+    task, data = SpikingClassifier(in_chans=1), Digits()
+    trainer.fit(task, datamodule=data)
+    trainer.test(task, datamodule=data, verbose=False)
+    assert broken.calls == 2
+    said = [str(w.message) for w in recwarn if "is down" in str(w.message)]
+    assert said == ["Broken is down (no route to host): training goes on without it"]
+    with (tmp_path / "good" / "metrics.csv").open() as file:
+        assert any(row.get("test/top1") for row in csv.DictReader(file))
