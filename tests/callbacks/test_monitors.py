@@ -167,6 +167,7 @@ def test_loggers_that_take_images(tmp_path):
 
 def test_two_processes_log_and_write_what_one_does(tmp_path):
     """The same images, in one process and shared by two: the same counts."""
+    logged = []
     for devices in (1, 2):
         pl.seed_everything(0)
         run = trainer(
@@ -178,11 +179,11 @@ def test_two_processes_log_and_write_what_one_does(tmp_path):
             max_epochs=1,
         )
         run.fit(module := Plain())
+        logged.append(rows(tmp_path / str(devices), "energy/all"))
         run.test(module, verbose=False)
     one, two = (json.loads((tmp_path / str(d) / "run/version_0/energy.json").read_text()) for d in (1, 2))
     assert one["columns"][NETWORK]["samples"] == 24
     assert one["columns"] == two["columns"]
-    logged = [rows(tmp_path / str(devices), "energy/all") for devices in (1, 2)]
     assert list(logged[0]) == [2, 5], "six batches"
     assert list(logged[1]) == [2], "three on each of two"
 

@@ -1,0 +1,153 @@
+"""Agreement with other counters: NeuroBench's effective accumulates and SpikingJelly's ``SynOpCounter``.
+
+Both are asked about the same networks on spikes, with no weight at zero, since they skip those. Where a rule of theirs
+differs from ours by design, the test states it and the difference.
+"""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_msnn.functional.energy import COLUMN
+from lightning_msnn.metrics import count_operations
+from tests.conftest import NETWORKS
+from tests.metrics.test_counting import lively
+
+SIZES = [16, 32, 48]
+
+
+def network(name):
+    """A network that fires, no weight of which is zero."""
+    model = lively(timm.create_model(name, num_classes=10))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[parameter == 0] = 1e-3
+    return model
+
+
+def binary_image(size):
+    return (torch.rand(1, 3, size, size) < 0.3).float()
+
+
+def spikingjelly(model, x):
+    """SpikingJelly's number of synaptic operations."""
+    counting = pytest.importorskip("spikingjelly.activation_based.op_counter")
+    counter = counting.SynOpCounter()
+    with torch.no_grad(), counting.DispatchCounterMode([counter]):
+        model(x)
+    return counter.get_total()
+
+
+def neurobench(model, x):
+    """NeuroBench's effective accumulates of the convolutions and linear layers, by the name of the layer."""
+    macs = pytest.importorskip("neurobench.metrics.utils.layers")
+    seen, handles = {}, []
+
+    def watch(name):
+        def hook(module, inputs):
+            seen.setdefault(name, []).append((module, inputs[0].detach().clone()))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            handles.append(module.register_forward_pre_hook(watch(name)))
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    counts = {}
+    for name, calls in seen.items():
+        for module, inputs in calls:
+            operations, spiking = macs.single_layer_MACs(inputs, module)
+            counts[name] = counts.get(name, 0) + (operations if spiking else 0)
+    return counts
+
+
+def recurrent(model):
+    """Names of the recurrent layers."""
+    return [n for n, m in model.named_modules() if any("weight_hh" in p for p, _ in m.named_parameters(recurse=False))]
+
+
+class Products(TorchDispatchMode):
+    """Collects the factors of products of activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.factors = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.bmm.default:
+            self.factors.append(args[:2])
+        return func(*args, **(kwargs or {}))
+
+
+def whole_tensors_less_items(model, x):
+    """Accumulates of products of activations, if a whole tensor is judged, less those if each of its matrices is.
+
+    They differ where the scores of one window and head happen to be 0 and 1 alone, but not those of all: such scores are
+    spikes too, and meet the spikes of the values in fewer places.
+    """
+
+    def binary(t):
+        return bool(((t == 0) | (t == 1)).all())
+
+    def accumulates(a, b):
+        if binary(a) and binary(b):
+            return int((a @ b).sum())
+        return int(a.sum()) * b.shape[-1] if binary(a) else int(b.sum()) * a.shape[-2] if binary(b) else 0
+
+    with torch.no_grad(), Products() as products:
+        model(x)
+    return sum(
+        accumulates(a, b) - sum(accumulates(*item) for item in zip(a, b, strict=True)) for a, b in products.factors
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_spikingjelly_to_the_unit(name, size):
+    model, x = network(name), binary_image(size)
+    record = count_operations(model, x)
+    ours = record.total("accumulates")
+    # Their counter knows convolutions and products of matrices, not what a recurrent layer is made of: the difference is
+    # the input product of those layers, which is accumulates on spikes.
+    missing = sum(record.layer(layer)["accumulates"] for layer in recurrent(model))
+    assert bool(missing) == bool(recurrent(model))
+    # They judge a tensor, we judge each sample, window and head, so that counts do not depend on the batch.
+    difference = whole_tensors_less_items(model, x)
+    theirs = spikingjelly(model, x)
+    assert ours - missing + difference == theirs > 0
+    assert difference <= 0.001 * ours
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_neurobench_to_the_unit(name, size):
+    model, x = network(name), binary_image(size)
+    theirs = neurobench(model, x)
+    record = count_operations(model, x)
+    column = COLUMN["accumulates"]
+    ours = {layer: int(row[column]) for layer, row in zip(record.layers, record.counts, strict=True)}
+    assert {layer: ours[layer] for layer in theirs} == theirs
+    # They hook modules that are layers: products of spikes in attention and recurrent layers are not among them.
+    others = {layer for layer, n in ours.items() if n and layer not in theirs}
+    mixers = {n for n, m in model.named_modules() if type(m).__name__ == "AttentionMixer"}
+    assert others == mixers | set(recurrent(model))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_where_a_zero_weight_or_an_analogue_sample_tells_them_apart(size):
+    """By design: a weight of zero is a weight to us and no operation to them; SpikingJelly judges a batch as a whole."""
+    conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    with torch.no_grad():
+        conv.weight[0] = 0.0
+    x = binary_image(size)
+    ours = count_operations(conv, x).total("accumulates")
+    assert neurobench(nn.Sequential(conv), x) == {"0": ours * 3 // 4}
+    assert spikingjelly(conv, x) == ours
+    mixed = torch.cat([x, x * 0.5])
+    assert count_operations(conv, mixed).total("accumulates") == ours
+    assert spikingjelly(conv, mixed) == 0
