@@ -160,6 +160,7 @@ class SpikingClassifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
+        images = images.to(self.dtype)  # data modules give float32, and bf16-true has weights of another type
         if self.hparams["channels_last"]:
             images = images.to(memory_format=torch.channels_last)
         logits: Tensor = self.network(images)
