@@ -18,7 +18,7 @@ __all__ = ["FiniteLoss"]
 
 
 class FiniteLoss(Callback):
-    """Stop at the first loss that is infinite or not a number, before it reaches the weights.
+    """Stop at the first loss that is infinite or not a number, before that loss reaches the weights.
 
     The step is then run once more to find the layer whose output is the first that is not finite, and what repeats it
     goes to ``non_finite/step_<step>_rank_<rank>.ckpt`` in the run's folder, which
@@ -26,6 +26,10 @@ class FiniteLoss(Callback):
     :func:`~lightning_msnn.callbacks.random_state.set_generators`), ``state_dict`` of the weights before the step, and
     the numbers of step, epoch and batch. Running means of batch norm are those after its forward pass, which training
     does not read.
+
+    A membrane that is not finite in front of a spike is not seen by the loss, which a spike of 0 or 1 leaves finite,
+    but by the gradients. The next step is then the one that stops, and the message names the first layer whose weights
+    they reached.
 
     On a GPU the check is copied to the host while the backward pass is under way and read after that is queued, so
     that the device does not wait. Gradients that overflow in fp16 are no concern of this callback: the gradient scaler
