@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.functional.energy import COLUMN, FIELDS, TRANSCENDENTAL
@@ -152,6 +151,35 @@ def _reach_transposed(
     return tuple(sum(0 <= i * stride - padding + k * dilation < outputs for k in range(kernel)) for i in range(size))
 
 
+def _tensors(values: Any) -> list[Tensor]:
+    """Tensors in arguments or outputs, in lists and tuples too; faster than a general tree."""
+    if isinstance(values, Tensor):
+        return [values]
+    found: list[Tensor] = []
+    if isinstance(values, list | tuple):
+        for value in values:
+            if isinstance(value, Tensor):
+                found.append(value)
+            elif isinstance(value, list | tuple):
+                found += _tensors(value)
+    elif isinstance(values, dict):
+        found = _tensors(list(values.values()))
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _rule_of(func: Any) -> tuple[str, str]:
+    """How an operation is counted and its name: ``factory``, ``free``, ``rule``, ``elementwise`` or ``unknown``."""
+    name = func.overloadpacket.__name__
+    if name in _FACTORIES:
+        return "factory", name
+    if func.is_view or name in _FREE:
+        return "free", name
+    if name in _RULES:
+        return "rule", name
+    return ("elementwise" if name.rstrip("_") in _ELEMENTWISE else "unknown"), name
+
+
 def _binary(x: Tensor) -> Tensor:
     """Whether each sample (axis 0) is all in {0, 1}, ``(B,)``."""
     return ((x == 0) | (x == 1)).flatten(1).all(1)
@@ -201,7 +229,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "aten" and not self.counter.knows(func):
+        if _rule_of(func)[0] == "unknown" and func.namespace == "aten":
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -296,7 +324,7 @@ class OperationCounter:
     def _enter(self, frame: _Frame, root: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             if root and self._modes is None:
-                tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+                tensors = [*_tensors(args), *_tensors(kwargs)]
                 self._batch = len(tensors[0]) if tensors and tensors[0].dim() else 1
                 self.samples += self._batch
                 self.inputs = args
@@ -326,7 +354,7 @@ class OperationCounter:
                 with torch.no_grad(), _disable_current_modes():  # what counting computes is not the network's
                     self._spikes(frame.row, output)
             elif frame.kind == "omega":
-                self._add(frame.row, omega=sum(x.numel() for x in tree_leaves(output) if isinstance(x, Tensor)))
+                self._add(frame.row, omega=sum(x.numel() for x in _tensors(output)))
 
         return hook
 
@@ -561,7 +589,7 @@ class OperationCounter:
     # Rules: everything else
 
     def _spikes(self, row: int, output: Any) -> None:
-        spikes = next((x for x in tree_leaves(output) if isinstance(x, Tensor)), None)
+        spikes = next(iter(_tensors(output)), None)
         if spikes is None or spikes.dim() == 0:
             return
         fired = (spikes != 0).sum(0)
@@ -579,11 +607,6 @@ class OperationCounter:
     def _constant(self, x: Tensor) -> bool:
         return x.numel() == 0 or x.untyped_storage().data_ptr() in self._constants
 
-    def knows(self, func: Any) -> bool:
-        """Whether an operation is counted as it is, not as what it is made of."""
-        name = func.overloadpacket.__name__
-        return name in _RULES or name.rstrip("_") in _ELEMENTWISE or name in _FREE or func.is_view
-
     def dispatched(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Count one operation.
 
@@ -595,22 +618,21 @@ class OperationCounter:
         """
         if self._modes is None or not self._stack:
             return
-        name = func.overloadpacket.__name__
-        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        if name in _FACTORIES or all(self._constant(x) for x in inputs):
+        kind, name = _rule_of(func)
+        inputs, outputs = [*_tensors(args), *_tensors(kwargs)], _tensors(out)
+        if kind == "factory" or all(self._constant(x) for x in inputs):
             # Computed from parameters alone: a constant at inference. It is kept, so that its memory is not another's.
             self._constants.update(x.untyped_storage().data_ptr() for x in outputs if x.numel())
             self._kept += outputs
             return
         if func._schema.is_mutable:  # what is written into a constant makes it one no longer
             self._constants.difference_update(x.untyped_storage().data_ptr() for x in outputs)
-        if func.is_view or name in _FREE or all(x.dim() == 0 for x in outputs):
+        if kind == "free" or all(x.dim() == 0 for x in outputs):
             return
         row = self._stack[-1].row
-        if name in _RULES:
+        if kind == "rule":
             _RULES[name](self, row, args, outputs[0])
-        elif name.rstrip("_") in _ELEMENTWISE:
+        elif kind == "elementwise":
             self._elementwise(name.rstrip("_"), args, inputs, outputs[0])
         else:
             self._uncounted[f"{self.layers[row] or type(self.model).__name__}: {name}"] += 1

@@ -87,8 +87,8 @@ class Products(TorchDispatchMode):
 def whole_tensors_less_items(model, x):
     """Accumulates of products of activations, if a whole tensor is judged, less those if each of its matrices is.
 
-    They differ where the scores of one window and head happen to be 0 and 1 alone, but not those of all: such scores are
-    spikes too, and meet the spikes of the values in fewer places.
+    They differ where the scores of one window and head happen to be 0 and 1 alone, but not those of all: such scores
+    are spikes too, and meet the spikes of the values in fewer places.
     """
 
     def binary(t):
@@ -112,8 +112,8 @@ def test_spikingjelly_to_the_unit(name, size):
     model, x = network(name), binary_image(size)
     record = count_operations(model, x)
     ours = record.total("accumulates")
-    # Their counter knows convolutions and products of matrices, not what a recurrent layer is made of: the difference is
-    # the input product of those layers, which is accumulates on spikes.
+    # Their counter knows convolutions and products of matrices, not what a recurrent layer is made of: the difference
+    # is the input product of those layers, which is accumulates on spikes.
     missing = sum(record.layer(layer)["accumulates"] for layer in recurrent(model))
     assert bool(missing) == bool(recurrent(model))
     # They judge a tensor, we judge each sample, window and head, so that counts do not depend on the batch.
@@ -140,7 +140,7 @@ def test_neurobench_to_the_unit(name, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_where_a_zero_weight_or_an_analogue_sample_tells_them_apart(size):
-    """By design: a weight of zero is a weight to us and no operation to them; SpikingJelly judges a batch as a whole."""
+    """By design: a weight of zero is a weight to us, none to NeuroBench; SpikingJelly judges a batch as a whole."""
     conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
     with torch.no_grad():
         conv.weight[0] = 0.0
