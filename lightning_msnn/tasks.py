@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
 from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "SpikingClassifier", "parameter_groups", "warmup_cosine"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "SpikingClassifier", "decayed_names", "parameter_groups", "warmup_cosine"]
 
 OPTIMIZERS = ("adamw", "sgd")
 """Optimizers by the name that configurations use."""
@@ -44,21 +44,37 @@ def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> flo
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters of a module into those that decay and those that do not.
+def decayed_names(module: nn.Module) -> frozenset[str]:
+    """Names of the trainable parameters that decay.
 
     Vectors and scalars (norms, biases, decays tau, theta) do not decay, nor does what the network's own
     ``no_weight_decay()`` names.
 
     Args:
-        module: The network.
-        weight_decay: Weight decay of the others.
+        module: The network, before a strategy has cut its parameters into pieces.
     """
     spared = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # type: ignore[operator]
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    kept = [p for name, p in named if p.ndim <= 1 or name in spared]
-    decayed = [p for name, p in named if not (p.ndim <= 1 or name in spared)]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return frozenset(name for name, p in module.named_parameters() if p.ndim > 1 and name not in spared)
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decayed: frozenset[str] | None = None
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters of a module into those that decay and those that do not.
+
+    Args:
+        module: The network.
+        weight_decay: Weight decay of the first.
+        decayed: What :func:`decayed_names` said before a strategy such as FSDP made vectors of all parameters; by
+            default what it says now.
+    """
+    names = decayed_names(module) if decayed is None else decayed
+    # FSDP puts its own module around some.
+    named = [(n.replace("_fsdp_wrapped_module.", ""), p) for n, p in module.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for name, p in named if name in names], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if name not in names], "weight_decay": 0.0},
+    ]
 
 
 class SpikingClassifier(pl.LightningModule):
@@ -137,6 +153,7 @@ class SpikingClassifier(pl.LightningModule):
         )
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
+        self._decayed = decayed_names(self.network)
         self.class_names: list[str] = [str(i) for i in range(num_classes)]
         self.preprocessing: dict[str, Any] = {}
         mixers = [
@@ -291,7 +308,7 @@ class SpikingClassifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule from the hyper-parameters."""
         h = self.hparams
-        groups = parameter_groups(self.network, h["weight_decay"])
+        groups = parameter_groups(self.network, h["weight_decay"], self._decayed)
         lr = h["lr"] * self._lr_scale()
         optimizer: torch.optim.Optimizer
         optimizer = SGD(groups, lr=lr, momentum=0.9, nesterov=True) if h["optimizer"] == "sgd" else AdamW(groups, lr=lr)

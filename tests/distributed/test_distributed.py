@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from torch import nn
 
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.tasks import SpikingClassifier, parameter_groups
+from tests.conftest import TINY
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -142,6 +146,45 @@ def test_wrong_data_stops_every_process(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert "the loss is not finite at step" in done.stderr
+
+
+def test_sharded_weights_decay_as_whole_ones(tmp_path: Path) -> None:
+    """FSDP makes vectors of all parameters, also of those that decay."""
+    done = python(str(HERE / "sharded.py"), str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    task = SpikingClassifier()
+    whole = [sum(p.numel() for p in group["params"]) for group in parameter_groups(task.network, 0.1)]
+    ranks = [torch.load(tmp_path / f"rank_{rank}.pt") for rank in range(2)]
+    assert all(rank["dimensions"] == [1] for rank in ranks)
+    assert [sum(sizes) for sizes in zip(*(rank["sizes"] for rank in ranks), strict=True)] == whole
+
+
+def test_torchrun(tmp_path: Path) -> None:
+    done = python(
+        *("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint"),
+        *("127.0.0.1:0", "-m", "lightning_msnn", "fit", "--config", str(ROOT / "configs" / "quickstart.yaml")),
+        *("--config", str(ROOT / "configs" / "processes" / "ddp.yaml"), "--trainer.accelerator", "cpu"),
+        *("--trainer.devices", "2", "--trainer.sync_batchnorm", "false", "--trainer.max_epochs", "1"),
+        *("--trainer.limit_train_batches", "2", "--run.test", "false", "--trainer.enable_progress_bar", "false"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "runs" / "quickstart" / "version_0"
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(last["random_state"]) == 2
+    with (run / "metrics.csv").open() as file:
+        rates = [float(row["train/lr"]) for row in csv.DictReader(file) if row.get("train/lr")]
+    assert not rates or max(rates) <= 0.004
+
+
+def test_synchronised_batch_norm_is_lightnings_own() -> None:
+    """No layer is lost to it: every batch norm of every network is one that torch converts."""
+    for name in TINY:
+        network = timm.create_model(name, num_classes=10)
+        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        assert len([m for m in converted.modules() if isinstance(m, nn.SyncBatchNorm)]) == len(norms) > 0
+        converted.eval()(torch.randn(1, 3, 16, 16))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
