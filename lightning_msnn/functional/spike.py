@@ -77,29 +77,31 @@ SURROGATES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class _Heaviside(torch.autograd.Function):
-    """The step forward, the surrogate backward."""
+    """The step forward, the surrogate backward; of the forward pass it keeps the membrane alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, surrogate: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.surrogate = surrogate
-        return (x >= 0).to(x.dtype)
+    def forward(ctx: Any, membrane: Tensor, threshold: float, surrogate: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(membrane)
+        ctx.threshold, ctx.surrogate = threshold, surrogate
+        return (membrane >= threshold).to(membrane.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return grads[0] * ctx.surrogate(x), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (membrane,) = ctx.saved_tensors
+        return grads[0] * ctx.surrogate(membrane - ctx.threshold), None, None
 
 
-def heaviside(x: Tensor, surrogate: Callable[[Tensor], Tensor] = triangular) -> Tensor:
-    """Fire where the membrane has reached its threshold: ``s = 1 if x >= 0 else 0``.
+def heaviside(membrane: Tensor, surrogate: Callable[[Tensor], Tensor] = triangular, threshold: float = 0.0) -> Tensor:
+    """Fire where the membrane has reached its threshold: ``s = 1 if u >= V else 0``.
 
     Args:
-        x: Membrane less threshold ``u - V``, any shape.
-        surrogate: The derivative that the backward pass uses, one of :data:`SURROGATES` or any function like them.
+        membrane: Membrane ``u``, any shape.
+        surrogate: The derivative that the backward pass uses, a function of ``u - V``, one of :data:`SURROGATES` or any
+            like them.
+        threshold: Threshold ``V``.
 
     Returns:
-        Spikes, exactly 0 or 1, shape and data type of ``x``. NaN does not fire.
+        Spikes, exactly 0 or 1, shape and data type of ``membrane``. NaN does not fire.
     """
-    spikes: Tensor = _Heaviside.apply(x, surrogate)  # type: ignore[no-untyped-call]
+    spikes: Tensor = _Heaviside.apply(membrane, threshold, surrogate)  # type: ignore[no-untyped-call]
     return spikes

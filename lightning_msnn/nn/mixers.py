@@ -12,8 +12,10 @@ from typing import ClassVar, Final
 import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_msnn.errors import ConfigurationError, choose, suggestion
+from lightning_msnn.functional.fused import BATCH, can_fuse
 from lightning_msnn.functional.windows import WINDOWS, count, merge, split
 from lightning_msnn.nn.neuron import CoupledMembrane, Membrane, RecurrentMembrane, Spike, make_decay
 from lightning_msnn.nn.projection import make_projection
@@ -142,6 +144,18 @@ class _Mixer(nn.Module):
                 )
         self.windows = windows
         self.isolated = context == "isolated"
+        # Where the windows of a layer lie: on the map, or one after another on the batch axis.
+        self.layout = BATCH if self.isolated else windows
+
+    @torch.jit.unused
+    def fuses(self, height: int, width: int) -> bool:
+        """Whether the scans run as one operation each.
+
+        Not under a compiler, which fuses the plain ones, and not where something watches each operation.
+        """
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return False
+        return count(self.windows, height, width) == 4 and can_fuse(self.layout, height, width)
 
     def enter(self, spikes: Tensor) -> Tensor:
         """Give the synapses the map ``(B, C, H, W)``, or its windows as one batch ``(windows B, C, h, w)``."""
@@ -238,6 +252,10 @@ class ConvMixer(_Mixer):
     def forward(self, spikes: Tensor, state: list[Tensor] | None = None) -> Tensor:
         """Map spikes ``(B, C, H, W)`` to a current ``(B, C, H, W)`` for the residual stream."""
         height, width = spikes.shape[2], spikes.shape[3]
+        if not torch.jit.is_scripting() and state is None and self.fuses(height, width):
+            u1, first = self.membrane1.merged(self.synapse1(self.enter(spikes)), self.layout)
+            merged = self.membrane2.merged(self.synapse2(self.spike1(u1)), first, self.layout)
+            return self.leave(self.project(self.spike2(merged)), 4, height, width)
         u2 = self.membranes(spikes, state)[1]
         s2 = self.spike2(self.join(u2, height, width))
         if state is not None:

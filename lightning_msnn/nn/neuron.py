@@ -8,12 +8,13 @@ network the list holds the new state in the same order. A scalar in the list sta
 """
 
 import math
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
+from lightning_msnn.functional.fused import merged_coupled_scan, merged_scan
 from lightning_msnn.functional.membrane import coupled_scan, leak, recurrent_scan, scan
 from lightning_msnn.functional.spike import SURROGATES, heaviside
 from lightning_msnn.nn.projection import LearntProjection
@@ -100,14 +101,17 @@ class Spike(nn.Module):
                 membrane = membrane + before
         if self.learnt:
             assert self.level is not None
-            x = membrane - self.level.to(membrane.dtype).view(-1, 1, 1)
+            above = membrane - self.level.to(membrane.dtype).view(-1, 1, 1)
+            threshold = 0.0
         else:
-            x = membrane - self.threshold
+            above = membrane
+            threshold = self.threshold
         if torch.jit.is_scripting():
             # TorchScript knows no autograd.Function. ``x - x.detach()`` is exactly 0, so that the spikes stay binary.
+            x = above - threshold
             spikes = (x >= 0).to(x.dtype) + (x - x.detach()) * self.surrogate(x.detach())
         else:
-            spikes = heaviside(x, self.surrogate)
+            spikes = heaviside(above, self.surrogate, threshold)
         if state is not None:
             state.append(self.tau * membrane * (1.0 - spikes))
         return spikes
@@ -241,6 +245,10 @@ class Membrane(_Carrier):
         # Under autocast the currents are narrower than the parameter, which must not widen the scan.
         return scan(currents, self.decay().to(currents[0].dtype))
 
+    def merged(self, current: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+        """Cut, scan and merge in one operation: see :func:`lightning_msnn.functional.fused.merged_scan`."""
+        return merged_scan(current, self.decay(), layout)
+
 
 class CoupledMembrane(_Carrier):
     """Membranes of layer 2, which start from the projection of both layers' membranes in the window before.
@@ -278,6 +286,11 @@ class CoupledMembrane(_Carrier):
                 membranes.append(currents[k] + tau * self.projection(first[k - 1], membranes[-1]))
             return membranes
         return coupled_scan(currents, first, tau, self.projection)
+
+    def merged(self, current: Tensor, first: Tensor, layout: str) -> Tensor:
+        """Cut, scan and merge in one operation: see :func:`lightning_msnn.functional.fused.merged_coupled_scan`."""
+        omega: Any = self.projection
+        return merged_coupled_scan(current, first, self.decay(), omega.radian(), omega.omega, layout)
 
 
 class RecurrentMembrane(_Carrier):

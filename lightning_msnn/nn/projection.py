@@ -43,6 +43,10 @@ class Projection(_Omega):
             raise ConfigurationError(f"theta must be a finite number in [0, 1], not {theta}")
         self.register_buffer("theta", torch.tensor(float(theta)))
 
+    def radian(self) -> Tensor:
+        """Return theta, a scalar, in units of pi."""
+        return self.theta
+
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Project two membranes of equal shape onto one."""
         return self.omega(first, second, self.theta)
@@ -67,9 +71,13 @@ class LearntProjection(_Omega):
             raise ConfigurationError(f"a learnt theta must start in (0, 1), not at {theta}")
         self.theta_logit = nn.Parameter(torch.tensor(math.log(theta / (1.0 - theta))))
 
+    def radian(self) -> Tensor:
+        """Return theta, a scalar, in units of pi."""
+        return torch.sigmoid(self.theta_logit)
+
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Project two membranes of equal shape onto one."""
-        return self.omega(first, second, torch.sigmoid(self.theta_logit))
+        return self.omega(first, second, self.radian())
 
 
 def make_projection(name: str, theta: float, learn_theta: bool) -> nn.Module:

@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS, SURROGATES, WINDOWS, merge, split
+from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.nn import CELLS, CONTEXTS, AttentionMixer, ConvMixer, RecurrentMixer, Spike
 from tests.conftest import GOLDEN
 
@@ -287,3 +290,29 @@ def test_scripted_spike_has_the_same_values_and_gradients(name):
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ConfigurationError, match=message):
         ConvMixer(4, **kwargs)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize("learn_theta", [False, True])
+def test_fused_scans_equal_plain_ones_in_a_mixer(windows, context, projection, learn_theta):
+    """Outputs to 1e-5 and spikes exactly, gradients of weights, tau and theta; the plain path serves compilers."""
+    if learn_theta and projection in WITHOUT_THETA:
+        pytest.skip("no theta to learn")
+    kwargs = {"projection": projection, "tau": 0.4, "threshold": 0.1, "learn_theta": learn_theta}
+    fused = ConvMixer(6, windows, context, **kwargs).eval()
+    plain = copy.deepcopy(fused)
+    plain.fuses = lambda height, width: False
+    fired = []
+    for mixer in (fused, plain):
+        mixer.spike2.register_forward_hook(lambda m, args, out: fired.append(out))
+    for size in [(8, 8), (7, 10), (1, 4)]:
+        spikes = (torch.rand(3, 6, *size) < 0.5).float().to(memory_format=torch.channels_last)
+        a, b = fused(spikes), plain(spikes)
+        assert torch.equal(fired[-2], fired[-1])
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        upstream = torch.randn_like(a)
+        got = torch.autograd.grad(a, list(fused.parameters()), upstream, allow_unused=True)
+        wanted = torch.autograd.grad(b, list(plain.parameters()), upstream, allow_unused=True)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
