@@ -1,0 +1,88 @@
+"""Batch norm folded for inference."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.nn import CONTEXTS, BernoulliEncoder, Encoder
+from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
+from tests.conftest import NETWORKS, TINY
+from tests.models.test_registry import lively, make
+
+
+def varied(model):
+    """Batch norms as after training: scales of both signs, shifts, statistics."""
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            with torch.no_grad():
+                norm.weight.uniform_(-1.0, 1.5)
+                norm.bias.normal_(0.2, 0.3)
+    return lively(model)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_stay(name, context):
+    """In float64 rounding moves no membrane across its threshold, so the outputs agree to the last digits."""
+    model = varied(make(name, context=context)).double()
+    folded = fold_batch_norm(model)
+    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    before = model(x)
+    torch.testing.assert_close(folded(x), before)
+    assert torch.equal(model(x), before), "the network itself is as it was"
+    left = [n for n, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not [n for n in left if "synapse" in n or "encoder" in n or "conv" in n or "stem" in n]
+    assert not any(p.requires_grad for p in folded.parameters())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_folded_networks_script_and_export(name):
+    folded = fold_batch_norm(varied(make(name)))
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(torch.jit.script(folded)(x), folded(x))
+    torch.testing.assert_close(torch.export.export(folded, (x,)).module()(x), folded(x))
+    model = varied(make(name)).to(memory_format=torch.channels_last)
+    assert all(
+        m.weight.is_contiguous(memory_format=torch.channels_last)
+        for m in fold_batch_norm(model).modules()
+        if isinstance(m, nn.Conv2d)
+    )
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_several_time_steps_keep_their_membranes(name):
+    model = varied(make(name, time_steps=3)).double()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(fold_batch_norm(model)(x), model(x))
+
+
+def test_thresholds_by_hand():
+    encoder = Encoder(4, threshold=0.5).eval()
+    with torch.no_grad():
+        encoder.norm.weight.copy_(torch.tensor([2.0, -2.0, 0.0, 0.0]))
+        encoder.norm.bias.copy_(torch.tensor([0.0, 0.0, 0.6, 0.4]))
+        encoder.norm.running_var.fill_(1.0 - encoder.norm.eps)
+    folded = ThresholdEncoder(encoder)
+    x = torch.tensor([-0.5, -0.25, 0.0, 0.25, 0.5]).view(1, 1, 1, 5).expand(1, 4, 1, 5)
+    expected = [[0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
+    assert folded(x)[0, :, 0].tolist() == expected
+    assert torch.equal(folded(x), encoder(x))
+
+
+def test_learnt_thresholds_fold():
+    encoder = Encoder(3, learn_threshold="channel").eval()
+    with torch.no_grad():
+        encoder.spike.level.copy_(torch.tensor([-1.0, 0.0, 1.0]))
+    x = torch.randn(2, 3, 5, 5)
+    assert torch.equal(ThresholdEncoder(encoder)(x), encoder(x))
+
+
+def test_leaves_other_encoders_alone():
+    model = make("msnn_resnet12_tiny", coding="bernoulli").eval()
+    assert sum(isinstance(m, BernoulliEncoder) for m in fold_batch_norm(model).modules()) > 0
+
+
+def test_refuses_training_mode():
+    with pytest.raises(ConfigurationError, match="evaluation mode"):
+        fold_batch_norm(make("msnn_resnet12_tiny").train())
