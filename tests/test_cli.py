@@ -1,6 +1,7 @@
 """The command line, as a user runs it."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -328,3 +329,65 @@ def test_quickstart_reaches_96_percent(capsys):
     with Path("runs/quickstart/version_0/metrics.csv").open() as file:
         top1 = [float(row["test/top1"]) for row in csv.DictReader(file) if row.get("test/top1")]
     assert top1[-1] >= 0.96
+
+
+def test_resuming_keeps_the_metrics(tmp_path):
+    args = ["fit", *SHORT, "--run.test", "false", "--run.folder", str(tmp_path / "runs")]
+    main(args)
+    run = tmp_path / "runs" / "quickstart" / "version_0"
+    first = (run / "metrics.csv").read_text()
+    for epochs in ("2", "3"):
+        main([*args, "--trainer.max_epochs", epochs, "--ckpt_path", "last"])
+    assert (run / "metrics.0.csv").read_text() == first
+    assert (run / "metrics.1.csv").is_file()
+    assert (run / "metrics.csv").is_file()
+
+
+def test_last_without_a_run_begins_one():
+    main(["fit", *SHORT, "--run.test", "false", "--ckpt_path", "last"])
+    assert Path("runs/quickstart/version_0/checkpoints/last.ckpt").is_file()
+
+
+def test_last_without_loggers():
+    args = ["fit", *SHORT, "--run.test", "false", "--trainer.logger", "false", "--ckpt_path", "last"]
+    main(args)
+    main([*args, "--trainer.max_epochs", "2"])
+    last = torch.load("runs/quickstart/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 6
+
+
+def test_without_checkpoints():
+    Path("none.yaml").write_text("trainer: {enable_checkpointing: false, callbacks: []}\n")
+    main(["fit", *SHORT, "--config", "none.yaml", "--run.test", "false"])
+    assert not list(Path("runs").rglob("*.ckpt"))
+
+
+def test_a_checkpoint_io_of_ones_own(tmp_path):
+    Path("own.yaml").write_text("trainer: {plugins: {class_path: lightning.fabric.plugins.TorchCheckpointIO}}\n")
+    main(["fit", *SHORT, "--config", "own.yaml", "--run.test", "false"])
+    assert list(Path("runs").rglob("last.ckpt"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
+def test_read_only_run_folder(tmp_path, capsys):
+    (tmp_path / "runs").mkdir(mode=0o500)
+    fails(["fit", *SHORT, "--run.folder", str(tmp_path / "runs")], "cannot write to .* is read-only", capsys)
+
+
+def test_read_only_run_folder_as_the_system_says(monkeypatch, capsys):
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    fails(["fit", *SHORT], "cannot write to 'runs/quickstart': .* is read-only", capsys)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_configurations_of_processes(name, capsys):
+    """Each goes on top of every other; here, without GPUs, the trainer refuses it, and nothing else does."""
+    overlay = CONFIGS / "processes" / f"{name}.yaml"
+    fails(["fit", *QUICK, "--config", str(overlay), "--trainer.accelerator", "gpu"], "trainer: .*GPU|No supported gpu",
+          capsys)  # fmt: skip
+    main(["fit", *SHORT, "--config", str(overlay), "--trainer.accelerator", "cpu", "--trainer.strategy", "auto",
+          "--trainer.devices", "1", "--trainer.sync_batchnorm", "false", "--run.test", "false"])  # fmt: skip
+    last = torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["hyper_parameters"]["lr_base_size"] == 128
+    assert ("current_model_state" in last) == (name == "ddp")
