@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lightning_msnn.callbacks import LastCheckpoint, LoggerGuard
+from lightning_msnn.callbacks import LastCheckpoint, LoggerGuard, TrainingCurves
 from lightning_msnn.checkpoints import AtomicCheckpointIO, read_checkpoint, write_whole
 from lightning_msnn.data import Digits
 from lightning_msnn.tasks import SpikingClassifier
@@ -146,3 +146,14 @@ def test_a_logger_that_is_down(tmp_path: Path, recwarn: pytest.WarningsRecorder)
     assert said == ["Broken is down (no route to host): training goes on without it"]
     with (tmp_path / "good" / "metrics.csv").open() as file:
         assert any(row.get("test/top1") for row in csv.DictReader(file))
+
+
+def test_curves_that_cannot_be_drawn(tmp_path: Path) -> None:
+    (tmp_path / "curves.png").mkdir()
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, max_epochs=1, limit_train_batches=1,
+        limit_val_batches=1, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        callbacks=[TrainingCurves()],
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"the training curves cannot be written to .*curves.png' \(Is a directory\)"):
+        trainer.fit(SpikingClassifier(in_chans=1), datamodule=Digits())

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 __all__ = ["TrainingCurves"]
 
@@ -36,7 +37,10 @@ class TrainingCurves(Callback):
         """Draw the picture."""
         folder = trainer.log_dir  # a broadcast: on every rank
         if trainer.is_global_zero and folder is not None and self.history:
-            self.draw(Path(folder) / self.filename)
+            try:
+                self.draw(Path(folder) / self.filename)
+            except OSError as error:  # a full disk is no reason to lose the test that follows
+                rank_zero_warn(f"the training curves cannot be written to {error.filename!r} ({error.strerror})")
 
     def draw(self, path: Path) -> None:
         """Draw the curves.
