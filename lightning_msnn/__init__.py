@@ -6,6 +6,19 @@ networks with timm, so that ``timm.create_model("msnn_resnet12")`` finds them.
 
 __version__ = "0.1.0"
 
-from lightning_msnn import models, zoo
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lightning_msnn import models
+
+if TYPE_CHECKING:
+    from lightning_msnn import zoo
 
 __all__ = ["__version__", "models", "zoo"]
+
+
+def __getattr__(name: str) -> Any:
+    # When it is asked for, since ``python -m lightning_msnn.zoo`` must not find it imported.
+    if name == "zoo":
+        return import_module("lightning_msnn.zoo")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

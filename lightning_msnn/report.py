@@ -25,10 +25,7 @@ from lightning_msnn.functional.energy import DEFAULT_PROFILE, FIELDS, KINDS, PRO
 from lightning_msnn.metrics import NETWORK, OperationCounter, Record, comparison_rows, summarize
 from lightning_msnn.tasks import SpikingClassifier
 
-__all__ = ["DATA_OF_TAGS", "compare", "main", "page", "write_report"]
-
-DATA_OF_TAGS = {"digits": "Digits", "c10": "CIFAR10", "c100": "CIFAR100", "tin": "TinyImageNet200"}
-"""Data set of a zoo entry by its tag."""
+__all__ = ["compare", "main", "page", "write_report"]
 
 _RULES = (
     "A synaptic operation is an input that meets a weight; borders, stride, dilation and groups are exact, and padding "
@@ -98,7 +95,7 @@ def _load(name: str) -> tuple[SpikingClassifier, str, dict[str, Any]]:
         task = SpikingClassifier(
             entry, num_classes=info["num_classes"], in_chans=info["input_size"][0], pretrained=True
         )
-        kind = choose(DATA_OF_TAGS, info["tag"], "tag of a zoo entry with data")
+        kind = choose(zoo.DATA_OF_TAGS, info["tag"], "tag of a zoo entry with data")
         return task.eval(), kind, {"image_size": info["input_size"][1]}
     content = read_checkpoint(name)
     kind = content.get("preprocessing", {}).get("data")

@@ -94,8 +94,8 @@ class ThetaScheduler(pl.Callback):
     """Move theta of the projections while a network trains.
 
     theta is a pure function of the epochs or steps done, so that a run that is resumed goes on exactly. It is logged
-    for each stage as ``theta/stage<i>``. A moving average of the weights (:class:`lightning_msnn.callbacks.EMA`) averages
-    theta as it does all else.
+    for each stage as ``theta/stage<i>``. A moving average of the weights, such as
+    :class:`lightning_msnn.callbacks.EMA`, averages theta as it does all else.
 
     Args:
         schedule: ``"constant"``, ``"linear"``, ``"cosine"``, ``"step"`` or ``"piecewise"``.

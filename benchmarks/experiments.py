@@ -1,0 +1,311 @@
+"""What the parts of the method are worth: projections, theta, windows, context, decay, families.
+
+    python benchmarks/experiments.py run digits
+    python benchmarks/experiments.py run cifar100_tenth --root data/cifar100
+    python benchmarks/experiments.py run cifar100 --root data/cifar100
+    python benchmarks/experiments.py report
+
+``run`` appends a line of JSON to ``docs/experiments.jsonl`` for each training that ends, and leaves out those that are
+there: it can be stopped and started again at any time. ``--share 1/2`` runs every second one, for two processes side
+by side. ``report`` turns the lines into ``docs/experiments.md`` and its pictures.
+
+Accuracy is that of images held out of the training set; no test image is read. One recipe for all: AdamW, one-cycle
+learning rate with a peak of 0.004, weight decay 0.05, label smoothing 0.1, flips and crops (CIFAR) or crops (digits).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import time
+import warnings
+from collections import defaultdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_msnn.data import CIFAR100, Digits
+from lightning_msnn.data.datasets import Loader, collate
+from lightning_msnn.functional import PROJECTIONS
+from lightning_msnn.functional.projection import WITHOUT_THETA
+from lightning_msnn.metrics import OperationCounter, spike_rate
+from lightning_msnn.models.backbone import WINDOW_SCHEDULES
+from lightning_msnn.nn import CONTEXTS
+from lightning_msnn.tasks import SpikingClassifier
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+RESULTS = DOCS / "experiments.jsonl"
+THETAS = (0.1, 0.25, 0.3, 0.5, 0.7, 0.9, "learnt")
+TAUS = (0.1, 0.2, 0.4, "learnt")
+SEEDS = (0, 1, 2)
+FAMILIES = ("msnn_resnet12", "msnn_vit12", "msnn_rnn12")
+RECIPE = {"lr": 0.004, "weight_decay": 0.05, "label_smoothing": 0.1, "schedule": "one_cycle", "warmup_epochs": 2}
+
+
+def small_settings() -> dict[str, dict[str, Any]]:
+    """Return the settings of the tiny networks by name: the network and its arguments."""
+    resnet = {"network": "msnn_resnet12_tiny"}
+    settings: dict[str, dict[str, Any]] = {"default": resnet}
+    for name in FAMILIES[1:]:
+        settings[f"family {name}"] = {"network": f"{name}_tiny"}
+    settings |= {f"windows {w}": {**resnet, "windows": w} for w in WINDOW_SCHEDULES}
+    settings |= {f"context {c}": {**resnet, "context": c} for c in CONTEXTS}
+    for tau in TAUS:
+        settings[f"tau {tau}"] = resnet if tau == "learnt" else {**resnet, "tau": tau, "learn_tau": False}
+    # The decay multiplies the projection: at the paper's 0.4 it counts for more than at the default.
+    omega = {**resnet, "tau": 0.4, "learn_tau": False}
+    for projection in PROJECTIONS:
+        if projection in WITHOUT_THETA:
+            settings[f"projection {projection}"] = {**omega, "projection": projection}
+            continue
+        for theta in THETAS:
+            more = {"theta": 0.25, "learn_theta": True} if theta == "learnt" else {"theta": theta}
+            settings[f"projection {projection} theta {theta}"] = {**omega, "projection": projection, **more}
+    return settings
+
+
+LARGE: dict[str, dict[str, Any]] = {
+    f"windows {windows}": {"network": "msnn_resnet12", "windows": windows}
+    for windows in ("single", "alternate_grid", "alternate", "grid")
+}
+"""Settings of the large network: those that did best with the tiny ones, and the plain one-step network."""
+
+
+class Tenth(CIFAR100):
+    """A fixed tenth of CIFAR-100's training images, 50 a class, and 5,000 others to judge by."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(val_fraction=0.9, **kwargs)
+
+    def val_dataloader(self) -> Loader:
+        """Every ninth of the images held out."""
+        held_out = super().val_dataloader().dataset
+        return Loader(held_out.select(torch.arange(0, len(held_out), 9)), batch_size=250, collate_fn=collate)
+
+
+class Judge(pl.Callback):
+    """Accuracy and spike rate of the last validation."""
+
+    def __init__(self) -> None:
+        self.top1 = self.rate = float("nan")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Begin to watch the neurons."""
+        self.counter = OperationCounter(pl_module.network, operations=False)
+        self.counter.__enter__()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Read what they did."""
+        self.counter.__exit__(None, None, None)
+        self.rate = float(spike_rate(self.counter.record()))
+        self.top1 = 100 * float(trainer.callback_metrics["val/top1"])
+
+
+def train(data: pl.LightningDataModule, settings: dict[str, Any], seed: int, epochs: int, **options: Any) -> Judge:
+    """Train one network; return what its last validation said.
+
+    Args:
+        data: Images.
+        settings: ``network`` and its arguments.
+        seed: Seed of weights, order and augmentation.
+        epochs: Length of the training.
+        **options: Options of the Trainer; ``folder`` keeps a checkpoint of each epoch there, from which to go on.
+    """
+    arguments = dict(settings)
+    network, folder = arguments.pop("network"), options.pop("folder", None)
+    pl.seed_everything(seed, verbose=False)
+    task = SpikingClassifier(network, data.num_classes, data.in_chans, arguments, **RECIPE)
+    judge = Judge()
+    callbacks: list[pl.Callback] = [judge]
+    if folder is not None:
+        callbacks.append(ModelCheckpoint(folder, save_last=True, save_top_k=0))
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=folder is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    last = folder / "last.ckpt" if folder else None
+    trainer.fit(task, datamodule=data, ckpt_path=last if last and last.exists() else None)
+    return judge
+
+
+def lines() -> list[dict[str, Any]]:
+    """Return the trainings done so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run what is still to do of one data set."""
+    kept = {"cache_dir": arguments.cache, "root": arguments.root, "num_workers": 0}
+    options: dict[str, Any] = {"check_val_every_n_epoch": arguments.epochs}
+    if arguments.data == "digits":
+        data: pl.LightningDataModule = Digits(batch_size=64, image_size=16, val_fraction=0.3, num_workers=0)
+    elif arguments.data == "cifar100_tenth":
+        data = Tenth(batch_size=64, **kept)
+    else:
+        data = CIFAR100(batch_size=128, val_fraction=0.1, **kept)
+        options = {"precision": "bf16-mixed"}
+    large = arguments.data == "cifar100"
+    settings = LARGE if large else small_settings()
+    seeds = SEEDS[:1] if large else SEEDS
+    share, shares = (int(n) for n in arguments.share.split("/"))
+    todo = [(name, seed) for seed in seeds for name in settings if arguments.only in name]
+    for name, seed in todo[share % shares :: shares]:
+        if any(line["data"] == arguments.data and line["name"] == name and line["seed"] == seed for line in lines()):
+            continue
+        start = time.perf_counter()
+        if large:
+            options["folder"] = arguments.folder / f"{name} {seed}".replace(" ", "_")
+        judge = train(data, settings[name], seed, arguments.epochs, **options)
+        line = {
+            "data": arguments.data,
+            "name": name,
+            "seed": seed,
+            "settings": settings[name],
+            "epochs": arguments.epochs,
+            "top1": round(judge.top1, 2),
+            "spike_rate": round(judge.rate, 4),
+            "seconds": round(time.perf_counter() - start, 1),
+            "threads": torch.get_num_threads(),
+            "date": date.today().isoformat(),
+        }
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(
+            f"{name}, seed {seed}: top-1 {judge.top1:.2f} %, spike rate {judge.rate:.3f}, {line['seconds']} s",
+            flush=True,
+        )
+
+
+def _mean(values: list[float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else "-"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def _rate(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f}" if values else "-"
+
+
+def tables(done: list[dict[str, Any]]) -> str:
+    """Return the results as Markdown."""
+    results: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for line in done:
+        results[line["data"], line["name"]].append(line)
+    text = []
+    groups = {"families": "default|family", "windows": "windows", "context": "context", "tau": "tau"}
+    groups |= {f"projection {name}": f"projection {name}" for name in PROJECTIONS}
+    for title, prefixes in groups.items():
+        head = "| setting | digits, top-1 | spike rate | a tenth of CIFAR-100, top-1 | spike rate |"
+        text += [f"**{title[0].upper()}{title[1:]}**", "", head, "|---|---|---|---|---|"]
+        for name in small_settings():
+            if any(name == p or name.startswith(f"{p} ") for p in prefixes.split("|")):
+                cells = []
+                for data in ("digits", "cifar100_tenth"):
+                    found = results[data, name]
+                    cells += [_mean([r["top1"] for r in found]), _rate([r["spike_rate"] for r in found])]
+                label = "msnn_resnet12 (all defaults)" if name == "default" else name.removeprefix("family ")
+                text.append(f"| {label.removeprefix(title + ' ')} | {' | '.join(cells)} |")
+        text.append("")
+    text += [
+        "**msnn_resnet12 on all of CIFAR-100**",
+        "",
+        "| setting | top-1 | spike rate | epochs |",
+        "|---|---|---|---|",
+    ]
+    for name in LARGE:
+        for r in results["cifar100", name]:
+            text.append(f"| {name} | {r['top1']:.2f} | {r['spike_rate']:.3f} | {r['epochs']} |")
+    return "\n".join(text)
+
+
+def draw_surfaces(file: Path) -> None:
+    """Draw each projection as a surface over both membranes, at the authors' theta."""
+    figure, axes = plt.subplots(2, 4, figsize=(13, 6.4), layout="constrained")
+    grid = torch.linspace(-4, 4, 161)
+    a, b = torch.meshgrid(grid, grid, indexing="xy")
+    for ax, (name, omega) in zip(axes.flat, PROJECTIONS.items(), strict=False):
+        value = omega(a, b, torch.tensor(0.25))
+        image = ax.imshow(value, origin="lower", extent=(-4, 4, -4, 4), cmap="RdBu_r", vmin=-2, vmax=2)
+        ax.contour(grid, grid, value, levels=[-1.5, -1, -0.5, 0, 0.5, 1, 1.5], colors="black", linewidths=0.5)
+        ax.set(title=name, xlabel="membrane of layer 1, a", ylabel="membrane of layer 2, b")
+    axes.flat[-1].axis("off")
+    figure.colorbar(image, ax=axes.flat[-1], label="Omega(a, b)", extend="both", fraction=0.9)
+    figure.suptitle("The projections at theta = 0.25 (in units of pi)")
+    figure.savefig(file, dpi=110)
+
+
+def draw_theta(done: list[dict[str, Any]], file: Path) -> None:
+    """Draw accuracy and spike rate against theta, mean and spread over the seeds."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained", sharex=True)
+    titles = {"digits": "digits", "cifar100_tenth": "a tenth of CIFAR-100"}
+    for column, (data, title) in zip(axes.T, titles.items(), strict=True):
+        for projection in sorted(set(PROJECTIONS) - WITHOUT_THETA):
+            for ax, key in zip(column, ("top1", "spike_rate"), strict=True):
+                points = {}
+                for theta in THETAS[:-1]:
+                    name = f"projection {projection} theta {theta}"
+                    values = [r[key] for r in done if r["data"] == data and r["name"] == name]
+                    if values:
+                        points[theta] = (statistics.mean(values), statistics.stdev(values) if values[1:] else 0.0)
+                means, spreads = [p[0] for p in points.values()], [p[1] for p in points.values()]
+                ax.errorbar(list(points), means, spreads, marker="o", capsize=3, label=projection)
+        column[0].set(title=title, ylabel="top-1 on held-out images in %")
+        column[1].set(xlabel="theta in units of pi", ylabel="spikes per neuron and image")
+    axes[0, 0].legend(title="projection")
+    figure.savefig(file, dpi=110)
+
+
+def report() -> None:
+    """Write tables and pictures into ``docs``; the words around the tables stay."""
+    done = lines()
+    draw_surfaces(DOCS / "omega_surfaces.png")
+    draw_theta(done, DOCS / "theta.png")
+    page = DOCS / "experiments.md"
+    before, _, rest = page.read_text().partition("<!-- tables -->")
+    after = rest.partition("<!-- end of tables -->")[2]
+    page.write_text(f"{before}<!-- tables -->\n\n{tables(done)}\n\n<!-- end of tables -->{after}")
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser("run", help="train what has not been trained yet")
+    runner.add_argument("data", choices=("digits", "cifar100_tenth", "cifar100"))
+    runner.add_argument("--root", type=Path, help="folder of CIFAR-100")
+    runner.add_argument("--cache", type=Path, help="folder of the decoded images")
+    runner.add_argument("--folder", type=Path, default=Path("runs/experiments"), help="checkpoints of large networks")
+    runner.add_argument("--epochs", type=int, help="3 for digits, 6 for the tenth, 10 for cifar100")
+    runner.add_argument("--share", default="0/1", help="part/parts")
+    runner.add_argument("--only", default="", help="settings whose name contains this")
+    commands.add_parser("report", help="write the tables and pictures")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if arguments.command == "run":
+        arguments.epochs = arguments.epochs or {"digits": 3, "cifar100_tenth": 6, "cifar100": 10}[arguments.data]
+        run(arguments)
+    else:
+        report()
+
+
+if __name__ == "__main__":
+    main()

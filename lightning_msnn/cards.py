@@ -1,0 +1,157 @@
+"""Model cards of the zoo: figures measured into ``config.json``, and the page made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from lightning_msnn import __version__, zoo
+from lightning_msnn.callbacks.pictures import draw_energy, png
+from lightning_msnn.metrics import NETWORK, summarize
+from lightning_msnn.models.weights import CONFIG_FILE, read_config, read_weights
+from lightning_msnn.report import compare
+from lightning_msnn.tasks import SpikingClassifier
+
+__all__ = ["complete", "table", "write_card"]
+
+SAMPLES = 512
+"""Test images on which spikes and operations are counted."""
+
+PICTURE = "energy.png"
+
+
+def _versions() -> dict[str, str]:
+    import lightning
+    import torchvision
+
+    modules = {"torch": torch, "torchvision": torchvision, "lightning": lightning, "timm": timm}
+    return {"lightning_msnn": __version__, **{name: m.__version__.split("+")[0] for name, m in modules.items()}}
+
+
+def _write(folder: Path, config: dict[str, Any]) -> None:
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def complete(folder: Path, data: str | Path | None) -> None:
+    """Measure an entry on its test set, write the figures into its ``config.json``, and its card.
+
+    Args:
+        folder: Folder of the entry.
+        data: Folder of the data set; digits need none.
+
+    Raises:
+        ConfigurationError: If the data is not there.
+    """
+    config = read_config(folder)
+    task = SpikingClassifier(
+        config["architecture"], config["num_classes"], config["input_size"][0], config["network_kwargs"]
+    ).eval()
+    task.network.load_state_dict(read_weights(folder))
+    module = zoo.test_data(config, data, 250)
+    found = zoo.evaluate(task.network, module)
+    batches = (module.on_after_batch_transfer(batch, 0)[0] for batch in module.test_dataloader())
+    records, _ = compare(task, batches, SAMPLES)
+    summaries = {column: summarize(record) for column, record in records.items()}
+    own, ann = summaries[NETWORK], summaries["ANN twin"]
+    counts = own["counts"]
+    with torch.no_grad():
+        logits = task.network(zoo.fixed_images(config))
+    config |= {
+        "top1": round(found["top1"], 2),
+        "top5": round(found["top5"], 2),
+        "top1_images": found["images"],
+        "time_steps": getattr(task.network, "time_steps", 1),
+        "parameters": own["parameters"],
+        "spike_rate": round(own["spike_rate"], 4),
+        "accumulates": round(counts["accumulates"]),
+        "multiply_accumulates": round(counts["multiply_accumulates"]),
+        "energy_joules": own["energy"]["total"],
+        "energy_joules_ann_twin": ann["energy"]["total"],
+        "energy_images": records[NETWORK].samples,
+        "energy_profile": "cmos_45nm",
+        "versions": _versions(),
+        "logits_of_fixed_images": [[round(v, 6) for v in row] for row in logits.tolist()],
+    }
+    _write(folder, config)
+    (folder / PICTURE).write_bytes(png(draw_energy(own)))
+    write_card(folder)
+
+
+def _energy(config: dict[str, Any]) -> str:
+    if "energy_joules" not in config:
+        return "-"
+    own, ann = config["energy_joules"], config["energy_joules_ann_twin"]
+    return f"{own * 1e6:.3g} µJ ({ann / own:.1f} times less than the ANN twin)"
+
+
+def write_card(folder: Path) -> None:
+    """Write the model card of an entry, ``README.md``, from its ``config.json``.
+
+    Args:
+        folder: Folder of the entry.
+
+    Raises:
+        ConfigurationError: If it is no entry.
+    """
+    config = read_config(folder)
+    channels, height, width = config["input_size"]
+    colours = "grey" if channels == 1 else "RGB"
+    counted = f"on {config.get('energy_images')} test images"
+    rows = [
+        ("test top-1", f"{config.get('top1')} % of {config.get('top1_images')} images that no training has seen"),
+        ("test top-5", f"{config['top5']} %" if "top5" in config else "-"),
+        ("time steps", str(config.get("time_steps", 1))),
+        (
+            "spike rate",
+            f"{config['spike_rate']} spikes per neuron and image, {counted}" if "spike_rate" in config else "-",
+        ),
+        ("accumulates", f"{config['accumulates'] / 1e6:.2f} M for an image" if "accumulates" in config else "-"),
+        (
+            "multiply-accumulates",
+            f"{config['multiply_accumulates'] / 1e6:.2f} M for an image (stem, patch merging, read-out)"
+            if "multiply_accumulates" in config
+            else "-",
+        ),
+        ("energy, 45 nm CMOS", f"{_energy(config)}, {counted}" if "energy_joules" in config else "-"),
+        ("weights", f"{config.get('weights', 'float32')}, sha256 `{config['sha256']}`"),
+        ("made by", f"`{config.get('command')}`, then `python -m lightning_msnn.zoo export`"),
+        ("recipe", f"{config.get('recipe')}, {config.get('epochs')} epochs, seed {config.get('seed')}"),
+        ("on", f"{config.get('hardware')}, {config.get('date')}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())),
+        ("data", str(config.get("data_licence"))),
+    ]
+    lines = [
+        f"# {folder.name}",
+        "",
+        f"`{config['architecture']}` for {config['num_classes']} classes of {height}x{width} {colours} images.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows if value != "-"),
+        "",
+        *([config["notes"], ""] if "notes" in config else []),
+        f"Load it by `lightning_msnn.zoo.load({folder.name.replace('.', '_')!r})`, and check it by "
+        f"`python -m lightning_msnn.zoo verify {folder.name}`.",
+        *(["", f"![Energy by layer]({PICTURE})"] if (folder / PICTURE).is_file() else []),
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def table(names: list[str]) -> str:
+    """Return accuracy, spike rate and energy of entries as a Markdown table.
+
+    Args:
+        names: Names of the entries.
+    """
+    rows = ["| entry | test top-1 | spike rate | energy, 45 nm CMOS | made on |", "|---|---|---|---|---|"]
+    for name in names:
+        config = zoo.info(name)
+        rows.append(
+            f"| `{name}` | {config.get('top1')} % of {config.get('top1_images')} | {config.get('spike_rate', '-')} | "
+            f"{_energy(config)} | {config.get('hardware')}, {config.get('date')} |"
+        )
+    return "\n".join(rows)
