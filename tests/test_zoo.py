@@ -186,3 +186,94 @@ def test_export(tmp_path):
         zoo.export(tmp_path / "x.ckpt", "msnn_resnet12.mine", tmp_path / "zoo")
     with pytest.raises(ConfigurationError, match="<architecture>.<tag>"):
         zoo.export(tmp_path / "x.ckpt", "mine", tmp_path / "zoo")
+
+
+def run(*args):
+    """The command line of the zoo: what it prints, what it complains of, its status."""
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-m", "lightning_msnn.zoo", *args], capture_output=True, text=True)
+    return done.stdout, done.stderr, done.returncode
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_logits_of_fixed_images_are_those_of_the_card(name):
+    config = zoo.info(name)
+    with torch.no_grad():
+        for fuse in (False, True):
+            logits = zoo.load(name, fuse=fuse)(zoo.fixed_images(config))
+            torch.testing.assert_close(logits, torch.tensor(config["logits_of_fixed_images"]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_config_and_card_agree(name):
+    folder = entries()[name]
+    config, card = zoo.info(name), (folder / "README.md").read_text()
+    measured = {"top5", "spike_rate", "accumulates", "multiply_accumulates", "energy_joules", "energy_joules_ann_twin"}
+    assert measured <= set(config)
+    assert config["sha256"] in card
+    assert f"{config['top1']} % of {config['top1_images']} images" in card
+    assert (folder / "energy.png").is_file()
+
+
+def test_fused_entry_has_no_batch_norm_before_a_threshold():
+    model = zoo.load(DIGITS, fuse=True)
+    assert [n for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)] == ["norm"]
+
+
+@pytest.mark.parametrize("name", [name for name in ENTRIES if name.endswith(".digits")])
+def test_verify(name):
+    found = zoo.verify(name)
+    assert found["images"] == 359
+    assert found["top1"] == pytest.approx(found["claimed"], abs=0.05)
+    assert found["top5"] >= found["top1"]
+
+
+def test_verify_refuses_a_card_that_claims_too_much(mine):
+    config = json.loads((mine / "config.json").read_text())
+    for change in ({"top1": config["top1"] + 0.2}, {"top1_images": 10_000}, {"top1": None}):
+        (mine / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ConfigurationError, match=r"has a top-1 of .* on 359 test images, but its card says"):
+            zoo.verify(DIGITS)
+
+
+def test_command_line(mine):
+    out, err, status = run("list")
+    assert (err, status) == ("", 0)
+    assert DIGITS in out
+    assert "msnn_vit12" in run("list", "--all")[0].splitlines()
+    assert json.loads(run("info", DIGITS)[0])["architecture"] == "msnn_resnet12_tiny"
+    (mine / "README.md").unlink()
+    assert run("card", DIGITS)[2] == 0
+    assert (mine / "README.md").read_text().startswith(f"# {DIGITS}\n")
+    table = run("table")[0].splitlines()
+    assert table[0].startswith("| entry | test top-1")
+    assert any(f"`{DIGITS}`" in line for line in table)
+    out, err, status = run("verify", "msnn_resnet12_tiny_digit")
+    assert (out, status) == ("", 2)
+    assert err.startswith("lightning-msnn: error: unknown zoo entry 'msnn_resnet12_tiny_digit'")
+    assert len(err.splitlines()) == 1
+
+
+def test_export_from_the_command_line(tmp_path):
+    import lightning.pytorch as pl
+
+    from lightning_msnn.tasks import SpikingClassifier
+
+    task = SpikingClassifier("msnn_resnet12_tiny", in_chans=1, network_kwargs={"preset": "default", "windows": "grid"})
+    trainer = pl.Trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=0, logger=False, accelerator="cpu",
+                         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+                         enable_checkpointing=False)  # fmt: skip
+    trainer.fit(task, datamodule=Digits(batch_size=32))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    (tmp_path / "fields.json").write_text('{"command": "fit", "epochs": 1, "seed": 0, "hardware": "a CPU"}')
+    name = "msnn_resnet12_tiny.digits"
+    arguments = ["export", tmp_path / "x.ckpt", name, "--folder", tmp_path / "z", "--fields", tmp_path / "fields.json"]
+    out, err, status = run(*map(str, arguments))
+    assert status == 0, err
+    config = json.loads((tmp_path / "z" / name / "config.json").read_text())
+    assert config["top1_images"] == 359
+    assert config["network_kwargs"]["windows"] == "grid"
+    assert config["energy_joules"] < config["energy_joules_ann_twin"]
+    assert (tmp_path / "z" / name / "energy.png").stat().st_size > 1000
+    assert out.startswith(str(tmp_path / "z" / name))
