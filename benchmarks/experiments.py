@@ -54,15 +54,15 @@ RECIPE = {"lr": 0.004, "weight_decay": 0.05, "label_smoothing": 0.1, "schedule":
 
 
 def small_settings() -> dict[str, dict[str, Any]]:
-    """Return the settings of the tiny networks by name: the network and its arguments."""
+    """Return the settings of the tiny networks by name: the network and its arguments; the defaults come once."""
     resnet = {"network": "msnn_resnet12_tiny"}
     settings: dict[str, dict[str, Any]] = {"default": resnet}
     for name in FAMILIES[1:]:
         settings[f"family {name}"] = {"network": f"{name}_tiny"}
-    settings |= {f"windows {w}": {**resnet, "windows": w} for w in WINDOW_SCHEDULES}
-    settings |= {f"context {c}": {**resnet, "context": c} for c in CONTEXTS}
-    for tau in TAUS:
-        settings[f"tau {tau}"] = resnet if tau == "learnt" else {**resnet, "tau": tau, "learn_tau": False}
+    settings |= {f"windows {w}": {**resnet, "windows": w} for w in WINDOW_SCHEDULES if w != "alternate"}
+    settings |= {f"context {c}": {**resnet, "context": c} for c in CONTEXTS if c != "shared"}
+    for tau in TAUS[:-1]:
+        settings[f"tau {tau}"] = {**resnet, "tau": tau, "learn_tau": False}
     # The decay multiplies the projection: at the paper's 0.4 it counts for more than at the default.
     omega = {**resnet, "tau": 0.4, "learn_tau": False}
     for projection in PROJECTIONS:
@@ -145,6 +145,18 @@ def train(data: pl.LightningDataModule, settings: dict[str, Any], seed: int, epo
     return judge
 
 
+SECTIONS = {"families": "family", "windows": "windows", "context": "context", "decay tau": "tau"}
+"""Tables, and how the names of their settings begin."""
+
+DEFAULTS = {
+    "families": "msnn_resnet12",
+    "windows": "alternate (default)",
+    "context": "shared (default)",
+    "decay tau": "learnt by channel from 0.1 (default)",
+}
+"""What the default setting is in each of these tables."""
+
+
 def lines() -> list[dict[str, Any]]:
     """Return the trainings done so far."""
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
@@ -210,7 +222,7 @@ def tables(done: list[dict[str, Any]]) -> str:
     for line in done:
         results[line["data"], line["name"]].append(line)
     text = []
-    groups = {"families": "default|family", "windows": "windows", "context": "context", "tau": "tau"}
+    groups = {title: f"default|{prefix}" for title, prefix in SECTIONS.items()}
     groups |= {f"projection {name}": f"projection {name}" for name in PROJECTIONS}
     for title, prefixes in groups.items():
         head = "| setting | digits, top-1 | spike rate | a tenth of CIFAR-100, top-1 | spike rate |"
@@ -221,8 +233,8 @@ def tables(done: list[dict[str, Any]]) -> str:
                 for data in ("digits", "cifar100_tenth"):
                     found = results[data, name]
                     cells += [_mean([r["top1"] for r in found]), _rate([r["spike_rate"] for r in found])]
-                label = "msnn_resnet12 (all defaults)" if name == "default" else name.removeprefix("family ")
-                text.append(f"| {label.removeprefix(title + ' ')} | {' | '.join(cells)} |")
+                label = DEFAULTS[title] if name == "default" else name.removeprefix(prefixes.split("|")[-1]).strip()
+                text.append(f"| {label or 'no theta'} | {' | '.join(cells)} |")
         text.append("")
     text += [
         "**msnn_resnet12 on all of CIFAR-100**",
