@@ -1,6 +1,10 @@
 """Shared fixtures."""
 
 import os
+
+# Each of the processes that share the tests, and those that they start, has a core of its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest
