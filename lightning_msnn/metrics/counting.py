@@ -66,13 +66,14 @@ _ELEMENTWISE: dict[str, tuple[int, int]] = {
 _FREE = _names(
     """
     _batch_norm_no_update _batch_norm_with_update _local_scalar_dense _native_batch_norm_legit
-    _native_batch_norm_legit_no_training _reshape_alias _reshape_copy _to_copy _unsafe_view arange batch_norm
-    bernoulli_ bitwise_and bitwise_not bitwise_or cat clone constant_pad_nd contiguous copy copy_
-    cudnn_batch_norm embedding empty empty_like empty_strided fill fill_ flip full full_like gather im2col
-    index index_select isfinite lift_fresh linspace logical_and logical_not logical_or masked_fill
-    native_batch_norm native_dropout new_empty new_empty_strided new_full new_ones new_zeros ones ones_like
-    pixel_shuffle reflection_pad2d repeat replication_pad2d roll scalar_tensor split_with_sizes_copy stack
-    tril triu unbind_copy unfold where zero_ zeros zeros_like
+    _native_batch_norm_legit_no_training _reshape_alias _reshape_copy _to_copy _unsafe_view arange
+    as_strided_ batch_norm bernoulli_ bitwise_and bitwise_not bitwise_or cat clone constant_pad_nd contiguous
+    copy copy_ cudnn_batch_norm detach_ embedding empty empty_like empty_strided fill fill_ flip full
+    full_like gather im2col index index_select isfinite lift_fresh linspace logical_and logical_not
+    logical_or masked_fill native_batch_norm native_dropout new_empty new_empty_strided new_full new_ones
+    new_zeros ones ones_like pixel_shuffle reflection_pad2d repeat replication_pad2d resize_ roll
+    scalar_tensor split_with_sizes_copy squeeze_ stack swapaxes_ t_ transpose_ tril triu unbind_copy unfold
+    unsqueeze_ where zero_ zeros zeros_like
     """
 )
 _FACTORIES = frozenset(n for n in _FREE if n.startswith(("new_", "zeros", "ones", "full", "empty", "arange")))

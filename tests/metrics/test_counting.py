@@ -222,9 +222,10 @@ def test_arithmetic():
         "moves": (lambda x: torch.cat([x.flip(1), x.permute(0, 1, 3, 2)]).reshape(4, -1), 0, 0),
     }
     for name, (function, additions, multiplications) in cases.items():
-        record = count_operations(Call(function), x)
-        assert (record.total("additions"), record.total("multiplications")) == (additions, multiplications), name
-        assert not record.uncounted, name
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            record = count_operations(Call(function), x.to(memory_format=memory_format))
+            assert (record.total("additions"), record.total("multiplications")) == (additions, multiplications), name
+            assert not record.uncounted, name
 
 
 def test_batch_norm_is_folded_and_parameters_are_constants():
