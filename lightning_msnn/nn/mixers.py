@@ -7,7 +7,7 @@ batch, and the windows' outputs are merged; the output projection comes before t
 is still spikes.
 """
 
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from timm.models import register_notrace_module
@@ -17,8 +17,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from lightning_msnn.errors import ConfigurationError, choose, suggestion
 from lightning_msnn.functional.fused import BATCH, can_fuse
 from lightning_msnn.functional.windows import WINDOWS, count, merge, split
-from lightning_msnn.nn.neuron import CoupledMembrane, Membrane, RecurrentMembrane, Spike, make_decay
-from lightning_msnn.nn.projection import make_projection
+from lightning_msnn.nn.neuron import Neurons
 
 __all__ = ["CELLS", "CONTEXTS", "AttentionMixer", "ConvMixer", "Recurrence", "RecurrentMixer", "Synapse"]
 
@@ -188,15 +187,8 @@ class ConvMixer(_Mixer):
         dim: Channels of input and output.
         windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
         context: ``"shared"`` or ``"isolated"``: what the convolutions see beyond the border of a window.
-        projection: Name of the projection Omega.
-        theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
-        learn_theta: Whether the mixer learns its theta.
-        tau: Decay of the membranes from window to window; the initial one if it is learnt.
-        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay is learnt.
-        threshold: Threshold ``V`` of the neurons; the initial one if it is learnt.
-        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
-        surrogate: Name of the surrogate gradient.
         norm: Whether batch norm follows each synapse.
+        **neurons: Arguments of :class:`lightning_msnn.nn.neuron.Neurons`.
 
     Raises:
         ConfigurationError: If an argument is not allowed.
@@ -207,27 +199,17 @@ class ConvMixer(_Mixer):
         dim: int,
         windows: str = "non_dilated",
         context: str = "shared",
-        projection: str = "sine",
-        theta: float = 0.25,
-        learn_theta: bool = False,
-        tau: float = 0.1,
-        learn_tau: bool | str = True,
-        threshold: float = 0.5,
-        learn_threshold: bool | str = False,
-        surrogate: str = "triangular",
         norm: bool = True,
+        **neurons: Any,
     ) -> None:
         super().__init__(windows, context)
-        if windows == "single":  # nothing is carried, so there is nothing to learn
-            learn_tau = learn_theta = False
+        neuron = Neurons(**neurons)
         self.synapse1 = Synapse(dim, dim, 3, norm)
-        self.membrane1 = Membrane(make_decay(dim, tau, learn_tau))
-        self.spike1 = Spike(threshold, surrogate, dim, learn_threshold)
+        self.membrane1 = neuron.first(dim, windows)
+        self.spike1 = neuron.spike(dim)
         self.synapse2 = Synapse(dim, dim, 3, norm)
-        self.membrane2 = CoupledMembrane(
-            make_decay(dim, tau, learn_tau), make_projection(projection, theta, learn_theta)
-        )
-        self.spike2 = Spike(threshold, surrogate, dim, learn_threshold)
+        self.membrane2 = neuron.second(dim, windows)
+        self.spike2 = neuron.spike(dim)
         self.project = Synapse(dim, dim, 1, norm)
 
     def membranes(self, spikes: Tensor, state: list[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
@@ -276,16 +258,9 @@ class AttentionMixer(_Mixer):
         dim: Channels of input and output, a multiple of ``head_dim``.
         windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
         context: ``"shared"`` or ``"isolated"``.
-        projection: Name of the projection Omega.
-        theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
-        learn_theta: Whether the mixer learns its theta.
-        tau: Decay of the membranes from window to window; the initial one if it is learnt.
-        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay is learnt.
-        threshold: Threshold ``V`` of the neurons; the initial one if it is learnt.
-        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
-        surrogate: Name of the surrogate gradient.
         norm: Whether batch norm follows each synapse and the attention.
         head_dim: Channels of a head.
+        **neurons: Arguments of :class:`lightning_msnn.nn.neuron.Neurons`.
 
     Raises:
         ConfigurationError: If an argument is not allowed.
@@ -296,32 +271,22 @@ class AttentionMixer(_Mixer):
         dim: int,
         windows: str = "non_dilated",
         context: str = "shared",
-        projection: str = "sine",
-        theta: float = 0.25,
-        learn_theta: bool = False,
-        tau: float = 0.1,
-        learn_tau: bool | str = True,
-        threshold: float = 0.5,
-        learn_threshold: bool | str = False,
-        surrogate: str = "triangular",
         norm: bool = True,
         head_dim: int = 24,
+        **neurons: Any,
     ) -> None:
         super().__init__(windows, context)
         if dim % head_dim:
             raise ConfigurationError(f"widths must be multiples of {head_dim}, the channels of a head, not {dim}")
-        if windows == "single":  # nothing is carried, so there is nothing to learn
-            learn_tau = learn_theta = False
+        neuron = Neurons(**neurons)
         self.head_dim = head_dim
         self.scale = head_dim**-0.5
         self.qkv = Synapse(dim, 3 * dim, 1, norm)
-        self.membrane1 = Membrane(make_decay(3 * dim, tau, learn_tau))
-        self.spike1 = Spike(threshold, surrogate, 3 * dim, learn_threshold)
+        self.membrane1 = neuron.first(3 * dim, windows)
+        self.spike1 = neuron.spike(3 * dim)
         self.norm: nn.Module = nn.BatchNorm2d(dim) if norm else nn.Identity()
-        self.membrane2 = CoupledMembrane(
-            make_decay(dim, tau, learn_tau), make_projection(projection, theta, learn_theta)
-        )
-        self.spike2 = Spike(threshold, surrogate, dim, learn_threshold)
+        self.membrane2 = neuron.second(dim, windows)
+        self.spike2 = neuron.spike(dim)
         self.project = Synapse(dim, dim, 1, norm)
 
     def attend(self, spikes: Tensor) -> Tensor:
@@ -375,16 +340,9 @@ class RecurrentMixer(_Mixer):
         dim: Channels of input and output; the membrane map has ``2 dim``, for the two directions.
         windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
         context: ``"shared"`` or ``"isolated"``: whether merged membranes fire, or each window's.
-        projection: Name of the projection Omega.
-        theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
-        learn_theta: Whether the mixer learns its theta.
-        tau: Decay of the membranes from window to window; the initial one if it is learnt.
-        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay is learnt.
-        threshold: Threshold ``V`` of the neurons; the initial one if it is learnt.
-        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
-        surrogate: Name of the surrogate gradient.
         norm: Whether batch norm follows each synapse.
         cell: Recurrent cell, one of :data:`CELLS`.
+        **neurons: Arguments of :class:`lightning_msnn.nn.neuron.Neurons`.
 
     Raises:
         ConfigurationError: If an argument is not allowed.
@@ -395,26 +353,16 @@ class RecurrentMixer(_Mixer):
         dim: int,
         windows: str = "non_dilated",
         context: str = "shared",
-        projection: str = "sine",
-        theta: float = 0.25,
-        learn_theta: bool = False,
-        tau: float = 0.1,
-        learn_tau: bool | str = True,
-        threshold: float = 0.5,
-        learn_threshold: bool | str = False,
-        surrogate: str = "triangular",
         norm: bool = True,
         cell: str = "lstm",
+        **neurons: Any,
     ) -> None:
         super().__init__(windows, context)
-        if windows == "single":  # nothing is carried, so there is nothing to learn
-            learn_tau = learn_theta = False
+        neuron = Neurons(**neurons)
         self.recurrence = Recurrence(dim, dim, cell)
         self.norm: nn.Module = nn.BatchNorm2d(2 * dim) if norm else nn.Identity()
-        self.membrane = RecurrentMembrane(
-            make_decay(2 * dim, tau, learn_tau), make_projection(projection, theta, learn_theta)
-        )
-        self.spike = Spike(threshold, surrogate, 2 * dim, learn_threshold)
+        self.membrane = neuron.recurrent(2 * dim, windows)
+        self.spike = neuron.spike(2 * dim)
         self.project = Synapse(2 * dim, dim, 1, norm)
 
     def fire(self, spikes: Tensor, before: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ network the list holds the new state in the same order. A scalar in the list sta
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import torch
@@ -17,7 +18,7 @@ from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.functional.fused import merged_coupled_scan, merged_scan
 from lightning_msnn.functional.membrane import coupled_scan, leak, recurrent_scan, scan
 from lightning_msnn.functional.spike import SURROGATES, heaviside
-from lightning_msnn.nn.projection import LearntProjection
+from lightning_msnn.nn.projection import LearntProjection, make_projection
 
 __all__ = [
     "GRAINS",
@@ -25,6 +26,7 @@ __all__ = [
     "FixedDecay",
     "LearntDecay",
     "Membrane",
+    "Neurons",
     "RecurrentMembrane",
     "Spike",
     "grain_size",
@@ -330,3 +332,52 @@ class RecurrentMembrane(_Carrier):
             third = currents[2] + tau * self.projection(before[2], second)
             return [first, second, third, currents[3] + tau * self.projection(before[3], third)]
         return recurrent_scan(currents, before, tau, self.projection)
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """What the neurons of a token mixer are like.
+
+    Args:
+        projection: Name of the projection Omega.
+        theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
+        learn_theta: Whether the mixer learns its theta.
+        tau: Decay of the membranes from window to window; the initial one if it is learnt.
+        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay is learnt.
+        threshold: Threshold ``V`` of the neurons; the initial one if it is learnt.
+        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
+        surrogate: Name of the surrogate gradient.
+    """
+
+    projection: str = "sine"
+    theta: float = 0.25
+    learn_theta: bool = False
+    tau: float = 0.1
+    learn_tau: bool | str = True
+    threshold: float = 0.5
+    learn_threshold: bool | str = False
+    surrogate: str = "triangular"
+
+    def spike(self, channels: int) -> Spike:
+        """Make the threshold of a layer."""
+        return Spike(self.threshold, self.surrogate, channels, self.learn_threshold)
+
+    def first(self, channels: int, windows: str) -> Membrane:
+        """Make the membranes of a first layer."""
+        return Membrane(self._decay(channels, windows))
+
+    def second(self, channels: int, windows: str) -> CoupledMembrane:
+        """Make the membranes of a second layer."""
+        return CoupledMembrane(self._decay(channels, windows), self._omega(windows))
+
+    def recurrent(self, channels: int, windows: str) -> RecurrentMembrane:
+        """Make the membranes of a map that travels from block to block."""
+        return RecurrentMembrane(self._decay(channels, windows), self._omega(windows))
+
+    # Over a single window nothing is carried, so there is nothing to learn.
+
+    def _decay(self, channels: int, windows: str) -> nn.Module:
+        return make_decay(channels, self.tau, windows != "single" and self.learn_tau)
+
+    def _omega(self, windows: str) -> nn.Module:
+        return make_projection(self.projection, self.theta, windows != "single" and self.learn_theta)
