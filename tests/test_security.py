@@ -1,6 +1,7 @@
 """Files made to do harm: each is refused, and a canary proves that nothing of theirs ran."""
 
 import io
+import json
 import pickle
 import sys
 import tarfile
@@ -15,7 +16,7 @@ from lightning_msnn.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_msnn.cli import main
 from lightning_msnn.data.archives import Archive, download_and_extract_archive, extract
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.weights import CONFIG_FILE, read_config
+from lightning_msnn.models.weights import CONFIG_FILE, entries, read_config
 
 QUICK = ["--config", str(Path(__file__).parents[1] / "configs" / "quickstart.yaml"), "--trainer.accelerator", "cpu"]
 
@@ -170,6 +171,29 @@ def test_checkpoint_with_overlapping_members(tmp_path: Path) -> None:
             archive.filelist.append(entry)
     with pytest.raises(ConfigurationError, match="would unpack to 53477376 bytes"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("input_size", [1, 16], "input_size"),
+        ("input_size", [1, -16, 16], "input_size"),
+        ("input_size", [1, 1e9, 16], "input_size"),
+        ("mean", ["x"], "numbers are needed"),
+        ("std", [], "numbers are needed"),
+        ("num_classes", 10**12, "num_classes 1000000000000, but names 10 classes"),
+        ("tag", "../../x", "is of"),
+    ],
+)
+def test_fields_of_a_zoo_entry(tmp_path: Path, field: str, value: Any, message: str) -> None:
+    """A wrong one is left out before a network is made of it."""
+    source = entries()["msnn_resnet12_tiny.digits"]
+    folder = tmp_path / source.name
+    folder.mkdir()
+    fields = {**json.loads((source / CONFIG_FILE).read_text()), field: value}
+    (folder / CONFIG_FILE).write_text(json.dumps(fields))
+    with pytest.raises(ConfigurationError, match=message):
+        read_config(folder)
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"architecture": "a"}', "\xff", "1e999999", "9" * 10_000])
