@@ -1,7 +1,8 @@
 """What the monitors cost: time of training steps with both, logging every 50 steps, over that without, in one run.
 
 Blocks of steps with and without take turns, so that what else the machine does falls on both alike; the ratio is that
-of the medians over the blocks. Prints a table.
+of the medians over the blocks. On a machine that is busy with something else, the processor's time says more than the
+clock's. Prints a table.
 
     python benchmarks/monitor_overhead.py --network msnn_resnet12 --batch_size 128 --blocks 5
 """
@@ -27,20 +28,21 @@ class Turns(Callback):
 
     def __init__(self, monitors: list[Callback], steps: int) -> None:
         self.monitors, self.steps = monitors, steps
-        self.seconds: dict[bool, list[float]] = {True: [], False: []}
-        self.begun = 0.0
+        self.seconds: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+        self.begun = (0.0, 0.0)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):  # noqa: D102
         block, step = divmod(batch_idx, self.steps)
         if step == 0:
-            self.begun = time.perf_counter()
+            self.begun = (time.perf_counter(), time.process_time())
             others = [c for c in trainer.callbacks if c not in self.monitors]
             trainer.callbacks[:] = [*self.monitors, *others] if block % 2 else others
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # noqa: D102
         block, step = divmod(batch_idx, self.steps)
         if step == self.steps - 1 and block >= 2:  # the first of each kind warms up
-            self.seconds[bool(block % 2)].append(time.perf_counter() - self.begun)
+            clock, processor = self.begun
+            self.seconds[bool(block % 2)].append((time.perf_counter() - clock, time.process_time() - processor))
 
 
 def main() -> None:
@@ -71,13 +73,13 @@ def main() -> None:
             enable_model_summary=False,
         )
         trainer.fit(SpikingClassifier(args.network, num_classes=10), DataLoader(data, batch_size=n))
-    without, with_monitors = (statistics.median(turns.seconds[kind]) / steps for kind in (False, True))
     device = torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else platform.processor()
     print(f"{args.network}, {args.image_size}x{args.image_size}, batches of {n}, {device or platform.machine()}")
-    print(f"{'':32} {'ms a step':>10}")
-    print(f"{'without monitors':32} {without * 1e3:10.2f}")
-    print(f"{f'both, every {steps} steps':32} {with_monitors * 1e3:10.2f}")
-    print(f"ratio {with_monitors / without:.4f}, medians of {args.blocks} blocks of {steps} steps, taking turns")
+    print(f"medians of {args.blocks} blocks of {steps} steps, with and without taking turns, ms a step")
+    print(f"{'':20} {'without':>10} {f'every {steps}':>10} {'ratio':>8}")
+    for row, name in enumerate(("clock", "processor")):
+        without, watched = (statistics.median(t[row] for t in turns.seconds[kind]) / steps for kind in (False, True))
+        print(f"{name:20} {without * 1e3:10.2f} {watched * 1e3:10.2f} {watched / without:8.4f}")
 
 
 if __name__ == "__main__":
