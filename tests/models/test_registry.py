@@ -223,8 +223,8 @@ def test_torchscript_trains_alike(name):
 def test_export(name):
     model = lively(make(name))
     batch = torch.export.Dim("batch", min=2, max=64)
-    exported = torch.export.export(model, (torch.randn(2, 3, 32, 32),), dynamic_shapes={"x": {0: batch}}).module()
-    x = torch.randn(5, 3, 32, 32)
+    exported = torch.export.export(model, (torch.randn(2, 3, 16, 16),), dynamic_shapes={"x": {0: batch}}).module()
+    x = torch.randn(5, 3, 16, 16)
     torch.testing.assert_close(exported(x), model(x))
 
 
@@ -233,7 +233,7 @@ def test_compile_without_graph_breaks(name):
     torch._dynamo.reset()  # its limit of recompilations counts those of all networks
     model = lively(make(name, depths=(2, 1, 1, 1)))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    x = torch.randn(2, 3, 16, 16)  # a recurrence is unrolled, token by token
+    x = torch.randn(2, 3, 8, 8)  # a recurrence is unrolled, token by token
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
     model.train()
     compiled(x).square().sum().backward()
