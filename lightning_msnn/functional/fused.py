@@ -2,30 +2,26 @@
 
 They compute what :func:`~lightning_msnn.functional.split`, :func:`~lightning_msnn.functional.scan` or
 :func:`~lightning_msnn.functional.coupled_scan`, and :func:`~lightning_msnn.functional.merge` compute one after another,
-but write each membrane straight to its place on the map and keep nothing for the backward pass but membranes. Where
-windows are a partition, a scan is a single pass over the map. They have no second derivative.
-
-Where windows overlap, the mean over them is folded into weights: with ``u_k = tau u_(k-1) + I_k`` and ``w_k`` one over
-the number of windows that cover a pixel, ``merge(u) = I + sum_k w_k tau u_(k-1)``, since the ``w_k I_k`` of a pixel add
-up to its ``I``.
+but keep nothing for the backward pass except membranes. Two sets of kernels do the work:
+:mod:`~lightning_msnn.functional.triton_scan` on a CUDA device, where Triton is installed, and
+:mod:`~lightning_msnn.functional.eager_scan` everywhere else. Under ``torch.compile`` each scan is an operator of its
+own, so that the compiler need not take the windows apart. They have no second derivative.
 """
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_msnn.functional.projection import sine
-from lightning_msnn.functional.windows import count, side, split
+from lightning_msnn.functional import eager_scan
+from lightning_msnn.functional.eager_scan import BATCH, window_buffer
+from lightning_msnn.functional.windows import count, side
 
-__all__ = ["BATCH", "can_fuse", "merged_coupled_scan", "merged_scan"]
-
-BATCH = "batch"
-"""Windows that lie one after another on the batch axis, ``(4 B, C, h, w)``, and are merged by no one."""
+__all__ = ["BATCH", "can_fuse", "merged_coupled_scan", "merged_scan", "partitions"]
 
 Omega = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -44,255 +40,191 @@ def can_fuse(kind: str, height: int, width: int) -> bool:
     return count(kind, height, width) == 4 and not (kind == "grid" and (height % 2 or width % 2))
 
 
-def _partitions(kind: str, height: int, width: int) -> bool:
+def partitions(kind: str, height: int, width: int) -> bool:
+    """Whether each pixel of a map that can be fused is in one window only.
+
+    Args:
+        kind: Kind of windows.
+        height: Height of the map in pixels.
+        width: Width of the map in pixels.
+    """
     return kind in (BATCH, "grid") or (2 * side(kind, height) == height and 2 * side(kind, width) == width)
 
 
-def _views(x: Tensor, kind: str) -> list[Tensor]:
-    """The four windows of a map, as views."""
-    return list(x.unflatten(0, (4, -1)).unbind(0)) if kind == BATCH else split(x, kind)  # type: ignore[no-untyped-call]
+@lru_cache(maxsize=1)
+def _triton_scan() -> ModuleType | None:
+    """The kernels for CUDA, None where Triton is not installed."""
+    try:
+        from lightning_msnn.functional import triton_scan
+    except ImportError:
+        return None
+    return triton_scan
 
 
-@lru_cache(maxsize=64)
-def _shares(kind: str, height: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """One over the number of windows that cover each pixel, cut into the windows, each ``(h, w)``."""
-    covered = torch.zeros(1, 1, height, width)
-    for window in split(covered, kind):
-        window += 1.0
-    return tuple(s[0, 0].to(device, dtype, copy=True) for s in split(1.0 / covered, kind))
+def _kernels(current: Tensor, omega: str = "sine") -> Any:
+    """Choose the kernels for a map and a projection."""
+    kernels = _triton_scan() if current.is_cuda else None
+    if kernels is None or current.dtype not in kernels.DTYPES or omega not in kernels.OMEGAS:
+        return eager_scan
+    return kernels
 
 
-def _sum_to(x: Tensor, parameter: Tensor) -> Tensor:
-    """Sum the gradient of a decay or a theta over all that shares it."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    total = x.sum(dtype=wide) if parameter.numel() == 1 else x.sum((0, 2, 3), dtype=wide)
-    return total.reshape(parameter.shape).to(parameter.dtype)
-
-
-def _vjp(
-    omega: Omega, a: Tensor, b: Tensor, theta: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """A projection's value and the gradients of its arguments, given that of its value; None stands for zero."""
-    if omega is sine:
-        c = (math.pi * theta).to(a.dtype)
-        angle = b * c
-        cosine, slope = torch.cos(angle), torch.sin(angle)
-        inner = cosine * a * c
-        outer = torch.cos(inner).mul_(grad).mul_(2.0)  # gradient of inner
-        by_theta = None
-        if theta.requires_grad:
-            by_theta = _sum_to((cosine - angle * slope).mul_(a).mul_(outer).mul_(math.pi), theta)
-        by_b = slope.mul_(a).mul_(outer).mul_(-c * c)
-        by_a = outer.mul_(cosine).mul_(c)
-        return torch.sin(inner).mul_(2.0), by_a, by_b, by_theta
-    with torch.enable_grad():
-        inputs = [a.detach().requires_grad_(), b.detach().requires_grad_()]
-        moving = theta.requires_grad
-        radian = theta.detach().requires_grad_(moving)
-        value = omega(inputs[0], inputs[1], radian)
-        wanted = [*inputs, radian] if moving else inputs
-        grads = torch.autograd.grad(value, wanted, grad, allow_unused=True)
-    return value.detach(), grads[0], grads[1], grads[2] if moving else None
+def _partitions(current: Tensor, kind: str) -> bool:
+    return partitions(kind, current.shape[2], current.shape[3])
 
 
 class _Scan(torch.autograd.Function):
-    """Layer 1 over a partition: the currents' map in, the membranes' map out."""
+    """Layer 1. Where windows are a partition the second output is the first, and is not returned."""
 
     @staticmethod
-    def forward(ctx: Any, current: Tensor, tau: Tensor, kind: str) -> Tensor:
-        membrane = torch.empty_like(current)
-        decay = tau.to(current.dtype)
-        i, u = _views(current, kind), _views(membrane, kind)
-        u[0].copy_(i[0])
-        for k in range(1, 4):
-            torch.addcmul(i[k], u[k - 1], decay, out=u[k])
-        ctx.save_for_backward(membrane, tau)
-        ctx.kind = kind
-        return membrane
+    def forward(ctx: Any, current: Tensor, tau: Tensor, kind: str) -> Tensor | tuple[Tensor, Tensor]:
+        ctx.kind, ctx.partition = kind, _partitions(current, kind)
+        merged, windows = _kernels(current).scan_forward(current, tau, kind, ctx.partition)
+        ctx.save_for_backward(windows, tau)
+        return merged if ctx.partition else (merged, windows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        membrane, tau = ctx.saved_tensors
-        decay = tau.to(grad.dtype)
-        by_current = torch.empty_like(grad)
-        g, d, u = (_views(x, ctx.kind) for x in (grad, by_current, membrane))
-        d[3].copy_(g[3])
-        for k in range(2, -1, -1):
-            torch.addcmul(g[k], d[k + 1], decay, out=d[k])
-        by_tau: Tensor | None = None
-        if ctx.needs_input_grad[1]:
-            by_tau = torch.stack([_sum_to(d[k] * u[k - 1], tau) for k in range(1, 4)]).sum(0)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        windows, tau = ctx.saved_tensors
+        by_windows = None if ctx.partition else grads[1]
+        by_current, by_tau = _kernels(grads[0]).scan_backward(
+            grads[0], by_windows, windows, tau, ctx.kind, ctx.partition, ctx.needs_input_grad[1]
+        )
         return by_current, by_tau, None
 
 
 class _CoupledScan(torch.autograd.Function):
-    """Layer 2 over a partition: the currents' map and the membranes' map of layer 1 in, the membranes' map out."""
+    """Layer 2."""
 
     @staticmethod
-    def forward(
-        ctx: Any, current: Tensor, first: Tensor, tau: Tensor, theta: Tensor, omega: Omega, kind: str
-    ) -> Tensor:
-        membrane = torch.empty_like(current)
-        decay = tau.to(current.dtype)
-        i, a, u = (_views(x, kind) for x in (current, first, membrane))
-        u[0].copy_(i[0])
-        for k in range(1, 4):
-            torch.addcmul(i[k], omega(a[k - 1], u[k - 1], theta), decay, out=u[k])
-        ctx.save_for_backward(membrane, first, tau, theta)
-        ctx.omega, ctx.kind = omega, kind
-        return membrane
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        membrane, first, tau, theta = ctx.saved_tensors
-        decay = tau.to(grad.dtype)
-        by_current, by_first = grad.clone(), torch.empty_like(first)
-        d, f, a, u = (_views(x, ctx.kind) for x in (by_current, by_first, first, membrane))
-        f[3].zero_()
-        by_tau, by_theta = _backward_through_windows(d, f, a, u, tau, decay, theta, ctx)
-        return by_current, by_first, by_tau, by_theta, None, None
-
-
-def _backward_through_windows(
-    d: list[Tensor],
-    f: list[Tensor],
-    a: list[Tensor],
-    u: list[Tensor],
-    tau: Tensor,
-    decay: Tensor,
-    theta: Tensor,
-    ctx: Any,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Take the gradients of layer 2's membranes from the last window to the first.
-
-    Args:
-        d: Gradients of layer 2's membranes by window, to which those that come through later windows are added.
-        f: Where the gradients of layer 1's membranes in the first three windows are written.
-        a: Membranes of layer 1.
-        u: Membranes of layer 2.
-        tau: The decay.
-        decay: The decay in the data type of the membranes.
-        theta: The radian factor.
-        ctx: The operation's context.
-
-    Returns:
-        Gradients of tau and theta, None where they are not needed.
-    """
-    by_tau: Tensor | None = None
-    by_theta: Tensor | None = None
-    for k in range(3, 0, -1):
-        value, by_a, by_b, moved = _vjp(ctx.omega, a[k - 1], u[k - 1], theta, d[k] * decay)
-        if by_a is None:
-            f[k - 1].zero_()
-        else:
-            f[k - 1].copy_(by_a)
-        if by_b is not None:
-            d[k - 1].add_(by_b)
-        if ctx.needs_input_grad[2]:
-            share = _sum_to(value.mul_(d[k]), tau)
-            by_tau = share if by_tau is None else by_tau + share
-        if moved is not None:
-            by_theta = moved if by_theta is None else by_theta + moved
-    return by_tau, by_theta
-
-
-def _buffer(x: Tensor, windows: int, h: int, w: int) -> Tensor:
-    """Uninitialised windows ``(windows, B, C, h, w)``, each in the memory order of ``x``."""
-    batch, channels = x.shape[:2]
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        return x.new_empty(windows, batch, h, w, channels).permute(0, 1, 4, 2, 3)
-    return x.new_empty(windows, batch, channels, h, w)
-
-
-class _OverlappingScan(torch.autograd.Function):
-    """Layer 1 over windows that overlap: the merged map, and the first three windows' own membranes."""
-
-    @staticmethod
-    def forward(ctx: Any, current: Tensor, tau: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        height, width = current.shape[2:]
-        decay = tau.to(current.dtype)
-        merged = current.clone()
-        i, m = split(current, kind), split(merged, kind)
-        shares = _shares(kind, height, width, current.dtype, current.device)
-        u = _buffer(current, 3, *i[0].shape[2:])
-        u[0].copy_(i[0])
-        for k in range(1, 4):
-            m[k].addcmul_(u[k - 1], decay * shares[k])
-            if k < 3:
-                torch.addcmul(i[k], u[k - 1], decay, out=u[k])
-        ctx.save_for_backward(u, tau)
-        ctx.kind = kind
-        return merged, u
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, by_u: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        u, tau = ctx.saved_tensors
-        height, width = grad.shape[2:]
-        decay = tau.to(grad.dtype)
-        shares = _shares(ctx.kind, height, width, grad.dtype, grad.device)
-        g = split(grad, ctx.kind)
-        by_current = grad.clone()
-        c = split(by_current, ctx.kind)
-        by_tau = None
-        d = g[3] * shares[3]
-        for k in range(3, 0, -1):
-            if ctx.needs_input_grad[1]:
-                share = _sum_to(d * u[k - 1], tau)
-                by_tau = share if by_tau is None else by_tau + share
-            # What window k-1 is owed beyond its share of the merged map's gradient, which is in the map already.
-            owed = torch.addcmul(by_u[k - 1], d, decay)
-            c[k - 1].add_(owed)
-            if k > 1:
-                d = owed.addcmul_(g[k - 1], shares[k - 1])
-        return by_current, by_tau, None
-
-
-class _OverlappingCoupledScan(torch.autograd.Function):
-    """Layer 2 over windows that overlap: the merged map."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, current: Tensor, first: Tensor, tau: Tensor, theta: Tensor, omega: Omega, kind: str
-    ) -> Tensor:
-        height, width = current.shape[2:]
-        decay = tau.to(current.dtype)
-        merged = current.clone()
-        i, m = split(current, kind), split(merged, kind)
-        shares = _shares(kind, height, width, current.dtype, current.device)
-        u = _buffer(current, 3, *i[0].shape[2:])
-        u[0].copy_(i[0])
-        for k in range(1, 4):
-            value = omega(first[k - 1], u[k - 1], theta)
-            m[k].addcmul_(value, decay * shares[k])
-            if k < 3:
-                torch.addcmul(i[k], value, decay, out=u[k])
-        ctx.save_for_backward(u, first, tau, theta)
-        ctx.omega, ctx.kind = omega, kind
-        return merged
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        u, first, tau, theta = ctx.saved_tensors
-        height, width = grad.shape[2:]
-        decay = tau.to(grad.dtype)
-        shares = _shares(ctx.kind, height, width, grad.dtype, grad.device)
-        g = split(grad, ctx.kind)
-        owed = _buffer(grad, 4, *g[0].shape[2:])
-        for k in range(4):
-            torch.mul(g[k], shares[k], out=owed[k])
-        by_first = torch.empty_like(first)
-        d = list(owed.unbind(0))
-        by_tau, by_theta = _backward_through_windows(
-            d, list(by_first.unbind(0)), list(first.unbind(0)), list(u.unbind(0)), tau, decay, theta, ctx
+    def forward(ctx: Any, current: Tensor, first: Tensor, tau: Tensor, theta: Tensor, omega: str, kind: str) -> Tensor:
+        ctx.omega, ctx.kind, ctx.partition = omega, kind, _partitions(current, kind)
+        merged, windows = _kernels(current, omega).coupled_forward(
+            current, first, tau, theta, omega, kind, ctx.partition
         )
-        by_current = torch.zeros_like(grad)
-        for c, gradient in zip(split(by_current, ctx.kind), d, strict=True):
-            c.add_(gradient)
-        return by_current, by_first, by_tau, by_theta, None, None
+        ctx.save_for_backward(windows, first, tau, theta)
+        result: Tensor = merged
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        gradients = _kernels(grad, ctx.omega).coupled_backward(
+            grad, *ctx.saved_tensors, ctx.omega, ctx.kind, ctx.partition, *ctx.needs_input_grad[2:4]
+        )
+        return *gradients, None, None
+
+
+# Operators for torch.compile. What they return must not share memory, hence the empty tensors.
+
+
+@torch.library.custom_op("lightning_msnn::scan", mutates_args=())
+def _scan_op(current: Tensor, tau: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    partition = _partitions(current, kind)
+    merged, windows = _kernels(current).scan_forward(current, tau, kind, partition)
+    return merged, merged.new_empty(0) if partition else windows
+
+
+@_scan_op.register_fake
+def _(current: Tensor, tau: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    partition = _partitions(current, kind)
+    return torch.empty_like(current), current.new_empty(0) if partition else window_buffer(current, kind)
+
+
+@torch.library.custom_op("lightning_msnn::scan_backward", mutates_args=())
+def _scan_backward_op(
+    grad: Tensor, by_windows: Tensor, windows: Tensor, tau: Tensor, kind: str, wants_tau: bool
+) -> tuple[Tensor, Tensor]:
+    partition = _partitions(grad, kind)
+    by_current, by_tau = _kernels(grad).scan_backward(
+        grad, None if partition else by_windows, windows, tau, kind, partition, wants_tau
+    )
+    return by_current, torch.zeros_like(tau) if by_tau is None else by_tau
+
+
+@_scan_backward_op.register_fake
+def _(
+    grad: Tensor, by_windows: Tensor, windows: Tensor, tau: Tensor, kind: str, wants_tau: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad), torch.empty_like(tau)
+
+
+def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    current, tau, ctx.kind = inputs
+    merged, windows = output
+    ctx.save_for_backward(merged if _partitions(current, ctx.kind) else windows, tau)
+
+
+def _scan_autograd(ctx: Any, grad: Tensor, by_windows: Tensor) -> tuple[Tensor, Tensor, None]:
+    windows, tau = ctx.saved_tensors
+    return *_scan_backward_op(grad, by_windows, windows, tau, ctx.kind, ctx.needs_input_grad[1]), None
+
+
+_scan_op.register_autograd(_scan_autograd, setup_context=_scan_setup)
+
+
+@torch.library.custom_op("lightning_msnn::coupled_scan", mutates_args=())
+def _coupled_op(
+    current: Tensor, first: Tensor, tau: Tensor, theta: Tensor, omega: str, kind: str
+) -> tuple[Tensor, Tensor]:
+    partition = _partitions(current, kind)
+    merged, windows = _kernels(current, omega).coupled_forward(current, first, tau, theta, omega, kind, partition)
+    return merged, merged.new_empty(0) if partition else windows
+
+
+@_coupled_op.register_fake
+def _(current: Tensor, first: Tensor, tau: Tensor, theta: Tensor, omega: str, kind: str) -> tuple[Tensor, Tensor]:
+    partition = _partitions(current, kind)
+    return torch.empty_like(current), current.new_empty(0) if partition else window_buffer(current, kind)
+
+
+@torch.library.custom_op("lightning_msnn::coupled_scan_backward", mutates_args=())
+def _coupled_backward_op(
+    grad: Tensor,
+    windows: Tensor,
+    first: Tensor,
+    tau: Tensor,
+    theta: Tensor,
+    omega: str,
+    kind: str,
+    wants_tau: bool,
+    wants_theta: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    by_current, by_first, by_tau, by_theta = _kernels(grad, omega).coupled_backward(
+        grad, windows, first, tau, theta, omega, kind, _partitions(grad, kind), wants_tau, wants_theta
+    )
+    by_tau = torch.zeros_like(tau) if by_tau is None else by_tau
+    return by_current, by_first, by_tau, torch.zeros_like(theta) if by_theta is None else by_theta
+
+
+@_coupled_backward_op.register_fake
+def _(
+    grad: Tensor,
+    windows: Tensor,
+    first: Tensor,
+    tau: Tensor,
+    theta: Tensor,
+    omega: str,
+    kind: str,
+    wants_tau: bool,
+    wants_theta: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(grad), torch.empty_like(first), torch.empty_like(tau), torch.empty_like(theta)
+
+
+def _coupled_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    current, first, tau, theta, ctx.omega, ctx.kind = inputs
+    merged, windows = output
+    ctx.save_for_backward(merged if _partitions(current, ctx.kind) else windows, first, tau, theta)
+
+
+def _coupled_autograd(ctx: Any, grad: Tensor, by_windows: Tensor) -> tuple[Any, ...]:
+    gradients = _coupled_backward_op(grad, *ctx.saved_tensors, ctx.omega, ctx.kind, *ctx.needs_input_grad[2:4])
+    return *gradients, None, None
+
+
+_coupled_op.register_autograd(_coupled_autograd, setup_context=_coupled_setup)
 
 
 def merged_scan(current: Tensor, tau: Tensor, kind: str) -> tuple[Tensor, Tensor]:
@@ -307,16 +239,15 @@ def merged_scan(current: Tensor, tau: Tensor, kind: str) -> tuple[Tensor, Tensor
         The merged membrane, shape of ``current``, and the windows' own membranes as :func:`merged_coupled_scan` takes
         them: the same map where windows are a partition, else ``(3, B, C, h, w)``, since no one asks for the last.
     """
-    merged: Tensor
-    windows: Tensor
-    if _partitions(kind, current.shape[2], current.shape[3]):
-        merged = _Scan.apply(current, tau, kind)  # type: ignore[no-untyped-call]
-        return merged, merged
-    merged, windows = _OverlappingScan.apply(current, tau, kind)  # type: ignore[no-untyped-call]
-    return merged, windows
+    partition = _partitions(current, kind)
+    if torch.compiler.is_compiling():
+        merged, windows = _scan_op(current, tau, kind)
+        return merged, merged if partition else windows
+    scanned = _Scan.apply(current, tau, kind)  # type: ignore[no-untyped-call]
+    return (scanned, scanned) if partition else scanned
 
 
-def merged_coupled_scan(current: Tensor, first: Tensor, tau: Tensor, theta: Tensor, omega: Omega, kind: str) -> Tensor:
+def merged_coupled_scan(current: Tensor, first: Tensor, tau: Tensor, theta: Tensor, omega: str, kind: str) -> Tensor:
     """Layer 2 on a map: cut into windows, scan, merge.
 
     Args:
@@ -324,13 +255,14 @@ def merged_coupled_scan(current: Tensor, first: Tensor, tau: Tensor, theta: Tens
         first: Membranes of layer 1 as :func:`merged_scan` returned them.
         tau: Decay of the membrane from one window to the next, a scalar or ``(C, 1, 1)``.
         theta: Radian factor of the projection in units of pi, a scalar tensor.
-        omega: The projection, one of :data:`lightning_msnn.functional.PROJECTIONS`.
+        omega: Name of the projection, one of :data:`lightning_msnn.functional.PROJECTIONS`.
         kind: Kind of windows, which :func:`can_fuse`.
 
     Returns:
         The merged membrane, shape of ``current``.
     """
-    partition = _partitions(kind, current.shape[2], current.shape[3])
-    function = _CoupledScan if partition else _OverlappingCoupledScan
-    merged: Tensor = function.apply(current, first, tau, theta, omega, kind)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        compiled: Tensor = _coupled_op(current, first, tau, theta, omega, kind)[0]
+        return compiled
+    merged: Tensor = _CoupledScan.apply(current, first, tau, theta, omega, kind)  # type: ignore[no-untyped-call]
     return merged

@@ -1,7 +1,7 @@
 """Batch norm folded away for inference: into the synapse before it, or into the thresholds after it."""
 
 import copy
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn.blocks import Encoder, PatchMerging, Stem
 from lightning_msnn.nn.mixers import Synapse
+from lightning_msnn.nn.neuron import Spike
 
 __all__ = ["ThresholdEncoder", "fold_batch_norm"]
 
@@ -27,7 +28,8 @@ class ThresholdEncoder(nn.Module):
     """
 
     level: Tensor
-    inverted: Tensor
+    sign: Tensor
+    mixed: Final[bool]
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -43,16 +45,22 @@ class ThresholdEncoder(nn.Module):
         # A channel of scale 0 always fires or never does.
         always = torch.where(shift >= threshold, -torch.inf, torch.inf).to(fixed.dtype)
         level = torch.where(scale == 0, always, level)
-        # "x <= level" is "not x >= the next number after level".
-        after = torch.nextafter(level, torch.full_like(level, torch.inf))
-        self.register_buffer("level", torch.where(scale < 0, after, level).view(-1, 1, 1))
-        self.register_buffer("inverted", (scale < 0).view(-1, 1, 1))
+        # "x <= level" is "-x >= -level".
+        sign = torch.where(scale < 0, -1.0, 1.0).to(fixed.dtype)
+        self.register_buffer("level", (level * sign).view(-1, 1, 1))
+        self.register_buffer("sign", sign.view(-1, 1, 1))
+        self.mixed = bool((scale < 0).any())
         # What counts spikes knows a layer of neurons by its threshold.
         self.threshold = encoder.spike.threshold
 
     def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
         """Map the residual stream ``(B, C, H, W)`` to spikes of that shape; ``state`` is not touched."""
-        return torch.logical_xor(x >= self.level, self.inverted).to(x.dtype)
+        if self.mixed:
+            x = x * self.sign.to(x.dtype)
+        level = self.level.to(x.dtype)
+        if torch.jit.is_scripting() or torch.compiler.is_compiling():
+            return (x >= level).to(x.dtype)
+        return torch.ge(x, level, out=torch.empty_like(x))  # see heaviside
 
 
 def fold_batch_norm(model: M) -> M:
@@ -73,13 +81,18 @@ def fold_batch_norm(model: M) -> M:
     """
     if model.training:
         raise ConfigurationError("batch norm can only be folded in evaluation mode: call eval() first")
+
+    def foldable(encoder: Encoder) -> bool:
+        # A ReLU, which a twin has in the place of spikes, passes on values that need the scale.
+        return isinstance(encoder.norm, nn.BatchNorm2d) and isinstance(encoder.spike, Spike)
+
     folded = copy.deepcopy(model)
+    one_step = getattr(model, "time_steps", 1) == 1
     for parent in list(folded.modules()):
         if isinstance(parent, Synapse | Stem | PatchMerging) and isinstance(parent.norm, nn.BatchNorm2d):
             parent.conv = fuse_conv_bn_eval(parent.conv, parent.norm)
             parent.norm = nn.Identity()
         for name, child in parent.named_children():
-            one_step = getattr(model, "time_steps", 1) == 1
-            if isinstance(child, Encoder) and isinstance(child.norm, nn.BatchNorm2d) and one_step:
+            if isinstance(child, Encoder) and one_step and foldable(child):
                 setattr(parent, name, ThresholdEncoder(child))
     return folded.requires_grad_(False)

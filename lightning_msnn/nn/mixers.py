@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final
 import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_msnn.errors import ConfigurationError, choose, suggestion
@@ -19,13 +20,50 @@ from lightning_msnn.functional.fused import BATCH, can_fuse
 from lightning_msnn.functional.windows import WINDOWS, count, merge, split
 from lightning_msnn.nn.neuron import Neurons
 
-__all__ = ["CELLS", "CONTEXTS", "AttentionMixer", "ConvMixer", "Recurrence", "RecurrentMixer", "Synapse"]
+__all__ = [
+    "CELLS",
+    "CONTEXTS",
+    "AttentionMixer",
+    "CentredConv2d",
+    "ConvMixer",
+    "Recurrence",
+    "RecurrentMixer",
+    "Synapse",
+]
 
 CONTEXTS: tuple[str, ...] = ("shared", "isolated")
 """What a synapse sees beyond the border of a window: the rest of the map, or zeros."""
 
 CELLS: dict[str, int] = {"lstm": 4, "gru": 3, "rnn": 1}
 """Recurrent cells by the name that configurations use, and how many gates each has."""
+
+
+@register_notrace_module  # what is read of the kernel depends on the size of the map
+class CentredConv2d(nn.Conv2d):
+    """A convolution of odd kernel that keeps the size of the map, and skips what falls on its padding throughout.
+
+    On a map or window of a single row or column only the middle of the kernel meets pixels: in the last stage, cut into
+    windows of one pixel, one weight in nine.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the kernel in pixels, odd.
+        bias: Whether there is a bias.
+        groups: Groups of channels that do not see each other.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool, groups: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias, groups=groups)
+        self.reach = kernel_size // 2
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows, columns = self.reach, self.reach
+        if input.shape[2] == 1:
+            weight, rows = weight[:, :, rows : rows + 1], 0
+        if input.shape[3] == 1:
+            weight, columns = weight[:, :, :, columns : columns + 1], 0
+        return F.conv2d(input, weight, bias, [1, 1], [rows, columns], [1, 1], self.groups)
 
 
 class Synapse(nn.Module):
@@ -43,9 +81,11 @@ class Synapse(nn.Module):
         self, in_channels: int, out_channels: int, kernel_size: int = 1, norm: bool = True, groups: int = 1
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not norm, groups=groups
-        )
+        self.conv: nn.Conv2d
+        if kernel_size > 1:
+            self.conv = CentredConv2d(in_channels, out_channels, kernel_size, not norm, groups)
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=not norm, groups=groups)
         self.norm: nn.Module = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
 
     def forward(self, spikes: Tensor) -> Tensor:
@@ -150,9 +190,10 @@ class _Mixer(nn.Module):
     def fuses(self, height: int, width: int) -> bool:
         """Whether the scans run as one operation each.
 
-        Not under a compiler, which fuses the plain ones, and not where something watches each operation.
+        Not in an exported program, which is to run where this package is not installed, and not where something watches
+        each operation.
         """
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        if torch.compiler.is_exporting() or is_in_torch_dispatch_mode():
             return False
         return count(self.windows, height, width) == 4 and can_fuse(self.layout, height, width)
 

@@ -292,7 +292,7 @@ class CoupledMembrane(_Carrier):
     def merged(self, current: Tensor, first: Tensor, layout: str) -> Tensor:
         """Cut, scan and merge in one operation: see :func:`lightning_msnn.functional.fused.merged_coupled_scan`."""
         omega: Any = self.projection
-        return merged_coupled_scan(current, first, self.decay(), omega.radian(), omega.omega, layout)
+        return merged_coupled_scan(current, first, self.decay(), omega.radian(), omega.name, layout)
 
 
 class RecurrentMembrane(_Carrier):

@@ -36,7 +36,7 @@ def test_equals_the_plain_scans(kind, size, projection, by_channel, layout):
     current1, current2, tau1, tau2, theta = inputs
     assert can_fuse(kind, *size)
     merged1, first = merged_scan(current1, tau1, kind)
-    merged2 = merged_coupled_scan(current2, first, tau2, theta, omega, kind)
+    merged2 = merged_coupled_scan(current2, first, tau2, theta, projection, kind)
     got = torch.cat([merged1, merged2])
 
     u1 = scan(cut(current1, kind), tau1)
@@ -49,13 +49,27 @@ def test_equals_the_plain_scans(kind, size, projection, by_channel, layout):
     torch.testing.assert_close(gradients, wanted)
 
 
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("kind", ["dilated", "grid", BATCH])
+def test_backward_twice(kind, projection):
+    """A backward pass leaves what the forward pass saved as it was."""
+    inputs = leaves(kind, (8, 8), torch.float64, True, torch.channels_last)
+    merged, first = merged_scan(inputs[0], inputs[2], kind)
+    out = merged + merged_coupled_scan(inputs[1], first, inputs[3], inputs[4], projection, kind)
+    once, twice = (
+        torch.autograd.grad(out.sum(), inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for _ in range(2)
+    )
+    torch.testing.assert_close(once, twice, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "size"), CASES)
 def test_other_types(kind, size, dtype):
     """In float32 to 1e-5; in bf16 the decay, a float32 parameter, does not widen the membranes."""
     current1, current2, tau, _, theta = leaves(kind, size, torch.float32, True, torch.channels_last)
     merged1, first = merged_scan(current1.to(dtype), tau, kind)
-    merged2 = merged_coupled_scan(current2.to(dtype), first, tau, theta, PROJECTIONS["sine"], kind)
+    merged2 = merged_coupled_scan(current2.to(dtype), first, tau, theta, "sine", kind)
     assert merged1.dtype == merged2.dtype == dtype
     u1 = scan(cut(current1, kind), tau)
     u2 = coupled_scan(cut(current2, kind), u1, tau, lambda a, b: PROJECTIONS["sine"](a, b, theta))

@@ -3,11 +3,13 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS, SURROGATES, WINDOWS, merge, split
 from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.nn import CELLS, CONTEXTS, AttentionMixer, ConvMixer, RecurrentMixer, Spike
+from lightning_msnn.nn.mixers import CentredConv2d
 from tests.conftest import GOLDEN
 
 
@@ -316,3 +318,19 @@ def test_fused_scans_equal_plain_ones_in_a_mixer(windows, context, projection, l
         got = torch.autograd.grad(a, list(fused.parameters()), upstream, allow_unused=True)
         wanted = torch.autograd.grad(b, list(plain.parameters()), upstream, allow_unused=True)
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 1), (3, 3)])
+def test_a_convolution_skips_what_falls_on_padding(size, groups):
+    ours = CentredConv2d(4, 6, 3, True, groups).double()
+    theirs = nn.Conv2d(4, 6, 3, padding=1, groups=groups).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, 6, *size, dtype=torch.float64)
+    results = []
+    for conv in (ours, theirs, torch.jit.script(ours)):
+        out = conv(x)
+        results.append((out, *torch.autograd.grad(out, [x, *conv.parameters()], upstream)))
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[2], results[1])
