@@ -66,7 +66,11 @@ FIELDS: dict[str, str] = {
     "spikes_read": "places of spikes read, one bit each",
     "spikes_written": "places of spikes written, one bit each",
     "input_spikes": "spikes that enter synapses",
+    "convolved_spikes": "spikes that enter convolutions",
     "potentials": "membranes that synapses of spikes add to",
+    "input_reads": "reads of analogue inputs: one for each value in a linear layer, else one for each operation",
+    "addresses": "addresses of analogue synapses: inputs, outputs, and of convolutions a kernel by output channel",
+    "calls": "samples that pass a layer of synapses, once for each time step and window",
 }
 """What is counted, by the name that profiles use, in the order of the columns of a tensor of counts."""
 
@@ -140,7 +144,11 @@ _DRAM_SOURCE = "DRAM, 64 bits: 1.3 to 2.6 nJ; the lower figure, divided by 8 byt
 
 
 def _access(size: Tensor) -> Tensor:
-    """Energy in pJ of one 32-bit access to an SRAM of ``size`` bytes, linear between the points of Lemaire et al."""
+    """Energy in pJ of one 32-bit access to an SRAM of ``size`` bytes.
+
+    Linear between nothing and the points of Horowitz, constant above. There they are of 64 bits; Lemaire et al. take
+    them for 32.
+    """
     energy = torch.zeros_like(size)
     points = ((0.0, 0.0), (8192.0, 10.0), (32768.0, 20.0), (1048576.0, 100.0))
     for (x0, y0), (x1, y1) in pairwise(points):
@@ -148,29 +156,39 @@ def _access(size: Tensor) -> Tensor:
     return energy
 
 
-def _lemaire(counts: Tensor, samples: float, parameters: Tensor, skip_zeros: bool) -> dict[str, Tensor]:
+def _lemaire(counts: Tensor, _samples: float, parameters: Tensor, skip_zeros: bool) -> dict[str, Tensor]:
     """Model of Lemaire et al. 2022: memory accesses, synaptic operations and the computation of addresses.
 
-    Every word has 32 bits; a memory is as large as what it holds, and an access costs by its size. Spiking synapses
-    read a spike from a queue of 1,000 words, and for each synaptic operation a weight and a potential, which they write
-    back; the address of a spike costs two multiply-accumulates, that of each potential an addition. Analogue synapses
-    read a weight and an input for each multiply-accumulate and write each output once.
+    Every word has 32 bits; a memory is as large as what a layer holds in one call, however many time steps call it, and
+    an access costs by its size. Spiking synapses read a spike from a queue of 1,000 words, and for each synaptic
+    operation a weight and a potential, which they write back; each synaptic operation costs an addition for its
+    address, and each spike that enters a convolution two multiply-accumulates. Analogue synapses read a weight for each
+    multiply-accumulate and an input for each in a convolution, but each input once in a linear layer, and write each
+    output once; addresses cost an addition for each input and output and, in a convolution, for each place of the
+    kernel of each output channel.
+
+    It differs from the paper on purpose: borders and strides are exact, where the paper has each spike or output meet
+    the whole kernel; no bias is read, and a reset adds nothing; an analogue input of a spiking network is that of an
+    ordinary analogue layer. Where zeros are skipped, they are not read either. A product of two activations, which the
+    paper does not have, reads one value for each multiply-accumulate, and its addresses are those of a linear layer.
     """
     c = {name: counts[:, i].double() for name, i in COLUMN.items()}
     add, mac = 0.1, 3.2
     word = 4.0
-    each = 1.0 / max(samples, 1.0)
+    each = 1.0 / c["calls"].clamp(min=1.0)
     acs = c["accumulates"]
-    macs = c["effective_multiply_accumulates" if skip_zeros else "multiply_accumulates"]
-    spiking = (acs > 0).double()
+    every = c["multiply_accumulates"]
+    macs = c["effective_multiply_accumulates"] if skip_zeros else every
+    reads = c["input_reads"] * (macs / every.clamp(min=1.0))
+    spiking, analogue = (acs > 0).double(), (macs > 0).double()
     weights = _access(word * parameters.double())
     potentials = _access(word * c["potentials"] * each)
     queue = _access(torch.full_like(acs, 1000.0 * word))
     inputs, outputs = (_access(word * c[name] * each) for name in ("values_read", "values_written"))
     memory = acs * (weights + 2.0 * potentials) + c["input_spikes"] * queue
     memory = memory + c["spikes"] * queue + 2.0 * c["potentials"] * spiking * potentials
-    memory = memory + macs * (weights + inputs) + c["values_written"] * outputs * (macs > 0).double()
-    address = c["input_spikes"] * 2.0 * mac + acs * add + (c["values_read"] + c["values_written"]) * add
+    memory = memory + macs * weights + reads * inputs + c["values_written"] * outputs * analogue
+    address = c["convolved_spikes"] * 2.0 * mac + (acs + c["addresses"]) * add
     return {
         "accumulates": acs * add,
         "multiply-accumulates": macs * mac,
@@ -213,8 +231,9 @@ PROFILES: dict[str, Profile] = {
         "M. Davies et al., Loihi: A Neuromorphic Manycore Processor with On-Chip Learning, IEEE Micro 2018, 14 nm",
         {"accumulates": 23.6, "neurons": 81.0, "membrane_updates": 0.0},
         {
-            "accumulates": "energy per synaptic spike operation, minimum: 23.6 pJ",
-            "neurons": "energy per neuron update, active: 81 pJ",
+            "accumulates": "energy per synaptic spike operation, minimum: 23.6 pJ (Table 2: simulated before silicon, "
+            "consistent with early silicon)",
+            "neurons": "energy per neuron update, active: 81 pJ (Table 2), for every update; inactive it is 52 pJ",
             "membrane_updates": "part of a neuron update",
         },
         bits=8,
@@ -222,15 +241,23 @@ PROFILES: dict[str, Profile] = {
     "truenorth": Profile(
         "P. Merolla et al., A million spiking-neuron integrated circuit with a scalable communication network and "
         "interface, Science 2014, 28 nm",
-        {"accumulates": 26.0},
-        {"accumulates": "26 pJ per synaptic event"},
+        {"accumulates": 26.0, "neurons": 0.0, "membrane_updates": 0.0},
+        {
+            "accumulates": "26 pJ per synaptic event (p. 7): total power, 72 mW, at a mean rate of 20 Hz and 128 "
+            "active synapses; passive power, neurons and routing included",
+            "neurons": "part of the 26 pJ",
+            "membrane_updates": "part of the 26 pJ",
+        },
         bits=1,
     ),
     "spinnaker2": Profile(
         "S. Hoeppner et al., The SpiNNaker 2 Processing Element Architecture for Hybrid Digital Neuromorphic "
-        "Computing, arXiv 2103.08392, 22 nm",
+        "Computing, arXiv 2103.08392, 22 nm, as listed by G. Tang et al., SENECA, Frontiers in Neuroscience 17:1187252, "
+        "2023",
         {"accumulates": 10.0},
-        {"accumulates": "10 pJ per synaptic operation"},
+        {
+            "accumulates": "10 pJ per synaptic operation, as listed by Tang et al. 2023, Table 3, who cite Hoeppner et al."
+        },
         bits=16,
     ),
     "lemaire": Profile(
@@ -247,7 +274,8 @@ PROFILES: dict[str, Profile] = {
         },
         {
             **_cmos_sources("32-bit multiply 3.1 pJ + 32-bit add 0.1 pJ", "32-bit add 0.1 pJ"),
-            "memory": "32-bit SRAM accesses: 10, 20 and 100 pJ at 8 kB, 32 kB and 1 MB, linear in between",
+            "memory": "SRAM accesses: 10, 20 and 100 pJ at 8 kB, 32 kB and 1 MB, linear in between; of 64 bits in "
+            "Horowitz 2014, taken for 32 bits by this model",
         },
         memory=True,
         model=_lemaire,
@@ -343,7 +371,7 @@ def energy_by_kind(
 
     Args:
         counts: Sums over samples, ``(layers, len(FIELDS))``.
-        samples: Number of samples.
+        samples: Number of samples, which the model of a profile may need.
         parameters: Number of parameters of each layer, ``(layers,)``.
         on: The profile, or its name.
         skip_zeros: Whether multiply-accumulates whose value is zero cost nothing, as on hardware that skips them.

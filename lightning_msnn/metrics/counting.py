@@ -413,6 +413,7 @@ class OperationCounter:
         dense: int,
         outputs: int,
         weights: int,
+        kernels: int = 0,
     ) -> None:
         """Count a layer of synapses.
 
@@ -425,9 +426,11 @@ class OperationCounter:
             dense: Times that any value meets a weight.
             outputs: Outputs.
             weights: Weights that a sample reads.
+            kernels: Places of the kernels of a convolution, one kernel for each output channel; 0 if it is linear.
         """
         analogue = ~binary
         spiking_items, analogue_items = binary.sum(), analogue.sum()
+        spikes = (values * binary).sum()
         self._add(
             row,
             dense=dense * len(binary),
@@ -438,8 +441,12 @@ class OperationCounter:
             values_read=size * analogue_items,
             values_written=outputs * len(binary),
             spikes_read=size * spiking_items,
-            input_spikes=(values * binary).sum(),
+            input_spikes=spikes,
+            convolved_spikes=spikes if kernels else 0,
             potentials=outputs * spiking_items,
+            input_reads=(dense if kernels else size) * analogue_items,
+            addresses=(size + outputs + kernels) * analogue_items,
+            calls=len(binary),
         )
 
     def _convolution(self, row: int, args: Any, out: Tensor) -> None:
@@ -470,6 +477,7 @@ class OperationCounter:
             dense,
             out[0].numel(),
             weight.numel(),
+            out.shape[1] * math.prod(weight.shape[2:]),
         )
 
     def _rows(self, row: int, x: Tensor, weights: int, fan_out: int) -> None:
@@ -512,26 +520,29 @@ class OperationCounter:
         batch, steps = x.shape[0], x.shape[1]
         units, hidden = len(weights[0]) // gates, weights[1].shape[1]  # hidden is less than units if h is projected
         fan_out = directions * gates * units
+        each, values = batch * steps * directions * units, batch * steps * directions * hidden
+        outputs = batch * steps * fan_out
         for layer in range(layers):
             if layer == 0:
                 self._rows(row, x, x.shape[-1] * fan_out, fan_out)
             else:  # what lies between layers is not seen: analogue, and never zero
-                products = batch * steps * directions * hidden * fan_out
-                self._analogue(row, products, products, directions * hidden * fan_out)
+                products = values * fan_out
+                self._analogue(row, products, products, directions * hidden * fan_out, values, outputs)
             # The recurrent product: h is analogue, and zero before the first step; only the last layer's is seen.
             products = batch * steps * hidden * fan_out
             effective: int | Tensor = products // steps * (steps - 1)
             if layer == layers - 1:
                 forward, backward = read[:, :-1, :hidden], read[:, 1:, hidden:]
                 effective = ((forward != 0).sum() + (backward != 0).sum()) * (gates * units)
-            self._analogue(row, products, effective, hidden * fan_out)
+            self._analogue(row, products, effective, hidden * fan_out, values, outputs)
             if hidden < units:
-                products = batch * steps * directions * units * hidden
-                self._analogue(row, products, products, directions * units * hidden)
-            each = batch * steps * directions * units
+                products = each * hidden
+                self._analogue(row, products, products, directions * units * hidden, each, values)
             self._add(row, additions=each * additions, multiplications=each * multiplications)
 
-    def _analogue(self, row: int, products: int, effective: int | Tensor, weights: int) -> None:
+    def _analogue(
+        self, row: int, products: int, effective: int | Tensor, weights: int, values: int, outputs: int
+    ) -> None:
         """Count products of analogue values with weights inside a recurrent layer, which keeps its values to itself."""
         self._add(
             row,
@@ -539,6 +550,8 @@ class OperationCounter:
             multiply_accumulates=products,
             effective_multiply_accumulates=effective,
             weights_read=weights * self._batch,
+            input_reads=values,
+            addresses=values + outputs,
         )
 
     def _product(self, row: int, a: Tensor, b: Tensor) -> None:
@@ -564,6 +577,9 @@ class OperationCounter:
             spikes_read=binary_places,
             input_spikes=(a_spikes * a_binary).sum() + (b_spikes * b_binary).sum(),
             potentials=either.sum() * (n * m),
+            input_reads=analogue * (n * k * m),
+            addresses=analogue * (n * k + k * m + n * m),
+            calls=self._batch,  # the matrices of a sample, one for each head, are there together
         )
 
     def _matmul(self, row: int, a: Tensor, b: Tensor) -> None:

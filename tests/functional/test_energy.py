@@ -84,7 +84,8 @@ def test_chips_say_what_their_source_leaves_out():
     })  # fmt: skip
     assert unpriced(table, "loihi") == {"multiply_accumulates": 5}
     assert sum(joules(table, "truenorth").values()) == pytest.approx(100 * 26e-12)
-    assert unpriced(table, "truenorth") == {"multiply_accumulates": 5, "neurons": 10, "membrane_updates": 7}
+    assert unpriced(table, "truenorth") == {"multiply_accumulates": 5}
+    assert unpriced(table, "spinnaker2") == {"multiply_accumulates": 5, "neurons": 10, "membrane_updates": 7}
     assert unpriced(counts(), "truenorth") == {}
 
 
@@ -95,21 +96,67 @@ def test_zeros_can_be_skipped():
         assert sum(joules(table, name, skip_zeros=True).values()) < sum(joules(table, name).values())
 
 
-def test_lemaire_by_hand():
-    """Two samples of a spiking layer with 2,048 weights (8 kB: 10 pJ) and 1,024 potentials (4 kB: 5 pJ)."""
-    table = counts(accumulates=200, input_spikes=20, potentials=2 * 1024, spikes=6)
-    energy = joules(table, "lemaire", samples=2, parameters=(2048, 0))
-    queue = 4000 / 8192 * 10
-    memory = 200 * (10 + 2 * 5) + 20 * queue + 6 * queue + 2 * 2048 * 5
-    assert energy["memory"] == pytest.approx((memory + 20 * 2 * 3.2 + 200 * 0.1) * 1e-12)
-    assert energy["accumulates"] == pytest.approx(200 * 0.1e-12)
-    # An analogue layer with 65,536 weights (256 kB) reads weights and inputs for each multiply-accumulate.
-    table = counts(multiply_accumulates=100, values_read=2048, values_written=8192)
-    energy = joules(table, "lemaire", parameters=(65536, 0))
-    weights = 20 + (262144 - 32768) / (1048576 - 32768) * 80
-    memory = 100 * (weights + 10) + 8192 * 20 + (2048 + 8192) * 0.1
-    assert energy["memory"] == pytest.approx(memory * 1e-12)
-    assert energy["multiply-accumulates"] == pytest.approx(320e-12)
+QUEUE = 4000 / 8192 * 10  # pJ of an access to 1,000 words
+
+
+def lemaire(table, parameters=0, samples=1, **kwargs):
+    """Picojoules of the first layer; the second does nothing."""
+    kinds = energy_by_kind(table, samples, torch.tensor([parameters, 10]), "lemaire", **kwargs)
+    assert all(v[1] == 0 for v in kinds.values())
+    return {k: v[0].item() * 1e12 for k, v in kinds.items() if v[0] > 0}
+
+
+def test_lemaire_spiking_by_hand():
+    """Two samples of 2,048 weights (8 kB: 10 pJ) and 1,024 potentials (4 kB: 5 pJ), 20 spikes in and 6 out."""
+    linear = {"accumulates": 200, "input_spikes": 20, "potentials": 2 * 1024, "spikes": 6}
+    accesses = 200 * (10 + 5 + 5) + 20 * QUEUE + 6 * QUEUE + 2 * 1024 * (5 + 5)
+    energy = lemaire(counts(**linear, calls=2), 2048, samples=2)
+    # An addition for the address of each synaptic operation.
+    assert energy == pytest.approx({"accumulates": 200 * 0.1, "memory": accesses + 200 * 0.1})
+    # The spikes of a convolution have two multiply-accumulates beside it.
+    energy = lemaire(counts(**linear, calls=2, convolved_spikes=20), 2048, samples=2)
+    assert energy == pytest.approx({"accumulates": 200 * 0.1, "memory": accesses + 200 * 0.1 + 20 * 2 * 3.2})
+    # Both samples in two time steps: everything is twice as much, and the memories are as large as before.
+    twice = {name: 2 * amount for name, amount in linear.items()}
+    energy = lemaire(counts(**twice, calls=4), 2048, samples=2)
+    assert energy == pytest.approx({"accumulates": 400 * 0.1, "memory": 2 * (accesses + 200 * 0.1)})
+
+
+def test_lemaire_analogue_by_hand():
+    """2,048 inputs (8 kB: 10 pJ), 8,192 outputs (32 kB: 20 pJ) and 65,536 weights (256 kB: between 20 and 100 pJ)."""
+    layer = {"multiply_accumulates": 100000, "effective_multiply_accumulates": 25000}
+    layer |= {"values_read": 2048, "values_written": 8192, "calls": 1}
+    weight = 20 + (262144 - 32768) / (1048576 - 32768) * 80
+    # A linear layer reads each input once; its addresses are those of 2,048 inputs and 8,192 outputs.
+    linear = counts(**layer, input_reads=2048, addresses=2048 + 8192)
+    assert lemaire(linear, 65536) == pytest.approx({
+        "multiply-accumulates": 100000 * 3.2,
+        "memory": 100000 * weight + 2048 * 10 + 8192 * 20 + (2048 + 8192) * 0.1,
+    })  # fmt: skip
+    # A convolution reads an input for each operation; 32 channels of 3 x 3 weights have addresses too.
+    convolution = counts(**layer, input_reads=100000, addresses=2048 + 8192 + 32 * 9)
+    assert lemaire(convolution, 65536) == pytest.approx({
+        "multiply-accumulates": 100000 * 3.2,
+        "memory": 100000 * (weight + 10) + 8192 * 20 + (2048 + 8192 + 32 * 9) * 0.1,
+    })  # fmt: skip
+    # A quarter of the operations is of values that are not zero: so is a quarter of what they read.
+    assert lemaire(linear, 65536, skip_zeros=True) == pytest.approx({
+        "multiply-accumulates": 25000 * 3.2,
+        "memory": 25000 * weight + 512 * 10 + 8192 * 20 + (2048 + 8192) * 0.1,
+    })  # fmt: skip
+    assert lemaire(convolution, 65536, skip_zeros=True) == pytest.approx({
+        "multiply-accumulates": 25000 * 3.2,
+        "memory": 25000 * (weight + 10) + 8192 * 20 + (2048 + 8192 + 32 * 9) * 0.1,
+    })  # fmt: skip
+    # In three time steps everything is three times as much, of one sample too.
+    assert lemaire(3 * convolution, 65536) == pytest.approx({k: 3 * v for k, v in lemaire(convolution, 65536).items()})
+
+
+def test_lemaire_charges_addresses_to_synapses_alone():
+    residual = counts(additions=50, values_read=100, values_written=50)
+    assert lemaire(residual) == pytest.approx({"other arithmetic": 50 * 0.1})
+    neurons = counts(neurons=50, spikes=4, values_read=50, spikes_written=50)
+    assert lemaire(neurons) == pytest.approx({"membranes": 50 * 0.1, "memory": 4 * QUEUE})
 
 
 def test_profile_from_yaml(tmp_path):

@@ -56,6 +56,9 @@ def test_by_hand():
         "weights_read": 2 * 18,
         "values_read": 2 * 16,
         "values_written": 2 * 32,
+        "input_reads": 2 * 200,
+        "addresses": 2 * (16 + 32 + 2 * 9),
+        "calls": 2,
     }
     # Channel 0 fires at (0, 0) and (1, 2) of the first image, channel 1 nowhere.
     assert record.layer("1") == dict.fromkeys(FIELDS, 0) | {
@@ -74,7 +77,9 @@ def test_by_hand():
         "values_written": 2 * 12,
         "spikes_read": 2 * 32,
         "input_spikes": 2,
+        "convolved_spikes": 2,
         "potentials": 2 * 12,
+        "calls": 2,
     }
     # Three of the four places get a spike, in three channels.
     assert record.layer("3")["spikes"] == 9
@@ -82,11 +87,57 @@ def test_by_hand():
     assert record.fired["3"].sum() == 9
     assert record.visits == {"1": 2, "3": 2}
     # 9 spikes meet 5 weights each, of 12 * 5.
-    assert record.layer("5")["accumulates"] == 45
-    assert record.layer("5")["dense"] == 2 * 60
-    assert record.layer("5")["multiply_accumulates"] == 0
+    assert record.layer("5") == dict.fromkeys(FIELDS, 0) | {
+        "dense": 2 * 60,
+        "accumulates": 45,
+        "weights_read": 2 * 60,
+        "values_written": 2 * 5,
+        "spikes_read": 2 * 12,
+        "input_spikes": 9,
+        "potentials": 2 * 5,
+        "calls": 2,
+    }
     # 400 multiply-accumulates, 54 accumulates, 88 comparisons with a threshold, for two images.
     assert energy(record) == pytest.approx((400 * 4.6 + 54 * 0.9 + 88 * 0.9) * 1e-12 / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_linear_layers_and_convolutions_read_and_address_by_hand(steps):
+    """The same 4 x 3 weights as a linear layer, on 5 tokens, and as a convolution of size 1, on 5 places."""
+    linear, conv = nn.Linear(4, 3), nn.Conv1d(4, 3, 1)
+    x = torch.full((2, 5, 4), 0.5)
+    spikes = torch.zeros(2, 5, 4)
+    spikes[0, 0, 0] = spikes[1, 2, 3] = 1.0
+    x[0, 0] = 0.0
+    for layer, order in ((linear, (0, 1, 2)), (conv, (0, 2, 1))):
+
+        def run(x, layer=layer, order=order):
+            record = count_operations(Call(lambda x: [layer(x) for _ in range(steps)], layer), x.permute(order))
+            assert record.samples == 2
+            return {name: record.total(name) / steps for name in FIELDS if record.total(name)}
+
+        # 20 values of a sample meet 3 weights each; 4 of the 40 values are zero.
+        assert run(x) == {
+            "dense": 2 * 60,
+            "multiply_accumulates": 2 * 60,
+            "effective_multiply_accumulates": 36 * 3,
+            "weights_read": 2 * 12,
+            "values_read": 2 * 20,
+            "values_written": 2 * 15,
+            "input_reads": 2 * 20 if layer is linear else 2 * 60,
+            "addresses": 2 * (20 + 15) if layer is linear else 2 * (20 + 15 + 3),
+            "calls": 2,
+        }
+        assert run(spikes) == {
+            "dense": 2 * 60,
+            "accumulates": 2 * 3,
+            "weights_read": 2 * 12,
+            "values_written": 2 * 15,
+            "spikes_read": 2 * 20,
+            "input_spikes": 2,
+            "potentials": 2 * 15,
+            "calls": 2,
+        } | ({} if layer is linear else {"convolved_spikes": 2})
 
 
 CONVOLUTIONS = [
@@ -129,11 +180,12 @@ def test_each_sample_is_judged_by_itself():
 
 
 class Call(nn.Module):
-    """A network of one function."""
+    """A network of one function, and of the layers that it calls."""
 
-    def __init__(self, function):
+    def __init__(self, function, *layers):
         super().__init__()
         self.function = function
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, *inputs):
         return self.function(*inputs)
@@ -157,7 +209,9 @@ def test_products_of_activations(a, b, accumulates, multiply_accumulates):
         record = count_operations(Call(product), a, b)
         assert record.total("dense") == 12
         assert record.total("accumulates") == accumulates
-        assert record.total("multiply_accumulates") == multiply_accumulates
+        assert record.total("multiply_accumulates") == record.total("input_reads") == multiply_accumulates
+        assert record.total("addresses") == (6 + 6 + 4 if multiply_accumulates else 0)
+        assert record.total("calls") == 1
         assert not record.uncounted
 
 
@@ -195,6 +249,10 @@ def test_recurrent_layers(cell, gates, bidirectional):
     assert record.total("effective_multiply_accumulates") == 2 * 6 * 5 * fan_out
     assert record.total("dense") == 2 * 7 * (6 + 5) * fan_out
     assert record.total("weights_read") == 2 * (6 + 5) * fan_out
+    assert record.total("input_reads") == 2 * 7 * 5 * directions
+    assert record.total("addresses") == 2 * 7 * (5 * directions + fan_out)
+    assert record.total("convolved_spikes") == 0
+    assert record.total("calls") == 2
     assert not record.uncounted
     for layers, kwargs in ((2, {}), (1, {"proj_size": 3} if cell is nn.LSTM else {})):
         network = cell(6, 5, layers, batch_first=True, bidirectional=bidirectional, **kwargs)
@@ -274,8 +332,9 @@ def test_any_batch_split_gives_the_same_counts(name):
         parts = [count_operations(model, part) for part in x.split([1, 2, 3])]
         assert whole.samples == sum(p.samples for p in parts) == 6
         counts = sum(p.counts for p in parts)
+        spiking = ("accumulates", "spikes", "input_spikes", "convolved_spikes")
         # Spikes of a sample may differ by rounding with the batch: everything that does not depend on them is exact.
-        same = [i for i, f in enumerate(FIELDS) if f not in ("accumulates", "spikes", "input_spikes")]
+        same = [i for i, f in enumerate(FIELDS) if f not in spiking]
         assert torch.equal(whole.counts[:, same], counts[:, same])
         torch.testing.assert_close(whole.counts.double(), counts.double(), rtol=0.01, atol=50.0)
         assert not whole.uncounted

@@ -1,0 +1,155 @@
+"""What the benchmarks compare: a network as shipped, its twins, and the method as published."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import lightning_msnn  # noqa: F401  registers the networks
+from lightning_msnn.models.twins import ann_twin
+from lightning_msnn.nn import Spike
+from lightning_msnn.nn.folding import fold_batch_norm
+from tests.oracles import publish
+
+CLASSES = 100
+TWIN = "ReLU twin"
+SHIPPED = "as shipped"
+
+
+class _Lif(nn.Module):
+    """SpikingJelly's LIF neurons in the place of a layer of ours; the time steps lie on the batch axis."""
+
+    def __init__(self, time_steps: int) -> None:
+        super().__init__()
+        from spikingjelly.activation_based import neuron, surrogate
+
+        self.time_steps = time_steps
+        self.node = neuron.LIFNode(
+            tau=2.0,
+            decay_input=False,
+            v_threshold=0.5,
+            v_reset=0.0,
+            surrogate_function=surrogate.PiecewiseQuadratic(alpha=1.0),  # the triangle
+            detach_reset=True,
+            step_mode="m",
+        )
+
+    def forward(self, membrane: Tensor, state: list[Tensor] | None = None) -> Tensor:
+        """Return spikes."""
+        return self.node(membrane.unflatten(0, (self.time_steps, -1))).flatten(0, 1)
+
+
+class SpikingJellyTwin(nn.Module):
+    """The same topology with SpikingJelly's LIF neurons and no windows, an image being shown ``time_steps`` times.
+
+    Args:
+        network: Network with a single window.
+        time_steps: Number of time steps.
+    """
+
+    def __init__(self, network: nn.Module, time_steps: int) -> None:
+        super().__init__()
+        self.network, self.time_steps = network, time_steps
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, Spike):
+                    setattr(module, name, _Lif(time_steps))
+        self.nodes = [module.node for module in network.modules() if isinstance(module, _Lif)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images to logits, the mean over the steps; the stem sees an image once."""
+        for node in self.nodes:  # not by its reset_net, which also calls the reset of timm's read-out
+            node.reset()
+        net = self.network
+        stream = net.stem(images).repeat(self.time_steps, 1, 1, 1)
+        logits = net.forward_head(net.norm(net._pass(stream, None, len(net.stages) - 1)[-1]))
+        return logits.unflatten(0, (self.time_steps, -1)).mean(0)
+
+
+def make(contender: str, network: str = "msnn_resnet12", **arguments: Any) -> nn.Module:
+    """Make a contender, its weights drawn anew, in channels-last order.
+
+    Args:
+        contender: One of :data:`CONTENDERS`.
+        network: Name of the network.
+        **arguments: Arguments of the network.
+    """
+    torch.manual_seed(0)
+    built = partial_of(network, arguments)
+    model = CONTENDERS[contender](built)
+    return model.to(memory_format=torch.channels_last)
+
+
+def partial_of(network: str, arguments: dict[str, Any]) -> Callable[..., nn.Module]:
+    """Return what builds a network with further arguments."""
+    return lambda **more: timm.create_model(network, num_classes=CLASSES, **{**arguments, **more})
+
+
+CONTENDERS: dict[str, Callable[[Callable[..., nn.Module]], nn.Module]] = {
+    TWIN: lambda build: ann_twin(build()),
+    SHIPPED: lambda build: build(),
+    "grid windows": lambda build: build(windows="alternate_grid"),
+    "one window": lambda build: build(windows="single"),
+    "isolated windows": lambda build: build(context="isolated"),
+    "as published, a loop": lambda build: publish(build(context="isolated")),
+    "SpikingJelly LIF, T = 1": lambda build: SpikingJellyTwin(build(windows="single"), 1),
+    "SpikingJelly LIF, T = 4": lambda build: SpikingJellyTwin(build(windows="single"), 4),
+}
+"""Contenders by the name that tables use; each takes what builds the network."""
+
+
+def fused(model: nn.Module, images: Tensor) -> nn.Module:
+    """Return a network for inference with batch norm folded, its statistics those of some images."""
+    with torch.no_grad():
+        model.train()(images)
+    model.eval()
+    if isinstance(model, SpikingJellyTwin):
+        return model  # its batch norm stays, as that library leaves it
+    return fold_batch_norm(model)
+
+
+def training_step(model: nn.Module, images: Tensor, precision: torch.dtype) -> Callable[[], None]:
+    """Return a function that takes one training step: forward, backward, AdamW.
+
+    Args:
+        model: The network.
+        images: Images ``(B, 3, H, W)``.
+        precision: Data type of autocast; float32 is none.
+    """
+    model.train()
+    targets = torch.arange(len(images), device=images.device) % CLASSES
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def inference(model: nn.Module, images: Tensor, precision: torch.dtype) -> Callable[[], None]:
+    """Return a function that classifies a batch, with weights in the data type asked for.
+
+    Args:
+        model: The network in evaluation mode.
+        images: Images ``(B, 3, H, W)``.
+        precision: Data type of weights and images.
+    """
+    model = copy.deepcopy(model).to(precision)
+    images = images.to(precision)
+
+    def step() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    return step
