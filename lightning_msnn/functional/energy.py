@@ -146,8 +146,8 @@ _DRAM_SOURCE = "DRAM, 64 bits: 1.3 to 2.6 nJ; the lower figure, divided by 8 byt
 def _access(size: Tensor) -> Tensor:
     """Energy in pJ of one 32-bit access to an SRAM of ``size`` bytes.
 
-    Linear between nothing and the points of Horowitz, constant above. There they are of 64 bits; Lemaire et al. take
-    them for 32.
+    It is linear from nothing through the points of Horowitz and constant beyond them. His are accesses of 64 bits,
+    which Lemaire et al. take for 32.
     """
     energy = torch.zeros_like(size)
     points = ((0.0, 0.0), (8192.0, 10.0), (32768.0, 20.0), (1048576.0, 100.0))
@@ -252,12 +252,10 @@ PROFILES: dict[str, Profile] = {
     ),
     "spinnaker2": Profile(
         "S. Hoeppner et al., The SpiNNaker 2 Processing Element Architecture for Hybrid Digital Neuromorphic "
-        "Computing, arXiv 2103.08392, 22 nm, as listed by G. Tang et al., SENECA, Frontiers in Neuroscience 17:1187252, "
-        "2023",
+        "Computing, arXiv 2103.08392, 22 nm, as listed by G. Tang et al., SENECA, Frontiers in Neuroscience "
+        "17:1187252, 2023",
         {"accumulates": 10.0},
-        {
-            "accumulates": "10 pJ per synaptic operation, as listed by Tang et al. 2023, Table 3, who cite Hoeppner et al."
-        },
+        {"accumulates": "10 pJ per synaptic operation: Tang et al. 2023, Table 3, who cite Hoeppner et al. 2021"},
         bits=16,
     ),
     "lemaire": Profile(
