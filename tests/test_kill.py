@@ -5,15 +5,23 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import kill_and_resume
 from benchmarks.kill_and_resume import MOMENTS, compare
+from tests.processes import Python
 
 
-def test_killed_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_and_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     random.seed(0)
-    assert compare(tmp_path, len(MOMENTS), ["--trainer.max_epochs", "4"])
+    monkeypatch.setattr(kill_and_resume, "subprocess", SimpleNamespace(Popen=Python))
+    assert compare(
+        tmp_path, len(MOMENTS), ["--trainer.max_epochs", "5", "--model.network_kwargs", "{depths: [1, 1, 1, 1]}"]
+    )
     said = capsys.readouterr().out
     assert all(f"in a {moment}" in said for moment in MOMENTS)
     assert "DIFFERENT" not in said
