@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import struct
+import subprocess
 import sys
 import zipfile
 import zlib
@@ -21,7 +22,6 @@ from safetensors.torch import load_file, save_file
 
 from lightning_msnn.cli import main
 from lightning_msnn.models.weights import entries
-from tests.processes import python
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = ["--config", str(CONFIGS / "quickstart.yaml"), "--trainer.accelerator", "cpu"]
@@ -223,7 +223,9 @@ def test_bad_input(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     args = make(tmp_path)
     before = {path: path.stat().st_size for path in tmp_path.rglob("*")}
     if os.environ["LIGHTNING_MSNN_ZOO"]:  # entries are registered when the package is imported
-        done = python("-m", "lightning_msnn", *args)
+        done = subprocess.run(
+            [sys.executable, "-m", "lightning_msnn", *args], capture_output=True, text=True, timeout=300
+        )
         code, said = done.returncode, done.stderr.strip()
     else:
         with pytest.raises(SystemExit) as stop:

@@ -18,10 +18,10 @@ from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier
 from tests.conftest import NETWORKS
-from tests.processes import python
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = ["--config", str(CONFIGS / "quickstart.yaml")]
+FEW_TESTS = ["--trainer.limit_test_batches", "1"]  # operations of the network and its twins are counted on them
 SHORT = [
     *QUICK,
     *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"),
@@ -41,7 +41,7 @@ def _in_empty_folder(tmp_path, monkeypatch):
 def run(tmp_path_factory):
     """Folder of a short run of the quickstart."""
     folder = tmp_path_factory.mktemp("run")
-    main(["fit", *SHORT, "--trainer.limit_test_batches", "1", "--run.folder", str(folder)])
+    main(["fit", *SHORT, *FEW_TESTS, "--run.folder", str(folder)])
     return folder / "quickstart" / "version_0"
 
 
@@ -105,16 +105,14 @@ def test_checkpoint_is_plain_values(checkpoint):
 
 @pytest.mark.parametrize("verb", ["test", "validate"])
 def test_evaluate_a_checkpoint(verb, checkpoint, capsys):
-    main([verb, *SHORT, "--trainer.limit_test_batches", "1", "--ckpt_path", str(checkpoint)])
+    main([verb, *SHORT, *FEW_TESTS, "--ckpt_path", str(checkpoint)])
     out = capsys.readouterr().out
     assert f"{'val' if verb == 'validate' else verb}/top1" in out
     assert ("energy, times the first column" in out) == (verb == "test"), "test compares the network with its twins"
 
 
 def test_data_of_the_checkpoint_is_the_default(checkpoint, capsys):
-    main(
-        ["test", "--ckpt_path", str(checkpoint), *("--trainer.accelerator", "cpu", "--trainer.limit_test_batches", "1")]
-    )
+    main(["test", "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu", *FEW_TESTS])
     out = capsys.readouterr().out
     assert "test/top1" in out
     assert out.count("energy, times the first column") == 1, "without a callback in the configuration too"
@@ -309,12 +307,14 @@ def test_predict_without_images(checkpoint, tmp_path, capsys):
 
 
 def test_module_and_console_script(capsys):
-    out = python("-m", "lightning_msnn", "--help")
-    assert out.returncode == 0
+    out = subprocess.run(
+        [sys.executable, "-m", "lightning_msnn", "--help"], capture_output=True, text=True, check=True, timeout=300
+    )
     assert "fit" in out.stdout
-    # For once a process that shares nothing with this one.
-    command = [sys.executable, "-m", "lightning_msnn", "fit", *QUICK, "--model.network", "x"]
-    wrong = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    wrong = subprocess.run(
+        [sys.executable, "-m", "lightning_msnn", "fit", *QUICK, "--model.network", "x"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert wrong.returncode == 2
     assert wrong.stderr.strip().splitlines()[-1].startswith("lightning-msnn: error: unknown network 'x'")
 

@@ -5,20 +5,14 @@
 
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import kill_and_resume
 from benchmarks.kill_and_resume import MOMENTS, compare
-from tests.processes import Python
 
 
-def test_killed_and_resumed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random.seed(0)
-    monkeypatch.setattr(kill_and_resume, "subprocess", SimpleNamespace(Popen=Python))
     assert compare(
         tmp_path, len(MOMENTS), ["--trainer.max_epochs", "5", "--model.network_kwargs", "{depths: [1, 1, 1, 1]}"]
     )

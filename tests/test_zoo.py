@@ -14,7 +14,6 @@ from lightning_msnn import cards, zoo
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.weights import entries, read_weights
-from tests.processes import python
 
 ENTRIES = list(entries())
 DIGITS = "msnn_resnet12_tiny.digits"
@@ -191,7 +190,11 @@ def test_export(tmp_path):
 
 def run(*args):
     """The command line of the zoo: what it prints, what it complains of, its status."""
-    done = python("-m", "lightning_msnn.zoo", *args)
+    import subprocess
+
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_msnn.zoo", *args], capture_output=True, text=True, timeout=300
+    )
     return done.stdout, done.stderr, done.returncode
 
 

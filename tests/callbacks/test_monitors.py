@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,7 +17,6 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import NETWORK, count_operations, energy
 from lightning_msnn.nn import Spike
 from lightning_msnn.tasks import SpikingClassifier
-from tests import processes  # noqa: F401  what processes have imported when they start
 from tests.conftest import TINY
 
 
@@ -180,7 +178,7 @@ def test_two_processes_log_and_write_what_one_does(tmp_path):
             EnergyMonitor(every_n_steps=3),
             SpikeRateMonitor(every_n_steps=3),
             devices=devices,
-            strategy="auto" if devices == 1 else DDPStrategy(start_method="forkserver"),
+            strategy="auto" if devices == 1 else "ddp_spawn",
             max_epochs=1,
         )
         run.fit(module := Plain())

@@ -1,16 +1,23 @@
-"""Shard a task's network over two processes, and write down what its optimizer's groups hold."""
+"""Shard a task's network over two processes, and write down what its optimizer's groups hold.
 
+python sharded.py OUT
+"""
+
+import os
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_msnn.tasks import SpikingClassifier, parameter_groups
 
 
-def main(rank: int, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
+def main(rank: int, out: str, store: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     task = SpikingClassifier()
     sharded = FullyShardedDataParallel(task, use_orig_params=True, device_id=torch.device("cpu"))
     groups = parameter_groups(task.network, 0.1, task._decayed)
@@ -21,3 +28,8 @@ def main(rank: int, out: str) -> None:
     }
     torch.save(result, Path(out) / f"rank_{rank}.pt")
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(main, (sys.argv[1], os.path.join(folder, "store")), nprocs=2)

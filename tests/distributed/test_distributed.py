@@ -1,16 +1,17 @@
 """Several processes for real, over gloo on the CPU."""
 
 import csv
+import os
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
-from socket import socket
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
-import yaml
 from PIL import Image
 from torch import nn
 
@@ -18,29 +19,17 @@ from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier, parameter_groups
 from tests.conftest import TINY
-from tests.distributed import sharded
-from tests.processes import python, spawn, start
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
-def work(images: Path, out: Path, devices: int) -> list[dict[str, Any]]:
-    """What each of several processes has after evaluation and training; as if a cluster had started them."""
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        cluster = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])} if devices > 1 else {}
-    processes = [
-        start(
-            *(str(HERE / "worker.py"), str(images), str(out), str(devices)),
-            folder=out / f"said{rank}", cwd=out, **cluster,
-            **({"LOCAL_RANK": str(rank)} if devices > 1 else {}),
-        )
-        for rank in range(devices)
-    ]  # fmt: skip
-    for rank, process in enumerate(processes):
-        assert process.wait() == 0, (out / f"said{rank}" / "stderr").read_text()[-3000:]
-    return [torch.load(out / f"rank_{rank}.pt") for rank in range(devices)]
+def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +52,9 @@ def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tu
     results = {}
     for devices in (1, 2, 3):
         out = tmp_path_factory.mktemp(f"out{devices}")
-        results[devices] = out, work(images, out, devices)
+        done = python(str(HERE / "worker.py"), str(images), str(out), str(devices), cwd=out)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results[devices] = out, [torch.load(out / f"rank_{rank}.pt") for rank in range(devices)]
     return results
 
 
@@ -110,20 +101,18 @@ def test_random_numbers_differ_by_process(runs: Any) -> None:
 
 
 def test_random_numbers_repeat_by_run(runs: Any, images: Path, tmp_path: Path) -> None:
-    for rank, again in enumerate(work(images, tmp_path, 2)):
+    done = python(str(HERE / "worker.py"), str(images), str(tmp_path), "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        again = torch.load(tmp_path / f"rank_{rank}.pt")
         assert again["drawn"] == runs[2][1][rank]["drawn"]
         assert all(torch.equal(again["weights"][k], v) for k, v in runs[2][1][rank]["weights"].items())
 
 
 def test_fit_and_test_through_the_command_line(tmp_path: Path) -> None:
     """With a resume between them; both processes leave one run."""
-    config = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
-    for callback in config["trainer"]["callbacks"]:
-        if callback["class_path"].endswith("Monitor"):
-            callback["init_args"] = {"samples": 16}  # all images are tested, but operations counted on few
-    (tmp_path / "few.yaml").write_text(yaml.safe_dump(config))
     command = [
-        *("-m", "lightning_msnn", "fit", "--config", "few.yaml"),
+        *("-m", "lightning_msnn", "fit", "--config", str(ROOT / "configs" / "quickstart.yaml")),
         *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
         *("--trainer.limit_train_batches", "3", "--trainer.enable_progress_bar", "false", "--trainer.max_epochs"),
     ]
@@ -139,7 +128,6 @@ def test_fit_and_test_through_the_command_line(tmp_path: Path) -> None:
     one = python(
         *("-m", "lightning_msnn", "test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")),
         *("--trainer.devices", "1", "--trainer.accelerator", "cpu", "--run.folder", "alone"),
-        *("--trainer.callbacks", "lightning_msnn.callbacks.EnergyMonitor", "--trainer.callbacks.samples", "16"),
         cwd=tmp_path,
     )
     assert one.returncode == 0, one.stderr[-3000:]
@@ -162,7 +150,8 @@ def test_wrong_data_stops_every_process(tmp_path: Path) -> None:
 
 def test_sharded_weights_decay_as_whole_ones(tmp_path: Path) -> None:
     """FSDP makes vectors of all parameters, also of those that decay."""
-    spawn(sharded.main, (str(tmp_path),), nprocs=2)
+    done = python(str(HERE / "sharded.py"), str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
     task = SpikingClassifier()
     whole = [sum(p.numel() for p in group["params"]) for group in parameter_groups(task.network, 0.1)]
     ranks = [torch.load(tmp_path / f"rank_{rank}.pt") for rank in range(2)]

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 
 from lightning_msnn.errors import ConfigurationError
@@ -25,7 +26,6 @@ from lightning_msnn.metrics import (
 )
 from lightning_msnn.nn import Spike
 from tests.conftest import TINY
-from tests.processes import spawn
 
 
 def small():
@@ -107,7 +107,7 @@ def process(rank, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    spawn(process, (str(tmp_path),), nprocs=2)
+    mp.spawn(process, (str(tmp_path),), nprocs=2)
     expected = evaluate([images()])
     for rank in range(2):
         values = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
