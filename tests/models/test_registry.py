@@ -422,7 +422,10 @@ def test_compile_with_the_default_compiler():
     """The one test of generated code: minutes for each network, so it takes the smallest."""
     model = lively(make("msnn_resnet12_tiny", depths=(1, 1, 2, 1)))
     x = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-3, atol=1e-3)
+    torch._dynamo.reset()  # what it learnt from other sizes makes sizes symbols, over which it never ends
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, dynamic=False)(x)
+        torch.testing.assert_close(compiled, model(x), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", TINY)
