@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lightning_msnn  # noqa: F401  registers the networks
-from lightning_msnn.models.twins import ann_twin
+from lightning_msnn.models.twins import ann_twin, calibrate
 from lightning_msnn.nn import Spike
 from lightning_msnn.nn.folding import fold_batch_norm
 from tests.oracles import publish
@@ -81,14 +82,8 @@ def make(contender: str, network: str = "msnn_resnet12", **arguments: Any) -> nn
         **arguments: Arguments of the network.
     """
     torch.manual_seed(0)
-    built = partial_of(network, arguments)
-    model = CONTENDERS[contender](built)
+    model = CONTENDERS[contender](partial(timm.create_model, network, num_classes=CLASSES, **arguments))
     return model.to(memory_format=torch.channels_last)
-
-
-def partial_of(network: str, arguments: dict[str, Any]) -> Callable[..., nn.Module]:
-    """Return what builds a network with further arguments."""
-    return lambda **more: timm.create_model(network, num_classes=CLASSES, **{**arguments, **more})
 
 
 CONTENDERS: dict[str, Callable[[Callable[..., nn.Module]], nn.Module]] = {
@@ -106,9 +101,7 @@ CONTENDERS: dict[str, Callable[[Callable[..., nn.Module]], nn.Module]] = {
 
 def fused(model: nn.Module, images: Tensor) -> nn.Module:
     """Return a network for inference with batch norm folded, its statistics those of some images."""
-    with torch.no_grad():
-        model.train()(images)
-    model.eval()
+    calibrate(model, images)
     if isinstance(model, SpikingJellyTwin):
         return model  # its batch norm stays, as that library leaves it
     return fold_batch_norm(model)

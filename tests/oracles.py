@@ -5,7 +5,6 @@ Slow and plain on purpose: what the fast mixers must equal, and what the benchma
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
 from lightning_msnn.functional import merge, split
@@ -83,20 +82,4 @@ def publish(network: nn.Module) -> nn.Module:
             if isinstance(child, ConvMixer | AttentionMixer | RecurrentMixer):
                 assert child.isolated
                 setattr(module, name, PublishedMixer(child))
-    return network
-
-
-def randomize(network: nn.Module) -> nn.Module:
-    """Give the batch norms of a network statistics and scales that are not those of an untrained one.
-
-    Args:
-        network: The network, changed in place.
-    """
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0.0, 0.2)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(0.0, 0.2)
     return network

@@ -10,6 +10,7 @@ up to its ``I``.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ __all__ = ["BATCH", "coupled_backward", "coupled_forward", "scan_backward", "sca
 
 BATCH = "batch"
 """Windows that lie one after another on the batch axis, ``(4 B, C, h, w)``, and are merged by no one."""
+
+
+Carry = Callable[[int, Tensor], tuple[Tensor, float]]
 
 
 class _Slopes(NamedTuple):
@@ -103,8 +107,8 @@ def _sine_slopes(a: Tensor, b: Tensor, decay: Tensor, theta: Tensor, wants_theta
     c = (math.pi * theta).to(a.dtype)
     angle = b * c
     cosine = torch.cos(angle)
-    by_theta = torch.addcmul(cosine, angle, torch.sin(angle), value=-1.0) if wants_theta else None
-    by_second = angle.sin_()
+    by_second = torch.sin(angle) if wants_theta else angle.sin_()
+    by_theta = torch.addcmul(cosine, angle, by_second, value=-1.0) if wants_theta else None
     scaled = a * c
     inner = scaled * cosine
     outer = torch.cos(inner)
@@ -158,6 +162,33 @@ def _project(omega: str, a: Tensor, b: Tensor, theta: Tensor) -> tuple[Tensor, f
     return PROJECTIONS[omega](a, b, theta), 1.0
 
 
+def _forward(current: Tensor, tau: Tensor, kind: str, partition: bool, carry: Carry) -> tuple[Tensor, Tensor]:
+    """Visit the windows; the arguments and what is returned are those of :func:`scan_forward`.
+
+    Args:
+        current: Synaptic current.
+        tau: Decay.
+        kind: Kind of windows.
+        partition: Whether no windows overlap.
+        carry: What a window hands to the next, before the decay, of its number and its membrane: a tensor, and a number
+            to multiply it by.
+    """
+    decay = tau.to(current.dtype)
+    merged = torch.empty_like(current) if partition else current.clone()
+    i, m = _views(current, kind), _views(merged, kind)
+    windows = merged if partition else window_buffer(current, kind)
+    u = m if partition else list(windows.unbind(0))
+    shares = None if partition else _shares_of(current, kind)
+    u[0].copy_(i[0])
+    for k in range(1, 4):
+        value, scale = carry(k - 1, u[k - 1])
+        if shares is not None:
+            m[k].addcmul_(value, decay * shares[k], value=scale)
+        if k < len(u):
+            torch.addcmul(i[k], value, decay, value=scale, out=u[k])
+    return merged, windows
+
+
 def scan_forward(current: Tensor, tau: Tensor, kind: str, partition: bool) -> tuple[Tensor, Tensor]:
     """Layer 1.
 
@@ -171,24 +202,7 @@ def scan_forward(current: Tensor, tau: Tensor, kind: str, partition: bool) -> tu
         The merged membrane, shape of ``current``, and the windows' own: the same tensor for a partition, else those of
         the first three windows, ``(3, B, C, h, w)``.
     """
-    decay = tau.to(current.dtype)
-    if partition:
-        membrane = torch.empty_like(current)
-        i, u = _views(current, kind), _views(membrane, kind)
-        u[0].copy_(i[0])
-        for k in range(1, 4):
-            torch.addcmul(i[k], u[k - 1], decay, out=u[k])
-        return membrane, membrane
-    merged = current.clone()
-    i, m = split(current, kind), split(merged, kind)
-    shares = _shares_of(current, kind)
-    windows = window_buffer(current, kind)
-    windows[0].copy_(i[0])
-    for k in range(1, 4):
-        m[k].addcmul_(windows[k - 1], decay * shares[k])
-        if k < 3:
-            torch.addcmul(i[k], windows[k - 1], decay, out=windows[k])
-    return merged, windows
+    return _forward(current, tau, kind, partition, lambda k, u: (u, 1.0))
 
 
 def scan_backward(
@@ -255,28 +269,8 @@ def coupled_forward(
     Returns:
         The merged membrane, and the windows' own as :func:`scan_forward` returns them.
     """
-    decay = tau.to(current.dtype)
-    i = _views(current, kind)
-    if partition:
-        membrane = torch.empty_like(current)
-        a, u = _views(first, kind), _views(membrane, kind)
-        u[0].copy_(i[0])
-        for k in range(1, 4):
-            value, halved = _project(omega, a[k - 1], u[k - 1], theta)
-            torch.addcmul(i[k], value, decay, value=halved, out=u[k])
-        return membrane, membrane
-    merged = current.clone()
-    m = split(merged, kind)
-    shares = _shares_of(current, kind)
-    windows = window_buffer(current, kind)
-    a, u = list(first.unbind(0)), list(windows.unbind(0))
-    u[0].copy_(i[0])
-    for k in range(1, 4):
-        value, halved = _project(omega, a[k - 1], u[k - 1], theta)
-        m[k].addcmul_(value, decay * shares[k], value=halved)
-        if k < 3:
-            torch.addcmul(i[k], value, decay, value=halved, out=u[k])
-    return merged, windows
+    a = _views(first, kind) if partition else list(first.unbind(0))
+    return _forward(current, tau, kind, partition, lambda k, u: _project(omega, a[k], u, theta))
 
 
 def coupled_backward(

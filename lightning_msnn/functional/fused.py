@@ -126,12 +126,6 @@ def _scan_op(current: Tensor, tau: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     return merged, merged.new_empty(0) if partition else windows
 
 
-@_scan_op.register_fake
-def _(current: Tensor, tau: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    partition = _partitions(current, kind)
-    return torch.empty_like(current), current.new_empty(0) if partition else window_buffer(current, kind)
-
-
 @torch.library.custom_op("lightning_msnn::scan_backward", mutates_args=())
 def _scan_backward_op(
     grad: Tensor, by_windows: Tensor, windows: Tensor, tau: Tensor, kind: str, wants_tau: bool
@@ -144,9 +138,7 @@ def _scan_backward_op(
 
 
 @_scan_backward_op.register_fake
-def _(
-    grad: Tensor, by_windows: Tensor, windows: Tensor, tau: Tensor, kind: str, wants_tau: bool
-) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, by_windows: Tensor, windows: Tensor, tau: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(grad), torch.empty_like(tau)
 
 
@@ -173,12 +165,6 @@ def _coupled_op(
     return merged, merged.new_empty(0) if partition else windows
 
 
-@_coupled_op.register_fake
-def _(current: Tensor, first: Tensor, tau: Tensor, theta: Tensor, omega: str, kind: str) -> tuple[Tensor, Tensor]:
-    partition = _partitions(current, kind)
-    return torch.empty_like(current), current.new_empty(0) if partition else window_buffer(current, kind)
-
-
 @torch.library.custom_op("lightning_msnn::coupled_scan_backward", mutates_args=())
 def _coupled_backward_op(
     grad: Tensor,
@@ -199,18 +185,16 @@ def _coupled_backward_op(
 
 
 @_coupled_backward_op.register_fake
-def _(
-    grad: Tensor,
-    windows: Tensor,
-    first: Tensor,
-    tau: Tensor,
-    theta: Tensor,
-    omega: str,
-    kind: str,
-    wants_tau: bool,
-    wants_theta: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(grad: Tensor, windows: Tensor, first: Tensor, tau: Tensor, theta: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(grad), torch.empty_like(first), torch.empty_like(tau), torch.empty_like(theta)
+
+
+@_scan_op.register_fake
+@_coupled_op.register_fake
+def _(current: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    kind = others[-1]
+    windows = current.new_empty(0) if _partitions(current, kind) else window_buffer(current, kind)
+    return torch.empty_like(current), windows
 
 
 def _coupled_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

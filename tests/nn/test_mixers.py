@@ -11,6 +11,7 @@ from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.nn import CELLS, CONTEXTS, AttentionMixer, ConvMixer, RecurrentMixer, Spike
 from lightning_msnn.nn.mixers import CentredConv2d
 from tests.conftest import GOLDEN
+from tests.oracles import PublishedMixer
 
 
 def golden_mixer(kind):
@@ -161,21 +162,6 @@ def test_heads_must_fit():
         AttentionMixer(40)
 
 
-def published_loop(mixer, spikes):
-    """The method as it is written: the windows one after another, each with its own convolutions."""
-    height, width = spikes.shape[2:]
-    u1 = u2 = None
-    outputs = []
-    for window in split(spikes, mixer.windows):
-        i1 = mixer.synapse1(window)
-        new1 = i1 if u1 is None else mixer.membrane1.decay() * u1 + i1
-        i2 = mixer.synapse2(mixer.spike1(new1))
-        new2 = i2 if u2 is None else mixer.membrane2.decay() * mixer.membrane2.projection(u1, u2) + i2
-        u1, u2 = new1, new2
-        outputs.append(mixer.project(mixer.spike2(u2)))
-    return merge(outputs, mixer.windows, height, width)
-
-
 @pytest.mark.parametrize("projection", PROJECTIONS)
 @pytest.mark.parametrize("windows", WINDOWS)
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2), (1, 4)])
@@ -183,7 +169,7 @@ def test_batched_windows_equal_the_published_loop(windows, size, projection):
     mixer = ConvMixer(5, windows, "isolated", projection=projection, tau=0.4, threshold=0.0).eval()
     x = (torch.rand(2, 5, *size) < 0.5).float()
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    out, expected = mixer(a), published_loop(mixer, b)
+    out, expected = mixer(a), PublishedMixer(mixer)(b)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     weights = [p for p in mixer.parameters() if p.requires_grad]
     upstream = torch.randn_like(out)
