@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 
 from lightning_msnn import __version__, zoo
 from lightning_msnn.callbacks.pictures import draw_energy, png
+from lightning_msnn.checkpoints import read_checkpoint
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import NETWORK, summarize
 from lightning_msnn.models.weights import CONFIG_FILE, read_config, read_weights
 from lightning_msnn.report import compare
@@ -20,6 +23,9 @@ __all__ = ["complete", "table", "write_card"]
 
 SAMPLES = 512
 """Test images on which spikes and operations are counted."""
+
+HALF_COST = 0.1
+"""Percentage points of top-1 that are too many for weights of half the size."""
 
 PICTURE = "energy.png"
 
@@ -36,15 +42,16 @@ def _write(folder: Path, config: dict[str, Any]) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def complete(folder: Path, data: str | Path | None) -> None:
+def complete(folder: Path, data: str | Path | None, checkpoint: str | Path) -> None:
     """Measure an entry on its test set, write the figures into its ``config.json``, and its card.
 
     Args:
         folder: Folder of the entry.
         data: Folder of the data set; digits need none.
+        checkpoint: Checkpoint that the entry was made of, with the weights before they were cut to 16 bits.
 
     Raises:
-        ConfigurationError: If the data is not there.
+        ConfigurationError: If the data is not there, or 16 bits cost :data:`HALF_COST` points of top-1 or more.
     """
     config = read_config(folder)
     task = SpikingClassifier(
@@ -53,6 +60,15 @@ def complete(folder: Path, data: str | Path | None) -> None:
     task.network.load_state_dict(read_weights(folder))
     module = zoo.test_data(config, data, 250)
     found = zoo.evaluate(task.network, module)
+    if config["weights"] != "float32":
+        whole = copy.deepcopy(task.network)
+        whole.load_state_dict(zoo.network_state(read_checkpoint(checkpoint)))
+        config["top1_float32"] = round(zoo.evaluate(whole, module)["top1"], 2)
+        if config["top1_float32"] - found["top1"] >= HALF_COST:
+            raise ConfigurationError(
+                f"{config['weights']} weights have a top-1 of {found['top1']:.2f} % and those of {str(checkpoint)!r} "
+                f"of {config['top1_float32']:.2f} %: keep all 32 bits, for less than {HALF_COST} points may be lost"
+            )
     batches = (module.on_after_batch_transfer(batch, 0)[0] for batch in module.test_dataloader())
     records, _ = compare(task, batches, SAMPLES)
     summaries = {column: summarize(record) for column, record in records.items()}
@@ -100,6 +116,7 @@ def write_card(folder: Path) -> None:
     config = read_config(folder)
     channels, height, width = config["input_size"]
     colours = "grey" if channels == 1 else "RGB"
+    whole = f" (with all 32 bits, top-1 is {config['top1_float32']} %)" if "top1_float32" in config else ""
     counted = f"on {config.get('energy_images')} test images"
     rows = [
         ("test top-1", f"{config.get('top1')} % of {config.get('top1_images')} images that no training has seen"),
@@ -117,7 +134,7 @@ def write_card(folder: Path) -> None:
             else "-",
         ),
         ("energy, 45 nm CMOS", f"{_energy(config)}, {counted}" if "energy_joules" in config else "-"),
-        ("weights", f"{config.get('weights', 'float32')}, sha256 `{config['sha256']}`"),
+        ("weights", f"{config.get('weights', 'float32')}{whole}, sha256 `{config['sha256']}`"),
         ("made by", f"`{config.get('command')}`, then `python -m lightning_msnn.zoo export`"),
         ("recipe", f"{config.get('recipe')}, {config.get('epochs')} epochs, seed {config.get('seed')}"),
         ("on", f"{config.get('hardware')}, {config.get('date')}"),

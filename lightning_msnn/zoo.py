@@ -39,6 +39,7 @@ __all__ = [
     "info",
     "list_models",
     "load",
+    "network_state",
     "resolve",
     "test_data",
     "transforms",
@@ -241,7 +242,17 @@ def _pinned() -> dict[str, Any]:
     return {name: p.default for name, p in signature(MSNN).parameters.items() if name not in free}
 
 
-def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", **fields: Any) -> Path:
+def network_state(content: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of the network in a checkpoint, by their names in the network.
+
+    Args:
+        content: Checkpoint of a :class:`lightning_msnn.tasks.SpikingClassifier`, as read.
+    """
+    prefix = "network."
+    return {k[len(prefix) :]: v.contiguous() for k, v in content["state_dict"].items() if k.startswith(prefix)}
+
+
+def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: bool = False, **fields: Any) -> Path:
     """Make a zoo entry of a Lightning checkpoint.
 
     The weights are those that the checkpoint evaluates with: the moving average where there is one.
@@ -250,15 +261,17 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", **fiel
         checkpoint: Checkpoint of a :class:`lightning_msnn.tasks.SpikingClassifier`.
         name: timm name of the entry, ``<architecture>.<tag>``.
         folder: Folder of the zoo.
+        half: Whether to keep the weights in float16; the network that loads them still computes in float32.
         **fields: Further fields of ``config.json``, such as recipe and figures; plain values.
 
     Returns:
         The folder of the entry.
 
     Raises:
-        ConfigurationError: If the checkpoint cannot be read or is of another network, or the entry exists.
+        ConfigurationError: If the checkpoint cannot be read or is of another network, a weight is beyond float16, or
+            the entry exists.
     """
-    from lightning_msnn.cli import read_checkpoint  # Lightning is needed to export, not to load
+    from lightning_msnn.checkpoints import read_checkpoint  # Lightning is needed to export, not to load
 
     content = read_checkpoint(checkpoint)
     hparams, data = content.get("hyper_parameters", {}), content.get("preprocessing", {})
@@ -273,8 +286,13 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", **fiel
     if target.exists():
         raise ConfigurationError(f"{target} exists: remove it to make the entry anew")
     given = dict(hparams.get("network_kwargs") or {})
-    prefix = "network."
-    state = {k[len(prefix) :]: v.contiguous() for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    state = network_state(content)
+    if half:
+        for key, value in state.items():
+            if value.is_floating_point():
+                state[key] = value.half()
+                if not state[key].isfinite().all():
+                    raise ConfigurationError(f"{key} of {str(checkpoint)!r} has values beyond float16")
     weights = safetensors.torch.save(state, {"format": "pt"})
     config = {
         "architecture": architecture,
@@ -286,6 +304,7 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", **fiel
         "class_names": content["class_names"],
         "network_kwargs": _pinned() | PRESETS[given.pop("preset", "default")] | given,
         "sha256": hashlib.sha256(weights).hexdigest(),
+        "weights": "float16" if half else "float32",
         **fields,
     }
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -320,8 +339,12 @@ def _run(given: argparse.Namespace) -> str:
         return cards.table(list_models())
     if given.command == "export":
         fields = json.loads(Path(given.fields).read_text(encoding="utf-8")) if given.fields else {}
-        folder = export(given.checkpoint, given.name, given.folder, **fields)
-        cards.complete(folder, given.data)
+        folder = export(given.checkpoint, given.name, given.folder, given.half, **fields)
+        try:
+            cards.complete(folder, given.data, given.checkpoint)
+        except ConfigurationError:
+            shutil.rmtree(folder)
+            raise
         return f"{folder} made"
     cards.write_card(entries()[resolve(given.name)])
     return f"card of {resolve(given.name)} written"
@@ -356,6 +379,7 @@ def main(args: Sequence[str] | None = None) -> None:
     exporting.add_argument("name", help="<architecture>.<tag>")
     exporting.add_argument("--data", help="folder of the data set (digits need none)")
     exporting.add_argument("--folder", default="zoo", help="folder of the zoo (default: zoo)")
+    exporting.add_argument("--half", action="store_true", help="float16 weights, if they cost less than 0.1 points")
     exporting.add_argument("--fields", help="JSON file of further fields: command, recipe, epochs, seed, hardware, ...")
     given = parser.parse_args(args)
     try:

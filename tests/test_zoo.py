@@ -125,6 +125,52 @@ def test_missing_weights(mine):
     refused(mine, f"weights of {DIGITS} cannot be read")
 
 
+@pytest.fixture
+def elsewhere(mine, tmp_path, monkeypatch):
+    """An entry whose weights have moved behind a URL, and torch.hub's cache in a folder of the test."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    (mine / "model.safetensors").rename(tmp_path / "away.safetensors")
+    config = json.loads((mine / "config.json").read_text())
+
+    def point_to(url):
+        (mine / "config.json").write_text(json.dumps(config | {"url": url}))
+
+    point_to((tmp_path / "away.safetensors").as_uri())
+    return mine, point_to
+
+
+def test_weights_behind_a_url_are_fetched_once(elsewhere, tmp_path):
+    folder, _ = elsewhere
+    first = read_weights(folder)
+    (tmp_path / "away.safetensors").unlink()
+    again = read_weights(folder)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert zoo.load(DIGITS).num_classes == 10
+    assert list((tmp_path / "cache").rglob("*.partial")) == []
+
+
+def test_weights_behind_a_url_are_refused_if_they_are_others(elsewhere, tmp_path):
+    folder, _ = elsewhere
+    (tmp_path / "away.safetensors").write_bytes(b"something else")
+    refused(folder, f"weights of {DIGITS} are not at .* and cannot be fetched from file:.*hash")
+    assert list((tmp_path / "cache").rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize("url", ["file:///no/such/file", "http://localhost:9/x", "http://[/x"])
+def test_unreachable_url(elsewhere, url):
+    folder, point_to = elsewhere
+    point_to(url)
+    refused(folder, "cannot be fetched from")
+
+
+@pytest.mark.parametrize("url", ["ftp://example.org/x", "model.safetensors", 3])
+def test_url_of_another_kind(elsewhere, url):
+    folder, point_to = elsewhere
+    point_to(url)
+    refused(folder, "has url .*https://")
+
+
 def test_pickle_in_place_of_safetensors(mine):
     import hashlib
 
@@ -267,6 +313,8 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
                          enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
                          enable_checkpointing=False)  # fmt: skip
     trainer.fit(task, datamodule=Digits(batch_size=32))
+    with torch.no_grad():
+        task.network.stem.conv.weight[0, 0, 0, 0] = 1 / 3  # no number of 16 bits
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     (tmp_path / "fields.json").write_text('{"command": "fit", "epochs": 1, "seed": 0, "hardware": "a CPU"}')
     name = "msnn_resnet12_tiny.digits"
@@ -280,3 +328,26 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert config["energy_joules"] < config["energy_joules_ann_twin"]
     assert (tmp_path / "z" / name / "energy.png").stat().st_size > 1000
     assert out.startswith(str(tmp_path / "z" / name))
+    assert config["weights"] == "float32"
+    whole = load_file(tmp_path / "z" / name / "model.safetensors")
+
+    zoo.main([*map(str, arguments[:4]), str(tmp_path / "h"), "--half"])
+    half = load_file(tmp_path / "h" / name / "model.safetensors")
+    assert {v.dtype for v in half.values()} == {torch.float16, torch.int64}
+    assert all(torch.equal(half[k], whole[k].to(half[k].dtype)) for k in whole)
+    assert not torch.equal(half["stem.conv.weight"].float(), whole["stem.conv.weight"])
+    config = json.loads((tmp_path / "h" / name / "config.json").read_text())
+    assert config["top1_float32"] == pytest.approx(config["top1"], abs=0.1)
+    assert "float16 (with all 32 bits, top-1 is" in (tmp_path / "h" / name / "README.md").read_text()
+
+    monkeypatch.setattr(cards, "HALF_COST", -100.0)
+    with pytest.raises(SystemExit, match="2"):
+        zoo.main([*map(str, arguments[:4]), str(tmp_path / "n"), "--half"])
+    assert "keep all 32 bits" in capsys.readouterr().err
+    assert list((tmp_path / "n").iterdir()) == []
+
+    with torch.no_grad():
+        task.network.stem.conv.weight[0, 0, 0, 0] = 1e6
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(ConfigurationError, match="stem.conv.weight of .* has values beyond float16"):
+        zoo.export(tmp_path / "x.ckpt", name, tmp_path / "n", half=True)

@@ -2,10 +2,12 @@
 
 An entry is a folder named as timm names the network, ``<architecture>.<tag>``, with ``model.safetensors`` and
 ``config.json``. Folders are looked for in ``$LIGHTNING_MSNN_ZOO``, in ``zoo/`` of a checkout and in the installed
-package, in this order; the first that has a name wins.
+package, in this order; the first that has a name wins. Weights that are not in the folder are fetched from the ``url``
+in ``config.json``, if there is one, into the cache of ``torch.hub``.
 """
 
 import hashlib
+import http.client
 import json
 import os
 import warnings
@@ -14,6 +16,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from lightning_msnn.errors import ConfigurationError
@@ -34,6 +37,8 @@ _REQUIRED = {
     "network_kwargs": dict,
     "sha256": str,
 }
+
+_SCHEMES = ("https://", "http://", "file://")  # the hash, not the way, says what is trusted
 
 
 def zoo_folders() -> list[Path]:
@@ -77,6 +82,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if f"{config['architecture']}.{config['tag']}" != folder.name:
         raise ConfigurationError(f"{file} is of {config['architecture']}.{config['tag']}, not of {folder.name}")
+    url = config.get("url")
+    if url is not None and not (isinstance(url, str) and url.startswith(_SCHEMES)):
+        raise ConfigurationError(f"{file} has url {url!r}, and one that starts with {', '.join(_SCHEMES)} is needed")
     return config
 
 
@@ -97,6 +105,23 @@ def entries() -> dict[str, Path]:
     return found
 
 
+def _weights_file(folder: Path, config: dict[str, Any]) -> Path:
+    """Return where the weights of an entry lie, after fetching them if they have to be."""
+    file, url = folder / WEIGHTS_FILE, config.get("url")
+    if url is None or file.exists():
+        return file
+    cached = Path(torch.hub.get_dir(), "checkpoints", f"{folder.name}-{config['sha256'][:16]}.safetensors")
+    if not cached.exists():
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(cached), config["sha256"])
+        except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:
+            raise ConfigurationError(
+                f"weights of {folder.name} are not at {file} and cannot be fetched from {url}: {error}"
+            ) from error
+    return cached
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read the weights of an entry on the CPU after checking their hash.
 
@@ -107,11 +132,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         Tensors by name.
 
     Raises:
-        ConfigurationError: If the file is missing, its sha256 is not the one in ``config.json``, or it is no
-            safetensors file.
+        ConfigurationError: If the file is missing and cannot be fetched, its sha256 is not the one in
+            ``config.json``, or it is no safetensors file.
     """
-    expected = read_config(folder)["sha256"]
-    file = folder / WEIGHTS_FILE
+    config = read_config(folder)
+    expected = config["sha256"]
+    file = _weights_file(folder, config)
     try:
         content = file.read_bytes()
     except OSError as error:
