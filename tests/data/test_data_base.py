@@ -111,6 +111,9 @@ def test_split_depends_on_the_seed_alone() -> None:
         ("policy", "mixup"),
         ("erasing", -1),
         ("policy_groups", 0),
+        ("train_sizes", {0: 0}),
+        ("train_sizes", {-1: 16}),
+        ("train_sizes", {0: "small"}),
         ("root", 3),
         ("folder", ""),
     ],
@@ -120,7 +123,8 @@ def test_wrong_arguments_are_named(kind: type[ImageDataModule], name: str, value
         kind(**{name: value})
     message = str(caught.value)
     assert name.replace("policy", "augmentation policy") in message or name in message
-    assert str(value) in message
+    named = [part for item in value.items() for part in item] if isinstance(value, dict) else [value]
+    assert any(str(part) in message for part in named)
     assert "\n" not in message
 
 

@@ -96,6 +96,22 @@ def test_the_trainer_runs_every_stage(make_tree: MakeTree, tmp_path: Path, index
         assert images.shape == (4, module.in_chans, module.image_size, module.image_size)
 
 
+def test_training_images_grow(make_tree: MakeTree, tmp_path: Path) -> None:
+    root = str(make_tree(CIFAR10.classes))
+    options: dict[str, Any] = {"val_fraction": 0.5, "batch_size": 20, "crop_padding": 0, "flip": 0.0}
+    module = CIFAR10(root=root, train_sizes={1: 16, 3: 24}, **options)
+    model = Probe(3, 10)
+    model.net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
+    trainer(tmp_path, max_epochs=5, num_sanity_val_steps=1).fit(model, module)
+    assert [images.shape[-1] for images, _ in model.seen["train"]] == [32, 16, 16, 24, 24]
+    assert {images.shape[-1] for images, _ in model.seen["val"]} == {32}
+    # Of the same brightness: scaled, not cut.
+    whole, small = (model.seen["train"][i][0].mean((0, 2, 3)) for i in (0, 1))
+    torch.testing.assert_close(small, whole, rtol=0, atol=0.02)
+    assert module.train_size(0) == 32
+    assert module.train_size(100) == 24
+
+
 def test_only_training_batches_are_augmented(make_tree: MakeTree, tmp_path: Path) -> None:
     module = CIFAR10(root=str(make_tree(CIFAR10.classes)), val_fraction=0.5, batch_size=20, crop_padding=0, flip=1.0)
     model = Probe(3 * 32 * 32, 10)
