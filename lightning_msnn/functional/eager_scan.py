@@ -20,7 +20,17 @@ from torch import Tensor
 from lightning_msnn.functional.projection import PROJECTIONS
 from lightning_msnn.functional.windows import side, split
 
-__all__ = ["BATCH", "coupled_backward", "coupled_forward", "scan_backward", "scan_forward", "window_buffer"]
+__all__ = [
+    "BATCH",
+    "coupled_backward",
+    "coupled_forward",
+    "map_buffer",
+    "scan_backward",
+    "scan_forward",
+    "shares_of",
+    "views",
+    "window_buffer",
+]
 
 BATCH = "batch"
 """Windows that lie one after another on the batch axis, ``(4 B, C, h, w)``, and are merged by no one."""
@@ -67,8 +77,24 @@ def window_buffer(x: Tensor, kind: str) -> Tensor:
     return x.new_empty(3, batch, channels, h, w)
 
 
-def _views(x: Tensor, kind: str) -> list[Tensor]:
-    """The four windows of a map, as views."""
+def map_buffer(x: Tensor, *shape: int) -> Tensor:
+    """Uninitialised tensor of four axes, in the memory order, data type and device of ``x``.
+
+    Args:
+        x: Tensor of four axes.
+        *shape: Its shape.
+    """
+    order = torch.channels_last if _channels_last(x) else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+
+
+def views(x: Tensor, kind: str) -> list[Tensor]:
+    """The four windows of a map, as views.
+
+    Args:
+        x: Map ``(B, C, H, W)``, or ``(4 B, C, h, w)`` for :data:`BATCH`.
+        kind: Kind of windows.
+    """
     return list(x.unflatten(0, (4, -1)).unbind(0)) if kind == BATCH else split(x, kind)  # type: ignore[no-untyped-call]
 
 
@@ -89,7 +115,13 @@ def _shares(
     return tuple(s[0] for s in shares)
 
 
-def _shares_of(x: Tensor, kind: str) -> tuple[Tensor, ...]:
+def shares_of(x: Tensor, kind: str) -> tuple[Tensor, ...]:
+    """One over the number of windows that cover each pixel of a map, cut into the windows, each ``(C, h, w)``.
+
+    Args:
+        x: Map ``(B, C, H, W)``.
+        kind: Kind of windows.
+    """
     return _shares(kind, (x.shape[1], x.shape[2], x.shape[3]), _channels_last(x), x.dtype, x.device)
 
 
@@ -175,10 +207,10 @@ def _forward(current: Tensor, tau: Tensor, kind: str, partition: bool, carry: Ca
     """
     decay = tau.to(current.dtype)
     merged = torch.empty_like(current) if partition else current.clone()
-    i, m = _views(current, kind), _views(merged, kind)
+    i, m = views(current, kind), views(merged, kind)
     windows = merged if partition else window_buffer(current, kind)
     u = m if partition else list(windows.unbind(0))
-    shares = None if partition else _shares_of(current, kind)
+    shares = None if partition else shares_of(current, kind)
     u[0].copy_(i[0])
     for k in range(1, 4):
         value, scale = carry(k - 1, u[k - 1])
@@ -225,20 +257,20 @@ def scan_backward(
     decay = tau.to(grad.dtype)
     if partition:
         by_current = torch.empty_like(grad)
-        g, d, u = (_views(x, kind) for x in (grad, by_current, windows))
+        g, d, u = (views(x, kind) for x in (grad, by_current, windows))
         d[3].copy_(g[3])
         for k in range(2, -1, -1):
             torch.addcmul(g[k], d[k + 1], decay, out=d[k])
         if not wants_tau:
             return by_current, None
         product = torch.empty_like(grad)
-        p = _views(product, kind)
+        p = views(product, kind)
         p[0].zero_()
         for k in range(1, 4):
             torch.mul(d[k], u[k - 1], out=p[k])
         return by_current, _sum_to(product, tau)
     assert by_windows is not None
-    shares = _shares_of(grad, kind)
+    shares = shares_of(grad, kind)
     by_current = grad.clone()
     g, c = split(grad, kind), split(by_current, kind)
     after = torch.empty_like(windows)  # the gradient of window k + 1's membrane
@@ -269,7 +301,7 @@ def coupled_forward(
     Returns:
         The merged membrane, and the windows' own as :func:`scan_forward` returns them.
     """
-    a = _views(first, kind) if partition else list(first.unbind(0))
+    a = views(first, kind) if partition else list(first.unbind(0))
     return _forward(current, tau, kind, partition, lambda k, u: _project(omega, a[k], u, theta))
 
 
@@ -308,11 +340,11 @@ def coupled_backward(
     slopes = _slopes(omega, first, windows, decay, theta, wants_theta)
     sums = [x for x, wanted in ((slopes.value, wants_tau), (slopes.by_theta, wants_theta)) if wanted and x is not None]
     by_current = grad.clone()
-    d = _views(by_current, kind)
+    d = views(by_current, kind)
     after = torch.empty_like(windows)
     upstream: Tensor | None = None
     if not partition:
-        shares, g = _shares_of(grad, kind), split(grad, kind)
+        shares, g = shares_of(grad, kind), split(grad, kind)
         upstream = g[3] * shares[3]
     for k in range(2, -1, -1):
         # The gradient of window k + 1's membrane: for a partition what is on the map, else its share of that and more.
@@ -340,7 +372,7 @@ def coupled_backward(
         by_first = torch.zeros_like(grad if partition else after)
     elif partition:
         by_first = torch.empty_like(grad)
-        f = _views(by_first, kind)
+        f = views(by_first, kind)
         f[3].zero_()
         for k in range(3):
             torch.mul(after[k], slopes.by_first[k], out=f[k])

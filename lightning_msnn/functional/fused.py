@@ -18,10 +18,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_msnn.functional import eager_scan
-from lightning_msnn.functional.eager_scan import BATCH, window_buffer
-from lightning_msnn.functional.windows import count, side
+from lightning_msnn.functional.eager_scan import BATCH, map_buffer, shares_of, views, window_buffer
+from lightning_msnn.functional.windows import count, merge, side, split
 
-__all__ = ["BATCH", "can_fuse", "merged_coupled_scan", "merged_scan", "partitions"]
+__all__ = [
+    "BATCH",
+    "can_fuse",
+    "cut_windows",
+    "join_windows",
+    "merged_coupled_scan",
+    "merged_scan",
+    "partitions",
+    "scan_and_hand_on",
+]
 
 Omega = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -92,6 +101,96 @@ class _Scan(torch.autograd.Function):
             grads[0], by_windows, windows, tau, ctx.kind, ctx.partition, ctx.needs_input_grad[1]
         )
         return by_current, by_tau, None
+
+
+class _HandingScan(torch.autograd.Function):
+    """Layer 1, which hands the windows' membranes of its last channels on as a batch."""
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, tau: Tensor, kind: str, channels: int) -> tuple[Tensor, Tensor]:
+        ctx.kind, ctx.partition, ctx.channels = kind, _partitions(current, kind), channels
+        merged, windows = _kernels(current).scan_forward(current, tau, kind, ctx.partition)
+        ctx.save_for_backward(windows, tau)
+        parts = views(merged, kind)[:3] if ctx.partition else list(windows.unbind(0))
+        batch, _, h, w = parts[0].shape
+        handed = map_buffer(current, 4 * batch, channels, h, w)
+        for slot, part in zip(views(handed, BATCH), parts, strict=False):
+            slot.copy_(part[:, -channels:])
+        views(handed, BATCH)[3].zero_()  # no window comes after the last
+        return merged, handed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        windows, tau = ctx.saved_tensors
+        grad, by_windows = grads[0], None
+        if ctx.partition:
+            grad = grad.clone()
+            owed = views(grad, ctx.kind)
+        else:
+            by_windows = window_buffer(grad, ctx.kind).zero_()
+            owed = list(by_windows.unbind(0))
+        for k, part in enumerate(views(grads[1], BATCH)[:3]):
+            owed[k][:, -ctx.channels :].add_(part)
+        by_current, by_tau = _kernels(grad).scan_backward(
+            grad, by_windows, windows, tau, ctx.kind, ctx.partition, ctx.needs_input_grad[1]
+        )
+        return by_current, by_tau, None, None
+
+
+class _Cut(torch.autograd.Function):
+    """A map to its windows as a batch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: str) -> Tensor:
+        ctx.kind, ctx.shape = kind, x.shape
+        return torch.cat(split(x, kind))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        by_map = map_buffer(grads[0], *ctx.shape)
+        pairs = zip(views(by_map, ctx.kind), views(grads[0], BATCH), strict=True)
+        if _partitions(by_map, ctx.kind):
+            for place, part in pairs:
+                place.copy_(part)
+        else:
+            by_map.zero_()
+            for place, part in pairs:
+                place.add_(part)
+        return by_map, None
+
+
+class _Join(torch.autograd.Function):
+    """A batch of windows to their map, the mean where they overlap."""
+
+    @staticmethod
+    def forward(ctx: Any, windows: Tensor, kind: str, height: int, width: int) -> Tensor:
+        ctx.kind, ctx.shape = kind, windows.shape
+        joined = map_buffer(windows, windows.shape[0] // 4, windows.shape[1], height, width)
+        places, parts = views(joined, kind), views(windows, BATCH)
+        if _partitions(joined, kind):
+            for place, part in zip(places, parts, strict=True):
+                place.copy_(part)
+        else:
+            joined.zero_()
+            for place, part, share in zip(places, parts, shares_of(joined, kind), strict=True):
+                place.addcmul_(part, share)
+        return joined
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,) = grads
+        by_windows = map_buffer(grad, *ctx.shape)
+        places, parts = views(grad, ctx.kind), views(by_windows, BATCH)
+        if _partitions(grad, ctx.kind):
+            for part, place in zip(parts, places, strict=True):
+                part.copy_(place)
+        else:
+            for part, place, share in zip(parts, places, shares_of(grad, ctx.kind), strict=True):
+                torch.mul(place, share, out=part)
+        return by_windows, None, None, None
 
 
 class _CoupledScan(torch.autograd.Function):
@@ -250,3 +349,55 @@ def merged_coupled_scan(current: Tensor, first: Tensor, tau: Tensor, theta: Tens
         return compiled
     merged: Tensor = _CoupledScan.apply(current, first, tau, theta, omega, kind)  # type: ignore[no-untyped-call]
     return merged
+
+
+def scan_and_hand_on(current: Tensor, tau: Tensor, kind: str, channels: int) -> tuple[Tensor, Tensor]:
+    """Layer 1 on a map, where only some channels' membranes are asked for by window, and as a batch. Does not compile.
+
+    Args:
+        current: Synaptic current ``(B, C, H, W)``, or ``(4 B, C, h, w)`` for :data:`BATCH`.
+        tau: Decay of the membrane from one window to the next, a scalar or ``(C, 1, 1)``.
+        kind: Kind of windows, which :func:`can_fuse`.
+        channels: How many of the last channels are handed on.
+
+    Returns:
+        The merged membrane, shape of ``current``, and the windows' own membranes of the last channels,
+        ``(4 B, channels, h, w)``, as :func:`merged_coupled_scan` takes them for :data:`BATCH`; the last are zeros,
+        since no one asks for them.
+    """
+    scanned: tuple[Tensor, Tensor] = _HandingScan.apply(current, tau, kind, channels)  # type: ignore[no-untyped-call]
+    return scanned
+
+
+def cut_windows(x: Tensor, kind: str) -> Tensor:
+    """Cut a map into its windows, as a batch.
+
+    Args:
+        x: Map ``(B, C, H, W)``.
+        kind: Kind of windows, which :func:`can_fuse`.
+
+    Returns:
+        Windows ``(4 B, C, h, w)``, one after another on the batch axis.
+    """
+    if torch.compiler.is_compiling():
+        return torch.cat(split(x, kind))
+    windows: Tensor = _Cut.apply(x, kind)  # type: ignore[no-untyped-call]
+    return windows
+
+
+def join_windows(windows: Tensor, kind: str, height: int, width: int) -> Tensor:
+    """Put a batch of windows back on the map; where they overlap, their mean.
+
+    Args:
+        windows: Windows ``(4 B, C, h, w)``, one after another on the batch axis.
+        kind: Kind of windows, which :func:`can_fuse`.
+        height: Height ``H`` of the map in pixels.
+        width: Width ``W`` of the map in pixels.
+
+    Returns:
+        Map ``(B, C, H, W)``.
+    """
+    if torch.compiler.is_compiling():
+        return merge(list(windows.unflatten(0, (4, -1)).unbind(0)), kind, height, width)  # type: ignore[no-untyped-call]
+    joined: Tensor = _Join.apply(windows, kind, height, width)  # type: ignore[no-untyped-call]
+    return joined

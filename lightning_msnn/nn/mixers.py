@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_msnn.errors import ConfigurationError, choose, suggestion
-from lightning_msnn.functional.fused import BATCH, can_fuse
+from lightning_msnn.functional.fused import BATCH, can_fuse, cut_windows, join_windows
 from lightning_msnn.functional.windows import WINDOWS, count, merge, split
 from lightning_msnn.nn.neuron import Neurons
 
@@ -173,6 +173,8 @@ class _Mixer(nn.Module):
     """
 
     __constants__: ClassVar[list[str]] = ["isolated", "windows"]  # TorchScript leaves out what they rule out
+    has_operators: ClassVar[bool] = False
+    """Whether all of the fused scans are operators for ``torch.compile``."""
 
     def __init__(self, windows: str, context: str) -> None:
         super().__init__()
@@ -187,19 +189,38 @@ class _Mixer(nn.Module):
         self.layout = BATCH if self.isolated else windows
 
     @torch.jit.unused
-    def fuses(self, height: int, width: int) -> bool:
-        """Whether the scans run as one operation each.
+    def fuses(self, layout: str, height: int, width: int) -> bool:
+        """Whether what visits the windows runs as one operation each.
 
         Not in an exported program, which is to run where this package is not installed, and not where something watches
         each operation.
+
+        Args:
+            layout: Where the windows lie.
+            height: Height of the map in pixels.
+            width: Width of the map in pixels.
         """
         if torch.compiler.is_exporting() or is_in_torch_dispatch_mode():
             return False
-        return count(self.windows, height, width) == 4 and can_fuse(self.layout, height, width)
+        if torch.compiler.is_compiling() and not self.has_operators:
+            return False
+        return count(self.windows, height, width) == 4 and can_fuse(layout, height, width)
 
     def enter(self, spikes: Tensor) -> Tensor:
         """Give the synapses the map ``(B, C, H, W)``, or its windows as one batch ``(windows B, C, h, w)``."""
-        return torch.cat(split(spikes, self.windows)) if self.isolated else spikes
+        return self.batch(spikes) if self.isolated else spikes
+
+    def batch(self, x: Tensor) -> Tensor:
+        """Cut a map ``(B, C, H, W)`` into its windows as one batch ``(windows B, C, h, w)``."""
+        if not torch.jit.is_scripting() and self.fuses(self.windows, x.shape[2], x.shape[3]):
+            return cut_windows(x, self.windows)
+        return torch.cat(split(x, self.windows))
+
+    def unbatch(self, x: Tensor, windows: int, height: int, width: int) -> Tensor:
+        """Put windows ``(windows B, C, h, w)`` on the map ``(B, C, height, width)``, their mean where they overlap."""
+        if not torch.jit.is_scripting() and self.fuses(self.windows, height, width):
+            return join_windows(x, self.windows, height, width)
+        return merge(_windows_of(x, windows), self.windows, height, width)
 
     def cut(self, current: Tensor, windows: int) -> list[Tensor]:
         """Cut what a synapse returned into the windows, each ``(B, C, h, w)``."""
@@ -211,9 +232,7 @@ class _Mixer(nn.Module):
 
     def leave(self, current: Tensor, windows: int, height: int, width: int) -> Tensor:
         """Return the map ``(B, C, height, width)`` from the output projection's current."""
-        if self.isolated:
-            return merge(_windows_of(current, windows), self.windows, height, width)
-        return current
+        return self.unbatch(current, windows, height, width) if self.isolated else current
 
     def extra_repr(self) -> str:
         """Show windows and context."""
@@ -234,6 +253,8 @@ class ConvMixer(_Mixer):
     Raises:
         ConfigurationError: If an argument is not allowed.
     """
+
+    has_operators = True
 
     def __init__(
         self,
@@ -275,7 +296,7 @@ class ConvMixer(_Mixer):
     def forward(self, spikes: Tensor, state: list[Tensor] | None = None) -> Tensor:
         """Map spikes ``(B, C, H, W)`` to a current ``(B, C, H, W)`` for the residual stream."""
         height, width = spikes.shape[2], spikes.shape[3]
-        if not torch.jit.is_scripting() and state is None and self.fuses(height, width):
+        if not torch.jit.is_scripting() and state is None and self.fuses(self.layout, height, width):
             u1, first = self.membrane1.merged(self.synapse1(self.enter(spikes)), self.layout)
             merged = self.membrane2.merged(self.synapse2(self.spike1(u1)), first, self.layout)
             return self.leave(self.project(self.spike2(merged)), 4, height, width)
@@ -341,28 +362,36 @@ class AttentionMixer(_Mixer):
         """
         batch, channels, height, width = spikes.shape
         tokens = height * width
-        # (3, B, heads, tokens, head_dim)
-        qkv = spikes.reshape(batch, 3, channels // (3 * self.head_dim), self.head_dim, tokens).permute(1, 0, 2, 4, 3)
-        q, k, v = qkv[0], qkv[1], qkv[2]
+        # Channels are the last axis here, as they are in memory: (3, B, heads, tokens, head_dim).
+        tokenwise = spikes.permute(0, 2, 3, 1).reshape(batch, tokens, 3, channels // (3 * self.head_dim), self.head_dim)
+        q, k, v = tokenwise.permute(2, 0, 3, 1, 4).unbind(0)
         # Without softmax the product is associative; what is cheaper depends on the number of tokens.
         if tokens > self.head_dim:
             current = q @ (k.transpose(2, 3) @ v * self.scale)
         else:
             current = (q @ k.transpose(2, 3)) @ v * self.scale
-        attended: Tensor = current.transpose(2, 3).reshape(batch, channels // 3, height, width)
+        attended: Tensor = current.transpose(1, 2).reshape(batch, height, width, channels // 3).permute(0, 3, 1, 2)
         return attended
 
     def forward(self, spikes: Tensor, state: list[Tensor] | None = None) -> Tensor:
         """Map spikes ``(B, C, H, W)`` to a current ``(B, C, H, W)`` for the residual stream."""
         height, width = spikes.shape[2], spikes.shape[3]
         n = count(self.windows, height, width)
+        if not torch.jit.is_scripting() and state is None and self.fuses(self.layout, height, width):
+            first, handed = self.membrane1.handing_on(self.qkv(self.enter(spikes)), self.layout, spikes.shape[1])
+            seen = self.spike1(first) if self.isolated else self.batch(self.spike1(first))
+            second = self.membrane2.merged(self.norm(self.attend(seen)), handed, BATCH)
+            s2 = self.spike2(second if self.isolated else self.unbatch(second, n, height, width))
+            return self.leave(self.project(s2), n, height, width)
         u1 = self.membrane1(self.cut(self.qkv(self.enter(spikes)), n), state)
         s1 = self.spike1(self.join(u1, height, width))
         if state is not None:
             state.append(self.membrane1.leak(u1, self.cut(s1, n)))
-        seen = s1 if self.isolated else torch.cat(split(s1, self.windows))
+        seen = s1 if self.isolated else self.batch(s1)
         values = [u[:, 2 * spikes.shape[1] :] for u in u1]
-        u2 = self.membrane2(_windows_of(self.norm(self.attend(seen)), n), values, state)
+        # Compilers expect batch norm to return a gradient in the memory order of its input, whatever it is given.
+        current = self.norm(self.attend(seen).contiguous())
+        u2 = self.membrane2(_windows_of(current, n), values, state)
         s2 = self.spike2(self.join(u2, height, width))
         if state is not None:
             state.append(self.membrane2.leak(u2, self.cut(s2, n)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.functional.fused import merged_coupled_scan, merged_scan
+from lightning_msnn.functional.fused import merged_coupled_scan, merged_scan, scan_and_hand_on
 from lightning_msnn.functional.membrane import coupled_scan, leak, recurrent_scan, scan
 from lightning_msnn.functional.spike import SURROGATES, heaviside
 from lightning_msnn.nn.projection import LearntProjection, make_projection
@@ -250,6 +250,10 @@ class Membrane(_Carrier):
     def merged(self, current: Tensor, layout: str) -> tuple[Tensor, Tensor]:
         """Cut, scan and merge in one operation: see :func:`lightning_msnn.functional.fused.merged_scan`."""
         return merged_scan(current, self.decay(), layout)
+
+    def handing_on(self, current: Tensor, layout: str, channels: int) -> tuple[Tensor, Tensor]:
+        """The same where some channels are asked for: see :func:`lightning_msnn.functional.fused.scan_and_hand_on`."""
+        return scan_and_hand_on(current, self.decay(), layout, channels)
 
 
 class CoupledMembrane(_Carrier):

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from lightning_msnn.functional import PROJECTIONS, coupled_scan, merge, scan, split
-from lightning_msnn.functional.fused import BATCH, can_fuse, merged_coupled_scan, merged_scan
+from lightning_msnn.functional.fused import (
+    BATCH,
+    can_fuse,
+    cut_windows,
+    join_windows,
+    merged_coupled_scan,
+    merged_scan,
+    scan_and_hand_on,
+)
 
 CASES = [("non_dilated", (8, 6)), ("non_dilated", (7, 5)), ("dilated", (8, 8)), ("dilated", (7, 10)), ("grid", (4, 6))]
 CASES += [("dilated", (2, 3)), ("non_dilated", (3, 2)), (BATCH, (3, 4))]
@@ -91,3 +99,48 @@ def test_keeps_what_it_was_given():
 @pytest.mark.parametrize(("kind", "size"), [("single", (8, 8)), ("grid", (7, 8)), ("dilated", (1, 8))])
 def test_what_cannot_be_fused(kind, size):
     assert not can_fuse(kind, *size)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize(("kind", "size"), CASES)
+def test_membranes_of_some_channels_are_handed_on(kind, size, projection, layout):
+    """Layer 2 on a batch of windows, with what two of layer 1's three channels hand on, equals the plain scans."""
+    omega = PROJECTIONS[projection]
+    inputs = leaves(kind, size, torch.float64, True, layout)
+    current1, _, tau1, tau2, theta = inputs
+    h, w = cut(current1, kind)[0].shape[2:]
+    current2 = torch.randn(8 if kind == BATCH else 32, 2, h, w, dtype=torch.float64).to(memory_format=layout)
+    current2.requires_grad_()
+    inputs = [current1, current2, tau1, tau2, theta]
+    merged1, handed = scan_and_hand_on(current1, tau1, kind, 2)
+    second = merged_coupled_scan(current2, handed, tau2[-2:], theta, projection, BATCH)
+    got = [merged1, second if kind == BATCH else join_windows(second, kind, *size)]
+
+    u1 = scan(cut(current1, kind), tau1)
+    values = [u[:, -2:] for u in u1]
+    u2 = coupled_scan(list(current2.chunk(4)), values, tau2[-2:], lambda a, b: omega(a, b, theta))
+    expected = [put(u1, kind, size), put(u2, kind, size)]
+    torch.testing.assert_close(got, expected)
+    upstream = [torch.randn_like(x) for x in got]
+    options = {"allow_unused": True, "materialize_grads": True}
+    wanted = torch.autograd.grad(expected, inputs, upstream, **options)
+    torch.testing.assert_close(torch.autograd.grad(got, inputs, upstream, **options), wanted)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("kind", "size"), CASES[:-1])
+def test_cut_and_join(kind, size, layout):
+    x = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    windows, plain = cut_windows(x, kind), torch.cat(split(x, kind))
+    assert torch.equal(windows, plain)
+    upstream = torch.randn_like(windows)
+    torch.testing.assert_close(
+        torch.autograd.grad(windows, x, upstream, retain_graph=True), torch.autograd.grad(plain, x, upstream)
+    )
+    y = torch.randn_like(plain).requires_grad_()
+    joined, expected = join_windows(y, kind, *size), merge(list(y.chunk(4)), kind, *size)
+    torch.testing.assert_close(joined, expected)
+    upstream = torch.randn_like(joined)
+    torch.testing.assert_close(torch.autograd.grad(joined, y, upstream), torch.autograd.grad(expected, y, upstream))
+    torch.testing.assert_close(join_windows(windows, kind, *size), x)
