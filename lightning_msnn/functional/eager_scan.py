@@ -25,6 +25,8 @@ __all__ = [
     "coupled_backward",
     "coupled_forward",
     "map_buffer",
+    "recurrent_backward",
+    "recurrent_forward",
     "scan_backward",
     "scan_forward",
     "shares_of",
@@ -379,3 +381,85 @@ def coupled_backward(
     else:
         by_first = after.mul_(slopes.by_first)
     return by_current, by_first, by_tau, by_theta
+
+
+def recurrent_forward(current: Tensor, before: Tensor, tau: Tensor, theta: Tensor, omega: str) -> Tensor:
+    """A membrane map that travels from block to block: see :func:`lightning_msnn.functional.recurrent_scan`.
+
+    Args:
+        current: Synaptic currents of the windows, ``(4 B, C, h, w)``.
+        before: Windows of the membrane map that the block received, shape of ``current``.
+        tau: Decay, a scalar or ``(C, 1, 1)``.
+        theta: Radian factor, a scalar tensor.
+        omega: Name of the projection.
+
+    Returns:
+        New membranes of the windows, shape of ``current``.
+    """
+    decay = tau.to(current.dtype)
+    membranes = torch.empty_like(current)
+    i, m, u = (views(x, BATCH) for x in (current, before, membranes))
+    for k, (a, b) in enumerate(_recurrent_arguments(m, u)):
+        value, scale = _project(omega, a, b, theta)
+        torch.addcmul(i[k], value, decay, value=scale, out=u[k])
+    return membranes
+
+
+def _recurrent_arguments(before: list[Tensor], membranes: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """What the projection is applied to for each window."""
+    return [
+        (before[0], before[1]),
+        (membranes[0], before[1]),
+        (before[2], membranes[1]),
+        (before[3], membranes[2]),
+    ]
+
+
+def recurrent_backward(
+    grad: Tensor,
+    membranes: Tensor,
+    before: Tensor,
+    tau: Tensor,
+    theta: Tensor,
+    omega: str,
+    wants_tau: bool,
+    wants_theta: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the membrane map's scan.
+
+    Args:
+        grad: Gradient of the new membranes, ``(4 B, C, h, w)``.
+        membranes: What the forward pass returned.
+        before: Windows of the membrane map that the block received.
+        tau: Decay.
+        theta: Radian factor.
+        omega: Name of the projection.
+        wants_tau: Whether tau is learnt.
+        wants_theta: Whether theta is learnt.
+
+    Returns:
+        Gradients of the currents, of the windows received, of tau and of theta.
+    """
+    decay = tau.to(grad.dtype)
+    pairs = _recurrent_arguments(views(before, BATCH), views(membranes, BATCH))
+    a, b = (torch.cat([pair[n] for pair in pairs]).unflatten(0, (4, -1)) for n in (0, 1))  # type: ignore[no-untyped-call]
+    slopes = _slopes(omega, a, b, decay, theta, wants_theta)
+    by_current, after = grad.clone(), torch.empty_like(grad)
+    d, s = views(by_current, BATCH), views(after, BATCH)
+    by_before = torch.zeros_like(grad)
+    m = views(by_before, BATCH)
+    targets = _recurrent_arguments(m, d)
+    for k in (3, 2, 1, 0):
+        torch.mul(d[k], slopes.factor, out=s[k])
+        first, second = targets[k]
+        if slopes.by_first is not None:
+            first.addcmul_(s[k], slopes.by_first[k])
+        if slopes.by_second is not None:
+            second.addcmul_(s[k], slopes.by_second[k], value=slopes.sign)
+    by_tau = by_theta = None
+    places = by_current.unflatten(0, (4, -1))  # type: ignore[no-untyped-call]
+    if wants_tau:
+        by_tau = _sum_to(slopes.value.mul_(places), tau).mul_(slopes.halved)
+    if wants_theta:
+        by_theta = torch.zeros_like(theta) if slopes.by_theta is None else _sum_to(slopes.by_theta.mul_(places), theta)
+    return by_current, by_before, by_tau, by_theta

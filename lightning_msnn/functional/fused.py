@@ -23,6 +23,7 @@ from lightning_msnn.functional.windows import count, merge, side, split
 
 __all__ = [
     "BATCH",
+    "batched_recurrent_scan",
     "can_fuse",
     "cut_windows",
     "join_windows",
@@ -215,6 +216,27 @@ class _CoupledScan(torch.autograd.Function):
         return *gradients, None, None
 
 
+class _RecurrentScan(torch.autograd.Function):
+    """The membrane map of recurrent networks; the same kernels everywhere, since the cell takes most of the time."""
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, before: Tensor, tau: Tensor, theta: Tensor, omega: str) -> Tensor:
+        ctx.omega = omega
+        membranes = eager_scan.recurrent_forward(current, before, tau, theta, omega)
+        ctx.save_for_backward(membranes, before, tau, theta)
+        return membranes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        membranes, before, tau, theta = ctx.saved_tensors
+        wants_tau, wants_theta = ctx.needs_input_grad[2:4]
+        gradients = eager_scan.recurrent_backward(
+            grad, membranes, before, tau, theta, ctx.omega, wants_tau, wants_theta
+        )
+        return *gradients, None
+
+
 # Operators for torch.compile. What they return must not share memory, hence the empty tensors.
 
 
@@ -367,6 +389,23 @@ def scan_and_hand_on(current: Tensor, tau: Tensor, kind: str, channels: int) -> 
     """
     scanned: tuple[Tensor, Tensor] = _HandingScan.apply(current, tau, kind, channels)  # type: ignore[no-untyped-call]
     return scanned
+
+
+def batched_recurrent_scan(current: Tensor, before: Tensor, tau: Tensor, theta: Tensor, omega: str) -> Tensor:
+    """The scan of :func:`lightning_msnn.functional.recurrent_scan` on a batch of windows. Does not compile.
+
+    Args:
+        current: Synaptic currents of the windows, ``(4 B, C, h, w)``.
+        before: Windows of the membrane map that the block received, shape of ``current``.
+        tau: Decay of the membrane from one window to the next, a scalar or ``(C, 1, 1)``.
+        theta: Radian factor of the projection in units of pi, a scalar tensor.
+        omega: Name of the projection, one of :data:`lightning_msnn.functional.PROJECTIONS`.
+
+    Returns:
+        New membranes of the windows, shape of ``current``.
+    """
+    membranes: Tensor = _RecurrentScan.apply(current, before, tau, theta, omega)  # type: ignore[no-untyped-call]
+    return membranes
 
 
 def cut_windows(x: Tensor, kind: str) -> Tensor:

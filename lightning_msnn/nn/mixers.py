@@ -448,16 +448,22 @@ class RecurrentMixer(_Mixer):
             the new membrane map ``(B, 2 C, H, W)``, the mean where windows overlap.
         """
         height, width = spikes.shape[2], spikes.shape[3]
-        seen = split(spikes, self.windows)
-        h, w = seen[0].shape[2], seen[0].shape[3]
-        tokens = torch.cat(seen).permute(0, 2, 3, 1).flatten(1, 2)
-        read: Tensor = self.recurrence(tokens)
-        currents = _windows_of(self.norm(read.reshape(-1, h, w, read.shape[2]).permute(0, 3, 1, 2)), len(seen))
-        membranes = self.membrane(currents, split(before, self.windows), state)
+        n = count(self.windows, height, width)
+        seen = self.batch(spikes)
+        h, w = seen.shape[2], seen.shape[3]
+        read: Tensor = self.recurrence(seen.permute(0, 2, 3, 1).flatten(1, 2))
+        if not torch.jit.is_scripting() and state is None and self.fuses(self.windows, height, width):
+            # The cell's output lies token by token; batch norm is three times as fast on images in order.
+            current = self.norm(read.contiguous().unflatten(1, (h, w)).permute(0, 3, 1, 2))
+            scanned = self.membrane.batched(current, self.batch(before))
+            joined = self.unbatch(scanned, n, height, width)
+            return self.spike(scanned if self.isolated else joined), joined
+        current = self.norm(read.reshape(-1, h, w, read.shape[2]).permute(0, 3, 1, 2))
+        membranes = self.membrane(_windows_of(current, n), split(before, self.windows), state)
         after = merge(membranes, self.windows, height, width)
         fired = self.spike(torch.cat(membranes) if self.isolated else after)
         if state is not None:
-            state.append(self.membrane.leak(membranes, self.cut(fired, len(seen))))
+            state.append(self.membrane.leak(membranes, self.cut(fired, n)))
         return fired, after
 
     def forward(self, spikes: Tensor, before: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.functional.fused import merged_coupled_scan, merged_scan, scan_and_hand_on
+from lightning_msnn.functional.fused import (
+    batched_recurrent_scan,
+    merged_coupled_scan,
+    merged_scan,
+    scan_and_hand_on,
+)
 from lightning_msnn.functional.membrane import coupled_scan, leak, recurrent_scan, scan
 from lightning_msnn.functional.spike import SURROGATES, heaviside
 from lightning_msnn.nn.projection import LearntProjection, make_projection
@@ -336,6 +341,11 @@ class RecurrentMembrane(_Carrier):
             third = currents[2] + tau * self.projection(before[2], second)
             return [first, second, third, currents[3] + tau * self.projection(before[3], third)]
         return recurrent_scan(currents, before, tau, self.projection)
+
+    def batched(self, current: Tensor, before: Tensor) -> Tensor:
+        """The same on a batch of windows: see :func:`lightning_msnn.functional.fused.batched_recurrent_scan`."""
+        omega: Any = self.projection
+        return batched_recurrent_scan(current, before, self.decay(), omega.radian(), omega.name)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from lightning_msnn.functional import PROJECTIONS, coupled_scan, merge, scan, split
+from lightning_msnn.functional import PROJECTIONS, coupled_scan, merge, recurrent_scan, scan, split
 from lightning_msnn.functional.fused import (
     BATCH,
+    batched_recurrent_scan,
     can_fuse,
     cut_windows,
     join_windows,
@@ -126,6 +127,24 @@ def test_membranes_of_some_channels_are_handed_on(kind, size, projection, layout
     options = {"allow_unused": True, "materialize_grads": True}
     wanted = torch.autograd.grad(expected, inputs, upstream, **options)
     torch.testing.assert_close(torch.autograd.grad(got, inputs, upstream, **options), wanted)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("by_channel", [True, False])
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_recurrent_scan_equals_the_plain_one(projection, by_channel, layout):
+    omega = PROJECTIONS[projection]
+    current, before, tau, _, theta = inputs = leaves(BATCH, (3, 4), torch.float64, by_channel, layout)
+    got = batched_recurrent_scan(current, before, tau, theta, projection)
+    expected = torch.cat(
+        recurrent_scan(list(current.chunk(4)), list(before.chunk(4)), tau, lambda a, b: omega(a, b, theta))
+    )
+    torch.testing.assert_close(got, expected)
+    upstream = torch.randn_like(got)
+    options = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
+    wanted = torch.autograd.grad(expected, inputs, upstream, **options)
+    for _ in range(2):  # a backward pass leaves what the forward pass saved as it was
+        torch.testing.assert_close(torch.autograd.grad(got, inputs, upstream, **options), wanted)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
