@@ -454,7 +454,7 @@ class RecurrentMixer(_Mixer):
         read: Tensor = self.recurrence(seen.permute(0, 2, 3, 1).flatten(1, 2))
         if not torch.jit.is_scripting() and state is None and self.fuses(self.windows, height, width):
             # The cell's output lies token by token; batch norm is three times as fast on images in order.
-            current = self.norm(read.contiguous().unflatten(1, (h, w)).permute(0, 3, 1, 2))
+            current = self.norm(torch.unflatten(read.contiguous(), 1, (h, w)).permute(0, 3, 1, 2))
             scanned = self.membrane.batched(current, self.batch(before))
             joined = self.unbatch(scanned, n, height, width)
             return self.spike(scanned if self.isolated else joined), joined
