@@ -261,7 +261,7 @@ def draw_surfaces(file: Path) -> None:
     axes.flat[-1].axis("off")
     figure.colorbar(image, ax=axes.flat[-1], label="Omega(a, b)", extend="both", fraction=0.9)
     figure.suptitle("The projections at theta = 0.25 (in units of pi)")
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=72)
 
 
 def draw_theta(done: list[dict[str, Any]], file: Path) -> None:
