@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import statistics
 import time
 import warnings
@@ -33,8 +34,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_msnn.callbacks import LastCheckpoint, RandomState
 from lightning_msnn.data import CIFAR100, Digits
 from lightning_msnn.data.datasets import Loader, collate
 from lightning_msnn.functional import PROJECTIONS
@@ -129,7 +130,8 @@ def train(data: pl.LightningDataModule, settings: dict[str, Any], seed: int, epo
     judge = Judge()
     callbacks: list[pl.Callback] = [judge]
     if folder is not None:
-        callbacks.append(ModelCheckpoint(folder, save_last=True, save_top_k=0))
+        callbacks += [RandomState(), LastCheckpoint()]
+        options["default_root_dir"] = folder
     trainer = pl.Trainer(
         max_epochs=epochs,
         callbacks=callbacks,
@@ -140,8 +142,10 @@ def train(data: pl.LightningDataModule, settings: dict[str, Any], seed: int, epo
         num_sanity_val_steps=0,
         **options,
     )
-    last = folder / "last.ckpt" if folder else None
+    last = folder / "checkpoints" / "last.ckpt" if folder else None
     trainer.fit(task, datamodule=data, ckpt_path=last if last and last.exists() else None)
+    if math.isnan(judge.top1):  # stopped after the last epoch, before its validation
+        trainer.validate(task, datamodule=data, verbose=False)
     return judge
 
 
