@@ -2,8 +2,9 @@
 
 They compute what :func:`~lightning_msnn.functional.split`, :func:`~lightning_msnn.functional.scan` or
 :func:`~lightning_msnn.functional.coupled_scan`, and :func:`~lightning_msnn.functional.merge` compute one after another,
-but keep nothing for the backward pass except membranes. Two sets of kernels do the work:
-:mod:`~lightning_msnn.functional.triton_scan` on a CUDA device, where Triton is installed, and
+but keep nothing for the backward pass except membranes. Three sets of kernels do the work:
+:mod:`~lightning_msnn.functional.triton_scan` on a CUDA device, where Triton is installed,
+:mod:`~lightning_msnn.functional.native_scan` on a CPU, where there is a C compiler, and
 :mod:`~lightning_msnn.functional.eager_scan` everywhere else. Under ``torch.compile`` each scan is an operator of its
 own, so that the compiler need not take the windows apart. They have no second derivative.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_msnn.functional import eager_scan
+from lightning_msnn.functional import eager_scan, native_scan
 from lightning_msnn.functional.eager_scan import BATCH, map_buffer, shares_of, views, window_buffer
 from lightning_msnn.functional.windows import count, merge, side, split
 
@@ -73,10 +74,12 @@ def _triton_scan() -> ModuleType | None:
 
 def _kernels(current: Tensor, omega: str = "sine") -> Any:
     """Choose the kernels for a map and a projection."""
-    kernels = _triton_scan() if current.is_cuda else None
-    if kernels is None or current.dtype not in kernels.DTYPES or omega not in kernels.OMEGAS:
-        return eager_scan
-    return kernels
+    if current.is_cuda:
+        kernels = _triton_scan()
+        usable = kernels is not None and current.dtype in kernels.DTYPES
+    else:
+        kernels, usable = native_scan, native_scan.takes(current)
+    return kernels if kernels is not None and usable and omega in kernels.OMEGAS else eager_scan
 
 
 def _partitions(current: Tensor, kind: str) -> bool:

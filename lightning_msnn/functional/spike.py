@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_msnn.functional.native_scan import triangular_backward
+
 __all__ = ["SURROGATES", "arctan", "heaviside", "rectangular", "sigmoid", "triangular"]
 
 
@@ -91,8 +93,11 @@ class _Heaviside(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (membrane,) = ctx.saved_tensors
+        once = ctx.surrogate is triangular and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if once and (by_membrane := triangular_backward(grads[0], membrane, ctx.threshold)) is not None:
+            return by_membrane, None, None
         x = membrane - ctx.threshold
-        if ctx.surrogate is triangular and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if once:
             # The same in fewer passes over memory: g (1 - min(|x|, 1)).
             return torch.addcmul(grads[0], grads[0], x.abs_().clamp_(max=1.0), value=-1.0), None, None
         return grads[0] * ctx.surrogate(x), None, None

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_msnn.functional.eager_scan import BATCH, window_buffer
-from lightning_msnn.functional.windows import side
+from lightning_msnn.functional.eager_scan import window_buffer
+from lightning_msnn.functional.geometry import Geometry
 
 __all__ = ["DTYPES", "OMEGAS", "coupled_backward", "coupled_forward", "scan_backward", "scan_forward"]
 
@@ -228,24 +228,15 @@ def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-class _Geometry:
-    """Sizes, strides and grids of one map and its windows."""
+class _Geometry(Geometry):
+    """The same with the tiles that cover them."""
 
-    def __init__(self, current: Tensor, kind: str) -> None:
-        n, channels, height, width = current.shape
-        batch, row, column = current.stride(0), current.stride(2), current.stride(3)
-        if kind == BATCH:
-            n, h, w = n // 4, height, width
-            self.offsets = [n * batch, 2 * n * batch, 3 * n * batch]
-        else:
-            h, w = side(kind, height), side(kind, width)
-            down, right = (row, column) if kind == "grid" else ((height - h) * row, (width - w) * column)
-            self.offsets = [right, down, down + right]
-        steps = (2 * row, 2 * column) if kind == "grid" else (row, column)
-        self.sizes = (n, channels, height, width, h, w)
-        self.window = (batch, current.stride(1), *steps)
-        self.whole = (batch, current.stride(1), row, column)
-        last = current.stride(1) == 1 and channels > 1
+    def __init__(self, x: Tensor, kind: str) -> None:
+        super().__init__(x, kind)
+        self.window = (self.batch, self.channel, self.down, self.right)
+        self.whole = (self.batch, self.channel, self.row, self.column)
+        channels = x.shape[1]
+        last = self.channel == 1 and channels > 1
         self.block_c = min(64, triton.next_power_of_2(channels)) if last else 1
         self.block_p = max(1, 1024 // self.block_c) if last else 512
 

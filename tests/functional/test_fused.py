@@ -35,6 +35,27 @@ def leaves(kind, size, dtype, by_channel, layout):
     return [x.detach().clone().requires_grad_() for x in (*maps, tau, tau + 0.01, theta)]
 
 
+def against_the_plain_scans(inputs, kind, size, projection):
+    """Compare the fused scans in single precision with the plain ones in double precision, outputs and gradients.
+
+    To 1e-5 of the largest value; gradients of parameters, sums over all places, to 5e-5.
+    """
+    omega = PROJECTIONS[projection]
+    merged1, first = merged_scan(inputs[0], inputs[2], kind)
+    merged2 = merged_coupled_scan(inputs[1], first, inputs[3], inputs[4], projection, kind)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    u1 = scan(cut(exact[0], kind), exact[2])
+    u2 = coupled_scan(cut(exact[1], kind), u1, exact[3], lambda a, b: omega(a, b, exact[4]))
+    got, expected = torch.cat([merged1, merged2]), torch.cat([put(u1, kind, size), put(u2, kind, size)])
+    upstream = torch.randn_like(got)
+    options = {"allow_unused": True, "materialize_grads": True}
+    gradients = torch.autograd.grad(got, inputs, upstream, **options)
+    wanted = torch.autograd.grad(expected, exact, upstream.double(), **options)
+    for i, (a, b) in enumerate(zip((got, *gradients), (expected, *wanted), strict=True)):
+        tolerance = (1e-5 if i < 3 else 5e-5) * max(1.0, float(b.detach().abs().max()))
+        torch.testing.assert_close(a, b.float(), rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("by_channel", [True, False])
 @pytest.mark.parametrize("projection", PROJECTIONS)
