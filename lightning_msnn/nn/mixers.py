@@ -38,12 +38,17 @@ CELLS: dict[str, int] = {"lstm": 4, "gru": 3, "rnn": 1}
 """Recurrent cells by the name that configurations use, and how many gates each has."""
 
 
+_PRODUCT = 128  # images from which on two by two pixels are a matrix product
+
+
 @register_notrace_module  # what is read of the kernel depends on the size of the map
 class CentredConv2d(nn.Conv2d):
     """A convolution of odd kernel that keeps the size of the map, and skips what falls on its padding throughout.
 
     On a map or window of a single row or column only the middle of the kernel meets pixels: in the last stage, cut into
-    windows of one pixel, one weight in nine.
+    windows of one pixel, one weight in nine. On two by two pixels it is a matrix product, each pixel of the output with
+    each of the input, which on a CPU trains in half the time. (In training alone: a matrix product may round otherwise
+    than a convolution, and the result for an image must not depend on how many are evaluated at once.)
 
     Args:
         in_channels: Channels of the input.
@@ -57,7 +62,26 @@ class CentredConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias, groups=groups)
         self.reach = kernel_size // 2
 
+    @torch.jit.unused
+    def _is_product(self, x: Tensor) -> bool:
+        """Whether a matrix product is worth its matrix, which is larger than the kernel."""
+        if not self.training or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return False
+        return x.shape[2] == x.shape[3] == 2 and x.shape[0] >= _PRODUCT and self.groups == 1 and x.device.type == "cpu"
+
+    @torch.jit.unused
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution of maps of two by two pixels."""
+        taps = weight.to(x.dtype).permute(0, 2, 3, 1)
+        # A row for each pixel and channel of the output: the part of the kernel that the four pixels of the input meet.
+        ends = [self.reach, self.reach - 1]
+        matrix = torch.cat([taps[:, i : i + 2, j : j + 2].flatten(1) for i in ends for j in ends])
+        pixels = F.linear(x.permute(0, 2, 3, 1).flatten(1), matrix, None if bias is None else bias.repeat(4))
+        return pixels.view(-1, 2, 2, self.out_channels).permute(0, 3, 1, 2)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not torch.jit.is_scripting() and self._is_product(input):
+            return self._product(input, weight, bias)
         rows, columns = self.reach, self.reach
         if input.shape[2] == 1:
             weight, rows = weight[:, :, rows : rows + 1], 0

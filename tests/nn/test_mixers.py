@@ -328,3 +328,27 @@ def test_a_convolution_skips_what_falls_on_padding(size, groups):
         results.append((out, *torch.autograd.grad(out, [x, *conv.parameters()], upstream)))
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(results[2], results[1])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_convolution_of_two_by_two_pixels_is_a_product(kernel, bias, monkeypatch):
+    ours = CentredConv2d(4, 6, kernel, bias).double()
+    theirs = nn.Conv2d(4, 6, kernel, padding=kernel // 2, bias=bias).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(130, 4, 2, 2, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(130, 6, 2, 2, dtype=torch.float64)
+    results = []
+    for conv in (ours, theirs):
+        out = conv(x)
+        results.append((out, *torch.autograd.grad(out, [x, *conv.parameters()], upstream)))
+    torch.testing.assert_close(results[0], results[1])
+    called = []
+    monkeypatch.setattr(CentredConv2d, "_product", lambda self, x, *_: called.append(len(x)))
+    ours(x)
+    assert called == [130]
+    for few in (x[:2], x[:, :, :1], torch.randn(130, 4, 3, 3, dtype=torch.float64)):
+        ours(few)
+    CentredConv2d(4, 6, kernel, bias, groups=2).double()(x)
+    ours.eval()(x)  # there the number of images must not matter
+    assert called == [130]
