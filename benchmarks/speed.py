@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import CONTENDERS, SHIPPED, TWIN, fused, inference, make, training_step
+from lightning_msnn.functional import fused as fused_scans
 from lightning_msnn.metrics import count_operations
 
 HERE = Path(__file__).resolve().parent
@@ -49,9 +50,10 @@ def machine() -> dict[str, Any]:
         features = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {flag}" in flags]
         name = f"{torch.get_num_threads()} cores of {model or platform.machine()} ({', '.join(features)})"
     packages = ("torch", "timm", "lightning_msnn", "spikingjelly")
+    kernels = fused_scans._kernels(images(1, 16)).__name__.rpartition(".")[2]
     return {
         "device": name,
-        "versions": ", ".join(f"{package} {version(package)}" for package in packages),
+        "versions": ", ".join([*(f"{package} {version(package)}" for package in packages), f"scans by {kernels}"]),
         "date": date.today().isoformat(),
     }
 
