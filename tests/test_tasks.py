@@ -161,6 +161,19 @@ def test_ema_is_tested_and_training_goes_on_from_the_raw_weights(tmp_path):
     torch.testing.assert_close(task.network.head.fc.weight, expected)
 
 
+def test_ema_keeps_the_raw_weights_for_what_is_saved_as_training_ends(tmp_path):
+    class AtTheEnd(pl.Callback):
+        def on_train_end(self, trainer, module):
+            trainer.save_checkpoint(tmp_path / "end.ckpt")
+
+    task = SpikingClassifier(lr=0.05, warmup_epochs=0)
+    trainer(tmp_path, max_epochs=1, callbacks=[EMA(decay=0.9), AtTheEnd()]).fit(task, loader())
+    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    average, raw = (saved[key]["network.head.fc.weight"] for key in ("state_dict", "current_model_state"))
+    assert not torch.equal(raw, average)
+    assert torch.equal(task.network.head.fc.weight, average)
+
+
 def test_training_curves_resume(tmp_path):
     curves = TrainingCurves()
     t = trainer(tmp_path, max_epochs=2, callbacks=[curves], logger=pl.loggers.CSVLogger(tmp_path))

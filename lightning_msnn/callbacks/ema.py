@@ -77,6 +77,16 @@ class EMA(WeightAveraging):
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_validation_epoch_end(trainer, pl_module)
 
+    # Lightning puts the average in the place of the weights before callbacks write what they write as training ends:
+    # a training with more epochs that went on from there would not be the one that was never interrupted.
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep both sets of weights for the checkpoints that are written now."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the average as the result."""
+        super().on_train_end(trainer, pl_module)
+
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
