@@ -82,6 +82,10 @@ def _kernels(current: Tensor, omega: str = "sine") -> Any:
     return kernels if kernels is not None and usable and omega in kernels.OMEGAS else eager_scan
 
 
+def _recurrent_kernels(current: Tensor, omega: str) -> Any:
+    return eager_scan if current.is_cuda else _kernels(current, omega)
+
+
 def _partitions(current: Tensor, kind: str) -> bool:
     return partitions(kind, current.shape[2], current.shape[3])
 
@@ -220,12 +224,12 @@ class _CoupledScan(torch.autograd.Function):
 
 
 class _RecurrentScan(torch.autograd.Function):
-    """The membrane map of recurrent networks; the same kernels everywhere, since the cell takes most of the time."""
+    """The membrane map of recurrent networks; without a kernel for CUDA, since the cell takes most of the time."""
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, before: Tensor, tau: Tensor, theta: Tensor, omega: str) -> Tensor:
         ctx.omega = omega
-        membranes = eager_scan.recurrent_forward(current, before, tau, theta, omega)
+        membranes: Tensor = _recurrent_kernels(current, omega).recurrent_forward(current, before, tau, theta, omega)
         ctx.save_for_backward(membranes, before, tau, theta)
         return membranes
 
@@ -234,7 +238,7 @@ class _RecurrentScan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         membranes, before, tau, theta = ctx.saved_tensors
         wants_tau, wants_theta = ctx.needs_input_grad[2:4]
-        gradients = eager_scan.recurrent_backward(
+        gradients = _recurrent_kernels(grad, ctx.omega).recurrent_backward(
             grad, membranes, before, tau, theta, ctx.omega, wants_tau, wants_theta
         )
         return *gradients, None

@@ -299,24 +299,108 @@ INLINE void backward(const Call *o, int64_t b, int64_t c0, int64_t c1, float *su
     if (overlap) write_map(o, b, c0, c1, sum, bf16);
 }
 
+/* A membrane map that travels from block to block: first holds its windows, windows the new ones, all by batch. */
+#undef STEP
+#define STEP(k, A, B) store(windows, own[k] + c, u##k = load(current, own[k] + c, bf16) + tau[c] * value_of(kind, A, B, angle), bf16)
+
+INLINE void recur(const Call *o, int64_t b, int64_t c0, int64_t c1, float *sum, int kind, int overlap, int bf16) {
+    (void)sum, (void)overlap;
+    const Geometry *g = &o->g;
+    const void *current = o->current, *first = o->first;
+    void *windows = o->windows;
+    const float *tau = o->tau, angle = PI * *o->theta;
+    for (int64_t i = 0; i < g->h; i++)
+        for (int64_t j = 0; j < g->w; j++) {
+            int64_t place = b * g->batch + i * g->down + j * g->right, own[4];
+            for (int k = 0; k < 4; k++) own[k] = place + g->offset[k];
+#pragma omp simd
+            for (int64_t c = c0; c < c1; c++) {
+                float m0 = load(first, own[0] + c, bf16), m1 = load(first, own[1] + c, bf16), u0, u1, u2, u3;
+                float m2 = load(first, own[2] + c, bf16), m3 = load(first, own[3] + c, bf16);
+                STEP(0, m0, m1);
+                STEP(1, u0, m1);
+                STEP(2, m2, u1);
+                STEP(3, m3, u2);
+                (void)u3;
+            }
+        }
+}
+
+/* What membrane k owes to both arguments of its projection, (A, B). */
+#undef STEP
+#define STEP(k, A, B, TO_A, TO_B)                                                                                      \
+    {                                                                                                                  \
+        Omega w = omega(kind, A, B, angle);                                                                            \
+        float owed = tau[c] * d##k;                                                                                    \
+        tau_sum += d##k * w.value;                                                                                     \
+        theta_sum += owed * w.by_c;                                                                                    \
+        TO_A += owed * w.by_a;                                                                                         \
+        TO_B += owed * w.by_b;                                                                                         \
+    }
+
+INLINE void recur_back(const Call *o, int64_t b, int64_t c0, int64_t c1, float *sum, int kind, int overlap, int bf16) {
+    (void)sum, (void)overlap;
+    const Geometry *g = &o->g;
+    const void *grad = o->current, *first = o->first, *windows = o->windows;
+    void *by_current = o->merged, *by_first = o->by_first;
+    const float *tau = o->tau, angle = PI * *o->theta;
+    float *by_tau = o->by_tau + b * g->C, *by_theta = o->by_theta + b * g->C;
+    for (int64_t i = 0; i < g->h; i++)
+        for (int64_t j = 0; j < g->w; j++) {
+            int64_t place = b * g->batch + i * g->down + j * g->right, own[4];
+            for (int k = 0; k < 4; k++) own[k] = place + g->offset[k];
+#pragma omp simd
+            for (int64_t c = c0; c < c1; c++) {
+                float m0 = load(first, own[0] + c, bf16), m1 = load(first, own[1] + c, bf16);
+                float m2 = load(first, own[2] + c, bf16), m3 = load(first, own[3] + c, bf16);
+                float u0 = load(windows, own[0] + c, bf16), u1 = load(windows, own[1] + c, bf16);
+                float u2 = load(windows, own[2] + c, bf16), tau_sum = 0.0f, theta_sum = 0.0f;
+                float d0 = load(grad, own[0] + c, bf16), d1 = load(grad, own[1] + c, bf16);
+                float d2 = load(grad, own[2] + c, bf16), d3 = load(grad, own[3] + c, bf16);
+                float by0 = 0.0f, by1 = 0.0f, by2 = 0.0f, by3 = 0.0f;
+                STEP(3, m3, u2, by3, d2)
+                STEP(2, m2, u1, by2, d1)
+                STEP(1, u0, m1, d0, by1)
+                STEP(0, m0, m1, by0, by1)
+                store(by_current, own[0] + c, d0, bf16);
+                store(by_current, own[1] + c, d1, bf16);
+                store(by_current, own[2] + c, d2, bf16);
+                store(by_current, own[3] + c, d3, bf16);
+                store(by_first, own[0] + c, by0, bf16);
+                store(by_first, own[1] + c, by1, bf16);
+                store(by_first, own[2] + c, by2, bf16);
+                store(by_first, own[3] + c, by3, bf16);
+                by_tau[c] += tau_sum;
+                by_theta[c] += theta_sum;
+            }
+        }
+}
+
 typedef void Task(const Call *, int64_t b, int64_t c0, int64_t c1, float *sum);
 
 #define TASK(PASS, KIND, OVERLAP, BF16)                                                                                \
     static void PASS##_##KIND##_##OVERLAP##_##BF16(const Call *o, int64_t b, int64_t c0, int64_t c1, float *sum) {     \
         PASS(o, b, c0, c1, sum, KIND, OVERLAP, BF16);                                                                  \
     }
-#define TASKS(PASS, KIND) TASK(PASS, KIND, 0, 0) TASK(PASS, KIND, 0, 1) TASK(PASS, KIND, 1, 0) TASK(PASS, KIND, 1, 1)
-#define ROW(PASS, KIND)                                                                                                \
-    {{PASS##_##KIND##_0_0, PASS##_##KIND##_0_1}, {PASS##_##KIND##_1_0, PASS##_##KIND##_1_1}},
-#define FOR_EACH_KIND(DO, PASS)                                                                                        \
+#define PARTITION(PASS, KIND) TASK(PASS, KIND, 0, 0) TASK(PASS, KIND, 0, 1)
+#define EITHER(PASS, KIND) PARTITION(PASS, KIND) TASK(PASS, KIND, 1, 0) TASK(PASS, KIND, 1, 1)
+#define ROW(PASS, KIND) {PASS##_##KIND##_0_0, PASS##_##KIND##_0_1},
+#define ROWS(PASS, KIND) {ROW(PASS, KIND){PASS##_##KIND##_1_0, PASS##_##KIND##_1_1}},
+#define FOR_EACH_OMEGA(DO, PASS)                                                                                       \
     DO(PASS, SINE) DO(PASS, MEAN) DO(PASS, TANH) DO(PASS, EXPONENTIAL) DO(PASS, POLYNOMIAL) DO(PASS, PIECEWISE_LINEAR) \
-    DO(PASS, NONE) DO(PASS, FIRST_LAYER)
+    DO(PASS, NONE)
 
-FOR_EACH_KIND(TASKS, forward)
-FOR_EACH_KIND(TASKS, backward)
+FOR_EACH_OMEGA(EITHER, forward)
+FOR_EACH_OMEGA(EITHER, backward)
+FOR_EACH_OMEGA(PARTITION, recur)
+FOR_EACH_OMEGA(PARTITION, recur_back)
+EITHER(forward, FIRST_LAYER)
+EITHER(backward, FIRST_LAYER)
 
-static Task *const forward_tasks[][2][2] = {FOR_EACH_KIND(ROW, forward)};
-static Task *const backward_tasks[][2][2] = {FOR_EACH_KIND(ROW, backward)};
+static Task *const forward_tasks[][2][2] = {FOR_EACH_OMEGA(ROWS, forward) ROWS(forward, FIRST_LAYER)};
+static Task *const backward_tasks[][2][2] = {FOR_EACH_OMEGA(ROWS, backward) ROWS(backward, FIRST_LAYER)};
+static Task *const recur_tasks[][2] = {FOR_EACH_OMEGA(ROW, recur)};
+static Task *const recur_back_tasks[][2] = {FOR_EACH_OMEGA(ROW, recur_back)};
 
 /* An image and a block of channels at a time. Returns 0, or 1 where there is no memory for the sums. */
 static int run(Task *work, const Call *o) {
@@ -340,6 +424,10 @@ static int run(Task *work, const Call *o) {
 int msnn_forward(const Call *o, int kind, int bf16) { return run(forward_tasks[kind][o->g.overlap][bf16], o); }
 
 int msnn_backward(const Call *o, int kind, int bf16) { return run(backward_tasks[kind][o->g.overlap][bf16], o); }
+
+int msnn_recur(const Call *o, int kind, int bf16) { return run(recur_tasks[kind][bf16], o); }
+
+int msnn_recur_back(const Call *o, int kind, int bf16) { return run(recur_back_tasks[kind][bf16], o); }
 
 /* Gradient of spikes by the triangular surrogate, g (1 - min(|u - V|, 1)); NaN stays. */
 INLINE void triangular(

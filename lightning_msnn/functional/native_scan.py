@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_msnn.functional.eager_scan import window_buffer
+from lightning_msnn.functional.eager_scan import BATCH, window_buffer
 from lightning_msnn.functional.geometry import Geometry
 from lightning_msnn.native import build
 
@@ -21,6 +21,8 @@ __all__ = [
     "available",
     "coupled_backward",
     "coupled_forward",
+    "recurrent_backward",
+    "recurrent_forward",
     "scan_backward",
     "scan_forward",
     "takes",
@@ -58,7 +60,7 @@ class _Call(ctypes.Structure):
 def _library() -> ctypes.CDLL | None:
     library = build(Path(__file__).with_suffix(".c"))
     if library is not None:
-        for name in ("msnn_forward", "msnn_backward"):
+        for name in ("msnn_forward", "msnn_backward", "msnn_recur", "msnn_recur_back"):
             getattr(library, name).argtypes = [ctypes.POINTER(_Call), ctypes.c_int, ctypes.c_int]
         pointers = [ctypes.c_void_p] * 3
         library.msnn_triangular.argtypes = [*pointers, ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_int]
@@ -140,6 +142,7 @@ def _forward(
 
 
 def _backward(
+    function: str,
     grad: Tensor,
     owed: Tensor | None,
     first: Tensor | None,
@@ -160,7 +163,7 @@ def _backward(
     decay, radian = _by_channel(tau, channels), theta.detach().to(torch.float32)
     owed = windows if owed is None else _in_order(owed, grad.dtype)
     _run(
-        "msnn_backward", call, number, grad.dtype,
+        function, call, number, grad.dtype,
         current=grad, first=seen, owed=owed, windows=windows, merged=by_current, by_first=by_first,
         tau=decay, theta=radian, by_tau=by_tau, by_theta=by_theta,
     )  # fmt: skip
@@ -175,6 +178,19 @@ def _sum_to(by_channel: Tensor, parameter: Tensor) -> Tensor:
     return total.reshape(parameter.shape).to(parameter.dtype)
 
 
+def _gradients(
+    found: tuple[Tensor, Tensor, Tensor, Tensor], tau: Tensor | None, theta: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Sum the gradients of those parameters that are learnt."""
+    by_current, by_first, by_tau, by_theta = found
+    return (
+        by_current,
+        by_first,
+        None if tau is None else _sum_to(by_tau, tau),
+        None if theta is None else _sum_to(by_theta * torch.pi, theta),
+    )
+
+
 def scan_forward(current: Tensor, tau: Tensor, kind: str, partition: bool) -> tuple[Tensor, Tensor]:
     """Layer 1: see :func:`lightning_msnn.functional.eager_scan.scan_forward`."""
     return _forward(current, None, tau, tau, _FIRST_LAYER, kind, partition)
@@ -184,7 +200,9 @@ def scan_backward(
     grad: Tensor, by_windows: Tensor | None, windows: Tensor, tau: Tensor, kind: str, partition: bool, wants_tau: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of layer 1: see :func:`lightning_msnn.functional.eager_scan.scan_backward`."""
-    by_current, _, by_tau, _ = _backward(grad, by_windows, None, windows, tau, tau, _FIRST_LAYER, kind, partition)
+    by_current, _, by_tau, _ = _backward(
+        "msnn_backward", grad, by_windows, None, windows, tau, tau, _FIRST_LAYER, kind, partition
+    )
     return by_current, _sum_to(by_tau, tau) if wants_tau else None
 
 
@@ -208,14 +226,40 @@ def coupled_backward(
     wants_theta: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of layer 2: see :func:`lightning_msnn.functional.eager_scan.coupled_backward`."""
-    by_current, by_first, by_tau, by_theta = _backward(
-        grad, None, first, windows, tau, theta, OMEGAS[omega], kind, partition
+    return _gradients(
+        _backward("msnn_backward", grad, None, first, windows, tau, theta, OMEGAS[omega], kind, partition),
+        tau if wants_tau else None,
+        theta if wants_theta else None,
     )
-    return (
-        by_current,
-        by_first,
-        _sum_to(by_tau, tau) if wants_tau else None,
-        _sum_to(by_theta * torch.pi, theta) if wants_theta else None,
+
+
+def recurrent_forward(current: Tensor, before: Tensor, tau: Tensor, theta: Tensor, omega: str) -> Tensor:
+    """A membrane map that travels: see :func:`lightning_msnn.functional.eager_scan.recurrent_forward`."""
+    membranes = torch.empty_like(current)
+    decay, radian = _by_channel(tau, current.shape[1]), theta.detach().to(torch.float32)
+    first = _in_order(before, current.dtype)
+    _run(
+        "msnn_recur", _call(current, BATCH, True), OMEGAS[omega], current.dtype,
+        current=current, first=first, windows=membranes, tau=decay, theta=radian,
+    )  # fmt: skip
+    return membranes
+
+
+def recurrent_backward(
+    grad: Tensor,
+    membranes: Tensor,
+    before: Tensor,
+    tau: Tensor,
+    theta: Tensor,
+    omega: str,
+    wants_tau: bool,
+    wants_theta: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the travelling map: see :func:`lightning_msnn.functional.eager_scan.recurrent_backward`."""
+    return _gradients(
+        _backward("msnn_recur_back", grad, None, before, membranes, tau, theta, OMEGAS[omega], BATCH, True),
+        tau if wants_tau else None,
+        theta if wants_theta else None,
     )
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lightning_msnn.functional import PROJECTIONS, SURROGATES, eager_scan, fused, native_scan
-from lightning_msnn.functional.fused import BATCH, merged_coupled_scan, merged_scan
+from lightning_msnn.functional import PROJECTIONS, SURROGATES, eager_scan, fused, native_scan, recurrent_scan
+from lightning_msnn.functional.fused import BATCH, batched_recurrent_scan, merged_coupled_scan, merged_scan
 from lightning_msnn.functional.spike import heaviside
 from tests.functional.test_fused import CASES, against_the_plain_scans, leaves
 
@@ -15,8 +15,9 @@ LAST = torch.channels_last
 @pytest.fixture
 def alone(monkeypatch):
     """The scans in C or an error."""
-    for name in ("scan_forward", "scan_backward", "coupled_forward", "coupled_backward"):
-        monkeypatch.delattr(eager_scan, name)
+    for name in ("scan", "coupled", "recurrent"):
+        monkeypatch.delattr(eager_scan, f"{name}_forward")
+        monkeypatch.delattr(eager_scan, f"{name}_backward")
 
 
 @pytest.mark.usefixtures("alone")
@@ -32,6 +33,26 @@ def test_every_projection(projection, kind):
 @pytest.mark.parametrize(("kind", "size"), CASES)
 def test_every_kind_of_windows(kind, size, by_channel):
     against_the_plain_scans(leaves(kind, size, torch.float32, by_channel, LAST), kind, size, "sine")
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("by_channel", [True, False])
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_the_map_that_travels(projection, by_channel):
+    current, before, tau, _, theta = inputs = leaves(BATCH, (3, 4), torch.float32, by_channel, LAST)
+    got = batched_recurrent_scan(current, before, tau, theta, projection)
+    exact = [x.detach().double().requires_grad_() for x in (current, before, tau, theta)]
+    omega = PROJECTIONS[projection]
+    expected = torch.cat(
+        recurrent_scan(list(exact[0].chunk(4)), list(exact[1].chunk(4)), exact[2], lambda a, b: omega(a, b, exact[3]))
+    )
+    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn_like(got)
+    options = {"allow_unused": True, "materialize_grads": True}
+    gradients = torch.autograd.grad(got, [*inputs[:3], theta], upstream, **options)
+    wanted = torch.autograd.grad(expected, exact, upstream.double(), **options)
+    for a, b in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("alone")
