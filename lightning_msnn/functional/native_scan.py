@@ -97,8 +97,20 @@ def _in_order(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.movedim(-3, -1).to(dtype).contiguous().movedim(-1, -3)
 
 
-def _by_channel(parameter: Tensor, channels: int) -> Tensor:
-    return parameter.detach().to(torch.float32).reshape(-1).expand(channels).contiguous()
+def _parameters(tau: Tensor, theta: Tensor | None, channels: int) -> dict[str, Tensor]:
+    """The decay of each channel, and theta, of which there is none in layer 1."""
+    given = {"tau": (tau, channels)} if theta is None else {"tau": (tau, channels), "theta": (theta, 1)}
+    return {name: x.detach().to(torch.float32).reshape(-1).expand(n).contiguous() for name, (x, n) in given.items()}
+
+
+def _check(x: Tensor, like: Tensor, what: str) -> None:
+    """Refuse what would be read beyond its end.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if x.shape != like.shape:
+        raise ValueError(f"{what} must have the shape {tuple(like.shape)}, not {tuple(x.shape)}")
 
 
 def _call(x: Tensor, kind: str, partition: bool) -> _Call:
@@ -120,23 +132,24 @@ def _call(x: Tensor, kind: str, partition: bool) -> _Call:
 
 def _run(function: str, call: _Call, number: int, dtype: torch.dtype, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
+        if tensor.device.type != "cpu":
+            raise RuntimeError(f"expected all tensors to be on the CPU, but {name} is on {tensor.device}")
         setattr(call, name, tensor.data_ptr())
     if getattr(_library(), function)(ctypes.byref(call), number, int(dtype == torch.bfloat16)):
         raise MemoryError("no memory for the sums of windows that overlap")
 
 
 def _forward(
-    current: Tensor, first: Tensor | None, tau: Tensor, theta: Tensor, number: int, kind: str, partition: bool
+    current: Tensor, first: Tensor | None, tau: Tensor, theta: Tensor | None, number: int, kind: str, partition: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the merged map and the windows' membranes, which are the same for a partition."""
     merged = torch.empty_like(current)
     windows = merged if partition else window_buffer(current, kind)
-    decay, radian = _by_channel(tau, current.shape[1]), theta.detach().to(torch.float32)
-    seen = current if first is None else _in_order(first, current.dtype)
-    call = _call(current, kind, partition)
+    seen = windows if first is None else _in_order(first, current.dtype)
+    _check(seen, windows, "membranes of layer 1")
     _run(
-        "msnn_forward", call, number, current.dtype,
-        current=current, first=seen, windows=windows, merged=merged, tau=decay, theta=radian,
+        "msnn_forward", _call(current, kind, partition), number, current.dtype,
+        current=current, first=seen, windows=windows, merged=merged, **_parameters(tau, theta, current.shape[1]),
     )  # fmt: skip
     return merged, windows
 
@@ -148,7 +161,7 @@ def _backward(
     first: Tensor | None,
     windows: Tensor,
     tau: Tensor,
-    theta: Tensor,
+    theta: Tensor | None,
     number: int,
     kind: str,
     partition: bool,
@@ -159,13 +172,12 @@ def _backward(
     seen = windows if first is None else _in_order(first, grad.dtype)
     call = _call(grad, kind, partition)
     by_current, by_first = torch.empty_like(grad), torch.empty_like(seen)
-    by_tau, by_theta = torch.zeros(2, call.geometry[0], channels)
-    decay, radian = _by_channel(tau, channels), theta.detach().to(torch.float32)
+    by_tau, by_theta = torch.zeros(2, call.geometry[0], channels, dtype=torch.float32, device="cpu")
     owed = windows if owed is None else _in_order(owed, grad.dtype)
     _run(
         function, call, number, grad.dtype,
         current=grad, first=seen, owed=owed, windows=windows, merged=by_current, by_first=by_first,
-        tau=decay, theta=radian, by_tau=by_tau, by_theta=by_theta,
+        by_tau=by_tau, by_theta=by_theta, **_parameters(tau, theta, channels),
     )  # fmt: skip
     if first is not None and by_first.stride() != first.stride():
         by_first = torch.empty_like(first).copy_(by_first)
@@ -193,7 +205,7 @@ def _gradients(
 
 def scan_forward(current: Tensor, tau: Tensor, kind: str, partition: bool) -> tuple[Tensor, Tensor]:
     """Layer 1: see :func:`lightning_msnn.functional.eager_scan.scan_forward`."""
-    return _forward(current, None, tau, tau, _FIRST_LAYER, kind, partition)
+    return _forward(current, None, tau, None, _FIRST_LAYER, kind, partition)
 
 
 def scan_backward(
@@ -201,7 +213,7 @@ def scan_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of layer 1: see :func:`lightning_msnn.functional.eager_scan.scan_backward`."""
     by_current, _, by_tau, _ = _backward(
-        "msnn_backward", grad, by_windows, None, windows, tau, tau, _FIRST_LAYER, kind, partition
+        "msnn_backward", grad, by_windows, None, windows, tau, None, _FIRST_LAYER, kind, partition
     )
     return by_current, _sum_to(by_tau, tau) if wants_tau else None
 
@@ -236,11 +248,11 @@ def coupled_backward(
 def recurrent_forward(current: Tensor, before: Tensor, tau: Tensor, theta: Tensor, omega: str) -> Tensor:
     """A membrane map that travels: see :func:`lightning_msnn.functional.eager_scan.recurrent_forward`."""
     membranes = torch.empty_like(current)
-    decay, radian = _by_channel(tau, current.shape[1]), theta.detach().to(torch.float32)
     first = _in_order(before, current.dtype)
+    _check(first, current, "the map that was received")
     _run(
         "msnn_recur", _call(current, BATCH, True), OMEGAS[omega], current.dtype,
-        current=current, first=first, windows=membranes, tau=decay, theta=radian,
+        current=current, first=first, windows=membranes, **_parameters(tau, theta, current.shape[1]),
     )  # fmt: skip
     return membranes
 

@@ -176,3 +176,38 @@ def test_gradients_that_lie_differently():
     merged, windows = merged_scan(exact, tau.double(), "dilated")
     wanted = torch.autograd.grad((merged, windows), exact, (torch.ones_like(merged), owed.double()))[0]
     torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_wrong_shapes_are_refused():
+    """Before anything is read beyond its end."""
+    x, tau, theta = torch.randn(4, 3, 8, 8).contiguous(memory_format=LAST), torch.tensor(0.5), torch.tensor(0.25)
+    with pytest.raises(
+        ValueError, match=r"membranes of layer 1 must have the shape \(4, 3, 8, 8\), not \(4, 2, 8, 8\)"
+    ):
+        merged_coupled_scan(x, x[:, :2], tau, theta, "sine", "grid")
+    with pytest.raises(ValueError, match=r"membranes of layer 1 must have the shape \(3, 4, 3, 6, 6\)"):
+        merged_coupled_scan(x, x, tau, theta, "sine", "dilated")
+    with pytest.raises(ValueError, match="the map that was received must have the shape"):
+        batched_recurrent_scan(x, x[:2], tau, theta, "sine")
+    with pytest.raises(RuntimeError, match="size"):
+        merged_scan(x, torch.rand(2, 1, 1), "grid")
+    with pytest.raises(RuntimeError, match="size"):
+        merged_coupled_scan(x, x, tau, torch.rand(2), "sine", "grid")
+    with pytest.raises(RuntimeError, match="expected all tensors to be on the CPU, but tau is on meta"):
+        merged_scan(x, torch.tensor(0.5, device="meta"), "grid")
+
+
+def test_other_defaults_of_torch():
+    current = torch.randn(4, 3, 8, 8).contiguous(memory_format=LAST).requires_grad_()
+    tau = torch.tensor(0.5, requires_grad=True)
+
+    def gradients():
+        return torch.autograd.grad(merged_scan(current, tau, "grid")[0].square().sum(), (current, tau))
+
+    expected = gradients()
+    torch.set_default_dtype(torch.float64)
+    try:
+        for a, b in zip(gradients(), expected, strict=True):
+            assert torch.equal(a, b)
+    finally:
+        torch.set_default_dtype(torch.float32)
