@@ -250,25 +250,33 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
 def scaling(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Cost of training and inference against batch, image size, depth and width."""
     rows = []
-    for axis, settings in SWEEPS.items():
-        for setting in settings:
-            arguments = {key: value for key, value in setting.items() if key in ("depths", "widths")}
-            batch = min(setting.get("batch", 64), 128 if DEVICE.type == "cpu" and axis != "batch" else 512)
-            x = images(batch, setting.get("size", 32))
-            for precision in given.precision:
-                for kind in ("training", "inference"):
-                    steps = {}
-                    for name in (TWIN, SHIPPED, "grid windows"):
-                        model = make(name, given.network[0], **arguments).to(DEVICE)
-                        if kind == "training":
-                            steps[name] = training_step(model, x, PRECISIONS[precision])
-                        else:
-                            steps[name] = inference(fused(model, images(16)), x, PRECISIONS[precision])
-                    times = race(steps, max(3, given.rounds // 2) * (4 if batch < 8 else 1), 1)
-                    value = next(iter(setting.values()))
-                    shown = sum(value) if axis == "depth" else (value[0] if axis == "width" else value)
-                    place = {"axis": axis, "value": shown, "precision": precision, "kind": kind}
-                    rows += [{**place, **row} for row in rows_of(times, batch)]
+    for network in given.network:
+        for axis, settings in SWEEPS.items():
+            for setting in settings:
+                rows += sweep(given, network, axis, setting)
+    return rows
+
+
+def sweep(given: argparse.Namespace, network: str, axis: str, setting: dict[str, Any]) -> list[dict[str, Any]]:
+    """Time one point of an axis."""
+    rows = []
+    arguments = {key: value for key, value in setting.items() if key in ("depths", "widths")}
+    batch = min(setting.get("batch", 64), 128 if DEVICE.type == "cpu" and axis != "batch" else 512)
+    x = images(batch, setting.get("size", 32))
+    for precision in given.precision:
+        for kind in ("training", "inference"):
+            steps = {}
+            for name in (TWIN, SHIPPED, "grid windows"):
+                model = make(name, network, **arguments).to(DEVICE)
+                if kind == "training":
+                    steps[name] = training_step(model, x, PRECISIONS[precision])
+                else:
+                    steps[name] = inference(fused(model, images(16)), x, PRECISIONS[precision])
+            times = race(steps, max(3, given.rounds // 2) * (4 if batch < 8 else 1), 1)
+            value = next(iter(setting.values()))
+            shown = sum(value) if axis == "depth" else (value[0] if axis == "width" else value)
+            place = {"network": network, "axis": axis, "value": shown, "precision": precision, "kind": kind}
+            rows += [{**place, **row} for row in rows_of(times, batch)]
     return rows
 
 
@@ -354,13 +362,13 @@ def show(command: str, rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
     keys = [key for key in rows[0] if key != "contender"]
-    lead = [key for key in ("axis", "value", "kind", "network", "precision", "batch") if key in keys]
+    lead = [key for key in ("network", "axis", "value", "kind", "precision", "batch") if key in keys]
     keys = [*lead, *(["contender"] if "contender" in rows[0] else []), *(k for k in keys if k not in lead)]
     return table([SHOWN.get(key, key) for key in keys], [[row[key] for key in keys] for row in rows])
 
 
-def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Draw cost an image, and speed relative to the twin, against each axis."""
+def plot(rows: list[dict[str, Any]], network: str, file: Path) -> None:
+    """Draw a network's cost an image, and speed relative to the twin, against each axis."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -372,7 +380,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         for kind, style in (("training", "-"), ("inference", "--")):
             for name, colour in ((TWIN, "C7"), (SHIPPED, "C0"), ("grid windows", "C2")):
                 found = [r for r in rows if (r["axis"], r["kind"], r["contender"]) == (axis, kind, name)]
-                found = [r for r in found if r["precision"] == "bf16"]
+                found = [r for r in found if (r["network"], r["precision"]) == (network, "bf16")]
                 x = [r["value"] for r in found]
                 column[0].plot(x, [1e3 / r["images/s"] for r in found], style, color=colour, marker="o", label=None)
                 if name != TWIN:
@@ -389,7 +397,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     for kind, style in (("training step", "-"), ("inference, folded", "--")):
         axes[0, 0].plot([], [], style, color="black", label=kind)
     axes[0, 0].legend(fontsize="small")
-    figure.suptitle("msnn_resnet12, bf16")
+    figure.suptitle(f"{network}, bf16")
     figure.savefig(file, dpi=100)
 
 
@@ -406,8 +414,10 @@ def report() -> None:
         text[-1] += f"{content['versions']}; {content['date']}."
         text += ["", show(command, content["rows"]), ""]
         if command == "scaling":
-            plot(content["rows"], HERE / f"{file.stem}.png")
-            text += [f"![Cost against batch, image size, depth and width]({file.stem}.png)", ""]
+            for network in dict.fromkeys(row["network"] for row in content["rows"]):
+                picture = f"{network}_{file.stem}.png"
+                plot(content["rows"], network, HERE / picture)
+                text += [f"![Cost of {network} against batch, image size, depth and width]({picture})", ""]
     page.write_text(f"{before}<!-- tables -->\n\n" + "\n".join(text) + f"\n<!-- end of tables -->{after}")
 
 
@@ -438,7 +448,7 @@ def main() -> None:
     for command in COMMANDS if given.command == "all" else [given.command]:
         if command == "report":
             continue
-        all_networks = command in ("train", "infer", "profile")
+        all_networks = command in ("train", "infer", "profile", "memory", "scaling")
         given.network = chosen or list(NETWORKS if all_networks else NETWORKS[:1])
         run(command, given)
     report()
