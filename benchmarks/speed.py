@@ -168,9 +168,9 @@ def contest(given: argparse.Namespace, training: bool) -> list[dict[str, Any]]:
 
 def profile(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Say what share of a training step each kind of work takes, by torch's profiler, of processor time."""
-    fused = ("_Scan", "_CoupledScan", "_HandingScan", "_RecurrentScan", "_Cut", "_Join")
+    scans = ("_Scan", "_CoupledScan", "_HandingScan", "_RecurrentScan", "_Cut", "_Join")
     groups = {
-        "scans, splits and merges": (*fused, *(f"{name}Backward" for name in fused)),
+        "scans, splits and merges": (*scans, *(f"{name}Backward" for name in scans)),
         "spikes and their surrogate": ("_Heaviside", "_HeavisideBackward"),
         "convolutions": ("aten::convolution", "aten::convolution_backward"),
         "recurrent cell": ("aten::mkldnn_rnn_layer", "aten::mkldnn_rnn_layer_backward", "aten::_cudnn_rnn"),

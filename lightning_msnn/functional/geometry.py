@@ -1,11 +1,17 @@
-"""Where the windows of a map lie in memory, for kernels that address it themselves."""
+"""What kernels in Triton and in C share: where the windows of a map lie in memory, and the numbers of projections."""
 
 from torch import Tensor
 
 from lightning_msnn.functional.eager_scan import BATCH
 from lightning_msnn.functional.windows import side
 
-__all__ = ["Geometry"]
+__all__ = ["OMEGAS", "Geometry"]
+
+OMEGAS: dict[str, int] = {
+    name: number
+    for number, name in enumerate(("sine", "mean", "tanh", "exponential", "polynomial", "piecewise_linear", "none"))
+}
+"""Projections that the kernels know, and their numbers there; others take the plain path."""
 
 
 class Geometry:

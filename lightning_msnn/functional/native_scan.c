@@ -200,14 +200,21 @@ INLINE void write_map(const Call *o, int64_t b, int64_t c0, int64_t c1, const fl
         }
 }
 
-/* Where a place of the first window is in each window: its pixel, and one over the number of windows that cover it. */
-INLINE void cover(const Geometry *g, int64_t i, int64_t j, int64_t pixel[4], float share[4]) {
+/* Row i and column j of each window: its place on the map, which is returned for the first one, and that of its membrane;
+ * where windows overlap, also its pixel, and one over the number of windows that cover it. */
+INLINE int64_t locate(
+    const Geometry *g, int64_t b, int64_t i, int64_t j, int overlap, int64_t own[4], int64_t pixel[4], float share[4]
+) {
+    int64_t place = b * g->batch + i * g->down + j * g->right;
     for (int k = 0; k < 4; k++) {
+        own[k] = overlap ? b * g->slot_batch + (i * g->w + j) * g->C + k * g->slot : place + g->offset[k];
+        if (!overlap) continue;
         int64_t y = i + (k / 2) * (g->H - g->h), x = j + (k % 2) * (g->W - g->w);
         int rows = (y < g->h) + (y >= g->H - g->h), columns = (x < g->w) + (x >= g->W - g->w);
         pixel[k] = y * g->W + x;
         share[k] = 1.0f / (float)(rows * columns);
     }
+    return place;
 }
 
 /* Visit the windows of channels c0 to c1 of image b. The steps are written out, for compilers give up on inner loops. */
@@ -228,12 +235,9 @@ INLINE void forward(const Call *o, int64_t b, int64_t c0, int64_t c1, float *sum
     if (overlap) read_map(o, b, c0, c1, sum, bf16);
     for (int64_t i = 0; i < g->h; i++)
         for (int64_t j = 0; j < g->w; j++) {
-            int64_t place = b * g->batch + i * g->down + j * g->right;
             int64_t own[4], pixel[4];
             float share[4];
-            for (int k = 0; k < 4; k++)
-                own[k] = overlap ? b * g->slot_batch + (i * g->w + j) * g->C + k * g->slot : place + g->offset[k];
-            if (overlap) cover(g, i, j, pixel, share);
+            int64_t place = locate(g, b, i, j, overlap, own, pixel, share);
 #pragma omp simd
             for (int64_t c = c0; c < c1; c++) {
                 float u = load(current, place + c, bf16);
@@ -276,12 +280,9 @@ INLINE void backward(const Call *o, int64_t b, int64_t c0, int64_t c1, float *su
     if (overlap) read_map(o, b, c0, c1, sum, bf16);
     for (int64_t i = 0; i < g->h; i++)
         for (int64_t j = 0; j < g->w; j++) {
-            int64_t place = b * g->batch + i * g->down + j * g->right;
             int64_t own[4], pixel[4];
             float share[4];
-            for (int k = 0; k < 4; k++)
-                own[k] = overlap ? b * g->slot_batch + (i * g->w + j) * g->C + k * g->slot : place + g->offset[k];
-            if (overlap) cover(g, i, j, pixel, share);
+            int64_t place = locate(g, b, i, j, overlap, own, pixel, share);
 #pragma omp simd
             for (int64_t c = c0; c < c1; c++) {
                 /* The gradient of the membrane of the window that comes next. */
@@ -311,8 +312,8 @@ INLINE void recur(const Call *o, int64_t b, int64_t c0, int64_t c1, float *sum, 
     const float *tau = o->tau, angle = PI * *o->theta;
     for (int64_t i = 0; i < g->h; i++)
         for (int64_t j = 0; j < g->w; j++) {
-            int64_t place = b * g->batch + i * g->down + j * g->right, own[4];
-            for (int k = 0; k < 4; k++) own[k] = place + g->offset[k];
+            int64_t own[4];
+            locate(g, b, i, j, 0, own, NULL, NULL);
 #pragma omp simd
             for (int64_t c = c0; c < c1; c++) {
                 float m0 = load(first, own[0] + c, bf16), m1 = load(first, own[1] + c, bf16), u0, u1, u2, u3;
@@ -347,8 +348,8 @@ INLINE void recur_back(const Call *o, int64_t b, int64_t c0, int64_t c1, float *
     float *by_tau = o->by_tau + b * g->C, *by_theta = o->by_theta + b * g->C;
     for (int64_t i = 0; i < g->h; i++)
         for (int64_t j = 0; j < g->w; j++) {
-            int64_t place = b * g->batch + i * g->down + j * g->right, own[4];
-            for (int k = 0; k < 4; k++) own[k] = place + g->offset[k];
+            int64_t own[4];
+            locate(g, b, i, j, 0, own, NULL, NULL);
 #pragma omp simd
             for (int64_t c = c0; c < c1; c++) {
                 float m0 = load(first, own[0] + c, bf16), m1 = load(first, own[1] + c, bf16);

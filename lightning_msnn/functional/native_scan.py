@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_msnn.functional.eager_scan import BATCH, window_buffer
-from lightning_msnn.functional.geometry import Geometry
+from lightning_msnn.functional.geometry import OMEGAS, Geometry
 from lightning_msnn.native import build
 
 __all__ = [
@@ -31,12 +31,6 @@ __all__ = [
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Data types of maps that the kernels take."""
-
-OMEGAS: dict[str, int] = {
-    name: number
-    for number, name in enumerate(("sine", "mean", "tanh", "exponential", "polynomial", "piecewise_linear", "none"))
-}
-"""Projections that the kernels know, and their numbers there; others take the plain path."""
 
 _FIRST_LAYER = len(OMEGAS)
 _GRAIN = 32768  # elements that are worth a thread
@@ -82,7 +76,7 @@ def takes(x: Tensor) -> bool:
     """Whether the kernels take a map: of a type in :data:`DTYPES`, on the CPU, in channels-last order.
 
     Args:
-        x: Map ``(B, C, H, W)``, or membranes of windows ``(3, B, C, h, w)``.
+        x: Map ``(B, C, H, W)``; a tensor of fewer axes is none.
     """
     last = x.dim() > 3 and x.movedim(-3, -1).is_contiguous()
     return last and x.numel() > 0 and _plain(x) and available()

@@ -15,18 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_msnn.functional.eager_scan import window_buffer
-from lightning_msnn.functional.geometry import Geometry
+from lightning_msnn.functional.geometry import OMEGAS, Geometry
 
 __all__ = ["DTYPES", "OMEGAS", "coupled_backward", "coupled_forward", "scan_backward", "scan_forward"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Data types of maps that the kernels take."""
-
-OMEGAS: dict[str, int] = {
-    name: number
-    for number, name in enumerate(("sine", "mean", "tanh", "exponential", "polynomial", "piecewise_linear", "none"))
-}
-"""Projections that the kernels know, and their numbers in :func:`_omega`; others take the plain path."""
 
 
 @triton.jit
