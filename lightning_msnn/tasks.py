@@ -92,6 +92,9 @@ class SpikingClassifier(pl.LightningModule):
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
         mixup: Alpha of the Beta distribution that mixup draws from; 0 is off.
         cutmix: Alpha of the Beta distribution that cutmix draws from; 0 is off. With both, each batch gets one.
+        mix_prob: Share of the batches that are mixed, in [0, 1].
+        mix_epochs: First epoch with mixed batches, from 0, and the first without them again; null is open. By default
+            all epochs have them.
         optimizer: ``"adamw"`` or ``"sgd"`` (with Nesterov momentum 0.9).
         lr: Peak learning rate.
         lr_base_size: Images of a step, over all processes and accumulated batches, that ``lr`` is meant for; the rate
@@ -123,6 +126,8 @@ class SpikingClassifier(pl.LightningModule):
         warmup_epochs: float = 5.0,
         channels_last: bool = True,
         lr_base_size: int | None = None,
+        mix_prob: float = 1.0,
+        mix_epochs: tuple[int, int | None] = (0, None),
     ) -> None:
         super().__init__()
         choose(dict.fromkeys(OPTIMIZERS), optimizer, "optimizer")
@@ -138,6 +143,14 @@ class SpikingClassifier(pl.LightningModule):
         ):
             if not (math.isfinite(value) and value >= 0.0):
                 raise ConfigurationError(f"{name} must be a finite number of at least 0, not {value}")
+        if not 0.0 <= mix_prob <= 1.0:
+            raise ConfigurationError(f"mix_prob must be in [0, 1], not {mix_prob}")
+        if not isinstance(mix_epochs, list | tuple) or len(mix_epochs) != 2:
+            raise ConfigurationError(f"mix_epochs must be two epochs, [10, 40] or [10, null], not {mix_epochs!r}")
+        first, end = mix_epochs
+        check_integer("the first of mix_epochs", first, 0)
+        if end is not None:
+            check_integer("the end of mix_epochs", end, first)
         if not timm.is_model(network):
             hint = suggestion(network, timm.list_models())
             raise ConfigurationError(
@@ -254,6 +267,17 @@ class SpikingClassifier(pl.LightningModule):
         self.class_names = list(checkpoint.get("class_names", self.class_names))
         self.preprocessing = dict(checkpoint.get("preprocessing", self.preprocessing))
 
+    def _mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply mixup or cutmix to a batch, if they are on and it is its turn."""
+        first, end = self.hparams["mix_epochs"]
+        if self.mix is None or self.current_epoch < first or (end is not None and self.current_epoch >= end):
+            return images, targets
+        share = self.hparams["mix_prob"]
+        if share < 1.0 and torch.rand(()).item() >= share:
+            return images, targets
+        mixed: tuple[Tensor, Tensor] = self.mix(images, targets)
+        return mixed
+
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         # In float32: with many classes the sum of exponentials loses digits in bf16.
         return F.cross_entropy(logits.float(), targets, label_smoothing=self.hparams["label_smoothing"])
@@ -261,7 +285,7 @@ class SpikingClassifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch; accuracies are those of the labels before mixing."""
         images, targets = batch
-        mixed_images, mixed_targets = (images, targets) if self.mix is None else self.mix(images, targets)
+        mixed_images, mixed_targets = self._mixed(images, targets)
         logits = self(mixed_images)
         loss = self._loss(logits, mixed_targets)
         self.train_metrics.update(logits.detach().float(), targets)

@@ -100,6 +100,36 @@ def test_fits_tests_and_predicts(tmp_path, kwargs):
     assert p["class"] == [str(i) for i in p["index"].tolist()]
 
 
+@pytest.mark.parametrize(
+    ("mix_prob", "mix_epochs", "expected"),
+    [
+        (1.0, (0, None), [3, 3, 3, 3]),
+        (1.0, (1, 3), [0, 3, 3, 0]),
+        (1.0, (2, None), [0, 0, 3, 3]),
+        (1.0, (2, 2), [0, 0, 0, 0]),
+        (0.0, (0, None), [0, 0, 0, 0]),
+    ],
+)
+def test_epochs_and_share_of_mixed_batches(tmp_path, mix_prob, mix_epochs, expected):
+    mixed = [0, 0, 0, 0]
+    task = SpikingClassifier(cutmix=1.0, mix_prob=mix_prob, mix_epochs=mix_epochs)
+
+    def count(*_):
+        mixed[task.current_epoch] += 1
+
+    task.mix.register_forward_hook(count)
+    trainer(tmp_path, max_epochs=4).fit(task, loader())
+    assert mixed == expected
+
+
+def test_share_of_mixed_batches_is_drawn():
+    torch.manual_seed(0)
+    task = SpikingClassifier(mixup=0.5, mix_prob=0.25)
+    images, targets = torch.randn(4, 3, 8, 8), torch.arange(4)
+    mixed = sum(task._mixed(images, targets)[1].ndim == 2 for _ in range(400))
+    assert 70 <= mixed <= 130, "four standard deviations around 100"
+
+
 def test_metrics_are_exact_with_an_uneven_last_batch(tmp_path):
     task = SpikingClassifier().eval()
     data = loader(n=21, batch_size=8)
@@ -208,6 +238,11 @@ def test_data_that_does_not_fit():
         ({"label_smoothing": -0.1}, "label_smoothing.*-0.1"),
         ({"lr": math.nan}, "lr.*nan"),
         ({"mixup": -1.0}, "mixup.*-1"),
+        ({"mix_prob": 1.5}, "mix_prob.*1.5"),
+        ({"mix_prob": math.nan}, "mix_prob.*nan"),
+        ({"mix_epochs": (3,)}, r"mix_epochs must be two epochs.*\(3,\)"),
+        ({"mix_epochs": (-1, None)}, "first of mix_epochs.*-1"),
+        ({"mix_epochs": (5, 4)}, "end of mix_epochs.*4"),
         ({"optimizer": "lion"}, "'lion'.*adamw, sgd"),
         ({"schedule": "step"}, "'step'.*constant, cosine, one_cycle"),
     ],
