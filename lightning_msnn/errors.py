@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
-__all__ = ["ConfigurationError", "TrainingError", "check_integer", "choose", "suggestion"]
+__all__ = ["ConfigurationError", "TrainingError", "check_integer", "check_number", "choose", "suggestion"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,15 @@ def suggestion(name: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the entry of ``allowed`` nearest to ``name``, or an empty string."""
     near = get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_number(name: str, value: object, *, below_one: bool = False) -> float:
+    """Return ``value`` if it is a number in [0, 1], or in [0, 1) if ``below_one``, else raise a ConfigurationError."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1 or (below_one and value == 1):  # type: ignore[operator]
+        allowed = "a number in [0, 1)" if below_one else "a number in [0, 1]"
+        raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:

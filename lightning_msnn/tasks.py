@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
+from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose, suggestion
 from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "SpikingClassifier", "decayed_names", "parameter_groups", "warmup_cosine"]
@@ -92,9 +92,8 @@ class SpikingClassifier(pl.LightningModule):
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
         mixup: Alpha of the Beta distribution that mixup draws from; 0 is off.
         cutmix: Alpha of the Beta distribution that cutmix draws from; 0 is off. With both, each batch gets one.
-        mix_prob: Share of the batches that are mixed, in [0, 1].
-        mix_epochs: First epoch with mixed batches, from 0, and the first without them again; null is open. By default
-            all epochs have them.
+        mix_prob: Share of the batches that are mixed, in [0, 1]; or shares by the epoch that they begin with, such as
+            ``{0: 0.5, 40: 0}``, and no batch is mixed before the first of them.
         optimizer: ``"adamw"`` or ``"sgd"`` (with Nesterov momentum 0.9).
         lr: Peak learning rate.
         lr_base_size: Images of a step, over all processes and accumulated batches, that ``lr`` is meant for; the rate
@@ -126,8 +125,7 @@ class SpikingClassifier(pl.LightningModule):
         warmup_epochs: float = 5.0,
         channels_last: bool = True,
         lr_base_size: int | None = None,
-        mix_prob: float = 1.0,
-        mix_epochs: tuple[int, int | None] = (0, None),
+        mix_prob: float | dict[int, float] = 1.0,
     ) -> None:
         super().__init__()
         choose(dict.fromkeys(OPTIMIZERS), optimizer, "optimizer")
@@ -143,14 +141,9 @@ class SpikingClassifier(pl.LightningModule):
         ):
             if not (math.isfinite(value) and value >= 0.0):
                 raise ConfigurationError(f"{name} must be a finite number of at least 0, not {value}")
-        if not 0.0 <= mix_prob <= 1.0:
-            raise ConfigurationError(f"mix_prob must be in [0, 1], not {mix_prob}")
-        if not isinstance(mix_epochs, list | tuple) or len(mix_epochs) != 2:
-            raise ConfigurationError(f"mix_epochs must be two epochs, [10, 40] or [10, null], not {mix_epochs!r}")
-        first, end = mix_epochs
-        check_integer("the first of mix_epochs", first, 0)
-        if end is not None:
-            check_integer("the end of mix_epochs", end, first)
+        for epoch, share in (mix_prob if isinstance(mix_prob, dict) else {0: mix_prob}).items():
+            check_integer("an epoch of mix_prob", epoch, 0)
+            check_number("mix_prob", share)
         if not timm.is_model(network):
             hint = suggestion(network, timm.list_models())
             raise ConfigurationError(
@@ -269,11 +262,12 @@ class SpikingClassifier(pl.LightningModule):
 
     def _mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Apply mixup or cutmix to a batch, if they are on and it is its turn."""
-        first, end = self.hparams["mix_epochs"]
-        if self.mix is None or self.current_epoch < first or (end is not None and self.current_epoch >= end):
-            return images, targets
         share = self.hparams["mix_prob"]
-        if share < 1.0 and torch.rand(()).item() >= share:
+        if isinstance(share, dict):
+            begun = [first for first in share if first <= self.current_epoch]
+            share = share[max(begun)] if begun else 0.0
+        # No number is drawn where nothing depends on it.
+        if self.mix is None or share == 0.0 or (share < 1.0 and torch.rand(()).item() >= share):
             return images, targets
         mixed: tuple[Tensor, Tensor] = self.mix(images, targets)
         return mixed

@@ -101,18 +101,18 @@ def test_fits_tests_and_predicts(tmp_path, kwargs):
 
 
 @pytest.mark.parametrize(
-    ("mix_prob", "mix_epochs", "expected"),
+    ("mix_prob", "expected"),
     [
-        (1.0, (0, None), [3, 3, 3, 3]),
-        (1.0, (1, 3), [0, 3, 3, 0]),
-        (1.0, (2, None), [0, 0, 3, 3]),
-        (1.0, (2, 2), [0, 0, 0, 0]),
-        (0.0, (0, None), [0, 0, 0, 0]),
+        (1.0, [3, 3, 3, 3]),
+        ({3: 0.0, 1: 1.0}, [0, 3, 3, 0]),
+        ({2: 1.0}, [0, 0, 3, 3]),
+        ({}, [0, 0, 0, 0]),
+        (0.0, [0, 0, 0, 0]),
     ],
 )
-def test_epochs_and_share_of_mixed_batches(tmp_path, mix_prob, mix_epochs, expected):
+def test_share_of_mixed_batches_by_epoch(tmp_path, mix_prob, expected):
     mixed = [0, 0, 0, 0]
-    task = SpikingClassifier(cutmix=1.0, mix_prob=mix_prob, mix_epochs=mix_epochs)
+    task = SpikingClassifier(cutmix=1.0, mix_prob=mix_prob)
 
     def count(*_):
         mixed[task.current_epoch] += 1
@@ -240,9 +240,8 @@ def test_data_that_does_not_fit():
         ({"mixup": -1.0}, "mixup.*-1"),
         ({"mix_prob": 1.5}, "mix_prob.*1.5"),
         ({"mix_prob": math.nan}, "mix_prob.*nan"),
-        ({"mix_epochs": (3,)}, r"mix_epochs must be two epochs.*\(3,\)"),
-        ({"mix_epochs": (-1, None)}, "first of mix_epochs.*-1"),
-        ({"mix_epochs": (5, 4)}, "end of mix_epochs.*4"),
+        ({"mix_prob": {-1: 0.5}}, "epoch of mix_prob.*-1"),
+        ({"mix_prob": {0: 0.5, 3: 2}}, "mix_prob.*2"),
         ({"optimizer": "lion"}, "'lion'.*adamw, sgd"),
         ({"schedule": "step"}, "'step'.*constant, cosine, one_cycle"),
     ],

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
-from lightning_msnn.errors import ConfigurationError, check_integer, choose
+from lightning_msnn.errors import check_integer, check_number, choose
 
-__all__ = ["POLICIES", "BatchAugmentation", "check_number"]
+__all__ = ["POLICIES", "BatchAugmentation"]
 
 #: Augmentation policies by name; each entry makes the transform from the data set's AutoAugment policy.
 POLICIES: dict[str, Callable[[AutoAugmentPolicy], Callable[[Tensor], Tensor] | None]] = {
@@ -23,15 +23,6 @@ POLICIES: dict[str, Callable[[AutoAugmentPolicy], Callable[[Tensor], Tensor] | N
 #: torchvision and timm).
 ERASED_AREA = (0.02, 0.33)
 ERASED_ASPECT = (0.3, 3.3)
-
-
-def check_number(name: str, value: object, *, below_one: bool = False) -> float:
-    """Return ``value`` if it is a number in [0, 1], or in [0, 1) if ``below_one``, else raise a ConfigurationError."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1 or (below_one and value == 1):  # type: ignore[operator]
-        allowed = "a number in [0, 1)" if below_one else "a number in [0, 1]"
-        raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
-    return float(value)  # type: ignore[arg-type]
 
 
 class BatchAugmentation(nn.Module):

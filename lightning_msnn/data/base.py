@@ -21,11 +21,11 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
 from lightning_msnn.data.archives import Archive, download_and_extract_archive
-from lightning_msnn.data.augment import BatchAugmentation, check_number
+from lightning_msnn.data.augment import BatchAugmentation
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, collate
 from lightning_msnn.data.reading import Listing, decode_files, list_classes, list_folder, scan, shorten
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
-from lightning_msnn.errors import ConfigurationError, check_integer, choose
+from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 
 __all__ = ["Archive", "ImageDataModule", "Part", "stratified_split"]
 
