@@ -118,6 +118,7 @@ def write_card(folder: Path) -> None:
     colours = "grey" if channels == 1 else "RGB"
     whole = f" (with all 32 bits, top-1 is {config['top1_float32']} %)" if "top1_float32" in config else ""
     counted = f"on {config.get('energy_images')} test images"
+    data = "" if config["tag"] == "digits" else f" --data <folder of {zoo.DATA_OF_TAGS.get(config['tag'], 'the data')}>"
     rows = [
         ("test top-1", f"{config.get('top1')} % of {config.get('top1_images')} images that no training has seen"),
         ("test top-5", f"{config['top5']} %" if "top5" in config else "-"),
@@ -152,7 +153,7 @@ def write_card(folder: Path) -> None:
         "",
         *([config["notes"], ""] if "notes" in config else []),
         f"Load it by `lightning_msnn.zoo.load({folder.name.replace('.', '_')!r})`, and check it by "
-        f"`python -m lightning_msnn.zoo verify {folder.name}`.",
+        f"`python -m lightning_msnn.zoo verify {folder.name}{data}`.",
         *(["", f"![Energy by layer]({PICTURE})"] if (folder / PICTURE).is_file() else []),
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -261,6 +261,7 @@ def test_config_and_card_agree(name):
     assert measured <= set(config)
     assert config["sha256"] in card
     assert f"{config['top1']} % of {config['top1_images']} images" in card
+    assert f"verify {name}`" in card if config["tag"] == "digits" else f"verify {name} --data <folder of " in card
     assert (folder / "energy.png").is_file()
 
 
