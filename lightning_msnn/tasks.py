@@ -251,9 +251,11 @@ class SpikingClassifier(pl.LightningModule):
                 }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the names of the classes and the preprocessing of the images, as plain values."""
+        """Store class names, preprocessing of the images and how the network was made, as plain values."""
         checkpoint["class_names"] = list(self.class_names)
         checkpoint["preprocessing"] = dict(self.preprocessing)
+        # The hyper-parameters leave out what an entry of the zoo that was started from has set.
+        checkpoint["network_arguments"] = dict(getattr(self.network, "arguments", {}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the names of the classes and the preprocessing."""

@@ -278,7 +278,7 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
     architecture, _, tag = name.partition(".")
     if not tag or not timm.is_model(architecture):
         raise ConfigurationError(f"an entry is named <architecture>.<tag>, not {name!r}")
-    if hparams.get("network") != architecture or not data:
+    if str(hparams.get("network")).partition(".")[0] != architecture or not data:
         raise ConfigurationError(
             f"{str(checkpoint)!r} is of network {hparams.get('network')!r}, not of {architecture!r}"
         )
@@ -286,6 +286,9 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
     if target.exists():
         raise ConfigurationError(f"{target} exists: remove it to make the entry anew")
     given = dict(hparams.get("network_kwargs") or {})
+    given = PRESETS[given.pop("preset", "default")] | given | content.get("network_arguments", {})
+    for stated in ("num_classes", "in_chans"):
+        given.pop(stated, None)
     state = network_state(content)
     if half:
         for key, value in state.items():
@@ -302,7 +305,7 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
         "mean": data["mean"],
         "std": data["std"],
         "class_names": content["class_names"],
-        "network_kwargs": _pinned() | PRESETS[given.pop("preset", "default")] | given,
+        "network_kwargs": _pinned() | given,
         "sha256": hashlib.sha256(weights).hexdigest(),
         "weights": "float16" if half else "float32",
         **fields,

@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -83,8 +84,6 @@ def test_new_head_and_channels():
 
 
 def test_importing_the_zoo_does_not_import_lightning():
-    import subprocess
-
     code = "import sys, lightning_msnn; lightning_msnn.zoo.list_models(); sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
@@ -302,6 +301,38 @@ def test_command_line(mine):
     assert (out, status) == ("", 2)
     assert err.startswith("lightning-msnn: error: unknown zoo entry 'msnn_resnet12_tiny_digit'")
     assert len(err.splitlines()) == 1
+
+
+TRAIN_ON = """
+import json, sys
+import lightning.pytorch as pl, timm, torch
+from safetensors.torch import load_file
+from lightning_msnn import zoo
+from lightning_msnn.data import Digits
+from lightning_msnn.tasks import SpikingClassifier
+task = SpikingClassifier("msnn_resnet12_tiny.digits", in_chans=1, pretrained=True, network_kwargs={"theta": 0.3})
+pl.Trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0, accelerator="cpu", logger=False,
+           enable_progress_bar=False, default_root_dir=sys.argv[1]).fit(task, datamodule=Digits(batch_size=32))
+task.trainer.save_checkpoint(sys.argv[1] + "/x.ckpt")
+folder = zoo.export(sys.argv[1] + "/x.ckpt", "msnn_resnet12_tiny.mine", sys.argv[1] + "/zoo")
+made = json.loads((folder / "config.json").read_text())["network_kwargs"]
+network = timm.create_model("msnn_resnet12_tiny", num_classes=10, in_chans=1, **made).eval()
+network.load_state_dict(load_file(folder / "model.safetensors"))
+images = torch.randn(2, 1, 16, 16)
+trained = task.network.eval().to(memory_format=torch.contiguous_format)  # the same kernels, the same bits
+assert torch.equal(network(images), trained(images))
+"""
+
+
+def test_export_of_what_was_trained_on_from_an_entry(tmp_path, mine):
+    """Also where that entry was not made by the defaults. timm learns of entries on import: a process of its own."""
+    config = json.loads((mine / "config.json").read_text())
+    config["network_kwargs"]["projection"] = "tanh"
+    (mine / "config.json").write_text(json.dumps(config))
+    subprocess.run([sys.executable, "-c", TRAIN_ON, str(tmp_path)], check=True, timeout=300)
+    made = json.loads((tmp_path / "zoo" / "msnn_resnet12_tiny.mine" / "config.json").read_text())["network_kwargs"]
+    assert (made["projection"], made["theta"], made["windows"]) == ("tanh", 0.3, "alternate")
+    assert not {"num_classes", "in_chans"} & set(made)
 
 
 def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
