@@ -376,6 +376,7 @@ def plot(rows: list[dict[str, Any]], network: str, file: Path) -> None:
 
     figure, axes = plt.subplots(2, len(SWEEPS), figsize=(15, 7), layout="constrained", sharex="col")
     labels = {"batch": "images in a batch", "image size": "side of the image in pixels", "depth": "blocks"}
+    top = 1.1 * max(r["of twin"] for r in rows if (r["network"], r["precision"]) == (network, "bf16"))
     for column, axis in zip(axes.T, SWEEPS, strict=True):
         for kind, style in (("training", "-"), ("inference", "--")):
             for name, colour in ((TWIN, "C7"), (SHIPPED, "C0"), ("grid windows", "C2")):
@@ -386,7 +387,7 @@ def plot(rows: list[dict[str, Any]], network: str, file: Path) -> None:
                 if name != TWIN:
                     column[1].plot(x, [r["of twin"] for r in found], style, color=colour, marker="o")
         column[0].set(xscale="log", yscale="log", title=f"against {axis}")
-        column[1].set(xlabel=labels.get(axis, "channels of the first stage"), ylim=(0, 1.1))
+        column[1].set(xlabel=labels.get(axis, "channels of the first stage"), ylim=(0, top))
         column[1].set_xticks(x, [str(value) for value in x])
         column[1].minorticks_off()
         column[1].axhline(1, color="C7", linewidth=1)
