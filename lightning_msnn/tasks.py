@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
+from lightning_msnn.epochs import value_at
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose, suggestion
 from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin
 
@@ -266,8 +267,7 @@ class SpikingClassifier(pl.LightningModule):
         """Apply mixup or cutmix to a batch, if they are on and it is its turn."""
         share = self.hparams["mix_prob"]
         if isinstance(share, dict):
-            begun = [first for first in share if first <= self.current_epoch]
-            share = share[max(begun)] if begun else 0.0
+            share = value_at(share, self.current_epoch, 0.0)
         # No number is drawn where nothing depends on it.
         if self.mix is None or share == 0.0 or (share < 1.0 and torch.rand(()).item() >= share):
             return images, targets
