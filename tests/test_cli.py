@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+from lightning_msnn import zoo
 from lightning_msnn.callbacks import EMA
 from lightning_msnn.cli import main, read_checkpoint
 from lightning_msnn.data import Digits
@@ -179,7 +180,8 @@ def test_wandb_by_one_line(monkeypatch):
 def test_shipped_configs_are_valid(config):
     """Each names a network and data that exist, and data that is not here is said so."""
     content = yaml.safe_load(config.read_text())
-    assert content["model"]["network"] in NETWORKS
+    network = content["model"]["network"]
+    assert network in (zoo.list_models() if content["model"].get("pretrained") else NETWORKS)
     if "Digits" in content["data"]["class_path"]:
         return
     with pytest.raises(SystemExit) as stop:
