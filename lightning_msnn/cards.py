@@ -54,8 +54,13 @@ def complete(folder: Path, data: str | Path | None, checkpoint: str | Path) -> N
         ConfigurationError: If the data is not there, or 16 bits cost :data:`HALF_COST` points of top-1 or more.
     """
     config = read_config(folder)
+    # In the memory format that entries are loaded in: another one rounds otherwise, which moves a few images.
     task = SpikingClassifier(
-        config["architecture"], config["num_classes"], config["input_size"][0], config["network_kwargs"]
+        config["architecture"],
+        config["num_classes"],
+        config["input_size"][0],
+        config["network_kwargs"],
+        channels_last=False,
     ).eval()
     task.network.load_state_dict(read_weights(folder))
     module = zoo.test_data(config, data, 250)
