@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import timm
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +21,7 @@ from torchvision.transforms import v2
 from lightning_msnn.epochs import value_at
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose, suggestion
 from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin
+from lightning_msnn.models.weights import warm_start
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "SpikingClassifier", "decayed_names", "parameter_groups", "warmup_cosine"]
 
@@ -104,6 +106,8 @@ class SpikingClassifier(pl.LightningModule):
         schedule: ``"cosine"`` (after a linear warm-up), ``"one_cycle"`` or ``"constant"``, each by the step.
         warmup_epochs: Length of the warm-up in epochs, or of one-cycle's rise; at most 30 % of the training.
         channels_last: Whether the network keeps its tensors in channels-last order, which is faster.
+        init_from: Name of a zoo entry of another network to start from, such as ``"msnn_resnet12.c100"``: what fits by
+            name and shape is taken over, the rest starts at random.
 
     Raises:
         ConfigurationError: If an argument is not allowed, or the data does not fit the network.
@@ -127,6 +131,7 @@ class SpikingClassifier(pl.LightningModule):
         channels_last: bool = True,
         lr_base_size: int | None = None,
         mix_prob: float | dict[int, float] = 1.0,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         choose(dict.fromkeys(OPTIMIZERS), optimizer, "optimizer")
@@ -152,12 +157,20 @@ class SpikingClassifier(pl.LightningModule):
                 f"and every other name in timm.list_models(){hint}"
             )
         check_integer("num_classes", num_classes, 1)
+        if init_from is not None and pretrained:
+            raise ConfigurationError(
+                f"init_from must not be given beside pretrained: the weights are {network}'s own or {init_from}'s"
+            )
         if lr_base_size is not None:
             check_integer("lr_base_size", lr_base_size, 1)
         self.save_hyperparameters()
         self.network = timm.create_model(
             network, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **(network_kwargs or {})
         )
+        if init_from is not None:
+            taken = warm_start(self.network, init_from)
+            total = sum(parameter.numel() for parameter in self.network.parameters())
+            rank_zero_info("started from %s: %.2f of %.2f million parameters", init_from, taken / 1e6, total / 1e6)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         self._decayed = decayed_names(self.network)

@@ -25,9 +25,9 @@ import torch
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError, choose, suggestion
+from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.models.backbone import MSNN, PRESETS
-from lightning_msnn.models.weights import CONFIG_FILE, WEIGHTS_FILE, entries, read_config
+from lightning_msnn.models.weights import CONFIG_FILE, WEIGHTS_FILE, entries, read_config, resolve
 from lightning_msnn.nn.folding import fold_batch_norm
 
 __all__ = [
@@ -51,24 +51,6 @@ DATA_OF_TAGS = {"digits": "Digits", "c10": "CIFAR10", "c100": "CIFAR100", "tin":
 
 TOLERANCE = 0.05
 """Percentage points by which a top-1 accuracy may differ from that of the card."""
-
-
-def resolve(name: str) -> str:
-    """Return timm's spelling ``<architecture>.<tag>`` of an entry's name.
-
-    Args:
-        name: ``"msnn_resnet12.c100"`` or ``"msnn_resnet12_c100"``.
-
-    Raises:
-        ConfigurationError: If there is no such entry.
-    """
-    known = entries()
-    spellings = {entry.replace(".", "_"): entry for entry in known}
-    if isinstance(name, str) and name.replace(".", "_") in spellings:
-        return spellings[name.replace(".", "_")]
-    raise ConfigurationError(
-        f"unknown zoo entry {name!r}: allowed are {', '.join(known) or 'none'}{suggestion(str(name), known)}"
-    )
 
 
 def list_models(filter: str = "*", pretrained: bool = True) -> list[str]:

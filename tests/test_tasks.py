@@ -242,6 +242,15 @@ def test_data_that_does_not_fit():
         ({"mix_prob": math.nan}, "mix_prob.*nan"),
         ({"mix_prob": {-1: 0.5}}, "epoch of mix_prob.*-1"),
         ({"mix_prob": {0: 0.5, 3: 2}}, "mix_prob.*2"),
+        ({"init_from": "msnn_resnet12_tiny.digit"}, "'msnn_resnet12_tiny.digit'.*did you mean"),
+        (
+            {"init_from": "msnn_resnet12_tiny.digits", "pretrained": True},
+            "init_from must not be given beside pretrained",
+        ),
+        (
+            {"network": "msnn_resnet12", "num_classes": 7, "init_from": "msnn_resnet12_tiny.digits"},
+            "no parameter of .* fits MSNNResNet",
+        ),
         ({"optimizer": "lion"}, "'lion'.*adamw, sgd"),
         ({"schedule": "step"}, "'step'.*constant, cosine, one_cycle"),
     ],
@@ -249,6 +258,12 @@ def test_data_that_does_not_fit():
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ConfigurationError, match=message):
         SpikingClassifier(**kwargs)
+
+
+def test_starts_from_an_entry_of_another_family():
+    task = SpikingClassifier("msnn_vit12_tiny", init_from="msnn_vit12_tiny.digits", in_chans=1)
+    trained = timm.create_model("msnn_vit12_tiny.digits", pretrained=True)
+    assert torch.equal(task.network.stem.conv.weight, trained.stem.conv.weight)
 
 
 @pytest.mark.parametrize(

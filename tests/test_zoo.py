@@ -14,7 +14,7 @@ import lightning_msnn
 from lightning_msnn import cards, zoo
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.weights import entries, read_weights
+from lightning_msnn.models.weights import entries, read_weights, warm_start
 
 ENTRIES = list(entries())
 DIGITS = "msnn_resnet12_tiny.digits"
@@ -81,6 +81,54 @@ def test_new_head_and_channels():
     trained = zoo.load(DIGITS)
     assert torch.equal(model.stages[0].blocks[0].mixer.synapse1.conv.weight,
                        trained.stages[0].blocks[0].mixer.synapse1.conv.weight)  # fmt: skip
+
+
+def numbers(model, name):
+    return {k: v for k, v in model.state_dict().items() if k.endswith(name)}
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_theta_and_tau_beside_pretrained_are_those_that_are_given(pretrained):
+    model = zoo.load(DIGITS, pretrained, theta=[0.1, 0.2, 0.3, 0.4], tau=0.7)
+    plain = timm.create_model("msnn_resnet12_tiny", in_chans=1, theta=[0.1, 0.2, 0.3, 0.4], tau=0.7)
+    for name in (".theta", ".logit"):
+        given, expected = numbers(model, name), numbers(plain, name)
+        assert expected
+        torch.testing.assert_close(given, expected, rtol=0, atol=0)
+    weights = read_weights(entries()[DIGITS])
+    assert torch.equal(model.stem.conv.weight, weights["stem.conv.weight"]) is pretrained
+
+
+def test_an_entry_keeps_its_tau_where_theta_alone_is_given():
+    weights = read_weights(entries()[DIGITS])
+    model = zoo.load(DIGITS, theta=0.3)
+    assert all(torch.equal(v, weights[k]) for k, v in numbers(model, ".logit").items())
+    assert {round(v.item(), 6) for v in numbers(model, ".theta").values()} == {0.3}
+
+
+def test_theta_of_an_entry_can_be_learnt_on():
+    x = torch.randn(2, *zoo.info(DIGITS)["input_size"])
+    model, fixed = zoo.load(DIGITS, learn_theta=True), zoo.load(DIGITS)
+    assert not numbers(model, ".theta")
+    assert numbers(model, ".theta_logit")
+    torch.testing.assert_close(model(x), fixed(x), rtol=0, atol=1e-4)
+
+
+def test_warm_start_takes_what_fits_by_name_and_shape():
+    model = timm.create_model("msnn_rnn12_tiny", widths=(16, 24, 32, 32), in_chans=1, num_classes=7, theta=0.3)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    taken = warm_start(model, DIGITS.replace(".", "_"))
+    weights, after = read_weights(entries()[DIGITS]), model.state_dict()
+    fits = {k for k, v in after.items() if k in weights and weights[k].shape == v.shape and not k.endswith(".theta")}
+    assert {"stem.conv.weight", "stages.3.blocks.1.mlp.fc1.norm.running_mean"} <= fits
+    assert not {"head.fc.weight", "stages.0.blocks.0.mixer.recurrence.weight_ih_l0"} & fits
+    assert all(torch.equal(v, weights[k] if k in fits else before[k]) for k, v in after.items())
+    assert taken == sum(p.numel() for k, p in model.named_parameters() if k in fits)
+
+
+def test_warm_start_from_what_does_not_fit():
+    with pytest.raises(ConfigurationError, match=f"no parameter of {DIGITS} fits Linear by name and shape"):
+        warm_start(torch.nn.Linear(2, 2), DIGITS)
 
 
 def test_importing_the_zoo_does_not_import_lightning():

@@ -7,7 +7,7 @@ Licence: Apache-2.0.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from inspect import signature
@@ -574,6 +574,36 @@ def _builder_arguments() -> set[str]:
     return names | {"features_only", "feature_cls", "out_indices"}
 
 
+_NUMBERS = {"projection": ("theta", "theta_logit"), "decay": ("tau", "logit")}
+"""Numbers that arguments give, by the module that holds them: their names where they are fixed and where learnt."""
+
+
+def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collection[str]) -> dict[str, Tensor]:
+    """Let theta and tau that are given beside ``pretrained`` take the place of the entry's.
+
+    Those that are not given are the entry's, also where they begin to be learnt.
+
+    Args:
+        state: Weights of the entry, changed in place.
+        model: The network, as its arguments have made it.
+        given: Names of the arguments that are given.
+
+    Returns:
+        The weights.
+    """
+    for name, mine in model.state_dict().items():
+        module, _, last = name.rpartition(".")
+        fixed, learnt = _NUMBERS.get(module.rpartition(".")[2], ("", ""))
+        if last not in (fixed, learnt):
+            continue
+        if fixed in given:
+            state.pop(f"{module}.{learnt if last == fixed else fixed}", None)
+            state[name] = mine.clone()
+        elif last == learnt and f"{module}.{fixed}" in state:
+            state[name] = torch.logit(state.pop(f"{module}.{fixed}")).expand_as(mine).clone()
+    return state
+
+
 def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """Build a registered network as timm builds its own: weights, feature extraction, overrides.
 
@@ -609,6 +639,7 @@ def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: A
                 f"pretrained are {', '.join(timm.list_pretrained('msnn*')) or 'none'}"
             )
         cfg = get_arch_pretrained_cfgs(variant)[tagged[0]]
+    given_numbers = {"theta", "tau"} & kwargs.keys()
     if cfg.file and Path(cfg.file).name == WEIGHTS_FILE:
         # An entry says how its network was made, and its weights are read here, where their hash is checked.
         folder = Path(cfg.file).parent
@@ -622,6 +653,7 @@ def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: A
             variant,
             pretrained,
             pretrained_cfg=asdict(cfg),
+            pretrained_filter_fn=partial(_settle_numbers, given=given_numbers),
             feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"},
             **kwargs,
         )

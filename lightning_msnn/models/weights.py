@@ -17,11 +17,20 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, suggestion
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "entries", "read_config", "read_weights", "zoo_folders"]
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "entries",
+    "read_config",
+    "read_weights",
+    "resolve",
+    "warm_start",
+    "zoo_folders",
+]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -105,6 +114,24 @@ def entries() -> dict[str, Path]:
     return found
 
 
+def resolve(name: str) -> str:
+    """Return timm's spelling ``<architecture>.<tag>`` of an entry's name.
+
+    Args:
+        name: ``"msnn_resnet12.c100"`` or ``"msnn_resnet12_c100"``.
+
+    Raises:
+        ConfigurationError: If there is no such entry.
+    """
+    known = entries()
+    spellings = {entry.replace(".", "_"): entry for entry in known}
+    if isinstance(name, str) and name.replace(".", "_") in spellings:
+        return spellings[name.replace(".", "_")]
+    raise ConfigurationError(
+        f"unknown zoo entry {name!r}: allowed are {', '.join(known) or 'none'}{suggestion(str(name), known)}"
+    )
+
+
 def _weights_file(folder: Path, config: dict[str, Any]) -> Path:
     """Return where the weights of an entry lie, after fetching them if they have to be."""
     file, url = folder / WEIGHTS_FILE, config.get("url")
@@ -149,3 +176,30 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise ConfigurationError(f"{file} is not a safetensors file: {error}") from error
+
+
+def warm_start(model: nn.Module, entry: str) -> int:
+    """Give a network those weights of an entry that fit by name and shape, and leave the others as they are.
+
+    The families differ in the token mixer alone, so stem, patch merging and channel mixers of one are a start for
+    another. A theta or tau that is not learnt is an argument of the network, not a weight, and stays.
+
+    Args:
+        model: The network, changed in place.
+        entry: Name of the entry, in either spelling.
+
+    Returns:
+        Number of the parameters that were taken over.
+
+    Raises:
+        ConfigurationError: If there is no such entry, its weights are refused, or no parameter fits.
+    """
+    parameters = dict(model.named_parameters())
+    mine = {k: v for k, v in model.state_dict().items() if not k.endswith((".projection.theta", ".decay.tau"))}
+    weights = read_weights(entries()[resolve(entry)])
+    fits = {name: value for name, value in weights.items() if name in mine and mine[name].shape == value.shape}
+    taken = sum(value.numel() for name, value in fits.items() if name in parameters)
+    if not taken:
+        raise ConfigurationError(f"no parameter of {entry} fits {type(model).__name__} by name and shape")
+    model.load_state_dict(fits, strict=False)
+    return taken
