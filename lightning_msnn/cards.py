@@ -142,6 +142,7 @@ def write_card(folder: Path) -> None:
         ("energy, 45 nm CMOS", f"{_energy(config)}, {counted}" if "energy_joules" in config else "-"),
         ("weights", f"{config.get('weights', 'float32')}{whole}, sha256 `{config['sha256']}`"),
         ("made by", f"`{config.get('command')}`, then `python -m lightning_msnn.zoo export`"),
+        ("started from", f"`{config['init_from']}`" if "init_from" in config else "-"),
         ("recipe", f"{config.get('recipe')}, {config.get('epochs')} epochs, seed {config.get('seed')}"),
         ("on", f"{config.get('hardware')}, {config.get('date')}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())),

@@ -290,8 +290,11 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
         "network_kwargs": _pinned() | given,
         "sha256": hashlib.sha256(weights).hexdigest(),
         "weights": "float16" if half else "float32",
-        **fields,
     }
+    start = hparams.get("init_from") or (hparams["network"] if hparams.get("pretrained") else None)
+    if start is not None:  # what it takes to make the entry includes what that took
+        config["init_from"] = start
+    config |= fields
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:
         made = Path(temporary) / name

@@ -363,7 +363,9 @@ pl.Trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0, accelerator
            enable_progress_bar=False, default_root_dir=sys.argv[1]).fit(task, datamodule=Digits(batch_size=32))
 task.trainer.save_checkpoint(sys.argv[1] + "/x.ckpt")
 folder = zoo.export(sys.argv[1] + "/x.ckpt", "msnn_resnet12_tiny.mine", sys.argv[1] + "/zoo")
-made = json.loads((folder / "config.json").read_text())["network_kwargs"]
+config = json.loads((folder / "config.json").read_text())
+assert config["init_from"] == "msnn_resnet12_tiny.digits"
+made = config["network_kwargs"]
 network = timm.create_model("msnn_resnet12_tiny", num_classes=10, in_chans=1, **made).eval()
 network.load_state_dict(load_file(folder / "model.safetensors"))
 images = torch.randn(2, 1, 16, 16)
@@ -411,6 +413,8 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "z" / name / "energy.png").stat().st_size > 1000
     assert out.startswith(str(tmp_path / "z" / name))
     assert config["weights"] == "float32"
+    assert "init_from" not in config
+    assert "started from" not in (tmp_path / "z" / name / "README.md").read_text()
     whole = load_file(tmp_path / "z" / name / "model.safetensors")
 
     zoo.main([*map(str, arguments[:4]), str(tmp_path / "h"), "--half"])
