@@ -260,7 +260,7 @@ def test_bad_arguments(kwargs, message):
         SpikingClassifier(**kwargs)
 
 
-def test_starts_from_an_entry_of_another_family():
+def test_starts_from_an_entry():
     task = SpikingClassifier("msnn_vit12_tiny", init_from="msnn_vit12_tiny.digits", in_chans=1)
     trained = timm.create_model("msnn_vit12_tiny.digits", pretrained=True)
     assert torch.equal(task.network.stem.conv.weight, trained.stem.conv.weight)

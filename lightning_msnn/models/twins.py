@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, check_integer
+from lightning_msnn.models.weights import fitting
 from lightning_msnn.nn.blocks import BernoulliEncoder
 from lightning_msnn.nn.neuron import Spike
 
@@ -40,9 +41,7 @@ def _build(model: nn.Module, **changes: Any) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):  # that a twin is made must not change the training
         twin: nn.Module = timm.create_model(name, **{**arguments, **changes})
-    state = twin.state_dict()
-    shared = {k: v for k, v in model.state_dict().items() if k in state and v.shape == state[k].shape}
-    twin.load_state_dict(shared, strict=False)
+    twin.load_state_dict(fitting(model.state_dict(), twin.state_dict()), strict=False)
     tensor = next(model.parameters())
     return twin.to(tensor.device, tensor.dtype).train(model.training)
 

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "CONFIG_FILE",
     "WEIGHTS_FILE",
     "entries",
+    "fitting",
     "read_config",
     "read_weights",
     "resolve",
@@ -178,6 +180,16 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise ConfigurationError(f"{file} is not a safetensors file: {error}") from error
 
 
+def fitting(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those weights that a network has too, in the same shape.
+
+    Args:
+        weights: Tensors by name.
+        state: Tensors of the network by name.
+    """
+    return {name: value for name, value in weights.items() if name in state and state[name].shape == value.shape}
+
+
 def warm_start(model: nn.Module, entry: str) -> int:
     """Give a network those weights of an entry that fit by name and shape, and leave the others as they are.
 
@@ -196,8 +208,7 @@ def warm_start(model: nn.Module, entry: str) -> int:
     """
     parameters = dict(model.named_parameters())
     mine = {k: v for k, v in model.state_dict().items() if not k.endswith((".projection.theta", ".decay.tau"))}
-    weights = read_weights(entries()[resolve(entry)])
-    fits = {name: value for name, value in weights.items() if name in mine and mine[name].shape == value.shape}
+    fits = fitting(read_weights(entries()[resolve(entry)]), mine)
     taken = sum(value.numel() for name, value in fits.items() if name in parameters)
     if not taken:
         raise ConfigurationError(f"no parameter of {entry} fits {type(model).__name__} by name and shape")
