@@ -24,7 +24,7 @@ from timm.models._registry import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
-from lightning_msnn.models.weights import WEIGHTS_FILE, entries, read_config, read_weights
+from lightning_msnn.models.weights import NUMBERS, WEIGHTS_FILE, entries, read_config, read_weights
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
 from lightning_msnn.nn.neuron import Spike
 
@@ -574,10 +574,6 @@ def _builder_arguments() -> set[str]:
     return names | {"features_only", "feature_cls", "out_indices"}
 
 
-_NUMBERS = {"projection": ("theta", "theta_logit"), "decay": ("tau", "logit")}
-"""Numbers that arguments give, by the module that holds them: their names where they are fixed and where learnt."""
-
-
 def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collection[str]) -> dict[str, Tensor]:
     """Let theta and tau that are given beside ``pretrained`` take the place of the entry's.
 
@@ -593,7 +589,7 @@ def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collectio
     """
     for name, mine in model.state_dict().items():
         module, _, last = name.rpartition(".")
-        fixed, learnt = _NUMBERS.get(module.rpartition(".")[2], ("", ""))
+        fixed, learnt = NUMBERS.get(module.rpartition(".")[2], ("", ""))
         if last not in (fixed, learnt):
             continue
         if fixed in given:

@@ -24,6 +24,7 @@ from lightning_msnn.errors import ConfigurationError, suggestion
 
 __all__ = [
     "CONFIG_FILE",
+    "NUMBERS",
     "WEIGHTS_FILE",
     "entries",
     "fitting",
@@ -36,6 +37,9 @@ __all__ = [
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+NUMBERS = {"projection": ("theta", "theta_logit"), "decay": ("tau", "logit")}
+"""Numbers that arguments of a network give, by the module that holds them: their names where fixed and where learnt."""
 
 _REQUIRED = {
     "architecture": str,
@@ -207,7 +211,8 @@ def warm_start(model: nn.Module, entry: str) -> int:
         ConfigurationError: If there is no such entry, its weights are refused, or no parameter fits.
     """
     parameters = dict(model.named_parameters())
-    mine = {k: v for k, v in model.state_dict().items() if not k.endswith((".projection.theta", ".decay.tau"))}
+    arguments = tuple(f".{module}.{fixed}" for module, (fixed, _) in NUMBERS.items())
+    mine = {name: value for name, value in model.state_dict().items() if not name.endswith(arguments)}
     fits = fitting(read_weights(entries()[resolve(entry)]), mine)
     taken = sum(value.numel() for name, value in fits.items() if name in parameters)
     if not taken:
