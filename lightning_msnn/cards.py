@@ -109,6 +109,18 @@ def _energy(config: dict[str, Any]) -> str:
     return f"{own * 1e6:.3g} µJ ({ann / own:.1f} times less than the ANN twin)"
 
 
+def _analogue(config: dict[str, Any]) -> str:
+    """Name the parts of a network whose inputs are no spikes."""
+    parts = {
+        "stem": True,
+        "patch merging": True,
+        "state of the recurrent cells": config["architecture"].startswith("msnn_rnn"),
+        "channel mixers": config["network_kwargs"].get("mlp") == "gelu",
+        "read-out": True,
+    }
+    return ", ".join(part for part, there in parts.items() if there)
+
+
 def write_card(folder: Path) -> None:
     """Write the model card of an entry, ``README.md``, from its ``config.json``.
 
@@ -135,7 +147,7 @@ def write_card(folder: Path) -> None:
         ("accumulates", f"{config['accumulates'] / 1e6:.2f} M for an image" if "accumulates" in config else "-"),
         (
             "multiply-accumulates",
-            f"{config['multiply_accumulates'] / 1e6:.2f} M for an image (stem, patch merging, read-out)"
+            f"{config['multiply_accumulates'] / 1e6:.2f} M for an image ({_analogue(config)})"
             if "multiply_accumulates" in config
             else "-",
         ),

@@ -301,7 +301,7 @@ def test_logits_of_fixed_images_are_those_of_the_card(name):
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_config_and_card_agree(name):
+def test_config_and_card_agree(name, tmp_path):
     folder = entries()[name]
     config, card = zoo.info(name), (folder / "README.md").read_text()
     measured = {"top5", "spike_rate", "accumulates", "multiply_accumulates", "energy_joules", "energy_joules_ann_twin"}
@@ -310,6 +310,11 @@ def test_config_and_card_agree(name):
     assert f"{config['top1']} % of {config['top1_images']} images" in card
     assert f"verify {name}`" in card if config["tag"] == "digits" else f"verify {name} --data <folder of " in card
     assert (folder / "energy.png").is_file()
+    recurrent = config["architecture"].startswith("msnn_rnn")
+    assert ("M for an image (stem, patch merging, state of the recurrent cells, read-out)" in card) == recurrent
+    shutil.copytree(folder, tmp_path / name)
+    cards.write_card(tmp_path / name)
+    assert (tmp_path / name / "README.md").read_text() == card
 
 
 def test_fused_entry_has_no_batch_norm_before_a_threshold():
