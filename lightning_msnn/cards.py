@@ -106,7 +106,8 @@ def _energy(config: dict[str, Any]) -> str:
     if "energy_joules" not in config:
         return "-"
     own, ann = config["energy_joules"], config["energy_joules_ann_twin"]
-    return f"{own * 1e6:.3g} µJ ({ann / own:.1f} times less than the ANN twin)"
+    three_digits = float(f"{own * 1e6:.3g}")  # and no exponent
+    return f"{three_digits:g} µJ ({ann / own:.1f} times less than the ANN twin)"
 
 
 def _analogue(config: dict[str, Any]) -> str:
