@@ -23,10 +23,11 @@ import safetensors.torch
 import timm
 import torch
 from timm.data import create_transform, resolve_data_config
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.models.backbone import MSNN, PRESETS
+from lightning_msnn.models.backbone import MSNN, PRESETS, entry_cfg
 from lightning_msnn.models.weights import CONFIG_FILE, WEIGHTS_FILE, entries, read_config, resolve
 from lightning_msnn.nn.folding import fold_batch_norm
 
@@ -78,6 +79,13 @@ def info(name: str) -> dict[str, Any]:
     return read_config(entries()[resolve(name)])
 
 
+def _cfg(name: str) -> PretrainedCfg:
+    """Return timm's configuration of an entry, also of one that came after the package was imported."""
+    folder = entries()[resolve(name)]
+    architecture, _, tag = folder.name.partition(".")
+    return PretrainedCfg(**entry_cfg(folder), architecture=architecture, tag=tag)
+
+
 def load(
     name: str,
     pretrained: bool = True,
@@ -102,8 +110,9 @@ def load(
         ConfigurationError: If there is no such entry, its files are not what they should be, or an argument is not
             allowed.
     """
+    cfg = _cfg(name)
     model: nn.Module = timm.create_model(
-        resolve(name), pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **kwargs
+        cfg.architecture, pretrained, pretrained_cfg=cfg, num_classes=num_classes, in_chans=in_chans, **kwargs
     )
     model.eval()
     return (fold_batch_norm(model) if fuse else model).to(device)
@@ -118,7 +127,7 @@ def transforms(name: str) -> Any:
     Raises:
         ConfigurationError: If there is no such entry.
     """
-    return create_transform(**resolve_data_config(timm.get_pretrained_cfg(resolve(name)).to_dict()))
+    return create_transform(**resolve_data_config(_cfg(name).to_dict()))
 
 
 def fixed_images(config: dict[str, Any]) -> Tensor:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 import subprocess
@@ -219,8 +220,6 @@ def test_url_of_another_kind(elsewhere, url):
 
 
 def test_pickle_in_place_of_safetensors(mine):
-    import hashlib
-
     torch.save({"x": torch.zeros(1)}, mine / "model.safetensors")
     config = json.loads((mine / "config.json").read_text())
     config["sha256"] = hashlib.sha256((mine / "model.safetensors").read_bytes()).hexdigest()
@@ -250,7 +249,7 @@ def test_unknown_entry(name):
         zoo.load(name)
 
 
-def test_export(tmp_path):
+def test_export(tmp_path, monkeypatch):
     import lightning.pytorch as pl
 
     from lightning_msnn.tasks import SpikingClassifier
@@ -279,6 +278,28 @@ def test_export(tmp_path):
         zoo.export(tmp_path / "x.ckpt", "msnn_resnet12.mine", tmp_path / "zoo")
     with pytest.raises(ConfigurationError, match="<architecture>.<tag>"):
         zoo.export(tmp_path / "x.ckpt", "mine", tmp_path / "zoo")
+
+    # It can be loaded at once, though timm learns of entries when the package is imported.
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "zoo"))
+    loaded = zoo.load("msnn_resnet12_tiny_mine").to(memory_format=torch.channels_last)
+    assert torch.equal(loaded(x), network(x))
+    assert loaded.pretrained_cfg["tag"] == "mine"
+    assert zoo.transforms("msnn_resnet12_tiny.mine")(Image.new("L", (20, 30))).shape == (1, 8, 8)
+    with pytest.raises(ConfigurationError, match=r"unknown network 'msnn_resnet12_tiny.mine'"):
+        timm.create_model("msnn_resnet12_tiny.mine", pretrained=True)
+
+
+def test_an_entry_in_front_is_the_one_that_is_loaded(mine):
+    state = load_file(mine / "model.safetensors")
+    state["head.fc.bias"] += 1
+    save_file(state, mine / "model.safetensors")
+    with pytest.raises(ConfigurationError, match="is refused: its sha256 is"):
+        zoo.load(DIGITS)
+    config = json.loads((mine / "config.json").read_text())
+    config["sha256"] = hashlib.sha256((mine / "model.safetensors").read_bytes()).hexdigest()
+    (mine / "config.json").write_text(json.dumps(config))
+    moved = zoo.load(DIGITS)(zoo.fixed_images(config)) - 1
+    torch.testing.assert_close(moved, torch.tensor(config["logits_of_fixed_images"]), rtol=0, atol=1e-4)
 
 
 def run(*args):

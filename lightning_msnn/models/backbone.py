@@ -38,6 +38,7 @@ __all__ = [
     "Stage",
     "create",
     "default_cfg",
+    "entry_cfg",
     "zoo_cfgs",
 ]
 
@@ -542,6 +543,28 @@ def default_cfg(size: int = 32, num_classes: int = 1000, in_chans: int = 3, **kw
     }
 
 
+def entry_cfg(folder: Path) -> dict[str, Any]:
+    """Return timm's pretrained configuration of a zoo entry.
+
+    Args:
+        folder: Folder of the entry.
+
+    Raises:
+        ConfigurationError: If its ``config.json`` is broken.
+    """
+    config = read_config(folder)
+    channels, height, _ = config["input_size"]
+    return default_cfg(
+        height,
+        config["num_classes"],
+        channels,
+        file=str(folder / WEIGHTS_FILE),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        label_names=tuple(config["class_names"]),
+    )
+
+
 def zoo_cfgs(*architectures: str) -> dict[str, dict[str, Any]]:
     """Return timm's pretrained configurations of architectures and of their zoo entries, by ``<architecture>.<tag>``.
 
@@ -550,20 +573,7 @@ def zoo_cfgs(*architectures: str) -> dict[str, dict[str, Any]]:
     Args:
         *architectures: Registered names.
     """
-    cfgs: dict[str, dict[str, Any]] = {}
-    for name, folder in entries().items():
-        config = read_config(folder)
-        if config["architecture"] in architectures:
-            channels, height, _ = config["input_size"]
-            cfgs[name] = default_cfg(
-                height,
-                config["num_classes"],
-                channels,
-                file=str(folder / WEIGHTS_FILE),
-                mean=tuple(config["mean"]),
-                std=tuple(config["std"]),
-                label_names=tuple(config["class_names"]),
-            )
+    cfgs = {name: entry_cfg(f) for name, f in entries().items() if name.partition(".")[0] in architectures}
     # timm makes the first tag with weights the default of its architecture, unless a starred tag comes after it.
     return cfgs | {f"{architecture}.untrained*": default_cfg() for architecture in architectures}
 
