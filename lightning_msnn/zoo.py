@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.models.backbone import MSNN, PRESETS, entry_cfg
-from lightning_msnn.models.weights import CONFIG_FILE, WEIGHTS_FILE, entries, read_config, resolve
+from lightning_msnn.models.weights import CONFIG_FILE, WEIGHTS_FILE, entries, find, read_config, resolve
 from lightning_msnn.nn.folding import fold_batch_norm
 
 __all__ = [
@@ -76,12 +76,12 @@ def info(name: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: If there is no such entry.
     """
-    return read_config(entries()[resolve(name)])
+    return read_config(find(name))
 
 
 def _cfg(name: str) -> PretrainedCfg:
     """Return timm's configuration of an entry, also of one that came after the package was imported."""
-    folder = entries()[resolve(name)]
+    folder = find(name)
     architecture, _, tag = folder.name.partition(".")
     return PretrainedCfg(**entry_cfg(folder), architecture=architecture, tag=tag)
 
@@ -343,8 +343,9 @@ def _run(given: argparse.Namespace) -> str:
             shutil.rmtree(folder)
             raise
         return f"{folder} made"
-    cards.write_card(entries()[resolve(given.name)])
-    return f"card of {resolve(given.name)} written"
+    folder = find(given.name)
+    cards.write_card(folder)
+    return f"card of {folder.name} written"
 
 
 def main(args: Sequence[str] | None = None) -> None:

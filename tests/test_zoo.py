@@ -147,6 +147,14 @@ def mine(tmp_path, monkeypatch):
     return folder
 
 
+def rehash(folder):
+    """Let the entry vouch for the weights that it now has; return its ``config.json``."""
+    config = json.loads((folder / "config.json").read_text())
+    config["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(config))
+    return config
+
+
 def refused(folder, message):
     with pytest.raises(ConfigurationError, match=message):
         read_weights(folder)
@@ -221,9 +229,7 @@ def test_url_of_another_kind(elsewhere, url):
 
 def test_pickle_in_place_of_safetensors(mine):
     torch.save({"x": torch.zeros(1)}, mine / "model.safetensors")
-    config = json.loads((mine / "config.json").read_text())
-    config["sha256"] = hashlib.sha256((mine / "model.safetensors").read_bytes()).hexdigest()
-    (mine / "config.json").write_text(json.dumps(config))
+    rehash(mine)
     refused(mine, "is not a safetensors file")
 
 
@@ -295,9 +301,7 @@ def test_an_entry_in_front_is_the_one_that_is_loaded(mine):
     save_file(state, mine / "model.safetensors")
     with pytest.raises(ConfigurationError, match="is refused: its sha256 is"):
         zoo.load(DIGITS)
-    config = json.loads((mine / "config.json").read_text())
-    config["sha256"] = hashlib.sha256((mine / "model.safetensors").read_bytes()).hexdigest()
-    (mine / "config.json").write_text(json.dumps(config))
+    config = rehash(mine)
     moved = zoo.load(DIGITS)(zoo.fixed_images(config)) - 1
     torch.testing.assert_close(moved, torch.tensor(config["logits_of_fixed_images"]), rtol=0, atol=1e-4)
 

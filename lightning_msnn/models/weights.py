@@ -27,6 +27,7 @@ __all__ = [
     "NUMBERS",
     "WEIGHTS_FILE",
     "entries",
+    "find",
     "fitting",
     "read_config",
     "read_weights",
@@ -120,6 +121,24 @@ def entries() -> dict[str, Path]:
     return found
 
 
+def find(name: str) -> Path:
+    """Return the folder of an entry; its name is timm's spelling ``<architecture>.<tag>``.
+
+    Args:
+        name: ``"msnn_resnet12.c100"`` or ``"msnn_resnet12_c100"``.
+
+    Raises:
+        ConfigurationError: If there is no such entry.
+    """
+    known = entries()
+    spellings = {entry.replace(".", "_"): folder for entry, folder in known.items()}
+    if isinstance(name, str) and name.replace(".", "_") in spellings:
+        return spellings[name.replace(".", "_")]
+    raise ConfigurationError(
+        f"unknown zoo entry {name!r}: allowed are {', '.join(known) or 'none'}{suggestion(str(name), known)}"
+    )
+
+
 def resolve(name: str) -> str:
     """Return timm's spelling ``<architecture>.<tag>`` of an entry's name.
 
@@ -129,13 +148,7 @@ def resolve(name: str) -> str:
     Raises:
         ConfigurationError: If there is no such entry.
     """
-    known = entries()
-    spellings = {entry.replace(".", "_"): entry for entry in known}
-    if isinstance(name, str) and name.replace(".", "_") in spellings:
-        return spellings[name.replace(".", "_")]
-    raise ConfigurationError(
-        f"unknown zoo entry {name!r}: allowed are {', '.join(known) or 'none'}{suggestion(str(name), known)}"
-    )
+    return find(name).name
 
 
 def _weights_file(folder: Path, config: dict[str, Any]) -> Path:
@@ -213,7 +226,7 @@ def warm_start(model: nn.Module, entry: str) -> int:
     parameters = dict(model.named_parameters())
     arguments = tuple(f".{module}.{fixed}" for module, (fixed, _) in NUMBERS.items())
     mine = {name: value for name, value in model.state_dict().items() if not name.endswith(arguments)}
-    fits = fitting(read_weights(entries()[resolve(entry)]), mine)
+    fits = fitting(read_weights(find(entry)), mine)
     taken = sum(value.numel() for name, value in fits.items() if name in parameters)
     if not taken:
         raise ConfigurationError(f"no parameter of {entry} fits {type(model).__name__} by name and shape")
