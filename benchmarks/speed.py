@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import CONTENDERS, SHIPPED, TWIN, fused, inference, make, training_step
-from lightning_msnn.functional import fused as fused_scans
+from lightning_msnn.kernels.layer import kernels_of
 from lightning_msnn.metrics import count_operations
 
 HERE = Path(__file__).resolve().parent
@@ -50,7 +50,7 @@ def machine() -> dict[str, Any]:
         features = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {flag}" in flags]
         name = f"{torch.get_num_threads()} cores of {model or platform.machine()} ({', '.join(features)})"
     packages = ("torch", "timm", "lightning_msnn", "spikingjelly")
-    kernels = fused_scans._kernels(images(1, 16)).__name__.rpartition(".")[2]
+    kernels = getattr(kernels_of(images(1, 16)), "__name__", "reference").rpartition(".")[2]
     return {
         "device": name,
         "versions": ", ".join([*(f"{package} {version(package)}" for package in packages), f"scans by {kernels}"]),
@@ -168,13 +168,15 @@ def contest(given: argparse.Namespace, training: bool) -> list[dict[str, Any]]:
 
 def profile(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Say what share of a training step each kind of work takes, by torch's profiler, of processor time."""
-    scans = ("_Scan", "_CoupledScan", "_HandingScan", "_RecurrentScan", "_Cut", "_Join")
+    operator, gradient = "lightning_msnn::neurons", "lightning_msnn::neurons_backward"
+    generated = "GeneratedBackwardFor_lightning_msnn_{}_default"
+    small = generated.format("small_convolution")
     groups = {
-        "scans, splits and merges": (*scans, *(f"{name}Backward" for name in scans)),
-        "spikes and their surrogate": ("_Heaviside", "_HeavisideBackward"),
-        "convolutions": ("aten::convolution", "aten::convolution_backward"),
+        "layers of neurons": (generated.format("neurons"), operator, gradient),
+        "convolutions": ("aten::convolution", "aten::convolution_backward", small, f"{small}Backward"),
+        "matrix products": ("aten::linear", "aten::mm"),
         "recurrent cell": ("aten::mkldnn_rnn_layer", "aten::mkldnn_rnn_layer_backward", "aten::_cudnn_rnn"),
-        "batch norm": ("aten::batch_norm", "aten::native_batch_norm_backward"),
+        "batch norm of torch": ("aten::batch_norm", "aten::native_batch_norm_backward"),
         "optimizer": ("Optimizer.step#AdamW.step",),
     }
     rows = []

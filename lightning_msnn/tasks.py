@@ -344,7 +344,12 @@ class SpikingClassifier(pl.LightningModule):
         groups = parameter_groups(self.network, h["weight_decay"], self._decayed)
         lr = h["lr"] * self._lr_scale()
         optimizer: torch.optim.Optimizer
-        optimizer = SGD(groups, lr=lr, momentum=0.9, nesterov=True) if h["optimizer"] == "sgd" else AdamW(groups, lr=lr)
+        # A fused step takes half the time on a CPU; in mixed precision Lightning does not clip gradients before it.
+        fused = not self.trainer.gradient_clip_val and self.device.type in ("cpu", "cuda")
+        if h["optimizer"] == "sgd":
+            optimizer = SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
+        else:
+            optimizer = AdamW(groups, lr=lr, fused=fused)
         if h["schedule"] == "constant":
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)

@@ -4,6 +4,7 @@ Slow and plain on purpose: what the fast mixers must equal, and what the benchma
 """
 
 import copy
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,13 +25,15 @@ class PublishedMixer(nn.Module):
         super().__init__()
         self.mixer = mixer
 
-    def forward(self, spikes: Tensor, *others: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-        """Mix spikes ``(B, C, H, W)``; a recurrent mixer takes and returns the membrane map too."""
+    def forward(self, spikes: Tensor, *others: Tensor | None, residual: Tensor | None = None) -> Any:
+        """Mix spikes ``(B, C, H, W)`` and add the stream; a recurrent mixer takes and returns the membrane map too."""
+        stream = 0.0 if residual is None else residual
         if isinstance(self.mixer, ConvMixer):
-            return self._convolve(spikes)
+            return stream + self._convolve(spikes)
         if isinstance(self.mixer, AttentionMixer):
-            return self._attend(spikes)
-        return self._recur(spikes, others[0])
+            return stream + self._attend(spikes)
+        current, after = self._recur(spikes, others[0])
+        return stream + current, after
 
     def _convolve(self, spikes: Tensor) -> Tensor:
         m, u1, u2, outputs = self.mixer, None, None, []

@@ -30,7 +30,7 @@ def noise(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@given(kind=st.sampled_from(WINDOWS), height=sizes, width=sizes, seed=seeds)
+@given(kind=st.sampled_from(sorted(WINDOWS)), height=sizes, width=sizes, seed=seeds)
 def test_split_and_merge_are_the_identity(kind: str, height: int, width: int, seed: int) -> None:
     x = noise(seed, 2, 3, height, width)
     windows = split(x, kind)
@@ -39,7 +39,7 @@ def test_split_and_merge_are_the_identity(kind: str, height: int, width: int, se
     assert torch.equal(merge(windows, kind, height, width), x)
 
 
-@given(kind=st.sampled_from(WINDOWS), height=sizes, width=sizes, seed=seeds)
+@given(kind=st.sampled_from(sorted(WINDOWS)), height=sizes, width=sizes, seed=seeds)
 def test_merging_keeps_a_value_in_the_range_of_its_windows(kind: str, height: int, width: int, seed: int) -> None:
     windows = [noise(seed + k, *w.shape) for k, w in enumerate(split(torch.zeros(1, 2, height, width), kind))]
     merged = merge(windows, kind, height, width)

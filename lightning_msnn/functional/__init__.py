@@ -11,17 +11,32 @@ from lightning_msnn.functional.projection import (
     sine,
     tanh,
 )
-from lightning_msnn.functional.spike import SURROGATES, arctan, heaviside, rectangular, sigmoid, triangular
+from lightning_msnn.functional.spike import (
+    SOFT,
+    SURROGATES,
+    anneal,
+    arctan,
+    graded,
+    heaviside,
+    ramp,
+    rectangular,
+    rectifier,
+    sigmoid,
+    triangular,
+)
 from lightning_msnn.functional.windows import WINDOWS, count, merge, side, split
 
 __all__ = [
     "PROJECTIONS",
+    "SOFT",
     "SURROGATES",
     "WINDOWS",
+    "anneal",
     "arctan",
     "count",
     "coupled_scan",
     "exponential",
+    "graded",
     "heaviside",
     "leak",
     "mean",
@@ -29,7 +44,9 @@ __all__ = [
     "none",
     "piecewise_linear",
     "polynomial",
+    "ramp",
     "rectangular",
+    "rectifier",
     "recurrent_scan",
     "scan",
     "side",

@@ -13,9 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_msnn.functional.native_scan import triangular_backward
-
-__all__ = ["SURROGATES", "arctan", "heaviside", "rectangular", "sigmoid", "triangular"]
+__all__ = [
+    "SOFT",
+    "SURROGATES",
+    "anneal",
+    "arctan",
+    "graded",
+    "heaviside",
+    "ramp",
+    "rectangular",
+    "rectifier",
+    "sigmoid",
+    "triangular",
+]
 
 
 def rectangular(x: Tensor) -> Tensor:
@@ -85,22 +95,12 @@ class _Heaviside(torch.autograd.Function):
     def forward(ctx: Any, membrane: Tensor, threshold: float, surrogate: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(membrane)
         ctx.threshold, ctx.surrogate = threshold, surrogate
-        if torch.compiler.is_compiling():
-            return (membrane >= threshold).to(membrane.dtype)
-        # Written as numbers at once: on a CPU in bf16 twenty times as fast as truth values that are converted.
-        return torch.ge(membrane, threshold, out=torch.empty_like(membrane))
+        return (membrane >= threshold).to(membrane.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (membrane,) = ctx.saved_tensors
-        once = ctx.surrogate is triangular and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if once and (by_membrane := triangular_backward(grads[0], membrane, ctx.threshold)) is not None:
-            return by_membrane, None, None
-        x = membrane - ctx.threshold
-        if once:
-            # The same in fewer passes over memory: g (1 - min(|x|, 1)).
-            return torch.addcmul(grads[0], grads[0], x.abs_().clamp_(max=1.0), value=-1.0), None, None
-        return grads[0] * ctx.surrogate(x), None, None
+        return grads[0] * ctx.surrogate(membrane - ctx.threshold), None, None
 
 
 def heaviside(membrane: Tensor, surrogate: Callable[[Tensor], Tensor] = triangular, threshold: float = 0.0) -> Tensor:
@@ -117,3 +117,60 @@ def heaviside(membrane: Tensor, surrogate: Callable[[Tensor], Tensor] = triangul
     """
     spikes: Tensor = _Heaviside.apply(membrane, threshold, surrogate)  # type: ignore[no-untyped-call]
     return spikes
+
+
+def rectifier(membrane: Tensor, spikes: Tensor, threshold: Tensor | float) -> Tensor:
+    """``max(u, 0)``: at the start of an annealing the network is its ReLU twin.
+
+    Args:
+        membrane: Membrane ``u``, any shape.
+        spikes: Its spikes, not used.
+        threshold: Threshold ``V``, not used.
+    """
+    return torch.relu(membrane)
+
+
+def ramp(membrane: Tensor, spikes: Tensor, threshold: Tensor | float) -> Tensor:
+    """``u - V + 1/2`` cut to [0, 1], a bounded rectifier of width 1 about the threshold (Severa et al. 2019).
+
+    Args:
+        membrane: Membrane ``u``, any shape.
+        spikes: Its spikes, not used.
+        threshold: Threshold ``V``, a number or a tensor that fits the membrane.
+    """
+    return (membrane - threshold + 0.5).clamp(0.0, 1.0)
+
+
+def graded(membrane: Tensor, spikes: Tensor, threshold: Tensor | float) -> Tensor:
+    """``u H(u - V)``, a spike that carries its membrane; the derivative of its jump of height ``V`` is the surrogate.
+
+    Args:
+        membrane: Membrane ``u``, any shape.
+        spikes: Its spikes, shape of ``membrane``.
+        threshold: Threshold ``V``, a number or a tensor that fits the membrane.
+    """
+    return torch.relu(membrane - threshold) + threshold * spikes
+
+
+SOFT: dict[str, Callable[[Tensor, Tensor, Tensor | float], Tensor]] = {
+    "rectifier": rectifier,
+    "ramp": ramp,
+    "graded": graded,
+}
+"""What neurons may return in training beside the step, by the name that configurations use."""
+
+
+def anneal(membrane: Tensor, spikes: Tensor, threshold: Tensor | float, share: Tensor | float, soft: str) -> Tensor:
+    """Return ``a s + (1 - a) f(u)``: spikes that sharpen while a network trains.
+
+    Args:
+        membrane: Membrane ``u``, any shape.
+        spikes: Its spikes ``s``, as :func:`heaviside` returns them, shape of ``membrane``.
+        threshold: Threshold ``V``, a number or a tensor that fits the membrane.
+        share: Share ``a`` of the step, in [0, 1].
+        soft: Name of the function ``f``, one of :data:`SOFT`.
+
+    Returns:
+        What the neurons return, shape of ``membrane``; its gradient is mixed likewise.
+    """
+    return share * spikes + (1.0 - share) * SOFT[soft](membrane, spikes, threshold)

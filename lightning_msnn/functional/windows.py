@@ -1,10 +1,9 @@
-"""Windows: cutting a feature map into four and putting them back.
+"""Windows: cutting a feature map into several and putting them back.
 
-Windows are numbered 1 top-left, 2 top-right, 3 bottom-left, 4 bottom-right, all four of one shape, so that a membrane
-can travel from each to the next. For an axis of ``n`` pixels:
+A neuron visits the windows of a map in order, so all have one shape. For an axis of ``n`` pixels:
 
 =============  =======================  ==============================================================================
-kind           side                     window k
+kind           side                     window k of 1 top-left, 2 top-right, 3 bottom-left, 4 bottom-right
 =============  =======================  ==============================================================================
 single         ``n``                    the whole map: no spatial recurrence
 non_dilated    ``ceil(n / 2)``          a quarter; a partition where ``n`` is even, one shared row or column where odd
@@ -15,73 +14,107 @@ grid           ``ceil(n / 2)``          every second pixel, phases (0, 0), (0, 1
 
 A map with a side of one pixel is too small to cut and is one window. Source: arXiv 2401.10843; grid as the grid
 partition of MaxViT (arXiv 2204.01697).
+
+A new kind is a class like :class:`Corners` and a line in :data:`WINDOWS`. It runs on the reference until a kernel
+lists its name.
 """
+
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["WINDOWS", "count", "merge", "side", "split"]
-
-WINDOWS: tuple[str, ...] = ("single", "non_dilated", "dilated", "grid")
-"""Kinds of windows by the name that configurations use."""
+__all__ = ["WINDOWS", "Corners", "Grid", "Single", "WindowKind", "count", "merge", "side", "split"]
 
 
-def count(kind: str, height: int, width: int) -> int:
-    """Number of windows that a map is cut into: 4, or 1 where it is too small to cut or ``kind`` is ``"single"``.
+class WindowKind(Protocol):
+    """How a map is cut into windows and put together again."""
 
-    Args:
-        kind: One of :data:`WINDOWS`.
-        height: Height of the map in pixels.
-        width: Width of the map in pixels.
-    """
-    return 1 if kind == "single" or height < 2 or width < 2 else 4
+    def count(self, height: int, width: int) -> int:
+        """Number of windows of a map of ``height`` by ``width`` pixels."""
+
+    def side(self, size: int) -> int:
+        """Side of a window in pixels on an axis of ``size`` pixels."""
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Cut a map ``(B, C, H, W)``, of more than one window, into windows of one shape, in the order of visits."""
+
+    def merge(self, windows: list[Tensor], height: int, width: int) -> Tensor:
+        """Put windows back on a map of ``height`` by ``width`` pixels; where they overlap, their mean."""
 
 
-def side(kind: str, size: int) -> int:
-    """Side of a window in pixels on an axis of ``size`` pixels.
+class Single:
+    """The whole map as one window."""
 
-    Args:
-        kind: One of :data:`WINDOWS`.
-        size: Size of the map on this axis in pixels.
+    def count(self, height: int, width: int) -> int:
+        """One."""
+        return 1
 
-    Raises:
-        ValueError: If ``kind`` is not known.
-    """
-    half = (size + 1) // 2
-    if kind == "dilated":
-        return max(3 * size // 4, half)
-    if kind == "non_dilated" or kind == "grid":
-        return half
-    if kind == "single":
+    def side(self, size: int) -> int:
+        """The size of the map."""
         return size
-    raise ValueError(f"unknown kind of windows: {kind}")
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """The map alone."""
+        return [x]
+
+    def merge(self, windows: list[Tensor], height: int, width: int) -> Tensor:
+        """The map alone."""
+        return windows[0]
 
 
-def split(x: Tensor, kind: str) -> list[Tensor]:
-    """Cut a map into its windows, in the order in which a neuron visits them.
+class Corners(Single):
+    """Four windows, each anchored in a corner of the map; neighbours may overlap.
 
     Args:
-        x: Map of shape ``(B, C, H, W)``.
-        kind: One of :data:`WINDOWS`.
-
-    Returns:
-        Four tensors ``(B, C, side(H), side(W))``, or the map alone where it is one window. They are views, but for the
-        grid windows of a map with an odd side.
-
-    Raises:
-        ValueError: If ``kind`` is not known.
+        side: Side of a window in pixels on an axis of so many pixels; at least half of it, rounded up.
     """
-    height, width = x.shape[2], x.shape[3]
-    h, w = side(kind, height), side(kind, width)
-    if count(kind, height, width) == 1:
-        return [x]
-    if kind == "grid":
+
+    def __init__(self, side: Callable[[int], int]) -> None:
+        self._side = side
+
+    def count(self, height: int, width: int) -> int:
+        """Four, or one where a side of the map is one pixel."""
+        return 1 if height < 2 or width < 2 else 4
+
+    def side(self, size: int) -> int:
+        """Side of a window."""
+        return self._side(size)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Views of the four corners."""
+        height, width = x.shape[2], x.shape[3]
+        h, w = self.side(height), self.side(width)
+        top, bottom = x[:, :, :h], x[:, :, height - h :]
+        return [top[:, :, :, :w], top[:, :, :, width - w :], bottom[:, :, :, :w], bottom[:, :, :, width - w :]]
+
+    def merge(self, windows: list[Tensor], height: int, width: int) -> Tensor:
+        """Two means of two, which are the mean of four in the middle, where all windows overlap."""
+        top = _join(windows[0], windows[1], width, 3)
+        bottom = _join(windows[2], windows[3], width, 3)
+        return _join(top, bottom, height, 2)
+
+
+class Grid(Corners):
+    """Four windows of every second row and column, one for each phase; an odd map is padded with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda size: (size + 1) // 2)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Views of the four phases, but for maps that are padded."""
+        height, width = x.shape[2], x.shape[3]
         if height % 2 == 1 or width % 2 == 1:
             x = F.pad(x, [0, width % 2, 0, height % 2])
         return [x[:, :, 0::2, 0::2], x[:, :, 0::2, 1::2], x[:, :, 1::2, 0::2], x[:, :, 1::2, 1::2]]
-    top, bottom = x[:, :, :h], x[:, :, height - h :]
-    return [top[:, :, :, :w], top[:, :, :, width - w :], bottom[:, :, :, :w], bottom[:, :, :, width - w :]]
+
+    def merge(self, windows: list[Tensor], height: int, width: int) -> Tensor:
+        """The phases interleaved."""
+        top = torch.stack([windows[0], windows[1]], 4).flatten(3)
+        bottom = torch.stack([windows[2], windows[3]], 4).flatten(3)
+        return torch.stack([top, bottom], 3).flatten(2, 3)[:, :, :height, :width]
 
 
 def _join(first: Tensor, second: Tensor, size: int, dim: int) -> Tensor:
@@ -95,25 +128,79 @@ def _join(first: Tensor, second: Tensor, size: int, dim: int) -> Tensor:
     return torch.cat([first.narrow(dim, 0, own), shared, second.narrow(dim, overlap, own)], dim)
 
 
+WINDOWS: dict[str, WindowKind] = {
+    "single": Single(),
+    "non_dilated": Corners(lambda size: (size + 1) // 2),
+    "dilated": Corners(lambda size: max(3 * size // 4, (size + 1) // 2)),
+    "grid": Grid(),
+}
+"""Kinds of windows by the name that configurations use."""
+
+
+def _kind(name: str) -> WindowKind:
+    if name not in WINDOWS:
+        raise ValueError(f"unknown kind of windows: {name}")
+    return WINDOWS[name]
+
+
+def count(kind: str, height: int, width: int) -> int:
+    """Number of windows that a map is cut into; 1 where it is too small to cut.
+
+    Args:
+        kind: One of :data:`WINDOWS`.
+        height: Height of the map in pixels.
+        width: Width of the map in pixels.
+
+    Raises:
+        ValueError: If ``kind`` is not known.
+    """
+    return _kind(kind).count(height, width)
+
+
+def side(kind: str, size: int) -> int:
+    """Side of a window in pixels on an axis of ``size`` pixels.
+
+    Args:
+        kind: One of :data:`WINDOWS`.
+        size: Size of the map on this axis in pixels.
+
+    Raises:
+        ValueError: If ``kind`` is not known.
+    """
+    return _kind(kind).side(size)
+
+
+def split(x: Tensor, kind: str) -> list[Tensor]:
+    """Cut a map into its windows, in the order in which a neuron visits them.
+
+    Args:
+        x: Map of shape ``(B, C, H, W)``.
+        kind: One of :data:`WINDOWS`.
+
+    Returns:
+        Tensors ``(B, C, h, w)``, or the map alone where it is one window; views where that is possible.
+
+    Raises:
+        ValueError: If ``kind`` is not known.
+    """
+    windows = _kind(kind)
+    return [x] if windows.count(x.shape[2], x.shape[3]) == 1 else windows.split(x)
+
+
 def merge(windows: list[Tensor], kind: str, height: int, width: int) -> Tensor:
     """Put windows back on the map; where they overlap, their mean. The inverse of :func:`split`.
 
     Args:
-        windows: Four tensors ``(B, C, side(H), side(W))``, or one ``(B, C, H, W)``.
+        windows: Tensors ``(B, C, h, w)``, or one ``(B, C, H, W)``.
         kind: The kind that they were cut with, one of :data:`WINDOWS`.
         height: Height ``H`` of the map in pixels.
         width: Width ``W`` of the map in pixels.
 
     Returns:
         Map of shape ``(B, C, H, W)``.
+
+    Raises:
+        ValueError: If ``kind`` is not known.
     """
-    if len(windows) == 1:
-        return windows[0]
-    if kind == "grid":
-        top = torch.stack([windows[0], windows[1]], 4).flatten(3)
-        bottom = torch.stack([windows[2], windows[3]], 4).flatten(3)
-        return torch.stack([top, bottom], 3).flatten(2, 3)[:, :, :height, :width]
-    # Two means of two are the mean of four in the middle, where all windows overlap.
-    top = _join(windows[0], windows[1], width, 3)
-    bottom = _join(windows[2], windows[3], width, 3)
-    return _join(top, bottom, height, 2)
+    kind_ = _kind(kind)
+    return windows[0] if len(windows) == 1 else kind_.merge(windows, height, width)

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any
 
 import timm
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
 from lightning_msnn.models.weights import NUMBERS, WEIGHTS_FILE, entries, read_config, read_weights
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
+from lightning_msnn.nn.layer import normalise
 from lightning_msnn.nn.neuron import Spike
 
 __all__ = [
@@ -126,8 +127,6 @@ class Stage(nn.Module):
         position: What tells the stream its positions, called with stream and state; None for mixers that see them.
     """
 
-    positional: Final[bool]
-
     def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], position: nn.Module | None = None) -> None:
         super().__init__()
         self.grad_checkpointing = False
@@ -149,7 +148,7 @@ class Stage(nn.Module):
         if state is not None:
             for block in self.blocks:
                 x = block(x, state)
-        elif self.grad_checkpointing and not torch.jit.is_scripting():
+        elif self.grad_checkpointing:
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
@@ -196,8 +195,6 @@ class MSNN(nn.Module):
     Raises:
         ConfigurationError: If an argument is not allowed.
     """
-
-    __constants__: ClassVar[list[str]] = ["time_steps"]  # TorchScript leaves out what it rules out
 
     block: type[Block] = Block
     """Class of the residual blocks."""
@@ -330,12 +327,10 @@ class MSNN(nn.Module):
         """
         return Stage(downsample, blocks)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must spare beyond vectors: decays, thresholds, radian factors."""
         return {name for name, _ in self.named_parameters() if name.endswith(("decay.logit", "theta_logit", "level"))}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that group parameters by depth, for layer-wise learning rates.
 
@@ -353,13 +348,11 @@ class MSNN(nn.Module):
         )
         return {"stem": r"^stem", "blocks": blocks}
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping what they computed."""
         for stage in self.stages:
             stage.grad_checkpointing = enable  # type: ignore[assignment]
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """Return the linear layer of the read-out."""
         classifier: nn.Module = self.head.fc
@@ -406,10 +399,10 @@ class MSNN(nn.Module):
         take, last_taken = feature_take_indices(len(self.stages), indices)
         last = len(self.stages) - 1
         outputs = self._over_time(x, last_taken if stop_early else last)
-        intermediates = [self.norm(outputs[i]) if norm and i == last else outputs[i] for i in sorted(take)]
+        intermediates = [normalise(outputs[i], self.norm) if norm and i == last else outputs[i] for i in sorted(take)]
         if intermediates_only:
             return intermediates
-        return (self.norm(outputs[-1]) if len(outputs) > last else outputs[-1]), intermediates
+        return (normalise(outputs[-1], self.norm) if len(outputs) > last else outputs[-1]), intermediates
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -459,14 +452,13 @@ class MSNN(nn.Module):
         mean: list[Tensor] = []
         for t in range(self.time_steps):
             outputs = self._pass(stream.unflatten(0, (-1, self.time_steps))[:, t] if frames else stream, state, last)
-            mean = outputs if t == 0 else [a + b for a, b in zip(mean, outputs)]  # noqa: B905  TorchScript has no strict
+            mean = outputs if t == 0 else [a + b for a, b in zip(mean, outputs, strict=True)]
         return [a / self.time_steps for a in mean]
 
     def initial_state(self) -> list[Tensor]:
         """Return the state before the first time step: no membrane in any layer of neurons."""
         return [torch.zeros(()) for _ in range(self.neuron_layers)]
 
-    @torch.jit.ignore
     def step(self, x: Tensor, state: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Take one time step with the state in and out; what was handed in is not changed.
 
@@ -486,13 +478,12 @@ class MSNN(nn.Module):
                 f"the state must have {self.neuron_layers} entries, one for each layer of neurons, not {len(state)}"
             )
         new = self.initial_state() if state is None else list(state)
-        features = self.norm(self._pass(self.stem(x), new, len(self.stages) - 1)[-1])
+        features = normalise(self._pass(self.stem(x), new, len(self.stages) - 1)[-1], self.norm)
         return self.forward_head(features), new
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_chans, H, W)`` to features ``(B, num_features, H / 16, W / 16)``, rounded up."""
-        x = self.norm(self._over_time(x, len(self.stages) - 1)[-1])
-        return x
+        return normalise(self._over_time(x, len(self.stages) - 1)[-1], self.norm)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features to logits ``(B, num_classes)``, or to pooled features ``(B, num_features)``."""

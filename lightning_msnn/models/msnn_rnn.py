@@ -9,7 +9,7 @@ Licence: Apache-2.0.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 from timm.models import generate_default_cfgs, register_model
@@ -32,8 +32,6 @@ class RecurrentStage(nn.Module):
         blocks: Residual blocks.
     """
 
-    travels: Final[bool]
-
     def __init__(self, downsample: nn.Module, membrane: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.grad_checkpointing = False
@@ -54,7 +52,7 @@ class RecurrentStage(nn.Module):
         x = self.downsample(x)
         membrane = self.membrane(membrane) if self.travels else torch.zeros_like(x).repeat(1, 2, 1, 1)
         for block in self.blocks:
-            if self.grad_checkpointing and state is None and not torch.jit.is_scripting():
+            if self.grad_checkpointing and state is None:
                 x, membrane = checkpoint(block, x, membrane, use_reentrant=False)
             else:
                 x, membrane = block(x, membrane, state)

@@ -11,7 +11,7 @@ from lightning_msnn.nn.blocks import (
     RecurrentBlock,
     Stem,
 )
-from lightning_msnn.nn.mixers import CELLS, CONTEXTS, AttentionMixer, ConvMixer, Recurrence, RecurrentMixer, Synapse
+from lightning_msnn.nn.mixers import CELLS, CONTEXTS, AttentionMixer, ConvMixer, Recurrence, RecurrentMixer
 from lightning_msnn.nn.neuron import (
     CoupledMembrane,
     FixedDecay,
@@ -21,8 +21,10 @@ from lightning_msnn.nn.neuron import (
     RecurrentMembrane,
     Spike,
     make_decay,
+    set_annealing,
 )
 from lightning_msnn.nn.projection import LearntProjection, Projection, make_projection
+from lightning_msnn.nn.synapse import Synapse
 
 __all__ = [
     "CELLS",
@@ -52,4 +54,5 @@ __all__ = [
     "Synapse",
     "make_decay",
     "make_projection",
+    "set_annealing",
 ]

@@ -1,14 +1,18 @@
 """Blocks of the backbone: stem, patch merging, encoder of the residual stream, MLP, residual block."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import DropPath
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_msnn.nn.mixers import Synapse
+from lightning_msnn.nn.layer import fire, normalise
 from lightning_msnn.nn.neuron import Spike
+from lightning_msnn.nn.synapse import PatchConv2d, Synapse
 
 __all__ = [
     "MLP",
@@ -23,6 +27,7 @@ __all__ = [
 ]
 
 
+@register_notrace_module  # runs on a kernel
 class Stem(nn.Module):
     """Analogue 3x3 convolution of stride 2 with batch norm: pixels to the residual stream.
 
@@ -39,10 +44,10 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an image ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / 2), ceil(W / 2))``."""
-        x = self.norm(self.conv(x))
-        return x
+        return normalise(self.conv(x), self.norm)
 
 
+@register_notrace_module  # runs on a kernel
 class PatchMerging(nn.Module):
     """Analogue 2x2 convolution of stride 2 with batch norm: four patches of the residual stream become one.
 
@@ -54,16 +59,16 @@ class PatchMerging(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, norm: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, out_dim, 2, stride=2, bias=not norm)
+        self.conv = PatchConv2d(in_dim, out_dim, bias=not norm)
         self.norm: nn.Module = nn.BatchNorm2d(out_dim) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, in_dim, H, W)`` to ``(B, out_dim, ceil(H / 2), ceil(W / 2))``; an odd side is padded with zeros."""
         x = F.pad(x, [0, x.shape[3] % 2, 0, x.shape[2] % 2])
-        x = self.norm(self.conv(x))
-        return x
+        return normalise(self.conv(x), self.norm)
 
 
+@register_notrace_module  # runs on a kernel
 class Encoder(nn.Module):
     """Spikes that leave the residual stream: batch norm, then threshold. At inference a threshold for each channel.
 
@@ -91,8 +96,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
         """Map the residual stream ``(B, dim, H, W)`` to spikes of that shape."""
-        spikes: Tensor = self.spike(self.norm(x), state)
-        return spikes
+        return fire(x, self.norm, self.spike, state=state)[0]
 
 
 class BernoulliEncoder(nn.Module):
@@ -110,6 +114,7 @@ class BernoulliEncoder(nn.Module):
         return spikes + (probability - probability.detach())
 
 
+@register_notrace_module  # runs on a kernel
 class MLP(nn.Module):
     """Spiking channel mixer: linear layer, spikes, linear layer, each with batch norm.
 
@@ -138,12 +143,14 @@ class MLP(nn.Module):
         self.spike = Spike(threshold, surrogate, hidden, learn_threshold, tau)
         self.fc2 = Synapse(hidden, dim, 1, norm)
 
-    def forward(self, spikes: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Map spikes ``(B, dim, H, W)`` to a current of that shape."""
-        current: Tensor = self.fc2(self.spike(self.fc1(spikes), state))
+    def forward(self, spikes: Tensor, state: list[Tensor] | None = None, residual: Tensor | None = None) -> Tensor:
+        """Map spikes ``(B, dim, H, W)`` to a current of that shape, to which the residual stream is added."""
+        hidden = fire(self.fc1.conv(spikes), self.fc1.norm, self.spike, state=state)[0]
+        current: Tensor = self.fc2(hidden, residual)
         return current
 
 
+@register_notrace_module  # runs on a kernel
 class AnalogueMLP(nn.Module):
     """Channel mixer of the published networks: linear layer, GELU, linear layer, on the analogue stream.
 
@@ -159,12 +166,13 @@ class AnalogueMLP(nn.Module):
         self.act = nn.GELU()
         self.fc2 = Synapse(hidden, dim, 1, norm)
 
-    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Map the stream ``(B, dim, H, W)`` to a branch of that shape; ``state`` is not touched."""
-        current: Tensor = self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, state: list[Tensor] | None = None, residual: Tensor | None = None) -> Tensor:
+        """Map the stream ``(B, dim, H, W)`` to a branch of that shape, to which the residual stream is added."""
+        current: Tensor = self.fc2(self.act(self.fc1(x)), residual)
         return current
 
 
+@register_notrace_module  # runs on a kernel
 class Position(nn.Module):
     """Where a token is, for mixers that do not see it: a depthwise 3x3 convolution on spikes, added to the stream.
 
@@ -183,8 +191,8 @@ class Position(nn.Module):
 
     def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
         """Map the residual stream ``(B, dim, H, W)`` to one of that shape that knows its positions."""
-        x = x + self.synapse(self.encoder(x, state))
-        return x
+        after: Tensor = self.synapse(self.encoder(x, state), x)
+        return after
 
 
 class Block(nn.Module):
@@ -198,25 +206,29 @@ class Block(nn.Module):
         drop_path: Probability with which a sample skips a branch in training (stochastic depth).
     """
 
-    __constants__: ClassVar[list[str]] = ["analogue"]  # TorchScript leaves out what it rules out
-
     def __init__(
         self, encoder1: nn.Module, mixer: nn.Module, encoder2: nn.Module | None, mlp: nn.Module, drop_path: float = 0.0
     ) -> None:
         super().__init__()
         self.encoder1 = encoder1
         self.mixer = mixer
-        self.analogue = encoder2 is None
-        self.encoder2: nn.Module = nn.Identity() if encoder2 is None else encoder2
+        self.encoder2: nn.Module | None = encoder2
         self.mlp = mlp
         self.drop_path: nn.Module = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
+    def _join(self, branch: Callable[..., Any], x: Tensor) -> Any:
+        """What a branch returns, the stream added to it."""
+        if isinstance(self.drop_path, nn.Identity):
+            return branch(residual=x)
+        returned = branch()
+        if isinstance(returned, tuple):
+            return x + self.drop_path(returned[0]), *returned[1:]
+        return x + self.drop_path(returned)
+
     def _mix_channels(self, x: Tensor, state: list[Tensor] | None) -> Tensor:
-        if not self.analogue:
-            x = x + self.drop_path(self.mlp(self.encoder2(x, state), state))
-        else:
-            x = x + self.drop_path(self.mlp(x, state))
-        return x
+        entering = x if self.encoder2 is None else self.encoder2(x, state)
+        after: Tensor = self._join(partial(self.mlp, entering, state), x)
+        return after
 
     def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
         """Map the residual stream ``(B, C, H, W)`` to that of the next block.
@@ -225,7 +237,7 @@ class Block(nn.Module):
             x: Residual stream.
             state: What the layers of neurons carried out of the time step before, if there is one.
         """
-        x = x + self.drop_path(self.mixer(self.encoder1(x, state), state))
+        x = self._join(partial(self.mixer, self.encoder1(x, state), state), x)
         return self._mix_channels(x, state)
 
 
@@ -242,6 +254,5 @@ class RecurrentBlock(Block):
             membrane: Membrane map.
             state: What the layers of neurons carried out of the time step before, if there is one.
         """
-        current, membrane = self.mixer(self.encoder1(x, state), membrane, state)
-        x = x + self.drop_path(current)
+        x, membrane = self._join(partial(self.mixer, self.encoder1(x, state), membrane, state), x)
         return self._mix_channels(x, state), membrane

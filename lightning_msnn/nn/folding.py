@@ -1,20 +1,23 @@
 """Batch norm folded away for inference: into the synapse before it, or into the thresholds after it."""
 
 import copy
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.kernels.geometry import Layer
+from lightning_msnn.kernels.layer import covered, neurons
 from lightning_msnn.nn.blocks import Encoder, PatchMerging, Stem
-from lightning_msnn.nn.mixers import Synapse
 from lightning_msnn.nn.neuron import Spike
+from lightning_msnn.nn.synapse import Synapse
 
 __all__ = ["ThresholdEncoder", "fold_batch_norm"]
 
 M = TypeVar("M", bound=nn.Module)
+_COMPARISON = Layer(surrogate="triangular", eps=0.0)
 
 
 class ThresholdEncoder(nn.Module):
@@ -29,7 +32,8 @@ class ThresholdEncoder(nn.Module):
 
     level: Tensor
     sign: Tensor
-    mixed: Final[bool]
+    zero: Tensor
+    one: Tensor
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -47,20 +51,22 @@ class ThresholdEncoder(nn.Module):
         level = torch.where(scale == 0, always, level)
         # "x <= level" is "-x >= -level".
         sign = torch.where(scale < 0, -1.0, 1.0).to(fixed.dtype)
-        self.register_buffer("level", (level * sign).view(-1, 1, 1))
-        self.register_buffer("sign", sign.view(-1, 1, 1))
+        self.register_buffer("level", level * sign)
+        self.register_buffer("sign", sign)
+        self.register_buffer("zero", torch.zeros_like(sign))
+        self.register_buffer("one", torch.ones_like(sign))
         self.mixed = bool((scale < 0).any())
         # What counts spikes knows a layer of neurons by its threshold.
         self.threshold = encoder.spike.threshold
 
     def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
         """Map the residual stream ``(B, C, H, W)`` to spikes of that shape; ``state`` is not touched."""
+        if covered(x):
+            sign = {"weight": self.sign, "running_mean": self.zero, "running_var": self.one} if self.mixed else {}
+            return neurons(x, _COMPARISON, (x.shape[2], x.shape[3]), level=self.level, **sign)[0]
         if self.mixed:
-            x = x * self.sign.to(x.dtype)
-        level = self.level.to(x.dtype)
-        if torch.jit.is_scripting() or torch.compiler.is_compiling():
-            return (x >= level).to(x.dtype)
-        return torch.ge(x, level, out=torch.empty_like(x))  # see heaviside
+            x = x * self.sign.to(x.dtype).view(-1, 1, 1)
+        return (x >= self.level.to(x.dtype).view(-1, 1, 1)).to(x.dtype)
 
 
 def fold_batch_norm(model: M) -> M:

@@ -1,34 +1,30 @@
 """Token mixers: layers of spiking neurons that visit the windows of a map and merge what they saw.
 
-With *shared* context, the membranes of the windows are merged (mean where windows overlap), and the merged membrane
-fires; a synapse that does not depend on the window runs once over the whole map. With *isolated* context, the published
-form, each window fires for itself, a synapse sees zeros beyond the border of its window, all windows pass it as one
-batch, and the windows' outputs are merged; the output projection comes before the mean over overlaps, so that its input
-is still spikes.
+With *shared* context a synapse that does not depend on the window runs once over the whole map. With *isolated*
+context, the published form, a synapse sees zeros beyond the border of its window, all windows pass it as one batch, and
+the windows' outputs are merged; the output projection comes before the mean over overlaps, so that its input is still
+spikes.
 """
 
-from typing import Any, ClassVar, Final
+from typing import Any
 
 import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_msnn.errors import ConfigurationError, choose, suggestion
-from lightning_msnn.functional.fused import BATCH, can_fuse, cut_windows, join_windows
-from lightning_msnn.functional.windows import WINDOWS, count, merge, split
+from lightning_msnn.functional.windows import WINDOWS
+from lightning_msnn.nn.layer import Cut, cut_windows, fire, join_windows
 from lightning_msnn.nn.neuron import Neurons
+from lightning_msnn.nn.synapse import Synapse
 
 __all__ = [
     "CELLS",
     "CONTEXTS",
     "AttentionMixer",
-    "CentredConv2d",
     "ConvMixer",
     "Recurrence",
     "RecurrentMixer",
-    "Synapse",
 ]
 
 CONTEXTS: tuple[str, ...] = ("shared", "isolated")
@@ -36,92 +32,6 @@ CONTEXTS: tuple[str, ...] = ("shared", "isolated")
 
 CELLS: dict[str, int] = {"lstm": 4, "gru": 3, "rnn": 1}
 """Recurrent cells by the name that configurations use, and how many gates each has."""
-
-
-_PRODUCT = 128  # images from which on two by two pixels are a matrix product
-
-
-@register_notrace_module  # what is read of the kernel depends on the size of the map
-class CentredConv2d(nn.Conv2d):
-    """A convolution of odd kernel that keeps the size of the map, and skips what falls on its padding throughout.
-
-    On a map or window of a single row or column only the middle of the kernel meets pixels: in the last stage, cut into
-    windows of one pixel, one weight in nine. On two by two pixels it is a matrix product, each pixel of the output with
-    each of the input, which on a CPU trains in half the time. (In training alone: a matrix product may round otherwise
-    than a convolution, and the result for an image must not depend on how many are evaluated at once.)
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Side of the kernel in pixels, odd.
-        bias: Whether there is a bias.
-        groups: Groups of channels that do not see each other.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool, groups: int = 1) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias, groups=groups)
-        self.reach = kernel_size // 2
-
-    @torch.jit.unused
-    def _is_product(self, x: Tensor) -> bool:
-        """Whether a matrix product is worth its matrix, which is larger than the kernel."""
-        if not self.training or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-            return False
-        return x.shape[2] == x.shape[3] == 2 and x.shape[0] >= _PRODUCT and self.groups == 1 and x.device.type == "cpu"
-
-    @torch.jit.unused
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution of maps of two by two pixels."""
-        taps = weight.to(x.dtype).permute(0, 2, 3, 1)
-        # A row for each pixel and channel of the output: the part of the kernel that the four pixels of the input meet.
-        ends = [self.reach, self.reach - 1]
-        matrix = torch.cat([taps[:, i : i + 2, j : j + 2].flatten(1) for i in ends for j in ends])
-        pixels = F.linear(x.permute(0, 2, 3, 1).flatten(1), matrix, None if bias is None else bias.repeat(4))
-        return pixels.view(-1, 2, 2, self.out_channels).permute(0, 3, 1, 2)
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not torch.jit.is_scripting() and self._is_product(input):
-            return self._product(input, weight, bias)
-        rows, columns = self.reach, self.reach
-        if input.shape[2] == 1:
-            weight, rows = weight[:, :, rows : rows + 1], 0
-        if input.shape[3] == 1:
-            weight, columns = weight[:, :, :, columns : columns + 1], 0
-        return F.conv2d(input, weight, bias, [1, 1], [rows, columns], [1, 1], self.groups)
-
-
-class Synapse(nn.Module):
-    """A convolution that turns spikes into a synaptic current, and its batch norm, which folds into it at inference.
-
-    Args:
-        in_channels: Channels of the spikes.
-        out_channels: Channels of the current.
-        kernel_size: Side of the kernel in pixels, odd; the border is padded with zeros to keep the size.
-        norm: Whether batch norm follows; without it the convolution has a bias.
-        groups: Groups of channels that do not see each other.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 1, norm: bool = True, groups: int = 1
-    ) -> None:
-        super().__init__()
-        self.conv: nn.Conv2d
-        if kernel_size > 1:
-            self.conv = CentredConv2d(in_channels, out_channels, kernel_size, not norm, groups)
-        else:
-            self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=not norm, groups=groups)
-        self.norm: nn.Module = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
-
-    def forward(self, spikes: Tensor) -> Tensor:
-        """Map spikes ``(B, in_channels, H, W)`` to a current ``(B, out_channels, H, W)``."""
-        current: Tensor = self.norm(self.conv(spikes))
-        return current
-
-
-def _windows_of(batch: Tensor, windows: int) -> list[Tensor]:
-    """Take a batch of windows ``(windows B, C, h, w)`` apart, a view ``(B, C, h, w)`` for each."""
-    # Not chunk, which rounds and so ties an exported program to the batch that it was traced with.
-    return list(torch.unflatten(batch, 0, [windows, -1]).unbind(0))
 
 
 class Recurrence(nn.Module):
@@ -137,8 +47,6 @@ class Recurrence(nn.Module):
     Raises:
         ConfigurationError: If the cell is not known.
     """
-
-    cell: Final[str]
 
     def __init__(self, input_size: int, hidden_size: int, cell: str = "lstm") -> None:
         super().__init__()
@@ -196,10 +104,6 @@ class _Mixer(nn.Module):
         ConfigurationError: If one is not known.
     """
 
-    __constants__: ClassVar[list[str]] = ["isolated", "windows"]  # TorchScript leaves out what they rule out
-    has_operators: ClassVar[bool] = False
-    """Whether all of the fused scans are operators for ``torch.compile``."""
-
     def __init__(self, windows: str, context: str) -> None:
         super().__init__()
         for value, allowed, what in ((windows, WINDOWS, "kind of windows"), (context, CONTEXTS, "context")):
@@ -209,54 +113,20 @@ class _Mixer(nn.Module):
                 )
         self.windows = windows
         self.isolated = context == "isolated"
-        # Where the windows of a layer lie: on the map, or one after another on the batch axis.
-        self.layout = BATCH if self.isolated else windows
-
-    @torch.jit.unused
-    def fuses(self, layout: str, height: int, width: int) -> bool:
-        """Whether what visits the windows runs as one operation each.
-
-        Not in an exported program, which is to run where this package is not installed, and not where something watches
-        each operation.
-
-        Args:
-            layout: Where the windows lie.
-            height: Height of the map in pixels.
-            width: Width of the map in pixels.
-        """
-        if torch.compiler.is_exporting() or is_in_torch_dispatch_mode():
-            return False
-        if torch.compiler.is_compiling() and not self.has_operators:
-            return False
-        return count(self.windows, height, width) == 4 and can_fuse(layout, height, width)
+        # Where windows lie: on the map throughout, batches throughout, or a batch that leads back to the map.
+        self.cut = Cut(windows, self.isolated, self.isolated)
+        self.cut_batch = Cut(windows, True, self.isolated)
 
     def enter(self, spikes: Tensor) -> Tensor:
         """Give the synapses the map ``(B, C, H, W)``, or its windows as one batch ``(windows B, C, h, w)``."""
-        return self.batch(spikes) if self.isolated else spikes
+        return cut_windows(spikes, self.windows) if self.isolated else spikes
 
-    def batch(self, x: Tensor) -> Tensor:
-        """Cut a map ``(B, C, H, W)`` into its windows as one batch ``(windows B, C, h, w)``."""
-        if not torch.jit.is_scripting() and self.fuses(self.windows, x.shape[2], x.shape[3]):
-            return cut_windows(x, self.windows)
-        return torch.cat(split(x, self.windows))
-
-    def unbatch(self, x: Tensor, windows: int, height: int, width: int) -> Tensor:
-        """Put windows ``(windows B, C, h, w)`` on the map ``(B, C, height, width)``, their mean where they overlap."""
-        if not torch.jit.is_scripting() and self.fuses(self.windows, height, width):
-            return join_windows(x, self.windows, height, width)
-        return merge(_windows_of(x, windows), self.windows, height, width)
-
-    def cut(self, current: Tensor, windows: int) -> list[Tensor]:
-        """Cut what a synapse returned into the windows, each ``(B, C, h, w)``."""
-        return _windows_of(current, windows) if self.isolated else split(current, self.windows)
-
-    def join(self, membranes: list[Tensor], height: int, width: int) -> Tensor:
-        """Put the membranes of the windows into one tensor to fire: a batch of windows, or the merged map."""
-        return torch.cat(membranes) if self.isolated else merge(membranes, self.windows, height, width)
-
-    def leave(self, current: Tensor, windows: int, height: int, width: int) -> Tensor:
-        """Return the map ``(B, C, height, width)`` from the output projection's current."""
-        return self.unbatch(current, windows, height, width) if self.isolated else current
+    def leave(self, project: Synapse, spikes: Tensor, size: tuple[int, int], residual: Tensor | None) -> Tensor:
+        """Project spikes onto the map ``(B, C, *size)``, before the mean over overlaps, and add the residual stream."""
+        if not self.isolated:
+            current: Tensor = project(spikes, residual)
+            return current
+        return join_windows(project(spikes), self.windows, size, residual)
 
     def extra_repr(self) -> str:
         """Show windows and context."""
@@ -278,8 +148,6 @@ class ConvMixer(_Mixer):
         ConfigurationError: If an argument is not allowed.
     """
 
-    has_operators = True
-
     def __init__(
         self,
         dim: int,
@@ -298,37 +166,20 @@ class ConvMixer(_Mixer):
         self.spike2 = neuron.spike(dim)
         self.project = Synapse(dim, dim, 1, norm)
 
-    def membranes(self, spikes: Tensor, state: list[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """Compute the membranes of both layers after each window.
+    def forward(self, spikes: Tensor, state: list[Tensor] | None = None, residual: Tensor | None = None) -> Tensor:
+        """Map spikes ``(B, C, H, W)`` to a current of that shape, to which the residual stream is added.
 
         Args:
-            spikes: Input spikes ``(B, C, H, W)``.
+            spikes: Input spikes.
             state: What the layers of neurons carried out of the time step before, if there is one.
-
-        Returns:
-            Membranes of layer 1 and of layer 2, each a list over the windows of ``(B, C, h, w)``.
+            residual: Residual stream, if it is to be added.
         """
-        height, width = spikes.shape[2], spikes.shape[3]
-        n = count(self.windows, height, width)
-        u1 = self.membrane1(self.cut(self.synapse1(self.enter(spikes)), n), state)
-        s1 = self.spike1(self.join(u1, height, width))
-        if state is not None:
-            state.append(self.membrane1.leak(u1, self.cut(s1, n)))
-        u2 = self.membrane2(self.cut(self.synapse2(s1), n), u1, state)
-        return u1, u2
-
-    def forward(self, spikes: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Map spikes ``(B, C, H, W)`` to a current ``(B, C, H, W)`` for the residual stream."""
-        height, width = spikes.shape[2], spikes.shape[3]
-        if not torch.jit.is_scripting() and state is None and self.fuses(self.layout, height, width):
-            u1, first = self.membrane1.merged(self.synapse1(self.enter(spikes)), self.layout)
-            merged = self.membrane2.merged(self.synapse2(self.spike1(u1)), first, self.layout)
-            return self.leave(self.project(self.spike2(merged)), 4, height, width)
-        u2 = self.membranes(spikes, state)[1]
-        s2 = self.spike2(self.join(u2, height, width))
-        if state is not None:
-            state.append(self.membrane2.leak(u2, self.cut(s2, len(u2))))
-        return self.leave(self.project(s2), len(u2), height, width)
+        size = (spikes.shape[2], spikes.shape[3])
+        where: dict[str, Any] = {"cut": self.cut, "size": size, "state": state}
+        current = self.synapse1.conv(self.enter(spikes))
+        s1, u1, _ = fire(current, self.synapse1.norm, self.spike1, self.membrane1, handed=spikes.shape[1], **where)
+        s2, _, _ = fire(self.synapse2.conv(s1), self.synapse2.norm, self.spike2, self.membrane2, u1, **where)
+        return self.leave(self.project, s2, size, residual)
 
 
 @register_notrace_module  # the number of windows depends on the size of the map
@@ -397,29 +248,23 @@ class AttentionMixer(_Mixer):
         attended: Tensor = current.transpose(1, 2).reshape(batch, height, width, channels // 3).permute(0, 3, 1, 2)
         return attended
 
-    def forward(self, spikes: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Map spikes ``(B, C, H, W)`` to a current ``(B, C, H, W)`` for the residual stream."""
-        height, width = spikes.shape[2], spikes.shape[3]
-        n = count(self.windows, height, width)
-        if not torch.jit.is_scripting() and state is None and self.fuses(self.layout, height, width):
-            first, handed = self.membrane1.handing_on(self.qkv(self.enter(spikes)), self.layout, spikes.shape[1])
-            seen = self.spike1(first) if self.isolated else self.batch(self.spike1(first))
-            second = self.membrane2.merged(self.norm(self.attend(seen)), handed, BATCH)
-            s2 = self.spike2(second if self.isolated else self.unbatch(second, n, height, width))
-            return self.leave(self.project(s2), n, height, width)
-        u1 = self.membrane1(self.cut(self.qkv(self.enter(spikes)), n), state)
-        s1 = self.spike1(self.join(u1, height, width))
-        if state is not None:
-            state.append(self.membrane1.leak(u1, self.cut(s1, n)))
-        seen = s1 if self.isolated else self.batch(s1)
-        values = [u[:, 2 * spikes.shape[1] :] for u in u1]
+    def forward(self, spikes: Tensor, state: list[Tensor] | None = None, residual: Tensor | None = None) -> Tensor:
+        """Map spikes ``(B, C, H, W)`` to a current of that shape, to which the residual stream is added.
+
+        Args:
+            spikes: Input spikes.
+            state: What the layers of neurons carried out of the time step before, if there is one.
+            residual: Residual stream, if it is to be added.
+        """
+        size, dim = (spikes.shape[2], spikes.shape[3]), spikes.shape[1]
+        where: dict[str, Any] = {"size": size, "state": state}
+        current = self.qkv.conv(self.enter(spikes))
+        s1, values, _ = fire(current, self.qkv.norm, self.spike1, self.membrane1, handed=dim, cut=self.cut, **where)
+        seen = s1 if self.isolated else cut_windows(s1, self.windows)
         # Compilers expect batch norm to return a gradient in the memory order of its input, whatever it is given.
-        current = self.norm(self.attend(seen).contiguous())
-        u2 = self.membrane2(_windows_of(current, n), values, state)
-        s2 = self.spike2(self.join(u2, height, width))
-        if state is not None:
-            state.append(self.membrane2.leak(u2, self.cut(s2, n)))
-        return self.leave(self.project(s2), n, height, width)
+        attended = self.attend(seen).contiguous(memory_format=torch.channels_last)
+        s2, _, _ = fire(attended, self.norm, self.spike2, self.membrane2, values, cut=self.cut_batch, **where)
+        return self.leave(self.project, s2, size, residual)
 
 
 @register_notrace_module  # the number of windows depends on the size of the map
@@ -459,40 +304,26 @@ class RecurrentMixer(_Mixer):
         self.spike = neuron.spike(2 * dim)
         self.project = Synapse(2 * dim, dim, 1, norm)
 
-    def fire(self, spikes: Tensor, before: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the spikes of the neurons and the membrane map that they leave.
+    def forward(
+        self, spikes: Tensor, before: Tensor, state: list[Tensor] | None = None, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map spikes ``(B, C, H, W)`` to a current of that shape, and a membrane map ``(B, 2 C, H, W)`` to the next.
 
         Args:
-            spikes: Input spikes ``(B, C, H, W)``.
-            before: Membrane map that the block before handed on, ``(B, 2 C, H, W)``.
+            spikes: Input spikes.
+            before: Membrane map that the block before handed on.
             state: What the layers of neurons carried out of the time step before, if there is one.
-
-        Returns:
-            Spikes, ``(B, 2 C, H, W)`` or the batch of windows ``(windows B, 2 C, h, w)`` with isolated context, and
-            the new membrane map ``(B, 2 C, H, W)``, the mean where windows overlap.
+            residual: Residual stream, if it is to be added to the current.
         """
-        height, width = spikes.shape[2], spikes.shape[3]
-        n = count(self.windows, height, width)
-        seen = self.batch(spikes)
+        size = (spikes.shape[2], spikes.shape[3])
+        seen = cut_windows(spikes, self.windows)
         h, w = seen.shape[2], seen.shape[3]
         read: Tensor = self.recurrence(seen.permute(0, 2, 3, 1).flatten(1, 2))
-        if not torch.jit.is_scripting() and state is None and self.fuses(self.windows, height, width):
-            # The cell's output lies token by token; batch norm is three times as fast on images in order.
-            current = self.norm(torch.unflatten(read.contiguous(), 1, (h, w)).permute(0, 3, 1, 2))
-            scanned = self.membrane.batched(current, self.batch(before))
-            joined = self.unbatch(scanned, n, height, width)
-            return self.spike(scanned if self.isolated else joined), joined
-        current = self.norm(read.reshape(-1, h, w, read.shape[2]).permute(0, 3, 1, 2))
-        membranes = self.membrane(_windows_of(current, n), split(before, self.windows), state)
-        after = merge(membranes, self.windows, height, width)
-        fired = self.spike(torch.cat(membranes) if self.isolated else after)
-        if state is not None:
-            state.append(self.membrane.leak(membranes, self.cut(fired, n)))
-        return fired, after
-
-    def forward(self, spikes: Tensor, before: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Map spikes ``(B, C, H, W)`` to a current of that shape, and a membrane map ``(B, 2 C, H, W)`` to the next."""
-        height, width = spikes.shape[2], spikes.shape[3]
-        fired, after = self.fire(spikes, before, state)
-        windows = count(self.windows, height, width)
-        return self.leave(self.project(fired), windows, height, width), after
+        # The cell's output lies token by token; batch norm is three times as fast on images in order.
+        current = torch.unflatten(read.contiguous(), 1, (h, w)).permute(0, 3, 1, 2)
+        fired, _, merged = fire(
+            current, self.norm, self.spike, self.membrane, before, cut=self.cut_batch, size=size, keeps=True,
+            state=state,
+        )  # fmt: skip
+        after = join_windows(merged, self.windows, size) if self.isolated else merged
+        return self.leave(self.project, fired, size, residual), after

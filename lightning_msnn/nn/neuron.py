@@ -9,20 +9,13 @@ network the list holds the new state in the same order. A scalar in the list sta
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.functional.fused import (
-    batched_recurrent_scan,
-    merged_coupled_scan,
-    merged_scan,
-    scan_and_hand_on,
-)
-from lightning_msnn.functional.membrane import coupled_scan, leak, recurrent_scan, scan
-from lightning_msnn.functional.spike import SURROGATES, heaviside
+from lightning_msnn.functional import membrane as equations
+from lightning_msnn.functional.spike import SOFT, SURROGATES, anneal, heaviside
 from lightning_msnn.nn.projection import LearntProjection, make_projection
 
 __all__ = [
@@ -36,6 +29,7 @@ __all__ = [
     "Spike",
     "grain_size",
     "make_decay",
+    "set_annealing",
 ]
 
 GRAINS: tuple[str, ...] = ("layer", "channel")
@@ -76,9 +70,8 @@ class Spike(nn.Module):
         ConfigurationError: If an argument is not allowed.
     """
 
-    threshold: Final[float]
-    learnt: Final[bool]
-    tau: Final[float]
+    annealing: Tensor | None
+    """Share of the step in what the neurons return in training, a scalar; None is all of it."""
 
     def __init__(
         self,
@@ -93,39 +86,74 @@ class Spike(nn.Module):
             raise ConfigurationError(f"threshold must be a finite number, not {threshold}")
         values = grain_size("learn_threshold", learn_threshold, channels)
         self.threshold = float(threshold)
-        self.learnt = values > 0
         self.tau = float(tau)
         # One axis, so that rules which exempt vectors from weight decay exempt it.
         self.level = nn.Parameter(torch.full((values,), float(threshold))) if values else None
         self.name = surrogate
         self.surrogate = choose(SURROGATES, surrogate, "surrogate gradient")
+        self.soft = "rectifier"
+        self.register_buffer("annealing", None, persistent=False)
 
-    def forward(self, membrane: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Return the spikes of a membrane ``(B, C, H, W)``, of any shape if the threshold is fixed."""
+    def share(self) -> Tensor | None:
+        """Share of the step in what the neurons return now: evaluation is always with exact spikes."""
+        return self.annealing if self.training else None
+
+    def forward(self, membrane: Tensor, state: list[Tensor] | None = None, fired: Tensor | None = None) -> Tensor:
+        """Return the spikes of a membrane ``(B, C, H, W)``, of any shape if the threshold is fixed.
+
+        Args:
+            membrane: Membrane; the synaptic current of neurons whose spikes a kernel has computed from it.
+            state: What the layers of neurons carried out of the time step before, if there is one.
+            fired: Those spikes, which are returned as they are, so that hooks on this module see them.
+        """
+        if fired is not None:
+            return fired
         if state is not None:
             before = state.pop(0)
             if before.dim() > 0:
                 membrane = membrane + before
-        if self.learnt:
-            assert self.level is not None
-            above = membrane - self.level.to(membrane.dtype).view(-1, 1, 1)
-            threshold = 0.0
+        if self.level is None:
+            spikes = heaviside(membrane, self.surrogate, self.threshold)
         else:
-            above = membrane
-            threshold = self.threshold
-        if torch.jit.is_scripting():
-            # TorchScript knows no autograd.Function. ``x - x.detach()`` is exactly 0, so that the spikes stay binary.
-            x = above - threshold
-            spikes = (x >= 0).to(x.dtype) + (x - x.detach()) * self.surrogate(x.detach())
-        else:
-            spikes = heaviside(above, self.surrogate, threshold)
+            spikes = heaviside(membrane - self.level.to(membrane.dtype).view(-1, 1, 1), self.surrogate)
         if state is not None:
             state.append(self.tau * membrane * (1.0 - spikes))
-        return spikes
+        share = self.share()
+        if share is None:
+            return spikes
+        level = self.threshold if self.level is None else self.level.to(membrane.dtype).view(-1, 1, 1)
+        return anneal(membrane, spikes, level, share.to(membrane.dtype), self.soft)
 
     def extra_repr(self) -> str:
         """Show threshold and surrogate."""
-        return f"threshold={'learnt' if self.learnt else self.threshold}, surrogate={self.name!r}"
+        return f"threshold={self.threshold if self.level is None else 'learnt'}, surrogate={self.name!r}"
+
+
+def set_annealing(model: nn.Module, share: float | None, soft: str = "rectifier") -> None:
+    """Let all neurons of a network return ``a s + (1 - a) f(u)`` in training; evaluation is with exact spikes.
+
+    Args:
+        model: The network.
+        share: Share ``a`` of the step, in [0, 1]; None is exact spikes, as 1 is.
+        soft: Name of the function ``f``, one of :data:`lightning_msnn.functional.SOFT`.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed.
+    """
+    choose(SOFT, soft, "kind of annealing")
+    if share is not None and not 0.0 <= share <= 1.0:
+        raise ConfigurationError(f"the share of spikes in an annealing must be in [0, 1], not {share}")
+    for module in model.modules():
+        if isinstance(module, Spike):
+            module.soft = soft
+            if share is None or share == 1.0:
+                module.annealing = None
+            elif module.annealing is None:
+                parameter = next(model.parameters(), None)
+                device = None if parameter is None else parameter.device
+                module.annealing = torch.tensor(float(share), dtype=torch.float32, device=device)
+            else:
+                module.annealing.fill_(share)
 
 
 class FixedDecay(nn.Module):
@@ -196,14 +224,6 @@ def _resume(currents: list[Tensor], state: list[Tensor] | None) -> list[Tensor]:
     return resumed
 
 
-def _alone(currents: list[Tensor], unused: Tensor) -> list[Tensor]:
-    """Return the current of a map that is one window, with what else would be in it at weight 0.
-
-    A parameter without a gradient, as on a map too small to cut, would stop data-parallel training.
-    """
-    return [currents[0] + 0.0 * unused.to(currents[0].dtype)]
-
-
 class _Carrier(nn.Module):
     """Neurons whose membranes travel from window to window with a decay.
 
@@ -212,12 +232,48 @@ class _Carrier(nn.Module):
         projection: The projection Omega, if there is one.
     """
 
-    __constants__: ClassVar[list[str]] = ["learnt"]  # TorchScript leaves out what it rules out
+    form: str
+    """How the membranes travel, by the name that the kernels know."""
+    projection: nn.Module | None
 
     def __init__(self, decay: nn.Module, projection: nn.Module | None = None) -> None:
         super().__init__()
         self.decay = decay
+        if projection is not None:
+            self.projection = projection
         self.learnt = isinstance(decay, LearntDecay) or isinstance(projection, LearntProjection)
+
+    def scan(self, currents: list[Tensor], other: list[Tensor], tau: Tensor) -> list[Tensor]:
+        """The equation: membranes of several windows from their currents."""
+        raise NotImplementedError
+
+    def forward(
+        self, currents: list[Tensor], other: list[Tensor] | None = None, state: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Visit the windows.
+
+        Args:
+            currents: Synaptic currents of the windows in order, each ``(B, C, h, w)``.
+            other: Membranes that these are coupled with, shapes of ``currents``: those of layer 1, or the windows of
+                the map that the block received. A map that is one window takes nothing from them.
+            state: What the layers of neurons carried out of the time step before, if there is one.
+
+        Returns:
+            Membranes of the windows, shapes of ``currents``.
+        """
+        currents = _resume(currents, state)
+        tau = self.decay()
+        if len(currents) > 1:
+            # Under autocast the currents are narrower than the parameter, which must not widen the scan.
+            return self.scan(currents, other or [], tau.to(currents[0].dtype))
+        if not (self.learnt and self.training):
+            return currents
+        # A parameter without a gradient would stop data-parallel training.
+        unused = tau
+        if self.projection is not None:
+            seen = (other or currents)[0]
+            unused = tau * self.projection(seen, seen)
+        return [currents[0] + 0.0 * unused.to(currents[0].dtype)]
 
     def leak(self, membranes: list[Tensor], spikes: list[Tensor]) -> Tensor:
         """Return what the windows' membranes hand to the next time step, ``(windows, B, C, h, w)``.
@@ -226,7 +282,7 @@ class _Carrier(nn.Module):
             membranes: Membranes of the windows in order, each ``(B, C, h, w)``.
             spikes: Spikes of the same windows.
         """
-        return leak(membranes, spikes, self.decay().to(membranes[0].dtype))
+        return equations.leak(membranes, spikes, self.decay().to(membranes[0].dtype))
 
 
 class Membrane(_Carrier):
@@ -236,29 +292,12 @@ class Membrane(_Carrier):
         decay: A module that returns tau.
     """
 
-    def forward(self, currents: list[Tensor], state: list[Tensor] | None = None) -> list[Tensor]:
-        """Scan the windows.
+    form = "first"
+    projection = None
 
-        Args:
-            currents: Synaptic currents of the windows in order, each ``(B, C, h, w)``.
-            state: What the layers of neurons carried out of the time step before, if there is one.
-
-        Returns:
-            Membranes of the windows, shapes of ``currents``.
-        """
-        currents = _resume(currents, state)
-        if len(currents) == 1:
-            return _alone(currents, self.decay()) if self.learnt and self.training else currents
-        # Under autocast the currents are narrower than the parameter, which must not widen the scan.
-        return scan(currents, self.decay().to(currents[0].dtype))
-
-    def merged(self, current: Tensor, layout: str) -> tuple[Tensor, Tensor]:
-        """Cut, scan and merge in one operation: see :func:`lightning_msnn.functional.fused.merged_scan`."""
-        return merged_scan(current, self.decay(), layout)
-
-    def handing_on(self, current: Tensor, layout: str, channels: int) -> tuple[Tensor, Tensor]:
-        """The same where some channels are asked for: see :func:`lightning_msnn.functional.fused.scan_and_hand_on`."""
-        return scan_and_hand_on(current, self.decay(), layout, channels)
+    def scan(self, currents: list[Tensor], other: list[Tensor], tau: Tensor) -> list[Tensor]:
+        """See :func:`lightning_msnn.functional.scan`."""
+        return equations.scan(currents, tau)
 
 
 class CoupledMembrane(_Carrier):
@@ -269,39 +308,12 @@ class CoupledMembrane(_Carrier):
         projection: The projection Omega.
     """
 
-    def __init__(self, decay: nn.Module, projection: nn.Module) -> None:
-        super().__init__(decay, projection)
-        self.projection = projection
+    form = "coupled"
+    projection: nn.Module
 
-    def forward(self, currents: list[Tensor], first: list[Tensor], state: list[Tensor] | None = None) -> list[Tensor]:
-        """Scan the windows.
-
-        Args:
-            currents: Synaptic currents of the windows in order, each ``(B, C, h, w)``.
-            first: Membranes of layer 1 in the same windows, shapes of ``currents``.
-            state: What the layers of neurons carried out of the time step before, if there is one.
-
-        Returns:
-            Membranes of the windows, shapes of ``currents``.
-        """
-        currents = _resume(currents, state)
-        if len(currents) == 1:
-            if self.learnt and self.training:
-                return _alone(currents, self.decay() * self.projection(currents[0], currents[0]))
-            return currents
-        tau = self.decay().to(currents[0].dtype)
-        if torch.jit.is_scripting():
-            # TorchScript takes no function as an argument: the loop of ``coupled_scan``, written out.
-            membranes = [currents[0]]
-            for k in range(1, len(currents)):
-                membranes.append(currents[k] + tau * self.projection(first[k - 1], membranes[-1]))
-            return membranes
-        return coupled_scan(currents, first, tau, self.projection)
-
-    def merged(self, current: Tensor, first: Tensor, layout: str) -> Tensor:
-        """Cut, scan and merge in one operation: see :func:`lightning_msnn.functional.fused.merged_coupled_scan`."""
-        omega: Any = self.projection
-        return merged_coupled_scan(current, first, self.decay(), omega.radian(), omega.name, layout)
+    def scan(self, currents: list[Tensor], other: list[Tensor], tau: Tensor) -> list[Tensor]:
+        """See :func:`lightning_msnn.functional.coupled_scan`."""
+        return equations.coupled_scan(currents, other, tau, self.projection)
 
 
 class RecurrentMembrane(_Carrier):
@@ -312,40 +324,12 @@ class RecurrentMembrane(_Carrier):
         projection: The projection Omega.
     """
 
-    def __init__(self, decay: nn.Module, projection: nn.Module) -> None:
-        super().__init__(decay, projection)
-        self.projection = projection
+    form = "recurrent"
+    projection: nn.Module
 
-    def forward(self, currents: list[Tensor], before: list[Tensor], state: list[Tensor] | None = None) -> list[Tensor]:
-        """Scan the windows.
-
-        Args:
-            currents: Synaptic currents of the windows in order, each ``(B, C, h, w)``.
-            before: Windows of the membrane map that the block received, shapes of ``currents``. A map that is one
-                window has no window before it, and takes nothing from its map.
-            state: What the layers of neurons carried out of the time step before, if there is one.
-
-        Returns:
-            Membranes of the windows, shapes of ``currents``.
-        """
-        currents = _resume(currents, state)
-        if len(currents) == 1:
-            if self.learnt and self.training:
-                return _alone(currents, self.decay() * self.projection(before[0], before[0]))
-            return currents
-        tau = self.decay().to(currents[0].dtype)
-        if torch.jit.is_scripting():
-            # TorchScript takes no function as an argument: ``recurrent_scan``, written out.
-            first = currents[0] + tau * self.projection(before[0], before[1])
-            second = currents[1] + tau * self.projection(first, before[1])
-            third = currents[2] + tau * self.projection(before[2], second)
-            return [first, second, third, currents[3] + tau * self.projection(before[3], third)]
-        return recurrent_scan(currents, before, tau, self.projection)
-
-    def batched(self, current: Tensor, before: Tensor) -> Tensor:
-        """The same on a batch of windows: see :func:`lightning_msnn.functional.fused.batched_recurrent_scan`."""
-        omega: Any = self.projection
-        return batched_recurrent_scan(current, before, self.decay(), omega.radian(), omega.name)
+    def scan(self, currents: list[Tensor], other: list[Tensor], tau: Tensor) -> list[Tensor]:
+        """See :func:`lightning_msnn.functional.recurrent_scan`."""
+        return equations.recurrent_scan(currents, other, tau, self.projection)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ import ctypes
 import logging
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
 
-from lightning_msnn import native
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.kernels import compiler as native
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or native._compiler() is None, reason="no C compiler for a library of this system"
@@ -90,14 +91,35 @@ def test_a_folder_of_someone_else(source, tmp_path, monkeypatch):
     assert kept(tmp_path) == []
 
 
-def test_a_folder_that_others_can_write(source, tmp_path, caplog):
+@pytest.mark.parametrize("mode", [0o777, 0o755, 0o701])
+def test_a_folder_that_is_open_to_others(source, tmp_path, caplog, mode):
     folder = tmp_path / "cache" / "lightning_msnn"
     folder.mkdir(parents=True)
-    folder.chmod(0o777)
-    with caplog.at_level(logging.INFO, "lightning_msnn"):
-        assert native.build(source).twice(3) == 6
+    folder.chmod(mode)
+    assert native.build(source).twice(3) == 6
     assert kept(tmp_path) == []
-    assert "can be written by others" in caplog.text
+    assert "closed to others (mode 0700)" in caplog.text
+
+
+def test_a_link_to_a_folder(source, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "lightning_msnn").symlink_to(elsewhere)
+    assert native.build(source).twice(3) == 6
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_two_processes_at_once(source, tmp_path):
+    """Both compile; each finds a whole library, and one is left."""
+    code = (
+        "import sys; from pathlib import Path; from lightning_msnn.kernels.compiler import build; "
+        "print(build(Path(sys.argv[1])).twice(21))"
+    )
+    command = [sys.executable, "-c", code, str(source)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0].strip() for process in running] == ["42", "42"]
+    assert len(kept(tmp_path)) == 1
 
 
 def test_no_home(source, tmp_path, monkeypatch):

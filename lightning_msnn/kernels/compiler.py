@@ -1,8 +1,8 @@
 """C sources compiled on the machine that runs them, once, where it has a compiler.
 
-A library is kept in the user's cache folder (``$XDG_CACHE_HOME/lightning_msnn``, by default under ``~/.cache``) by the
-hash of its source, the compiler and the processor: machines that share a home folder do not share a library that one of
-them cannot run. ``LIGHTNING_MSNN_NATIVE=0`` in the environment switches all of this off.
+A library is kept in a cache folder that is the user's alone (``$XDG_CACHE_HOME/lightning_msnn``, by default under
+``~/.cache``; mode 0700) by the hash of its source, the compiler and the processor: machines that share a home folder do
+not share a library that one of them cannot run. ``LIGHTNING_MSNN_NATIVE=0`` in the environment switches it off.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -57,16 +58,20 @@ def _processor() -> str:
 
 
 def _folder() -> Path | None:
-    """The cache folder; None where it cannot be written, or where others could put libraries into it."""
+    """The cache folder; None where it cannot be written, or where it is open to others."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         folder = Path(cache).expanduser() / "lightning_msnn"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
+        status = folder.lstat()
     except (OSError, RuntimeError):  # no home folder at all
         return None
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        logger.info("%s belongs to someone else or can be written by others: no library is kept there", folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        logger.warning(
+            "%s is not a folder of the user's own that is closed to others (mode 0700): no library is kept there, and "
+            "every process compiles its own",
+            folder,
+        )
         return None
     return folder if os.access(folder, os.W_OK) else None
 
@@ -90,7 +95,7 @@ def _compile(compiler: list[str], source: Path, target: Path) -> None:
 
 
 def build(source: Path) -> ctypes.CDLL | None:
-    """Load the library of a C source; the first time on a machine, compile it, which takes some seconds.
+    """Load the library of a C source; the first time on a machine, compile it, which takes half a minute.
 
     Args:
         source: The source, one file.

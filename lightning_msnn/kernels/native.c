@@ -1,0 +1,1111 @@
+/* Layers of neurons on a CPU: from a synapse's current to spikes in one pass forward, and in two backward.
+ *
+ * native.py compiles and calls this file; layer.py says what is computed. Maps lie in channels-last order, float32 or
+ * bfloat16; everything between is float32. A group of images and a block of channels is a task of its own, whose maps
+ * fit into the cache. Sums by channel are kept by group, of which there are as many for one thread as for many, so that
+ * results do not depend on the number of threads.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define PI 3.14159265358979323846f
+
+/* In the order of the tables in layer.py. */
+enum { STILL, FIRST, COUPLED, RECURRENT };
+enum { SINE, MEAN, TANH, EXPONENTIAL, POLYNOMIAL, PIECEWISE_LINEAR, NONE };
+enum { TRIANGULAR, RECTANGULAR, ARCTAN, SIGMOID };
+enum { RECTIFIER, RAMP, GRADED };
+enum { BY_SHIFT, BY_SCALE, BY_TAU, BY_THETA, BY_THRESHOLD, SUMS };
+
+/* A call. Sizes and numbers in the order in which Python writes them, then pointers; what is not there is NULL. */
+typedef struct {
+    int64_t images, channels;
+    int64_t in_pixels, in_slabs;       /* pixels of an image's current, and in how many pieces they lie in memory */
+    int64_t out_pixels, out_slabs;     /* the same of its output */
+    int64_t windows, places, run;      /* 0 windows: pixel by pixel, nothing is cut; run: see Task */
+    int64_t other_pixels;              /* of the map that a recurrent layer receives */
+    int64_t handed;                    /* last channels whose membranes are handed on */
+    int64_t groups, block, threads;
+    int64_t rows, row_groups, row_block; /* of the current, and how they are shared out where windows play no part */
+    int64_t in_overlaps, out_overlaps, padded; /* whether windows do where they are read and written; or have no pixel */
+    int64_t whole;                     /* whether statistics, or the second pass back, are part of the call */
+    int64_t form, omega, surrogate, soft, fires, batch_statistics, tau_stride, level_stride, bf16;
+    double eps, threshold;
+    const int32_t *in_index, *out_index, *other_index; /* windows by places: the pixel of each, its end where padded */
+    const float *share;                /* of each pixel of the output: one over the number of windows that cover it */
+    const void *current, *residual, *other;
+    const float *weight, *bias, *running_mean, *running_var; /* of the norm */
+    float *norm;                       /* mean, variance, scale, shift by channel */
+    const float *tau, *theta, *level, *anneal;
+    void *out, *handed_on, *merged;
+    const void *grad, *grad_handed, *grad_merged;
+    void *by_current, *by_other;
+    double *moments;                   /* of statistics: row_groups by 2 by channels, zeros */
+    double *sums;                      /* groups by SUMS by channels, zeros */
+    float *totals;                     /* of sums: SUMS by channels, and what the second pass takes off: 2 by channels */
+} Call;
+
+typedef union { float f; uint32_t u; } Bits;
+
+INLINE float load(const void *p, int64_t i, int bf16) {
+    if (!bf16) return ((const float *)p)[i];
+    Bits x;
+    x.u = (uint32_t)((const uint16_t *)p)[i] << 16;
+    return x.f;
+}
+
+INLINE void store(void *p, int64_t i, float value, int bf16) {
+    if (!bf16) {
+        ((float *)p)[i] = value;
+        return;
+    }
+    Bits x;
+    x.f = value;
+    uint32_t nearest = (x.u + 0x7fffu + ((x.u >> 16) & 1u)) >> 16; /* ties to even */
+    ((uint16_t *)p)[i] = (uint16_t)(value != value ? 0x7fc0u : nearest);
+}
+
+/* Write floats as numbers of a map: by the processor's own conversion, where it has one. */
+static void pack(void *p, int64_t at, const float *x, int64_t n, int bf16) {
+    if (!bf16) {
+        memcpy((float *)p + at, x, sizeof(float) * (size_t)n);
+        return;
+    }
+    int64_t i = 0;
+#ifdef __AVX512BF16__
+    for (; i + 32 <= n; i += 32) {
+        __m512bh pair = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(x + i));
+        memcpy((uint16_t *)p + at + i, &pair, sizeof pair);
+    }
+#endif
+#pragma omp simd
+    for (int64_t j = i; j < n; j++) store(p, at + j, x[j], 1);
+}
+
+/* Store a step, which no rounding changes. */
+INLINE void store_step(void *p, int64_t i, int fires, int bf16) {
+    if (bf16)
+        ((uint16_t *)p)[i] = fires ? 0x3f80u : 0u;
+    else
+        ((float *)p)[i] = fires ? 1.0f : 0.0f;
+}
+
+/* The sine on [-pi/2, pi/2]: the power series, whose error there is that of float32. */
+INLINE float sine_series(float r) {
+    r = r > 1.6f ? 1.6f : r; /* beyond the precision of a huge argument; NaN stays */
+    r = r < -1.6f ? -1.6f : r;
+    float z = r * r, s = -1.0f / 39916800.0f;
+    s = fmaf(s, z, 1.0f / 362880.0f);
+    s = fmaf(s, z, -1.0f / 5040.0f);
+    s = fmaf(s, z, 1.0f / 120.0f);
+    s = fmaf(s, z, -1.0f / 6.0f);
+    return fmaf(s * z, r, r);
+}
+
+/* x less n half turns, n a multiple of 1/2. */
+INLINE float reduced(float x, float n) { return fmaf(n, 8.74227800037248566e-8f, fmaf(n, -PI, x)); }
+
+INLINE float odd(float n) { return n - 2.0f * floorf(n * 0.5f); }
+
+INLINE float sine_of(float x) {
+    float n = rintf(x * (1.0f / PI));
+    return (1.0f - 2.0f * odd(n)) * sine_series(reduced(x, n));
+}
+
+INLINE float cosine_of(float x) {
+    float n = rintf(fmaf(x, 1.0f / PI, -0.5f));
+    return (2.0f * odd(n) - 1.0f) * sine_series(reduced(x, n + 0.5f));
+}
+
+/* Both at once: quarter turns, then the power series on [-pi/4, pi/4]. */
+INLINE void sine_and_cosine(float x, float *sine, float *cosine) {
+    float turns = rintf(x * 0.63661977236758134f);
+    float r = fmaf(turns, -1.57079637050628662f, x);
+    r = fmaf(turns, 4.37113900018624283e-8f, r);
+    r = r > 0.8f ? 0.8f : r; /* beyond the precision of a huge x; NaN stays */
+    r = r < -0.8f ? -0.8f : r;
+    float z = r * r;
+    float s = 1.0f / 362880.0f, c = -1.0f / 3628800.0f;
+    s = fmaf(s, z, -1.0f / 5040.0f);
+    s = fmaf(s, z, 1.0f / 120.0f);
+    s = fmaf(s, z, -1.0f / 6.0f);
+    s = fmaf(s * z, r, r);
+    c = fmaf(c, z, 1.0f / 40320.0f);
+    c = fmaf(c, z, -1.0f / 720.0f);
+    c = fmaf(c, z, 1.0f / 24.0f);
+    c = fmaf(c, z, -0.5f);
+    c = fmaf(c, z, 1.0f);
+    float swap = odd(turns), sign = 1.0f - 2.0f * odd(floorf(turns * 0.5f));
+    *sine = sign * (swap != 0.0f ? c : s);
+    *cosine = sign * (swap != 0.0f ? -s : c);
+}
+
+/* exp(x) for x <= 0: powers of two, then the power series on [-ln 2 / 2, ln 2 / 2]. */
+INLINE float exponential_of(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    float n = rintf(x * 1.44269504088896341f);
+    float r = fmaf(n, -0.693147182464599609f, x);
+    r = fmaf(n, 1.90465429995776804e-9f, r);
+    float p = 1.0f / 5040.0f;
+    p = fmaf(p, r, 1.0f / 720.0f);
+    p = fmaf(p, r, 1.0f / 120.0f);
+    p = fmaf(p, r, 1.0f / 24.0f);
+    p = fmaf(p, r, 1.0f / 6.0f);
+    p = fmaf(p, r, 0.5f);
+    p = fmaf(p, r, 1.0f);
+    p = fmaf(p, r, 1.0f);
+    Bits two;
+    two.u = (uint32_t)(127 + (int32_t)(n == n ? n : 0.0f)) << 23;
+    return p * two.f;
+}
+
+typedef struct { float value, by_a, by_b, by_c; } Omega;
+
+/* What a window hands to the next, before the decay, and its derivatives by a, by b and by c = pi theta. */
+INLINE Omega omega(int kind, float a, float b, float c) {
+    Omega o = {b, 0.0f, 1.0f, 0.0f}; /* none, and the first layer */
+    if (kind == SINE) {
+        float s, k, outer;
+        sine_and_cosine(b * c, &s, &k);
+        sine_and_cosine(a * c * k, &o.value, &outer);
+        o.value *= 2.0f;
+        outer *= 2.0f;
+        o.by_a = outer * c * k;
+        o.by_b = -outer * a * c * c * s;
+        o.by_c = outer * a * (k - b * c * s);
+    } else if (kind == MEAN) {
+        o.value = 0.5f * (a + b);
+        o.by_a = o.by_b = 0.5f;
+    } else if (kind == TANH) {
+        float x = c * (a + b), e = exponential_of(x < 0.0f ? x : -x);
+        float t = (1.0f - e) / (1.0f + e);
+        t = x < 0.0f ? -t : t;
+        o.value = 2.0f * t;
+        o.by_a = o.by_b = c * (1.0f - t * t);
+        o.by_c = (a + b) * (1.0f - t * t);
+    } else if (kind == EXPONENTIAL) {
+        float x = 0.5f * (a + b), fade = exponential_of(x < 0.0f ? c * x : -c * x);
+        o.value = (x < 0.0f ? -2.0f : 2.0f) * (1.0f - fade);
+        o.by_a = o.by_b = x == 0.0f ? 0.0f : c * fade;
+        o.by_c = 2.0f * x * fade;
+    } else if (kind == POLYNOMIAL) {
+        float y = 0.5f * c * (a + b);
+        y = y > 1.0f ? 1.0f : y;
+        y = y < -1.0f ? -1.0f : y;
+        o.value = y * (3.0f - y * y);
+        o.by_a = o.by_b = 1.5f * c * (1.0f - y * y);
+        o.by_c = 1.5f * (a + b) * (1.0f - y * y);
+    } else if (kind == PIECEWISE_LINEAR) {
+        float z = c * (a + b), inside = z > 2.0f || z < -2.0f ? 0.0f : 1.0f;
+        o.value = z > 2.0f ? 2.0f : z;
+        o.value = o.value < -2.0f ? -2.0f : o.value;
+        o.by_a = o.by_b = inside * c;
+        o.by_c = inside * (a + b);
+    }
+    return o;
+}
+
+/* The value alone. */
+INLINE float value_of(int kind, float a, float b, float c) {
+    return kind == SINE ? 2.0f * sine_of(a * c * cosine_of(b * c)) : omega(kind, a, b, c).value;
+}
+
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* A task: images b0 to b1 and channels c0 to c0 + n, of group g, with scratch memory. Places are visited in runs that lie
+ * one after another wherever they are read or written, so that loops are long: for those, what there is by channel is
+ * repeated for each place of a run. Runs longer than one are of all channels. */
+typedef struct {
+    int64_t g, b0, b1, c0, n, length; /* length: of a run, n by o->run */
+    float *x;                         /* rows, where nothing is cut */
+    float *merged, *by_x, *by_received; /* maps of an image, where windows overlap */
+    float *sums, *threshold, *slope;  /* by channel */
+    float *tau, *level, *scale, *shift, *mean, *by_tau, *by_theta, *by_shift, *by_scale; /* by place of a run and channel */
+    float *u, *d, *owed;              /* of a run in each window: membranes, gradients, those of what was handed on */
+} Task;
+
+/* Floats a channel that a task needs. */
+static int64_t task_floats_each(const Call *o, int64_t tile) {
+    if (!o->windows) return tile + SUMS + 2;
+    return o->in_pixels + o->out_pixels + o->other_pixels + 3 + SUMS + 2 + 21 * o->run;
+}
+
+static void share_out(const Call *o, Task *t, float *memory, int64_t tile) {
+    int64_t n = t->n, length = t->length = n * o->run;
+    t->sums = memory, memory += SUMS * n;
+    t->threshold = memory, memory += n;
+    t->slope = memory, memory += n;
+    for (int64_t c = 0; c < n; c++)
+        t->threshold[c] = o->level ? o->level[(t->c0 + c) * o->level_stride] : (float)o->threshold;
+    if (!o->windows) {
+        t->x = memory, memory += tile * n;
+        return;
+    }
+    float **rows[] = {&t->tau, &t->level, &t->scale, &t->shift, &t->mean, &t->by_tau, &t->by_theta, &t->by_shift, &t->by_scale};
+    for (int k = 0; k < 9; k++, memory += length) *rows[k] = memory;
+    t->u = memory, memory += 4 * length;
+    t->d = memory, memory += 4 * length;
+    t->owed = memory, memory += 4 * length;
+    t->merged = memory, memory += (o->out_pixels + 1) * n;
+    t->by_x = memory, memory += (o->in_pixels + 1) * n;
+    t->by_received = memory;
+    memset(t->owed, 0, sizeof(float) * (size_t)(4 * length));
+    for (int64_t r = 0; r < o->run; r++)
+        for (int64_t c = 0; c < n; c++) {
+            int64_t at = r * n + c, channel = t->c0 + c;
+            t->tau[at] = o->tau ? o->tau[channel * o->tau_stride] : 0.0f;
+            t->level[at] = t->threshold[c];
+            t->mean[at] = o->norm ? o->norm[channel] : 0.0f;
+            t->scale[at] = o->norm ? o->norm[2 * o->channels + channel] : 1.0f;
+            t->shift[at] = o->norm ? o->norm[3 * o->channels + channel] : 0.0f;
+        }
+}
+
+/* Normalise rows of the current. */
+INLINE void read_rows(const Call *o, const Task *t, float *x, int64_t row, int64_t rows, int bf16) {
+    const float *scale = o->norm + 2 * o->channels + t->c0, *shift = o->norm + 3 * o->channels + t->c0;
+    for (int64_t r = 0; r < rows; r++, x += t->n) {
+        int64_t at = (row + r) * o->channels + t->c0;
+        if (o->norm) {
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) x[c] = fmaf(load(o->current, at + c, bf16), scale[c], shift[c]);
+        } else {
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) x[c] = load(o->current, at + c, bf16);
+        }
+    }
+}
+
+/* What a neuron returns in training, instead of the step alone: a value and its slope. */
+INLINE float soft_of(int soft, float u, float v, float *slope, float h) {
+    if (soft == RAMP) {
+        float y = u - v + 0.5f;
+        *slope = y > 0.0f && y < 1.0f ? 1.0f : 0.0f;
+        y = y < 0.0f ? 0.0f : y;
+        return y > 1.0f ? 1.0f : y;
+    }
+    if (soft == GRADED) {
+        *slope = (u >= v ? 1.0f : 0.0f) + v * h;
+        return u < v ? 0.0f : u;
+    }
+    *slope = u > 0.0f ? 1.0f : 0.0f;
+    return u < 0.0f ? 0.0f : u;
+}
+
+INLINE float surrogate_of(int surrogate, float x) {
+    if (surrogate == RECTANGULAR) return fabsf(x) < 0.5f ? 1.0f : 0.0f;
+    if (surrogate == ARCTAN) return 1.0f / (1.0f + PI * x * (PI * x));
+    if (surrogate == SIGMOID) {
+        float e = exponential_of(-4.0f * fabsf(x)), s = 1.0f / (1.0f + e);
+        return 4.0f * s * (1.0f - s);
+    }
+    float y = fabsf(x);
+    return 1.0f - (y > 1.0f ? 1.0f : y);
+}
+
+/* A loop for what neurons return in training. */
+#define BY_SOFT(LOOP)                                                                                                  \
+    if (o->soft == RECTIFIER) {                                                                                        \
+        LOOP(RECTIFIER)                                                                                                \
+    } else if (o->soft == RAMP) {                                                                                      \
+        LOOP(RAMP)                                                                                                     \
+    } else {                                                                                                           \
+        LOOP(GRADED)                                                                                                   \
+    }
+
+/* Merge, fire and write rows of the output, q their first pixel of the image. */
+INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bf16) {
+    float a = o->anneal ? *o->anneal : 1.0f;
+    const float *level = t->threshold;
+    for (int64_t r = 0; r < rows; r++, m += t->n) {
+        int64_t at = (row + r) * o->channels + t->c0;
+        float share = o->share ? o->share[q + r] : 1.0f;
+        if (o->share) {
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) m[c] *= share;
+        }
+        if (!o->fires && o->residual) {
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) store(o->out, at + c, m[c] + load(o->residual, at + c, bf16), bf16);
+        } else if (!o->fires) {
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) store(o->out, at + c, m[c], bf16);
+        } else if (!o->anneal) {
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) store_step(o->out, at + c, m[c] >= level[c], bf16);
+        } else {
+#define MIX(SOFT)                                                                                                      \
+    _Pragma("omp simd") for (int64_t c = 0; c < t->n; c++) {                                                           \
+        float slope, y = soft_of(SOFT, m[c], level[c], &slope, 0.0f);                                                  \
+        store(o->out, at + c, a * (m[c] >= level[c] ? 1.0f : 0.0f) + (1.0f - a) * y, bf16);                            \
+    }
+            BY_SOFT(MIX)
+        }
+        if (o->merged) {
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) store(o->merged, at + c, m[c], bf16);
+        }
+    }
+}
+
+/* A stage for the type of maps, and for what neurons return, known to the compiler. */
+#define BY_TYPE(FUNCTION, ...)                                                                                         \
+    if (o->bf16)                                                                                                       \
+        FUNCTION(o, t, __VA_ARGS__, 1);                                                                                \
+    else                                                                                                               \
+        FUNCTION(o, t, __VA_ARGS__, 0);
+static void read_out(const Call *o, const Task *t, float *x, int64_t row, int64_t rows) {
+    BY_TYPE(read_rows, x, row, rows)
+}
+
+static void write_in(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows) {
+    BY_TYPE(write_rows, m, q, row, rows)
+}
+
+/* Pieces of an image: for each, its first pixel and its first row in memory. */
+#define PIECES(PIXELS, SLABS)                                                                                          \
+    for (int64_t s = 0, rows = (PIXELS) / (SLABS), q = 0, row = b * rows; s < (SLABS);                                 \
+         s++, q += rows, row += o->images * rows)
+
+/* Where a run of places lies in each window: in memory, and as pixels of an image; ok is 0 where it is padding. */
+typedef struct {
+    int64_t in[4], out[4], map[4], in_pixel[4], out_pixel[4], map_pixel[4], before[4];
+    float in_ok[4], map_ok[4];
+} Spot;
+
+INLINE Spot locate(const Call *o, const Task *t, int64_t b, int64_t i) {
+    Spot s;
+    for (int k = 0; k < 4; k++) {
+        int64_t j = k * o->places + i, beside = (k * o->images + b) * o->places + i;
+        s.in_pixel[k] = o->in_index[j], s.out_pixel[k] = o->out_index[j], s.map_pixel[k] = o->other_index[j];
+        int in_ok = s.in_pixel[k] < o->in_pixels, map_ok = s.map_pixel[k] < o->other_pixels;
+        int64_t in = o->in_slabs > 1 ? beside : b * o->in_pixels + (in_ok ? s.in_pixel[k] : 0);
+        int64_t out = o->out_slabs > 1 ? beside : b * o->out_pixels + s.out_pixel[k]; /* where it is padding, not used */
+        s.in_ok[k] = (float)in_ok, s.map_ok[k] = (float)map_ok;
+        s.in[k] = in * o->channels + t->c0, s.out[k] = out * o->channels + t->c0;
+        s.map[k] = (b * o->other_pixels + (map_ok ? s.map_pixel[k] : 0)) * o->channels + t->c0;
+        s.before[k] = beside * o->channels + t->c0;
+    }
+    return s;
+}
+
+/* The normalised current, and a membrane that was received: nothing, where a place is padding. */
+#define X(k) ((padded ? s.in_ok[k] : 1.0f) * fmaf(load(o->current, s.in[k] + c, bf16), scale[c], shift[c]))
+#define RECEIVED(k) ((padded ? s.map_ok[k] : 1.0f) * load(o->other, s.map[k] + c, bf16))
+#define BEFORE(k) load(o->other, s.before[k] + c, bf16)
+#define VALUE(A, B) (tau[c] * value_of(omega_kind, A, B, angle))
+
+/* Visit the windows of an image: spikes, or sums of membranes on its map; and the membranes that are handed on. */
+INLINE void visit(const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int padded, int bf16) {
+    int64_t n = t->length;
+    float angle = o->theta ? PI * *o->theta : 0.0f;
+    const float *tau = t->tau, *scale = t->scale, *shift = t->shift, *level = t->level;
+    float *u0 = t->u, *u1 = u0 + n, *u2 = u1 + n, *u3 = u2 + n;
+    if (!fires) memset(t->merged, 0, sizeof(float) * (size_t)((o->out_pixels + 1) * t->n));
+    for (int64_t i = 0; i < o->places; i += o->run) {
+        Spot s = locate(o, t, b, i);
+#pragma omp simd
+        for (int64_t c = 0; c < n; c++) {
+            float u = X(0), v, w, z;
+            if (form == RECURRENT) {
+                float r = RECEIVED(1);
+                u += VALUE(RECEIVED(0), r);
+                v = X(1) + VALUE(u, r);
+                w = X(2) + VALUE(RECEIVED(2), v);
+                z = X(3) + VALUE(RECEIVED(3), w);
+            } else if (form == COUPLED) {
+                v = X(1) + VALUE(BEFORE(0), u);
+                w = X(2) + VALUE(BEFORE(1), v);
+                z = X(3) + VALUE(BEFORE(2), w);
+            } else if (form == FIRST) {
+                v = fmaf(tau[c], u, X(1));
+                w = fmaf(tau[c], v, X(2));
+                z = fmaf(tau[c], w, X(3));
+            } else {
+                v = X(1), w = X(2), z = X(3);
+            }
+            if (fires) {
+                store_step(o->out, s.out[0] + c, u >= level[c], bf16);
+                store_step(o->out, s.out[1] + c, v >= level[c], bf16);
+                store_step(o->out, s.out[2] + c, w >= level[c], bf16);
+                store_step(o->out, s.out[3] + c, z >= level[c], bf16);
+            }
+            if (!fires || form == FIRST) u0[c] = u, u1[c] = v, u2[c] = w, u3[c] = z;
+        }
+        for (int k = 0; k < 4 && !fires; k++) {
+            float *m = t->merged + s.out_pixel[k] * t->n;
+            const float *u = t->u + k * n;
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++) m[c] += u[c];
+        }
+        if (form != FIRST || !o->handed_on) continue;
+        int64_t skip = o->channels - o->handed - t->c0, begin = skip > 0 ? skip : 0;
+        for (int k = 0; k < 3 && begin < n; k++)
+            pack(o->handed_on, ((k * o->images + b) * o->places + i) * o->handed + begin - skip, t->u + k * n + begin, n - begin, bf16);
+    }
+}
+
+/* Back through the windows of an image. Where they do not overlap, gradients of spikes are taken and those of the current
+ * given at once; else both are on the image's map in scratch memory. */
+INLINE void revisit(
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int surrogate, int in_overlaps, int padded, int bf16
+) {
+    int64_t n = t->length;
+    float angle = o->theta ? PI * *o->theta : 0.0f;
+    const float *tau = t->tau, *scale = t->scale, *shift = t->shift, *level = t->level;
+    float *by_tau = t->by_tau, *by_theta = t->by_theta;
+    float *g0 = t->owed, *g1 = g0 + n, *g2 = g1 + n;
+    float *e0 = t->d, *e1 = e0 + n, *e2 = e1 + n, *e3 = e2 + n, *a0 = t->u, *a1 = a0 + n, *a2 = a1 + n, *a3 = a2 + n;
+    if (in_overlaps) memset(t->by_x, 0, sizeof(float) * (size_t)((o->in_pixels + 1) * t->n));
+    if (form == RECURRENT) memset(t->by_received, 0, sizeof(float) * (size_t)((o->other_pixels + 1) * t->n));
+    if (surrogate < 0) memset(t->merged + o->out_pixels * t->n, 0, sizeof(float) * (size_t)t->n);
+    for (int64_t i = 0; i < o->places; i += o->run) {
+        Spot s = locate(o, t, b, i);
+        int64_t skip = o->channels - o->handed - t->c0, begin = skip > 0 ? skip : 0;
+        if (form == FIRST && o->grad_handed)
+            for (int k = 0; k < 3; k++) {
+                int64_t at = ((k * o->images + b) * o->places + i) * o->handed - skip;
+                float *g = t->owed + k * n;
+#pragma omp simd
+                for (int64_t c = begin; c < n; c++) g[c] = load(o->grad_handed, at + c, bf16);
+            }
+        const float *m0 = t->merged + s.out_pixel[0] * t->n, *m1 = t->merged + s.out_pixel[1] * t->n;
+        const float *m2 = t->merged + s.out_pixel[2] * t->n, *m3 = t->merged + s.out_pixel[3] * t->n;
+#define OWED(k, U)                                                                                                     \
+    (surrogate < 0 ? m##k[c] : load(o->grad, s.out[k] + c, bf16) * surrogate_of(surrogate, (U) - level[c]))
+#pragma omp simd
+        for (int64_t c = 0; c < n; c++) {
+            float u = X(0), d0, d1, d2, d3, l = tau[c];
+            if (form == RECURRENT) {
+                float r0 = RECEIVED(0), r1 = RECEIVED(1), r2 = RECEIVED(2), r3 = RECEIVED(3);
+                Omega o0 = omega(omega_kind, r0, r1, angle);
+                u += l * o0.value;
+                Omega o1 = omega(omega_kind, u, r1, angle);
+                float v = X(1) + l * o1.value;
+                Omega o2 = omega(omega_kind, r2, v, angle);
+                float w = X(2) + l * o2.value;
+                Omega o3 = omega(omega_kind, r3, w, angle);
+                d3 = OWED(3, X(3) + l * o3.value);
+                d2 = OWED(2, w) + l * d3 * o3.by_b;
+                d1 = OWED(1, v) + l * d2 * o2.by_b;
+                d0 = OWED(0, u) + l * d1 * o1.by_a;
+                by_tau[c] += (d3 * o3.value + d2 * o2.value) + (d1 * o1.value + d0 * o0.value);
+                by_theta[c] += l * ((d3 * o3.by_c + d2 * o2.by_c) + (d1 * o1.by_c + d0 * o0.by_c));
+                a0[c] = l * d0 * o0.by_a;
+                a1[c] = l * (d1 * o1.by_b + d0 * o0.by_b);
+                a2[c] = l * d2 * o2.by_a;
+                a3[c] = l * d3 * o3.by_a;
+            } else if (form == COUPLED) {
+                Omega o1 = omega(omega_kind, BEFORE(0), u, angle);
+                float v = X(1) + l * o1.value;
+                Omega o2 = omega(omega_kind, BEFORE(1), v, angle);
+                float w = X(2) + l * o2.value;
+                Omega o3 = omega(omega_kind, BEFORE(2), w, angle);
+                d3 = OWED(3, X(3) + l * o3.value);
+                d2 = OWED(2, w) + l * d3 * o3.by_b;
+                d1 = OWED(1, v) + l * d2 * o2.by_b;
+                d0 = OWED(0, u) + l * d1 * o1.by_b;
+                by_tau[c] += d3 * o3.value + d2 * o2.value + d1 * o1.value;
+                by_theta[c] += l * (d3 * o3.by_c + d2 * o2.by_c + d1 * o1.by_c);
+                a0[c] = l * d1 * o1.by_a;
+                a1[c] = l * d2 * o2.by_a;
+                a2[c] = l * d3 * o3.by_a;
+            } else if (form == FIRST) {
+                float v = fmaf(l, u, X(1)), w = fmaf(l, v, X(2));
+                d3 = OWED(3, fmaf(l, w, X(3)));
+                d2 = fmaf(l, d3, OWED(2, w)) + g2[c];
+                d1 = fmaf(l, d2, OWED(1, v)) + g1[c];
+                d0 = fmaf(l, d1, OWED(0, u)) + g0[c];
+                by_tau[c] += d3 * w + d2 * v + d1 * u;
+            } else {
+                d0 = OWED(0, u), d1 = OWED(1, X(1)), d2 = OWED(2, X(2)), d3 = OWED(3, X(3));
+            }
+            e0[c] = d0, e1[c] = d1, e2[c] = d2, e3[c] = d3;
+        }
+        for (int k = 0; k < 4; k++) {
+            const float *d = t->d + k * n, *mean = t->mean;
+            float *by_x = t->by_x + s.in_pixel[k] * t->n, *by_shift = t->by_shift, *by_scale = t->by_scale, *a = t->u + k * n;
+            if (form == RECURRENT) {
+                float *by_received = t->by_received + s.map_pixel[k] * t->n;
+#pragma omp simd
+                for (int64_t c = 0; c < n; c++) by_received[c] += a[c];
+            }
+            if (form == COUPLED && k < 3) pack(o->by_other, s.before[k], a, n, bf16);
+            if (in_overlaps) {
+#pragma omp simd
+                for (int64_t c = 0; c < n; c++) by_x[c] += d[c];
+                continue;
+            }
+            if (padded && s.in_ok[k] == 0.0f) continue;
+            if (o->norm) {
+#pragma omp simd
+                for (int64_t c = 0; c < n; c++) {
+                    by_shift[c] += d[c];
+                    by_scale[c] += d[c] * (load(o->current, s.in[k] + c, bf16) - mean[c]);
+                }
+            }
+            if (o->norm && !o->batch_statistics) {
+#pragma omp simd
+                for (int64_t c = 0; c < n; c++) store(o->by_current, s.in[k] + c, scale[c] * d[c], bf16);
+            } else {
+                pack(o->by_current, s.in[k], d, n, bf16);
+            }
+        }
+    }
+    if (form == RECURRENT)
+        for (int64_t q = 0; q < o->other_pixels; q++)
+            pack(o->by_other, (b * o->other_pixels + q) * o->channels + t->c0, t->by_received + q * t->n, t->n, bf16);
+}
+
+/* A pass with the form, the projection, the type and the rest known to the compiler. */
+#define FOR_EACH_OMEGA(DO)                                                                                             \
+    DO(SINE) DO(MEAN) DO(TANH) DO(EXPONENTIAL) DO(POLYNOMIAL) DO(PIECEWISE_LINEAR) DO(NONE)
+#define AT_ONCE(FORM, OMEGA) ((FORM) == FIRST || ((FORM) == COUPLED && (OMEGA) == SINE))
+#define VISIT(FORM, OMEGA)                                                                                             \
+    if (AT_ONCE(FORM, OMEGA) && fires) {                                                                                                       \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 0)                                                                           \
+    } else {                                                                                                           \
+        BY_TYPE(visit, b, FORM, OMEGA, 0, 1)                                                                           \
+    }
+#define REVISIT(FORM, OMEGA)                                                                                           \
+    if (AT_ONCE(FORM, OMEGA) && fires) {                                                                               \
+        BY_TYPE(revisit, b, FORM, OMEGA, TRIANGULAR, 0, 0)                                                             \
+    } else {                                                                                                           \
+        BY_TYPE(revisit, b, FORM, OMEGA, -1, (int)o->in_overlaps, 1)                                                   \
+    }
+#define DISPATCH(NAME, DO)                                                                                             \
+    static void NAME(const Call *o, const Task *t, int64_t b, int fires) {                                             \
+        if (o->form == STILL) {                                                                                        \
+            DO(STILL, NONE)                                                                                            \
+        } else if (o->form == FIRST) {                                                                                 \
+            DO(FIRST, NONE)                                                                                            \
+        } else if (o->form == COUPLED) {                                                                               \
+            switch (o->omega) { FOR_EACH_OMEGA(DO##_COUPLED) }                                                         \
+        } else {                                                                                                       \
+            switch (o->omega) { FOR_EACH_OMEGA(DO##_RECURRENT) }                                                       \
+        }                                                                                                              \
+    }
+#define CASE(DO, FORM, OMEGA)                                                                                          \
+    case OMEGA:                                                                                                        \
+        DO(FORM, OMEGA)                                                                                                \
+        break;
+#define VISIT_COUPLED(OMEGA) CASE(VISIT, COUPLED, OMEGA)
+#define VISIT_RECURRENT(OMEGA) CASE(VISIT, RECURRENT, OMEGA)
+#define REVISIT_COUPLED(OMEGA) CASE(REVISIT, COUPLED, OMEGA)
+#define REVISIT_RECURRENT(OMEGA) CASE(REVISIT, RECURRENT, OMEGA)
+DISPATCH(visit_windows, VISIT)
+DISPATCH(revisit_windows, REVISIT)
+
+/* Whether spikes leave the windows at once, without a map of their membranes. */
+static int fires_at_once(const Call *o) {
+    int compiled = AT_ONCE(o->form, o->omega); /* for others it is not worth the compiler's time */
+    return o->fires && compiled && !o->out_overlaps && !o->padded && !o->anneal && !o->merged && !o->grad_merged;
+}
+
+/* Normalise and fire rows that are independent of each other, or add the stream to them. */
+INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int bf16) {
+    const float *scale = o->norm + 2 * o->channels + t->c0, *shift = o->norm + 3 * o->channels + t->c0;
+    const float *level = t->threshold;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t at = (row + r) * o->channels + t->c0;
+#pragma omp simd
+        for (int64_t c = 0; c < t->n; c++) {
+            float x = load(o->current, at + c, bf16);
+            x = normed ? fmaf(x, scale[c], shift[c]) : x;
+            store_step(o->out, at + c, x >= level[c], bf16);
+        }
+    }
+}
+
+INLINE void add_stream(const Call *o, const Task *t, int64_t row, int64_t rows, int bf16) {
+    const float *scale = o->norm + 2 * o->channels + t->c0, *shift = o->norm + 3 * o->channels + t->c0;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t at = (row + r) * o->channels + t->c0;
+        float *x = t->x + r * t->n;
+        if (o->residual) {
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++)
+                x[c] = fmaf(load(o->current, at + c, bf16), scale[c], shift[c]) + load(o->residual, at + c, bf16);
+        } else {
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) x[c] = fmaf(load(o->current, at + c, bf16), scale[c], shift[c]);
+        }
+        pack(o->out, at, x, t->n, bf16);
+    }
+}
+
+static void forward(const Call *o, Task *t, int64_t tile) {
+    for (int64_t b = t->b0; b < t->b1; b += tile) {
+        if (!o->windows) {
+            int64_t rows = least(tile, t->b1 - b);
+            if (o->fires && !o->anneal && !o->merged && o->norm) {
+                BY_TYPE(fire_rows, b, rows, 1)
+            } else if (o->fires && !o->anneal && !o->merged) {
+                BY_TYPE(fire_rows, b, rows, 0)
+            } else if (!o->fires && o->norm && !o->merged) {
+                BY_TYPE(add_stream, b, rows)
+            } else {
+                read_out(o, t, t->x, b, rows);
+                write_in(o, t, t->x, 0, b, rows);
+            }
+            continue;
+        }
+        int at_once = fires_at_once(o);
+        visit_windows(o, t, b, at_once);
+        if (at_once) continue;
+        PIECES(o->out_pixels, o->out_slabs) write_in(o, t, t->merged + q * t->n, q, row, rows);
+    }
+}
+
+/* From the gradient of what rows of neurons return to that of their membranes' sums, which takes their place. */
+INLINE void owe_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bf16) {
+    float a = o->anneal ? *o->anneal : 1.0f;
+    const float *level = t->threshold;
+    float *by_level = t->sums + BY_THRESHOLD * t->n, *by_u = t->slope;
+    int64_t n = t->n;
+    for (int64_t r = 0; r < rows; r++, m += n) {
+        int64_t at = (row + r) * o->channels + t->c0;
+        float share = o->share ? o->share[q + r] : 1.0f;
+        if (!o->fires) {
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++) m[c] = load(o->grad, at + c, bf16);
+        } else {
+#define SLOPE(KIND)                                                                                                    \
+    _Pragma("omp simd") for (int64_t c = 0; c < n; c++) by_u[c] = surrogate_of(KIND, share * m[c] - level[c]);
+            if (o->surrogate == TRIANGULAR) {
+                SLOPE(TRIANGULAR)
+            } else if (o->surrogate == RECTANGULAR) {
+                SLOPE(RECTANGULAR)
+            } else if (o->surrogate == ARCTAN) {
+                SLOPE(ARCTAN)
+            } else {
+                SLOPE(SIGMOID)
+            }
+            if (o->level) {
+#pragma omp simd
+                for (int64_t c = 0; c < n; c++) by_level[c] -= a * by_u[c] * load(o->grad, at + c, bf16);
+            }
+            if (o->anneal) {
+#define MIX_SLOPE(SOFT)                                                                                                \
+    _Pragma("omp simd") for (int64_t c = 0; c < n; c++) {                                                              \
+        float slope, h = by_u[c];                                                                                      \
+        soft_of(SOFT, share * m[c], level[c], &slope, h);                                                              \
+        by_u[c] = a * h + (1.0f - a) * slope;                                                                          \
+        float by_v = SOFT == RAMP ? slope : SOFT == GRADED ? level[c] * h : 0.0f;                                      \
+        by_level[c] -= (1.0f - a) * by_v * load(o->grad, at + c, bf16);                                                \
+    }
+                BY_SOFT(MIX_SLOPE)
+            }
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++) m[c] = by_u[c] * load(o->grad, at + c, bf16);
+        }
+        if (o->grad_merged) {
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++) m[c] += load(o->grad_merged, at + c, bf16);
+        }
+        if (o->share) {
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++) m[c] *= share;
+        }
+    }
+}
+
+static void owe(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows) {
+    BY_TYPE(owe_rows, m, q, row, rows)
+}
+
+/* Write the gradient of rows of the normalised current, or where the norm's statistics are constants of the current,
+ * and add to the sums by channel. */
+INLINE void settle_rows(const Call *o, const Task *t, const float *d, int64_t row, int64_t rows, int bf16) {
+    const float *mean = o->norm + t->c0, *scale = o->norm + 2 * o->channels + t->c0;
+    float *by_shift = t->sums + BY_SHIFT * t->n, *by_scale = t->sums + BY_SCALE * t->n;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t at = (row + r) * o->channels + t->c0;
+        const float *p = d + r * t->n;
+        if (!o->norm || o->batch_statistics) {
+            if (t->n < o->channels) pack(o->by_current, at, p, t->n, bf16);
+        } else {
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) store(o->by_current, at + c, scale[c] * p[c], bf16);
+        }
+        if (!o->norm) continue;
+#pragma omp simd
+        for (int64_t c = 0; c < t->n; c++) {
+            by_shift[c] += p[c];
+            by_scale[c] += p[c] * (load(o->current, at + c, bf16) - mean[c]);
+        }
+    }
+    if (t->n == o->channels && (!o->norm || o->batch_statistics)) pack(o->by_current, row * t->n, d, rows * t->n, bf16);
+}
+
+static void settle(const Call *o, const Task *t, const float *d, int64_t row, int64_t rows) {
+    BY_TYPE(settle_rows, d, row, rows)
+}
+
+
+/* Rows that are independent of each other: the gradient of the normalised current is cheaper made twice than kept. The
+ * first pass takes its sums, several rows at a time; the second, which is the first where statistics are constants, writes
+ * the gradient of the current. */
+INLINE float owed_of(
+    const Call *o, int64_t at, float scale, float shift, float level, float a, float *x, int surrogate, int soft, int bf16
+) {
+    float g = load(o->grad, at, bf16);
+    *x = load(o->current, at, bf16);
+    if (surrogate < 0) return g;
+    float u = fmaf(*x, scale, shift), h = surrogate_of(surrogate, u - level);
+    if (soft >= 0) {
+        float slope;
+        soft_of(soft, u, level, &slope, h);
+        h = a * h + (1.0f - a) * slope;
+    }
+    return g * h;
+}
+
+INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int surrogate, int soft, int bf16) {
+    const float *mean = o->norm + t->c0, *scale = mean + 2 * o->channels, *shift = scale + o->channels;
+    const float *level = t->threshold;
+    float *by_shift = t->sums + BY_SHIFT * t->n, *by_scale = t->sums + BY_SCALE * t->n;
+    float a = o->anneal ? *o->anneal : 1.0f;
+    int64_t r = 0, n = t->n, step = o->channels;
+    for (; r + 4 <= rows; r += 4) {
+        int64_t at = (row + r) * step + t->c0;
+#pragma omp simd
+        for (int64_t c = 0; c < n; c++) {
+            float x, y, z, w, m = mean[c];
+            float p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, surrogate, soft, bf16);
+            float q = owed_of(o, at + step + c, scale[c], shift[c], level[c], a, &y, surrogate, soft, bf16);
+            float u = owed_of(o, at + 2 * step + c, scale[c], shift[c], level[c], a, &z, surrogate, soft, bf16);
+            float v = owed_of(o, at + 3 * step + c, scale[c], shift[c], level[c], a, &w, surrogate, soft, bf16);
+            by_shift[c] += (p + q) + (u + v);
+            by_scale[c] += (p * (x - m) + q * (y - m)) + (u * (z - m) + v * (w - m));
+        }
+    }
+    for (; r < rows; r++) {
+        int64_t at = (row + r) * step + t->c0;
+#pragma omp simd
+        for (int64_t c = 0; c < n; c++) {
+            float x, p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, surrogate, soft, bf16);
+            by_shift[c] += p;
+            by_scale[c] += p * (x - mean[c]);
+        }
+    }
+}
+
+/* The gradient of the current: what its statistics owe is taken off, or nothing. */
+INLINE void owe_current(const Call *o, const Task *t, int64_t row, int64_t rows, int surrogate, int soft, int bf16) {
+    const float *mean = o->norm + t->c0, *scale = mean + 2 * o->channels, *shift = scale + o->channels;
+    const float *level = t->threshold, *by_mean = o->totals + SUMS * o->channels + t->c0;
+    const float *by_spread = by_mean + o->channels;
+    float a = o->anneal ? *o->anneal : 1.0f;
+    int64_t n = t->n;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t at = (row + r) * o->channels + t->c0;
+        float *d = t->x + r * n;
+        if (o->batch_statistics) {
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++) {
+                float x, p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, surrogate, soft, bf16);
+                d[c] = fmaf(x - mean[c], by_spread[c], fmaf(p, scale[c], by_mean[c]));
+            }
+        } else {
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++) {
+                float x;
+                d[c] = scale[c] * owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, surrogate, soft, bf16);
+            }
+        }
+        if (n != o->channels) pack(o->by_current, at, d, n, bf16);
+    }
+    if (n == o->channels) pack(o->by_current, row * n, t->x, rows * n, bf16);
+}
+
+#define BACK(NAME, FUNCTION)                                                                                           \
+    static void NAME(const Call *o, const Task *t, int64_t row, int64_t rows) {                                        \
+        if (!o->fires) {                                                                                               \
+            BY_TYPE(FUNCTION, row, rows, -1, -1)                                                                       \
+        } else if (!o->anneal) {                                                                                       \
+            BY_TYPE(FUNCTION, row, rows, TRIANGULAR, -1)                                                               \
+        } else {                                                                                                       \
+            BY_TYPE(FUNCTION, row, rows, TRIANGULAR, RECTIFIER)                                                        \
+        }                                                                                                              \
+    }
+BACK(sum, sum_rows)
+BACK(owe_input, owe_current)
+
+/* Whether gradients are made twice. */
+static int is_twice(const Call *o) {
+    int common = !o->fires || (o->surrogate == TRIANGULAR && (!o->anneal || o->soft == RECTIFIER));
+    return !o->windows && o->norm && !o->level && !o->grad_merged && o->whole && common;
+}
+
+static void backward(const Call *o, Task *t, int64_t tile) {
+    for (int64_t b = t->b0; b < t->b1; b += tile) {
+        memset(t->sums, 0, sizeof(float) * (size_t)(SUMS * t->n));
+        if (!o->windows) {
+            int64_t rows = least(tile, t->b1 - b);
+            if (is_twice(o)) {
+                sum(o, t, b, rows);
+                if (!o->batch_statistics) owe_input(o, t, b, rows);
+            } else {
+                if (o->fires) read_out(o, t, t->x, b, rows);
+                owe(o, t, t->x, 0, b, rows);
+                settle(o, t, t->x, b, rows);
+            }
+        } else {
+            int at_once = fires_at_once(o) && !o->level && !o->in_overlaps && o->surrogate == TRIANGULAR;
+            memset(t->by_tau, 0, sizeof(float) * (size_t)(4 * t->length));
+            if (!at_once) {
+                if (o->form != STILL || o->fires) visit_windows(o, t, b, 0);
+                PIECES(o->out_pixels, o->out_slabs) owe(o, t, t->merged + q * t->n, q, row, rows);
+            }
+            revisit_windows(o, t, b, at_once);
+            if (o->in_overlaps) {
+                PIECES(o->in_pixels, o->in_slabs) settle(o, t, t->by_x + q * t->n, row, rows);
+            }
+            for (int64_t r = 0; r < o->run; r++)
+#pragma omp simd
+                for (int64_t c = 0; c < t->n; c++) {
+                    t->sums[BY_TAU * t->n + c] += t->by_tau[r * t->n + c];
+                    t->sums[BY_THETA * t->n + c] += t->by_theta[r * t->n + c];
+                    t->sums[BY_SHIFT * t->n + c] += t->by_shift[r * t->n + c];
+                    t->sums[BY_SCALE * t->n + c] += t->by_scale[r * t->n + c];
+                }
+        }
+        for (int64_t k = 0; k < (is_twice(o) ? BY_TAU : SUMS); k++) {
+            double *total = o->sums + (t->g * SUMS + k) * o->channels + t->c0;
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) total[c] += t->sums[k * t->n + c];
+        }
+    }
+}
+
+/* Sums of what the rows of a group differ from the first row, and of its squares: no two large numbers are subtracted. */
+INLINE void add_rows(const Call *o, int64_t r0, int64_t r1, int64_t c0, int64_t n, float *sum, double *total, int bf16) {
+    float *square = sum + n, *first = square + n;
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) first[c] = load(o->current, c0 + c, bf16);
+    for (int64_t r = r0; r < r1; r += 128) {
+        int64_t end = least(r + 128, r1), i = r;
+        memset(sum, 0, sizeof(float) * 2 * (size_t)n);
+        for (; i + 4 <= end; i += 4) {
+            int64_t at = i * o->channels + c0, step = o->channels;
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++) {
+                float x = load(o->current, at + c, bf16) - first[c], y = load(o->current, at + step + c, bf16) - first[c];
+                float z = load(o->current, at + 2 * step + c, bf16) - first[c];
+                float w = load(o->current, at + 3 * step + c, bf16) - first[c];
+                sum[c] += (x + y) + (z + w);
+                square[c] += (x * x + y * y) + (z * z + w * w);
+            }
+        }
+        for (; i < end; i++) {
+            int64_t at = i * o->channels + c0;
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++) {
+                float x = load(o->current, at + c, bf16) - first[c];
+                sum[c] += x;
+                square[c] += x * x;
+            }
+        }
+#pragma omp simd
+        for (int64_t c = 0; c < n; c++) {
+            total[c] += sum[c];
+            total[o->channels + c] += square[c];
+        }
+    }
+}
+
+/* Scale and shift from mean and variance. */
+static void normalise(const Call *o) {
+    int64_t n = o->channels;
+    float *mean = o->norm, *var = mean + n, *scale = var + n, *shift = scale + n;
+    for (int64_t c = 0; c < n; c++) {
+        double s = (o->weight ? o->weight[c] : 1.0) / sqrt((double)var[c] + o->eps);
+        scale[c] = (float)s;
+        shift[c] = (float)((o->bias ? o->bias[c] : 0.0) - mean[c] * s);
+    }
+}
+
+/* The norm of running statistics. */
+static void normalise_running(const Call *o) {
+    memcpy(o->norm, o->running_mean, sizeof(float) * (size_t)o->channels);
+    memcpy(o->norm + o->channels, o->running_var, sizeof(float) * (size_t)o->channels);
+    normalise(o);
+}
+
+/* The parts of a call that threads share. Each ends where all threads have ended it. */
+
+static void take_moments(const Call *o, float *memory) {
+    int64_t n = o->channels, blocks = (n + o->row_block - 1) / o->row_block;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < o->row_groups * blocks; i++) {
+        int64_t g = i / blocks, c0 = i % blocks * o->row_block, width = least(o->row_block, n - c0);
+        int64_t r0 = o->rows * g / o->row_groups, r1 = o->rows * (g + 1) / o->row_groups;
+        if (o->bf16)
+            add_rows(o, r0, r1, c0, width, memory, o->moments + g * 2 * n + c0, 1);
+        else
+            add_rows(o, r0, r1, c0, width, memory, o->moments + g * 2 * n + c0, 0);
+    }
+#pragma omp single
+    {
+        double *total = o->moments, rows = (double)o->rows;
+        for (int64_t g = 1; g < o->row_groups; g++)
+#pragma omp simd
+            for (int64_t c = 0; c < 2 * n; c++) total[c] += total[g * 2 * n + c];
+        for (int64_t c = 0; c < n; c++) {
+            double mean = total[c] / rows, var = total[n + c] / rows - mean * mean;
+            o->norm[c] = (float)(mean + load(o->current, c, (int)o->bf16));
+            o->norm[n + c] = (float)(var < 0.0 ? 0.0 : var); /* NaN stays */
+        }
+        normalise(o);
+    }
+}
+
+static void second_pass(const Call *o, Task *t, int64_t tile) {
+    for (int64_t b = t->b0; b < t->b1; b += tile) owe_input(o, t, b, least(tile, t->b1 - b));
+}
+
+typedef void Pass(const Call *, Task *, int64_t tile);
+
+static int64_t tile_of(const Call *o) { return o->windows ? 1 : 8192 / o->block + 4; }
+
+static void do_tasks(Pass *pass, const Call *o, float *memory) {
+    int64_t blocks = (o->channels + o->block - 1) / o->block, tile = tile_of(o);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < o->groups * blocks; i++) {
+        Task t = {.g = i / blocks, .c0 = i % blocks * o->block};
+        t.b0 = o->images * t.g / o->groups, t.b1 = o->images * (t.g + 1) / o->groups;
+        t.n = least(o->block, o->channels - t.c0);
+        share_out(o, &t, memory, tile);
+        pass(o, &t, tile);
+    }
+}
+
+/* What the statistics of the norm owe, by channel, from the sums over all rows. */
+static void take_totals(const Call *o, double rows) {
+    int64_t n = o->channels;
+    float *by_mean = o->totals + SUMS * n, *by_spread = by_mean + n;
+    for (int64_t c = 0; c < n; c++) {
+        double scale = o->norm[2 * n + c], spread = (double)o->norm[n + c] + o->eps;
+        by_mean[c] = (float)(-scale * o->totals[BY_SHIFT * n + c] / rows);
+        by_spread[c] = (float)(-scale * o->totals[BY_SCALE * n + c] / rows / spread);
+    }
+}
+
+/* The gradient of the current, in the place of that of the normalised one: what its statistics owe is taken off. */
+INLINE void take_off(const Call *o, int64_t r0, int64_t r1, int bf16) {
+    const float *mean = o->norm, *scale = o->norm + 2 * o->channels;
+    const float *by_mean = o->totals + SUMS * o->channels, *by_spread = by_mean + o->channels;
+    float d[1024];
+    for (int64_t r = r0; r < r1; r++)
+        for (int64_t c0 = 0; c0 < o->channels; c0 += 1024) {
+            int64_t at = r * o->channels + c0, n = least(1024, o->channels - c0);
+            const float *m = mean + c0, *s = scale + c0, *p = by_mean + c0, *q = by_spread + c0;
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++) {
+                float x = load(o->current, at + c, bf16) - m[c];
+                d[c] = fmaf(x, q[c], fmaf(load(o->by_current, at + c, bf16), s[c], p[c]));
+            }
+            pack(o->by_current, at, d, n, bf16);
+        }
+}
+
+static void take_off_all(const Call *o) {
+#pragma omp for schedule(static)
+    for (int64_t g = 0; g < o->row_groups; g++) {
+        int64_t r0 = o->rows * g / o->row_groups, r1 = o->rows * (g + 1) / o->row_groups;
+        if (o->bf16)
+            take_off(o, r0, r1, 1);
+        else
+            take_off(o, r0, r1, 0);
+    }
+}
+
+static size_t task_floats(const Call *o) {
+    int64_t floats = task_floats_each(o, tile_of(o)) * o->block, rows = 3 * o->row_block;
+    return (size_t)(floats > rows ? floats : rows);
+}
+
+/* Memory for each thread's tasks, or NULL. */
+static float *memory_for(const Call *o, size_t floats) {
+    return aligned_alloc(64, (floats * (size_t)o->threads * sizeof(float) + 63) / 64 * 64);
+}
+
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#else
+#define THREAD 0
+#endif
+
+/* Each of these returns 0, or 1 where there is no memory. */
+
+int msnn_statistics(const Call *o) {
+    size_t floats = (size_t)(3 * o->row_block + 16) / 16 * 16;
+    float *memory = memory_for(o, floats);
+    if (!memory) return 1;
+#pragma omp parallel num_threads((int)o->threads) if (o->threads > 1)
+    take_moments(o, memory + (size_t)THREAD * floats);
+    free(memory);
+    return 0;
+}
+
+int msnn_forward(const Call *o) {
+    size_t floats = (task_floats(o) + 16) / 16 * 16;
+    float *memory = memory_for(o, floats);
+    if (!memory) return 1;
+    if (o->whole && !o->batch_statistics) normalise_running(o);
+#pragma omp parallel num_threads((int)o->threads) if (o->threads > 1)
+    {
+        float *mine = memory + (size_t)THREAD * floats;
+        if (o->whole && o->batch_statistics) take_moments(o, mine);
+        do_tasks(forward, o, mine);
+    }
+    free(memory);
+    return 0;
+}
+
+int msnn_backward(const Call *o) {
+    size_t floats = (task_floats(o) + 16) / 16 * 16;
+    float *memory = memory_for(o, floats);
+    if (!memory) return 1;
+#pragma omp parallel num_threads((int)o->threads) if (o->threads > 1)
+    {
+        do_tasks(backward, o, memory + (size_t)THREAD * floats);
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < SUMS; k++) {
+            double *total = o->sums + k * o->channels;
+            for (int64_t g = 1; g < o->groups; g++)
+#pragma omp simd
+                for (int64_t c = 0; c < o->channels; c++) total[c] += total[g * SUMS * o->channels + c];
+#pragma omp simd
+            for (int64_t c = 0; c < o->channels; c++) o->totals[k * o->channels + c] = (float)total[c];
+        }
+        if (o->whole && o->batch_statistics) {
+#pragma omp single
+            take_totals(o, (double)o->rows);
+            if (is_twice(o))
+                do_tasks(second_pass, o, memory + (size_t)THREAD * floats);
+            else
+                take_off_all(o);
+        }
+    }
+    free(memory);
+    return 0;
+}
+
+/* The second pass back alone; sums holds the number of rows that totals are of. */
+int msnn_settle(const Call *o) {
+    take_totals(o, *o->sums);
+#pragma omp parallel num_threads((int)o->threads) if (o->threads > 1)
+    take_off_all(o);
+    return 0;
+}

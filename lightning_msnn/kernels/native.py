@@ -1,0 +1,306 @@
+"""The kernels in C, for CPUs with a compiler beside them: see :mod:`~lightning_msnn.kernels.layer` and ``native.c``."""
+
+import ctypes
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_msnn.kernels.compiler import build
+from lightning_msnn.kernels.geometry import FORMS, OMEGAS, SOFT, SUMS, SURROGATES, Layer, Tables, empty, tables
+
+__all__ = ["DTYPES", "available", "backward", "forward", "settle", "statistics"]
+
+DTYPES = (torch.float32, torch.bfloat16)
+"""Data types of maps that the kernels take."""
+
+_GRAIN = 32768  # elements that are worth a thread
+_GROUPS = 16  # of images, for one thread as for many
+_CACHE = 2**17  # floats that the maps of a task may take
+_RUN = 1024  # floats that are worth a loop, at most
+
+_INTEGERS = (
+    *("images", "channels", "in_pixels", "in_slabs", "out_pixels", "out_slabs", "windows", "places", "run"),
+    *("other_pixels", "handed", "groups", "block", "threads", "rows", "row_groups", "row_block"),
+    *("in_overlaps", "out_overlaps", "padded", "whole", "form", "omega", "surrogate", "soft", "fires"),
+    *("batch_statistics", "tau_stride", "level_stride", "bf16"),
+)
+_POINTERS = (
+    *("in_index", "out_index", "other_index", "share", "current", "residual", "other", "weight", "bias"),
+    *("running_mean", "running_var", "norm", "tau", "theta", "level", "anneal", "out", "handed_on", "merged"),
+    *("grad", "grad_handed", "grad_merged", "by_current", "by_other", "moments", "sums", "totals"),
+)
+
+
+class _Call(ctypes.Structure):
+    """``Call`` of the C source."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _INTEGERS),
+        ("eps", ctypes.c_double),
+        ("threshold", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+    ]
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | None:
+    library = build(Path(__file__).with_suffix(".c"))
+    if library is not None:
+        for name in ("forward", "backward", "statistics", "settle"):
+            getattr(library, f"msnn_{name}").argtypes = [ctypes.POINTER(_Call)]
+    return library
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a library is not for compilers to trace
+def available() -> bool:
+    """Whether there is a library; the first call on a machine compiles it."""
+    return _library() is not None
+
+
+def _run(function: str, call: _Call, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not tensor.is_cpu:
+            raise RuntimeError(f"expected all tensors to be on the CPU, but {name} is on {tensor.device}")
+        setattr(call, name, tensor.data_ptr())
+    if getattr(_library(), f"msnn_{function}")(ctypes.byref(call)):
+        raise MemoryError("no memory for the maps of a layer of neurons")
+
+
+def _vector(x: Tensor | None, name: str, *sizes: int) -> Tensor | None:
+    """A parameter as the kernels read it: float32, without gaps.
+
+    Raises:
+        ValueError: If it has none of these sizes.
+    """
+    if x is None:
+        return None
+    if x.numel() not in sizes:
+        allowed = " or ".join(str(size) for size in dict.fromkeys(sizes))
+        raise ValueError(f"{name} must have {allowed} numbers, not {x.numel()}")
+    return x.detach().to(torch.float32).contiguous()
+
+
+def _describe(call: _Call, shape: torch.Size, dtype: torch.dtype, threads: int) -> None:
+    """Describe the rows of a current."""
+    call.channels, call.bf16 = shape[1], dtype == torch.bfloat16
+    call.rows = shape.numel() // shape[1]
+    call.row_groups = max(1, min(_GROUPS, shape.numel() // 4096, call.rows))
+    call.row_block = shape[1] if shape[1] < 512 else 256
+    call.threads = max(1, min(threads, shape.numel() // _GRAIN))
+
+
+@lru_cache(maxsize=2048)
+def _plan(
+    layer: Layer, height: int, width: int, shape: torch.Size, dtype: torch.dtype, threads: int, backward: bool
+) -> tuple[_Call, Tables]:
+    """A call without its tensors, and where windows lie."""
+    at = tables(layer, height, width, torch.device("cpu"))
+    n, call = at.windows, _Call()
+    _describe(call, shape, dtype, threads)
+    if not n:
+        call.images, call.groups, call.block = call.rows, call.row_groups, call.row_block
+        call.in_pixels = call.out_pixels = call.in_slabs = call.out_slabs = call.run = 1
+    else:
+        call.images = shape[0] // (n if layer.windows_in else 1)
+        call.windows, call.places, call.other_pixels = n, at.places, at.pixels
+        call.in_slabs, call.out_slabs = (n if layer.windows_in else 1), (n if layer.windows_out else 1)
+        call.in_pixels = at.shape_in[0] * at.shape_in[1] * call.in_slabs
+        call.out_pixels = at.shape_out[0] * at.shape_out[1] * call.out_slabs
+        call.form, call.omega = FORMS.index(layer.form), OMEGAS.index(layer.omega)
+        call.handed = layer.handed
+        call.in_overlaps, call.out_overlaps = at.overlaps and not layer.windows_in, at.share is not None
+        call.padded = at.padded
+        floats = call.out_pixels * call.out_overlaps + call.in_pixels * call.in_overlaps * backward
+        floats += at.pixels * (layer.form == "recurrent") + 21 * at.run
+        call.block = max(16, min(call.channels, _CACHE // floats // 16 * 16))
+        whole = call.block >= call.channels and layer.handed in (0, call.channels)
+        call.run = at.run if whole and at.run * call.channels <= _RUN else 1
+        call.groups = min(_GROUPS, call.images)
+        for name, table in (("in_index", at.index_in), ("out_index", at.index_out), ("other_index", at.index_map)):
+            setattr(call, name, table.data_ptr())
+        call.share = None if at.share is None else at.share.data_ptr()
+    if layer.surrogate:
+        call.fires, call.surrogate, call.soft = 1, SURROGATES.index(layer.surrogate), SOFT.index(layer.soft)
+    call.batch_statistics, call.eps, call.threshold = layer.training, layer.eps, layer.threshold
+    return call, at
+
+
+def _call(
+    layer: Layer, size: tuple[int, int], current: Tensor, tau: Tensor | None, level: Tensor | None, backward: bool
+) -> tuple[_Call, Tables]:
+    """A call of a layer, but for its tensors, and where windows lie."""
+    planned, at = _plan(layer, *size, current.shape, current.dtype, torch.get_num_threads(), backward)
+    call = _Call.from_buffer_copy(planned)
+    call.tau_stride = int(tau is not None and tau.numel() > 1)
+    call.level_stride = int(level is not None and level.numel() > 1)
+    return call, at
+
+
+def _numbers(
+    channels: int, tau: Tensor | None, theta: Tensor | None, level: Tensor | None, anneal: Tensor | None
+) -> dict[str, Tensor | None]:
+    """Parameters of neurons as the kernels read them."""
+    return {
+        "tau": _vector(tau, "tau", 1, channels),
+        "theta": _vector(theta, "theta", 1),
+        "level": _vector(level, "the threshold", 1, channels),
+        "anneal": _vector(anneal, "the share of spikes", 1),
+    }
+
+
+def statistics(current: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Mean, variance, scale and shift of a batch norm that takes the statistics of its input.
+
+    Args:
+        current: Map ``(B, C, H, W)`` in channels-last order.
+        weight: Scale by channel, None is 1.
+        bias: Shift by channel, None is 0.
+        eps: What is added to the variance.
+
+    Returns:
+        Mean, biased variance, and the scale and shift that normalise, float32 ``(4, C)``.
+    """
+    channels, call = current.shape[1], _Call()
+    _describe(call, current.shape, current.dtype, torch.get_num_threads())
+    call.eps = eps
+    norm = torch.empty(4, channels, dtype=torch.float32, device=current.device)
+    moments = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
+    _run(
+        "statistics", call, current=current, norm=norm, moments=moments,
+        weight=_vector(weight, "weight", channels), bias=_vector(bias, "bias", channels),
+    )  # fmt: skip
+    return norm
+
+
+def forward(
+    layer: Layer,
+    size: tuple[int, int],
+    current: Tensor,
+    residual: Tensor | None,
+    norm: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    tau: Tensor | None,
+    other: Tensor | None,
+    theta: Tensor | None,
+    level: Tensor | None,
+    anneal: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a layer returns, hands on and keeps, and its norm: see :func:`lightning_msnn.kernels.layer.neurons`.
+
+    Args:
+        layer: The layer.
+        size: Height and width of the map.
+        current: Current in channels-last order, as all maps.
+        residual: What is added to membranes.
+        norm: What :func:`statistics` returned; None if statistics are to be taken here, or the running ones.
+        weight: Scale of the norm.
+        bias: Shift of the norm.
+        running_mean: Running mean, where the layer is not in training; None is no norm then.
+        running_var: Running variance.
+        tau: Decay.
+        other: Membranes of layer 1, or the map received.
+        theta: Radian factor.
+        level: Learnt threshold.
+        anneal: Share of the step.
+    """
+    channels = current.shape[1]
+    call, at = _call(layer, size, current, tau, level, False)
+    n, images = at.windows, call.images if at.windows else current.shape[0]
+    out = empty(current, images * n if n and layer.windows_out else images, channels, at.shape_out)
+    handed = empty(current, (n - 1) * images, layer.handed, at.window) if n and layer.handed else current.new_empty(0)
+    merged = torch.empty_like(out) if layer.keeps else current.new_empty(0)
+    more: dict[str, Tensor | None] = {}
+    if norm is None and (layer.training or running_mean is not None):
+        call.whole = 1
+        norm = torch.empty(4, channels, dtype=torch.float32, device=current.device)
+        more = {"weight": _vector(weight, "weight", channels), "bias": _vector(bias, "bias", channels)}
+        if layer.training:
+            more["moments"] = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
+        else:
+            more["running_mean"] = _vector(running_mean, "running_mean", channels)
+            more["running_var"] = _vector(running_var, "running_var", channels)
+    _run(
+        "forward", call, current=current, norm=norm, other=other, residual=residual, out=out,
+        handed_on=handed if handed.numel() else None, merged=merged if layer.keeps else None,
+        **_numbers(channels, tau, theta, level, anneal), **more,
+    )  # fmt: skip
+    return out, handed, merged, current.new_empty(0, dtype=torch.float32) if norm is None else norm
+
+
+def backward(
+    layer: Layer,
+    size: tuple[int, int],
+    grad: Tensor,
+    grad_handed: Tensor | None,
+    grad_merged: Tensor | None,
+    current: Tensor,
+    norm: Tensor,
+    tau: Tensor | None,
+    other: Tensor | None,
+    theta: Tensor | None,
+    level: Tensor | None,
+    anneal: Tensor | None,
+    whole: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients.
+
+    Args:
+        layer: The layer.
+        size: Height and width of the map.
+        grad: Gradient of what it returned.
+        grad_handed: Gradient of what it handed on, if there is one.
+        grad_merged: Gradient of the merged membranes, if there is one.
+        current: Current in channels-last order, as all maps.
+        norm: The norm; empty if there is none.
+        tau: Decay.
+        other: Membranes of layer 1, or the map received.
+        theta: Radian factor.
+        level: Learnt threshold.
+        anneal: Share of the step.
+        whole: Whether statistics of the norm are this current's alone; else :func:`settle` is to follow, if the layer
+            is in training.
+
+    Returns:
+        Gradients of the current and of ``other``, and sums by channel, float32: in the first :data:`SUMS` rows of the
+        gradient of the normalised current, of that times what the current differs from its mean, of the gradients of
+        the decay, of pi theta and of the threshold; the rest is scratch memory.
+    """
+    channels = current.shape[1]
+    call, _ = _call(layer, size, current, tau, level, True)
+    call.whole = whole
+    by_current = torch.empty_like(current)
+    by_other = (
+        current.new_empty(0) if other is None else torch.empty_like(other) if call.form > 1 else torch.zeros_like(other)
+    )
+    sums = torch.zeros(call.groups, SUMS, channels, dtype=torch.float64, device=current.device)
+    totals = torch.empty(SUMS + 2, channels, dtype=torch.float32, device=current.device)
+    _run(
+        "backward", call, current=current, norm=norm if norm.numel() else None, other=other, grad=grad,
+        grad_handed=grad_handed, grad_merged=grad_merged, by_current=by_current, by_other=by_other, sums=sums,
+        totals=totals, **_numbers(channels, tau, theta, level, anneal),
+    )  # fmt: skip
+    return by_current, by_other, totals
+
+
+def settle(by_current: Tensor, current: Tensor, norm: Tensor, totals: Tensor, rows: Tensor, eps: float) -> None:
+    """From the gradient of the normalised current to that of the current, in place, where processes share statistics.
+
+    Args:
+        by_current: What :func:`backward` returned.
+        current: The current.
+        norm: The norm.
+        totals: The sums of :func:`backward` of all processes, float32 ``(SUMS + 2, C)``.
+        rows: How many rows they are of, float64 ``(1,)``.
+        eps: What the norm adds to the variance.
+    """
+    call = _Call()
+    _describe(call, current.shape, current.dtype, torch.get_num_threads())
+    call.eps = eps
+    _run("settle", call, current=current, norm=norm, by_current=by_current, totals=totals, sums=rows)

@@ -1,0 +1,258 @@
+"""A layer of neurons, from a synapse's current to spikes: by a kernel where one covers it, else by the equations.
+
+With *shared* context the windows of a map are cut from a current that was computed for the whole map, their membranes
+are merged (mean where windows overlap), and the merged membrane fires. With *isolated* context the windows are a batch
+of their own, and each fires for itself. Both are one function here: what differs is where the windows of the current
+and of the spikes lie, which a :class:`Cut` says.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_msnn.functional.windows import count, merge, split
+from lightning_msnn.kernels.geometry import KINDS, OMEGAS, SOFT, SURROGATES, Layer
+from lightning_msnn.kernels.layer import covered, neurons
+from lightning_msnn.nn.neuron import CoupledMembrane, FixedDecay, LearntDecay, Membrane, RecurrentMembrane, Spike
+from lightning_msnn.nn.projection import LearntProjection, Projection
+
+__all__ = ["Cut", "cut_windows", "fire", "join_windows", "normalise"]
+
+Membranes = Tensor | list[Tensor]
+"""Membranes of windows that one layer hands to the next: one after another as a batch, or a list over the windows."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the windows of a layer of neurons lie.
+
+    Args:
+        kind: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
+        windows_in: Whether the current is a batch of windows ``(n B, C, h, w)``, not a map ``(B, C, H, W)``.
+        windows_out: Whether the windows fire, not the merged map.
+    """
+
+    kind: str = "single"
+    windows_in: bool = False
+    windows_out: bool = False
+
+
+WHOLE = Cut()
+_OURS = (Membrane, CoupledMembrane, RecurrentMembrane, FixedDecay, LearntDecay, Projection, LearntProjection)
+
+
+def _plain(module: nn.Module | None, *classes: type) -> bool:
+    """Whether a module is of one of these very classes, and nothing watches it or takes its place."""
+    if module is None:
+        return True
+    watched = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) in classes and not watched and "forward" not in module.__dict__
+
+
+def _norm_arguments(norm: nn.Module | None, current: Tensor) -> dict[str, Any] | None:
+    """What the kernels take of a norm: tensors, and flags of the layer; None where they do not cover it."""
+    if norm is None or type(norm) is nn.Identity:
+        return {}
+    if not _plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
+        return None
+    assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
+    channels = current.shape[1]
+    given: dict[str, Any] = {"weight": norm.weight, "bias": norm.bias}
+    if any(p is not None and (type(p) not in (nn.Parameter, Tensor) or p.numel() != channels) for p in given.values()):
+        return None  # parameters that a strategy has taken apart
+    training = norm.training or norm.running_mean is None
+    together = training and isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized()
+    if together and (norm.process_group is not None or torch.compiler.is_compiling()):
+        return None
+    if training and (norm.num_features != channels or current.numel() <= channels):
+        return None  # torch's own module says what is wrong
+    if not training:
+        given |= {"running_mean": norm.running_mean, "running_var": norm.running_var}
+    return {**given, "training": training, "synchronised": together, "eps": norm.eps}
+
+
+@torch.no_grad()
+def _track(norm: nn.Module | None, found: Tensor, rows: int) -> None:
+    """Move the running statistics of a norm as it would itself.
+
+    Args:
+        norm: The norm.
+        found: Mean and variance by channel, ``(4, C)``; in a fifth row of how many places, if of several processes.
+        rows: Places in this process.
+    """
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not norm.training or norm.running_mean is None:
+        return
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share: Any = norm.momentum if norm.momentum is not None else 1.0 / norm.num_batches_tracked.to(torch.float32)
+    dtype = norm.running_mean.dtype
+    norm.running_mean.lerp_(found[0].to(dtype), share)
+    unbiased = found[1] * (rows / (rows - 1)) if len(found) == 4 else found[1] * found[4] / (found[4] - 1.0)
+    norm.running_var.lerp_(unbiased.to(dtype), share)
+
+
+def _kernel(
+    current: Tensor,
+    norm: nn.Module | None,
+    spike: nn.Module | None,
+    membrane: nn.Module | None,
+    form: str,
+    cut: Cut,
+    size: tuple[int, int],
+    other: Tensor | None,
+    handed: int,
+    keeps: bool,
+    residual: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Run a layer on a kernel; None where none covers it."""
+    omega, surrogate, soft = "none", "", "rectifier"
+    tensors: dict[str, Any] = {}
+    if membrane is not None:
+        projection = membrane.projection
+        parts = (membrane, membrane.decay, projection)
+        if not all(_plain(part, *_OURS) for part in parts):  # type: ignore[arg-type]
+            return None
+        tensors["tau"] = membrane.decay()  # type: ignore[operator]
+        if projection is not None:
+            omega, tensors["theta"] = projection.name, projection.radian()  # type: ignore[union-attr, operator, assignment]
+    threshold = 0.0
+    if spike is not None:
+        if type(spike) is not Spike or "forward" in spike.__dict__:
+            return None
+        surrogate, soft, threshold = spike.name, spike.soft, spike.threshold
+        tensors |= {"level": spike.level, "anneal": spike.share()}
+    known = [(omega, OMEGAS), (cut.kind, KINDS), (soft, SOFT)]
+    if surrogate:
+        known.append((surrogate, SURROGATES))
+    if not covered(current, *known):
+        return None
+    of_norm = _norm_arguments(norm, current)
+    if of_norm is None:
+        return None
+    flags = {name: of_norm.pop(name) for name in ("training", "synchronised", "eps") if name in of_norm}
+    layer = Layer(
+        form, omega, cut.kind, surrogate, soft, cut.windows_in, cut.windows_out, handed, keeps,
+        threshold=threshold, **flags,
+    )  # fmt: skip
+    out, membranes, merged, found = neurons(current, layer, size, residual=residual, other=other, **of_norm, **tensors)
+    if layer.training:
+        _track(norm, found, current.numel() // current.shape[1])
+    if spike is not None:
+        out = spike(current, fired=out)
+    return out, membranes, merged
+
+
+def fire(
+    current: Tensor,
+    norm: nn.Module | None,
+    spike: nn.Module,
+    membrane: nn.Module | None = None,
+    other: Membranes | None = None,
+    *,
+    cut: Cut = WHOLE,
+    size: tuple[int, int] | None = None,
+    handed: int = 0,
+    keeps: bool = False,
+    state: list[Tensor] | None = None,
+) -> tuple[Tensor, Membranes, Tensor]:
+    """Run a layer of neurons.
+
+    Args:
+        current: What the synapse returned, ``(B, C, H, W)``, or a batch of windows ``(n B, C, h, w)``.
+        norm: Batch norm, None or an identity for none.
+        spike: The threshold.
+        membrane: What carries membranes from window to window; None where the map is not cut.
+        other: Membranes that these are coupled with: of layer 1, as it handed them on, or the map ``(B, C, H, W)``
+            that a recurrent layer receives.
+        cut: Where the windows lie.
+        size: Height and width of the map in pixels, those of ``current`` if None.
+        handed: Of how many of the last channels the windows' membranes are handed on.
+        keeps: Whether the membranes that fire are returned.
+        state: What the layers of neurons carried out of the time step before, if there is one.
+
+    Returns:
+        Spikes ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; membranes for the layer after; the membranes that
+        fired, of the shape of the spikes. What was not asked for is empty.
+    """
+    height, width = size or (current.shape[2], current.shape[3])
+    if state is None:
+        form = "still" if membrane is None else str(membrane.form)
+        seen = torch.cat(other) if isinstance(other, list) and other else other
+        if isinstance(seen, list) or (seen is not None and seen.dim() != 4):
+            seen = None  # a map that is one window hands nothing on
+        found = _kernel(current, norm, spike, membrane, form, cut, (height, width), seen, handed, keeps, None)
+        if found is not None:
+            return found
+    x = current if norm is None else norm(current)
+    if membrane is None:
+        return spike(x, state), [], x
+    n = count(cut.kind, height, width)
+    currents = _windows(x, n) if cut.windows_in else split(x, cut.kind)
+    if isinstance(other, Tensor):
+        of_map = membrane.form == "recurrent"
+        other = split(other, cut.kind) if of_map else _windows(other, n - 1) if n > 1 else []
+    membranes: list[Tensor] = membrane(currents, other, state)
+    merged = torch.cat(membranes) if cut.windows_out else merge(membranes, cut.kind, height, width)
+    spikes: Tensor = spike(merged)
+    if state is not None:
+        fired = _windows(spikes, n) if cut.windows_out else split(spikes, cut.kind)
+        state.append(membrane.leak(membranes, fired))  # type: ignore[operator]
+    return spikes, [u[:, u.shape[1] - handed :] for u in membranes[:-1]] if handed else [], merged
+
+
+def normalise(current: Tensor, norm: nn.Module, residual: Tensor | None = None) -> Tensor:
+    """Apply batch norm, and add the residual stream.
+
+    Args:
+        current: What a synapse returned, ``(B, C, H, W)``.
+        norm: Batch norm or an identity.
+        residual: Residual stream, of that shape.
+    """
+    if type(norm) is not nn.Identity:
+        found = _kernel(
+            current, norm, None, None, "still", WHOLE, (current.shape[2], current.shape[3]), None, 0, False, residual
+        )
+        if found is not None:
+            return found[0]
+    out: Tensor = norm(current)
+    return out if residual is None else residual + out
+
+
+def _windows(batch: Tensor, windows: int) -> list[Tensor]:
+    """Take a batch of windows ``(windows B, C, h, w)`` apart, a view ``(B, C, h, w)`` for each."""
+    # Not chunk, which rounds and so ties an exported program to the batch that it was traced with.
+    return list(torch.unflatten(batch, 0, [windows, -1]).unbind(0))
+
+
+def cut_windows(x: Tensor, kind: str) -> Tensor:
+    """Cut a map into its windows, as a batch.
+
+    Args:
+        x: Map ``(B, C, H, W)``.
+        kind: Kind of windows.
+
+    Returns:
+        Windows ``(n B, C, h, w)``, one after another on the batch axis.
+    """
+    cut = Cut(kind, False, True)
+    found = _kernel(x, None, None, None, "still", cut, (x.shape[2], x.shape[3]), None, 0, False, None)
+    return torch.cat(split(x, kind)) if found is None else found[0]
+
+
+def join_windows(windows: Tensor, kind: str, size: tuple[int, int], residual: Tensor | None = None) -> Tensor:
+    """Put a batch of windows back on the map, their mean where they overlap, and add the residual stream.
+
+    Args:
+        windows: Windows ``(n B, C, h, w)``, one after another on the batch axis.
+        kind: Kind of windows.
+        size: Height and width of the map in pixels.
+        residual: Residual stream ``(B, C, H, W)``.
+    """
+    found = _kernel(windows, None, None, None, "still", Cut(kind, True, False), size, None, 0, False, residual)
+    if found is not None:
+        return found[0]
+    joined = merge(_windows(windows, count(kind, *size)), kind, *size)
+    return joined if residual is None else residual + joined

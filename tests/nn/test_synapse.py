@@ -1,0 +1,228 @@
+"""Synapses' convolutions against torch's own, where they are matrix products and where they are not."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_msnn.kernels.convolution import small_convolution
+from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d, PointwiseConv2d, Synapse, product_is_faster
+
+KINDS = {
+    "pointwise": lambda bias=True: PointwiseConv2d(6, 10, bias),
+    "patch": lambda bias=True: PatchConv2d(6, 10, bias),
+    "centred": lambda bias=True: CentredConv2d(6, 10, 3, bias),
+    "five": lambda bias=True: CentredConv2d(6, 10, 5, bias),
+    "depthwise": lambda bias=True: CentredConv2d(6, 6, 3, bias, groups=6),
+    "grouped": lambda bias=True: CentredConv2d(6, 10, 3, bias, groups=2),
+    "grouped pointwise": lambda bias=True: PointwiseConv2d(6, 10, bias, groups=2),
+}
+SIZES = [(1, 1), (1, 4), (5, 1), (2, 2), (2, 5), (3, 3), (4, 6), (7, 9)]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
+
+
+def twin(conv):
+    """Torch's own convolution with the same parameters."""
+    fresh = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+    )
+    fresh.load_state_dict(conv.state_dict())
+    return fresh.to(conv.weight.dtype)
+
+
+def maps(*shape, dtype=torch.float32, order=torch.channels_last):
+    return torch.randn(*shape).to(dtype).contiguous(memory_format=order).requires_grad_()
+
+
+def results(conv, x, upstream=None):
+    """Output, and gradients of input and parameters."""
+    out = conv(x)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return out, *torch.autograd.grad(out, [x, *conv.parameters()], upstream)
+
+
+def is_product(out):
+    return out.grad_fn.name() != "ConvolutionBackward0"
+
+
+def assert_close(got, wanted, tolerance):
+    """All but a rounding of the largest value."""
+    for a, b in zip(got, wanted, strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        if b.numel():
+            assert (a.double() - b.double()).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_and_gradients_are_those_of_a_convolution(kind, size, bias, dtype):
+    ours = KINDS[kind](bias).to(dtype)
+    exact = twin(ours).double()
+    height, width = (side + side % 2 if kind == "patch" else side for side in size)
+    for batch in (1, 33):
+        x = maps(batch, 6, height, width, dtype=dtype)
+        wanted = [each.to(dtype) for each in results(exact, x.detach().double().requires_grad_())]
+        for order in (torch.channels_last, torch.contiguous_format):
+            got = results(ours, x.detach().contiguous(memory_format=order).requires_grad_())
+            assert_close(got, wanted, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch_has_no_gradients(kind):
+    got = results(KINDS[kind](), maps(0, 6, 2, 2))
+    assert len(got[0]) == 0
+    assert all(not each.any() for each in got[2:])
+
+
+def test_odd_maps_lose_the_pixels_that_are_in_no_patch():
+    ours = PatchConv2d(6, 10)
+    x = maps(33, 6, 5, 7)
+    assert_close(results(ours, x), results(twin(ours), x), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "size", "dtype", "expected"),
+    [
+        ("pointwise", 1, (8, 8), torch.bfloat16, True),
+        ("pointwise", 1, (16, 16), torch.bfloat16, False),
+        ("pointwise", 1, (3, 3), torch.float32, True),
+        ("pointwise", 1, (4, 4), torch.float32, False),
+        ("pointwise", 1, (2, 2), torch.float16, False),
+        ("grouped pointwise", 33, (2, 2), torch.bfloat16, False),
+        ("patch", 1, (24, 24), torch.bfloat16, True),
+        ("patch", 1, (32, 32), torch.bfloat16, False),
+        ("patch", 1, (8, 8), torch.float32, True),
+        ("patch", 1, (16, 16), torch.float32, False),
+        ("patch", 1, (3, 4), torch.float32, False),
+        ("centred", 32, (6, 6), torch.bfloat16, True),
+        ("centred", 31, (6, 6), torch.bfloat16, False),
+        ("centred", 32, (8, 8), torch.bfloat16, False),
+        ("centred", 32, (3, 3), torch.float32, True),
+        ("centred", 32, (4, 4), torch.float32, False),
+        ("centred", 32, (1, 5), torch.float32, False),
+        ("centred", 1, (1, 1), torch.float32, True),
+        ("five", 32, (2, 2), torch.float32, False),
+        ("depthwise", 32, (2, 3), torch.float32, True),
+        ("depthwise", 32, (3, 3), torch.float32, False),
+        ("grouped", 32, (2, 2), torch.float32, False),
+    ],
+)
+def test_what_is_a_product_in_training(kind, batch, size, dtype, expected):
+    conv = KINDS[kind]().to(dtype)
+    x = maps(batch, 6, *size, dtype=dtype)
+    assert is_product(conv(x)) == expected
+    assert not is_product(conv(x.detach().contiguous().requires_grad_())) or size == (1, 1)  # any order of one pixel
+    with FlopCounterMode(display=False):  # what watches operations sees a convolution
+        assert not is_product(conv(x))
+    assert not is_product(conv.eval()(x))
+
+
+def test_the_rule_knows_nothing_but_what_was_measured():
+    assert product_is_faster(1, 128, 4, 4, torch.bfloat16)
+    assert not product_is_faster(5, 128, 2, 2, torch.bfloat16)
+    assert not product_is_faster(1, 128, 4, 4, torch.bfloat16, depthwise=True)
+    assert not product_is_faster(1, 128, 4, 4, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("size", "products", "convolutions"),
+    # The gradient of the weights is a product; on two by two pixels so are the output and the gradient of the input.
+    [((2, 2), 3, 0), ((3, 3), 1, 2)],
+)
+def test_operations_of_a_small_convolution(size, products, convolutions):
+    conv, x = CentredConv2d(6, 10, 3, bias=False), maps(64, 6, *size)
+    results(conv, x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        results(conv, x)
+    counts = {event.key: event.count for event in profiler.key_averages()}
+    assert counts.get("aten::mm", 0) == products
+    assert counts.get("aten::convolution", 0) + counts.get("aten::convolution_backward", 0) == convolutions
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_does_not_depend_on_the_number_of_images(kind):
+    conv = KINDS[kind]().to(torch.bfloat16).eval()
+    x = maps(64, 6, 2, 2, dtype=torch.bfloat16)
+    if kind != "five":
+        assert is_product(conv.train()(x)) == (not kind.startswith("grouped"))
+    conv.eval()
+    assert torch.equal(conv(x), twin(conv)(x))
+
+
+@pytest.mark.parametrize("size", [(2, 2), (4, 4), (20, 20)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_computes_in_bfloat16_and_returns_gradients_in_float32(kind, size):
+    ours = KINDS[kind]()
+    theirs = twin(ours)
+    x = maps(64, 6, *size)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, wanted = results(ours, x), results(theirs, x)
+    assert [each.dtype for each in got] == [torch.bfloat16, *[torch.float32] * (len(got) - 1)]
+    assert_close(got, wanted, TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled(kind):
+    ours = KINDS[kind]()
+    compiled = torch.compile(copy.deepcopy(ours), backend="aot_eager", fullgraph=True)
+    x = maps(64, 6, 2, 2)
+    assert_close(results(compiled, x), results(ours, x), 1e-5)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 4)])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_small_convolution_as_an_operator(size, depthwise):
+    """Registered as torch asks for, and right in its first and second derivatives."""
+    x = maps(2, 3, *size, dtype=torch.float64)
+    weight = torch.randn(3, 1 if depthwise else 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(small_convolution, (x, weight, bias))
+    assert torch.autograd.gradcheck(small_convolution, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(small_convolution, (x, weight, bias))
+
+
+def test_small_convolution_whose_kernel_is_larger_than_the_map():
+    x = maps(2, 3, 2, 4, dtype=torch.float64)
+    weight = torch.randn(5, 3, 7, 5, dtype=torch.float64, requires_grad=True)
+    got = torch.autograd.grad(small_convolution(x, weight, None).square().sum(), [x, weight])
+    out = nn.functional.conv2d(x, weight, padding=(3, 2))
+    assert_close(got, torch.autograd.grad(out.square().sum(), [x, weight]), 1e-12)
+
+
+def test_gradients_of_kernels_come_in_the_order_of_the_kernel():
+    """So that nothing copies them: into the parameter's gradient they go as they are."""
+    conv = CentredConv2d(6, 10, 3).to(memory_format=torch.channels_last)
+    conv(maps(64, 6, 2, 2)).sum().backward()
+    assert conv.weight.grad.is_contiguous(memory_format=torch.channels_last)
+    (grad,) = torch.autograd.grad(conv(maps(64, 6, 3, 3)).sum(), conv.weight)
+    assert grad.stride() == conv.weight.stride()
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_synapse_keeps_the_names_of_its_parameters_and_folds(kernel, norm):
+    synapse = Synapse(6, 10, kernel, norm)
+    plain = nn.ModuleDict({"conv": nn.Conv2d(6, 10, kernel, padding=kernel // 2, bias=not norm)})
+    if norm:
+        plain["norm"] = nn.BatchNorm2d(10)
+    assert {k: v.shape for k, v in synapse.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    assert isinstance(synapse.conv, nn.Conv2d)
+    x = maps(64, 6, 2, 2)
+    synapse(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in synapse.parameters())
+    if norm:
+        synapse.eval()
+        folded = fuse_conv_bn_eval(synapse.conv, synapse.norm)
+        assert_close([folded(x)], [synapse(x)], 1e-5)
