@@ -164,7 +164,9 @@ def check(
     ]
     for name, one, other in zip(x, *grads, strict=True):
         assert one.shape == other.shape
-        close(one, other, tolerance if other.dim() == 4 else tolerance_of_sums, f"gradient of {name}")
+        # From that of the current, what its statistics owe is taken off, which may nearly cancel.
+        bound = tolerance_of_sums if other.dim() < 4 else 2.0 * tolerance if name == "current" else tolerance
+        close(one, other, bound, f"gradient of {name}")
 
 
 @pytest.mark.parametrize("form", FORMS)
