@@ -50,8 +50,9 @@ __all__ = [
 DATA_OF_TAGS = {"digits": "Digits", "c10": "CIFAR10", "c100": "CIFAR100", "tin": "TinyImageNet200"}
 """Data set of an entry by its tag."""
 
-TOLERANCE = 0.05
-"""Percentage points by which a top-1 accuracy may differ from that of the card."""
+TOLERANCE = 0.1
+"""Percentage points by which a top-1 accuracy may differ from that of the card: kernels and processors round otherwise,
+and a membrane next to its threshold then fires or does not."""
 
 
 def list_models(filter: str = "*", pretrained: bool = True) -> list[str]:
