@@ -121,7 +121,7 @@ def check(
     anneal=None,
     residual=False,
     tolerance=1e-5,
-    tolerance_of_sums=5e-5,
+    tolerance_of_sums=1e-4,  # as for the kernels in C: sums of thousands of places, which nearly cancel
 ):
     """Compare outputs and gradients of one layer with the reference."""
     x = leaves(layer, size, channels, images, dtype, by_channel, level, residual)
