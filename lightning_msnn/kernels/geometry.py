@@ -22,6 +22,7 @@ __all__ = [
     "last",
     "layer_of",
     "tables",
+    "vector",
 ]
 
 # What the kernels know, by the numbers that they know it by. Other names run on the reference.
@@ -225,3 +226,22 @@ def empty(like: Tensor, batch: int, channels: int, size: tuple[int, int]) -> Ten
     """
     shape = (batch, channels, *size)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def vector(x: Tensor | None, name: str, *sizes: int) -> Tensor | None:
+    """Return a parameter as the kernels read it, without gaps.
+
+    Args:
+        x: The parameter; None stays None.
+        name: Its name, for the message.
+        *sizes: How many numbers it may have.
+
+    Raises:
+        ValueError: If it has another number of them.
+    """
+    if x is None:
+        return None
+    if x.numel() not in sizes:
+        allowed = " or ".join(str(size) for size in dict.fromkeys(sizes))
+        raise ValueError(f"{name} must have {allowed} numbers, not {x.numel()}")
+    return x.detach().reshape(-1).contiguous()

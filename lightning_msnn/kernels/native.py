@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_msnn.kernels.compiler import build
-from lightning_msnn.kernels.geometry import FORMS, OMEGAS, SOFT, SUMS, SURROGATES, Layer, Tables, empty, tables
+from lightning_msnn.kernels.geometry import FORMS, OMEGAS, SOFT, SUMS, SURROGATES, Layer, Tables, empty, tables, vector
 
 __all__ = ["DTYPES", "available", "backward", "forward", "settle", "statistics"]
 
@@ -71,17 +71,9 @@ def _run(function: str, call: _Call, **tensors: Tensor | None) -> None:
 
 
 def _vector(x: Tensor | None, name: str, *sizes: int) -> Tensor | None:
-    """A parameter as the kernels read it: float32, without gaps.
-
-    Raises:
-        ValueError: If it has none of these sizes.
-    """
-    if x is None:
-        return None
-    if x.numel() not in sizes:
-        allowed = " or ".join(str(size) for size in dict.fromkeys(sizes))
-        raise ValueError(f"{name} must have {allowed} numbers, not {x.numel()}")
-    return x.detach().to(torch.float32).contiguous()
+    """A parameter in float32: see :func:`lightning_msnn.kernels.geometry.vector`."""
+    found = vector(x, name, *sizes)
+    return None if found is None else found.to(torch.float32)
 
 
 def _describe(call: _Call, shape: torch.Size, dtype: torch.dtype, threads: int) -> None:

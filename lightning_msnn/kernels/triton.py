@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_msnn.kernels.geometry import FORMS, OMEGAS, SOFT, SUMS, SURROGATES, Layer, Tables, empty, tables
+from lightning_msnn.kernels.geometry import FORMS, OMEGAS, SOFT, SUMS, SURROGATES, Layer, Tables, empty, tables, vector
 
 __all__ = ["DTYPES", "backward", "forward", "settle", "statistics"]
 
@@ -550,19 +550,6 @@ def _covers(index: Tensor, pixels: int) -> Tensor | None:
     return covers
 
 
-def _vector(x: Tensor | None, name: str, *sizes: int) -> Tensor | None:
-    """A parameter as the kernels read it.
-
-    Raises:
-        ValueError: If it has none of the sizes.
-    """
-    if x is None:
-        return None
-    if x.numel() not in sizes:
-        raise ValueError(f"{name} must have {' or '.join(map(str, sizes))} numbers, not {x.numel()}")
-    return x.detach().reshape(-1).contiguous()
-
-
 class _Call:
     """A layer and its maps, as both passes see them."""
 
@@ -586,8 +573,8 @@ class _Call:
         self.places = at.places if n else at.pixels
         self.tiles = _Tiles(self.images * self.places, channels, n)
         self.norm = norm if norm.numel() else None
-        self.tau, self.level = _vector(tau, "tau", 1, channels), _vector(level, "threshold", 1, channels)
-        self.theta, self.anneal = _vector(theta, "theta", 1), _vector(anneal, "anneal", 1)
+        self.tau, self.level = vector(tau, "tau", 1, channels), vector(level, "threshold", 1, channels)
+        self.theta, self.anneal = vector(theta, "theta", 1), vector(anneal, "anneal", 1)
         self.form = layer.form if n else "still"
         self.other = other if self.form in ("coupled", "recurrent") else None
         self.parameters = self.tau, self.other, self.theta, self.level, self.anneal
@@ -657,7 +644,7 @@ def _norm_of(
     """The norm, from the sums of tiles of a map ``x``, or from a mean, which is ``x``, and a variance."""
     channels = x.shape[0] if sums is None else x.shape[1]
     norm = torch.empty(4, channels, dtype=torch.float32, device=x.device)
-    weight, bias = _vector(weight, "weight", channels), _vector(bias, "bias", channels)
+    weight, bias = vector(weight, "weight", channels), vector(bias, "bias", channels)
     tiles = 0 if sums is None else len(sums)
     _Tiles(1, channels).run(_normalise, x, sums, mean, var, weight, bias, norm, eps, tiles, rows, channels)
     return norm
@@ -684,8 +671,8 @@ def forward(
     if norm is None and layer.training:
         norm = statistics(current, weight, bias, layer.eps)
     elif norm is None:
-        mean = _vector(running_mean, "running_mean", current.shape[1])
-        var = _vector(running_var, "running_var", current.shape[1])
+        mean = vector(running_mean, "running_mean", current.shape[1])
+        var = vector(running_var, "running_var", current.shape[1])
         if mean is None or var is None:
             norm = current.new_empty(0, dtype=torch.float32)
         else:

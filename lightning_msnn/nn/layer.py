@@ -115,9 +115,8 @@ def _kernel(
         parts = (membrane, membrane.decay, projection)
         if not all(_plain(part, *_OURS) for part in parts):  # type: ignore[arg-type]
             return None
-        tensors["tau"] = membrane.decay()  # type: ignore[operator]
         if projection is not None:
-            omega, tensors["theta"] = projection.name, projection.radian()  # type: ignore[union-attr, operator, assignment]
+            omega = str(projection.name)  # type: ignore[union-attr]
     threshold = 0.0
     if spike is not None:
         if type(spike) is not Spike or "forward" in spike.__dict__:
@@ -132,6 +131,10 @@ def _kernel(
     of_norm = _norm_arguments(norm, current)
     if of_norm is None:
         return None
+    if membrane is not None:
+        tensors["tau"] = membrane.decay()  # type: ignore[operator]
+        if membrane.projection is not None:
+            tensors["theta"] = membrane.projection.radian()  # type: ignore[union-attr, operator]
     flags = {name: of_norm.pop(name) for name in ("training", "synchronised", "eps") if name in of_norm}
     layer = Layer(
         form, omega, cut.kind, surrogate, soft, cut.windows_in, cut.windows_out, handed, keeps,
