@@ -18,9 +18,11 @@ __all__ = [
     "SURROGATES",
     "Layer",
     "Tables",
+    "batches",
     "empty",
     "last",
     "layer_of",
+    "outputs",
     "tables",
     "vector",
 ]
@@ -139,8 +141,8 @@ class Tables:
         run: How many places lie one after another wherever they are read or written: a divisor of ``places``.
         overlaps: Whether windows overlap on the map.
         padded: Whether some places of windows lie beyond it.
-        shape_in: Height and width of the maps of the current: of the map, or of a window.
-        shape_out: The same of what the layer returns.
+        current: Height and width of the maps of the current: of the map, or of a window.
+        out: The same of what the layer returns.
         window: Height and width of a window.
         index_in: For each window and place, the pixel of an image's current; one past the last where it is padded.
         index_out: The same of its output.
@@ -154,8 +156,8 @@ class Tables:
     run: int
     overlaps: bool
     padded: bool
-    shape_in: tuple[int, int]
-    shape_out: tuple[int, int]
+    current: tuple[int, int]
+    out: tuple[int, int]
     window: tuple[int, int]
     index_in: Tensor
     index_out: Tensor
@@ -245,3 +247,31 @@ def vector(x: Tensor | None, name: str, *sizes: int) -> Tensor | None:
         allowed = " or ".join(str(size) for size in dict.fromkeys(sizes))
         raise ValueError(f"{name} must have {allowed} numbers, not {x.numel()}")
     return x.detach().reshape(-1).contiguous()
+
+
+def outputs(layer: Layer, at: Sizes | Tables, current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised tensors for what a layer returns, hands on and keeps; what there is not is an empty tensor.
+
+    Args:
+        layer: The layer.
+        at: Its sizes.
+        current: Its current.
+    """
+    _, after, before = batches(layer, at.windows, current)
+    channels, (out_size, window) = current.shape[1], (at.out, at.window)
+    out = empty(current, after, channels, out_size)
+    handed = empty(current, before, layer.handed, window) if layer.handed and before else current.new_empty(0)
+    return out, handed, torch.empty_like(out) if layer.keeps else current.new_empty(0)
+
+
+def batches(layer: Layer, windows: int, current: Tensor) -> tuple[int, int, int]:
+    """Images, images of the output, and images of the membranes that are handed on.
+
+    Args:
+        layer: The layer.
+        windows: Number of windows, 0 where nothing is cut.
+        current: Its current.
+    """
+    batch = current.shape[0]
+    images = batch // windows if windows and layer.windows_in else batch
+    return images, images * windows if windows and layer.windows_out else images, max(windows - 1, 0) * images

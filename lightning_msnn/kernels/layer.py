@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_msnn.kernels import native
-from lightning_msnn.kernels.geometry import SUMS, Layer, Sizes, empty, last, layer_of, sizes
+from lightning_msnn.kernels.geometry import SUMS, Layer, batches, empty, last, layer_of, outputs, sizes
 
 __all__ = ["covered", "kernels_of", "neurons"]
 
@@ -124,13 +124,6 @@ def _run(
     return result
 
 
-def _batches(layer: Layer, at: Sizes, current: Tensor) -> tuple[int, int, int]:
-    """Images, images of the output, and images of the membranes that are handed on."""
-    n, batch = at.windows, current.shape[0]
-    images = batch // n if n and layer.windows_in else batch
-    return images, images * n if n and layer.windows_out else images, max(n - 1, 0) * images
-
-
 def _check(layer: Layer, current: Tensor, residual: Tensor | None, other: Tensor | None, size: tuple[int, int]) -> None:
     """Refuse what would be read beyond its end.
 
@@ -138,7 +131,7 @@ def _check(layer: Layer, current: Tensor, residual: Tensor | None, other: Tensor
         ValueError: If a shape is not what the others make it.
     """
     channels, at = current.shape[1], sizes(layer, *size)
-    images, after, before = _batches(layer, at, current)
+    images, after, before = batches(layer, at.windows, current)
     if layer.handed and layer.form != "first":
         raise ValueError(f"only a first layer hands its membranes on, not one whose form is {layer.form!r}")
     begin = images * at.windows if at.windows and layer.windows_in else images
@@ -160,15 +153,10 @@ def _check(layer: Layer, current: Tensor, residual: Tensor | None, other: Tensor
 def _(current: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layer, height, width = layer_of(args[-3]), args[-2], args[-1]
     at = sizes(layer, height, width)
-    channels = current.shape[1]
-    _, after, before = _batches(layer, at, current)
-    out = empty(current, after, channels, at.out)
-    handed = empty(current, before, layer.handed, at.window) if layer.handed and before else current.new_empty(0)
-    merged = torch.empty_like(out) if layer.keeps else current.new_empty(0)
     has_norm = layer.training or args[3] is not None
-    shape = (4 + layer.synchronised, channels) if has_norm else (0,)
+    shape = (4 + layer.synchronised, current.shape[1]) if has_norm else (0,)
     norm = torch.empty(shape, dtype=torch.float32, device=current.device)
-    return out, handed, merged, norm
+    return *outputs(layer, at, current), norm
 
 
 @torch.library.custom_op("lightning_msnn::neurons_backward", mutates_args=())
@@ -233,7 +221,7 @@ def _autograd(
     if grad is None:
         layer = layer_of(ctx.spec)
         at = sizes(layer, ctx.height, ctx.width)
-        grad = empty(current, _batches(layer, at, current)[1], current.shape[1], at.out).zero_()
+        grad = empty(current, batches(layer, at.windows, current)[1], current.shape[1], at.out).zero_()
     by_current, by_other, sums = _backward(
         grad, grad_handed, grad_merged, current, norm, tau, other, theta, level, anneal,
         ctx.spec, ctx.height, ctx.width,

@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 
 from lightning_msnn.kernels.compiler import build
-from lightning_msnn.kernels.geometry import FORMS, OMEGAS, SOFT, SUMS, SURROGATES, Layer, Tables, empty, tables, vector
+from lightning_msnn.kernels.geometry import (
+    FORMS,
+    OMEGAS,
+    SOFT,
+    SUMS,
+    SURROGATES,
+    Layer,
+    Tables,
+    outputs,
+    tables,
+    vector,
+)
 
 __all__ = ["DTYPES", "available", "backward", "forward", "settle", "statistics"]
 
@@ -100,8 +111,8 @@ def _plan(
         call.images = shape[0] // (n if layer.windows_in else 1)
         call.windows, call.places, call.other_pixels = n, at.places, at.pixels
         call.in_slabs, call.out_slabs = (n if layer.windows_in else 1), (n if layer.windows_out else 1)
-        call.in_pixels = at.shape_in[0] * at.shape_in[1] * call.in_slabs
-        call.out_pixels = at.shape_out[0] * at.shape_out[1] * call.out_slabs
+        call.in_pixels = at.current[0] * at.current[1] * call.in_slabs
+        call.out_pixels = at.out[0] * at.out[1] * call.out_slabs
         call.form, call.omega = FORMS.index(layer.form), OMEGAS.index(layer.omega)
         call.handed = layer.handed
         call.in_overlaps, call.out_overlaps = at.overlaps and not layer.windows_in, at.share is not None
@@ -204,10 +215,7 @@ def forward(
     """
     channels = current.shape[1]
     call, at = _call(layer, size, current, tau, level, False)
-    n, images = at.windows, call.images if at.windows else current.shape[0]
-    out = empty(current, images * n if n and layer.windows_out else images, channels, at.shape_out)
-    handed = empty(current, (n - 1) * images, layer.handed, at.window) if n and layer.handed else current.new_empty(0)
-    merged = torch.empty_like(out) if layer.keeps else current.new_empty(0)
+    out, handed, merged = outputs(layer, at, current)
     more: dict[str, Tensor | None] = {}
     if norm is None and (layer.training or running_mean is not None):
         call.whole = 1

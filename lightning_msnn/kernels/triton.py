@@ -17,7 +17,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_msnn.kernels.geometry import FORMS, OMEGAS, SOFT, SUMS, SURROGATES, Layer, Tables, empty, tables, vector
+from lightning_msnn.kernels.geometry import (
+    FORMS,
+    OMEGAS,
+    SOFT,
+    SUMS,
+    SURROGATES,
+    Layer,
+    Tables,
+    outputs,
+    tables,
+    vector,
+)
 
 __all__ = ["DTYPES", "backward", "forward", "settle", "statistics"]
 
@@ -580,7 +591,7 @@ class _Call:
         self.parameters = self.tau, self.other, self.theta, self.level, self.anneal
         self.indices = (at.index_in, at.index_out, at.index_map) if n else (None, None, None)
         self.share = at.share if n else None
-        in_slab, out_slab = at.shape_in[0] * at.shape_in[1], at.shape_out[0] * at.shape_out[1]
+        in_slab, out_slab = at.current[0] * at.current[1], at.out[0] * at.out[1]
         self.in_pixels = in_slab * (n if n and layer.windows_in else 1)
         self.out_pixels = out_slab * (n if n and layer.windows_out else 1)
         self.level_stride = int(level is not None and level.numel() > 1)
@@ -679,9 +690,8 @@ def forward(
             norm = _norm_of(mean, None, mean, var, weight, bias, layer.eps, 1)
     call = _Call(layer, at, current, norm, tau, other, theta, level, anneal)
     n, images, channels = at.windows, call.images, current.shape[1]
-    out = empty(current, images * n if n and layer.windows_out else images, channels, at.shape_out)
-    handed = empty(current, (n - 1) * images, layer.handed, at.window) if n and layer.handed else None
-    merged = torch.empty_like(out) if layer.keeps else None
+    made = outputs(layer, at, current)
+    out, (handed, merged) = made[0], (x if x.numel() else None for x in made[1:])
     residual = None if layer.surrogate else residual
     if call.share is None:
         call.forward(current, residual, out, handed, merged, None)
@@ -694,8 +704,7 @@ def forward(
             images, call.places, channels, call.out_pixels, call.level_stride,
             MOST=len(covers), FIRES=call.surrogate >= 0, SOFT=call.soft,
         )  # fmt: skip
-    nothing = [current.new_empty(0) if x is None else x for x in (handed, merged)]  # outputs may not be one tensor
-    return out, nothing[0], nothing[1], norm
+    return *made, norm
 
 
 def backward(

@@ -49,8 +49,8 @@ def run(layer: Layer, images: int, dtype: torch.dtype, channels: int = 48, **par
         return torch.zeros(batch, channels, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
     ones = torch.ones(channels)
-    current = a_map(images * (at.windows if layer.windows_in else 1), at.shape_in)
-    out = a_map(images * (at.windows if layer.windows_out else 1), at.shape_out)
+    current = a_map(images * (at.windows if layer.windows_in else 1), at.current)
+    out = a_map(images * (at.windows if layer.windows_out else 1), at.out)
     handed = a_map((at.windows - 1) * images, at.window, layer.handed) if layer.handed else None
     other = {
         "coupled": lambda: a_map((at.windows - 1) * images, at.window),
