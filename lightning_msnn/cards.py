@@ -12,7 +12,7 @@ import torch
 
 from lightning_msnn import __version__, zoo
 from lightning_msnn.callbacks.pictures import draw_energy, png
-from lightning_msnn.checkpoints import read_checkpoint
+from lightning_msnn.checkpoints import network_state, read_checkpoint
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import NETWORK, summarize
 from lightning_msnn.models.weights import CONFIG_FILE, read_config, read_weights
@@ -67,7 +67,7 @@ def complete(folder: Path, data: str | Path | None, checkpoint: str | Path) -> N
     found = zoo.evaluate(task.network, module)
     if config["weights"] != "float32":
         whole = copy.deepcopy(task.network)
-        whole.load_state_dict(zoo.network_state(read_checkpoint(checkpoint)))
+        whole.load_state_dict(network_state(read_checkpoint(checkpoint)))
         config["top1_float32"] = round(zoo.evaluate(whole, module)["top1"], 2)
         if config["top1_float32"] - found["top1"] >= HALF_COST:
             raise ConfigurationError(

@@ -8,13 +8,22 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
 
-__all__ = ["AtomicCheckpointIO", "read_checkpoint", "write_whole"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "is_checkpoint",
+    "network_of",
+    "network_state",
+    "read_checkpoint",
+    "write_whole",
+]
 
 
 def write_whole(content: Any, path: str | Path) -> None:
@@ -80,6 +89,51 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise ConfigurationError(f"{str(path)!r} is not a checkpoint of Lightning: it has no 'state_dict'")
     return content
+
+
+def is_checkpoint(source: str) -> bool:
+    """Whether a name is that of a checkpoint's file, not of a network."""
+    return Path(source).suffix == ".ckpt"
+
+
+def network_state(content: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of the network in a checkpoint, by their names in the network.
+
+    They are those that the checkpoint evaluates with: the moving average where there is one.
+
+    Args:
+        content: Checkpoint of a :class:`lightning_msnn.tasks.SpikingClassifier`, as read.
+    """
+    prefix = "network."
+    return {k[len(prefix) :]: v.contiguous() for k, v in content["state_dict"].items() if k.startswith(prefix)}
+
+
+def network_of(content: dict[str, Any], path: str | Path) -> nn.Module:
+    """Make the network of a checkpoint, with its weights.
+
+    Args:
+        content: Checkpoint of a :class:`lightning_msnn.tasks.SpikingClassifier`, as read.
+        path: Where it was read, for the message.
+
+    Raises:
+        ConfigurationError: If it is of another task, or its weights do not fit its network.
+    """
+    hparams = content.get("hyper_parameters", {})
+    name, arguments = hparams.get("network"), dict(content.get("network_arguments") or {})
+    if arguments:
+        name = str(name).partition(".")[0]  # those of an entry of the zoo that it was started from are there too
+    else:
+        arguments = {**(hparams.get("network_kwargs") or {})}
+        arguments |= {key: hparams[key] for key in ("num_classes", "in_chans") if key in hparams}
+    try:
+        network: nn.Module = timm.create_model(name, **arguments)
+        network.load_state_dict(network_state(content))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"{str(path)!r} is of network {name!r}, which cannot be made of it: {reason}"
+        ) from error
+    return network
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -220,7 +220,12 @@ class MSNNCLI(LightningCLI):
             if self.subcommand != "predict":
                 self.model.check_data(self.datamodule)
 
-    before_fit = before_validate = _check
+    before_validate = _check
+
+    def before_fit(self) -> None:
+        """Check the data and the teacher."""
+        self._check()
+        self.model.load_teacher()
 
     def before_test(self) -> None:
         """Check the data and have operations and energy counted."""

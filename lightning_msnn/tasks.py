@@ -18,10 +18,12 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
+from lightning_msnn.checkpoints import is_checkpoint, network_state, read_checkpoint
+from lightning_msnn.distillation import Teacher, distillation_loss
 from lightning_msnn.epochs import value_at
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose, suggestion
-from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin
-from lightning_msnn.models.weights import warm_start
+from lightning_msnn.models.twins import TWINS, ann_twin, calibrate, snn_twin
+from lightning_msnn.models.weights import find, read_weights, warm_start
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "SpikingClassifier", "decayed_names", "parameter_groups", "warmup_cosine"]
 
@@ -106,8 +108,13 @@ class SpikingClassifier(pl.LightningModule):
         schedule: ``"cosine"`` (after a linear warm-up), ``"one_cycle"`` or ``"constant"``, each by the step.
         warmup_epochs: Length of the warm-up in epochs, or of one-cycle's rise; at most 30 % of the training.
         channels_last: Whether the network keeps its tensors in channels-last order, which is faster.
-        init_from: Name of a zoo entry of another network to start from, such as ``"msnn_resnet12.c100"``: what fits by
-            name and shape is taken over, the rest starts at random.
+        init_from: Zoo entry of another network to start from, such as ``"msnn_resnet12.c100"``, or a checkpoint of this
+            class (a path that ends in ``.ckpt``): what fits by name and shape is taken over, the rest starts at random.
+        twin: ``"relu"`` trains the network's twin in its place: rectifiers instead of neurons, and no windows.
+        teacher: Network that this one also learns from: a checkpoint of this class (a path that ends in ``.ckpt``), a
+            zoo entry, or any pretrained network of timm's. Only ``fit`` loads it, and no checkpoint holds it.
+        teacher_weight: Share of the teacher in the loss, in (0, 1]; the labels have the rest.
+        teacher_temperature: What logits are divided by before the teacher's classes are compared with the student's.
 
     Raises:
         ConfigurationError: If an argument is not allowed, or the data does not fit the network.
@@ -132,6 +139,10 @@ class SpikingClassifier(pl.LightningModule):
         lr_base_size: int | None = None,
         mix_prob: float | dict[int, float] = 1.0,
         init_from: str | None = None,
+        twin: str | None = None,
+        teacher: str | None = None,
+        teacher_weight: float = 0.5,
+        teacher_temperature: float = 2.0,
     ) -> None:
         super().__init__()
         choose(dict.fromkeys(OPTIMIZERS), optimizer, "optimizer")
@@ -163,17 +174,28 @@ class SpikingClassifier(pl.LightningModule):
             )
         if lr_base_size is not None:
             check_integer("lr_base_size", lr_base_size, 1)
+        if twin is not None:
+            choose(TWINS, twin, "twin")
+        if check_number("teacher_weight", teacher_weight) == 0.0:
+            raise ConfigurationError("teacher_weight must be above 0, not 0: leave out the teacher")
+        if not (math.isfinite(teacher_temperature) and teacher_temperature > 0.0):
+            raise ConfigurationError(f"teacher_temperature must be a finite number above 0, not {teacher_temperature}")
         self.save_hyperparameters()
         self.network = timm.create_model(
             network, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **(network_kwargs or {})
         )
+        if twin is not None:
+            self.network = TWINS[twin](self.network)
+        self._started_from = network if pretrained else init_from
         if init_from is not None:
-            taken = warm_start(self.network, init_from)
+            stored = network_state(read_checkpoint(init_from)) if is_checkpoint(init_from) else None
+            taken = warm_start(self.network, stored or read_weights(find(init_from)), init_from)
             total = sum(parameter.numel() for parameter in self.network.parameters())
             rank_zero_info("started from %s: %.2f of %.2f million parameters", init_from, taken / 1e6, total / 1e6)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         self._decayed = decayed_names(self.network)
+        self.teacher: Teacher | None = None
         self.class_names: list[str] = [str(i) for i in range(num_classes)]
         self.preprocessing: dict[str, Any] = {}
         mixers = [
@@ -212,7 +234,7 @@ class SpikingClassifier(pl.LightningModule):
         Returns:
             Twins in eval mode by name; none for a network of which there are no twins.
         """
-        if not getattr(self.network, "architecture", ""):
+        if not getattr(self.network, "architecture", "") or not self.network.arguments.get("spiking", True):
             return {}
         twins = {"ANN twin": ann_twin(self.network), "SNN twin, T = 4": snn_twin(self.network, 4)}
         return {name: calibrate(twin, images) for name, twin in twins.items()}
@@ -250,8 +272,17 @@ class SpikingClassifier(pl.LightningModule):
                     f"set model.{name} to {theirs}"
                 )
 
+    def load_teacher(self) -> None:
+        """Load the teacher, if there is one and it is not there yet.
+
+        Raises:
+            ConfigurationError: If there is no such network, or it has other classes or channels than this one.
+        """
+        if self.hparams["teacher"] is not None and self.teacher is None:
+            self.teacher = Teacher(self.hparams["teacher"], self.hparams["num_classes"], self.hparams["in_chans"])
+
     def setup(self, stage: str) -> None:
-        """Check the data and take over the names of its classes."""
+        """Check the data, take over the names of its classes, and load the teacher."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and stage != "predict":
             self.check_data(datamodule)
@@ -263,6 +294,16 @@ class SpikingClassifier(pl.LightningModule):
                     "mean": list(datamodule.mean),
                     "std": list(datamodule.std),
                 }
+        if stage == "fit":
+            self.load_teacher()
+
+    def on_fit_start(self) -> None:
+        """Let the teacher have the device and the precision of the training."""
+        if self.teacher is not None:
+            precisions = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+            dtype = precisions.get(str(self.trainer.precision).partition("-")[0], torch.float32)
+            normalised = {name: self.preprocessing[name] for name in ("mean", "std") if name in self.preprocessing}
+            self.teacher.prepare(self.device, dtype, **normalised)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store class names, preprocessing of the images and how the network was made, as plain values."""
@@ -270,11 +311,15 @@ class SpikingClassifier(pl.LightningModule):
         checkpoint["preprocessing"] = dict(self.preprocessing)
         # The hyper-parameters leave out what an entry of the zoo that was started from has set.
         checkpoint["network_arguments"] = dict(getattr(self.network, "arguments", {}))
+        # Whoever loads the checkpoint needs no longer what the training started from.
+        checkpoint["started_from"] = self._started_from
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**self.hparams, "init_from": None}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the names of the classes and the preprocessing."""
         self.class_names = list(checkpoint.get("class_names", self.class_names))
         self.preprocessing = dict(checkpoint.get("preprocessing", self.preprocessing))
+        self._started_from = checkpoint.get("started_from", self._started_from)
 
     def _mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Apply mixup or cutmix to a batch, if they are on and it is its turn."""
@@ -297,6 +342,10 @@ class SpikingClassifier(pl.LightningModule):
         mixed_images, mixed_targets = self._mixed(images, targets)
         logits = self(mixed_images)
         loss = self._loss(logits, mixed_targets)
+        if self.teacher is not None:
+            distilled = distillation_loss(logits, self.teacher(mixed_images), self.hparams["teacher_temperature"])
+            loss = torch.lerp(loss, distilled, self.hparams["teacher_weight"])
+            self.log("train/distillation", distilled)
         self.train_metrics.update(logits.detach().float(), targets)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)

@@ -40,7 +40,6 @@ __all__ = [
     "info",
     "list_models",
     "load",
-    "network_state",
     "resolve",
     "test_data",
     "transforms",
@@ -234,16 +233,6 @@ def _pinned() -> dict[str, Any]:
     return {name: p.default for name, p in signature(MSNN).parameters.items() if name not in free}
 
 
-def network_state(content: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of the network in a checkpoint, by their names in the network.
-
-    Args:
-        content: Checkpoint of a :class:`lightning_msnn.tasks.SpikingClassifier`, as read.
-    """
-    prefix = "network."
-    return {k[len(prefix) :]: v.contiguous() for k, v in content["state_dict"].items() if k.startswith(prefix)}
-
-
 def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: bool = False, **fields: Any) -> Path:
     """Make a zoo entry of a Lightning checkpoint.
 
@@ -263,7 +252,7 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
         ConfigurationError: If the checkpoint cannot be read or is of another network, a weight is beyond float16, or
             the entry exists.
     """
-    from lightning_msnn.checkpoints import read_checkpoint  # Lightning is needed to export, not to load
+    from lightning_msnn.checkpoints import network_state, read_checkpoint  # Lightning is needed to export, not to load
 
     content = read_checkpoint(checkpoint)
     hparams, data = content.get("hyper_parameters", {}), content.get("preprocessing", {})
@@ -301,9 +290,9 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
         "sha256": hashlib.sha256(weights).hexdigest(),
         "weights": "float16" if half else "float32",
     }
-    start = hparams.get("init_from") or (hparams["network"] if hparams.get("pretrained") else None)
-    if start is not None:  # what it takes to make the entry includes what that took
-        config["init_from"] = start
+    # What it takes to make the entry includes what these took.
+    origin = {"init_from": content.get("started_from"), "teacher": hparams.get("teacher")}
+    config |= {key: name for key, name in origin.items() if name is not None}
     config |= fields
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:

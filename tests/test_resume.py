@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_msnn.callbacks import EMA, LastCheckpoint, RandomState
+from lightning_msnn.callbacks import EMA, LastCheckpoint, RandomState, SpikeAnnealing
 from lightning_msnn.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_msnn.data import Digits, ImageFolder
 from lightning_msnn.tasks import SpikingClassifier
@@ -59,12 +60,20 @@ def decoded_in_workers(images: Path) -> ImageFolder:
     )
 
 
-def run(folder: Path, data: Any, seed: int = 3, kill: int | None = None, resume: bool = False, **options: Any) -> Any:
+def run(
+    folder: Path,
+    data: Any,
+    seed: int = 3,
+    kill: int | None = None,
+    resume: bool = False,
+    task: dict[str, Any] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    **options: Any,
+) -> Any:
     """Train, and return the trainer and the end of the weights being trained."""
     pl.seed_everything(seed, verbose=False)
-    task = SpikingClassifier(
-        num_classes=data.num_classes, in_chans=data.in_chans, mixup=0.5, cutmix=0.5, network_kwargs=dict(NETWORK)
-    )
+    given = {"mixup": 0.5, "cutmix": 0.5, "network_kwargs": dict(NETWORK), **(task or {})}
+    module = SpikingClassifier(num_classes=data.num_classes, in_chans=data.in_chans, **given)
     raw: list[dict[str, torch.Tensor]] = []
 
     class Keep(pl.Callback):
@@ -81,16 +90,16 @@ def run(folder: Path, data: Any, seed: int = 3, kill: int | None = None, resume:
         enable_progress_bar=False,
         enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[EMA(0.9), RandomState(), Keep(), LastCheckpoint(every_n_steps=2)]
+        callbacks=[EMA(0.9), *callbacks, RandomState(), Keep(), LastCheckpoint(every_n_steps=2)]
         + ([] if kill is None else [KillAt(kill)]),
         **options,
     )
     last = folder / "checkpoints" / "last.ckpt"
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=last if resume and last.exists() else None, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=last if resume and last.exists() else None, weights_only=True)
     except Kill:
         assert kill is not None
-    return trainer, raw[0] if raw else None, task
+    return trainer, raw[0] if raw else None, module
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -114,6 +123,28 @@ def test_resume_is_exact(tmp_path: Path, make_data: Any, options: dict[str, Any]
     assert trainer.global_step == min(steps, options.get("max_steps", steps))
     assert same(raw, again)
     assert same(whole.state_dict(), task.state_dict())
+
+
+def test_with_everything_at_once(tmp_path: Path) -> None:
+    """Annealing, distillation, averaging, sizes by epoch, and mixing of a share of the batches."""
+
+    def data() -> Digits:
+        return Digits(batch_size=16, train_sizes={0: 8, 1: 12}, image_size=12, crop_padding=2)
+
+    run(tmp_path / "teacher", data(), task={"twin": "relu"}, max_epochs=1)
+    teacher = tmp_path / "teacher" / "checkpoints" / "last.ckpt"
+    task = {"init_from": str(teacher), "teacher": str(teacher), "mix_prob": 0.5}
+
+    def all_of_it(folder: str, **more: Any) -> Any:
+        return run(tmp_path / folder, data(), task=task, callbacks=[SpikeAnnealing()], **more)
+
+    _, raw, whole = all_of_it("a")
+    for seed, kill in ((3, 3), (50, 5), (51, 6), (52, 9)):
+        all_of_it("b", kill=kill, resume=True, seed=seed)
+    trainer, again, resumed = all_of_it("b", resume=True, seed=99)
+    assert trainer.global_step == EPOCHS * BATCHES
+    assert same(raw, again)
+    assert same(whole.state_dict(), resumed.state_dict())
 
 
 def test_without_the_generators_it_is_not_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

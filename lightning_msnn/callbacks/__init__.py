@@ -1,5 +1,6 @@
 """Callbacks for any Trainer."""
 
+from lightning_msnn.callbacks.annealing import ANNEALING_SHAPES, SpikeAnnealing
 from lightning_msnn.callbacks.ema import EMA
 from lightning_msnn.callbacks.finite_loss import FiniteLoss
 from lightning_msnn.callbacks.last_checkpoint import LastCheckpoint
@@ -11,6 +12,7 @@ from lightning_msnn.callbacks.theta import THETA_SCHEDULES, ThetaScheduler
 from lightning_msnn.callbacks.training_curves import TrainingCurves
 
 __all__ = [
+    "ANNEALING_SHAPES",
     "EMA",
     "THETA_SCHEDULES",
     "EnergyMonitor",
@@ -19,6 +21,7 @@ __all__ = [
     "LoggerGuard",
     "PredictionWriter",
     "RandomState",
+    "SpikeAnnealing",
     "SpikeRateMonitor",
     "ThetaScheduler",
     "TrainingCurves",

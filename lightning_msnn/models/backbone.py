@@ -27,7 +27,7 @@ from lightning_msnn.errors import ConfigurationError, check_integer, choose, sug
 from lightning_msnn.models.weights import NUMBERS, WEIGHTS_FILE, entries, read_config, read_weights
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
 from lightning_msnn.nn.layer import normalise
-from lightning_msnn.nn.neuron import Spike
+from lightning_msnn.nn.neuron import Rectifier, Spike
 
 __all__ = [
     "CODINGS",
@@ -189,6 +189,7 @@ class MSNN(nn.Module):
         mlp: ``"spiking"`` or ``"gelu"``, one of :data:`MLPS`.
         coding: ``"threshold"`` or ``"bernoulli"``, one of :data:`CODINGS`.
         time_steps: Number of time steps ``T``.
+        spiking: Whether neurons fire; else each is a rectifier, ``max(u, 0)``, as in the twin of a network.
         drop_rate: Dropout before the read-out.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
 
@@ -222,6 +223,7 @@ class MSNN(nn.Module):
         mlp: str = "spiking",
         coding: str = "threshold",
         time_steps: int = 1,
+        spiking: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -245,6 +247,8 @@ class MSNN(nn.Module):
         self.architecture = ""
         self.arguments: dict[str, Any] = {}
         self.time_steps = check_integer("time_steps", time_steps, 1)
+        if not spiking and time_steps > 1:
+            raise ConfigurationError(f"time_steps must be 1 where spiking is false, not {time_steps}")
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -301,6 +305,11 @@ class MSNN(nn.Module):
         for name, parameter in self.named_parameters():
             if ends.search(name):
                 parameter.data.mul_(BRANCH_GAIN)
+        if not spiking:
+            for parent in list(self.modules()):
+                for name, child in parent.named_children():
+                    if isinstance(child, Spike | BernoulliEncoder):
+                        setattr(parent, name, Rectifier())
         self.neuron_layers = sum(isinstance(module, Spike) for module in self.modules())
 
     feature_module = "stages.{}"

@@ -6,6 +6,7 @@ there to count operations, which for the ANN twin do not depend on weights; for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -14,18 +15,8 @@ from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.models.weights import fitting
-from lightning_msnn.nn.blocks import BernoulliEncoder
-from lightning_msnn.nn.neuron import Spike
 
-__all__ = ["Rectifier", "ann_twin", "calibrate", "snn_twin"]
-
-
-class Rectifier(nn.ReLU):
-    """ReLU in the place of a layer of spiking neurons."""
-
-    def forward(self, membrane: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Return ``max(0, membrane)``; there is no state."""
-        return super().forward(membrane)
+__all__ = ["TWINS", "ann_twin", "calibrate", "snn_twin"]
 
 
 def _build(model: nn.Module, **changes: Any) -> nn.Module:
@@ -55,12 +46,7 @@ def ann_twin(model: nn.Module) -> nn.Module:
     Raises:
         ConfigurationError: If the network does not say how it was built.
     """
-    twin = _build(model, windows="single", time_steps=1)
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, Spike | BernoulliEncoder):
-                setattr(module, name, Rectifier())
-    return twin
+    return _build(model, windows="single", time_steps=1, spiking=False)
 
 
 def snn_twin(model: nn.Module, time_steps: int = 4) -> nn.Module:
@@ -74,7 +60,11 @@ def snn_twin(model: nn.Module, time_steps: int = 4) -> nn.Module:
         ConfigurationError: If the network does not say how it was built, or ``time_steps`` is not allowed.
     """
     check_integer("time_steps", time_steps, 1)
-    return _build(model, windows="single", time_steps=time_steps)
+    return _build(model, windows="single", time_steps=time_steps, spiking=True)
+
+
+TWINS: dict[str, Callable[[nn.Module], nn.Module]] = {"relu": ann_twin}
+"""Twins that can be trained in the place of a network, by the name that configurations use."""
 
 
 @torch.no_grad()

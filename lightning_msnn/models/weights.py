@@ -207,28 +207,30 @@ def fitting(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[
     return {name: value for name, value in weights.items() if name in state and state[name].shape == value.shape}
 
 
-def warm_start(model: nn.Module, entry: str) -> int:
-    """Give a network those weights of an entry that fit by name and shape, and leave the others as they are.
+def warm_start(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> int:
+    """Give a network those weights of another that fit by name and shape, and leave the others as they are.
 
     The families differ in the token mixer alone, so stem, patch merging and channel mixers of one are a start for
-    another. A theta or tau that is not learnt is an argument of the network, not a weight, and stays.
+    another; a network and its twin share all but the neurons. A theta or tau that is not learnt is an argument of the
+    network, not a weight, and stays.
 
     Args:
         model: The network, changed in place.
-        entry: Name of the entry, in either spelling.
+        weights: Weights of the other by name.
+        source: Where they are from, for the message.
 
     Returns:
         Number of the parameters that were taken over.
 
     Raises:
-        ConfigurationError: If there is no such entry, its weights are refused, or no parameter fits.
+        ConfigurationError: If no parameter fits.
     """
     parameters = dict(model.named_parameters())
     arguments = tuple(f".{module}.{fixed}" for module, (fixed, _) in NUMBERS.items())
     mine = {name: value for name, value in model.state_dict().items() if not name.endswith(arguments)}
-    fits = fitting(read_weights(find(entry)), mine)
+    fits = fitting(weights, mine)
     taken = sum(value.numel() for name, value in fits.items() if name in parameters)
     if not taken:
-        raise ConfigurationError(f"no parameter of {entry} fits {type(model).__name__} by name and shape")
+        raise ConfigurationError(f"no parameter of {source} fits {type(model).__name__} by name and shape")
     model.load_state_dict(fits, strict=False)
     return taken

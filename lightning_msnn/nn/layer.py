@@ -84,6 +84,8 @@ def _track(norm: nn.Module | None, found: Tensor, rows: int) -> None:
     """
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not norm.training or norm.running_mean is None:
         return
+    if not norm.track_running_stats:
+        return
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
@@ -122,7 +124,7 @@ def _kernel(
         if type(spike) is not Spike or "forward" in spike.__dict__:
             return None
         surrogate, soft, threshold = spike.name, spike.soft, spike.threshold
-        tensors |= {"level": spike.level, "anneal": spike.share()}
+        tensors |= {"level": spike.level, "anneal": spike.share(current)}
     known = [(omega, OMEGAS), (cut.kind, KINDS), (soft, SOFT)]
     if surrogate:
         known.append((surrogate, SURROGATES))

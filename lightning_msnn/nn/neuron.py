@@ -25,6 +25,7 @@ __all__ = [
     "LearntDecay",
     "Membrane",
     "Neurons",
+    "Rectifier",
     "RecurrentMembrane",
     "Spike",
     "grain_size",
@@ -92,11 +93,12 @@ class Spike(nn.Module):
         self.name = surrogate
         self.surrogate = choose(SURROGATES, surrogate, "surrogate gradient")
         self.soft = "rectifier"
-        self.register_buffer("annealing", None, persistent=False)
+        # No buffer: what averages, broadcasts or stores those of a network has no use for it.
+        self.annealing = None
 
-    def share(self) -> Tensor | None:
-        """Share of the step in what the neurons return now: evaluation is always with exact spikes."""
-        return self.annealing if self.training else None
+    def share(self, membrane: Tensor) -> Tensor | None:
+        """Share of the step in what the neurons return now, on a membrane's device: in evaluation None."""
+        return self.annealing.to(membrane.device) if self.training and self.annealing is not None else None
 
     def forward(self, membrane: Tensor, state: list[Tensor] | None = None, fired: Tensor | None = None) -> Tensor:
         """Return the spikes of a membrane ``(B, C, H, W)``, of any shape if the threshold is fixed.
@@ -118,7 +120,7 @@ class Spike(nn.Module):
             spikes = heaviside(membrane - self.level.to(membrane.dtype).view(-1, 1, 1), self.surrogate)
         if state is not None:
             state.append(self.tau * membrane * (1.0 - spikes))
-        share = self.share()
+        share = self.share(membrane)
         if share is None:
             return spikes
         level = self.threshold if self.level is None else self.level.to(membrane.dtype).view(-1, 1, 1)
@@ -127,6 +129,14 @@ class Spike(nn.Module):
     def extra_repr(self) -> str:
         """Show threshold and surrogate."""
         return f"threshold={self.threshold if self.level is None else 'learnt'}, surrogate={self.name!r}"
+
+
+class Rectifier(nn.ReLU):
+    """ReLU in the place of the threshold of a layer of neurons."""
+
+    def forward(self, membrane: Tensor, state: list[Tensor] | None = None) -> Tensor:
+        """Return ``max(0, membrane)``; there is no state."""
+        return super().forward(membrane)
 
 
 def set_annealing(model: nn.Module, share: float | None, soft: str = "rectifier") -> None:
@@ -143,17 +153,15 @@ def set_annealing(model: nn.Module, share: float | None, soft: str = "rectifier"
     choose(SOFT, soft, "kind of annealing")
     if share is not None and not 0.0 <= share <= 1.0:
         raise ConfigurationError(f"the share of spikes in an annealing must be in [0, 1], not {share}")
+    annealing = None
+    if share is not None and share < 1.0:
+        parameter = next(model.parameters(), None)
+        annealing = torch.full(
+            (), float(share), dtype=torch.float32, device=None if parameter is None else parameter.device
+        )
     for module in model.modules():
         if isinstance(module, Spike):
-            module.soft = soft
-            if share is None or share == 1.0:
-                module.annealing = None
-            elif module.annealing is None:
-                parameter = next(model.parameters(), None)
-                device = None if parameter is None else parameter.device
-                module.annealing = torch.tensor(float(share), dtype=torch.float32, device=device)
-            else:
-                module.annealing.fill_(share)
+            module.soft, module.annealing = soft, annealing
 
 
 class FixedDecay(nn.Module):

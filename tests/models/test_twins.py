@@ -7,8 +7,8 @@ from torch import nn
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import count_operations, spike_rate
-from lightning_msnn.models.twins import Rectifier, ann_twin, calibrate, snn_twin
-from lightning_msnn.nn import Spike
+from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin
+from lightning_msnn.nn import Rectifier, Spike
 from tests.conftest import NETWORKS, TINY
 
 
@@ -37,7 +37,7 @@ def test_ann_twin(name):
 def test_snn_twin(name):
     model = timm.create_model(name, num_classes=7, mlp_ratio=2.0, theta=0.3).eval()
     twin = snn_twin(model)
-    assert twin.arguments == {**model.arguments, "windows": "single", "time_steps": 4}
+    assert twin.arguments == {**model.arguments, "windows": "single", "time_steps": 4, "spiking": True}
     x = images()
     once = count_operations(timm.create_model(name, **{**model.arguments, "windows": "single"}).eval(), x)
     record = count_operations(twin, x)

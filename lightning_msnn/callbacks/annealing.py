@@ -1,0 +1,125 @@
+"""Spikes that sharpen while a network trains: from a function with a true gradient to the exact step."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+
+from lightning_msnn.errors import ConfigurationError, check_number, choose
+from lightning_msnn.functional.spike import SOFT
+from lightning_msnn.nn import Spike, set_annealing
+
+__all__ = ["ANNEALING_SHAPES", "SpikeAnnealing"]
+
+ANNEALING_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: 0.5 * (1.0 - math.cos(math.pi * progress)),
+    "root": math.sqrt,
+    "square": lambda progress: progress * progress,
+}
+"""Share of the step by the progress of an annealing, both in [0, 1], by the name that configurations use."""
+
+_PASSES = 20  # of exact spikes in an epoch, that statistics of batch norm are taken from
+_EVERY = 16  # steps at most from one to the next
+
+
+class SpikeAnnealing(Callback):
+    """Let neurons return ``a s + (1 - a) f(u)`` in training, with ``a`` rising from 0 to 1; then exact spikes.
+
+    A step has no gradient, so that training with one from the start follows a guess. At ``a = 0`` and with the
+    rectifier a network is its ReLU twin. (Whetstone, Severa et al., Nature Machine Intelligence 2019, sharpens a
+    bounded rectifier layer by layer instead.)
+
+    Evaluation is with exact spikes throughout, and so are the running statistics of batch norms: while ``a < 1`` they
+    are not those of the training steps, but of forward passes with exact spikes, one in 16 steps or about 20 in an
+    epoch if that is more. (Where a strategy shards the weights, they are those of the training steps.) ``a`` depends on
+    the step alone, so that a resumed training has the same. Steps are the optimizer's. ``a`` is logged as
+    ``annealing``.
+
+    Args:
+        kind: The function ``f``, one of :data:`lightning_msnn.functional.SOFT`.
+        until: Share of the training after which spikes are exact, in (0, 1].
+        shape: How ``a`` rises, one of :data:`ANNEALING_SHAPES`.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed; when training starts, if the network has no spiking neurons
+            or the end of training is not known.
+    """
+
+    def __init__(self, kind: str = "rectifier", until: float = 0.6, shape: str = "linear") -> None:
+        choose(SOFT, kind, "kind of annealing")
+        if check_number("until, the share of the training that is annealed,", until) == 0.0:
+            raise ConfigurationError("until, the share of the training that is annealed, must be above 0, not 0")
+        self.kind = kind
+        self.until = until
+        self.shape = shape
+        self._rise = choose(ANNEALING_SHAPES, shape, "shape of annealing")
+        self._held: list[nn.modules.batchnorm._BatchNorm] = []
+
+    def share_at(self, step: int, total: int) -> float:
+        """Return the share ``a`` of the step after ``step`` of ``total`` optimizer steps."""
+        return self._rise(min(1.0, step / (self.until * max(1, total))))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check that there is something to anneal and an end to do it by."""
+        if stage != "fit":
+            return
+        if not any(isinstance(module, Spike) for module in pl_module.modules()):
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} has no spiking neurons to anneal: leave out SpikeAnnealing"
+            )
+        if trainer.max_epochs in (None, -1) and trainer.max_steps == -1:
+            raise ConfigurationError(
+                f"SpikeAnnealing must know where training ends: set max_epochs, not {trainer.max_epochs}"
+            )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the share of this step; take statistics of exact spikes if it is their turn."""
+        share = self.share_at(trainer.global_step, int(trainer.estimated_stepping_batches))
+        sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        if share < 1.0 and not sharded:
+            if batch_idx % int(min(_EVERY, max(1, trainer.num_training_batches // _PASSES))) == 0:
+                set_annealing(pl_module, None)
+                self._take_statistics(trainer, pl_module, batch)
+            self._hold_statistics(pl_module)
+        set_annealing(pl_module, share, self.kind)
+        pl_module.log("annealing", share, batch_size=1)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Let batch norms track their input again."""
+        for norm in self._held:
+            norm.track_running_stats = True
+        self._held = []
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the network as it was."""
+        self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave exact spikes, and batch norms that track their input."""
+        self.on_train_batch_end()
+        set_annealing(pl_module, None)
+
+    def _hold_statistics(self, pl_module: nn.Module) -> None:
+        """Keep the running statistics from following the training step."""
+        for norm in pl_module.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats:
+                norm.track_running_stats = False
+                self._held.append(norm)
+
+    @torch.no_grad()
+    def _take_statistics(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+        images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        if not isinstance(images, Tensor):
+            raise ConfigurationError(
+                f"SpikeAnnealing takes batches that are a tensor or begin with one, not {type(images).__name__}"
+            )
+        with trainer.precision_plugin.forward_context():
+            pl_module(images)

@@ -1,0 +1,145 @@
+"""Knowledge distillation: a network learns from what a trained one says of the same images.
+
+Source: Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_msnn.checkpoints import is_checkpoint, network_of, read_checkpoint
+from lightning_msnn.errors import ConfigurationError, suggestion
+from lightning_msnn.models.weights import entries, find, read_config, resolve
+from lightning_msnn.nn.folding import fold_batch_norm
+
+__all__ = ["Teacher", "distillation_loss"]
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Cross entropy from the teacher's classes to the student's, both softened, less the teacher's own entropy.
+
+    It is multiplied by the square of the temperature, so that its gradient does not shrink with it.
+
+    Args:
+        logits: Logits of the student, ``(B, num_classes)``.
+        taught: Logits of the teacher, of that shape.
+        temperature: What both are divided by.
+
+    Returns:
+        The mean over the images, a scalar of at least 0.
+    """
+    student = F.log_softmax(logits.float() / temperature, 1)
+    teacher = F.log_softmax(taught.float() / temperature, 1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+class Teacher:
+    """A trained network that another learns from, in evaluation mode and with its batch norm folded.
+
+    It is no module, so that it is in no checkpoint, has no gradients and is not copied with the student.
+
+    Args:
+        source: A checkpoint of :class:`lightning_msnn.tasks.SpikingClassifier` (a path that ends in ``.ckpt``), an
+            entry of the zoo, or any pretrained network of timm's.
+        num_classes: Classes of the student.
+        in_chans: Channels of the student's images.
+
+    Raises:
+        ConfigurationError: If there is no such network, it has no weights, or other classes or channels.
+    """
+
+    def __init__(self, source: str, num_classes: int, in_chans: int) -> None:
+        self.source = source
+        self.mean: Sequence[float] | None = None
+        self.std: Sequence[float] | None = None
+        self.size: tuple[int, int] | None = None
+        """Height and width that images are brought to, where the network takes no others."""
+        self._scale: Tensor | None = None
+        self._shift: Tensor | None = None
+        if is_checkpoint(source):
+            content = read_checkpoint(source)
+            hparams = content.get("hyper_parameters", {})
+            self._check(hparams.get("num_classes"), num_classes, "num_classes")
+            self._check(hparams.get("in_chans"), in_chans, "in_chans")
+            network = network_of(content, source)
+            seen = content.get("preprocessing", {})
+            self.mean, self.std = seen.get("mean"), seen.get("std")
+        else:
+            network = self._named(source, num_classes, in_chans)
+        self.network = fold_batch_norm(network.eval().requires_grad_(False))
+
+    def _named(self, source: str, num_classes: int, in_chans: int) -> nn.Module:
+        if any(source.replace(".", "_") == entry.replace(".", "_") for entry in entries()):
+            config = read_config(find(source))
+            classes, channels = config["num_classes"], config["input_size"][0]
+            self.mean, self.std = config["mean"], config["std"]
+            source = resolve(source)
+        else:
+            try:
+                cfg = timm.get_pretrained_cfg(source) if timm.is_model(source) else None
+            except RuntimeError:  # a tag that the network has not
+                cfg = None
+            if cfg is None or not cfg.has_weights:
+                known = [*entries(), *timm.list_pretrained()]
+                raise ConfigurationError(
+                    f"unknown teacher {source!r}: allowed are a .ckpt file, an entry of the zoo "
+                    f"({', '.join(entries())}) and every name in timm.list_pretrained(){suggestion(source, known)}"
+                )
+            classes, channels = cfg.num_classes, cfg.input_size[0]
+            self.mean, self.std = cfg.mean, cfg.std
+            self.size = tuple(cfg.input_size[1:]) if cfg.fixed_input_size else None
+        self._check(classes, num_classes, "num_classes")  # before weights are fetched
+        self._check(channels, in_chans, "in_chans")
+        network: nn.Module = timm.create_model(source, pretrained=True)
+        return network
+
+    def _check(self, theirs: Any, ours: int, name: str) -> None:
+        if theirs != ours:
+            raise ConfigurationError(f"the teacher must have the student's {name}, {ours}: {self.source} has {theirs}")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        """A copy of a student has the same teacher."""
+        return self
+
+    def prepare(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        """Go where the student is.
+
+        Args:
+            device: Device of the images.
+            dtype: Data type of the teacher's weights.
+            mean: Mean by channel that the student's images are normalised with, if known.
+            std: Standard deviation, likewise.
+        """
+        self.network.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._scale = self._shift = None
+        if mean is None or std is None or self.mean is None or self.std is None:
+            return
+        if (list(mean), list(std)) != (list(self.mean), list(self.std)):
+            our_mean, our_std, its_mean, its_std = (
+                torch.tensor(x, device=device).view(-1, 1, 1) for x in (mean, std, self.mean, self.std)
+            )
+            self._scale, self._shift = our_std / its_std, (our_mean - its_mean) / its_std
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map images ``(B, in_chans, H, W)``, normalised as the student's, to logits ``(B, num_classes)``."""
+        if self._scale is not None and self._shift is not None:
+            images = images * self._scale + self._shift
+        if self.size is not None and images.shape[2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)
+        dtype = next(self.network.parameters()).dtype
+        with torch.autocast(images.device.type, enabled=False):
+            logits: Tensor = self.network(images.to(dtype, memory_format=torch.channels_last))
+        return logits

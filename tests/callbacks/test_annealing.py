@@ -1,0 +1,148 @@
+"""Spikes that sharpen over a training, and the statistics of batch norm meanwhile."""
+
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from lightning_msnn.callbacks import ANNEALING_SHAPES, SpikeAnnealing
+from lightning_msnn.data import Digits
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.functional.spike import SOFT
+from lightning_msnn.nn import Spike, set_annealing
+from lightning_msnn.tasks import SpikingClassifier
+
+NETWORK = {"depths": (1, 1), "widths": (8, 8)}
+
+
+class Watch(pl.Callback):
+    """Write down the share of every step, and the running statistics after it."""
+
+    def __init__(self):
+        self.shares, self.means = [], []
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):  # after the step's forward pass
+        spikes = [m for m in pl_module.modules() if isinstance(m, Spike)]
+        assert len({m.soft for m in spikes}) == 1
+        (share,) = {1.0 if m.annealing is None else round(m.annealing.item(), 6) for m in spikes}
+        self.shares.append(share)
+        self.means.append(pl_module.network.stages[1].blocks[0].mlp.fc1.norm.running_mean.clone())
+
+
+def fit(tmp_path, *callbacks, epochs=4, ckpt_path=None, **options):
+    pl.seed_everything(0, verbose=False)
+    task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, dict(NETWORK), schedule="constant")
+    watch = Watch()
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        limit_val_batches=1,
+        callbacks=[*callbacks, watch, ModelCheckpoint(tmp_path, save_last=True, save_top_k=0)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        **{"limit_train_batches": 5, **options},
+    )
+    trainer.fit(task, datamodule=Digits(batch_size=16, num_workers=0), ckpt_path=ckpt_path)
+    return watch, task, trainer
+
+
+def test_shapes_by_hand():
+    at = {shape: SpikeAnnealing(until=0.5, shape=shape).share_at for shape in ANNEALING_SHAPES}
+    assert [at["linear"](i, 8) for i in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [at["cosine"](i, 4) for i in range(4)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
+    assert at["cosine"](1, 8) == pytest.approx(0.5 - 0.5 * math.cos(math.pi / 4))
+    assert [at["square"](i, 4) for i in range(3)] == [0.0, 0.25, 1.0]
+    assert [at["root"](i, 8) for i in (0, 1, 4, 8)] == [0.0, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2, "limit_train_batches": 10}, {"max_steps": 20}])
+@pytest.mark.parametrize("kind", SOFT)
+def test_the_share_rises_with_the_optimizers_steps(tmp_path, kind, options):
+    watch, task, trainer = fit(tmp_path, SpikeAnnealing(kind, 0.5), **options)
+    assert trainer.global_step == 20
+    assert watch.shares == pytest.approx([min(1.0, i / 10) for i in range(20)], abs=1e-6)
+    assert all(m.annealing is None for m in task.modules() if isinstance(m, Spike)), "left with exact spikes"
+    norms = [m for m in task.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(norm.track_running_stats for norm in norms)
+    assert trainer.callback_metrics["annealing"] == 1.0
+
+
+def test_statistics_are_those_of_exact_spikes(tmp_path):
+    """With annealed ones, what comes after a rectifier would have another mean by a multiple."""
+    _, task, _ = fit(tmp_path, SpikeAnnealing(until=1.0), epochs=1, limit_train_batches=20)
+    data = Digits(batch_size=64, num_workers=0)
+    data.setup("fit")
+    images = torch.cat([data.on_after_batch_transfer(batch, 0)[0] for batch in data.train_dataloader()])
+
+    def means(share):
+        """Of the inputs of batch norms in a pass of the training mode."""
+        found = []
+        set_annealing(task, share)
+        hooks = [
+            norm.register_forward_pre_hook(lambda m, args: found.append((args[0].mean((0, 2, 3)), m.running_mean.clone())))
+            for norm in task.modules()
+            if isinstance(norm, nn.BatchNorm2d)
+        ]
+        with torch.no_grad():
+            task.train()(images)
+        for hook in hooks:
+            hook.remove()
+        set_annealing(task, None)
+        return torch.cat([(a - b).abs() for a, b in found]).mean()
+
+    state = {k: v.clone() for k, v in task.state_dict().items()}
+    exact = means(None)
+    task.load_state_dict(state)
+    assert exact < 0.5 * means(0.3)
+
+
+def test_after_its_end_it_does_nothing(tmp_path):
+    """The last steps are those of a training without it."""
+    fit(tmp_path / "a", SpikeAnnealing(until=0.5), epochs=4)
+    fit(tmp_path / "b", SpikeAnnealing(until=1.0), epochs=2)
+    last = tmp_path / "b" / "last.ckpt"
+    _, with_it, _ = fit(tmp_path / "c", SpikeAnnealing(until=0.5), ckpt_path=last)
+    _, without, _ = fit(tmp_path / "d", ckpt_path=last)
+    for (name, a), b in zip(with_it.state_dict().items(), without.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_what_breaks_a_training_leaves_the_network_as_it_was(tmp_path):
+    class Break(pl.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            self.task = pl_module
+            raise RuntimeError("broken")
+
+    broken = Break()
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(tmp_path, SpikeAnnealing(), broken)
+    assert all(m.annealing is None for m in broken.task.modules() if isinstance(m, Spike))
+    assert all(m.track_running_stats for m in broken.task.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "rectifer"}, "unknown kind of annealing 'rectifer'.*did you mean 'rectifier'"),
+        ({"shape": "line"}, "unknown shape of annealing 'line'.*did you mean 'linear'"),
+        ({"until": 0.0}, "until.*above 0, not 0"),
+        ({"until": 1.5}, r"until.*in \[0, 1\], not 1.5"),
+        ({"until": float("nan")}, "not nan"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        SpikeAnnealing(**arguments)
+
+
+def test_it_needs_an_end_and_neurons(tmp_path):
+    with pytest.raises(ConfigurationError, match="must know where training ends: set max_epochs, not -1"):
+        fit(tmp_path, SpikeAnnealing(), epochs=-1)
+    task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, dict(NETWORK), twin="relu")
+    trainer = pl.Trainer(max_epochs=1, logger=False, callbacks=SpikeAnnealing(), accelerator="cpu")
+    with pytest.raises(ConfigurationError, match="no spiking neurons to anneal: leave out SpikeAnnealing"):
+        trainer.fit(task, datamodule=Digits(batch_size=16, num_workers=0))
