@@ -77,7 +77,7 @@ def complete(folder: Path, data: str | Path | None, checkpoint: str | Path) -> N
     batches = (module.on_after_batch_transfer(batch, 0)[0] for batch in module.test_dataloader())
     records, _ = compare(task, batches, SAMPLES)
     summaries = {column: summarize(record) for column, record in records.items()}
-    own, ann = summaries[NETWORK], summaries["ANN twin"]
+    own = summaries[NETWORK]
     counts = own["counts"]
     with torch.no_grad():
         logits = task.network(zoo.fixed_images(config))
@@ -87,16 +87,17 @@ def complete(folder: Path, data: str | Path | None, checkpoint: str | Path) -> N
         "top1_images": found["images"],
         "time_steps": getattr(task.network, "time_steps", 1),
         "parameters": own["parameters"],
-        "spike_rate": round(own["spike_rate"], 4),
         "accumulates": round(counts["accumulates"]),
         "multiply_accumulates": round(counts["multiply_accumulates"]),
         "energy_joules": own["energy"]["total"],
-        "energy_joules_ann_twin": ann["energy"]["total"],
         "energy_images": records[NETWORK].samples,
         "energy_profile": "cmos_45nm",
         "versions": _versions(),
         "logits_of_fixed_images": [[round(v, 6) for v in row] for row in logits.tolist()],
     }
+    if "ANN twin" in summaries:  # a twin has none, and no spikes
+        config["spike_rate"] = round(own["spike_rate"], 4)
+        config["energy_joules_ann_twin"] = summaries["ANN twin"]["energy"]["total"]
     _write(folder, config)
     (folder / PICTURE).write_bytes(png(draw_energy(own)))
     write_card(folder)
@@ -105,13 +106,15 @@ def complete(folder: Path, data: str | Path | None, checkpoint: str | Path) -> N
 def _energy(config: dict[str, Any]) -> str:
     if "energy_joules" not in config:
         return "-"
-    own, ann = config["energy_joules"], config["energy_joules_ann_twin"]
+    own, ann = config["energy_joules"], config.get("energy_joules_ann_twin")
     three_digits = float(f"{own * 1e6:.3g}")  # and no exponent
-    return f"{three_digits:g} µJ ({ann / own:.1f} times less than the ANN twin)"
+    return f"{three_digits:g} µJ" + ("" if ann is None else f" ({ann / own:.1f} times less than the ANN twin)")
 
 
 def _analogue(config: dict[str, Any]) -> str:
     """Name the parts of a network whose inputs are no spikes."""
+    if not config["network_kwargs"].get("spiking", True):
+        return "all of them: neurons are rectifiers"
     parts = {
         "stem": True,
         "patch merging": True,
@@ -136,7 +139,8 @@ def write_card(folder: Path) -> None:
     colours = "grey" if channels == 1 else "RGB"
     whole = f" (with all 32 bits, top-1 is {config['top1_float32']} %)" if "top1_float32" in config else ""
     counted = f"on {config.get('energy_images')} test images"
-    data = "" if config["tag"] == "digits" else f" --data <folder of {zoo.DATA_OF_TAGS.get(config['tag'], 'the data')}>"
+    kind = zoo.DATA_OF_TAGS.get(config["tag"].partition("_")[0], "the data")
+    data = "" if kind == "Digits" else f" --data <folder of {kind}>"
     rows = [
         ("test top-1", f"{config.get('top1')} % of {config.get('top1_images')} images that no training has seen"),
         ("test top-5", f"{config['top5']} %" if "top5" in config else "-"),
@@ -156,6 +160,11 @@ def write_card(folder: Path) -> None:
         ("weights", f"{config.get('weights', 'float32')}{whole}, sha256 `{config['sha256']}`"),
         ("made by", f"`{config.get('command')}`, then `python -m lightning_msnn.zoo export`"),
         ("started from", f"`{config['init_from']}`" if "init_from" in config else "-"),
+        ("learnt also from", f"`{config['teacher']}`" if "teacher" in config else "-"),
+        (
+            "its twin with rectifiers, trained alike",
+            f"{config['top1_ann_twin']} % top-1 (`{config['command_ann_twin']}`)" if "top1_ann_twin" in config else "-",
+        ),
         ("recipe", f"{config.get('recipe')}, {config.get('epochs')} epochs, seed {config.get('seed')}"),
         ("on", f"{config.get('hardware')}, {config.get('date')}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())),

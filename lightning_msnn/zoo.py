@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 DATA_OF_TAGS = {"digits": "Digits", "c10": "CIFAR10", "c100": "CIFAR100", "tin": "TinyImageNet200"}
-"""Data set of an entry by its tag."""
+"""Data set of an entry by its tag, or by what comes before an underscore in it, as in ``c100_relu``."""
 
 TOLERANCE = 0.1
 """Percentage points by which a top-1 accuracy may differ from that of the card: kernels and processors round otherwise,
@@ -161,7 +161,7 @@ def test_data(config: dict[str, Any], root: str | Path | None, batch_size: int) 
     """
     from lightning_msnn import data  # Lightning is needed to evaluate, not to load
 
-    kind = choose(DATA_OF_TAGS, config["tag"], "tag of a zoo entry with data")
+    kind = choose(DATA_OF_TAGS, config["tag"].partition("_")[0], "tag of a zoo entry with data")
     arguments = {} if root is None else {"root": root}
     module = getattr(data, kind)(batch_size=batch_size, image_size=config["input_size"][1], num_workers=0, **arguments)
     module.check("test")

@@ -7,7 +7,7 @@ Licence: Apache-2.0.
 
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from inspect import signature
@@ -610,13 +610,16 @@ def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collectio
     return state
 
 
-def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+def create(
+    network: type[nn.Module], variant: str, pretrained: bool, defaults: Mapping[str, Any] | None = None, **kwargs: Any
+) -> nn.Module:
     """Build a registered network as timm builds its own: weights, feature extraction, overrides.
 
     Args:
         network: Class of the network.
         variant: Its registered name.
         pretrained: Whether to load the weights of its zoo entry, or of the first one if no tag names it.
+        defaults: Arguments of the class by which the variant differs; those of a zoo entry or a caller override them.
         **kwargs: Arguments of the class, or of timm's builder; ``preset`` stands for those of :data:`PRESETS`, which
             other arguments override.
 
@@ -652,6 +655,7 @@ def create(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: A
         kwargs = {**read_config(folder)["network_kwargs"], **kwargs}
         if pretrained:
             cfg = replace(cfg, state_dict=read_weights(folder))
+    kwargs = {**(defaults or {}), **kwargs}
     arguments = {name: value for name, value in kwargs.items() if name in allowed}
     try:
         model: nn.Module = build_model_with_cfg(

@@ -115,4 +115,4 @@ def msnn_rnn12(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def msnn_rnn12_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Twelve blocks, widths 16 to 32: under 0.3 M parameters, for tests and a first look."""
-    return create(MSNNRNN, "msnn_rnn12_tiny", pretrained, **{"widths": (16, 16, 24, 32), **kwargs})
+    return create(MSNNRNN, "msnn_rnn12_tiny", pretrained, {"widths": (16, 16, 24, 32)}, **kwargs)

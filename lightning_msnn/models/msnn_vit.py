@@ -54,4 +54,4 @@ def msnn_vit12(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def msnn_vit12_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Twelve blocks, widths 24 and 48: under 0.3 M parameters, for tests and a first look."""
-    return create(MSNNViT, "msnn_vit12_tiny", pretrained, **{"widths": (24, 24, 48, 48), **kwargs})
+    return create(MSNNViT, "msnn_vit12_tiny", pretrained, {"widths": (24, 24, 48, 48)}, **kwargs)

@@ -83,7 +83,9 @@ def test_statistics_are_those_of_exact_spikes(tmp_path):
         found = []
         set_annealing(task, share)
         hooks = [
-            norm.register_forward_pre_hook(lambda m, args: found.append((args[0].mean((0, 2, 3)), m.running_mean.clone())))
+            norm.register_forward_pre_hook(
+                lambda m, args: found.append((args[0].mean((0, 2, 3)), m.running_mean.clone()))
+            )
             for norm in task.modules()
             if isinstance(norm, nn.BatchNorm2d)
         ]

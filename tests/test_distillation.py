@@ -1,0 +1,229 @@
+"""A network that learns from another, and twins that train."""
+
+import copy
+import math
+
+import lightning.pytorch as pl
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_msnn import cards, zoo
+from lightning_msnn.callbacks import EMA, EnergyMonitor
+from lightning_msnn.checkpoints import read_checkpoint
+from lightning_msnn.cli import main
+from lightning_msnn.data import Digits
+from lightning_msnn.distillation import Teacher, distillation_loss
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.nn import Rectifier, Spike
+from lightning_msnn.tasks import SpikingClassifier
+
+NETWORK = {"depths": [1, 1], "widths": [8, 8]}
+ENTRY = "msnn_resnet12_tiny.digits"
+
+
+def fit(folder, *callbacks, epochs=1, ckpt_path=None, trainer=None, **task):
+    pl.seed_everything(0, verbose=False)
+    module = SpikingClassifier(
+        **{
+            "network": "msnn_resnet12_tiny",
+            "in_chans": 1,
+            "network_kwargs": dict(NETWORK),
+            "schedule": "constant",
+            **task,
+        }
+    )
+    own = pl.Trainer(
+        max_epochs=epochs,
+        limit_train_batches=4,
+        limit_val_batches=1,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        **(trainer or {}),
+    )
+    own.fit(module, datamodule=Digits(batch_size=16, num_workers=0), ckpt_path=ckpt_path)
+    own.save_checkpoint(folder / "x.ckpt")
+    return module, own
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_loss_by_hand(temperature):
+    student, teacher = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    p, q = (F.softmax(x / temperature, 1) for x in (teacher, student))
+    expected = temperature**2 * (p * (p / q).log()).sum() / 5
+    assert distillation_loss(student, teacher, temperature).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert distillation_loss(teacher, teacher, temperature).item() == pytest.approx(0.0, abs=1e-6)
+    extreme = torch.tensor([[1e4, -1e4]])
+    assert math.isfinite(distillation_loss(-extreme, extreme, temperature).item())
+
+
+def test_half_of_the_loss_is_the_teachers(tmp_path):
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            said = {k: v.item() for k, v in trainer.callback_metrics.items()}
+            self.parts = said["train/loss_step"], said["train/distillation"]
+
+    losses = {}
+    for weight in (0.25, 0.75, 1.0):
+        watch = Watch()
+        fit(tmp_path, watch, teacher=ENTRY, teacher_weight=weight, trainer={"max_steps": 1})
+        losses[weight] = watch.parts
+    assert losses[1.0][0] == pytest.approx(losses[1.0][1])
+    (quarter, distilled), (most, _) = losses[0.25], losses[0.75]
+    labels = (quarter - 0.25 * distilled) / 0.75
+    assert most == pytest.approx(0.25 * labels + 0.75 * distilled, rel=1e-5)
+    assert labels != pytest.approx(distilled, rel=0.01)
+
+
+def test_a_teacher_is_fixed_and_in_no_checkpoint(tmp_path):
+    module, _ = fit(tmp_path, EMA(0.9), teacher=ENTRY, epochs=2, trainer={"precision": "bf16-mixed"})
+    teacher = module.teacher
+    assert not teacher.network.training
+    assert not any(p.requires_grad for p in teacher.network.parameters())
+    assert {p.dtype for p in teacher.network.parameters()} == {torch.bfloat16}
+    assert not any(isinstance(m, nn.BatchNorm2d) and m is not teacher.network.norm for m in teacher.network.modules())
+    assert copy.deepcopy(module).teacher is teacher, "an average of the weights has none of its own"
+    for key, value in Teacher(ENTRY, 10, 1).network.state_dict().items():
+        assert torch.equal(value.bfloat16().float(), teacher.network.state_dict()[key].float()), key
+    plain, _ = fit(tmp_path / "plain")
+    assert module.state_dict().keys() == plain.state_dict().keys()
+    content = read_checkpoint(tmp_path / "x.ckpt")
+    assert content["state_dict"].keys() == plain.state_dict().keys()
+    assert content["hyper_parameters"]["teacher"] == ENTRY
+
+
+def test_a_checkpoint_loads_without_what_made_it(tmp_path):
+    fit(tmp_path, twin="relu")
+    made = tmp_path / "x.ckpt"
+    student, _ = fit(tmp_path / "student", teacher=str(made), init_from=str(made))
+    assert isinstance(student.teacher.network.stages[0].blocks[0].encoder1.spike, Rectifier)
+    made.unlink()
+    again = SpikingClassifier.load_from_checkpoint(tmp_path / "student" / "x.ckpt")
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), student.state_dict().values(), strict=True)
+    )
+    with pytest.raises(ConfigurationError, match=r"no checkpoint at .*x\.ckpt"):
+        fit(tmp_path, teacher=str(made))
+    with pytest.raises(ConfigurationError, match=r"no checkpoint at .*x\.ckpt"):
+        SpikingClassifier(init_from=str(made))
+
+
+def test_a_student_starts_as_its_twin(tmp_path):
+    twin, _ = fit(tmp_path, twin="relu")
+    student = SpikingClassifier("msnn_resnet12_tiny", 10, 1, dict(NETWORK), init_from=str(tmp_path / "x.ckpt"))
+    trained = twin.state_dict()
+    parameters = dict(student.network.named_parameters())
+    taken = {
+        name for name, value in parameters.items() if torch.equal(value, trained.get(f"network.{name}", value + 1))
+    }
+    assert {name for name in parameters if name not in taken} == {n for n in parameters if n.endswith("decay.logit")}
+
+
+def test_a_twin_trains_and_is_exported(tmp_path, monkeypatch):
+    module, trainer = fit(tmp_path, EnergyMonitor(), twin="relu", epochs=2)
+    assert not any(isinstance(m, Spike) for m in module.modules())
+    assert module.network.arguments["windows"] == "single"
+    trainer.test(module, datamodule=Digits(batch_size=64, num_workers=0))
+    again = SpikingClassifier.load_from_checkpoint(tmp_path / "x.ckpt").eval()
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(again(x), module.eval()(x))
+    monkeypatch.setattr(cards, "SAMPLES", 250)  # one batch
+    name, folder = "msnn_resnet12_tiny.digits_relu", tmp_path / "zoo"
+    zoo.main(["export", str(tmp_path / "x.ckpt"), name, "--folder", str(folder)])
+    card = (folder / name / "README.md").read_text()
+    assert "neurons are rectifiers" in card
+    assert "spike rate" not in card
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(folder))
+    assert zoo.verify(name)["images"] == 359
+    loaded = zoo.load("msnn_resnet12_tiny_digits_relu")
+    torch.testing.assert_close(loaded(x), module(x))
+    assert not any(isinstance(m, Spike) for m in loaded.modules())
+
+
+def test_a_teacher_sees_its_own_normalisation():
+    teacher = Teacher(ENTRY, 10, 1)
+    images = torch.randn(4, 1, 16, 16)
+    teacher.prepare(torch.device("cpu"), torch.float32, teacher.mean, teacher.std)
+    own = teacher(images)
+    mean, std = torch.tensor(teacher.mean), torch.tensor(teacher.std)
+    teacher.prepare(torch.device("cpu"), torch.float32, [0.2], [2.0])
+    torch.testing.assert_close(teacher((images * std + mean - 0.2) / 2.0), own, rtol=1e-3, atol=1e-3)
+    teacher.prepare(torch.device("cpu"), torch.float32)
+    assert torch.equal(teacher(images), own)
+
+
+def test_a_teacher_of_one_size_gets_that_size(monkeypatch):
+    made = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: made)
+    cfg = timm.get_pretrained_cfg("vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    cfg.num_classes, cfg.input_size = 10, (3, 32, 32)
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: cfg)
+    teacher = Teacher("vit_tiny_patch16_224", 10, 3)
+    teacher.prepare(torch.device("cpu"), torch.float32)
+    assert teacher(torch.randn(2, 3, 24, 40)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("msnn_resnet12_tiny.digit", 10, 1), "unknown teacher 'msnn_resnet12_tiny.digit'.*did you mean"),
+        ((ENTRY, 7, 1), "the student's num_classes, 7: msnn_resnet12_tiny.digits has 10"),
+        (("msnn_resnet12_tiny_digits", 10, 3), "the student's in_chans, 3: .* has 1"),
+        (("resnet18.a1_in1k", 10, 3), "the student's num_classes, 10: resnet18.a1_in1k has 1000"),
+        (("resnet18.nonsense", 1000, 3), "unknown teacher 'resnet18.nonsense'"),
+        (("msnn_resnet12_tiny.untrained", 1000, 3), "unknown teacher"),
+        (("nowhere.ckpt", 10, 3), "no checkpoint at 'nowhere.ckpt'"),
+    ],
+)
+def test_teachers_that_are_refused(given, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Teacher(*given)
+
+
+def test_a_checkpoint_of_another_task_is_refused(tmp_path):
+    torch.save(
+        {"state_dict": {"network.w": torch.zeros(1)}, "hyper_parameters": {"num_classes": 3, "in_chans": 3}},
+        tmp_path / "y.ckpt",
+    )
+    with pytest.raises(ConfigurationError, match="y.ckpt' is of network None, which cannot be made of it"):
+        Teacher(str(tmp_path / "y.ckpt"), 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"twin": "gelu"}, "unknown twin 'gelu'.*relu"),
+        ({"twin": "relu", "network": "resnet18"}, "does not say how it was built, so it has no twin"),
+        ({"teacher_weight": 0.0}, "teacher_weight must be above 0"),
+        ({"teacher_weight": 1.5}, r"teacher_weight must be a number in \[0, 1\], not 1.5"),
+        ({"teacher_temperature": 0.0}, "teacher_temperature must be a finite number above 0, not 0"),
+        ({"teacher_temperature": math.inf}, "not inf"),
+    ],
+)
+def test_bad_arguments(given, message):
+    with pytest.raises(ConfigurationError, match=message):
+        SpikingClassifier(**given)
+
+
+def test_the_command_line_refuses_a_teacher_before_it_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "fit",
+        "--model.network",
+        "msnn_resnet12_tiny",
+        "--model.in_chans",
+        "1",
+        "--model.teacher",
+        "resnet18.a1_in1k",
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "num_classes, 10: resnet18.a1_in1k has 1000" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
