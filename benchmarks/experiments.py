@@ -1,16 +1,18 @@
-"""What the parts of the method are worth: projections, theta, windows, context, decay, families.
+"""What the parts of the method and of its training are worth.
 
     python benchmarks/experiments.py run digits
     python benchmarks/experiments.py run cifar100_tenth --root data/cifar100
     python benchmarks/experiments.py run cifar100 --root data/cifar100
+    python benchmarks/experiments.py run recipe --root data/cifar100
     python benchmarks/experiments.py report
 
 ``run`` appends a line of JSON to ``docs/experiments.jsonl`` for each training that ends, and leaves out those that are
 there: it can be stopped and started again at any time. ``--share 1/2`` runs every second one, for two processes side
 by side. ``report`` turns the lines into ``docs/experiments.md`` and its pictures.
 
-Accuracy is that of images held out of the training set; no test image is read. One recipe for all: AdamW, one-cycle
-learning rate with a peak of 0.004, weight decay 0.05, label smoothing 0.1, flips and crops (CIFAR) or crops (digits).
+Accuracy is that of images held out of the training set; no test image is read. One recipe for all but ``recipe``, whose
+settings are what it asks about: AdamW, one-cycle learning rate with a peak of 0.004, weight decay 0.05, label smoothing
+0.1, flips and crops (CIFAR) or crops (digits).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from lightning_msnn.callbacks import LastCheckpoint, RandomState
+from lightning_msnn.callbacks import LastCheckpoint, RandomState, SpikeAnnealing
 from lightning_msnn.data import CIFAR100, Digits
 from lightning_msnn.data.datasets import Loader, collate
 from lightning_msnn.functional import PROJECTIONS
@@ -50,6 +52,7 @@ RESULTS = DOCS / "experiments.jsonl"
 THETAS = (0.1, 0.25, 0.3, 0.5, 0.7, 0.9, "learnt")
 TAUS = (0.1, 0.2, 0.4, "learnt")
 SEEDS = (0, 1, 2)
+EPOCHS = {"digits": 3, "cifar100_tenth": 6, "cifar100": 10, "recipe": 5}
 FAMILIES = ("msnn_resnet12", "msnn_vit12", "msnn_rnn12")
 RECIPE = {"lr": 0.004, "weight_decay": 0.05, "label_smoothing": 0.1, "schedule": "one_cycle", "warmup_epochs": 2}
 
@@ -81,6 +84,64 @@ LARGE: dict[str, dict[str, Any]] = {
     for windows in ("single", "alternate_grid", "alternate", "grid")
 }
 """Settings of the large network: those that did best with the tiny ones, and the plain one-step network."""
+
+
+ANNEALED: dict[str, Any] = {"kind": "rectifier", "until": 0.6}
+BASE: dict[str, Any] = {"task": {"weight_decay": 0.1}, "annealing": ANNEALED}
+TWIN = "the ReLU twin"
+"""The setting whose checkpoint is the teacher, and the start, of those that have one."""
+
+
+def recipes() -> dict[str, dict[str, Any]]:
+    """Return what recipes are compared for the large network; each but the first changes one thing of the first.
+
+    ``task`` holds arguments of :class:`SpikingClassifier`, ``annealing`` those of :class:`SpikeAnnealing`, ``data``
+    those of :class:`CIFAR100`, ``network`` those of the network. A value of ``TWIN`` is the checkpoint of that setting.
+    """
+    taught = {"teacher": TWIN}
+    sgd = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
+    found: dict[str, dict[str, Any]] = {
+        "annealed from a rectifier over 60 %": BASE,
+        "steps from the start": {"task": BASE["task"]},
+        TWIN: {"task": {**BASE["task"], "twin": "relu"}},
+    }
+
+    def change(name: str, **parts: Any) -> None:
+        found[name] = {**BASE, **parts}
+        found[name]["task"] = BASE["task"] | parts.get("task", {})
+
+    change("taught by the twin, weight 0.5, temperature 2", task=taught)
+    change("from the twin", task={"init_from": TWIN})
+    change("from the twin and taught by it", task={"init_from": TWIN, **taught})
+    for kind in ("ramp", "graded"):
+        change(f"annealed from {kind}", annealing={**ANNEALED, "kind": kind})
+    for until in (0.3, 0.9):
+        change(f"annealed over {until:.0%}", annealing={**ANNEALED, "until": until})
+    change("annealed along a cosine", annealing={**ANNEALED, "shape": "cosine"})
+    for weight, temperature in ((0.8, 2.0), (1.0, 2.0), (0.5, 1.0), (0.5, 4.0)):
+        more = {"teacher_weight": weight, "teacher_temperature": temperature}
+        change(f"taught by the twin, weight {weight}, temperature {temperature:g}", task={**taught, **more})
+    for surrogate in ("rectangular", "arctan", "sigmoid"):
+        change(f"surrogate {surrogate}", network={"surrogate": surrogate})
+    for threshold in (0.25, 1.0):
+        change(f"threshold {threshold}", network={"threshold": threshold})
+    for lr in (0.002, 0.008):
+        change(f"lr {lr}", task={"lr": lr})
+    for decay in (0.02, 0.3):
+        change(f"weight decay {decay}", task={"weight_decay": decay})
+    for batch in (64, 256):
+        change(f"batch {batch}", data={"batch_size": batch})
+    change("SGD, lr 0.1, decay 5e-4", task=sgd)
+    change("label smoothing 0", task={"label_smoothing": 0.0})
+    change("cutmix on half of the batches", task={"cutmix": 1.0, "mix_prob": 0.5})
+    change("mixup on half of the batches", task={"mixup": 0.2, "mix_prob": 0.5})
+    change("AutoAugment", data={"policy": "autoaugment"})
+    change("erasing 0.25", data={"erasing": 0.25})
+    change("32 pixels", data={"image_size": 32})
+    for windows in ("single", "alternate_grid"):
+        change(f"windows {windows}", network={"windows": windows})
+    change("theta learnt", network={"learn_theta": True})
+    return found
 
 
 class Tenth(CIFAR100):
@@ -118,17 +179,18 @@ def train(data: pl.LightningDataModule, settings: dict[str, Any], seed: int, epo
 
     Args:
         data: Images.
-        settings: ``network`` and its arguments.
+        settings: ``network`` and its arguments; in ``task`` and ``annealing`` what differs in the training.
         seed: Seed of weights, order and augmentation.
         epochs: Length of the training.
         **options: Options of the Trainer; ``folder`` keeps a checkpoint of each epoch there, from which to go on.
     """
     arguments = dict(settings)
     network, folder = arguments.pop("network"), options.pop("folder", None)
+    recipe, annealing = RECIPE | arguments.pop("task", {}), arguments.pop("annealing", None)
     pl.seed_everything(seed, verbose=False)
-    task = SpikingClassifier(network, data.num_classes, data.in_chans, arguments, **RECIPE)
+    task = SpikingClassifier(network, data.num_classes, data.in_chans, arguments, **recipe)
     judge = Judge()
-    callbacks: list[pl.Callback] = [judge]
+    callbacks: list[pl.Callback] = [judge, *([] if annealing is None else [SpikeAnnealing(**annealing)])]
     if folder is not None:
         callbacks += [RandomState(), LastCheckpoint()]
         options["default_root_dir"] = folder
@@ -166,29 +228,49 @@ def lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
+def resolved(settings: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Return a recipe's settings as :func:`train` takes them: the network flat, the twin by its checkpoint."""
+    twin = str(place(folder, TWIN, seed) / "checkpoints" / "last.ckpt")
+    task = {key: twin if value == TWIN else value for key, value in settings["task"].items()}
+    given = {"network": "msnn_resnet12", **settings.get("network", {}), "task": task}
+    return given | {key: settings[key] for key in ("annealing",) if key in settings}
+
+
+def place(folder: Path, name: str, seed: int) -> Path:
+    """Return the folder of one training's checkpoint."""
+    return folder / f"{name} {seed}".replace(" ", "_").replace("%", "")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Run what is still to do of one data set."""
     kept = {"cache_dir": arguments.cache, "root": arguments.root, "num_workers": 0}
     options: dict[str, Any] = {"check_val_every_n_epoch": arguments.epochs}
+    data: pl.LightningDataModule
     if arguments.data == "digits":
-        data: pl.LightningDataModule = Digits(batch_size=64, image_size=16, val_fraction=0.3, num_workers=0)
+        data = Digits(batch_size=64, image_size=16, val_fraction=0.3, num_workers=0)
     elif arguments.data == "cifar100_tenth":
         data = Tenth(batch_size=64, **kept)
     else:
         data = CIFAR100(batch_size=128, val_fraction=0.1, **kept)
-        options = {"precision": "bf16-mixed"}
-    large = arguments.data == "cifar100"
-    settings = LARGE if large else small_settings()
-    seeds = SEEDS[:1] if large else SEEDS
+        options |= {"precision": "bf16-mixed"}
+    large, recipe = arguments.data == "cifar100", arguments.data == "recipe"
+    settings = recipes() if recipe else LARGE if large else small_settings()
+    seeds = arguments.seeds or (SEEDS[:1] if large or recipe else SEEDS)
     share, shares = (int(n) for n in arguments.share.split("/"))
     todo = [(name, seed) for seed in seeds for name in settings if arguments.only in name]
     for name, seed in todo[share % shares :: shares]:
         if any(line["data"] == arguments.data and line["name"] == name and line["seed"] == seed for line in lines()):
             continue
         start = time.perf_counter()
-        if large:
-            options["folder"] = arguments.folder / f"{name} {seed}".replace(" ", "_")
-        judge = train(data, settings[name], seed, arguments.epochs, **options)
+        given = settings[name]
+        if large or recipe:
+            options["folder"] = place(arguments.folder, name, seed)
+        if recipe:
+            data = CIFAR100(
+                **{"batch_size": 128, "image_size": 24, "val_fraction": 0.1, **kept, **given.get("data", {})}
+            )
+            given = resolved(given, seed, arguments.folder)
+        judge = train(data, given, seed, arguments.epochs, **options)
         line = {
             "data": arguments.data,
             "name": name,
@@ -196,7 +278,7 @@ def run(arguments: argparse.Namespace) -> None:
             "settings": settings[name],
             "epochs": arguments.epochs,
             "top1": round(judge.top1, 2),
-            "spike_rate": round(judge.rate, 4),
+            "spike_rate": None if math.isnan(judge.rate) else round(judge.rate, 4),  # a twin has none
             "seconds": round(time.perf_counter() - start, 1),
             "threads": torch.get_num_threads(),
             "date": date.today().isoformat(),
@@ -249,6 +331,11 @@ def tables(done: list[dict[str, Any]]) -> str:
     for name in LARGE:
         for r in results["cifar100", name]:
             text.append(f"| {name} | {r['top1']:.2f} | {r['spike_rate']:.3f} | {r['epochs']} |")
+    text += ["", "**Recipes for msnn_resnet12**", "", "| setting | top-1 | spike rate | seeds |", "|---|---|---|---|"]
+    for name in recipes():
+        if found := results["recipe", name]:
+            rates = [r["spike_rate"] for r in found if r["spike_rate"] is not None]
+            text.append(f"| {name} | {_mean([r['top1'] for r in found])} | {_rate(rates)} | {len(found)} |")
     return "\n".join(text)
 
 
@@ -305,11 +392,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     runner = commands.add_parser("run", help="train what has not been trained yet")
-    runner.add_argument("data", choices=("digits", "cifar100_tenth", "cifar100"))
+    runner.add_argument("data", choices=tuple(EPOCHS))
     runner.add_argument("--root", type=Path, help="folder of CIFAR-100")
     runner.add_argument("--cache", type=Path, help="folder of the decoded images")
     runner.add_argument("--folder", type=Path, default=Path("runs/experiments"), help="checkpoints of large networks")
-    runner.add_argument("--epochs", type=int, help="3 for digits, 6 for the tenth, 10 for cifar100")
+    runner.add_argument("--epochs", type=int, help=f"by default {EPOCHS}")
+    runner.add_argument("--seeds", type=int, nargs="+", help="by default 0, 1 and 2, of large networks 0")
     runner.add_argument("--share", default="0/1", help="part/parts")
     runner.add_argument("--only", default="", help="settings whose name contains this")
     commands.add_parser("report", help="write the tables and pictures")
@@ -317,7 +405,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     if arguments.command == "run":
-        arguments.epochs = arguments.epochs or {"digits": 3, "cifar100_tenth": 6, "cifar100": 10}[arguments.data]
+        arguments.epochs = arguments.epochs or EPOCHS[arguments.data]
         run(arguments)
     else:
         report()
