@@ -1,4 +1,7 @@
-"""What the benchmarks compare: a network as shipped, its twins, and the method as published."""
+"""What the benchmarks compare: a network as shipped, its twins, and the method as published.
+
+This file also makes the networks of an earlier commit, so it imports only what both packages have.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from lightning_msnn.nn.folding import fold_batch_norm
 from tests.oracles import publish
 
 CLASSES = 100
-TWIN = "ReLU twin"
-SHIPPED = "as shipped"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TWIN, SHIPPED, LOOP = "ReLU twin", "as shipped", "published loop"
 
 
 class _Lif(nn.Module):
@@ -73,6 +76,12 @@ class SpikingJellyTwin(nn.Module):
         return logits.unflatten(0, (self.time_steps, -1)).mean(0)
 
 
+def images(batch: int, size: int = 32) -> Tensor:
+    """Random images in channels-last order."""
+    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return x.to(DEVICE).to(memory_format=torch.channels_last)
+
+
 def make(contender: str, network: str = "msnn_resnet12", **arguments: Any) -> nn.Module:
     """Make a contender, its weights drawn anew, in channels-last order.
 
@@ -83,7 +92,7 @@ def make(contender: str, network: str = "msnn_resnet12", **arguments: Any) -> nn
     """
     torch.manual_seed(0)
     model = CONTENDERS[contender](partial(timm.create_model, network, num_classes=CLASSES, **arguments))
-    return model.to(memory_format=torch.channels_last)
+    return model.to(DEVICE, memory_format=torch.channels_last)
 
 
 CONTENDERS: dict[str, Callable[[Callable[..., nn.Module]], nn.Module]] = {
@@ -92,36 +101,34 @@ CONTENDERS: dict[str, Callable[[Callable[..., nn.Module]], nn.Module]] = {
     "grid windows": lambda build: build(windows="alternate_grid"),
     "one window": lambda build: build(windows="single"),
     "isolated windows": lambda build: build(context="isolated"),
-    "as published, a loop": lambda build: publish(build(context="isolated")),
+    LOOP: lambda build: publish(build(context="isolated")),
     "SpikingJelly LIF, T = 1": lambda build: SpikingJellyTwin(build(windows="single"), 1),
     "SpikingJelly LIF, T = 4": lambda build: SpikingJellyTwin(build(windows="single"), 4),
 }
 """Contenders by the name that tables use; each takes what builds the network."""
 
 
-def fused(model: nn.Module, images: Tensor) -> nn.Module:
-    """Return a network for inference with batch norm folded, its statistics those of some images."""
-    calibrate(model, images)
-    if isinstance(model, SpikingJellyTwin):
-        return model  # its batch norm stays, as that library leaves it
-    return fold_batch_norm(model)
+def prepared(contender: str, model: nn.Module) -> nn.Module:
+    """Return a network for inference: its statistics those of some images, and folded where its authors fold."""
+    calibrate(model, images(32))
+    return fold_batch_norm(model) if contender != LOOP and not isinstance(model, SpikingJellyTwin) else model
 
 
-def training_step(model: nn.Module, images: Tensor, precision: torch.dtype) -> Callable[[], None]:
+def training_step(model: nn.Module, x: Tensor, precision: torch.dtype) -> Callable[[], None]:
     """Return a function that takes one training step: forward, backward, AdamW.
 
     Args:
         model: The network.
-        images: Images ``(B, 3, H, W)``.
+        x: Images ``(B, 3, H, W)``.
         precision: Data type of autocast; float32 is none.
     """
     model.train()
-    targets = torch.arange(len(images), device=images.device) % CLASSES
+    targets = torch.arange(len(x), device=x.device) % CLASSES
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
-            logits = model(images)
+        with torch.autocast(x.device.type, precision, enabled=precision != torch.float32):
+            logits = model(x)
         loss = F.cross_entropy(logits.float(), targets)
         optimizer.zero_grad()
         loss.backward()
@@ -130,19 +137,19 @@ def training_step(model: nn.Module, images: Tensor, precision: torch.dtype) -> C
     return step
 
 
-def inference(model: nn.Module, images: Tensor, precision: torch.dtype) -> Callable[[], None]:
+def inference(model: nn.Module, x: Tensor, precision: torch.dtype) -> Callable[[], None]:
     """Return a function that classifies a batch, with weights in the data type asked for.
 
     Args:
         model: The network in evaluation mode.
-        images: Images ``(B, 3, H, W)``.
+        x: Images ``(B, 3, H, W)``.
         precision: Data type of weights and images.
     """
     model = copy.deepcopy(model).to(precision)
-    images = images.to(precision)
+    x = x.to(precision)
 
     def step() -> None:
         with torch.inference_mode():
-            model(images)
+            model(x)
 
     return step

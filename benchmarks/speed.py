@@ -1,243 +1,197 @@
-"""How fast the networks are, and how much memory they take, as ratios within one run.
+"""How fast the networks are, and how much memory they take, beside others in the same run.
 
-    python -m benchmarks.speed all [--root data/cifar100]     # every table and plot; half an hour on 2 CPU cores
-    python -m benchmarks.speed train --network msnn_vit12     # one of them
-    python -m benchmarks.speed report                         # README.md and plots of what is in results/
+    python -m benchmarks.speed all                  # every table and the picture
+    python -m benchmarks.speed train --isa avx512   # one of them, here with oneDNN kept to AVX-512
+    python -m benchmarks.speed report               # README.md and the picture of what is in results/
 
-Contenders take turns, step by step and in alternating order, so that what else the machine does falls on all alike; a
-ratio is the median over the rounds of one contender's time over another's in that round. Each command prints its table
-and writes it to ``benchmarks/results/<command>_<device>.json`` with the machine, the versions and the date. On a CUDA
-device times are those of events, after a warm-up.
+Contenders take turns, a step each and in alternating order, so that what else the machine does falls on all alike.
+Those of an earlier commit are made by a second process, which runs that commit's package. A ratio is the median over
+the rounds of the ratio within a round, beside its quartiles. Each command writes ``results/<command>_<device>.csv``;
+networks, precisions and instruction sets that it did not measure keep their rows there.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 
-from benchmarks.contenders import CONTENDERS, SHIPPED, TWIN, fused, inference, make, training_step
+from benchmarks.contenders import DEVICE, LOOP, SHIPPED, TWIN, images, make
 from lightning_msnn.kernels.layer import kernels_of
 from lightning_msnn.metrics import count_operations
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
 NETWORKS = ("msnn_resnet12", "msnn_vit12", "msnn_rnn12")
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PRECISIONS = ("bf16", "float32")
+ISAS = {"avx512": "AVX512_CORE_BF16", "avx2": "AVX2"}
+FLAGS = {"amx": "amx_bf16", "avx512": "avx512_bf16", "avx2": "avx2"}
+COMMIT = "715a5a2"
+BEFORE, OWN, FLOOR = "before", "ReLU twin, torch's own", "floor"
+LIF, LIFS = "SpikingJelly LIF, T = 1", "SpikingJelly LIF, T = 4"
+CHECKPOINTED = f"{SHIPPED}, checkpointing"
+EARLIER = {BEFORE: SHIPPED, OWN: TWIN}
+CONTENDERS = (SHIPPED, BEFORE, TWIN, OWN, LIF, LIFS, LOOP)
+VARIANTS = ("grid windows", "one window", "isolated windows")
+SLOW = (LIFS, LOOP)
+PAUSE = 0.02
+"""Seconds before each turn, in which the threads of the process that had the last one stop to wait actively."""
+
+Times = dict[str, dict[int, float]]
+"""Seconds by contender and round."""
 
 
-def machine() -> dict[str, Any]:
-    """Describe what runs the benchmark."""
-    if DEVICE.type == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-        flags = next((line for line in lines if line.startswith("flags")), "")
-        features = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {flag}" in flags]
-        name = f"{torch.get_num_threads()} cores of {model or platform.machine()} ({', '.join(features)})"
-    packages = ("torch", "timm", "lightning_msnn", "spikingjelly")
-    kernels = getattr(kernels_of(images(1, 16)), "__name__", "reference").rpartition(".")[2]
-    return {
-        "device": name,
-        "versions": ", ".join([*(f"{package} {version(package)}" for package in packages), f"scans by {kernels}"]),
-        "date": date.today().isoformat(),
-    }
+class Worker:
+    """A process that makes contenders from the package in a folder, and steps when asked to.
+
+    Args:
+        tree: The folder.
+        isa: One of :data:`ISAS`; else the most that the processor has.
+    """
+
+    def __init__(self, tree: Path, isa: str | None) -> None:
+        path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {key: value for key, value in os.environ.items() if key != "ONEDNN_MAX_CPU_ISA"}
+        environment |= {"PYTHONPATH": path, **({"ONEDNN_MAX_CPU_ISA": ISAS[isa]} if isa else {})}
+        command = [sys.executable, "-m", "benchmarks.worker"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=tree, env=environment, stdin=pipe, stdout=pipe, text=True)
+        if (found := self("where")) != str(tree.resolve()):
+            raise RuntimeError(f"a worker found the package in {found}, not in {tree}")
+
+    def __call__(self, command: str, **arguments: Any) -> Any:
+        """Ask for a command of :mod:`benchmarks.worker`, and return its answer."""
+        self.process.stdin.write(json.dumps([command, arguments]) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"a worker ended with status {self.process.wait()} at {command!r} {arguments}")
+        return json.loads(answer)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
-def images(batch: int, size: int = 32) -> torch.Tensor:
-    """Random images in channels-last order."""
-    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return x.to(DEVICE).to(memory_format=torch.channels_last)
+@contextmanager
+def trees() -> Iterator[dict[str, Path]]:
+    """Yield the folder of each contender's package; the earlier commit's are left out if the checkout lacks it."""
+    folders = dict.fromkeys((*CONTENDERS, *VARIANTS), HERE.parent)
+    with tempfile.TemporaryDirectory() as folder:
+        tree, packed = Path(folder) / "tree", Path(folder) / "before.tar"
+        parts = ["lightning_msnn", "tests/__init__.py", "tests/oracles.py"]
+        command = ["git", "-C", str(HERE.parent), "archive", "--output", str(packed), COMMIT, *parts]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            print(f"'{BEFORE}' and '{OWN}' are left out: commit {COMMIT} is not in this checkout", flush=True)
+            yield {name: tree for name, tree in folders.items() if name not in EARLIER}
+            return
+        with tarfile.open(packed) as file:
+            file.extractall(tree, filter="data")
+        (tree / "benchmarks").mkdir()
+        for name in ("contenders.py", "worker.py"):
+            (tree / "benchmarks" / name).write_text((HERE / name).read_text())
+        yield folders | dict.fromkeys(EARLIER, tree)
 
 
-def seconds(step: Callable[[], None]) -> float:
-    """Time one step."""
-    if DEVICE.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        step()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+@contextmanager
+def workers(given: argparse.Namespace) -> Iterator[dict[str, Worker]]:
+    """Yield the process of each contender, one for all that share a package."""
+    with trees() as folders, ExitStack() as stack:
+        started = {tree: stack.enter_context(Worker(tree, given.isa)) for tree in dict.fromkeys(folders.values())}
+        yield {name: started[tree] for name, tree in folders.items()}
 
 
-def race(steps: dict[str, Callable[[], None]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Let contenders take turns; return the seconds of each round by contender."""
-    for step in steps.values():
-        for _ in range(warm_up):
-            step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
+def race(sides: dict[str, Worker], names: list[str], rounds: int, **task: Any) -> Times:
+    """Let contenders take turns, slow ones in the first three rounds alone.
+
+    Args:
+        sides: Their processes.
+        names: Those that take part.
+        rounds: Number of rounds.
+        **task: Arguments of :func:`benchmarks.worker.enter`.
+    """
+    for name in names:
+        sides[name]("enter", contender=EARLIER.get(name, name), **task)
+    times: Times = {name: {} for name in names}
     for i in range(rounds):
-        for name in list(steps)[:: 1 if i % 2 else -1]:
-            times[name].append(seconds(steps[name]))
+        for name in names[:: 1 if i % 2 else -1]:
+            if i < 3 or name not in SLOW:
+                time.sleep(PAUSE)
+                times[name][i] = sides[name]("turn", contender=EARLIER.get(name, name))
+    for side in set(sides.values()):
+        side("leave")
     return times
 
 
-def ratio(times: dict[str, list[float]], name: str, reference: str) -> float:
-    """Speed of a contender relative to another: the median over the rounds."""
-    return statistics.median(b / a for a, b in zip(times[name], times[reference], strict=True))
-
-
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    """Return Markdown."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    cells = [[f"{x:.3g}" if isinstance(x, float) else str(x) for x in row] for row in rows]
-    lines += ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join(lines)
-
-
-def rows_of(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]:
-    """One row for each contender: milliseconds, images a second, speed relative to the ReLU twin."""
+def rows_of(times: Times, place: dict[str, Any], batch: int) -> list[dict[str, Any]]:
+    """One row for each contender: its time, and its speed relative to three others with quartiles."""
     rows = []
     for name, values in times.items():
-        middle = statistics.median(values)
-        rows.append(
-            {"contender": name, "ms": middle * 1e3, "images/s": batch / middle, "of twin": ratio(times, name, TWIN)}
-        )
+        middle = statistics.median(values.values())
+        row = {**place, "contender": name, "rounds": len(values), "ms": middle * 1e3, "images_per_s": batch / middle}
+        for column, reference in (("shipped", SHIPPED), ("before", BEFORE), ("twin", TWIN)):
+            ratios = [times[reference][i] / t for i, t in values.items() if i in times.get(reference, {})]
+            several = len(ratios) > 1
+            quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if several else 3 * (ratios or [""])
+            parts = zip(("q1", "median", "q3"), quartiles, strict=True)
+            row |= {f"speed_relative_to_{column}_{part}": value for part, value in parts}
+        rows.append(row)
     return rows
 
 
-def rate(precision: torch.dtype) -> dict[str, float]:
-    """Multiply-accumulates a second that large products and convolutions reach, forward."""
-    a, b = (torch.randn(2048, 2048, device=DEVICE).to(precision) for _ in range(2))
-    x = images(64, 32)[:, :1].repeat(1, 128, 1, 1).to(precision).contiguous(memory_format=torch.channels_last)
-    w = torch.randn(128, 128, 3, 3, device=DEVICE).to(precision).contiguous(memory_format=torch.channels_last)
-    work = {
-        "matrix product": (lambda: torch.mm(a, b), 2048**3),
-        "convolution": (lambda: torch.nn.functional.conv2d(x, w, padding=1), 64 * 32 * 32 * 128 * 128 * 9),
-    }
-    times = race({name: step for name, (step, _) in work.items()}, 9)
-    return {name: work[name][1] / statistics.median(times[name]) for name in work}
-
-
-def prepared(name: str, model: torch.nn.Module) -> torch.nn.Module:
-    """Return a contender for inference: folded, but for what others wrote, which stays as it is written."""
-    folded = fused(model, images(32))
-    return model if name == "as published, a loop" else folded
-
-
-def contest(given: argparse.Namespace, training: bool) -> list[dict[str, Any]]:
-    """Time all contenders for each network and precision at 32x32."""
+def contest(given: argparse.Namespace, network: str, training: bool) -> list[dict[str, Any]]:
+    """Time all contenders at 32x32."""
     rows = []
-    for network in given.network:
+    macs = count_operations(make(SHIPPED, network).eval(), images(2)).total("dense") / 2
+    with workers(given) as sides:
+        names = [name for name in (*CONTENDERS, *VARIANTS) if name in sides]
         for precision in given.precision:
-            dtype = PRECISIONS[precision]
-            peak = rate(dtype)
-            for batch in [128] if training else [256, 1]:
-                x = images(batch)
-                steps = {}
-                for name in CONTENDERS:
-                    model = make(name, network).to(DEVICE)
-                    if training:
-                        steps[name] = training_step(model, x, dtype)
-                    else:
-                        steps[name] = inference(prepared(name, model), x, dtype)
-                times = race(steps, given.rounds * (8 if batch == 1 else 1))
-                macs = {}
-                for name, context in ((SHIPPED, "shared"), ("isolated windows", "isolated")):
-                    record = count_operations(make(name, network, context=context).eval(), images(2).cpu())
-                    macs[name] = record.total("dense") / 2
-                floor = batch * (3 if training else 1) / max(peak.values())
-                for row in rows_of(times, batch):
-                    row |= {"network": network, "precision": precision, "batch": batch}
-                    row["floor"] = floor * macs.get(row["contender"], macs[SHIPPED]) * 1e3
-                    row["published"] = ratio(times, row["contender"], "as published, a loop")
-                    row["LIF, T = 1"] = ratio(times, row["contender"], "SpikingJelly LIF, T = 1")
-                    row["LIF, T = 4"] = ratio(times, row["contender"], "SpikingJelly LIF, T = 4")
-                    rows.append(row)
-                print(show("train" if training else "infer", rows[-len(times) :]), flush=True)
+            rate = sides[SHIPPED]("rate", precision=precision)
+            for batch in given.batch or ([128] if training else [256, 1]):
+                place = {"network": network, "precision": precision, "batch": batch}
+                times = race(sides, names, given.rounds, training=training, size=32, **place)
+                times[FLOOR] = dict.fromkeys(range(given.rounds), batch * macs * (3 if training else 1) / rate)
+                rows += rows_of(times, place, batch)
+                shown(rows[-len(times) :])
     return rows
 
 
-def profile(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Say what share of a training step each kind of work takes, by torch's profiler, of processor time."""
-    operator, gradient = "lightning_msnn::neurons", "lightning_msnn::neurons_backward"
-    generated = "GeneratedBackwardFor_lightning_msnn_{}_default"
-    small = generated.format("small_convolution")
-    groups = {
-        "layers of neurons": (generated.format("neurons"), operator, gradient),
-        "convolutions": ("aten::convolution", "aten::convolution_backward", small, f"{small}Backward"),
-        "matrix products": ("aten::linear", "aten::mm"),
-        "recurrent cell": ("aten::mkldnn_rnn_layer", "aten::mkldnn_rnn_layer_backward", "aten::_cudnn_rnn"),
-        "batch norm of torch": ("aten::batch_norm", "aten::native_batch_norm_backward"),
-        "optimizer": ("Optimizer.step#AdamW.step",),
-    }
+def memory(given: argparse.Namespace, network: str) -> list[dict[str, Any]]:
+    """Peak memory of training, each contender in a process of its own."""
     rows = []
-    for network in given.network:
-        for contender in (SHIPPED, "grid windows", "isolated windows", TWIN):
-            step = training_step(make(contender, network).to(DEVICE), images(128), torch.bfloat16)
-            for _ in range(2):
-                step()
-            with torch.profiler.profile() as profiler:
-                for _ in range(3):
-                    step()
-            events = {event.key: event for event in profiler.key_averages()}
-            device = DEVICE.type == "cuda"
-
-            def spent(event: Any, own: bool, device: bool = device) -> float:
-                kind = "device" if device else "cpu"
-                return float(getattr(event, f"self_{kind}_time_total" if own else f"{kind}_time_total"))
-
-            total = sum(spent(event, True) for event in events.values())
-            row: dict[str, Any] = {"network": network, "contender": contender}
-            for group, names in groups.items():
-                own = group == "recurrent cell"  # which calls itself, so that its total has it twice
-                row[group] = 100 * sum(spent(events[name], own) for name in names if name in events) / total
-            row["else"] = 100 - sum(row[group] for group in groups)
-            rows.append(row)
-    return rows
-
-
-def _peak(contender: str, network: str, batch: int, checkpointing: bool) -> float:
-    """Peak memory of training in MiB, over that of the process before the network is made."""
-    x = images(batch)
-    scratch = torch.randn(512, 512)
-    scratch @ scratch  # threads and libraries are there
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    model = make(contender, network).to(DEVICE)
-    if checkpointing:
-        model.set_grad_checkpointing(True)
-    step = training_step(model, x, torch.bfloat16)
-    for _ in range(3):
-        step()
-    if DEVICE.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-
-
-def memory(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Peak memory of training, each contender in a process of its own, bf16."""
-    rows: list[dict[str, Any]] = []
-    for network in given.network:
-        for batch, names in ((128, list(CONTENDERS)), (512, [TWIN, SHIPPED])):
-            peaks = {}
-            for name, checkpointing in [(name, False) for name in names] + [(SHIPPED, True)]:
-                command = [sys.executable, "-m", "benchmarks.speed", "_peak", name, network, str(batch)]
-                done = subprocess.run(
-                    [*command, str(checkpointing)], cwd=HERE.parent, capture_output=True, text=True, check=True,
-                    timeout=600,
-                )  # fmt: skip
-                peaks[f"{name}, checkpointing" if checkpointing else name] = float(done.stdout.split()[-1])
-            for label, peak in peaks.items():
-                row = {"network": network, "batch": batch, "contender": label, "MiB": peak}
-                rows.append({**row, "memory of twin": peak / peaks[TWIN]})
+    with trees() as folders:
+        for batch in given.batch or [128, 512]:
+            names = [name for name in (CONTENDERS if batch <= 128 else CONTENDERS[:4]) if name in folders]
+            place = {"network": network, "precision": "bf16", "batch": batch}
+            for name, checkpointing in [*((name, False) for name in names), (SHIPPED, True)]:
+                with Worker(folders[name], given.isa) as worker:
+                    peak = worker("peak", contender=EARLIER.get(name, name), checkpointing=checkpointing, **place)
+                rows.append({**place, "contender": CHECKPOINTED if checkpointing else name, "MiB": peak})
+                shown(rows[-1:])
     return rows
 
 
@@ -247,213 +201,195 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
     "depth": [{"depths": d} for d in ((1, 1, 1, 1), (2, 2, 6, 2), (2, 2, 12, 2), (2, 2, 18, 2))],
     "width": [{"widths": w} for w in ((24, 48, 96, 192), (48, 96, 192, 384), (72, 144, 288, 576))],
 }
+UNITS = {"batch": "images", "image size": "pixels a side", "depth": "blocks", "width": "channels of the first stage"}
 
 
-def scaling(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Cost of training and inference against batch, image size, depth and width."""
+def scaling(given: argparse.Namespace, network: str) -> list[dict[str, Any]]:
+    """Speed against batch, image size, depth and width, beside the ReLU twin; a third of the rounds."""
     rows = []
-    for network in given.network:
-        for axis, settings in SWEEPS.items():
-            for setting in settings:
-                rows += sweep(given, network, axis, setting)
-    return rows
-
-
-def sweep(given: argparse.Namespace, network: str, axis: str, setting: dict[str, Any]) -> list[dict[str, Any]]:
-    """Time one point of an axis."""
-    rows = []
-    arguments = {key: value for key, value in setting.items() if key in ("depths", "widths")}
-    batch = min(setting.get("batch", 64), 128 if DEVICE.type == "cpu" and axis != "batch" else 512)
-    x = images(batch, setting.get("size", 32))
-    for precision in given.precision:
-        for kind in ("training", "inference"):
-            steps = {}
-            for name in (TWIN, SHIPPED, "grid windows"):
-                model = make(name, network, **arguments).to(DEVICE)
-                if kind == "training":
-                    steps[name] = training_step(model, x, PRECISIONS[precision])
-                else:
-                    steps[name] = inference(fused(model, images(16)), x, PRECISIONS[precision])
-            times = race(steps, max(3, given.rounds // 2) * (4 if batch < 8 else 1), 1)
+    points = [(axis, setting) for axis, settings in SWEEPS.items() for setting in settings]
+    with workers(given) as sides:
+        for precision, (axis, setting) in ((p, point) for p in given.precision for point in points):
             value = next(iter(setting.values()))
-            shown = sum(value) if axis == "depth" else (value[0] if axis == "width" else value)
-            place = {"network": network, "axis": axis, "value": shown, "precision": precision, "kind": kind}
-            rows += [{**place, **row} for row in rows_of(times, batch)]
+            number = sum(value) if axis == "depth" else value[0] if axis == "width" else value
+            task = {"network": network, "precision": precision, "batch": 64, "size": 32, **setting}
+            if given.batch:
+                task["batch"] = given.batch[0]
+            for kind in ("training", "inference"):
+                times = race(sides, [TWIN, SHIPPED], max(given.rounds // 3, 1), training=kind == "training", **task)
+                place = {"network": network, "precision": precision, "axis": axis, "value": number, "kind": kind}
+                rows += rows_of(times, place | {"batch": task["batch"]}, task["batch"])
+                shown(rows[-1:])
     return rows
 
 
-def compiled(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """What torch.compile makes of a training step."""
-    rows = []
-    for network in given.network:
-        steps = {}
-        spent = {}
-        for name in (TWIN, SHIPPED, "grid windows"):
-            steps[name] = training_step(make(name, network).to(DEVICE), images(128), torch.bfloat16)
-            model = torch.compile(make(name, network).to(DEVICE), fullgraph=True)
-            steps[f"{name}, compiled"] = training_step(model, images(128), torch.bfloat16)
-            start = time.perf_counter()
-            steps[f"{name}, compiled"]()
-            spent[f"{name}, compiled"] = time.perf_counter() - start
-        times = race(steps, given.rounds)
-        for row in rows_of(times, 128):
-            before = row["contender"].removesuffix(", compiled")
-            row |= {"network": network, "compile s": spent.get(row["contender"], 0.0)}
-            rows.append({**row, "of uncompiled": ratio(times, row["contender"], before)})
-    return rows
+COMMANDS: dict[str, Callable[[argparse.Namespace, str], list[dict[str, Any]]]] = {
+    "train": lambda given, network: contest(given, network, True),
+    "infer": lambda given, network: contest(given, network, False),
+    "memory": memory,
+    "scaling": scaling,
+}
 
 
-def data(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Images a second of the data module alone, augmentation included, beside those of a training step."""
-    from lightning_msnn.data import CIFAR100, Digits
-
-    rows = []
-    modules: dict[str, Any] = {"digits": Digits(batch_size=128, num_workers=0)}
-    if given.root:
-        modules["CIFAR-100"] = CIFAR100(given.root, batch_size=128, num_workers=0, policy="none")
-        modules["CIFAR-100, AutoAugment"] = CIFAR100(given.root, batch_size=128, num_workers=0, policy="autoaugment")
-    step = training_step(make(SHIPPED).to(DEVICE), images(128), torch.bfloat16)
-    training = 128 / statistics.median(race({"step": step}, given.rounds)["step"])
-
-    class _Trainer:
-        training, validating, testing, predicting, world_size, global_rank = True, False, False, False, 1, 0
-        current_epoch = 0
-
-    for name, module in modules.items():
-        module.prepare_data()
-        module.setup("fit")
-        module.trainer = _Trainer()
-        loader = module.train_dataloader()
-        for repeat in range(2):  # the first fills the cache
-            start, seen = time.perf_counter(), 0
-            for i, batch in enumerate(loader):
-                x, _ = module.on_after_batch_transfer([part.to(DEVICE) for part in batch], 0)
-                seen += len(x)
-                if i == 60:
-                    break
-            if repeat:
-                rows.append({"data": name, "images/s": seen / (time.perf_counter() - start)})
+def shown(rows: list[dict[str, Any]]) -> None:
+    """Print rows as they come."""
     for row in rows:
-        row |= {"training step of msnn_resnet12, images/s": training, "times faster": row["images/s"] / training}
-    return rows
+        cells = {key: value for key, value in row.items() if not key.endswith(("q1", "q3")) and value != ""}
+        print(*(f"{x:.3g}" if isinstance(x, float) else x for x in cells.values()), sep=" | ", flush=True)
 
 
-COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], list[dict[str, Any]]]]] = {
-    "train": ("Training step at 32x32, batch 128", lambda given: contest(given, True)),
-    "infer": ("Inference at 32x32, the networks and the twin folded", lambda given: contest(given, False)),
-    "profile": ("Where a training step goes, percent of its time (batch 128, bf16)", profile),
-    "memory": ("Peak memory of training (bf16)", memory),
-    "scaling": ("Cost against batch, image size, depth and width", scaling),
-    "compiled": ("torch.compile, training step (batch 128, bf16)", compiled),
-    "data": ("Input pipeline alone", data),
+def processor() -> tuple[str, list[str]]:
+    """Return the processor's name and what it can do."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return found.get("model name", platform.machine()), found.get("flags", "").split()
+
+
+def keep(command: str, rows: list[dict[str, Any]], isa: str | None) -> None:
+    """Write rows into a command's file, in place of those of the same network, instruction set and precision."""
+    name, flags = processor()
+    has = [name for name, flag in FLAGS.items() if flag in flags]
+    packages = ("torch", "timm", "lightning_msnn", "spikingjelly")
+    kernels = getattr(kernels_of(images(1, 16)), "__name__", "reference").rpartition(".")[2]
+    about = {
+        "isa": "cuda" if DEVICE.type == "cuda" else isa or [*has, "other"][0],
+        "command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
+        "device": f"{torch.get_num_threads()} cores of {name} (up to {[*has, 'other'][0]})",
+        "versions": ", ".join([*(f"{package} {version(package)}" for package in packages), f"kernels: {kernels}"]),
+        "date": date.today().isoformat(),
+    }
+    if DEVICE.type == "cuda":
+        about["device"] = torch.cuda.get_device_name()
+
+    def key(row: dict[str, Any]) -> tuple[int, str, str]:
+        return NETWORKS.index(row["network"]), row["isa"], row["precision"]
+
+    rows = [row | about for row in rows]
+    new = {key(row) for row in rows}
+    rows = [row for row in read(command) if key(row) not in new] + rows
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{command}_{DEVICE.type}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[-1], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for row in sorted(rows, key=key):
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def read(command: str, device: str = DEVICE.type) -> list[dict[str, Any]]:
+    """Return the rows of a command's file."""
+    path = RESULTS / f"{command}_{device}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def reported(command: str, every_isa: bool = False) -> list[dict[str, Any]]:
+    """Return a command's rows in bf16 on a CPU, with the most instructions of those that were measured."""
+    rows = [row for row in read(command, "cpu") if row["precision"] == "bf16"]
+    best = min((row["isa"] for row in rows), key=[*FLAGS, "other"].index, default="")
+    return [row for row in rows if every_isa or row["isa"] == best]
+
+
+ISA_NAMES = {"amx": "AMX", "avx512": "AVX-512", "avx2": "AVX2", "other": "CPU"}
+TABLES = {
+    "train": ("Training step, batch 128: times as fast as", "isa", ISA_NAMES),
+    "infer": ("Inference, folded: times as fast as", "batch", {"256": "batch 256", "1": "batch 1"}),
+    "memory": ("Peak memory of training, relative to", "batch", {"128": "batch 128", "512": "batch 512"}),
+}
+LABELS = {
+    BEFORE: f"before (commit {COMMIT})",
+    TWIN: "ReLU twin, our synapses",
+    LOOP: "published loop over windows",
+    FLOOR: "floor: the arithmetic alone",
+    CHECKPOINTED: "itself with checkpointing",
 }
 
-SHOWN = {
-    "of twin": "speed relative to the ReLU twin",
-    "memory of twin": "relative to the ReLU twin",
-    "published": "to the published loop",
-    "LIF, T = 1": "to SpikingJelly's LIF, T = 1",
-    "LIF, T = 4": "to T = 4",
-    "floor": "floor in ms",
-    "of uncompiled": "speed relative to the same uncompiled",
-}
+
+def table(command: str) -> tuple[list[str], list[str]]:
+    """Compare the networks as shipped with each contender, in bf16 on a CPU; return Markdown, and what it ran on."""
+    title, by, groups = TABLES[command]
+    rows = [row for row in reported(command, by == "isa") if row[by] in groups]
+    found = {(row["contender"], row[by], row["network"]): row for row in rows}
+    columns = [(group, network) for group in groups for network in NETWORKS if (SHIPPED, group, network) in found]
+
+    def cell(name: str, column: tuple[str, str]) -> str:
+        row = found.get((name, *column))
+        if row is None:
+            return ""
+        if name == SHIPPED:
+            return f"{float(row['MiB' if command == 'memory' else 'images_per_s']):.0f}"
+        if command == "memory":
+            return f"{float(found[SHIPPED, *column]['MiB']) / float(row['MiB']):.2f}"
+        return f"{1 / float(row['speed_relative_to_shipped_median']):.2f}"
+
+    names = [name for name in (*CONTENDERS[1:], FLOOR, CHECKPOINTED, SHIPPED) if name in {key[0] for key in found}]
+    labels = LABELS | {SHIPPED: "(as shipped, MiB)" if command == "memory" else "(as shipped, images/s)"}
+    lines = [[title, *(f"{network.removeprefix('msnn_')}, {groups[group]}" for group, network in columns)]]
+    lines += [["---"] * len(lines[0])]
+    lines += [[labels.get(name, name), *(cell(name, column) for column in columns)] for name in names]
+    sources = [f"{row['device']}; {row['versions']}; {row['date']}" for row in rows]
+    return ["| " + " | ".join(line) + " |" for line in lines], list(dict.fromkeys(sources))
 
 
-def show(command: str, rows: list[dict[str, Any]]) -> str:
-    """Return a command's table."""
+def plot(file: Path) -> bool:
+    """Draw the speed of all networks relative to their ReLU twins against each axis; return whether it is measured."""
+    rows = [r for r in reported("scaling") if r["contender"] == SHIPPED]
     if not rows:
-        return ""
-    keys = [key for key in rows[0] if key != "contender"]
-    lead = [key for key in ("network", "axis", "value", "kind", "precision", "batch") if key in keys]
-    keys = [*lead, *(["contender"] if "contender" in rows[0] else []), *(k for k in keys if k not in lead)]
-    return table([SHOWN.get(key, key) for key in keys], [[row[key] for key in keys] for row in rows])
-
-
-def plot(rows: list[dict[str, Any]], network: str, file: Path) -> None:
-    """Draw a network's cost an image, and speed relative to the twin, against each axis."""
+        return False
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(SWEEPS), figsize=(15, 7), layout="constrained", sharex="col")
-    labels = {"batch": "images in a batch", "image size": "side of the image in pixels", "depth": "blocks"}
-    top = 1.1 * max(r["of twin"] for r in rows if (r["network"], r["precision"]) == (network, "bf16"))
-    for column, axis in zip(axes.T, SWEEPS, strict=True):
-        for kind, style in (("training", "-"), ("inference", "--")):
-            for name, colour in ((TWIN, "C7"), (SHIPPED, "C0"), ("grid windows", "C2")):
-                found = [r for r in rows if (r["axis"], r["kind"], r["contender"]) == (axis, kind, name)]
-                found = [r for r in found if (r["network"], r["precision"]) == (network, "bf16")]
-                x = [r["value"] for r in found]
-                column[0].plot(x, [1e3 / r["images/s"] for r in found], style, color=colour, marker="o", label=None)
-                if name != TWIN:
-                    column[1].plot(x, [r["of twin"] for r in found], style, color=colour, marker="o")
-        column[0].set(xscale="log", yscale="log", title=f"against {axis}")
-        column[1].set(xlabel=labels.get(axis, "channels of the first stage"), ylim=(0, top))
-        column[1].set_xticks(x, [str(value) for value in x])
-        column[1].minorticks_off()
-        column[1].axhline(1, color="C7", linewidth=1)
-    axes[0, 0].set_ylabel("ms an image")
-    axes[1, 0].set_ylabel("speed relative to the ReLU twin")
-    for name, colour in ((TWIN, "C7"), (SHIPPED, "C0"), ("grid windows", "C2")):
-        axes[0, 0].plot([], [], color=colour, label=name)
-    for kind, style in (("training step", "-"), ("inference, folded", "--")):
-        axes[0, 0].plot([], [], style, color="black", label=kind)
-    axes[0, 0].legend(fontsize="small")
-    figure.suptitle(f"{network}, bf16")
+    figure, axes = plt.subplots(1, len(SWEEPS), figsize=(15, 3.6), layout="constrained", sharey=True)
+    for panel, axis in zip(axes, SWEEPS, strict=True):
+        for network, colour in zip(NETWORKS, ("C0", "C1", "C2"), strict=True):
+            for kind, style in (("training", "-"), ("inference", "--")):
+                points = [r for r in rows if (r["network"], r["axis"], r["kind"]) == (network, axis, kind)]
+                y = [float(r["speed_relative_to_twin_median"]) for r in points]
+                label = f"{network}, {kind}"
+                panel.plot([int(r["value"]) for r in points], y, style, color=colour, marker=".", label=label)
+        ticks = sorted({int(r["value"]) for r in rows if r["axis"] == axis})
+        panel.set(xscale="log", xlabel=f"{axis} ({UNITS[axis]})")
+        panel.set_xticks(ticks, [str(value) for value in ticks])
+        panel.minorticks_off()
+        panel.axhline(1, color="C7", linewidth=1)
+    axes[0].set(ylabel="speed relative to the ReLU twin", ylim=(0, None))
+    axes[0].legend(fontsize="x-small")
     figure.savefig(file, dpi=100)
+    return True
 
 
 def report() -> None:
-    """Write the tables of ``results`` into ``README.md``; the words around them stay."""
-    page = HERE / "README.md"
-    before, _, rest = page.read_text().partition("<!-- tables -->")
-    after = rest.partition("<!-- end of tables -->")[2]
-    text = []
-    for file in sorted(RESULTS.glob("*.json"), key=lambda f: list(COMMANDS).index(f.stem.rpartition("_")[0])):
-        content = json.loads(file.read_text())
-        command = file.stem.rpartition("_")[0]
-        text += [f"## {COMMANDS[command][0]}", "", f"`{content['command']}`, on {content['device']}; "]
-        text[-1] += f"{content['versions']}; {content['date']}."
-        text += ["", show(command, content["rows"]), ""]
-        if command == "scaling":
-            for network in dict.fromkeys(row["network"] for row in content["rows"]):
-                picture = f"{network}_{file.stem}.png"
-                plot(content["rows"], network, HERE / picture)
-                text += [f"![Cost of {network} against batch, image size, depth and width]({picture})", ""]
-    page.write_text(f"{before}<!-- tables -->\n\n" + "\n".join(text) + f"\n<!-- end of tables -->{after}")
-
-
-def run(command: str, given: argparse.Namespace) -> None:
-    """Run one benchmark, print its table and keep it."""
-    rows = COMMANDS[command][1](given)
-    print(f"\n{COMMANDS[command][0]}\n{machine()}\n\n{show(command, rows)}\n", flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    line = f"python -m benchmarks.speed {command} --network {' '.join(given.network)} --rounds {given.rounds}"
-    line += "" if given.precision == list(PRECISIONS) else f" --precision {' '.join(given.precision)}"
-    content = {"command": line, **machine(), "rows": rows}
-    (RESULTS / f"{command}_{DEVICE.type}.json").write_text(json.dumps(content, indent=1) + "\n")
+    """Write the tables and the picture of ``results`` into ``README.md``; the words around them stay."""
+    page, picture = HERE / "README.md", HERE / "scaling.png"
+    head, _, rest = page.read_text().partition("<!-- tables -->")
+    tail = rest.partition("<!-- end of tables -->")[2]
+    text, sources = [], []
+    for command in TABLES:
+        lines, found = table(command)
+        text += [*lines, ""] if found else [f"Not measured yet: `python -m benchmarks.speed {command}`.", ""]
+        sources += found
+    text += [f"{source}.  " for source in dict.fromkeys(sources)]
+    if plot(picture):
+        text += ["", f"![Speed relative to the ReLU twin]({picture.name})"]
+    page.write_text(f"{head}<!-- tables -->\n" + "\n".join(text).strip() + f"\n<!-- end of tables -->{tail}")
 
 
 def main() -> None:
     """Parse the command line."""
-    if sys.argv[1:2] == ["_peak"]:
-        print(_peak(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "True"))
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=(*COMMANDS, "all", "report"))
-    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=None)
-    parser.add_argument("--precision", nargs="+", choices=tuple(PRECISIONS), default=list(PRECISIONS))
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--root", help="folder of CIFAR-100")
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["bf16"], help="memory: bf16 alone")
+    parser.add_argument("--isa", choices=ISAS, help="the most that oneDNN may use; by default what the processor has")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch", type=int, nargs="+", help="images in a batch, in place of those of the tables")
     given = parser.parse_args()
-    chosen = given.network
-    for command in COMMANDS if given.command == "all" else [given.command]:
-        if command == "report":
-            continue
-        all_networks = command in ("train", "infer", "profile", "memory", "scaling")
-        given.network = chosen or list(NETWORKS if all_networks else NETWORKS[:1])
-        run(command, given)
+    chosen = {"all": list(COMMANDS), "report": []}.get(given.command, [given.command])
+    for command, network in ((command, network) for command in chosen for network in given.network):
+        keep(command, COMMANDS[command](given, network), given.isa)
     report()
 
 
