@@ -91,8 +91,7 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.process.kill()
-        self.process.communicate()
+        self.process.communicate()  # at the end of its input it ends
 
 
 @contextmanager
