@@ -18,6 +18,7 @@ from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.functional.energy import DEFAULT_PROFILE, energy_by_kind
 from lightning_msnn.functional.energy import profile as find_profile
 from lightning_msnn.metrics import NETWORK, OperationCounter, Record, comparison_table, summarize
+from lightning_msnn.nn.neuron import annealed
 
 __all__ = ["EnergyMonitor", "SpikeRateMonitor"]
 
@@ -25,7 +26,8 @@ __all__ = ["EnergyMonitor", "SpikeRateMonitor"]
 class _Monitor(Callback):
     """Counts what the network does in the training steps that log, and in the first images of a test.
 
-    Between those steps no hook is attached, so that they cost nothing.
+    Between those steps no hook is attached, so that they cost nothing. Of a step whose spikes are annealed, the images
+    are evaluated once more, with exact spikes.
     """
 
     operations = True
@@ -96,11 +98,29 @@ class _Monitor(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log and take the hooks off."""
-        record = self._detach()
+        counter, record = self._counter, self._detach()
+        if counter is not None and annealed(counter.model):
+            record = self._evaluated(trainer, pl_module, counter.inputs)
         if record is not None:
             values = {name: float(value) for name, value in self._values(self._sum(record, trainer, pl_module)).items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=max(0, trainer.global_step - 1))
+
+    @torch.no_grad()
+    def _evaluated(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: tuple[Any, ...]) -> Record | None:
+        """Count an evaluation of a training step's inputs."""
+        network = self._network(pl_module)
+        training = [module for module in network.modules() if module.training]
+        network.eval()
+        try:
+            self._attach(pl_module)
+            with trainer.precision_plugin.forward_context():
+                network(*inputs)
+        finally:
+            record = self._detach()
+            for module in training:
+                module.training = True
+        return record
 
     def _sum(self, record: Record, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Record:
         """Add up the records of all processes."""

@@ -28,6 +28,7 @@ __all__ = [
     "Rectifier",
     "RecurrentMembrane",
     "Spike",
+    "annealed",
     "grain_size",
     "make_decay",
     "set_annealing",
@@ -162,6 +163,11 @@ def set_annealing(model: nn.Module, share: float | None, soft: str = "rectifier"
     for module in model.modules():
         if isinstance(module, Spike):
             module.soft, module.annealing = soft, annealing
+
+
+def annealed(model: nn.Module) -> bool:
+    """Whether neurons of a network return something else than exact spikes in training."""
+    return any(isinstance(module, Spike) and module.annealing is not None for module in model.modules())
 
 
 class FixedDecay(nn.Module):

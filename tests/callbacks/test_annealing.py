@@ -1,17 +1,20 @@
 """Spikes that sharpen over a training, and the statistics of batch norm meanwhile."""
 
+import copy
 import math
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from lightning_msnn.callbacks import ANNEALING_SHAPES, SpikeAnnealing
+from lightning_msnn.callbacks import ANNEALING_SHAPES, EnergyMonitor, SpikeAnnealing, SpikeRateMonitor
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional.spike import SOFT
+from lightning_msnn.metrics import count_operations, spike_rate
 from lightning_msnn.nn import Spike, set_annealing
 from lightning_msnn.tasks import SpikingClassifier
 
@@ -40,11 +43,10 @@ def fit(tmp_path, *callbacks, epochs=4, ckpt_path=None, **options):
         max_epochs=epochs,
         limit_val_batches=1,
         callbacks=[*callbacks, watch, ModelCheckpoint(tmp_path, save_last=True, save_top_k=0)],
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         accelerator="cpu",
-        **{"limit_train_batches": 5, **options},
+        **{"limit_train_batches": 5, "logger": False, **options},
     )
     trainer.fit(task, datamodule=Digits(batch_size=16, num_workers=0), ckpt_path=ckpt_path)
     return watch, task, trainer
@@ -111,6 +113,40 @@ def test_after_its_end_it_does_nothing(tmp_path):
     _, without, _ = fit(tmp_path / "d", ckpt_path=last)
     for (name, a), b in zip(with_it.state_dict().items(), without.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_monitors_see_exact_spikes(tmp_path, first):
+    """Whichever callback comes first, and whether or not a step takes statistics."""
+
+    class Log(Logger):
+        name, version, said = "log", 0, ()
+
+        def log_metrics(self, metrics, step=None):
+            self.said = [*self.said, {k: v for k, v in metrics.items() if k.startswith(("spike_rate", "energy"))}]
+
+        def log_hyperparams(self, *_):
+            pass
+
+    class Compare(pl.Callback):
+        """Count by hand what the network does in evaluation."""
+
+        expected = ()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            twin = copy.deepcopy(pl_module.network).eval()
+            record = count_operations(twin, batch[0].to(memory_format=torch.channels_last))
+            self.expected = [*self.expected, (spike_rate(record).item(), record.total("accumulates") / len(batch[0]))]
+
+    log, compare = Log(), Compare()
+    callbacks = [SpikeAnnealing(until=0.9), SpikeRateMonitor(1), EnergyMonitor(every_n_steps=1)]
+    fit(tmp_path, compare, *(callbacks if first else callbacks[::-1]), epochs=2, logger=log)
+    rates = [m["spike_rate/all"] for m in log.said if "spike_rate/all" in m]
+    accumulates = [m["energy/accumulates_per_image"] for m in log.said if "energy/all" in m]
+    annealed = slice(0, 9)  # of the steps after that, what is counted is the training itself
+    assert rates[annealed] == pytest.approx([rate for rate, _ in compare.expected][annealed])
+    assert accumulates[annealed] == pytest.approx([count for _, count in compare.expected][annealed])
+    assert len(rates) == len(accumulates) == 10
 
 
 def test_what_breaks_a_training_leaves_the_network_as_it_was(tmp_path):
