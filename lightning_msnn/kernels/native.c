@@ -97,54 +97,41 @@ INLINE void store_step(void *p, int64_t i, int fires, int bf16) {
         ((float *)p)[i] = fires ? 1.0f : 0.0f;
 }
 
-/* The sine on [-pi/2, pi/2]: the power series, whose error there is that of float32. */
-INLINE float sine_series(float r) {
-    r = r > 1.6f ? 1.6f : r; /* beyond the precision of a huge argument; NaN stays */
-    r = r < -1.6f ? -1.6f : r;
-    float z = r * r, s = -1.0f / 39916800.0f;
-    s = fmaf(s, z, 1.0f / 362880.0f);
-    s = fmaf(s, z, -1.0f / 5040.0f);
-    s = fmaf(s, z, 1.0f / 120.0f);
-    s = fmaf(s, z, -1.0f / 6.0f);
-    return fmaf(s * z, r, r);
+/* The product of two numbers in half turns, less the nearest whole number; its square; and the sign, in its bit, that the
+ * sine and the cosine of so many half turns have. Beyond 2^22 half turns, where floats have no angle, any sign will do. */
+typedef struct { float rest, square; uint32_t sign; } Angle;
+
+INLINE Angle angle_of(float p, float q) {
+    float turns = p * q, whole = rintf(turns), rest = turns - whole;
+    Bits parity;
+    parity.f = whole + 12582912.0f; /* 1.5 * 2^23, among numbers whose last bit is worth one */
+    return (Angle){rest, rest * rest, parity.u << 31};
 }
 
-/* x less n half turns, n a multiple of 1/2. */
-INLINE float reduced(float x, float n) { return fmaf(n, 8.74227800037248566e-8f, fmaf(n, -PI, x)); }
-
-INLINE float odd(float n) { return n - 2.0f * floorf(n * 0.5f); }
-
-INLINE float sine_of(float x) {
-    float n = rintf(x * (1.0f / PI));
-    return (1.0f - 2.0f * odd(n)) * sine_series(reduced(x, n));
+INLINE float signed_by(uint32_t sign, float x) {
+    Bits y;
+    y.f = x;
+    y.u ^= sign;
+    return y.f;
 }
 
-INLINE float cosine_of(float x) {
-    float n = rintf(fmaf(x, 1.0f / PI, -0.5f));
-    return (2.0f * odd(n) - 1.0f) * sine_series(reduced(x, n + 0.5f));
+/* The polynomials of their degrees that come nearest to the sine and the cosine on [-pi/2, pi/2], to 4e-9 and 6e-8. */
+INLINE float sine_of(Angle x) {
+    float s = 0.0772201288849756f;
+    s = fmaf(s, x.square, -0.5980451740982549f);
+    s = fmaf(s, x.square, 2.5500313772807144f);
+    s = fmaf(s, x.square, -5.167706878927081f);
+    s = fmaf(s, x.square, 3.1415925800447733f);
+    return signed_by(x.sign, s * x.rest);
 }
 
-/* Both at once: quarter turns, then the power series on [-pi/4, pi/4]. */
-INLINE void sine_and_cosine(float x, float *sine, float *cosine) {
-    float turns = rintf(x * 0.63661977236758134f);
-    float r = fmaf(turns, -1.57079637050628662f, x);
-    r = fmaf(turns, 4.37113900018624283e-8f, r);
-    r = r > 0.8f ? 0.8f : r; /* beyond the precision of a huge x; NaN stays */
-    r = r < -0.8f ? -0.8f : r;
-    float z = r * r;
-    float s = 1.0f / 362880.0f, c = -1.0f / 3628800.0f;
-    s = fmaf(s, z, -1.0f / 5040.0f);
-    s = fmaf(s, z, 1.0f / 120.0f);
-    s = fmaf(s, z, -1.0f / 6.0f);
-    s = fmaf(s * z, r, r);
-    c = fmaf(c, z, 1.0f / 40320.0f);
-    c = fmaf(c, z, -1.0f / 720.0f);
-    c = fmaf(c, z, 1.0f / 24.0f);
-    c = fmaf(c, z, -0.5f);
-    c = fmaf(c, z, 1.0f);
-    float swap = odd(turns), sign = 1.0f - 2.0f * odd(floorf(turns * 0.5f));
-    *sine = sign * (swap != 0.0f ? c : s);
-    *cosine = sign * (swap != 0.0f ? -s : c);
+INLINE float cosine_of(Angle x) {
+    float c = 0.22008065477521782f;
+    c = fmaf(c, x.square, -1.33209386585028f);
+    c = fmaf(c, x.square, 4.058451341602992f);
+    c = fmaf(c, x.square, -4.934795518135688f);
+    c = fmaf(c, x.square, 1.0f);
+    return signed_by(x.sign, c);
 }
 
 /* exp(x) for x <= 0: powers of two, then the power series on [-ln 2 / 2, ln 2 / 2]. */
@@ -169,17 +156,18 @@ INLINE float exponential_of(float x) {
 typedef struct { float value, by_a, by_b, by_c; } Omega;
 
 /* What a window hands to the next, before the decay, and its derivatives by a, by b and by c = pi theta. */
-INLINE Omega omega(int kind, float a, float b, float c) {
+INLINE Omega omega(int kind, float a, float b, float theta) {
     Omega o = {b, 0.0f, 1.0f, 0.0f}; /* none, and the first layer */
+    float c = PI * theta;
     if (kind == SINE) {
-        float s, k, outer;
-        sine_and_cosine(b * c, &s, &k);
-        sine_and_cosine(a * c * k, &o.value, &outer);
-        o.value *= 2.0f;
-        outer *= 2.0f;
-        o.by_a = outer * c * k;
-        o.by_b = -outer * a * c * c * s;
-        o.by_c = outer * a * (k - b * c * s);
+        Angle inner = angle_of(theta, b);
+        float s = c * sine_of(inner), k = cosine_of(inner);
+        Angle outer = angle_of(theta * a, k);
+        float slope = 2.0f * cosine_of(outer), by_k = slope * a;
+        o.value = 2.0f * sine_of(outer);
+        o.by_a = c * (slope * k);
+        o.by_b = -c * (by_k * s);
+        o.by_c = by_k * k - b * (by_k * s);
     } else if (kind == MEAN) {
         o.value = 0.5f * (a + b);
         o.by_a = o.by_b = 0.5f;
@@ -213,10 +201,10 @@ INLINE Omega omega(int kind, float a, float b, float c) {
 }
 
 /* The value alone. */
-INLINE float value_of(int kind, float a, float b, float c) {
-    return kind == SINE ? 2.0f * sine_of(a * c * cosine_of(b * c)) : omega(kind, a, b, c).value;
+INLINE float value_of(int kind, float a, float b, float theta) {
+    if (kind != SINE) return omega(kind, a, b, theta).value;
+    return 2.0f * sine_of(angle_of(theta * a, cosine_of(angle_of(theta, b))));
 }
-
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -401,12 +389,12 @@ INLINE Spot locate(const Call *o, const Task *t, int64_t b, int64_t i) {
 #define X(k) ((padded ? s.in_ok[k] : 1.0f) * fmaf(load(o->current, s.in[k] + c, bf16), scale[c], shift[c]))
 #define RECEIVED(k) ((padded ? s.map_ok[k] : 1.0f) * load(o->other, s.map[k] + c, bf16))
 #define BEFORE(k) load(o->other, s.before[k] + c, bf16)
-#define VALUE(A, B) (tau[c] * value_of(omega_kind, A, B, angle))
+#define VALUE(A, B) (tau[c] * value_of(omega_kind, A, B, theta))
 
 /* Visit the windows of an image: spikes, or sums of membranes on its map; and the membranes that are handed on. */
 INLINE void visit(const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int padded, int bf16) {
     int64_t n = t->length;
-    float angle = o->theta ? PI * *o->theta : 0.0f;
+    float theta = o->theta ? *o->theta : 0.0f;
     const float *tau = t->tau, *scale = t->scale, *shift = t->shift, *level = t->level;
     float *u0 = t->u, *u1 = u0 + n, *u2 = u1 + n, *u3 = u2 + n;
     if (!fires) memset(t->merged, 0, sizeof(float) * (size_t)((o->out_pixels + 1) * t->n));
@@ -459,7 +447,7 @@ INLINE void revisit(
     const Call *o, const Task *t, int64_t b, int form, int omega_kind, int surrogate, int in_overlaps, int padded, int bf16
 ) {
     int64_t n = t->length;
-    float angle = o->theta ? PI * *o->theta : 0.0f;
+    float theta = o->theta ? *o->theta : 0.0f;
     const float *tau = t->tau, *scale = t->scale, *shift = t->shift, *level = t->level;
     float *by_tau = t->by_tau, *by_theta = t->by_theta;
     float *g0 = t->owed, *g1 = g0 + n, *g2 = g1 + n;
@@ -486,13 +474,13 @@ INLINE void revisit(
             float u = X(0), d0, d1, d2, d3, l = tau[c];
             if (form == RECURRENT) {
                 float r0 = RECEIVED(0), r1 = RECEIVED(1), r2 = RECEIVED(2), r3 = RECEIVED(3);
-                Omega o0 = omega(omega_kind, r0, r1, angle);
+                Omega o0 = omega(omega_kind, r0, r1, theta);
                 u += l * o0.value;
-                Omega o1 = omega(omega_kind, u, r1, angle);
+                Omega o1 = omega(omega_kind, u, r1, theta);
                 float v = X(1) + l * o1.value;
-                Omega o2 = omega(omega_kind, r2, v, angle);
+                Omega o2 = omega(omega_kind, r2, v, theta);
                 float w = X(2) + l * o2.value;
-                Omega o3 = omega(omega_kind, r3, w, angle);
+                Omega o3 = omega(omega_kind, r3, w, theta);
                 d3 = OWED(3, X(3) + l * o3.value);
                 d2 = OWED(2, w) + l * d3 * o3.by_b;
                 d1 = OWED(1, v) + l * d2 * o2.by_b;
@@ -504,11 +492,11 @@ INLINE void revisit(
                 a2[c] = l * d2 * o2.by_a;
                 a3[c] = l * d3 * o3.by_a;
             } else if (form == COUPLED) {
-                Omega o1 = omega(omega_kind, BEFORE(0), u, angle);
+                Omega o1 = omega(omega_kind, BEFORE(0), u, theta);
                 float v = X(1) + l * o1.value;
-                Omega o2 = omega(omega_kind, BEFORE(1), v, angle);
+                Omega o2 = omega(omega_kind, BEFORE(1), v, theta);
                 float w = X(2) + l * o2.value;
-                Omega o3 = omega(omega_kind, BEFORE(2), w, angle);
+                Omega o3 = omega(omega_kind, BEFORE(2), w, theta);
                 d3 = OWED(3, X(3) + l * o3.value);
                 d2 = OWED(2, w) + l * d3 * o3.by_b;
                 d1 = OWED(1, v) + l * d2 * o2.by_b;
