@@ -220,10 +220,32 @@ typedef struct {
     float *u, *d, *owed;              /* of a run in each window: membranes, gradients, those of what was handed on */
 } Task;
 
+/* Whether spikes leave the windows at once, and their gradients enter them so, without a map of membranes. */
+#define AT_ONCE(FORM, OMEGA) ((FORM) == FIRST || ((FORM) == COUPLED && (OMEGA) == SINE))
+
+static int fires_at_once(const Call *o) {
+    int compiled = AT_ONCE(o->form, o->omega); /* for others it is not worth the compiler's time */
+    return o->fires && compiled && !o->out_overlaps && !o->padded && !o->anneal && !o->merged && !o->grad_merged;
+}
+
+static int owes_at_once(const Call *o) {
+    return fires_at_once(o) && !o->level && !o->in_overlaps && o->surrogate == TRIANGULAR;
+}
+
+/* Places of the maps of an image that a task needs, with one more for padding: of membranes, and in the backward pass of
+ * the gradients of the current and of the map that was received. */
+static int64_t merged_places(const Call *o) {
+    return (o->grad ? owes_at_once(o) : fires_at_once(o)) ? 0 : o->out_pixels + 1;
+}
+
+static int64_t by_x_places(const Call *o) { return o->grad && o->in_overlaps ? o->in_pixels + 1 : 0; }
+
+static int64_t by_received_places(const Call *o) { return o->grad && o->form == RECURRENT ? o->other_pixels + 1 : 0; }
+
 /* Floats a channel that a task needs. */
 static int64_t task_floats_each(const Call *o, int64_t tile) {
     if (!o->windows) return tile + SUMS + 2;
-    return o->in_pixels + o->out_pixels + o->other_pixels + 3 + SUMS + 2 + 21 * o->run;
+    return merged_places(o) + by_x_places(o) + by_received_places(o) + SUMS + 2 + 21 * o->run;
 }
 
 static void share_out(const Call *o, Task *t, float *memory, int64_t tile) {
@@ -242,8 +264,8 @@ static void share_out(const Call *o, Task *t, float *memory, int64_t tile) {
     t->u = memory, memory += 4 * length;
     t->d = memory, memory += 4 * length;
     t->owed = memory, memory += 4 * length;
-    t->merged = memory, memory += (o->out_pixels + 1) * n;
-    t->by_x = memory, memory += (o->in_pixels + 1) * n;
+    t->merged = memory, memory += merged_places(o) * n;
+    t->by_x = memory, memory += by_x_places(o) * n;
     t->by_received = memory;
     memset(t->owed, 0, sizeof(float) * (size_t)(4 * length));
     for (int64_t r = 0; r < o->run; r++)
@@ -556,7 +578,6 @@ INLINE void revisit(
 /* A pass with the form, the projection, the type and the rest known to the compiler. */
 #define FOR_EACH_OMEGA(DO)                                                                                             \
     DO(SINE) DO(MEAN) DO(TANH) DO(EXPONENTIAL) DO(POLYNOMIAL) DO(PIECEWISE_LINEAR) DO(NONE)
-#define AT_ONCE(FORM, OMEGA) ((FORM) == FIRST || ((FORM) == COUPLED && (OMEGA) == SINE))
 #define VISIT(FORM, OMEGA)                                                                                             \
     if (AT_ONCE(FORM, OMEGA) && fires) {                                                                                                       \
         BY_TYPE(visit, b, FORM, OMEGA, 1, 0)                                                                           \
@@ -591,12 +612,6 @@ INLINE void revisit(
 #define REVISIT_RECURRENT(OMEGA) CASE(REVISIT, RECURRENT, OMEGA)
 DISPATCH(visit_windows, VISIT)
 DISPATCH(revisit_windows, REVISIT)
-
-/* Whether spikes leave the windows at once, without a map of their membranes. */
-static int fires_at_once(const Call *o) {
-    int compiled = AT_ONCE(o->form, o->omega); /* for others it is not worth the compiler's time */
-    return o->fires && compiled && !o->out_overlaps && !o->padded && !o->anneal && !o->merged && !o->grad_merged;
-}
 
 /* Normalise and fire rows that are independent of each other, or add the stream to them. */
 INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int bf16) {
@@ -848,7 +863,7 @@ static void backward(const Call *o, Task *t, int64_t tile) {
                 settle(o, t, t->x, b, rows);
             }
         } else {
-            int at_once = fires_at_once(o) && !o->level && !o->in_overlaps && o->surrogate == TRIANGULAR;
+            int at_once = owes_at_once(o);
             memset(t->by_tau, 0, sizeof(float) * (size_t)(4 * t->length));
             if (!at_once) {
                 if (o->form != STILL || o->fires) visit_windows(o, t, b, 0);
