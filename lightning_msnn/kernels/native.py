@@ -92,7 +92,7 @@ def _describe(call: _Call, shape: torch.Size, dtype: torch.dtype, threads: int) 
     call.channels, call.bf16 = shape[1], dtype == torch.bfloat16
     call.rows = shape.numel() // shape[1]
     call.row_groups = max(1, min(_GROUPS, shape.numel() // 4096, call.rows))
-    call.row_block = shape[1] if shape[1] < 512 else 256
+    call.row_block = shape[1] if shape[1] <= 1024 else 256
     call.threads = max(1, min(threads, shape.numel() // _GRAIN))
 
 
