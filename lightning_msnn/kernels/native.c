@@ -97,8 +97,8 @@ INLINE void store_step(void *p, int64_t i, int fires, int bf16) {
         ((float *)p)[i] = fires ? 1.0f : 0.0f;
 }
 
-/* The product of two numbers in half turns, less the nearest whole number; its square; and the sign, in its bit, that the
- * sine and the cosine of so many half turns have. Beyond 2^22 half turns, where floats have no angle, any sign will do. */
+/* The product of two numbers in half turns, less the nearest whole number; its square; and in its bit the sign of sine
+ * and cosine, which changes with each half turn. Beyond 2^22, where floats have no angle, any sign will do. */
 typedef struct { float rest, square; uint32_t sign; } Angle;
 
 INLINE Angle angle_of(float p, float q) {
@@ -232,8 +232,8 @@ static int owes_at_once(const Call *o) {
     return fires_at_once(o) && !o->level && !o->in_overlaps && o->surrogate == TRIANGULAR;
 }
 
-/* Places of the maps of an image that a task needs, with one more for padding: of membranes, and in the backward pass of
- * the gradients of the current and of the map that was received. */
+/* Places of the maps of an image that a task needs, with one more for padding: of membranes, and in the backward pass
+ * of the gradients of the current and of the map that was received. */
 static int64_t merged_places(const Call *o) {
     return (o->grad ? owes_at_once(o) : fires_at_once(o)) ? 0 : o->out_pixels + 1;
 }
