@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import timm
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
+from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
@@ -116,15 +118,26 @@ def network_of(content: dict[str, Any], path: str | Path) -> nn.Module:
         path: Where it was read, for the message.
 
     Raises:
-        ConfigurationError: If it is of another task, or its weights do not fit its network.
+        ConfigurationError: If it is of another task, names what is no network of timm's registry or has arguments that
+            would fetch files, or its weights do not fit its network.
     """
     hparams = content.get("hyper_parameters", {})
     name, arguments = hparams.get("network"), dict(content.get("network_arguments") or {})
     if arguments:
-        name = str(name).partition(".")[0]  # those of an entry of the zoo that it was started from are there too
+        name = (
+            name.partition(".")[0] if isinstance(name, str) else name
+        )  # those of an entry of the zoo that it was started from are there too
     else:
         arguments = {**(hparams.get("network_kwargs") or {})}
         arguments |= {key: hparams[key] for key in ("num_classes", "in_chans") if key in hparams}
+    # A file may say how the network is made, but not what is fetched from where for it.
+    builder = {*signature(timm.create_model).parameters, *signature(build_model_with_cfg).parameters} - {"kwargs"}
+    if not isinstance(name, str) or not timm.is_model(name) or builder & arguments.keys():
+        given = ", ".join(sorted(builder & arguments.keys()))
+        raise ConfigurationError(
+            f"{str(path)!r} is of network {name!r}{f' with {given}' if given else ''}, which is refused: allowed are "
+            "networks of timm's registry with arguments of their own"
+        )
     try:
         network: nn.Module = timm.create_model(name, **arguments)
         network.load_state_dict(network_state(content))

@@ -186,12 +186,33 @@ def test_teachers_that_are_refused(given, message):
         Teacher(*given)
 
 
-def test_a_checkpoint_of_another_task_is_refused(tmp_path):
-    torch.save(
-        {"state_dict": {"network.w": torch.zeros(1)}, "hyper_parameters": {"num_classes": 3, "in_chans": 3}},
-        tmp_path / "y.ckpt",
-    )
-    with pytest.raises(ConfigurationError, match="y.ckpt' is of network None, which cannot be made of it"):
+@pytest.mark.parametrize(
+    ("network", "arguments", "message"),
+    [
+        (None, {}, "is of network None, which is refused"),
+        ("hf-hub:someone/resnet18", {}, "is of network 'hf-hub:someone/resnet18', which is refused"),
+        ("local-dir:/tmp", {}, "is of network 'local-dir:/tmp', which is refused"),
+        (
+            "resnet18",
+            {"pretrained": True, "cache_dir": "/x"},
+            "'resnet18' with cache_dir, pretrained, which is refused",
+        ),
+        ("resnet18", {"pretrained_cfg": {"url": "http://x"}}, "with pretrained_cfg, which is refused"),
+        ("resnet18", {"checkpoint_path": "/x"}, "with checkpoint_path, which is refused"),
+        ("resnet18", {"colour": 1}, "is of network 'resnet18', which cannot be made of it"),
+        ("msnn_resnet12_tiny", {"windows": "grid"}, "which cannot be made of it"),
+    ],
+)
+@pytest.mark.parametrize("field", ["network_kwargs", "network_arguments"])
+def test_a_strangers_checkpoint_is_refused(tmp_path, network, arguments, message, field):
+    hparams = {"network": network, "num_classes": 3, "in_chans": 3}
+    content = {"state_dict": {"network.w": torch.zeros(1)}, "hyper_parameters": hparams}
+    if field == "network_kwargs":
+        hparams[field] = arguments
+    else:
+        content[field] = {**arguments, "num_classes": 3}
+    torch.save(content, tmp_path / "y.ckpt")
+    with pytest.raises(ConfigurationError, match=message):
         Teacher(str(tmp_path / "y.ckpt"), 3, 3)
 
 
