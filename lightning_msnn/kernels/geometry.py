@@ -1,8 +1,9 @@
 """What the kernels are told of a layer of neurons: names that they know, flags, and where its windows lie."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,14 +18,16 @@ __all__ = [
     "SUMS",
     "SURROGATES",
     "Layer",
+    "Parameters",
+    "Shapes",
     "Tables",
-    "batches",
-    "empty",
     "last",
     "layer_of",
     "outputs",
+    "shapes",
+    "sizes",
     "tables",
-    "vector",
+    "vectors",
 ]
 
 # What the kernels know, by the numbers that they know it by. Other names run on the reference.
@@ -97,6 +100,82 @@ def layer_of(spec: str) -> Layer:
         form, omega, kind, surrogate, soft, windows_in, windows_out, int(words[2]), keeps, training, synchronised,
         float(words[6]), float(words[7]),
     )  # fmt: skip
+
+
+class Parameters(TypedDict, total=False):
+    """The tensors of a layer of neurons beside its maps; what it does not have is None or left out.
+
+    Args:
+        weight: Scale of the norm by channel, if it has one.
+        bias: Shift of the norm by channel, if it has one.
+        running_mean: Mean by channel that a norm takes which is not ``layer.training``; without it there is no norm.
+        running_var: Variance by channel, likewise.
+        tau: Decay from window to window, a scalar or ``(C, 1, 1)``.
+        theta: Radian factor in units of pi, a scalar tensor.
+        level: Learnt threshold, one number or one for each channel.
+        anneal: Share of the step in what neurons return, a scalar tensor; the rest is ``layer.soft``. None is the step.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    tau: Tensor | None
+    theta: Tensor | None
+    level: Tensor | None
+    anneal: Tensor | None
+
+
+_LENGTHS = {
+    "weight": ("weight", False, True),
+    "bias": ("bias", False, True),
+    "running_mean": ("running_mean", False, True),
+    "running_var": ("running_var", False, True),
+    "tau": ("tau", True, True),
+    "theta": ("theta", True, False),
+    "level": ("the threshold", True, True),
+    "anneal": ("the share of spikes", True, False),
+}
+"""What messages call a parameter, whether it may be one number, and whether one for each channel."""
+
+
+def vectors(given: Parameters, channels: int) -> dict[str, Tensor]:
+    """Return the parameters that there are as the kernels read them, without gaps.
+
+    Args:
+        given: The parameters.
+        channels: Channels of the layer.
+
+    Raises:
+        ValueError: If one has another number of values.
+    """
+    made = {}
+    for key, x in given.items():
+        if isinstance(x, Tensor):
+            name, single, by_channel = _LENGTHS[key]
+            allowed = [1] * single + [channels] * by_channel
+            if x.numel() not in allowed:
+                raise ValueError(
+                    f"{name} must have {' or '.join(map(str, dict.fromkeys(allowed)))} numbers, not {x.numel()}"
+                )
+            made[key] = x.contiguous()
+    return made
+
+
+class Shapes(NamedTuple):
+    """Shapes of a layer's maps; None is a map that it does not have.
+
+    Args:
+        current: Of the current.
+        out: Of what the layer returns and keeps, and of the residual stream.
+        handed: Of the membranes that it hands on.
+        other: Of the membranes of layer 1, or of the map that a recurrent layer receives.
+    """
+
+    current: tuple[int, ...]
+    out: tuple[int, ...]
+    handed: tuple[int, ...] | None
+    other: tuple[int, ...] | None
 
 
 class Sizes(NamedTuple):
@@ -213,65 +292,43 @@ def last(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         x: Map ``(B, C, H, W)``.
         dtype: Its data type, that of ``x`` if None.
     """
-    x = x if dtype is None else x.to(dtype)
+    x = x if dtype is None or x.dtype == dtype else x.to(dtype)
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def empty(like: Tensor, batch: int, channels: int, size: tuple[int, int]) -> Tensor:
-    """Uninitialised map in channels-last order, in the data type and on the device of another.
+def shapes(layer: Layer, size: tuple[int, int], current: Sequence[int]) -> Shapes:
+    """Shapes of what a layer is given and what it returns.
 
     Args:
-        like: The other.
-        batch: Images.
-        channels: Channels.
-        size: Height and width in pixels.
+        layer: The layer.
+        size: Height and width of the map in pixels.
+        current: Shape of its current, of which the number of images and channels are taken.
     """
-    shape = (batch, channels, *size)
+    at, batch, channels = sizes(layer, *size), current[0], current[1]
+    n, cut = max(at.windows, 1), at.windows and layer.windows_in
+    images = batch // n if cut else batch
+    before = ((n - 1) * images, channels, *at.window)
+    return Shapes(
+        current=(images * n if cut else images, channels, *at.current),
+        out=(images * n if at.windows and layer.windows_out else images, channels, *at.out),
+        handed=(before[0], layer.handed, *at.window) if layer.handed and at.windows else None,
+        other={"coupled": before, "recurrent": (images, channels, *size)}.get(layer.form) if at.windows else None,
+    )
+
+
+def outputs(layer: Layer, at: Shapes, current: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Uninitialised maps in channels-last order for what a layer returns, hands on and keeps; None is not wanted.
+
+    Args:
+        layer: The layer.
+        at: Its shapes.
+        current: Its current.
+    """
+    out = _empty(at.out, current)
+    return out, None if at.handed is None else _empty(at.handed, current), _empty(at.out, out) if layer.keeps else None
+
+
+def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    if like.shape == shape:  # takes half the time
+        return torch.empty_like(like, memory_format=torch.channels_last)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-
-
-def vector(x: Tensor | None, name: str, *sizes: int) -> Tensor | None:
-    """Return a parameter as the kernels read it, without gaps.
-
-    Args:
-        x: The parameter; None stays None.
-        name: Its name, for the message.
-        *sizes: How many numbers it may have.
-
-    Raises:
-        ValueError: If it has another number of them.
-    """
-    if x is None:
-        return None
-    if x.numel() not in sizes:
-        allowed = " or ".join(str(size) for size in dict.fromkeys(sizes))
-        raise ValueError(f"{name} must have {allowed} numbers, not {x.numel()}")
-    return x.detach().reshape(-1).contiguous()
-
-
-def outputs(layer: Layer, at: Sizes | Tables, current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised tensors for what a layer returns, hands on and keeps; what there is not is an empty tensor.
-
-    Args:
-        layer: The layer.
-        at: Its sizes.
-        current: Its current.
-    """
-    _, after, before = batches(layer, at.windows, current)
-    channels, (out_size, window) = current.shape[1], (at.out, at.window)
-    out = empty(current, after, channels, out_size)
-    handed = empty(current, before, layer.handed, window) if layer.handed and before else current.new_empty(0)
-    return out, handed, torch.empty_like(out) if layer.keeps else current.new_empty(0)
-
-
-def batches(layer: Layer, windows: int, current: Tensor) -> tuple[int, int, int]:
-    """Images, images of the output, and images of the membranes that are handed on.
-
-    Args:
-        layer: The layer.
-        windows: Number of windows, 0 where nothing is cut.
-        current: Its current.
-    """
-    batch = current.shape[0]
-    images = batch // windows if windows and layer.windows_in else batch
-    return images, images * windows if windows and layer.windows_out else images, max(windows - 1, 0) * images

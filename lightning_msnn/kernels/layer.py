@@ -9,16 +9,17 @@ Maps are in channels-last order in memory, whatever order they come in. Windows 
 pixels, which are made by cutting a map of numbers.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_msnn.kernels import native
-from lightning_msnn.kernels.geometry import SUMS, Layer, batches, empty, last, layer_of, outputs, sizes
+from lightning_msnn.kernels.geometry import SUMS, Layer, Parameters, Shapes, last, layer_of, outputs, shapes
 
 __all__ = ["covered", "kernels_of", "neurons"]
 
@@ -35,7 +36,7 @@ def _triton() -> ModuleType | None:
 
 def kernels_of(x: Tensor) -> ModuleType | None:
     """The kernels for tensors like one: the table of what runs where. None is the reference."""
-    if x.device.type == "cpu":
+    if x.is_cpu:
         return native if x.dtype in native.DTYPES and native.available() else None
     triton = _triton() if x.is_cuda else None
     return triton if triton is not None and x.dtype in triton.DTYPES else None
@@ -53,7 +54,10 @@ def covered(x: Tensor, *parts: tuple[str, tuple[str, ...]]) -> bool:
     """
     if type(x) is not Tensor or x.numel() == 0 or torch.compiler.is_exporting() or is_in_torch_dispatch_mode():
         return False
-    return all(name in known for name, known in parts) and kernels_of(x) is not None
+    for name, known in parts:
+        if name not in known:
+            return False
+    return kernels_of(x) is not None
 
 
 def _synchronise(norm: Tensor, weight: Tensor | None, bias: Tensor | None, rows: int, eps: float) -> Tensor:
@@ -69,94 +73,91 @@ def _synchronise(norm: Tensor, weight: Tensor | None, bias: Tensor | None, rows:
     return torch.stack([mean, var, scale, shift, total.expand_as(mean)]).to(norm.dtype)
 
 
-@torch.library.custom_op("lightning_msnn::neurons", mutates_args=())
-def _neurons(
-    current: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    tau: Tensor | None,
-    other: Tensor | None,
-    theta: Tensor | None,
-    level: Tensor | None,
-    anneal: Tensor | None,
-    spec: str,
-    height: int,
-    width: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+_SMALL = 2**17  # elements of a map for which torch's comparison is faster than a kernel
+
+_INPUTS = ("current", "residual", "other", *Parameters.__annotations__)
+
+
+@torch.library.custom_op(
+    "lightning_msnn::neurons",
+    mutates_args=(),
+    schema=f"(Tensor {', Tensor? '.join(_INPUTS)}, str spec, SymInt height, SymInt width)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _neurons(*inputs: Any) -> tuple[Tensor, ...]:
     """See :func:`neurons`; the last output is the norm: mean, variance, scale and shift by channel."""
-    return _run(
-        current, residual, weight, bias, running_mean, running_var, tau, other, theta, level, anneal, layer_of(spec),
-        height, width,
-    )  # fmt: skip
+    current, residual, other, *tensors, spec, height, width = inputs
+    given: Any = dict(zip(_INPUTS[3:], tensors, strict=True))
+    return _filled(*_run(layer_of(spec), (height, width), current, residual, other, given))
+
+
+def _filled(out: Tensor, handed: Tensor | None, merged: Tensor | None, norm: Tensor | None) -> tuple[Tensor, ...]:
+    """An operator returns tensors alone: an empty one for what there is not."""
+    return (
+        out,
+        out.new_empty(0) if handed is None else handed,
+        out.new_empty(0) if merged is None else merged,
+        out.new_empty(0, dtype=torch.float32) if norm is None else norm,
+    )
 
 
 def _run(
+    layer: Layer,
+    size: tuple[int, int],
     current: Tensor,
     residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    tau: Tensor | None,
     other: Tensor | None,
-    theta: Tensor | None,
-    level: Tensor | None,
-    anneal: Tensor | None,
-    layer: Layer,
-    height: int,
-    width: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given: Parameters,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     kernels: Any = kernels_of(current)
-    size, current = (height, width), last(current)
-    _check(layer, current, residual, other, size)
-    norm = None
-    if layer.training and layer.synchronised:
-        norm = kernels.statistics(current, weight, bias, layer.eps)
-        norm = _synchronise(norm, weight, bias, current.numel() // current.shape[1], layer.eps)
+    current = last(current)
     residual = None if residual is None else last(residual, current.dtype)
     other = None if other is None else last(other, current.dtype)
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = kernels.forward(
-        layer, size, current, residual, norm, weight, bias, running_mean, running_var, tau, other, theta, level, anneal
+    at = _checked(
+        layer, size, current.shape, None if residual is None else residual.shape, None if other is None else other.shape
     )
-    return result
+    norm = None
+    if layer.training and layer.synchronised:
+        weight, bias = given.get("weight"), given.get("bias")
+        norm = kernels.statistics(current, weight, bias, layer.eps)
+        norm = _synchronise(norm, weight, bias, current.numel() // current.shape[1], layer.eps)
+    made = outputs(layer, at, current)
+    return *made, kernels.forward(layer, size, current, residual, other, norm, given, *made)
 
 
-def _check(layer: Layer, current: Tensor, residual: Tensor | None, other: Tensor | None, size: tuple[int, int]) -> None:
-    """Refuse what would be read beyond its end.
+@lru_cache(maxsize=2048)
+def _checked(
+    layer: Layer, size: tuple[int, int], current: torch.Size, residual: torch.Size | None, other: torch.Size | None
+) -> Shapes:
+    """Shapes of a layer; refuses what would be read beyond its end.
 
     Raises:
         ValueError: If a shape is not what the others make it.
     """
-    channels, at = current.shape[1], sizes(layer, *size)
-    images, after, before = batches(layer, at.windows, current)
+    at = shapes(layer, size, current)
     if layer.handed and layer.form != "first":
         raise ValueError(f"only a first layer hands its membranes on, not one whose form is {layer.form!r}")
-    begin = images * at.windows if at.windows and layer.windows_in else images
-    expected = [(current, (begin, channels, *at.current), "the current")]
-    if residual is not None:
-        expected.append((residual, (after, channels, *at.out), "the residual stream"))
-    if at.windows and layer.form in ("coupled", "recurrent"):
-        coupled = layer.form == "coupled"
-        shape = (before, channels, *at.window) if coupled else (images, channels, *size)
-        if other is None:
-            raise ValueError(f"a {layer.form} layer needs the membranes that it is coupled with")
-        expected.append((other, shape, "membranes of layer 1" if coupled else "the map that was received"))
-    for x, shape, what in expected:
-        if x.shape != shape:
-            raise ValueError(f"{what} must have the shape {tuple(shape)}, not {tuple(x.shape)}")
+    coupled = layer.form == "coupled"
+    if at.other is not None and other is None:
+        raise ValueError(f"a {layer.form} layer needs the membranes that it is coupled with")
+    for shape, expected, what in (
+        (current, at.current, "the current"),
+        (residual, at.out, "the residual stream"),
+        (other, at.other, "membranes of layer 1" if coupled else "the map that was received"),
+    ):
+        if shape is not None and expected is not None and shape != expected:
+            raise ValueError(f"{what} must have the shape {expected}, not {tuple(shape)}")
+    return at
 
 
 @_neurons.register_fake
-def _(current: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    layer, height, width = layer_of(args[-3]), args[-2], args[-1]
-    at = sizes(layer, height, width)
-    has_norm = layer.training or args[3] is not None
-    shape = (4 + layer.synchronised, current.shape[1]) if has_norm else (0,)
-    norm = torch.empty(shape, dtype=torch.float32, device=current.device)
-    return *outputs(layer, at, current), norm
+def _(*inputs: Any) -> tuple[Tensor, ...]:
+    given, (spec, height, width) = dict(zip(_INPUTS, inputs, strict=False)), inputs[-3:]
+    layer, current, norm = layer_of(spec), given["current"], None
+    if layer.training or given["running_mean"] is not None:
+        shape = (4 + layer.synchronised, current.shape[1])
+        norm = torch.empty(shape, dtype=torch.float32, device=current.device)
+    return _filled(*outputs(layer, shapes(layer, (height, width), current.shape), current), norm)
 
 
 @torch.library.custom_op("lightning_msnn::neurons_backward", mutates_args=())
@@ -165,9 +166,9 @@ def _backward(
     grad_handed: Tensor | None,
     grad_merged: Tensor | None,
     current: Tensor,
+    other: Tensor | None,
     norm: Tensor,
     tau: Tensor | None,
-    other: Tensor | None,
     theta: Tensor | None,
     level: Tensor | None,
     anneal: Tensor | None,
@@ -176,13 +177,13 @@ def _backward(
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the current, of ``other``, and sums by channel: see the kernels."""
-    layer = layer_of(spec)
+    layer, given = layer_of(spec), Parameters(tau=tau, theta=theta, level=level, anneal=anneal)
     kernels: Any = kernels_of(current)
     current, grad = last(current), last(grad, current.dtype)
     grads = [None if g is None else last(g, current.dtype) for g in (grad_handed, grad_merged)]
     seen = None if other is None else last(other, current.dtype)
     by_current, by_other, sums = kernels.backward(
-        layer, (height, width), grad, *grads, current, norm, tau, seen, theta, level, anneal, not layer.synchronised
+        layer, (height, width), grad, *grads, current, seen, norm, given, not layer.synchronised
     )
     if layer.training and layer.synchronised:
         channels = current.shape[1]
@@ -198,7 +199,7 @@ def _backward(
 
 @_backward.register_fake
 def _(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    current, other = args[2], args[5]
+    current, other = args[2], args[3]
     sums = torch.empty((SUMS + 2, current.shape[1]), dtype=torch.float32, device=current.device)
     by_current = torch.empty_like(current, memory_format=torch.channels_last)
     if other is None:
@@ -207,41 +208,35 @@ def _(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    current, _, weight, bias, _, _, tau, other, theta, level, anneal, ctx.spec, ctx.height, ctx.width = inputs
-    ctx.save_for_backward(current, output[3], weight, tau, other, theta, level, anneal)
-    ctx.of_norm = None if bias is None else bias.dtype
+    given, (ctx.spec, ctx.height, ctx.width) = dict(zip(_INPUTS, inputs, strict=False)), inputs[-3:]
+    kept = ("current", "other", "weight", "tau", "theta", "level", "anneal")
+    ctx.save_for_backward(output[3], *(given[name] for name in kept))
+    ctx.of_norm = None if given["bias"] is None else given["bias"].dtype
     ctx.set_materialize_grads(False)
 
 
 def _autograd(
     ctx: Any, grad: Tensor | None, grad_handed: Tensor | None, grad_merged: Tensor | None, _: Any
 ) -> tuple[Any, ...]:
-    current, norm, weight, tau, other, theta, level, anneal = ctx.saved_tensors
-    needs = ctx.needs_input_grad
+    norm, current, other, weight, tau, theta, level, anneal = ctx.saved_tensors
+    layer, size = layer_of(ctx.spec), (ctx.height, ctx.width)
+    needs = dict(zip(_INPUTS, ctx.needs_input_grad, strict=False))
     if grad is None:
-        layer = layer_of(ctx.spec)
-        at = sizes(layer, ctx.height, ctx.width)
-        grad = empty(current, batches(layer, at.windows, current)[1], current.shape[1], at.out).zero_()
+        grad = outputs(layer, shapes(layer, size, current.shape), current)[0].zero_()
     by_current, by_other, sums = _backward(
-        grad, grad_handed, grad_merged, current, norm, tau, other, theta, level, anneal,
-        ctx.spec, ctx.height, ctx.width,
-    )  # fmt: skip
-    by_weight = None
-    if needs[2]:
-        by_weight = (sums[1] * torch.rsqrt(norm[1] + layer_of(ctx.spec).eps)).to(weight.dtype)
-    return (
-        by_current,
-        grad if needs[1] else None,
-        by_weight,
-        sums[0].to(ctx.of_norm) if needs[3] else None,
-        None,
-        None,
-        _sum_to(sums[2], tau) if needs[6] else None,
-        by_other if needs[7] else None,
-        _sum_to(sums[3] * torch.pi, theta) if needs[8] else None,
-        _sum_to(sums[4], level) if needs[9] else None,
-        *[None] * 4,
+        grad, grad_handed, grad_merged, current, other, norm, tau, theta, level, anneal, ctx.spec, *size
     )
+    grads: dict[str, Callable[[], Tensor]] = {
+        "current": lambda: by_current,
+        "residual": lambda: grad,
+        "other": lambda: by_other,
+        "weight": lambda: (sums[1] * torch.rsqrt(norm[1] + layer.eps)).to(weight.dtype),
+        "bias": lambda: sums[0].to(ctx.of_norm),
+        "tau": lambda: _sum_to(sums[2], tau),
+        "theta": lambda: _sum_to(sums[3] * torch.pi, theta),
+        "level": lambda: _sum_to(sums[4], level),
+    }
+    return *(grads[name]() if needs[name] else None for name in _INPUTS), None, None, None
 
 
 def _sum_to(by_channel: Tensor, parameter: Tensor) -> Tensor:
@@ -253,22 +248,37 @@ def _sum_to(by_channel: Tensor, parameter: Tensor) -> Tensor:
 _neurons.register_autograd(_autograd, setup_context=_setup)
 
 
+@lru_cache(maxsize=1024)
+def _compares(layer: Layer, dtype: torch.dtype) -> bool:
+    """Whether all that a layer without a norm does is to compare with a threshold, which is a number of a type."""
+    threshold = torch.tensor(layer.threshold, dtype=torch.float32, device="cpu")
+    bare = layer.form == "still" and layer.kind == "single" and not (layer.training or layer.keeps or layer.handed)
+    return bool(layer.surrogate) and bare and bool(threshold.to(dtype) == threshold)
+
+
+def _compare(layer: Layer, current: Tensor, given: Parameters) -> Tensor | None:
+    """Spikes of a layer that is one comparison; None for others.
+
+    Torch's own operator takes less time to start than a kernel, and more for a large map.
+    """
+    if given.get("running_mean") is not None or given.get("anneal") is not None or not _compares(layer, current.dtype):
+        return None
+    level = given.get("level")
+    if level is not None and (level.dtype != current.dtype or level.numel() not in (1, current.shape[1])):
+        return None
+    threshold = layer.threshold if level is None else level.view(-1, 1, 1)
+    return torch.ge(current, threshold, out=torch.empty_like(current, memory_format=torch.channels_last))
+
+
 def neurons(
     current: Tensor,
     layer: Layer,
     size: tuple[int, int],
     *,
     residual: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    tau: Tensor | None = None,
     other: Tensor | None = None,
-    theta: Tensor | None = None,
-    level: Tensor | None = None,
-    anneal: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    **parameters: Unpack[Parameters],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Run a layer of neurons that is :func:`covered`.
 
     Args:
@@ -276,32 +286,25 @@ def neurons(
         layer: What the layer is.
         size: Height and width of the map in pixels.
         residual: What is added to the membranes that a layer without spikes returns, of their shape.
-        weight: Scale of the norm by channel, if it has one.
-        bias: Shift of the norm by channel, if it has one.
-        running_mean: Mean by channel that a norm takes which is not ``layer.training``; without it there is no norm.
-        running_var: Variance by channel, likewise.
-        tau: Decay from window to window, a scalar or ``(C, 1, 1)``.
         other: Membranes of layer 1, ``((n - 1) B, C, h, w)``, or the map ``(B, C, H, W)`` that a recurrent layer
             receives.
-        theta: Radian factor in units of pi, a scalar tensor.
-        level: Learnt threshold, one number or one for each channel.
-        anneal: Share of the step in what neurons return, a scalar tensor; the rest is ``layer.soft``. None is the step.
+        **parameters: Those of :class:`~lightning_msnn.kernels.geometry.Parameters`.
 
     Returns:
         What the layer returns: spikes or membranes, ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; the windows'
         own membranes ``((n - 1) B, handed, h, w)``; the merged membranes, of the shape of the first; the norm's mean,
         variance, scale and shift, ``(4, C)``, and if they are of all processes a row of the number of places. What
-        there is not is an empty tensor.
+        there is not is None, or with gradients an empty tensor.
 
     Raises:
         ValueError: If shapes do not fit each other.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        result: tuple[Tensor, Tensor, Tensor, Tensor] = _neurons(
-            current, residual, weight, bias, running_mean, running_var, tau, other, theta, level, anneal,
-            layer.spec(), *size,
-        )  # fmt: skip
-        return result
-    return _run(
-        current, residual, weight, bias, running_mean, running_var, tau, other, theta, level, anneal, layer, *size
-    )
+        given = {"current": current, "residual": residual, "other": other, **parameters}
+        out, handed, merged, norm = _neurons(*[given.get(name) for name in _INPUTS], layer.spec(), *size)
+        return out, handed, merged, norm
+    if layer.form == "still" and current.numel() <= _SMALL:
+        spikes = _compare(layer, current, parameters)
+        if spikes is not None:
+            return spikes, None, None, None
+    return _run(layer, size, current, residual, other, parameters)

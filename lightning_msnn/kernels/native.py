@@ -15,10 +15,10 @@ from lightning_msnn.kernels.geometry import (
     SUMS,
     SURROGATES,
     Layer,
+    Parameters,
     Tables,
-    outputs,
     tables,
-    vector,
+    vectors,
 )
 
 __all__ = ["DTYPES", "available", "backward", "forward", "settle", "statistics"]
@@ -59,8 +59,8 @@ class _Call(ctypes.Structure):
 def _library() -> ctypes.CDLL | None:
     library = build(Path(__file__).with_suffix(".c"))
     if library is not None:
-        for name in ("forward", "backward", "statistics", "settle"):
-            getattr(library, f"msnn_{name}").argtypes = [ctypes.POINTER(_Call)]
+        for name in ("msnn_forward", "msnn_backward", "msnn_statistics", "msnn_settle"):
+            getattr(library, name).argtypes = [ctypes.POINTER(_Call)]
     return library
 
 
@@ -70,6 +70,11 @@ def available() -> bool:
     return _library() is not None
 
 
+def _floats(given: Parameters, channels: int) -> dict[str, Tensor]:
+    """Parameters in float32: see :func:`lightning_msnn.kernels.geometry.vectors`."""
+    return {name: x.float() for name, x in vectors(given, channels).items()}
+
+
 def _run(function: str, call: _Call, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
@@ -77,14 +82,8 @@ def _run(function: str, call: _Call, **tensors: Tensor | None) -> None:
         if not tensor.is_cpu:
             raise RuntimeError(f"expected all tensors to be on the CPU, but {name} is on {tensor.device}")
         setattr(call, name, tensor.data_ptr())
-    if getattr(_library(), f"msnn_{function}")(ctypes.byref(call)):
+    if getattr(_library(), function)(ctypes.byref(call)):
         raise MemoryError("no memory for the maps of a layer of neurons")
-
-
-def _vector(x: Tensor | None, name: str, *sizes: int) -> Tensor | None:
-    """A parameter in float32: see :func:`lightning_msnn.kernels.geometry.vector`."""
-    found = vector(x, name, *sizes)
-    return None if found is None else found.to(torch.float32)
 
 
 def _describe(call: _Call, shape: torch.Size, dtype: torch.dtype, threads: int) -> None:
@@ -132,27 +131,15 @@ def _plan(
     return call, at
 
 
-def _call(
-    layer: Layer, size: tuple[int, int], current: Tensor, tau: Tensor | None, level: Tensor | None, backward: bool
-) -> tuple[_Call, Tables]:
-    """A call of a layer, but for its tensors, and where windows lie."""
-    planned, at = _plan(layer, *size, current.shape, current.dtype, torch.get_num_threads(), backward)
+def _call(layer: Layer, size: tuple[int, int], current: Tensor, given: Parameters, backward: bool) -> _Call:
+    """A call of a layer, but for its tensors."""
+    planned, _ = _plan(layer, *size, current.shape, current.dtype, torch.get_num_threads(), backward)
     call = _Call.from_buffer_copy(planned)
-    call.tau_stride = int(tau is not None and tau.numel() > 1)
-    call.level_stride = int(level is not None and level.numel() > 1)
-    return call, at
-
-
-def _numbers(
-    channels: int, tau: Tensor | None, theta: Tensor | None, level: Tensor | None, anneal: Tensor | None
-) -> dict[str, Tensor | None]:
-    """Parameters of neurons as the kernels read them."""
-    return {
-        "tau": _vector(tau, "tau", 1, channels),
-        "theta": _vector(theta, "theta", 1),
-        "level": _vector(level, "the threshold", 1, channels),
-        "anneal": _vector(anneal, "the share of spikes", 1),
-    }
+    if (tau := given.get("tau")) is not None:
+        call.tau_stride = tau.numel() > 1
+    if (level := given.get("level")) is not None:
+        call.level_stride = level.numel() > 1
+    return call
 
 
 def statistics(current: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -173,8 +160,8 @@ def statistics(current: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     norm = torch.empty(4, channels, dtype=torch.float32, device=current.device)
     moments = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
     _run(
-        "statistics", call, current=current, norm=norm, moments=moments,
-        weight=_vector(weight, "weight", channels), bias=_vector(bias, "bias", channels),
+        "msnn_statistics", call, current=current, norm=norm, moments=moments,
+        **_floats(Parameters(weight=weight, bias=bias), channels),
     )  # fmt: skip
     return norm
 
@@ -184,54 +171,41 @@ def forward(
     size: tuple[int, int],
     current: Tensor,
     residual: Tensor | None,
-    norm: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    tau: Tensor | None,
     other: Tensor | None,
-    theta: Tensor | None,
-    level: Tensor | None,
-    anneal: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a layer returns, hands on and keeps, and its norm: see :func:`lightning_msnn.kernels.layer.neurons`.
+    norm: Tensor | None,
+    given: Parameters,
+    out: Tensor,
+    handed: Tensor | None,
+    merged: Tensor | None,
+) -> Tensor | None:
+    """Write what a layer returns, hands on and keeps: see :func:`lightning_msnn.kernels.layer.neurons`.
 
     Args:
         layer: The layer.
         size: Height and width of the map.
         current: Current in channels-last order, as all maps.
         residual: What is added to membranes.
-        norm: What :func:`statistics` returned; None if statistics are to be taken here, or the running ones.
-        weight: Scale of the norm.
-        bias: Shift of the norm.
-        running_mean: Running mean, where the layer is not in training; None is no norm then.
-        running_var: Running variance.
-        tau: Decay.
         other: Membranes of layer 1, or the map received.
-        theta: Radian factor.
-        level: Learnt threshold.
-        anneal: Share of the step.
+        norm: What :func:`statistics` returned; None if statistics are to be taken here, or the running ones.
+        given: Its parameters.
+        out: Where it writes what it returns.
+        handed: Where it writes the membranes that it hands on, if it does.
+        merged: Where it writes the merged membranes, if they are kept.
+
+    Returns:
+        The norm, None if there is none.
     """
-    channels = current.shape[1]
-    call, at = _call(layer, size, current, tau, level, False)
-    out, handed, merged = outputs(layer, at, current)
-    more: dict[str, Tensor | None] = {}
-    if norm is None and (layer.training or running_mean is not None):
+    channels, call, moments = current.shape[1], _call(layer, size, current, given, False), None
+    if norm is None and (layer.training or given.get("running_mean") is not None):
         call.whole = 1
         norm = torch.empty(4, channels, dtype=torch.float32, device=current.device)
-        more = {"weight": _vector(weight, "weight", channels), "bias": _vector(bias, "bias", channels)}
         if layer.training:
-            more["moments"] = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
-        else:
-            more["running_mean"] = _vector(running_mean, "running_mean", channels)
-            more["running_var"] = _vector(running_var, "running_var", channels)
+            moments = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
     _run(
-        "forward", call, current=current, norm=norm, other=other, residual=residual, out=out,
-        handed_on=handed if handed.numel() else None, merged=merged if layer.keeps else None,
-        **_numbers(channels, tau, theta, level, anneal), **more,
+        "msnn_forward", call, current=current, residual=residual, other=other, norm=norm, out=out, handed_on=handed,
+        merged=merged, moments=moments, **_floats(given, channels),
     )  # fmt: skip
-    return out, handed, merged, current.new_empty(0, dtype=torch.float32) if norm is None else norm
+    return norm
 
 
 def backward(
@@ -241,12 +215,9 @@ def backward(
     grad_handed: Tensor | None,
     grad_merged: Tensor | None,
     current: Tensor,
-    norm: Tensor,
-    tau: Tensor | None,
     other: Tensor | None,
-    theta: Tensor | None,
-    level: Tensor | None,
-    anneal: Tensor | None,
+    norm: Tensor,
+    given: Parameters,
     whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients.
@@ -258,12 +229,9 @@ def backward(
         grad_handed: Gradient of what it handed on, if there is one.
         grad_merged: Gradient of the merged membranes, if there is one.
         current: Current in channels-last order, as all maps.
-        norm: The norm; empty if there is none.
-        tau: Decay.
         other: Membranes of layer 1, or the map received.
-        theta: Radian factor.
-        level: Learnt threshold.
-        anneal: Share of the step.
+        norm: The norm; empty if there is none.
+        given: Its parameters.
         whole: Whether statistics of the norm are this current's alone; else :func:`settle` is to follow, if the layer
             is in training.
 
@@ -272,8 +240,7 @@ def backward(
         gradient of the normalised current, of that times what the current differs from its mean, of the gradients of
         the decay, of pi theta and of the threshold; the rest is scratch memory.
     """
-    channels = current.shape[1]
-    call, _ = _call(layer, size, current, tau, level, True)
+    channels, call = current.shape[1], _call(layer, size, current, given, True)
     call.whole = whole
     by_current = torch.empty_like(current)
     by_other = (
@@ -282,9 +249,9 @@ def backward(
     sums = torch.zeros(call.groups, SUMS, channels, dtype=torch.float64, device=current.device)
     totals = torch.empty(SUMS + 2, channels, dtype=torch.float32, device=current.device)
     _run(
-        "backward", call, current=current, norm=norm if norm.numel() else None, other=other, grad=grad,
+        "msnn_backward", call, current=current, other=other, norm=norm if norm.numel() else None, grad=grad,
         grad_handed=grad_handed, grad_merged=grad_merged, by_current=by_current, by_other=by_other, sums=sums,
-        totals=totals, **_numbers(channels, tau, theta, level, anneal),
+        totals=totals, **_floats(given, channels),
     )  # fmt: skip
     return by_current, by_other, totals
 
@@ -303,4 +270,4 @@ def settle(by_current: Tensor, current: Tensor, norm: Tensor, totals: Tensor, ro
     call = _Call()
     _describe(call, current.shape, current.dtype, torch.get_num_threads())
     call.eps = eps
-    _run("settle", call, current=current, norm=norm, by_current=by_current, totals=totals, sums=rows)
+    _run("msnn_settle", call, current=current, norm=norm, by_current=by_current, totals=totals, sums=rows)

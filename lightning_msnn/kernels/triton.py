@@ -24,10 +24,10 @@ from lightning_msnn.kernels.geometry import (
     SUMS,
     SURROGATES,
     Layer,
+    Parameters,
     Tables,
-    outputs,
     tables,
-    vector,
+    vectors,
 )
 
 __all__ = ["DTYPES", "backward", "forward", "settle", "statistics"]
@@ -569,12 +569,9 @@ class _Call:
         layer: Layer,
         at: Tables,
         current: Tensor,
-        norm: Tensor,
-        tau: Tensor | None,
         other: Tensor | None,
-        theta: Tensor | None,
-        level: Tensor | None,
-        anneal: Tensor | None,
+        norm: Tensor | None,
+        given: Parameters,
     ) -> None:
         channels, n = current.shape[1], at.windows
         self.images = current.shape[0] // (n if n and layer.windows_in else 1)
@@ -583,24 +580,24 @@ class _Call:
         self.cut = n > 0
         self.places = at.places if n else at.pixels
         self.tiles = _Tiles(self.images * self.places, channels, n)
-        self.norm = norm if norm.numel() else None
-        self.tau, self.level = vector(tau, "tau", 1, channels), vector(level, "threshold", 1, channels)
-        self.theta, self.anneal = vector(theta, "theta", 1), vector(anneal, "anneal", 1)
+        self.norm = norm
+        found = vectors(given, channels)
+        tau, self.theta, self.level, self.anneal = map(found.get, ("tau", "theta", "level", "anneal"))
         self.form = layer.form if n else "still"
         self.other = other if self.form in ("coupled", "recurrent") else None
-        self.parameters = self.tau, self.other, self.theta, self.level, self.anneal
+        self.parameters = tau, self.other, self.theta, self.level, self.anneal
         self.indices = (at.index_in, at.index_out, at.index_map) if n else (None, None, None)
         self.share = at.share if n else None
         in_slab, out_slab = at.current[0] * at.current[1], at.out[0] * at.out[1]
         self.in_pixels = in_slab * (n if n and layer.windows_in else 1)
         self.out_pixels = out_slab * (n if n and layer.windows_out else 1)
-        self.level_stride = int(level is not None and level.numel() > 1)
+        self.level_stride = int(self.level is not None and self.level.numel() > 1)
         self.sizes = (
             layer.threshold, self.images, self.places, channels, in_slab, self.in_pixels, out_slab, self.out_pixels,
             at.pixels, layer.handed, int(tau is not None and tau.numel() > 1), self.level_stride,
         )  # fmt: skip
         self.surrogate = SURROGATES.index(layer.surrogate) if layer.surrogate else -1
-        self.soft = -1 if anneal is None else SOFT.index(layer.soft)
+        self.soft = -1 if self.anneal is None else SOFT.index(layer.soft)
         self.visit = {"WINDOWS": max(n, 1), "FORM": FORMS.index(self.form), "OMEGA": OMEGAS.index(layer.omega)}
 
     def buffer(self, windows: int, current: Tensor) -> Tensor:
@@ -639,23 +636,15 @@ def statistics(current: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     tiles.grid = triton.cdiv(tiles.grid[0], repeat), tiles.grid[1]
     sums = torch.empty(tiles.grid[0], 2, channels, dtype=torch.float32, device=current.device)
     tiles.run(_statistics, current, sums, rows, channels, repeat)
-    return _norm_of(current, sums, None, None, weight, bias, eps, rows)
+    return _norm_of(current, sums, Parameters(weight=weight, bias=bias), eps, rows)
 
 
-def _norm_of(
-    x: Tensor,
-    sums: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    rows: int,
-) -> Tensor:
-    """The norm, from the sums of tiles of a map ``x``, or from a mean, which is ``x``, and a variance."""
+def _norm_of(x: Tensor, sums: Tensor | None, given: Parameters, eps: float, rows: int) -> Tensor:
+    """The norm, from the sums of tiles of a map ``x``, or from the running statistics, of which ``x`` is one."""
     channels = x.shape[0] if sums is None else x.shape[1]
     norm = torch.empty(4, channels, dtype=torch.float32, device=x.device)
-    weight, bias = vector(weight, "weight", channels), vector(bias, "bias", channels)
+    found = vectors(given, channels)
+    weight, bias, mean, var = map(found.get, ("weight", "bias", "running_mean", "running_var"))
     tiles = 0 if sums is None else len(sums)
     _Tiles(1, channels).run(_normalise, x, sums, mean, var, weight, bias, norm, eps, tiles, rows, channels)
     return norm
@@ -666,32 +655,21 @@ def forward(
     size: tuple[int, int],
     current: Tensor,
     residual: Tensor | None,
-    norm: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    tau: Tensor | None,
     other: Tensor | None,
-    theta: Tensor | None,
-    level: Tensor | None,
-    anneal: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a layer returns, hands on and keeps, and its norm: see :func:`lightning_msnn.kernels.native.forward`."""
+    norm: Tensor | None,
+    given: Parameters,
+    out: Tensor,
+    handed: Tensor | None,
+    merged: Tensor | None,
+) -> Tensor | None:
+    """Write what a layer returns, hands on and keeps: see :func:`lightning_msnn.kernels.native.forward`."""
     at = tables(layer, *size, current.device)
     if norm is None and layer.training:
-        norm = statistics(current, weight, bias, layer.eps)
-    elif norm is None:
-        mean = vector(running_mean, "running_mean", current.shape[1])
-        var = vector(running_var, "running_var", current.shape[1])
-        if mean is None or var is None:
-            norm = current.new_empty(0, dtype=torch.float32)
-        else:
-            norm = _norm_of(mean, None, mean, var, weight, bias, layer.eps, 1)
-    call = _Call(layer, at, current, norm, tau, other, theta, level, anneal)
+        norm = statistics(current, given.get("weight"), given.get("bias"), layer.eps)
+    elif norm is None and (mean := given.get("running_mean")) is not None:
+        norm = _norm_of(mean, None, given, layer.eps, 1)
+    call = _Call(layer, at, current, other, norm, given)
     n, images, channels = at.windows, call.images, current.shape[1]
-    made = outputs(layer, at, current)
-    out, (handed, merged) = made[0], (x if x.numel() else None for x in made[1:])
     residual = None if layer.surrogate else residual
     if call.share is None:
         call.forward(current, residual, out, handed, merged, None)
@@ -704,7 +682,7 @@ def forward(
             images, call.places, channels, call.out_pixels, call.level_stride,
             MOST=len(covers), FIRES=call.surrogate >= 0, SOFT=call.soft,
         )  # fmt: skip
-    return *made, norm
+    return norm
 
 
 def backward(
@@ -714,17 +692,14 @@ def backward(
     grad_handed: Tensor | None,
     grad_merged: Tensor | None,
     current: Tensor,
-    norm: Tensor,
-    tau: Tensor | None,
     other: Tensor | None,
-    theta: Tensor | None,
-    level: Tensor | None,
-    anneal: Tensor | None,
+    norm: Tensor,
+    given: Parameters,
     whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients, and sums by channel: see :func:`lightning_msnn.kernels.native.backward`."""
     at = tables(layer, *size, current.device)
-    call = _Call(layer, at, current, norm, tau, other, theta, level, anneal)
+    call = _Call(layer, at, current, other, norm if norm.numel() else None, given)
     images, places, channels, n = call.images, call.places, current.shape[1], call.visit["WINDOWS"]
     owed, levels = None, None
     if call.share is not None and layer.surrogate:
@@ -732,7 +707,7 @@ def backward(
         call.forward(current, None, None, None, None, membranes)
         tiles, covers = call.merging(at, current)
         owed = torch.empty(images, call.out_pixels, channels, dtype=torch.float32, device=current.device)
-        levels = torch.empty(tiles.grid[0] if level is not None else 0, channels, device=current.device)
+        levels = torch.empty(tiles.grid[0] if call.level is not None else 0, channels, device=current.device)
         tiles.run(
             _owe, membranes, covers, call.share, grad, grad_merged, call.level, call.anneal, owed, levels,
             layer.threshold, images, places, channels, call.out_pixels, call.level_stride,

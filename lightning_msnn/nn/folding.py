@@ -11,7 +11,8 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import covered, neurons
 from lightning_msnn.nn.blocks import Encoder, PatchMerging, Stem
-from lightning_msnn.nn.neuron import Spike
+from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Spike
+from lightning_msnn.nn.projection import LearntProjection, Projection
 from lightning_msnn.nn.synapse import Synapse
 
 __all__ = ["ThresholdEncoder", "fold_batch_norm"]
@@ -69,12 +70,26 @@ class ThresholdEncoder(nn.Module):
         return (x >= self.level.to(x.dtype).view(-1, 1, 1)).to(x.dtype)
 
 
+def _fixed(module: nn.Module) -> nn.Module | None:
+    """What holds the number that a module computes from a logit in each call; None for other modules."""
+    fixed: nn.Module
+    if type(module) is LearntDecay:
+        fixed = FixedDecay(0.0)
+        fixed.tau = module().detach()
+    elif type(module) is LearntProjection:
+        fixed = Projection(module.name)
+        fixed.theta = module.radian().detach()
+    else:
+        return None
+    return fixed.eval()
+
+
 def fold_batch_norm(model: M) -> M:
     """Return a copy of a network for inference, with its batch norms folded where they can be.
 
     Those after convolutions go into their weights, those of the encoders into thresholds by channel. What remains is
     batch norm after attention or a recurrent cell, before the read-out, and in the encoders of networks of several time
-    steps, whose membranes are needed.
+    steps, whose membranes are needed. Learnt decays and radian factors become fixed ones.
 
     Args:
         model: Network in evaluation mode.
@@ -101,4 +116,6 @@ def fold_batch_norm(model: M) -> M:
         for name, child in parent.named_children():
             if isinstance(child, Encoder) and one_step and foldable(child):
                 setattr(parent, name, ThresholdEncoder(child))
+            elif (fixed := _fixed(child)) is not None:
+                setattr(parent, name, fixed)
     return folded.requires_grad_(False)

@@ -41,21 +41,26 @@ class Cut:
 
 WHOLE = Cut()
 _OURS = (Membrane, CoupledMembrane, RecurrentMembrane, FixedDecay, LearntDecay, Projection, LearntProjection)
+_SURROGATES = ("", *SURROGATES)
 
 
-def _plain(module: nn.Module | None, *classes: type) -> bool:
-    """Whether a module is of one of these very classes, and nothing watches it or takes its place."""
-    if module is None:
-        return True
-    watched = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) in classes and not watched and "forward" not in module.__dict__
+def _plain(classes: tuple[type, ...], *modules: nn.Module | None) -> bool:
+    """Whether modules are of one of these very classes, and nothing watches them or takes their place."""
+    for module in modules:
+        if module is None:
+            continue
+        if type(module) not in classes or "forward" in module.__dict__:
+            return False
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return False
+    return True
 
 
-def _norm_arguments(norm: nn.Module | None, current: Tensor) -> dict[str, Any] | None:
-    """What the kernels take of a norm: tensors, and flags of the layer; None where they do not cover it."""
-    if norm is None or type(norm) is nn.Identity:
-        return {}
-    if not _plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
+def _norm_arguments(norm: nn.Module | None, current: Tensor) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """What the kernels take of a norm: flags of the layer, and tensors; None where they do not cover it."""
+    if _plain((nn.Identity,), norm):
+        return {}, {}
+    if not _plain((nn.BatchNorm2d, nn.SyncBatchNorm), norm):
         return None
     assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
     channels = current.shape[1]
@@ -70,11 +75,11 @@ def _norm_arguments(norm: nn.Module | None, current: Tensor) -> dict[str, Any] |
         return None  # torch's own module says what is wrong
     if not training:
         given |= {"running_mean": norm.running_mean, "running_var": norm.running_var}
-    return {**given, "training": training, "synchronised": together, "eps": norm.eps}
+    return {"training": training, "synchronised": together, "eps": norm.eps}, given
 
 
 @torch.no_grad()
-def _track(norm: nn.Module | None, found: Tensor, rows: int) -> None:
+def _track(norm: nn.Module | None, found: Tensor | None, rows: int) -> None:
     """Move the running statistics of a norm as it would itself.
 
     Args:
@@ -86,6 +91,7 @@ def _track(norm: nn.Module | None, found: Tensor, rows: int) -> None:
         return
     if not norm.track_running_stats:
         return
+    assert found is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
@@ -108,41 +114,38 @@ def _kernel(
     handed: int,
     keeps: bool,
     residual: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     """Run a layer on a kernel; None where none covers it."""
-    omega, surrogate, soft = "none", "", "rectifier"
-    tensors: dict[str, Any] = {}
+    omega, surrogate, soft, threshold = "none", "", "rectifier", 0.0
+    decay: Any = None
+    projection: Any = None
     if membrane is not None:
-        projection = membrane.projection
-        parts = (membrane, membrane.decay, projection)
-        if not all(_plain(part, *_OURS) for part in parts):  # type: ignore[arg-type]
+        decay, projection = membrane.decay, membrane.projection
+        if not _plain(_OURS, membrane, decay, projection):
             return None
-        if projection is not None:
-            omega = str(projection.name)  # type: ignore[union-attr]
-    threshold = 0.0
+    if projection is not None:
+        omega = projection.name
     if spike is not None:
         if type(spike) is not Spike or "forward" in spike.__dict__:
             return None
         surrogate, soft, threshold = spike.name, spike.soft, spike.threshold
-        tensors |= {"level": spike.level, "anneal": spike.share(current)}
-    known = [(omega, OMEGAS), (cut.kind, KINDS), (soft, SOFT)]
-    if surrogate:
-        known.append((surrogate, SURROGATES))
-    if not covered(current, *known):
+    if not covered(current, (omega, OMEGAS), (cut.kind, KINDS), (surrogate, _SURROGATES), (soft, SOFT)):
         return None
     of_norm = _norm_arguments(norm, current)
     if of_norm is None:
         return None
-    if membrane is not None:
-        tensors["tau"] = membrane.decay()  # type: ignore[operator]
-        if membrane.projection is not None:
-            tensors["theta"] = membrane.projection.radian()  # type: ignore[union-attr, operator]
-    flags = {name: of_norm.pop(name) for name in ("training", "synchronised", "eps") if name in of_norm}
+    flags, tensors = of_norm
+    if spike is not None:
+        tensors["level"], tensors["anneal"] = spike.level, spike.share(current)
+    if decay is not None:
+        tensors["tau"] = decay.forward()  # which nothing watches
+    if projection is not None:
+        tensors["theta"] = projection.radian()
     layer = Layer(
         form, omega, cut.kind, surrogate, soft, cut.windows_in, cut.windows_out, handed, keeps,
         threshold=threshold, **flags,
     )  # fmt: skip
-    out, membranes, merged, found = neurons(current, layer, size, residual=residual, other=other, **of_norm, **tensors)
+    out, membranes, merged, found = neurons(current, layer, size, residual=residual, other=other, **tensors)
     if layer.training:
         _track(norm, found, current.numel() // current.shape[1])
     if spike is not None:
@@ -162,7 +165,7 @@ def fire(
     handed: int = 0,
     keeps: bool = False,
     state: list[Tensor] | None = None,
-) -> tuple[Tensor, Membranes, Tensor]:
+) -> tuple[Tensor, Membranes | None, Tensor | None]:
     """Run a layer of neurons.
 
     Args:
@@ -180,7 +183,7 @@ def fire(
 
     Returns:
         Spikes ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; membranes for the layer after; the membranes that
-        fired, of the shape of the spikes. What was not asked for is empty.
+        fired, of the shape of the spikes. What was not asked for is empty or None.
     """
     height, width = size or (current.shape[2], current.shape[3])
     if state is None:

@@ -325,5 +325,6 @@ class RecurrentMixer(_Mixer):
             current, self.norm, self.spike, self.membrane, before, cut=self.cut_batch, size=size, keeps=True,
             state=state,
         )  # fmt: skip
+        assert merged is not None
         after = join_windows(merged, self.windows, size) if self.isolated else merged
         return self.leave(self.project, fired, size, residual), after

@@ -57,10 +57,11 @@ def run(layer: Layer, images: int, dtype: torch.dtype, channels: int = 48, **par
         "recurrent": lambda: a_map(images, size),
     }.get(layer.form, lambda: None)()
     residual = None if layer.surrogate else out
-    neurons = torch.ones(channels, 1, 1), other, torch.ones(()), parameters.get("level"), parameters.get("anneal")
-    norm = kernels.forward(layer, size, current, residual, None, ones, None, ones, ones, *neurons)[-1]
+    norm = {"weight": ones, "running_mean": ones, "running_var": ones}
+    given = {"tau": torch.ones(channels, 1, 1), "theta": torch.ones(()), **norm, **parameters}
     merged = out if layer.keeps else None
-    sums = kernels.backward(layer, size, out, handed, merged, current, norm, *neurons, not layer.synchronised)[-1]
+    norm = kernels.forward(layer, size, current, residual, other, None, given, out, handed, merged)
+    sums = kernels.backward(layer, size, out, handed, merged, current, other, norm, given, not layer.synchronised)[-1]
     if layer.synchronised:
         kernels.settle(current, current, norm, sums, torch.ones(1, dtype=torch.float64), layer.eps)
 

@@ -25,7 +25,7 @@ from lightning_msnn.functional import (
 from lightning_msnn.functional.spike import SOFT
 from lightning_msnn.functional.windows import Corners
 from lightning_msnn.kernels import geometry, native
-from lightning_msnn.kernels.geometry import Layer
+from lightning_msnn.kernels.geometry import Layer, Parameters
 from lightning_msnn.kernels.layer import covered, kernels_of, neurons
 from lightning_msnn.nn import ConvMixer, Spike
 from lightning_msnn.nn.layer import Cut, fire, normalise
@@ -394,7 +394,7 @@ def test_a_cut_of_its_own():
 def test_the_operators_keep_torchs_rules():
     layer = layer_of("first", "dilated", False, False, surrogate="triangular")
     x = operands(layer, (6, 6))
-    args = [x.get(n) for n in ("current", "residual", "weight", "bias")] + [None, None, x["tau"]] + [None] * 4
+    args = [x.get(name) for name in ("current", "residual", "other", *Parameters.__annotations__)]
     torch.library.opcheck(
         torch.ops.lightning_msnn.neurons.default,
         (*args, layer.spec(), 6, 6),

@@ -22,7 +22,7 @@ from lightning_msnn.functional import (
 )
 from lightning_msnn.functional import SURROGATES as DERIVATIVES
 from lightning_msnn.kernels import layer as operator
-from lightning_msnn.kernels.geometry import FORMS, KINDS, OMEGAS, SOFT, SURROGATES, Layer
+from lightning_msnn.kernels.geometry import FORMS, KINDS, OMEGAS, SOFT, SURROGATES, Layer, Parameters
 
 pytest.importorskip("triton", reason="Triton, which is there on Linux alone, is not installed")
 
@@ -278,7 +278,7 @@ def test_statistics_that_processes_share():
         torch.randn(4, 3, 5, 7, device=DEVICE).contiguous(memory_format=torch.channels_last) for _ in range(2)
     )
     norm = kernels.statistics(current, None, None, layer.eps)
-    rest = norm, torch.tensor(0.4, device=DEVICE), None, None, None, None
+    rest = None, norm, Parameters(tau=torch.tensor(0.4, device=DEVICE))
     expected, _, totals = kernels.backward(layer, size, grad, None, None, current, *rest, True)
     halves = [
         kernels.backward(layer, size, grad[i], None, None, current[i], *rest, False)
