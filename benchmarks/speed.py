@@ -4,9 +4,9 @@
     python -m benchmarks.speed train --isa avx512   # one of them, here with oneDNN kept to AVX-512
     python -m benchmarks.speed report               # README.md and the picture of what is in results/
 
-Contenders take turns, a step each and in alternating order, so that what else the machine does falls on all alike.
-Those of an earlier commit are made by a second process, which runs that commit's package. A ratio is the median over
-the rounds of the ratio within a round, beside its quartiles. Each command writes ``results/<command>_<device>.csv``;
+Contenders take turns, a step each and in alternating order, so that what else the machine does falls on all alike, each
+in a process of its own; those of an earlier commit run that commit's package. A ratio is the median over the rounds of
+the ratio within a round, beside its quartiles. Each command writes ``results/<command>_<device>.csv``;
 networks, precisions and instruction sets that it did not measure keep their rows there.
 """
 
@@ -50,7 +50,7 @@ CHECKPOINTED = f"{SHIPPED}, checkpointing"
 EARLIER = {BEFORE: SHIPPED, OWN: TWIN}
 CONTENDERS = (SHIPPED, BEFORE, TWIN, OWN, LIF, LIFS, LOOP)
 VARIANTS = ("grid windows", "one window", "isolated windows")
-SLOW = (LIFS, LOOP)
+FEW = (LIF, LIFS, LOOP, *VARIANTS)
 PAUSE = 0.02
 """Seconds before each turn, in which the threads of the process that had the last one stop to wait actively."""
 
@@ -118,14 +118,13 @@ def trees() -> Iterator[dict[str, Path]]:
 
 @contextmanager
 def workers(given: argparse.Namespace) -> Iterator[dict[str, Worker]]:
-    """Yield the process of each contender, one for all that share a package."""
+    """Yield a process for each contender: in one that others share, memory is laid out otherwise, which takes time."""
     with trees() as folders, ExitStack() as stack:
-        started = {tree: stack.enter_context(Worker(tree, given.isa)) for tree in dict.fromkeys(folders.values())}
-        yield {name: started[tree] for name, tree in folders.items()}
+        yield {name: stack.enter_context(Worker(tree, given.isa)) for name, tree in folders.items()}
 
 
 def race(sides: dict[str, Worker], names: list[str], rounds: int, **task: Any) -> Times:
-    """Let contenders take turns, slow ones in the first three rounds alone.
+    """Let contenders take turns, those that no bound is about in the first three rounds alone.
 
     Args:
         sides: Their processes.
@@ -138,11 +137,11 @@ def race(sides: dict[str, Worker], names: list[str], rounds: int, **task: Any) -
     times: Times = {name: {} for name in names}
     for i in range(rounds):
         for name in names[:: 1 if i % 2 else -1]:
-            if i < 3 or name not in SLOW:
+            if i < 3 or name not in FEW:
                 time.sleep(PAUSE)
                 times[name][i] = sides[name]("turn", contender=EARLIER.get(name, name))
-    for side in set(sides.values()):
-        side("leave")
+    for name in names:
+        sides[name]("leave")
     return times
 
 
