@@ -65,6 +65,11 @@ class SpikeAnnealing(Callback):
         """Return the share ``a`` of the step after ``step`` of ``total`` optimizer steps."""
         return self._rise(min(1.0, step / (self.until * max(1, total))))
 
+    @staticmethod
+    def every(batches: float) -> int:
+        """Return the batches from one pass with exact spikes to the next, in an epoch of so many (or ``inf``)."""
+        return max(1, int(min(_EVERY * _PASSES, batches)) // _PASSES)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that there is something to anneal and an end to do it by."""
         if stage != "fit":
@@ -85,7 +90,7 @@ class SpikeAnnealing(Callback):
         share = self.share_at(trainer.global_step, int(trainer.estimated_stepping_batches))
         sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
         if share < 1.0 and not sharded:
-            if batch_idx % int(min(_EVERY, max(1, trainer.num_training_batches // _PASSES))) == 0:
+            if batch_idx % self.every(trainer.num_training_batches) == 0:
                 set_annealing(pl_module, None)
                 self._take_statistics(trainer, pl_module, batch)
             self._hold_statistics(pl_module)

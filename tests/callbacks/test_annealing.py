@@ -61,6 +61,11 @@ def test_shapes_by_hand():
     assert [at["root"](i, 8) for i in (0, 1, 4, 8)] == [0.0, 0.5, 1.0, 1.0]
 
 
+@pytest.mark.parametrize(("batches", "every"), [(1, 1), (39, 1), (40, 2), (352, 16), (10_000, 16), (math.inf, 16)])
+def test_how_often_statistics_are_taken(batches, every):
+    assert SpikeAnnealing.every(batches) == every
+
+
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2, "limit_train_batches": 10}, {"max_steps": 20}])
 @pytest.mark.parametrize("kind", SOFT)
 def test_the_share_rises_with_the_optimizers_steps(tmp_path, kind, options):

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Train an entry of the zoo on one device, and a twin to teach it: weights, measured figures and card of both.
+#
+#   benchmarks/train_zoo.sh msnn_resnet12 data/cifar100 out                        # on CUDA, bf16
+#   EPOCHS=2 benchmarks/train_zoo.sh msnn_vit12 data/cifar100 out --trainer.accelerator cpu
+#
+# What stops it does not matter: the same command goes on from the last checkpoint. out/zoo/<entry> is there when done;
+# LIGHTNING_MSNN_ZOO=out/zoo puts its entries in front of those that the package has.
+set -euo pipefail
+network=$1 data=$2 out=$3
+shift 3
+epochs=${EPOCHS:-100}
+half=$((epochs / 2))
+configs=$(dirname "$0")/../configs
+export LIGHTNING_MSNN_ZOO=$out/zoo
+
+fit() { # entry, configuration, options
+    entry=$1 config=$2
+    shift 2
+    test -e "$out/zoo/$entry" && return
+    lightning-msnn fit --config "$configs/$config" --model.network "$network" --data.root "$data" \
+        --data.train_sizes "{0: 24, $half: 32}" --trainer.max_epochs "$epochs" --trainer.accelerator gpu \
+        --run.folder "$out/runs" --run.name "$entry" --run.test false --ckpt_path last "$@"
+    run=$(ls -td "$out/runs/$entry"/version_* | head -1)
+    python - "$epochs" "$run" > "$run/fields.json" <<-'PYTHON'
+	import json, platform, sys
+	from datetime import date
+
+	import torch
+
+	device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+	print(json.dumps({
+	    "command": f"lightning-msnn fit --config {sys.argv[2]}/config.yaml",
+	    "recipe": "AdamW, one cycle, cutmix on half of the batches, 24 then 32 pixels",
+	    "epochs": int(sys.argv[1]), "seed": 0, "hardware": device, "date": date.today().isoformat(),
+	}))
+	PYTHON
+    python -m lightning_msnn.zoo export "$run/checkpoints/best.ckpt" "$entry" --data "$data" --folder "$out/zoo" \
+        --half --fields "$run/fields.json" ||
+        python -m lightning_msnn.zoo export "$run/checkpoints/best.ckpt" "$entry" --data "$data" --folder "$out/zoo" \
+            --fields "$run/fields.json"
+}
+
+mkdir -p "$out/zoo"
+fit "$network.c100_relu" cifar100_resnet12_twin.yaml "$@"
+fit "$network.c100" cifar100_resnet12_taught.yaml --model.teacher "$network.c100_relu" \
+    --model.init_from "$network.c100_relu" "$@"
