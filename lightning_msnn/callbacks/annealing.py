@@ -59,6 +59,7 @@ class SpikeAnnealing(Callback):
         self.until = until
         self.shape = shape
         self._rise = choose(ANNEALING_SHAPES, shape, "shape of annealing")
+        self._total = 1
         self._held: list[nn.modules.batchnorm._BatchNorm] = []
 
     def share_at(self, step: int, total: int) -> float:
@@ -83,11 +84,21 @@ class SpikeAnnealing(Callback):
                 f"SpikeAnnealing must know where training ends: set max_epochs, not {trainer.max_epochs}"
             )
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See how many steps there will be."""
+        total = trainer.estimated_stepping_batches
+        if not 0 <= total < math.inf:  # where data has no length, it is max_steps, and so may be -1
+            raise ConfigurationError(
+                f"SpikeAnnealing must know where training ends, and the data has no length: "
+                f"set max_steps, not {trainer.max_steps}"
+            )
+        self._total = int(total)
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set the share of this step; take statistics of exact spikes if it is their turn."""
-        share = self.share_at(trainer.global_step, int(trainer.estimated_stepping_batches))
+        share = self.share_at(trainer.global_step, self._total)
         sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
         if share < 1.0 and not sharded:
             if batch_idx % self.every(trainer.num_training_batches) == 0:

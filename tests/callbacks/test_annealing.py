@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_msnn.callbacks import ANNEALING_SHAPES, EnergyMonitor, SpikeAnnealing, SpikeRateMonitor
 from lightning_msnn.data import Digits
@@ -189,3 +190,18 @@ def test_it_needs_an_end_and_neurons(tmp_path):
     trainer = pl.Trainer(max_epochs=1, logger=False, callbacks=SpikeAnnealing(), accelerator="cpu")
     with pytest.raises(ConfigurationError, match="no spiking neurons to anneal: leave out SpikeAnnealing"):
         trainer.fit(task, datamodule=Digits(batch_size=16, num_workers=0))
+
+
+def test_it_needs_an_end_of_data_without_a_length(tmp_path):
+    class Endless(IterableDataset):
+        def __iter__(self):
+            while True:
+                yield torch.zeros(1, 8, 8), 0
+
+    task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, dict(NETWORK), schedule="constant")
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    with pytest.raises(ConfigurationError, match="the data has no length: set max_steps, not -1"):
+        pl.Trainer(max_epochs=1, callbacks=SpikeAnnealing(), **options).fit(task, DataLoader(Endless(), 4))
+    watch = Watch()
+    pl.Trainer(max_steps=4, callbacks=[SpikeAnnealing(until=0.5), watch], **options).fit(task, DataLoader(Endless(), 4))
+    assert watch.shares == [0.0, 0.5, 1.0, 1.0]
