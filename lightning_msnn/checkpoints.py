@@ -123,20 +123,18 @@ def network_of(content: dict[str, Any], path: str | Path) -> nn.Module:
     """
     hparams = content.get("hyper_parameters", {})
     name, arguments = hparams.get("network"), dict(content.get("network_arguments") or {})
-    if arguments:
-        name = (
-            name.partition(".")[0] if isinstance(name, str) else name
-        )  # those of an entry of the zoo that it was started from are there too
-    else:
+    if not arguments:
         arguments = {**(hparams.get("network_kwargs") or {})}
         arguments |= {key: hparams[key] for key in ("num_classes", "in_chans") if key in hparams}
+    elif isinstance(name, str):
+        name = name.partition(".")[0]  # the arguments of the entry that it was started from are there too
     # A file may say how the network is made, but not what is fetched from where for it.
     builder = {*signature(timm.create_model).parameters, *signature(build_model_with_cfg).parameters} - {"kwargs"}
-    if not isinstance(name, str) or not timm.is_model(name) or builder & arguments.keys():
-        given = ", ".join(sorted(builder & arguments.keys()))
+    refused = ", ".join(sorted(builder & arguments.keys()))
+    if refused or not isinstance(name, str) or not timm.is_model(name):
         raise ConfigurationError(
-            f"{str(path)!r} is of network {name!r}{f' with {given}' if given else ''}, which is refused: allowed are "
-            "networks of timm's registry with arguments of their own"
+            f"{str(path)!r} is of network {name!r}{f' with {refused}' if refused else ''}, which is refused: "
+            "allowed are networks of timm's registry with arguments of their own"
         )
     try:
         network: nn.Module = timm.create_model(name, **arguments)

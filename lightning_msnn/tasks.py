@@ -188,8 +188,9 @@ class SpikingClassifier(pl.LightningModule):
             self.network = TWINS[twin](self.network)
         self._started_from = network if pretrained else init_from
         if init_from is not None:
-            stored = network_state(read_checkpoint(init_from)) if is_checkpoint(init_from) else None
-            taken = warm_start(self.network, stored or read_weights(find(init_from)), init_from)
+            from_file = is_checkpoint(init_from)
+            weights = network_state(read_checkpoint(init_from)) if from_file else read_weights(find(init_from))
+            taken = warm_start(self.network, weights, init_from)
             total = sum(parameter.numel() for parameter in self.network.parameters())
             rank_zero_info("started from %s: %.2f of %.2f million parameters", init_from, taken / 1e6, total / 1e6)
         if channels_last:
