@@ -37,14 +37,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from lightning_msnn.callbacks import LastCheckpoint, RandomState, SpikeAnnealing
+from lightning_msnn.callbacks import SpikeAnnealing
 from lightning_msnn.data import CIFAR100, Digits
 from lightning_msnn.data.datasets import Loader, collate
+from lightning_msnn.energy import OperationCounter, spike_rate
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.functional.projection import WITHOUT_THETA
-from lightning_msnn.metrics import OperationCounter, spike_rate
-from lightning_msnn.models.backbone import WINDOW_SCHEDULES
+from lightning_msnn.models.msnn import WINDOW_SCHEDULES
 from lightning_msnn.nn import CONTEXTS
+from lightning_msnn.runs import LastCheckpoint, RandomState
 from lightning_msnn.tasks import SpikingClassifier
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -23,7 +23,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from lightning_msnn.checkpoints import read_checkpoint
+from lightning_msnn.runs import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 MOMENTS = ("step", "write", "validation")

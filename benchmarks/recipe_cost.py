@@ -18,10 +18,10 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.contenders import CLASSES, DEVICE, SHIPPED, TWIN, images, make
-from lightning_msnn.distillation import distillation_loss
 from lightning_msnn.models.twins import calibrate
 from lightning_msnn.nn import set_annealing
 from lightning_msnn.nn.folding import fold_batch_norm
+from lightning_msnn.tasks import distillation_loss
 
 STEPS = 16  # from one pass for statistics to the next, as the callback has them
 

@@ -34,8 +34,8 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import DEVICE, LOOP, SHIPPED, TWIN, images, make
+from lightning_msnn.energy import count_operations
 from lightning_msnn.kernels.layer import kernels_of
-from lightning_msnn.metrics import count_operations
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"

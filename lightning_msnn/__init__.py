@@ -18,7 +18,7 @@ __all__ = ["__version__", "models", "zoo"]
 
 
 def __getattr__(name: str) -> Any:
-    # When it is asked for, since ``python -m lightning_msnn.zoo`` must not find it imported.
+    # When it is asked for: it evaluates, exports and draws, which takes seconds to import.
     if name == "zoo":
         return import_module("lightning_msnn.zoo")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

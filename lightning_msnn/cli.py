@@ -18,19 +18,19 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lightning_msnn import data
-from lightning_msnn.callbacks import (
-    EnergyMonitor,
+from lightning_msnn.callbacks import EnergyMonitor, PredictionWriter
+from lightning_msnn.errors import ConfigurationError, TrainingError, suggestion
+from lightning_msnn.runs import (
+    AtomicCheckpointIO,
     FiniteLoss,
     LastCheckpoint,
     LoggerGuard,
-    PredictionWriter,
     RandomState,
+    read_checkpoint,
 )
-from lightning_msnn.checkpoints import AtomicCheckpointIO, read_checkpoint
-from lightning_msnn.errors import ConfigurationError, TrainingError, suggestion
 from lightning_msnn.tasks import SpikingClassifier
 
-__all__ = ["MSNNCLI", "main", "read_checkpoint"]
+__all__ = ["MSNNCLI", "main"]
 
 _DEFAULT_DATA = "lightning_msnn.data.Digits"
 _LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from lightning_msnn.callbacks import FiniteLoss
 from lightning_msnn.data import Digits
+from lightning_msnn.runs import FiniteLoss
 from lightning_msnn.tasks import SpikingClassifier
 from tests.conftest import NETWORKS, TINY
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_msnn.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_msnn.cli import main
 from lightning_msnn.data.archives import Archive, download_and_extract_archive, extract
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.weights import CONFIG_FILE, entries, read_config
+from lightning_msnn.runs import AtomicCheckpointIO, read_checkpoint
 
 QUICK = ["--config", str(Path(__file__).parents[1] / "configs" / "quickstart.yaml"), "--trainer.accelerator", "cpu"]
 

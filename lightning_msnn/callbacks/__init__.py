@@ -2,12 +2,8 @@
 
 from lightning_msnn.callbacks.annealing import ANNEALING_SHAPES, SpikeAnnealing
 from lightning_msnn.callbacks.ema import EMA
-from lightning_msnn.callbacks.finite_loss import FiniteLoss
-from lightning_msnn.callbacks.last_checkpoint import LastCheckpoint
-from lightning_msnn.callbacks.logger_guard import LoggerGuard
 from lightning_msnn.callbacks.monitors import EnergyMonitor, SpikeRateMonitor
 from lightning_msnn.callbacks.predictions import PredictionWriter
-from lightning_msnn.callbacks.random_state import RandomState
 from lightning_msnn.callbacks.theta import THETA_SCHEDULES, ThetaScheduler
 from lightning_msnn.callbacks.training_curves import TrainingCurves
 
@@ -16,11 +12,7 @@ __all__ = [
     "EMA",
     "THETA_SCHEDULES",
     "EnergyMonitor",
-    "FiniteLoss",
-    "LastCheckpoint",
-    "LoggerGuard",
     "PredictionWriter",
-    "RandomState",
     "SpikeAnnealing",
     "SpikeRateMonitor",
     "ThetaScheduler",

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_msnn.callbacks.pictures import draw_energy, draw_spike_rates, draw_windows, log_picture, window_maps
+from lightning_msnn.energy import NETWORK, OperationCounter, Record, comparison_table, summarize
+from lightning_msnn.energy.pictures import draw_energy, draw_spike_rates, draw_windows, png, window_maps
+from lightning_msnn.energy.profiles import DEFAULT_PROFILE, energy_by_kind
+from lightning_msnn.energy.profiles import profile as find_profile
 from lightning_msnn.errors import ConfigurationError, check_integer
-from lightning_msnn.functional.energy import DEFAULT_PROFILE, energy_by_kind
-from lightning_msnn.functional.energy import profile as find_profile
-from lightning_msnn.metrics import NETWORK, OperationCounter, Record, comparison_table, summarize
 from lightning_msnn.nn.neuron import annealed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["EnergyMonitor", "SpikeRateMonitor"]
 
@@ -230,10 +236,10 @@ class SpikeRateMonitor(_Monitor):
         if record is None or not record.fired or not trainer.is_global_zero:
             return
         summary = summarize(record)
-        log_picture(draw_spike_rates(summary), "spike_rate", folder, trainer.loggers, trainer.global_step)
+        _log_picture(draw_spike_rates(summary), "spike_rate", folder, trainer.loggers, trainer.global_step)
         maps = window_maps(self._network(pl_module), record.fired, record.visits)
         if maps:
-            log_picture(draw_windows(maps), "windows", folder, trainer.loggers, trainer.global_step)
+            _log_picture(draw_windows(maps), "windows", folder, trainer.loggers, trainer.global_step)
 
 
 def _rates(record: Record) -> dict[str, float]:
@@ -320,8 +326,32 @@ class EnergyMonitor(_Monitor):
         content = {"unit": "joules, operations: for one sample", "profile": self.profile, "columns": self.columns}
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         temporary.replace(target)
-        log_picture(draw_energy(self.columns[NETWORK]), "energy", folder, trainer.loggers, trainer.global_step)
+        _log_picture(draw_energy(self.columns[NETWORK]), "energy", folder, trainer.loggers, trainer.global_step)
 
     def table(self) -> str:
         """Return the comparison of the last test as text, empty before the first."""
         return comparison_table(self.columns) if self.columns else ""
+
+
+def _log_picture(figure: Figure, name: str, folder: str | Path | None, loggers: Sequence[Logger], step: int) -> None:
+    """Write a figure to the run folder as ``<name>.png``, and to the loggers that take images.
+
+    Args:
+        figure: The figure.
+        name: Its name, without an ending.
+        folder: Run folder, None for no file.
+        loggers: The trainer's loggers; TensorBoard's and those with a ``log_image``, as wandb's, take it.
+        step: Step that it belongs to.
+    """
+    content = png(figure)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / f"{name}.png").write_bytes(content)
+    for logger in loggers:
+        experiment = getattr(logger, "experiment", None)
+        if hasattr(logger, "log_image"):
+            from PIL import Image
+
+            logger.log_image(key=name, images=[Image.open(io.BytesIO(content))], step=step)
+        elif hasattr(experiment, "add_figure"):
+            experiment.add_figure(name, figure, global_step=step)  # type: ignore[union-attr]

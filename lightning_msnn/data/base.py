@@ -25,7 +25,6 @@ from lightning_msnn.data.augment import BatchAugmentation
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, collate
 from lightning_msnn.data.reading import Listing, decode_files, list_classes, list_folder, scan, shorten
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
-from lightning_msnn.epochs import value_at
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 
 __all__ = ["Archive", "ImageDataModule", "Part", "stratified_split"]
@@ -346,7 +345,8 @@ class ImageDataModule(LightningDataModule):
 
     def train_size(self, epoch: int) -> int:
         """Height and width of the training images in an epoch, counted from 0."""
-        return value_at(self.train_sizes, epoch, self.image_size)
+        begun = [first for first in self.train_sizes if first <= epoch]
+        return self.train_sizes[max(begun)] if begun else self.image_size
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seed of the order of the training images, and the place in it."""

@@ -1,153 +1,33 @@
-"""Spike rate, synaptic operations, energy, silent and saturated neurons: torchmetrics classes and functions.
+"""Spike rate, synaptic operations, energy, silent and saturated neurons as torchmetrics classes, which add up records.
 
-The functions take a :class:`lightning_msnn.metrics.Record`, which :func:`lightning_msnn.metrics.count_operations`
-returns; the classes add up records. Their states are sums of integers alone, so that they are exact under any batch
-split and any number of processes.
+Their states are sums of integers alone, so that they are exact under any batch split and any number of processes. The
+functions of one record are in :mod:`lightning_msnn.energy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.functional import energy as F
-from lightning_msnn.metrics.counting import Record, layer_names
+from lightning_msnn.energy.counting import Record, layer_names
+from lightning_msnn.energy.measures import _check_by, _flat, _joules, _rates
+from lightning_msnn.energy.profiles import (
+    DEFAULT_PROFILE,
+    FIELDS,
+    Profile,
+    _neurons_update,
+    _share_compute,
+    _synaptic_operations_compute,
+    _update,
+)
+from lightning_msnn.energy.profiles import profile as find_profile
+from lightning_msnn.errors import ConfigurationError
 
-__all__ = [
-    "Energy",
-    "SaturatedNeurons",
-    "SilentNeurons",
-    "SpikeRate",
-    "SynapticOperations",
-    "energy",
-    "saturated_neurons",
-    "silent_neurons",
-    "spike_rate",
-    "synaptic_operations",
-]
-
-
-def _by_layer(layers: Sequence[str], values: Tensor) -> dict[str, Tensor]:
-    """Name the values that are numbers and not zero throughout."""
-    return {name: value for name, value in zip(layers, values, strict=True) if not bool(value.isnan())}
-
-
-def _rates(layers: Sequence[str], counts: Tensor, by: str | None) -> Any:
-    overall, each = F._spike_rate_compute(counts)
-    return overall if by is None else _by_layer(layers, each)
-
-
-def _joules(
-    layers: Sequence[str],
-    counts: Tensor,
-    samples: Tensor,
-    parameters: Tensor,
-    on: str | F.Profile,
-    skip_zeros: bool,
-    by: str | None,
-) -> Any:
-    kinds = F.energy_by_kind(counts, float(samples), parameters, on, skip_zeros)
-    if by == "kind":
-        return {kind: value.sum() / samples for kind, value in kinds.items()}
-    each = torch.stack(list(kinds.values())).sum(0) / samples
-    return each.sum() if by is None else {n: e for n, e in _by_layer(layers, each).items() if bool(e > 0)}
-
-
-def spike_rate(record: Record, by: str | None = None) -> Any:
-    """Share of the neurons that fired.
-
-    Args:
-        record: What a network did.
-        by: None for all layers as one, ``"layer"`` for each.
-
-    Returns:
-        A rate in [0, 1], float64, NaN without neurons; or rates by the name of the layer.
-
-    Raises:
-        ConfigurationError: If ``by`` is something else.
-    """
-    _check_by(by, ("layer",))
-    return _rates(record.layers, record.counts, by)
-
-
-def synaptic_operations(record: Record) -> dict[str, Tensor]:
-    """Synaptic operations of one sample.
-
-    Args:
-        record: What a network did.
-
-    Returns:
-        ``dense``, ``accumulates``, ``multiply_accumulates`` and ``effective_multiply_accumulates``, float64, as
-        :mod:`lightning_msnn.functional.energy` defines them.
-    """
-    return F._synaptic_operations_compute(record.counts, torch.tensor(record.samples))
-
-
-def energy(
-    record: Record,
-    profile: str | F.Profile = F.DEFAULT_PROFILE,
-    skip_zeros: bool = False,
-    by: str | None = None,
-) -> Any:
-    """Energy of one sample in joules.
-
-    Args:
-        record: What a network did.
-        profile: Name of an energy profile, a YAML file of one, or a profile.
-        skip_zeros: Whether multiply-accumulates whose value is zero cost nothing.
-        by: None for the whole, ``"layer"`` or ``"kind"`` for its parts.
-
-    Returns:
-        Joules, float64; or joules by the name of the layer or kind.
-
-    Raises:
-        ConfigurationError: If an argument is not allowed.
-    """
-    _check_by(by, ("layer", "kind"))
-    samples = torch.tensor(record.samples)
-    return _joules(record.layers, record.counts, samples, record.parameters, profile, skip_zeros, by)
-
-
-def silent_neurons(record: Record) -> Tensor:
-    """Share of the neurons that never fired.
-
-    Args:
-        record: What a network did.
-
-    Returns:
-        A share in [0, 1], float64, NaN without neurons.
-    """
-    return F._share_compute(*_flat(record), saturated=False)
-
-
-def saturated_neurons(record: Record) -> Tensor:
-    """Share of the neurons that fired whenever they could.
-
-    Args:
-        record: What a network did.
-
-    Returns:
-        A share in [0, 1], float64, NaN without neurons.
-    """
-    return F._share_compute(*_flat(record), saturated=True)
-
-
-def _check_by(by: str | None, allowed: Sequence[str]) -> None:
-    if by is not None:
-        choose(dict.fromkeys(allowed), by, "division of a metric")
-
-
-def _flat(record: Record) -> tuple[Tensor, Tensor]:
-    """How often each neuron of a record fired and could have fired, ``(neurons,)``."""
-    fired = [f.flatten().cpu() for f in record.fired.values()]
-    visits = [torch.full_like(f, v) for f, v in zip(fired, record.visits.values(), strict=True)]
-    none = torch.zeros(0, dtype=torch.int64)
-    return torch.cat([none, *fired]), torch.cat([none, *visits])
+__all__ = ["Energy", "SaturatedNeurons", "SilentNeurons", "SpikeRate", "SynapticOperations"]
 
 
 class _CountMetric(Metric):
@@ -167,7 +47,7 @@ class _CountMetric(Metric):
         super().__init__(**kwargs)
         self.layers = layer_names(model)
         self.parameters_of_layers = torch.tensor([sum(p.numel() for p in m.parameters(False)) for m in model.modules()])
-        zeros = torch.zeros(len(self.layers), len(F.FIELDS), dtype=torch.int64)
+        zeros = torch.zeros(len(self.layers), len(FIELDS), dtype=torch.int64)
         self.add_state("counts", zeros, dist_reduce_fx="sum")
         self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -185,7 +65,7 @@ class _CountMetric(Metric):
                 f"the record has {len(record.layers)} layers and is of another network than this metric's, "
                 f"which has {len(self.layers)}: give the metric the network that is counted"
             )
-        self.counts, self.samples = F._update(self.counts, self.samples, record.counts, record.samples)
+        self.counts, self.samples = _update(self.counts, self.samples, record.counts, record.samples)
 
 
 class SpikeRate(_CountMetric):
@@ -224,7 +104,7 @@ class SynapticOperations(_CountMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the numbers by name, float64."""
-        return F._synaptic_operations_compute(self.counts, self.samples)
+        return _synaptic_operations_compute(self.counts, self.samples)
 
 
 class Energy(_CountMetric):
@@ -246,14 +126,14 @@ class Energy(_CountMetric):
     def __init__(
         self,
         model: nn.Module,
-        profile: str | F.Profile = F.DEFAULT_PROFILE,
+        profile: str | Profile = DEFAULT_PROFILE,
         skip_zeros: bool = False,
         by: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
         _check_by(by, ("layer", "kind"))
-        self.profile = F.profile(profile)
+        self.profile = find_profile(profile)
         self.skip_zeros = skip_zeros
         self.by = by
 
@@ -299,11 +179,11 @@ class _NeuronMetric(Metric):
                 f"the record's layers of neurons {_shapes(record.fired)} are not those of the example {self.shapes}: "
                 "neurons are told apart by their place, so count images of one size"
             )
-        self.fired, self.visits = F._neurons_update(self.fired, self.visits, *_flat(record))
+        self.fired, self.visits = _neurons_update(self.fired, self.visits, *_flat(record))
 
     def compute(self) -> Tensor:
         """Return the share, float64."""
-        return F._share_compute(self.fired, self.visits, self.saturated)
+        return _share_compute(self.fired, self.visits, self.saturated)
 
 
 def _shapes(fired: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,8 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from lightning_msnn.models.backbone import MSNN, create, zoo_cfgs
+from lightning_msnn.models.msnn import MSNN
+from lightning_msnn.models.registry import create, zoo_cfgs
 from lightning_msnn.nn.mixers import ConvMixer
 
 __all__ = ["MSNNResNet"]  # the registry adds the entry points
@@ -20,7 +21,7 @@ class MSNNResNet(MSNN):
     """Spiking residual CNN.
 
     Args:
-        **kwargs: Arguments of :class:`lightning_msnn.models.backbone.MSNN` but for ``mixer``.
+        **kwargs: Arguments of :class:`lightning_msnn.models.msnn.MSNN` but for ``mixer``.
     """
 
     def __init__(self, **kwargs: Any) -> None:

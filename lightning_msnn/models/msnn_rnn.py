@@ -16,7 +16,8 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_msnn.models.backbone import MSNN, create, zoo_cfgs
+from lightning_msnn.models.msnn import MSNN
+from lightning_msnn.models.registry import create, zoo_cfgs
 from lightning_msnn.nn.blocks import PatchMerging, RecurrentBlock
 from lightning_msnn.nn.mixers import RecurrentMixer
 
@@ -64,7 +65,7 @@ class MSNNRNN(MSNN):
 
     Args:
         cell: Recurrent cell, one of :data:`lightning_msnn.nn.CELLS`.
-        **kwargs: Arguments of :class:`lightning_msnn.models.backbone.MSNN` but for ``mixer``.
+        **kwargs: Arguments of :class:`lightning_msnn.models.msnn.MSNN` but for ``mixer``.
     """
 
     block = RecurrentBlock

@@ -11,7 +11,8 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from lightning_msnn.models.backbone import MSNN, Stage, create, zoo_cfgs
+from lightning_msnn.models.msnn import MSNN, Stage
+from lightning_msnn.models.registry import create, zoo_cfgs
 from lightning_msnn.nn.blocks import Position
 from lightning_msnn.nn.mixers import AttentionMixer
 
@@ -22,7 +23,7 @@ class MSNNViT(MSNN):
     """Spiking vision transformer; each stage begins with a depthwise convolution that tells tokens their positions.
 
     Args:
-        **kwargs: Arguments of :class:`lightning_msnn.models.backbone.MSNN` but for ``mixer``; widths are multiples of
+        **kwargs: Arguments of :class:`lightning_msnn.models.msnn.MSNN` but for ``mixer``; widths are multiples of
             24, the channels of a head.
     """
 

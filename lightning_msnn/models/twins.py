@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.models.weights import fitting
 
-__all__ = ["TWINS", "ann_twin", "calibrate", "snn_twin"]
+__all__ = ["TWINS", "ann_twin", "calibrate", "snn_twin", "twins"]
 
 
 def _build(model: nn.Module, **changes: Any) -> nn.Module:
@@ -90,3 +90,19 @@ def calibrate(twin: nn.Module, images: Tensor) -> nn.Module:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return twin.eval()
+
+
+def twins(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
+    """Return the networks that a report compares a network with: with ReLU, and with LIF neurons at T = 4.
+
+    Args:
+        model: The network.
+        images: Images ``(B, in_chans, H, W)`` that set the statistics of their batch norms.
+
+    Returns:
+        Twins in eval mode by name; none for a network of which there are no twins.
+    """
+    if not getattr(model, "architecture", "") or not model.arguments.get("spiking", True):  # type: ignore[union-attr, operator]
+        return {}
+    made = {"ANN twin": ann_twin(model), "SNN twin, T = 4": snn_twin(model, 4)}
+    return {name: calibrate(twin, images) for name, twin in made.items()}

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_msnn.callbacks import ANNEALING_SHAPES, EnergyMonitor, SpikeAnnealing, SpikeRateMonitor
 from lightning_msnn.data import Digits
+from lightning_msnn.energy import count_operations, spike_rate
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional.spike import SOFT
-from lightning_msnn.metrics import count_operations, spike_rate
 from lightning_msnn.nn import Spike, set_annealing
 from lightning_msnn.tasks import SpikingClassifier
 

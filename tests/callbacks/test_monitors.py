@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_msnn.callbacks import EnergyMonitor, SpikeRateMonitor
+from lightning_msnn.energy import NETWORK, count_operations, energy
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.metrics import NETWORK, count_operations, energy
 from lightning_msnn.nn import Spike
 from lightning_msnn.tasks import SpikingClassifier
 from tests.conftest import TINY

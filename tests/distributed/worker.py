@@ -12,10 +12,10 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from lightning_msnn.callbacks import EMA, FiniteLoss, LastCheckpoint, RandomState
-from lightning_msnn.callbacks.random_state import get_generators, set_generators
-from lightning_msnn.checkpoints import AtomicCheckpointIO
+from lightning_msnn.callbacks import EMA
 from lightning_msnn.data import ImageFolder
+from lightning_msnn.runs import AtomicCheckpointIO, FiniteLoss, LastCheckpoint, RandomState
+from lightning_msnn.runs.random_state import get_generators, set_generators
 from lightning_msnn.tasks import SpikingClassifier
 
 

@@ -10,13 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.metrics import (
-    Energy,
-    SaturatedNeurons,
-    SilentNeurons,
-    SpikeRate,
-    SynapticOperations,
+from lightning_msnn.energy import (
     count_operations,
     energy,
     saturated_neurons,
@@ -24,6 +18,8 @@ from lightning_msnn.metrics import (
     spike_rate,
     synaptic_operations,
 )
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.metrics import Energy, SaturatedNeurons, SilentNeurons, SpikeRate, SynapticOperations
 from lightning_msnn.nn import Spike
 from tests.conftest import TINY
 

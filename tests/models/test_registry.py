@@ -13,7 +13,7 @@ from torch import nn
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.functional.projection import WITHOUT_THETA
-from lightning_msnn.models.backbone import WINDOW_SCHEDULES
+from lightning_msnn.models.msnn import WINDOW_SCHEDULES
 from lightning_msnn.nn import (
     CELLS,
     CONTEXTS,

@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
+from lightning_msnn.energy import count_operations, spike_rate
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.metrics import count_operations, spike_rate
 from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin
 from lightning_msnn.nn import Rectifier, Spike
 from tests.conftest import NETWORKS, TINY

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from lightning_msnn import __version__, zoo
-from lightning_msnn.callbacks.pictures import draw_energy, png
-from lightning_msnn.checkpoints import network_state, read_checkpoint
+from lightning_msnn import __version__
+from lightning_msnn.energy import NETWORK, summarize
+from lightning_msnn.energy.pictures import draw_energy, png
+from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.metrics import NETWORK, summarize
+from lightning_msnn.models.twins import twins
 from lightning_msnn.models.weights import CONFIG_FILE, read_config, read_weights
-from lightning_msnn.report import compare
-from lightning_msnn.tasks import SpikingClassifier
+from lightning_msnn.runs.checkpoints import network_state, read_checkpoint
+from lightning_msnn.zoo.loading import fixed_images, info
+from lightning_msnn.zoo.verification import DATA_OF_TAGS, evaluate, test_data
 
 __all__ = ["complete", "table", "write_card"]
 
@@ -54,38 +57,33 @@ def complete(folder: Path, data: str | Path | None, checkpoint: str | Path) -> N
         ConfigurationError: If the data is not there, or 16 bits cost :data:`HALF_COST` points of top-1 or more.
     """
     config = read_config(folder)
+    architecture, classes, channels = config["architecture"], config["num_classes"], config["input_size"][0]
     # In the memory format that entries are loaded in: another one rounds otherwise, which moves a few images.
-    task = SpikingClassifier(
-        config["architecture"],
-        config["num_classes"],
-        config["input_size"][0],
-        config["network_kwargs"],
-        channels_last=False,
-    ).eval()
-    task.network.load_state_dict(read_weights(folder))
-    module = zoo.test_data(config, data, 250)
-    found = zoo.evaluate(task.network, module)
+    network = timm.create_model(architecture, num_classes=classes, in_chans=channels, **config["network_kwargs"]).eval()
+    network.load_state_dict(read_weights(folder))
+    module = test_data(config, data, 250)
+    found = evaluate(network, module)
     if config["weights"] != "float32":
-        whole = copy.deepcopy(task.network)
+        whole = copy.deepcopy(network)
         whole.load_state_dict(network_state(read_checkpoint(checkpoint)))
-        config["top1_float32"] = round(zoo.evaluate(whole, module)["top1"], 2)
+        config["top1_float32"] = round(evaluate(whole, module)["top1"], 2)
         if config["top1_float32"] - found["top1"] >= HALF_COST:
             raise ConfigurationError(
                 f"{config['weights']} weights have a top-1 of {found['top1']:.2f} % and those of {str(checkpoint)!r} "
                 f"of {config['top1_float32']:.2f} %: keep all 32 bits, for less than {HALF_COST} points may be lost"
             )
     batches = (module.on_after_batch_transfer(batch, 0)[0] for batch in module.test_dataloader())
-    records, _ = compare(task, batches, SAMPLES)
+    records, _ = compare(network, partial(twins, network), batches, SAMPLES)
     summaries = {column: summarize(record) for column, record in records.items()}
     own = summaries[NETWORK]
     counts = own["counts"]
     with torch.no_grad():
-        logits = task.network(zoo.fixed_images(config))
+        logits = network(fixed_images(config))
     config |= {
         "top1": round(found["top1"], 2),
         "top5": round(found["top5"], 2),
         "top1_images": found["images"],
-        "time_steps": getattr(task.network, "time_steps", 1),
+        "time_steps": getattr(network, "time_steps", 1),
         "parameters": own["parameters"],
         "accumulates": round(counts["accumulates"]),
         "multiply_accumulates": round(counts["multiply_accumulates"]),
@@ -139,7 +137,7 @@ def write_card(folder: Path) -> None:
     colours = "grey" if channels == 1 else "RGB"
     whole = f" (with all 32 bits, top-1 is {config['top1_float32']} %)" if "top1_float32" in config else ""
     counted = f"on {config.get('energy_images')} test images"
-    kind = zoo.DATA_OF_TAGS.get(config["tag"].partition("_")[0], "the data")
+    kind = DATA_OF_TAGS.get(config["tag"].partition("_")[0], "the data")
     data = "" if kind == "Digits" else f" --data <folder of {kind}>"
     rows = [
         ("test top-1", f"{config.get('top1')} % of {config.get('top1_images')} images that no training has seen"),
@@ -195,7 +193,7 @@ def table(names: list[str]) -> str:
     """
     rows = ["| entry | test top-1 | spike rate | energy, 45 nm CMOS | made on |", "|---|---|---|---|---|"]
     for name in names:
-        config = zoo.info(name)
+        config = info(name)
         rows.append(
             f"| `{name}` | {config.get('top1')} % of {config.get('top1_images')} | {config.get('spike_rate', '-')} | "
             f"{_energy(config)} | {config.get('hardware')}, {config.get('date')} |"

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_msnn.callbacks import EMA, LastCheckpoint, RandomState, SpikeAnnealing
-from lightning_msnn.checkpoints import AtomicCheckpointIO, read_checkpoint
+from lightning_msnn.callbacks import EMA, SpikeAnnealing
+from lightning_msnn.runs import LastCheckpoint, RandomState
+from lightning_msnn.runs import AtomicCheckpointIO, read_checkpoint
 from lightning_msnn.data import Digits, ImageFolder
 from lightning_msnn.tasks import SpikingClassifier
 

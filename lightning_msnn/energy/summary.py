@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_msnn.functional.energy import DEFAULT_PROFILE, FIELDS, KINDS, PROFILES, Profile, energy_by_kind
-from lightning_msnn.functional.energy import profile as find_profile
-from lightning_msnn.functional.energy import unpriced as find_unpriced
-from lightning_msnn.metrics.counting import Record
-from lightning_msnn.metrics.spiking import saturated_neurons, silent_neurons, spike_rate
+from lightning_msnn.energy.counting import Record
+from lightning_msnn.energy.measures import saturated_neurons, silent_neurons, spike_rate
+from lightning_msnn.energy.profiles import DEFAULT_PROFILE, FIELDS, KINDS, PROFILES, Profile, energy_by_kind
+from lightning_msnn.energy.profiles import profile as find_profile
+from lightning_msnn.energy.profiles import unpriced as find_unpriced
 
 __all__ = ["NETWORK", "comparison_rows", "comparison_table", "summarize"]
 

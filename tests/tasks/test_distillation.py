@@ -10,15 +10,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_msnn import cards, zoo
+from lightning_msnn import zoo
 from lightning_msnn.callbacks import EMA, EnergyMonitor
-from lightning_msnn.checkpoints import read_checkpoint
 from lightning_msnn.cli import main
 from lightning_msnn.data import Digits
-from lightning_msnn.distillation import Teacher, distillation_loss
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import Rectifier, Spike
-from lightning_msnn.tasks import SpikingClassifier
+from lightning_msnn.runs import read_checkpoint
+from lightning_msnn.tasks import SpikingClassifier, Teacher, distillation_loss
+from lightning_msnn.zoo import card as cards
+from lightning_msnn.zoo.__main__ import main as zoo_main
 
 NETWORK = {"depths": [1, 1], "widths": [8, 8]}
 ENTRY = "msnn_resnet12_tiny.digits"
@@ -135,7 +136,7 @@ def test_a_twin_trains_and_is_exported(tmp_path, monkeypatch):
     assert torch.equal(again(x), module.eval()(x))
     monkeypatch.setattr(cards, "SAMPLES", 250)  # one batch
     name, folder = "msnn_resnet12_tiny.digits_relu", tmp_path / "zoo"
-    zoo.main(["export", str(tmp_path / "x.ckpt"), name, "--folder", str(folder)])
+    zoo_main(["export", str(tmp_path / "x.ckpt"), name, "--folder", str(folder)])
     card = (folder / name / "README.md").read_text()
     assert "neurons are rectifiers" in card
     assert "spike rate" not in card

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from lightning_msnn.callbacks.random_state import get_generators, set_generators
-from lightning_msnn.checkpoints import write_whole
+from lightning_msnn.runs.random_state import get_generators, set_generators
+from lightning_msnn.runs.checkpoints import write_whole
 from lightning_msnn.errors import TrainingError
 
 __all__ = ["FiniteLoss"]
@@ -23,7 +23,7 @@ class FiniteLoss(Callback):
     The step is then run once more to find the layer whose output is the first that is not finite, and what repeats it
     goes to ``non_finite/step_<step>_rank_<rank>.ckpt`` in the run's folder, which
     ``torch.load(file, weights_only=True)`` reads: ``batch`` as the step received it, ``generators`` (see
-    :func:`~lightning_msnn.callbacks.random_state.set_generators`), ``state_dict`` of the weights before the step, and
+    :func:`~lightning_msnn.runs.random_state.set_generators`), ``state_dict`` of the weights before the step, and
     the numbers of step, epoch and batch. Running means of batch norm are those after its forward pass, which training
     does not read.
 

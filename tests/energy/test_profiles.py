@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.functional.energy import (
+from lightning_msnn.energy.profiles import (
     COLUMN,
     DEFAULT_PROFILE,
     FIELDS,
@@ -19,6 +18,7 @@ from lightning_msnn.functional.energy import (
     profile,
     unpriced,
 )
+from lightning_msnn.errors import ConfigurationError
 
 
 def counts(**amounts):

@@ -1,6 +1,6 @@
 """Pictures of what a network does: energy by layer, spike rate by layer, spike rates of the windows.
 
-They are drawn from the plain values of :func:`lightning_msnn.metrics.summarize`. A figure is made without matplotlib's
+They are drawn from the plain values of :func:`lightning_msnn.energy.summarize`. A figure is made without matplotlib's
 global state, so that it needs no display.
 """
 
@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lightning_msnn.functional.energy import KINDS
+from lightning_msnn.energy.profiles import KINDS
 from lightning_msnn.functional.windows import WINDOWS, side, split
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
     from matplotlib.figure import Figure
 
-__all__ = ["draw_energy", "draw_spike_rates", "draw_windows", "log_picture", "png", "window_maps"]
+__all__ = ["draw_energy", "draw_spike_rates", "draw_windows", "png", "window_maps"]
 
 MAX_BARS = 70
 """Bars that a picture of layers can hold and still be read."""
@@ -199,27 +197,3 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
-
-
-def log_picture(figure: Figure, name: str, folder: str | Path | None, loggers: list[Logger], step: int) -> None:
-    """Write a figure to the run folder as ``<name>.png``, and to the loggers that take images.
-
-    Args:
-        figure: The figure.
-        name: Its name, without an ending.
-        folder: Run folder, None for no file.
-        loggers: The trainer's loggers; TensorBoard's and those with a ``log_image``, as wandb's, take it.
-        step: Step that it belongs to.
-    """
-    content = png(figure)
-    if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / f"{name}.png").write_bytes(content)
-    for logger in loggers:
-        experiment = getattr(logger, "experiment", None)
-        if hasattr(logger, "log_image"):
-            from PIL import Image
-
-            logger.log_image(key=name, images=[Image.open(io.BytesIO(content))], step=step)
-        elif hasattr(experiment, "add_figure"):
-            experiment.add_figure(name, figure, global_step=step)  # type: ignore[union-attr]

@@ -18,12 +18,11 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from lightning_msnn.checkpoints import is_checkpoint, network_state, read_checkpoint
-from lightning_msnn.distillation import Teacher, distillation_loss
-from lightning_msnn.epochs import value_at
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose, suggestion
-from lightning_msnn.models.twins import TWINS, ann_twin, calibrate, snn_twin
+from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import find, read_weights, warm_start
+from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
+from lightning_msnn.tasks.distillation import Teacher, distillation_loss
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "SpikingClassifier", "decayed_names", "parameter_groups", "warmup_cosine"]
 
@@ -235,10 +234,7 @@ class SpikingClassifier(pl.LightningModule):
         Returns:
             Twins in eval mode by name; none for a network of which there are no twins.
         """
-        if not getattr(self.network, "architecture", "") or not self.network.arguments.get("spiking", True):
-            return {}
-        twins = {"ANN twin": ann_twin(self.network), "SNN twin, T = 4": snn_twin(self.network, 4)}
-        return {name: calibrate(twin, images) for name, twin in twins.items()}
+        return twins(self.network, images)
 
     def _prepare_metrics(self, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         """Begin an evaluation with sums that lose no digit to their order."""
@@ -326,7 +322,7 @@ class SpikingClassifier(pl.LightningModule):
         """Apply mixup or cutmix to a batch, if they are on and it is its turn."""
         share = self.hparams["mix_prob"]
         if isinstance(share, dict):
-            share = value_at(share, self.current_epoch, 0.0)
+            share = share[max(begun)] if (begun := [e for e in share if e <= self.current_epoch]) else 0.0
         # No number is drawn where nothing depends on it.
         if self.mix is None or share == 0.0 or (share < 1.0 and torch.rand(()).item() >= share):
             return images, targets

@@ -1,7 +1,7 @@
 """The counting engine: watches any network through forward hooks and dispatch, and counts what each layer does.
 
 A layer is a module by its qualified name. Hooks say which module runs, the dispatch mode sees every operation in it,
-and the rules of :mod:`lightning_msnn.functional.energy` say what counts. Linear layers, LSTM, GRU and RNN are counted
+and the rules of :mod:`lightning_msnn.energy.profiles` say what counts. Linear layers, LSTM, GRU and RNN are counted
 where they are called as functions, since what they are made of no longer tells samples apart. An operation that no rule
 knows is listed by name.
 
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from lightning_msnn.energy.profiles import COLUMN, FIELDS, TRANSCENDENTAL
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.functional.energy import COLUMN, FIELDS, TRANSCENDENTAL
 
 __all__ = ["OperationCounter", "Record", "count_operations", "layer_names"]
 
@@ -115,7 +115,7 @@ class Record:
         """Sum of a field over all layers.
 
         Args:
-            name: One of :data:`lightning_msnn.functional.energy.FIELDS`.
+            name: One of :data:`lightning_msnn.energy.profiles.FIELDS`.
 
         Raises:
             ConfigurationError: If the name is not one of them.

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from lightning_msnn import zoo
-from lightning_msnn.functional.energy import PROFILES
+from lightning_msnn.energy.profiles import PROFILES
 from lightning_msnn.report import main
 
 

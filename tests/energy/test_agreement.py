@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_msnn.functional.energy import COLUMN
-from lightning_msnn.metrics import count_operations
+from lightning_msnn.energy import count_operations
+from lightning_msnn.energy.profiles import COLUMN
 from tests.conftest import NETWORKS
-from tests.metrics.test_counting import lively
+from tests.energy.test_counting import lively
 
 SIZES = [16, 32, 48]
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_msnn.energy import OperationCounter, count_operations, energy
+from lightning_msnn.energy.profiles import FIELDS, TRANSCENDENTAL
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
-from lightning_msnn.functional.energy import FIELDS, TRANSCENDENTAL
-from lightning_msnn.metrics import OperationCounter, count_operations, energy
 from lightning_msnn.nn import ConvMixer, PatchMerging, Spike, Stem
 from tests.conftest import NETWORKS, TINY
 

@@ -12,8 +12,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lightning_msnn.callbacks import LastCheckpoint, LoggerGuard, TrainingCurves
-from lightning_msnn.checkpoints import AtomicCheckpointIO, read_checkpoint, write_whole
+from lightning_msnn.callbacks import TrainingCurves
+from lightning_msnn.runs import LastCheckpoint, LoggerGuard
+from lightning_msnn.runs import AtomicCheckpointIO, read_checkpoint, write_whole
 from lightning_msnn.data import Digits
 from lightning_msnn.tasks import SpikingClassifier
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_msnn.checkpoints import is_checkpoint, network_of, read_checkpoint
 from lightning_msnn.errors import ConfigurationError, suggestion
 from lightning_msnn.models.weights import entries, find, read_config, resolve
 from lightning_msnn.nn.folding import fold_batch_norm
+from lightning_msnn.runs.checkpoints import is_checkpoint, network_of, read_checkpoint
 
 __all__ = ["Teacher", "distillation_loss"]
 

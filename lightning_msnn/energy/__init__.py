@@ -1,0 +1,26 @@
+"""What a network does and what it costs: a counting engine for any module, prices, pictures and the HTML report."""
+
+from lightning_msnn.energy.counting import OperationCounter, Record, count_operations, layer_names
+from lightning_msnn.energy.measures import energy, saturated_neurons, silent_neurons, spike_rate, synaptic_operations
+from lightning_msnn.energy.profiles import PROFILES, Profile, load_profiles, profile
+from lightning_msnn.energy.summary import NETWORK, comparison_rows, comparison_table, summarize
+
+__all__ = [
+    "NETWORK",
+    "PROFILES",
+    "OperationCounter",
+    "Profile",
+    "Record",
+    "comparison_rows",
+    "comparison_table",
+    "count_operations",
+    "energy",
+    "layer_names",
+    "load_profiles",
+    "profile",
+    "saturated_neurons",
+    "silent_neurons",
+    "spike_rate",
+    "summarize",
+    "synaptic_operations",
+]

@@ -1,0 +1,90 @@
+"""The zoo: trained networks by name, verified by hash, and their export from a Lightning checkpoint."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.models.weights import entries, find
+from lightning_msnn.zoo.card import complete, table, write_card
+from lightning_msnn.zoo.exporting import export
+from lightning_msnn.zoo.loading import info, list_models
+from lightning_msnn.zoo.verification import verify
+
+
+def _run(given: argparse.Namespace) -> str:
+    """Do what the command line asks for; return what it prints."""
+    if given.command == "list":
+        rows = []
+        for name in list_models(given.filter, pretrained=not given.all):
+            config = info(name) if name in entries() else {}
+            rows.append(f"{name:32s} {config.get('top1', '-')!s:>6} % top-1" if config else name)
+        return "\n".join(rows) or "no entry matches"
+    if given.command == "info":
+        return json.dumps(info(given.name), indent=2)
+    if given.command == "verify":
+        found = verify(given.name, given.data, given.batch_size, given.device, given.fuse)
+        return (
+            f"{find(given.name).name}: top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} % on {found['images']} "
+            f"test images; its card says {found['claimed']} %"
+        )
+    if given.command == "table":
+        return table(list_models())
+    if given.command == "export":
+        fields = json.loads(Path(given.fields).read_text(encoding="utf-8")) if given.fields else {}
+        folder = export(given.checkpoint, given.name, given.folder, given.half, **fields)
+        try:
+            complete(folder, given.data, given.checkpoint)
+        except ConfigurationError:
+            shutil.rmtree(folder)
+            raise
+        return f"{folder} made"
+    folder = find(given.name)
+    write_card(folder)
+    return f"card of {folder.name} written"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line of the zoo.
+
+    Args:
+        args: Arguments, those of the process if None.
+    """
+    parser = argparse.ArgumentParser(prog="python -m lightning_msnn.zoo", description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="entries and their accuracy")
+    listing.add_argument("filter", nargs="?", default="*", help="pattern of shell wildcards")
+    listing.add_argument("--all", action="store_true", help="untrained architectures too")
+    commands.add_parser("table", help="accuracy, spike rate and energy of all entries, in Markdown")
+    for name, text in (
+        ("info", "config.json of an entry"),
+        ("verify", "evaluate an entry on its test set; fails if its card is wrong"),
+        ("card", "write the model card of an entry anew from its config.json"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("name", help="name of the entry")
+        if name == "verify":
+            command.add_argument("--data", help="folder of the data set (digits need none)")
+            command.add_argument("--batch_size", type=int, default=250)
+            command.add_argument("--device", help="device to evaluate on")
+            command.add_argument("--fuse", action="store_true", help="with batch norm folded")
+    exporting = commands.add_parser("export", help="make an entry of a checkpoint, measure it and write its card")
+    exporting.add_argument("checkpoint", help="checkpoint of lightning-msnn fit")
+    exporting.add_argument("name", help="<architecture>.<tag>")
+    exporting.add_argument("--data", help="folder of the data set (digits need none)")
+    exporting.add_argument("--folder", default="zoo", help="folder of the zoo (default: zoo)")
+    exporting.add_argument("--half", action="store_true", help="float16 weights, if they cost less than 0.1 points")
+    exporting.add_argument("--fields", help="JSON file of further fields: command, recipe, epochs, seed, hardware, ...")
+    given = parser.parse_args(args)
+    try:
+        sys.stdout.write(f"{_run(given)}\n")
+    except ConfigurationError as error:
+        sys.stderr.write(f"lightning-msnn: error: {error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
