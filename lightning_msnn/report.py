@@ -88,7 +88,7 @@ def write_report(
     stem, run = Path(name).stem if name.endswith(".ckpt") else name, _run_of(name)
     path = Path(output) if output is not None else run / f"report_{stem}.html" if run else Path(f"{stem}.html")
     place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if path.is_dir() or not os.access(place, os.W_OK):
+    if path.is_dir() or not (path.is_file() or place.is_dir()) or not os.access(place, os.W_OK):
         raise ConfigurationError(f"cannot write the report to {str(path)!r}: give a file that can, by --output")
     task, kind, arguments = _load(name)
     arguments |= {"batch_size": batch_size} | ({} if root is None else {"root": root})
@@ -100,7 +100,7 @@ def write_report(
     top1, configuration, curves = {}, "", b""
     if name.endswith(".ckpt"):
         facts["checkpoint"] = name
-        top1[NETWORK] = zoo.verification.evaluate(task, datamodule)["top1"]
+        top1[NETWORK] = zoo.evaluate(task, datamodule)["top1"]
         if run is not None:
             configuration = (run / "config.yaml").read_text(encoding="utf-8")
             curves = (run / "curves.png").read_bytes() if (run / "curves.png").is_file() else b""

@@ -177,7 +177,8 @@ class _Monitor(Callback):
 
     def _keep(self, rows: list[int] | None, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._release()
-        kept = tree_map(lambda x: x[: self._missing if rows is None else rows] if _is_batch(x) else x, (args, kwargs))
+        index = slice(self._missing) if rows is None else rows
+        kept = tree_map(lambda x: x[index] if _is_batch(x) else x, (args, kwargs))
         self._inputs.append(kept)
         self._missing -= len(next(x for x in tree_leaves(kept) if _is_batch(x)))
 
@@ -199,7 +200,7 @@ class _Monitor(Callback):
         self._release()
 
     def _compared(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Record]:
-        """Count what the network, and its twins if operations are counted, do for the chosen images of all processes."""
+        """Count what the network, and its twins if operations are counted, do for the images of all processes."""
         inputs, self._inputs = self._inputs, []
         if not inputs:
             return {}
@@ -230,7 +231,9 @@ def _chosen_rows(trainer: pl.Trainer, samples: int) -> list[list[int]] | None:
     batches = list(islice(loader.batch_sampler, int(min(trainer.num_test_batches[0], len(loader)))))
     chosen = set(spread(torch.as_tensor(targets)[[i for batch in batches for i in batch]], samples).tolist())
     begins = accumulate((len(batch) for batch in batches), initial=0)
-    return [[i for i in range(len(batch)) if begin + i in chosen] for begin, batch in zip(begins, batches, strict=False)]
+    return [
+        [i for i in range(len(batch)) if begin + i in chosen] for begin, batch in zip(begins, batches, strict=False)
+    ]
 
 
 class SpikeRateMonitor(_Monitor):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,8 +19,8 @@ __all__ = ["PredictionWriter"]
 class PredictionWriter(Callback):
     """Write what ``predict_step`` returned to a CSV file with the columns file, class, probability.
 
-    Rows are written batch by batch to ``<path>.part``, or ``<path>.part<n>`` on process n above 0, which an interruption
-    leaves behind. The file itself appears whole at the end; with several processes it has the rows of all, in the order
+    Rows are written batch by batch to ``<path>.part``, or ``<path>.part<n>`` on process n above 0, which stays if the
+    prediction is interrupted. The file itself appears whole at the end; with several processes it has the rows of all, in the order
     of the files' names. A cell that a spreadsheet would take for a formula is quoted by an apostrophe.
 
     Args:
@@ -50,22 +51,16 @@ class PredictionWriter(Callback):
             self._part = self.path.with_name(f"{self.path.name}.part{trainer.global_rank or ''}")
             try:
                 self._file = self._part.open("w", newline="", encoding="utf-8")
+                self._write([("file", "class", "probability")])
             except OSError as error:
                 raise ConfigurationError(f"cannot write predictions to {str(self.path)!r}: {error.strerror}") from error
-            self._write([("file", "class", "probability")])
             self._rows = 0
 
     def _write(self, rows: list[tuple[str, str, str]]) -> None:
         assert self._file is not None
-        try:
-            csv.writer(self._file).writerows([[_plain(cell) for cell in row] for row in rows])
-            self._file.flush()
-            self._rows += len(rows)
-        except OSError as error:
-            raise TrainingError(
-                f"predictions stopped, since {str(self._part)!r} cannot be written: {error.strerror}; "
-                "it has the rows so far"
-            ) from error
+        csv.writer(self._file).writerows([[_plain(cell) for cell in row] for row in rows])
+        self._file.flush()
+        self._rows += len(rows)
 
     def on_predict_batch_end(
         self,
@@ -78,7 +73,13 @@ class PredictionWriter(Callback):
     ) -> None:
         """Write the rows of a batch."""
         probabilities = [f"{probability:.6f}" for probability in outputs["probability"].tolist()]
-        self._write(list(zip(outputs["file"], outputs["class"], probabilities, strict=True)))
+        try:
+            self._write(list(zip(outputs["file"], outputs["class"], probabilities, strict=True)))
+        except OSError as error:
+            raise TrainingError(
+                f"predictions stopped, for {str(self._part)!r} cannot be written: {error.strerror}; "
+                f"it has the first {self._rows} rows"
+            ) from error
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the file its name, with the rows of all processes."""
@@ -107,10 +108,12 @@ class PredictionWriter(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep the rows so far, if there are any."""
-        empty = self._file is not None and self._rows == 0
-        self._close()
-        if empty:
-            self._part.unlink(missing_ok=True)
+        if self._file is not None:
+            with suppress(OSError):  # of what a full disk did not take
+                self._close()
+            self._file = None
+            if self._rows == 0:
+                self._part.unlink(missing_ok=True)
 
 
 def _plain(cell: str) -> str:

@@ -85,14 +85,16 @@ def draw_energy(summary: Mapping[str, Any]) -> Figure:
             left = [a + b for a, b in zip(left, values, strict=True)]
     factor, unit = _scale(summary["energy"]["total"])
     source = summary["profile"]["source"].split(",")[0]
-    axes.set_title(f"Where the energy goes: {factor * summary['energy']['total']:.3g} {unit} in all (figures: {source})")
+    axes.set_title(
+        f"Where the energy goes: {factor * summary['energy']['total']:.3g} {unit} in all (figures: {source})"
+    )
     if parts:
         figure.legend(title="kind of operation", loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
 def draw_spike_rates(summary: Mapping[str, Any]) -> Figure:
-    """Draw which part of a network fires how much: a bar for each, a dot for each layer in it, and the overall rate.
+    """Draw which layers fire more than others: in a row for each part of the network, its layers' rates and its own.
 
     Args:
         summary: Summary of a network.
@@ -100,17 +102,18 @@ def draw_spike_rates(summary: Mapping[str, Any]) -> Figure:
     layers = {n: layer for n, layer in summary["layers"].items() if layer["spike_rate"] is not None}
     parts = _parts(list(layers))
     figure, axes = _bars(list(parts), "spike rate (% of the neurons that fire)")
+    means, points = [], []
     for row, names in enumerate(parts.values()):
         spikes, neurons = (sum(layers[n]["counts"].get(field, 0.0) for n in names) for field in ("spikes", "neurons"))
-        axes.barh(row, 100.0 * spikes / neurons, color=COLOURS["accumulates"], label=None if row else "part")
-        if len(parts) < len(layers):
-            rates = [100.0 * layers[name]["spike_rate"] for name in names]
-            axes.plot(rates, [row] * len(rates), ".", color="black", markersize=4, label=None if row else "its layers")
-    if summary["spike_rate"] is not None:
+        means.append(100.0 * spikes / neurons)
+        points += [(100.0 * layers[name]["spike_rate"], row) for name in names]
+    if parts:
+        axes.plot(*zip(*points, strict=True), "o", color=COLOURS["accumulates"], markersize=4, label="layer")
+        axes.plot(means, range(len(parts)), "|", color="black", markersize=14, markeredgewidth=2, label="part")
         overall = 100.0 * summary["spike_rate"]
-        axes.axvline(overall, color="black", linestyle="--", label=f"all layers: {overall:.1f} %")
+        axes.axvline(overall, color="black", linestyle="--", linewidth=1, label=f"all layers: {overall:.1f} %")
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    axes.set_title(f"Which neurons fire, over {summary['samples']} images")
+    axes.set_title(f"Which layers fire more than others, over {summary['samples']} images")
     return figure
 
 
@@ -163,7 +166,9 @@ def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.set_title(f"{layer.rsplit('.mixer', 1)[0]}, {height}x{width}\n{what}", fontsize=8)
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.colorbar(image, ax=grid, label="spike rate (%), mean over channels and images", shrink=0.7)
+    figure.colorbar(
+        image, ax=list(grid.flat)[: len(maps)], label="spike rate (%), mean over channels and images", shrink=0.7
+    )
     figure.suptitle("Where blocks fire: their first layers, with the mean rate (%) of each window")
     return figure
 
@@ -174,7 +179,7 @@ def _mark_windows(axes: Any, kind: str, height: int, width: int, rates: Sequence
     Windows are in the corners: outside of all others is what lies between the map's border and theirs.
     """
     if kind == "grid":
-        _write(axes, (0.5, 0.9), " ".join(f"{r:.1f}" for r in rates))
+        _write(axes, (0.5, 0.9), " ".join(f"{r:.0f}" for r in rates))
         return
     h, w = side(kind, height), side(kind, width)
     for k, rate in enumerate(rates):
@@ -183,8 +188,8 @@ def _mark_windows(axes: Any, kind: str, height: int, width: int, rates: Sequence
             axes.plot([left - 0.5, left + w - 0.5], [y - 0.5] * 2, color="white", linewidth=0.7, alpha=0.7)
         for x in {left, left + w} - {0, width}:
             axes.plot([x - 0.5] * 2, [top - 0.5, top + h - 0.5], color="white", linewidth=0.7, alpha=0.7)
-        x, y = (width - w) / width / 2, (height - h) / height / 2
-        _write(axes, (1 - x if k % 2 else x, y if k // 2 else 1 - y), f"{rate:.0f}" if x < 0.2 else f"{rate:.1f}")
+        across, down = (width - w) / width / 2, (height - h) / height / 2
+        _write(axes, (1 - across if k % 2 else across, down if k // 2 else 1 - down), f"{rate:.0f}")
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
 

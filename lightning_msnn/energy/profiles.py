@@ -274,8 +274,8 @@ PROFILES: dict[str, Profile] = {
     ),
     "lemaire": _digital(
         "E. Lemaire et al., An Analytical Estimation of Spiking Neural Networks Energy Efficiency, ICONIP 2022, "
-        "arXiv 2210.13107, with 32-bit integers and SRAM of Horowitz 2014: accesses of 10, 20 and 100 pJ at 8 kB, 32 kB "
-        "and 1 MB, linear in between; of 64 bits in Horowitz 2014, taken for 32 bits by this model",
+        "arXiv 2210.13107, with 32-bit integers and SRAM of Horowitz 2014: accesses of 10, 20 and 100 pJ at 8 kB, "
+        "32 kB and 1 MB, linear in between; of 64 bits in Horowitz 2014, taken for 32 bits by this model",
         "32-bit",
         3.1,
         0.1,
@@ -284,7 +284,7 @@ PROFILES: dict[str, Profile] = {
         model=_lemaire,
     ),
 }
-"""Profiles by the name that configurations use. ``PROFILES["mine"] = Profile(...)`` adds one, and so does a YAML file."""
+"""Profiles by the name that configurations use. ``PROFILES["mine"] = Profile(...)`` adds one, as a YAML file does."""
 
 
 def profile(name: str | Profile) -> Profile:
@@ -393,9 +393,7 @@ def energy_by_kind(
             kind: sum((quantities[n] * hardware.prices[n] for n in names if n in hardware.prices), nothing)
             for kind, names in KINDS.items()
         }
-    return {
-        kind: value * (1e-12 if hardware.memory or kind != "memory" else 0.0) for kind, value in picojoules.items()
-    }
+    return {kind: value * (1e-12 if hardware.memory or kind != "memory" else 0.0) for kind, value in picojoules.items()}
 
 
 def unpriced(counts: Tensor, on: str | Profile = DEFAULT_PROFILE) -> dict[str, int]:

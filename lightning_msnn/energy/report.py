@@ -33,8 +33,8 @@ _RULES = (
     "Batch norm is folded into what is beside it, and a bias is where an accumulator starts: neither counts.",
     "A membrane update is tau u + I and costs a MAC; a comparison with a threshold costs an addition; Omega costs a "
     f"MAC for each elementary operation of its function, of which a sine has {TRANSCENDENTAL}.",
-    "Memory traffic: a value is a word, a spike one bit. Each layer reads its inputs and writes its outputs once, and each "
-    "weight is read once for an image; a membrane is read and written at each update. Under cmos_45nm_event, each "
+    "Memory traffic: a value is a word, a spike one bit. Each layer reads its inputs and writes its outputs once, and "
+    "each weight is read once for an image; a membrane is read and written at each update. Under cmos_45nm_event, each "
     "synaptic operation fetches its weight and reads and writes its accumulator instead.",
     "The ANN twin is the same topology with ReLU and without windows; the SNN twin has plain LIF neurons over four "
     "time steps. Both have this network's weights, with the statistics of their batch norms taken from the images "
@@ -207,7 +207,11 @@ def page(
         "<h2>Energy</h2>\n",
         _picture(png(draw_energy(summary)), "energy by part"),
         _table(profiles, "The same counts under every energy profile"),
-        *(["<h2>Spikes</h2>\n", _picture(png(draw_spike_rates(summary)), "spike rate by part")] if record.fired else []),
+        *(
+            ["<h2>Spikes</h2>\n", _picture(png(draw_spike_rates(summary)), "spike rate by part")]
+            if record.fired
+            else []
+        ),
         _picture(png(draw_windows(maps)), "spike rates of the windows") if maps else "",
         "<h2>What is counted</h2>\n<ul>",
         *(f"<li>{escape(rule)}</li>\n" for rule in _RULES),

@@ -28,7 +28,7 @@ def spread(targets: Tensor, samples: int, seed: int = 0) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(targets), generator=generator)
-    _, classes, sizes = targets[shuffled].unique(return_inverse=True, return_counts=True)
+    _, classes, sizes = torch.unique(targets[shuffled], return_inverse=True, return_counts=True)
     by_class = classes.argsort(stable=True)
     turn = torch.arange(len(targets)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     # Each class takes one in each turn; who comes first in a turn is left to chance.

@@ -83,7 +83,7 @@ class Total(Metric):
 
     def total(self) -> Record:
         """Return the sum on the CPU; calls that could not be counted are those of the example."""
-        parts = self.fired.cpu().split([f.numel() for f in self.example.fired.values()])
+        parts = torch.split(self.fired.cpu(), [f.numel() for f in self.example.fired.values()])
         fired = zip(self.shapes.items(), parts, strict=True)
         return replace(
             self.example,
