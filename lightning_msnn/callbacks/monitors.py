@@ -36,7 +36,6 @@ from lightning_msnn.energy.profiles import profile as find_profile
 from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.metrics import Total
-from lightning_msnn.nn.neuron import annealed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,12 +44,12 @@ __all__ = ["EnergyMonitor", "SpikeRateMonitor"]
 
 
 class _Monitor(Callback):
-    """Counts what the network does in the training steps that log, and for some images of a test.
+    """Counts what the network does for the images of training steps that log, and for some images of a test.
 
-    Between those steps no hook is attached, so that they cost nothing. Of a step whose spikes are annealed, the images
-    are evaluated once more, with exact spikes. Of a test, what the network is called with is kept for ``samples``
-    images, spread evenly over the classes where the test's data has ``targets`` and an order, and counted at its end,
-    as reports and cards do.
+    What the network is called with is kept, and after the step, or at the end of the test, evaluated once more under
+    the eyes of the counter, as reports and cards do. Training is to the bit what it is without a monitor, and between
+    the steps that log no hook is attached. Images of a test are spread evenly over the classes if the data has
+    ``targets`` and an order; else they are the first.
     """
 
     operations = True
@@ -61,7 +60,6 @@ class _Monitor(Callback):
         self.every_n_steps = every_n_steps
         self.samples = check_integer("samples", samples, 1)
         self.network = network
-        self._counter: OperationCounter | None = None
         self._handle: Any = None
 
     def _network(self, pl_module: pl.LightningModule) -> nn.Module:
@@ -89,63 +87,49 @@ class _Monitor(Callback):
         """Check that there is a network that can be counted."""
         OperationCounter(self._network(pl_module))
 
-    def _attach(self, pl_module: pl.LightningModule) -> None:
-        self._counter = OperationCounter(self._network(pl_module), self.operations)
-        self._counter.__enter__()
+    def _begin(self, trainer: pl.Trainer) -> None:
+        """Begin with no images, of which this process is to keep its share."""
+        self._inputs: list[Any] = []
+        self._missing = len(range(trainer.global_rank, self.samples, trainer.world_size))
 
-    def _detach(self) -> Record | None:
-        """Take the hooks off and return what was counted."""
-        if self._counter is None:
-            return None
-        counter, self._counter = self._counter, None
-        counter.__exit__(None, None, None)
-        return counter.record()
+    def _watch(self, pl_module: pl.LightningModule, rows: list[int] | None = None) -> None:
+        """Have what the network is called with next kept: these rows, or the first."""
+        keep = partial(self._keep, rows)
+        self._handle = self._network(pl_module).register_forward_pre_hook(keep, with_kwargs=True)
+
+    def _keep(self, rows: list[int] | None, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._release()
+        index = slice(self._missing) if rows is None else rows
+        kept = tree_map(lambda x: x.detach()[index] if _is_batch(x) else x, (args, kwargs))
+        self._inputs.append(kept)
+        self._missing -= len(next(x for x in tree_leaves(kept) if _is_batch(x)))
+
+    def _release(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
-        self._detach()
         self._release()
 
-    # Training
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Attach hooks if this step logs."""
-        if self.every_n_steps is None:
-            logs = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
-        else:
-            logs = (trainer.fit_loop.total_batch_idx + 1) % self.every_n_steps == 0
-        if logs:
-            self._attach(pl_module)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Log and take the hooks off."""
-        counter, record = self._counter, self._detach()
-        if counter is not None and annealed(counter.model):
-            record = self._evaluated(trainer, pl_module, counter.inputs)
-        if record is not None:
-            values = {name: float(value) for name, value in self._values(self._sum(record, pl_module)).items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=max(0, trainer.global_step - 1))
-
-    @torch.no_grad()
-    def _evaluated(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: tuple[Any, ...]) -> Record | None:
-        """Count an evaluation of a training step's inputs."""
-        network = self._network(pl_module)
+    def _counted(self, trainer: pl.Trainer, pl_module: pl.LightningModule, twins: Any = None) -> dict[str, Record]:
+        """Count what the network, and its twins, do for the images that all processes have kept."""
+        network, inputs = self._network(pl_module), self._inputs
+        self._inputs = []
+        self._release()
+        if not inputs:
+            return {}
         training = [module for module in network.modules() if module.training]
         network.eval()
         try:
-            self._attach(pl_module)
-            with trainer.precision_plugin.forward_context():
-                network(*inputs)
+            devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+            with trainer.precision_plugin.forward_context(), torch.random.fork_rng(devices=devices):
+                records, _ = compare(network, twins or (lambda images: {}), inputs, self.samples, self.operations)
         finally:
-            record = self._detach()
             for module in training:
                 module.training = True
-        return record
+        return {name: self._sum(record, pl_module) for name, record in records.items()}
 
     def _sum(self, record: Record, pl_module: pl.LightningModule) -> Record:
         """Add up the records of all processes."""
@@ -158,62 +142,44 @@ class _Monitor(Callback):
         """Return what is logged of a record, by key."""
         raise NotImplementedError
 
+    # Training
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the images if this step logs."""
+        self._begin(trainer)
+        if self.every_n_steps is None:
+            logs = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
+        else:
+            logs = (trainer.fit_loop.total_batch_idx + 1) % self.every_n_steps == 0
+        if logs:
+            self._watch(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count and log."""
+        for record in self._counted(trainer, pl_module).values():
+            values = {name: float(value) for name, value in self._values(record).items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=max(0, trainer.global_step - 1))
+
     # Test
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Choose the images: as many of each class where the classes are known, else the first."""
-        self._inputs: list[Any] = []
-        self._missing = len(range(trainer.global_rank, self.samples, trainer.world_size))
+        """Choose the images."""
+        self._begin(trainer)
         self._rows = _chosen_rows(trainer, self._missing)
 
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Have what the network is called with kept if there are chosen images in the batch."""
+        """Keep the chosen images of the batch."""
+        self._release()  # where the network was not called
         rows = None if self._rows is None else self._rows[batch_idx]
         if dataloader_idx == 0 and self._missing > 0 and (rows is None or rows):
-            keep = partial(self._keep, rows)
-            self._handle = self._network(pl_module).register_forward_pre_hook(keep, with_kwargs=True)
-
-    def _keep(self, rows: list[int] | None, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._release()
-        index = slice(self._missing) if rows is None else rows
-        kept = tree_map(lambda x: x[index] if _is_batch(x) else x, (args, kwargs))
-        self._inputs.append(kept)
-        self._missing -= len(next(x for x in tree_leaves(kept) if _is_batch(x)))
-
-    def _release(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Leave no hook behind where the network was not called."""
-        self._release()
-
-    def _compared(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Record]:
-        """Count what the network, and its twins if operations are counted, do for the images of all processes."""
-        inputs, self._inputs = self._inputs, []
-        if not inputs:
-            return {}
-        twins = getattr(pl_module, "twins", None)
-        if not self.operations or not callable(twins):
-            twins = _no_twins
-        with trainer.precision_plugin.forward_context():
-            records, _ = compare(self._network(pl_module), twins, inputs, self.samples, self.operations)
-        return {name: self._sum(record, pl_module) for name, record in records.items()}
-
-
-def _no_twins(images: Tensor) -> dict[str, nn.Module]:
-    return {}
+            self._watch(pl_module, rows)
 
 
 def _is_batch(x: Any) -> bool:
@@ -257,6 +223,7 @@ class SpikeRateMonitor(_Monitor):
     def __init__(self, every_n_steps: int | None = None, samples: int = SAMPLES, network: str | None = None) -> None:
         super().__init__(every_n_steps, samples, network)
         self._warned: set[str] = set()
+        self._before: dict[str, float] = {}
 
     def _values(self, record: Record) -> dict[str, Any]:
         rates = {name: float(rate) for name, rate in spike_rate(record, by="layer").items()}
@@ -265,17 +232,18 @@ class SpikeRateMonitor(_Monitor):
         return {**overall, **{f"spike_rate/{name}": rate for name, rate in rates.items()}}
 
     def _warn(self, rates: dict[str, float]) -> None:
-        """Warn once of each layer."""
-        new = {name: rate for name, rate in rates.items() if name not in self._warned}
+        """Warn once of each layer that was so at the log before too: the first statistics of batch norms are rough."""
+        new = {n: rate for n, rate in rates.items() if self._before.get(n) == rate and n not in self._warned}
         self._warned.update(new)
+        self._before = rates
         for rate, what in ((0.0, "no neuron fired"), (1.0, "every neuron fired always")):
             layers = [name for name, r in new.items() if r == rate]
             if layers:
-                rank_zero_warn(f"{what} in {len(layers)} layers of this step: {', '.join(layers)}")
+                rank_zero_warn(f"{what} in {len(layers)} layers, twice in a row: {', '.join(layers)}")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the pictures."""
-        record = self._compared(trainer, pl_module).get(NETWORK)
+        record = self._counted(trainer, pl_module).get(NETWORK)
         folder = trainer.log_dir  # a broadcast: on every rank
         if record is None or not record.fired or not trainer.is_global_zero:
             return
@@ -328,7 +296,7 @@ class EnergyMonitor(_Monitor):
         top1 = dict(getattr(pl_module, "top1_of_twins", {}))
         if "test/top1" in trainer.callback_metrics:
             top1[NETWORK] = 100.0 * float(trainer.callback_metrics["test/top1"])
-        records = self._compared(trainer, pl_module)
+        records = self._counted(trainer, pl_module, getattr(pl_module, "twins", None))
         self.columns = {name: summarize(record, self.profile, top1.get(name)) for name, record in records.items()}
         folder = trainer.log_dir  # a broadcast: on every rank
         if not self.columns or folder is None or not trainer.is_global_zero:

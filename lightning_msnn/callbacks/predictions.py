@@ -20,8 +20,8 @@ class PredictionWriter(Callback):
     """Write what ``predict_step`` returned to a CSV file with the columns file, class, probability.
 
     Rows are written batch by batch to ``<path>.part``, or ``<path>.part<n>`` on process n above 0, which stays if the
-    prediction is interrupted. The file itself appears whole at the end; with several processes it has the rows of all, in the order
-    of the files' names. A cell that a spreadsheet would take for a formula is quoted by an apostrophe.
+    prediction is interrupted. The file itself appears whole at the end; with several processes it has the rows of all,
+    in the order of the files' names. A cell that a spreadsheet would take for a formula is quoted by an apostrophe.
 
     Args:
         path: The CSV file; one that is there already is replaced at the end.

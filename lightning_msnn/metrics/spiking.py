@@ -6,6 +6,7 @@ each computes is the function of the same name in :mod:`lightning_msnn.energy`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,7 @@ class Total(Metric):
     """
 
     is_differentiable = False
-    higher_is_better: bool | None = None
+    higher_is_better = False
     full_state_update = False
     counts: Tensor
     samples: Tensor
@@ -93,9 +94,13 @@ class Total(Metric):
             visits=dict(zip(self.shapes, self.visits.tolist(), strict=True)),
         )
 
+    measure: Callable[..., Any] = staticmethod(lambda record: record)
+    """What is computed of the sum, a function of a record and of ``options``."""
+    options: Mapping[str, Any] = {}
+
     def compute(self) -> Any:
-        """Return what is measured of the sum; by default the sum."""
-        return self.total()
+        """Return what is measured of the sum."""
+        return self.measure(self.total(), **self.options)
 
 
 class SpikeRate(Total):
@@ -110,15 +115,11 @@ class SpikeRate(Total):
         ConfigurationError: If ``by`` is something else.
     """
 
-    higher_is_better = False
+    measure = staticmethod(energy.spike_rate)
 
     def __init__(self, example: nn.Module | Record, by: str | None = None, **kwargs: Any) -> None:
         super().__init__(example, **kwargs)
-        self.by = check_by(by, ("layer",))
-
-    def compute(self) -> Any:
-        """Return the rate, or rates by layer, float64."""
-        return energy.spike_rate(self.total(), self.by)
+        self.options = {"by": check_by(by, ("layer",))}
 
 
 class SynapticOperations(Total):
@@ -129,11 +130,7 @@ class SynapticOperations(Total):
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
     """
 
-    higher_is_better = False
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the numbers by name, float64."""
-        return energy.synaptic_operations(self.total())
+    measure = staticmethod(energy.synaptic_operations)
 
 
 class Energy(Total):
@@ -150,7 +147,7 @@ class Energy(Total):
         ConfigurationError: If an argument is not allowed.
     """
 
-    higher_is_better = False
+    measure = staticmethod(energy.energy)
 
     def __init__(
         self,
@@ -161,13 +158,11 @@ class Energy(Total):
         **kwargs: Any,
     ) -> None:
         super().__init__(example, **kwargs)
-        self.by = check_by(by, ("layer", "kind"))
-        self.profile = find_profile(profile)
-        self.skip_zeros = skip_zeros
-
-    def compute(self) -> Any:
-        """Return joules, or joules by layer or kind, float64."""
-        return energy.energy(self.total(), self.profile, self.skip_zeros, self.by)
+        self.options = {
+            "profile": find_profile(profile),
+            "skip_zeros": skip_zeros,
+            "by": check_by(by, ("layer", "kind")),
+        }
 
 
 class SilentNeurons(Total):
@@ -178,11 +173,7 @@ class SilentNeurons(Total):
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
     """
 
-    higher_is_better = False
-
-    def compute(self) -> Tensor:
-        """Return the share, float64."""
-        return energy.silent_neurons(self.total())
+    measure = staticmethod(energy.silent_neurons)
 
 
 class SaturatedNeurons(Total):
@@ -193,8 +184,4 @@ class SaturatedNeurons(Total):
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
     """
 
-    higher_is_better = False
-
-    def compute(self) -> Tensor:
-        """Return the share, float64."""
-        return energy.saturated_neurons(self.total())
+    measure = staticmethod(energy.saturated_neurons)
