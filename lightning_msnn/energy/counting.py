@@ -171,8 +171,8 @@ class OperationCounter:
     ...     model(images)
     >>> counter.record().total("accumulates")
 
-    ``samples`` is how many went through the network so far, ``inputs`` the arguments of its last call. The network runs
-    as always: with or without gradients, in training or evaluation, under autocast.
+    ``samples`` is how many went through the network so far. The network runs as always: with or without gradients, in
+    training or evaluation, under autocast.
 
     Args:
         model: Any module; the first axis of its first tensor argument counts the samples.
@@ -192,7 +192,6 @@ class OperationCounter:
         self.model = model
         self.operations = operations
         self.layers = layer_names(model)
-        self.inputs: tuple[Any, ...] = ()
         self._handles: list[Any] = []
         self._reset()
 
@@ -238,7 +237,6 @@ class OperationCounter:
             tensors = _tensors([*args, *kwargs.values()])
             self._batch = len(tensors[0]) if tensors and tensors[0].dim() else 1
             self.samples += self._batch
-            self.inputs = args
             self._constants = {
                 x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers()) if x.numel()
             }
