@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from lightning_msnn import data, zoo
-from lightning_msnn.data.base import ImageDataModule
-from lightning_msnn.energy import NETWORK, PROFILES, profile
+from lightning_msnn import __version__, data, zoo
+from lightning_msnn.energy import NETWORK, PROFILES, SAMPLES, evenly, profile
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE
 from lightning_msnn.energy.report import compare, page
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
@@ -49,20 +51,17 @@ def _load(name: str) -> tuple[SpikingClassifier, str, dict[str, Any]]:
     return task.eval(), kind, dict(content.get("datamodule_hyper_parameters", {}))
 
 
-def _batches(datamodule: ImageDataModule) -> Iterable[Tensor]:
-    """Yield the test images, normalised."""
-    datamodule.prepare_data()
-    datamodule.setup("test")
-    for batch in datamodule.test_dataloader():
-        images: Tensor = datamodule.on_after_batch_transfer(batch, 0)[0]
-        yield images
+def _run_of(name: str) -> Path | None:
+    """Folder of the run that a checkpoint is of, None for what is of no run."""
+    folder = Path(name).absolute().parent.parent
+    return folder if name.endswith(".ckpt") and (folder / "config.yaml").is_file() else None
 
 
 def write_report(
     name: str,
     output: str | Path | None = None,
     root: str | None = None,
-    samples: int = 512,
+    samples: int = SAMPLES,
     batch_size: int = 64,
     on: str = DEFAULT_PROFILE,
 ) -> Path:
@@ -70,28 +69,50 @@ def write_report(
 
     Args:
         name: Name of a zoo entry, or path of a checkpoint of ``lightning-msnn fit``.
-        output: The page, by default ``<name>.html`` in the working folder.
+        output: The page, by default ``report_<checkpoint>.html`` in the folder of the checkpoint's run, else
+            ``<name>.html`` in the working folder.
         root: Folder of the data, by default that of the checkpoint or of the data set.
-        samples: Test images that are counted.
-        batch_size: Images of a batch.
+        samples: Test images that are counted, spread evenly over the classes; accuracy is that of all.
+        batch_size: Images of a batch when accuracy is measured.
         on: Energy profile, or a YAML file of one.
 
     Returns:
         Path of the page.
 
     Raises:
-        ConfigurationError: If an argument is not allowed, or there is no such network or data.
+        ConfigurationError: If an argument is not allowed, the page cannot be written, or there is no such network or
+            data.
     """
     check_integer("samples", samples, 1)
     profile(on)
+    stem, run = Path(name).stem if name.endswith(".ckpt") else name, _run_of(name)
+    path = Path(output) if output is not None else run / f"report_{stem}.html" if run else Path(f"{stem}.html")
+    place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if path.is_dir() or not (path.is_file() or place.is_dir()) or not os.access(place, os.W_OK):
+        raise ConfigurationError(f"cannot write the report to {str(path)!r}: give a file that can, by --output")
     task, kind, arguments = _load(name)
     arguments |= {"batch_size": batch_size} | ({} if root is None else {"root": root})
     datamodule = getattr(data, kind)(**arguments)
     datamodule.check("test")
-    records, networks = compare(task.network, task.twins, _batches(datamodule), samples)
-    path = Path(output) if output is not None else Path(f"{Path(name).stem if name.endswith('.ckpt') else name}.html")
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    facts = {"network": str(task.hparams["network"]), "data": kind}
+    top1, configuration, curves = {}, "", b""
+    if name.endswith(".ckpt"):
+        facts["checkpoint"] = name
+        top1[NETWORK] = zoo.evaluate(task, datamodule)["top1"]
+        if run is not None:
+            configuration = (run / "config.yaml").read_text(encoding="utf-8")
+            curves = (run / "curves.png").read_bytes() if (run / "curves.png").is_file() else b""
+    else:
+        info = zoo.info(name)
+        configuration = json.dumps(info, indent=2)
+        top1 = {c: info[key] for c, key in ((NETWORK, "top1"), ("ANN twin", "top1_ann_twin")) if key in info}
+    facts |= {"page made": f"{date.today()}, lightning-msnn {__version__}, torch {torch.__version__}"}
+    records, networks = compare(task.network, task.twins, evenly(datamodule, samples), samples)
+    content = page(name, kind, records, networks[NETWORK], on, top1, facts, configuration, curves)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(name, kind, records, networks[NETWORK], on), encoding="utf-8")
+    path.write_text(content, encoding="utf-8")
     return path
 
 
@@ -103,9 +124,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m lightning_msnn.report", description=__doc__)
     parser.add_argument("name", help="name of a zoo entry, or path of a checkpoint of lightning-msnn fit")
-    parser.add_argument("--output", help="the page (default: <name>.html)")
+    parser.add_argument("--output", help="the page (default: in the folder of the run, or here)")
     parser.add_argument("--root", help="folder of the data (default: that of the checkpoint or of the data set)")
-    parser.add_argument("--samples", type=int, default=512, help="test images to count (default: 512)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"test images to count (default: {SAMPLES})")
     parser.add_argument("--batch_size", type=int, default=64, help="images of a batch (default: 64)")
     parser.add_argument("--profile", default=DEFAULT_PROFILE, help=f"{', '.join(PROFILES)}, or a YAML file of one")
     given = parser.parse_args(args)

@@ -5,23 +5,37 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import SequentialSampler
 
-from lightning_msnn.energy import NETWORK, OperationCounter, Record, comparison_table, summarize
+from lightning_msnn.energy import (
+    NETWORK,
+    SAMPLES,
+    OperationCounter,
+    Record,
+    comparison_table,
+    energy,
+    spike_rate,
+    spread,
+    summarize,
+    synaptic_operations,
+)
 from lightning_msnn.energy.pictures import draw_energy, draw_spike_rates, draw_windows, png, window_maps
-from lightning_msnn.energy.profiles import DEFAULT_PROFILE, energy_by_kind
+from lightning_msnn.energy.profiles import DEFAULT_PROFILE
 from lightning_msnn.energy.profiles import profile as find_profile
+from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError, check_integer
-from lightning_msnn.nn.neuron import annealed
+from lightning_msnn.metrics import Total
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,10 +44,12 @@ __all__ = ["EnergyMonitor", "SpikeRateMonitor"]
 
 
 class _Monitor(Callback):
-    """Counts what the network does in the training steps that log, and in the first images of a test.
+    """Counts what the network does for the images of training steps that log, and for some images of a test.
 
-    Between those steps no hook is attached, so that they cost nothing. Of a step whose spikes are annealed, the images
-    are evaluated once more, with exact spikes.
+    What the network is called with is kept, and after the step, or at the end of the test, evaluated once more under
+    the eyes of the counter, as reports and cards do. Training is to the bit what it is without a monitor, and between
+    the steps that log no hook is attached. Images of a test are spread evenly over the classes if the data has
+    ``targets`` and an order; else they are the first.
     """
 
     operations = True
@@ -44,7 +60,7 @@ class _Monitor(Callback):
         self.every_n_steps = every_n_steps
         self.samples = check_integer("samples", samples, 1)
         self.network = network
-        self._counter: OperationCounter | None = None
+        self._handle: Any = None
 
     def _network(self, pl_module: pl.LightningModule) -> nn.Module:
         """Find the network in the module."""
@@ -71,123 +87,119 @@ class _Monitor(Callback):
         """Check that there is a network that can be counted."""
         OperationCounter(self._network(pl_module))
 
-    def _attach(self, pl_module: pl.LightningModule) -> None:
-        self._counter = OperationCounter(self._network(pl_module), self.operations)
-        self._counter.__enter__()
+    def _begin(self, trainer: pl.Trainer) -> None:
+        """Begin with no images, of which this process is to keep its share."""
+        self._inputs: list[Any] = []
+        self._missing = len(range(trainer.global_rank, self.samples, trainer.world_size))
 
-    def _detach(self) -> Record | None:
-        """Take the hooks off and return what was counted."""
-        if self._counter is None:
-            return None
-        counter, self._counter = self._counter, None
-        counter.__exit__(None, None, None)
-        return counter.record()
+    def _watch(self, pl_module: pl.LightningModule, rows: list[int] | None = None) -> None:
+        """Have what the network is called with next kept: these rows, or the first."""
+        keep = partial(self._keep, rows)
+        self._handle = self._network(pl_module).register_forward_pre_hook(keep, with_kwargs=True)
+
+    def _keep(self, rows: list[int] | None, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._release()
+        index = slice(self._missing) if rows is None else rows
+        kept = tree_map(lambda x: x.detach()[index] if _is_batch(x) else x, (args, kwargs))
+        self._inputs.append(kept)
+        self._missing -= len(next(x for x in tree_leaves(kept) if _is_batch(x)))
+
+    def _release(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
-        self._detach()
+        self._release()
+
+    def _counted(self, trainer: pl.Trainer, pl_module: pl.LightningModule, twins: Any = None) -> dict[str, Record]:
+        """Count what the network, and its twins, do for the images that all processes have kept."""
+        network, inputs = self._network(pl_module), self._inputs
+        self._inputs = []
+        self._release()
+        if not inputs:
+            return {}
+        training = [module for module in network.modules() if module.training]
+        network.eval()
+        try:
+            devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+            with trainer.precision_plugin.forward_context(), torch.random.fork_rng(devices=devices):
+                records, _ = compare(network, twins or (lambda images: {}), inputs, self.samples, self.operations)
+        finally:
+            for module in training:
+                module.training = True
+        return {name: self._sum(record, pl_module) for name, record in records.items()}
+
+    def _sum(self, record: Record, pl_module: pl.LightningModule) -> Record:
+        """Add up the records of all processes."""
+        total = Total(record).to(pl_module.device)
+        total.update(record)
+        found: Record = total.compute()
+        return found
+
+    def _values(self, record: Record) -> dict[str, Any]:
+        """Return what is logged of a record, by key."""
+        raise NotImplementedError
 
     # Training
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Attach hooks if this step logs."""
+        """Keep the images if this step logs."""
+        self._begin(trainer)
         if self.every_n_steps is None:
             logs = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
         else:
             logs = (trainer.fit_loop.total_batch_idx + 1) % self.every_n_steps == 0
         if logs:
-            self._attach(pl_module)
+            self._watch(pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log and take the hooks off."""
-        counter, record = self._counter, self._detach()
-        if counter is not None and annealed(counter.model):
-            record = self._evaluated(trainer, pl_module, counter.inputs)
-        if record is not None:
-            values = {name: float(value) for name, value in self._values(self._sum(record, trainer, pl_module)).items()}
+        """Count and log."""
+        for record in self._counted(trainer, pl_module).values():
+            values = {name: float(value) for name, value in self._values(record).items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=max(0, trainer.global_step - 1))
-
-    @torch.no_grad()
-    def _evaluated(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: tuple[Any, ...]) -> Record | None:
-        """Count an evaluation of a training step's inputs."""
-        network = self._network(pl_module)
-        training = [module for module in network.modules() if module.training]
-        network.eval()
-        try:
-            self._attach(pl_module)
-            with trainer.precision_plugin.forward_context():
-                network(*inputs)
-        finally:
-            record = self._detach()
-            for module in training:
-                module.training = True
-        return record
-
-    def _sum(self, record: Record, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Record:
-        """Add up the records of all processes."""
-        if trainer.world_size == 1:
-            return record
-        fired = [f.flatten() for f in record.fired.values()]
-        numbers = torch.cat(
-            [
-                record.counts.flatten(),
-                torch.tensor([record.samples, *record.visits.values()]),
-                *(f.cpu() for f in fired),
-            ]
-        ).to(pl_module.device)
-        total = trainer.strategy.reduce(numbers, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        sizes = [record.counts.numel(), 1, len(record.visits), *(len(f) for f in fired)]
-        counts, samples, visits, *parts = torch.split(total.cpu(), sizes)
-        return Record(
-            record.layers,
-            counts.view_as(record.counts),
-            int(samples),
-            record.parameters,
-            record.uncounted,
-            {n: part.view_as(f) for (n, f), part in zip(record.fired.items(), parts, strict=True)},
-            dict(zip(record.visits, visits.tolist(), strict=True)),
-        )
-
-    def _values(self, record: Record) -> dict[str, Any]:
-        """Return what is logged of a record, by key."""
-        raise NotImplementedError
 
     # Test
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Attach hooks for the first images."""
-        self._attach(pl_module)
-        self._tested: Record | None = None
+        """Choose the images."""
+        self._begin(trainer)
+        self._rows = _chosen_rows(trainer, self._missing)
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Take the hooks off once there are enough images."""
-        if self._counter is None:
-            return
-        self._on_counted(pl_module, self._counter.inputs)
-        if self._counter.samples * trainer.world_size >= self.samples:
-            self._tested = self._detach()
+        """Keep the chosen images of the batch."""
+        self._release()  # where the network was not called
+        rows = None if self._rows is None else self._rows[batch_idx]
+        if dataloader_idx == 0 and self._missing > 0 and (rows is None or rows):
+            self._watch(pl_module, rows)
 
-    def _on_counted(self, pl_module: pl.LightningModule, inputs: tuple[Any, ...]) -> None:
-        """Do what is to be done with the inputs of a batch that was counted."""
 
-    def _test_record(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Record | None:
-        """Return what all processes counted in the test."""
-        record = self._detach() or self._tested
-        return None if record is None or record.samples == 0 else self._sum(record, trainer, pl_module)
+def _is_batch(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dim() > 0
+
+
+def _chosen_rows(trainer: pl.Trainer, samples: int) -> list[list[int]] | None:
+    """Rows of each batch of a test that are counted; None where the order of the data or its classes are not known."""
+    loaders: Any = trainer.test_dataloaders
+    loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+    sampler, targets = getattr(loader, "sampler", None), getattr(getattr(loader, "dataset", None), "targets", None)
+    in_order = isinstance(sampler, SequentialSampler) or getattr(sampler, "shuffle", True) is False
+    if not in_order or targets is None or getattr(loader, "batch_sampler", None) is None:
+        return None
+    batches = list(islice(loader.batch_sampler, int(min(trainer.num_test_batches[0], len(loader)))))
+    chosen = set(spread(torch.as_tensor(targets)[[i for batch in batches for i in batch]], samples).tolist())
+    begins = accumulate((len(batch) for batch in batches), initial=0)
+    return [
+        [i for i in range(len(batch)) if begin + i in chosen] for begin, batch in zip(begins, batches, strict=False)
+    ]
 
 
 class SpikeRateMonitor(_Monitor):
@@ -199,7 +211,7 @@ class SpikeRateMonitor(_Monitor):
 
     Args:
         every_n_steps: Training steps from one log to the next, None for the last step of each epoch.
-        samples: Images of a test that are counted.
+        samples: Images of a test that are counted, spread evenly over the classes.
         network: Name of the network in the LightningModule; found if it is ``network``, ``model`` or the only module.
 
     Raises:
@@ -208,43 +220,37 @@ class SpikeRateMonitor(_Monitor):
 
     operations = False
 
-    def __init__(self, every_n_steps: int | None = None, samples: int = 512, network: str | None = None) -> None:
+    def __init__(self, every_n_steps: int | None = None, samples: int = SAMPLES, network: str | None = None) -> None:
         super().__init__(every_n_steps, samples, network)
         self._warned: set[str] = set()
+        self._before: dict[str, float] = {}
 
     def _values(self, record: Record) -> dict[str, Any]:
-        rates = _rates(record)
+        rates = {name: float(rate) for name, rate in spike_rate(record, by="layer").items()}
         self._warn({n: r for n, r in rates.items() if r in (0.0, 1.0)})
-        total = sum(int(f.sum()) for f in record.fired.values())
-        neurons = sum(f.numel() * record.visits[n] for n, f in record.fired.items())
-        overall = {"spike_rate/all": total / neurons} if neurons else {}
+        overall = {"spike_rate/all": spike_rate(record)} if rates else {}
         return {**overall, **{f"spike_rate/{name}": rate for name, rate in rates.items()}}
 
     def _warn(self, rates: dict[str, float]) -> None:
-        """Warn once of each layer."""
-        new = {name: rate for name, rate in rates.items() if name not in self._warned}
+        """Warn once of each layer that was so at the log before too: the first statistics of batch norms are rough."""
+        new = {n: rate for n, rate in rates.items() if self._before.get(n) == rate and n not in self._warned}
         self._warned.update(new)
+        self._before = rates
         for rate, what in ((0.0, "no neuron fired"), (1.0, "every neuron fired always")):
             layers = [name for name, r in new.items() if r == rate]
             if layers:
-                rank_zero_warn(f"{what} in {len(layers)} layers of this step: {', '.join(layers)}")
+                rank_zero_warn(f"{what} in {len(layers)} layers, twice in a row: {', '.join(layers)}")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the pictures."""
-        record = self._test_record(trainer, pl_module)
+        record = self._counted(trainer, pl_module).get(NETWORK)
         folder = trainer.log_dir  # a broadcast: on every rank
         if record is None or not record.fired or not trainer.is_global_zero:
             return
-        summary = summarize(record)
-        _log_picture(draw_spike_rates(summary), "spike_rate", folder, trainer.loggers, trainer.global_step)
+        _log_picture(draw_spike_rates(summarize(record)), "spike_rate", folder, trainer)
         maps = window_maps(self._network(pl_module), record.fired, record.visits)
         if maps:
-            _log_picture(draw_windows(maps), "windows", folder, trainer.loggers, trainer.global_step)
-
-
-def _rates(record: Record) -> dict[str, float]:
-    """Spike rates by layer."""
-    return {name: int(f.sum()) / (f.numel() * record.visits[name]) for name, f in record.fired.items()}
+            _log_picture(draw_windows(maps), "windows", folder, trainer)
 
 
 class EnergyMonitor(_Monitor):
@@ -258,7 +264,7 @@ class EnergyMonitor(_Monitor):
     Args:
         profile: Name of an energy profile, or a YAML file of one.
         every_n_steps: Training steps from one log to the next, None for the last step of each epoch.
-        samples: Images of a test that are counted.
+        samples: Images of a test that are counted, spread evenly over the classes.
         network: Name of the network in the LightningModule; found if it is ``network``, ``model`` or the only module.
 
     Raises:
@@ -269,56 +275,31 @@ class EnergyMonitor(_Monitor):
         self,
         profile: str = DEFAULT_PROFILE,
         every_n_steps: int | None = None,
-        samples: int = 512,
+        samples: int = SAMPLES,
         network: str | None = None,
     ) -> None:
         super().__init__(every_n_steps, samples, network)
         find_profile(profile)
         self.profile = profile
         self.columns: dict[str, dict[str, Any]] = {}
-        self._twins: dict[str, OperationCounter] = {}
 
     def _values(self, record: Record) -> dict[str, Any]:
-        n = max(1, record.samples)
-        kinds = {
-            kind: float(joules.sum()) / n
-            for kind, joules in energy_by_kind(record.counts, n, record.parameters, self.profile).items()
-        }
+        operations = synaptic_operations(record)
         return {
-            "energy/all": sum(kinds.values()),
-            **{f"energy/{kind.replace(' ', '_')}": joules for kind, joules in kinds.items()},
-            **{f"energy/{name}_per_image": record.total(name) / n for name in ("accumulates", "multiply_accumulates")},
+            "energy/all": energy(record, self.profile),
+            **{f"energy/{k.replace(' ', '_')}": v for k, v in energy(record, self.profile, by="kind").items()},
+            **{f"energy/{n}_per_image": operations[n] for n in ("accumulates", "multiply_accumulates")},
         }
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Attach hooks for the first images."""
-        super().on_test_start(trainer, pl_module)
-        self.columns = {}
-        self._twins = {}
-
-    def _on_counted(self, pl_module: pl.LightningModule, inputs: tuple[Any, ...]) -> None:
-        """Show the images to the twins, which are made for the first of them."""
-        twins = getattr(pl_module, "twins", None)
-        with torch.no_grad():
-            if not self._twins and callable(twins):
-                self._twins = {name: OperationCounter(twin) for name, twin in twins(*inputs).items()}
-                for counter in self._twins.values():
-                    counter.__enter__()
-            for counter in self._twins.values():
-                counter.model(*inputs)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the comparison and draw the picture."""
-        record = self._test_record(trainer, pl_module)
-        records = {} if record is None else {NETWORK: record}
-        for name, counter in self._twins.items():
-            counter.__exit__(None, None, None)
-            if record is not None:
-                records[name] = self._sum(counter.record(), trainer, pl_module)
-        self._twins = {}
-        self.columns = {name: summarize(one, self.profile) for name, one in records.items()}
+        top1 = dict(getattr(pl_module, "top1_of_twins", {}))
+        if "test/top1" in trainer.callback_metrics:
+            top1[NETWORK] = 100.0 * float(trainer.callback_metrics["test/top1"])
+        records = self._counted(trainer, pl_module, getattr(pl_module, "twins", None))
+        self.columns = {name: summarize(record, self.profile, top1.get(name)) for name, record in records.items()}
         folder = trainer.log_dir  # a broadcast: on every rank
-        if record is None or folder is None or not trainer.is_global_zero:
+        if not self.columns or folder is None or not trainer.is_global_zero:
             return
         target = Path(folder) / "energy.json"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -326,32 +307,27 @@ class EnergyMonitor(_Monitor):
         content = {"unit": "joules, operations: for one sample", "profile": self.profile, "columns": self.columns}
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         temporary.replace(target)
-        _log_picture(draw_energy(self.columns[NETWORK]), "energy", folder, trainer.loggers, trainer.global_step)
+        _log_picture(draw_energy(self.columns[NETWORK]), "energy", folder, trainer)
 
     def table(self) -> str:
         """Return the comparison of the last test as text, empty before the first."""
         return comparison_table(self.columns) if self.columns else ""
 
 
-def _log_picture(figure: Figure, name: str, folder: str | Path | None, loggers: Sequence[Logger], step: int) -> None:
+def _log_picture(figure: Figure, name: str, folder: str | Path | None, trainer: pl.Trainer) -> None:
     """Write a figure to the run folder as ``<name>.png``, and to the loggers that take images.
 
-    Args:
-        figure: The figure.
-        name: Its name, without an ending.
-        folder: Run folder, None for no file.
-        loggers: The trainer's loggers; TensorBoard's and those with a ``log_image``, as wandb's, take it.
-        step: Step that it belongs to.
+    Those are TensorBoard's, and those with a ``log_image``, as that of Weights & Biases.
     """
     content = png(figure)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / f"{name}.png").write_bytes(content)
-    for logger in loggers:
+    for logger in trainer.loggers:
         experiment = getattr(logger, "experiment", None)
         if hasattr(logger, "log_image"):
             from PIL import Image
 
-            logger.log_image(key=name, images=[Image.open(io.BytesIO(content))], step=step)
+            logger.log_image(key=name, images=[Image.open(io.BytesIO(content))], step=trainer.global_step)
         elif hasattr(experiment, "add_figure"):
-            experiment.add_figure(name, figure, global_step=step)  # type: ignore[union-attr]
+            experiment.add_figure(name, figure, global_step=trainer.global_step)  # type: ignore[union-attr]

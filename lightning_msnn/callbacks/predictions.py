@@ -2,15 +2,16 @@
 
 import csv
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import lightning.pytorch as pl
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, TrainingError
 
 __all__ = ["PredictionWriter"]
 
@@ -18,24 +19,48 @@ __all__ = ["PredictionWriter"]
 class PredictionWriter(Callback):
     """Write what ``predict_step`` returned to a CSV file with the columns file, class, probability.
 
-    With several processes the first one writes the rows of all, in the order of the files' names.
+    Rows are written batch by batch to ``<path>.part``, or ``<path>.part<n>`` on process n above 0, which stays if the
+    prediction is interrupted. The file itself appears whole at the end; with several processes it has the rows of all,
+    in the order of the files' names. A cell that a spreadsheet would take for a formula is quoted by an apostrophe.
 
     Args:
-        path: The CSV file; it appears whole or not at all.
+        path: The CSV file; one that is there already is replaced at the end.
 
     Raises:
-        ConfigurationError: If the folder of the file does not exist.
+        ConfigurationError: If the file cannot be written there.
     """
 
     def __init__(self, path: str = "predictions.csv") -> None:
         self.path = Path(path)
-        if not self.path.absolute().parent.is_dir():
-            raise ConfigurationError(f"cannot write predictions to {path!r}: its folder does not exist")
-        self._rows: list[tuple[str, str, float]] = []
+        folder = self.path.absolute().parent
+        reason = (
+            "its folder does not exist" if not folder.is_dir()
+            else "it is a folder" if self.path.is_dir()
+            else "its folder is read-only" if not os.access(folder, os.W_OK)
+            else ""
+        )  # fmt: skip
+        if reason:
+            raise ConfigurationError(f"cannot write predictions to {path!r}: {reason}")
+        self._part = self.path
+        self._file: TextIO | None = None
+        self._rows = 0
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with no rows."""
-        self._rows = []
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin the file of this process, before any work is done."""
+        if stage == "predict":
+            self._part = self.path.with_name(f"{self.path.name}.part{trainer.global_rank or ''}")
+            try:
+                self._file = self._part.open("w", newline="", encoding="utf-8")
+                self._write([("file", "class", "probability")])
+            except OSError as error:
+                raise ConfigurationError(f"cannot write predictions to {str(self.path)!r}: {error.strerror}") from error
+            self._rows = 0
+
+    def _write(self, rows: list[tuple[str, str, str]]) -> None:
+        assert self._file is not None
+        csv.writer(self._file).writerows([[_plain(cell) for cell in row] for row in rows])
+        self._file.flush()
+        self._rows += len(rows)
 
     def on_predict_batch_end(
         self,
@@ -46,22 +71,51 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect the rows of a batch."""
-        self._rows += zip(outputs["file"], outputs["class"], outputs["probability"].tolist(), strict=True)
+        """Write the rows of a batch."""
+        probabilities = [f"{probability:.6f}" for probability in outputs["probability"].tolist()]
+        try:
+            self._write(list(zip(outputs["file"], outputs["class"], probabilities, strict=True)))
+        except OSError as error:
+            raise TrainingError(
+                f"predictions stopped, for {str(self._part)!r} cannot be written: {error.strerror}; "
+                f"it has the first {self._rows} rows"
+            ) from error
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the file."""
-        rows = self._rows
+        """Give the file its name, with the rows of all processes."""
         if trainer.world_size > 1:
+            with self._part.open(newline="", encoding="utf-8") as file:
+                head, *rows = csv.reader(file)
             parts: list[Any] = [None] * trainer.world_size
             dist.all_gather_object(parts, rows)
-            # A distributed sampler repeats files to give every process as many: a set takes the repeats out.
-            rows = sorted({row for part in parts for row in part})
+            if trainer.is_global_zero:
+                # A distributed sampler repeats files to give every process as many: a set takes the repeats out.
+                every = sorted({tuple(row) for part in parts for row in part})
+                self._close()
+                with self._part.open("w", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerows([head, *every])
+        self._close()
         if trainer.is_global_zero:
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            with temporary.open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(("file", "class", "probability"))
-                writer.writerows((name, label, f"{probability:.6f}") for name, label, probability in rows)
-            temporary.replace(self.path)
-            rank_zero_info(f"{len(rows)} predictions written to {self.path}")
+            self._part.replace(self.path)
+            rank_zero_info(f"predictions written to {self.path}")
+        else:
+            self._part.unlink()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Keep the rows so far, if there are any."""
+        if self._file is not None:
+            with suppress(OSError):  # of what a full disk did not take
+                self._close()
+            self._file = None
+            if self._rows == 0:
+                self._part.unlink(missing_ok=True)
+
+
+def _plain(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

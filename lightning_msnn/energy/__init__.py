@@ -3,11 +3,22 @@
 from lightning_msnn.energy.counting import OperationCounter, Record, count_operations, layer_names
 from lightning_msnn.energy.measures import energy, saturated_neurons, silent_neurons, spike_rate, synaptic_operations
 from lightning_msnn.energy.profiles import PROFILES, Profile, load_profiles, profile
-from lightning_msnn.energy.summary import NETWORK, comparison_rows, comparison_table, summarize
+from lightning_msnn.energy.sampling import SAMPLES, evenly, spread
+from lightning_msnn.energy.summary import (
+    FACTORS,
+    NETWORK,
+    comparison_rows,
+    comparison_table,
+    factor_sentence,
+    factors,
+    summarize,
+)
 
 __all__ = [
+    "FACTORS",
     "NETWORK",
     "PROFILES",
+    "SAMPLES",
     "OperationCounter",
     "Profile",
     "Record",
@@ -15,12 +26,16 @@ __all__ = [
     "comparison_table",
     "count_operations",
     "energy",
+    "evenly",
+    "factor_sentence",
+    "factors",
     "layer_names",
     "load_profiles",
     "profile",
     "saturated_neurons",
     "silent_neurons",
     "spike_rate",
+    "spread",
     "summarize",
     "synaptic_operations",
 ]

@@ -1,7 +1,7 @@
 """What a record says: spike rate, synaptic operations, energy, silent and saturated neurons.
 
-Functions of a :class:`~lightning_msnn.energy.Record`, which :func:`~lightning_msnn.energy.count_operations` returns;
-:mod:`lightning_msnn.metrics` has a torchmetrics class for each, which adds up records.
+A :class:`~lightning_msnn.energy.Record` holds nothing but sums, so that records of parts add up to that of the whole:
+these functions are what is computed of it, and :mod:`lightning_msnn.metrics` adds records up.
 """
 
 from __future__ import annotations
@@ -13,43 +13,15 @@ import torch
 from torch import Tensor
 
 from lightning_msnn.energy.counting import Record
-from lightning_msnn.energy.profiles import (
-    DEFAULT_PROFILE,
-    Profile,
-    _share_compute,
-    _spike_rate_compute,
-    _synaptic_operations_compute,
-    energy_by_kind,
-)
+from lightning_msnn.energy.profiles import COLUMN, DEFAULT_PROFILE, Profile, energy_by_kind
 from lightning_msnn.errors import choose
 
-__all__ = ["energy", "saturated_neurons", "silent_neurons", "spike_rate", "synaptic_operations"]
+__all__ = ["check_by", "energy", "saturated_neurons", "silent_neurons", "spike_rate", "synaptic_operations"]
 
 
-def _by_layer(layers: Sequence[str], values: Tensor) -> dict[str, Tensor]:
-    """Name the values that are numbers and not zero throughout."""
-    return {name: value for name, value in zip(layers, values, strict=True) if not bool(value.isnan())}
-
-
-def _rates(layers: Sequence[str], counts: Tensor, by: str | None) -> Any:
-    overall, each = _spike_rate_compute(counts)
-    return overall if by is None else _by_layer(layers, each)
-
-
-def _joules(
-    layers: Sequence[str],
-    counts: Tensor,
-    samples: Tensor,
-    parameters: Tensor,
-    on: str | Profile,
-    skip_zeros: bool,
-    by: str | None,
-) -> Any:
-    kinds = energy_by_kind(counts, float(samples), parameters, on, skip_zeros)
-    if by == "kind":
-        return {kind: value.sum() / samples for kind, value in kinds.items()}
-    each = torch.stack(list(kinds.values())).sum(0) / samples
-    return each.sum() if by is None else {n: e for n, e in _by_layer(layers, each).items() if bool(e > 0)}
+def check_by(by: str | None, allowed: Sequence[str]) -> str | None:
+    """Return by what a measure is divided, or raise a ConfigurationError if it is not None or one of ``allowed``."""
+    return by if by is None else choose({name: name for name in allowed}, by, "division of a metric")
 
 
 def spike_rate(record: Record, by: str | None = None) -> Any:
@@ -65,8 +37,12 @@ def spike_rate(record: Record, by: str | None = None) -> Any:
     Raises:
         ConfigurationError: If ``by`` is something else.
     """
-    _check_by(by, ("layer",))
-    return _rates(record.layers, record.counts, by)
+    check_by(by, ("layer",))
+    spikes, neurons = (record.counts[:, COLUMN[name]].double() for name in ("spikes", "neurons"))
+    if by is None:
+        return spikes.sum() / neurons.sum()
+    each = zip(record.layers, neurons, spikes / neurons, strict=True)
+    return {layer: rate for layer, there, rate in each if bool(there > 0)}
 
 
 def synaptic_operations(record: Record) -> dict[str, Tensor]:
@@ -79,7 +55,8 @@ def synaptic_operations(record: Record) -> dict[str, Tensor]:
         ``dense``, ``accumulates``, ``multiply_accumulates`` and ``effective_multiply_accumulates``, float64, as
         :mod:`lightning_msnn.energy.profiles` defines them.
     """
-    return _synaptic_operations_compute(record.counts, torch.tensor(record.samples))
+    names = ("dense", "accumulates", "multiply_accumulates", "effective_multiply_accumulates")
+    return {name: record.counts[:, COLUMN[name]].sum().double() / record.samples for name in names}
 
 
 def energy(
@@ -102,43 +79,32 @@ def energy(
     Raises:
         ConfigurationError: If an argument is not allowed.
     """
-    _check_by(by, ("layer", "kind"))
-    samples = torch.tensor(record.samples)
-    return _joules(record.layers, record.counts, samples, record.parameters, profile, skip_zeros, by)
+    check_by(by, ("layer", "kind"))
+    samples = record.samples
+    kinds = energy_by_kind(record.counts, float(samples), record.parameters, profile, skip_zeros)
+    if by == "kind":
+        return {kind: value.sum() / samples for kind, value in kinds.items()}
+    each = torch.stack(list(kinds.values())).sum(0) / samples
+    return each.sum() if by is None else {n: e for n, e in zip(record.layers, each, strict=True) if bool(e > 0)}
 
 
 def silent_neurons(record: Record) -> Tensor:
-    """Share of the neurons that never fired.
+    """Share of the neurons that never fired, in [0, 1], float64, NaN without neurons.
 
     Args:
         record: What a network did.
-
-    Returns:
-        A share in [0, 1], float64, NaN without neurons.
     """
-    return _share_compute(*_flat(record), saturated=False)
+    return _share([fired == 0 for fired in record.fired.values()])
 
 
 def saturated_neurons(record: Record) -> Tensor:
-    """Share of the neurons that fired whenever they could.
+    """Share of the neurons that fired whenever they could, in [0, 1], float64, NaN without neurons.
 
     Args:
         record: What a network did.
-
-    Returns:
-        A share in [0, 1], float64, NaN without neurons.
     """
-    return _share_compute(*_flat(record), saturated=True)
+    return _share([fired == record.visits[layer] for layer, fired in record.fired.items()])
 
 
-def _check_by(by: str | None, allowed: Sequence[str]) -> None:
-    if by is not None:
-        choose(dict.fromkeys(allowed), by, "division of a metric")
-
-
-def _flat(record: Record) -> tuple[Tensor, Tensor]:
-    """How often each neuron of a record fired and could have fired, ``(neurons,)``."""
-    fired = [f.flatten().cpu() for f in record.fired.values()]
-    visits = [torch.full_like(f, v) for f, v in zip(fired, record.visits.values(), strict=True)]
-    none = torch.zeros(0, dtype=torch.int64)
-    return torch.cat([none, *fired]), torch.cat([none, *visits])
+def _share(layers: Sequence[Tensor]) -> Tensor:
+    return torch.cat([torch.zeros(0, dtype=torch.bool), *(these.flatten() for these in layers)]).double().mean()

@@ -7,7 +7,7 @@ global state, so that it needs no display.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_energy", "draw_spike_rates", "draw_windows", "png", "window_maps"]
 
-MAX_BARS = 70
+MAX_BARS = 20
 """Bars that a picture of layers can hold and still be read."""
 
 COLOURS = dict(zip(KINDS, ("#4477aa", "#cc6677", "#ddcc77", "#117733", "#999999", "#aa4499"), strict=True))
@@ -32,6 +32,18 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _bars(names: Sequence[str], label: str) -> tuple[Figure, Any]:
+    """A figure for a horizontal bar for each name, the first on top, and its axes."""
+    figure = _figure(9.0, 0.24 * len(names) + 1.6)
+    axes = figure.subplots()
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(label)
+    axes.set_ylabel("part, from input to output")
+    axes.grid(axis="x", alpha=0.3)
+    return figure, axes
+
+
 def _scale(largest: float) -> tuple[float, str]:
     """A unit of energy in which a value has digits before its point, and what to multiply joules by."""
     for factor, unit in ((1e3, "mJ"), (1e6, "µJ"), (1e9, "nJ")):
@@ -40,75 +52,73 @@ def _scale(largest: float) -> tuple[float, str]:
     return 1e12, "pJ"
 
 
+def _parts(layers: Sequence[str]) -> dict[str, list[str]]:
+    """Put layers together under their parents, at the finest level that leaves at most ``MAX_BARS`` parts."""
+    depth = max((name.count(".") + 1 for name in layers), default=1)
+    while True:
+        parts: dict[str, list[str]] = {}
+        for name in layers:
+            parts.setdefault(".".join(name.split(".")[:depth]), []).append(name)
+        if len(parts) <= MAX_BARS or depth == 1:
+            return parts
+        depth -= 1
+
+
 def draw_energy(summary: Mapping[str, Any]) -> Figure:
-    """Draw the energy of each layer as a bar, stacked by kind of operation; of many layers, that of their parents.
+    """Draw which part of a network takes how much energy: a bar for each, stacked by kind of operation.
 
     Args:
         summary: Summary of a network.
     """
-    layers = _grouped({name: layer["energy"] for name, layer in summary["layers"].items() if layer["energy"]})
-    figure = _figure(9.0, max(3.0, 0.17 * len(layers) + 1.4))
-    axes = figure.subplots()
-    factor, unit = _scale(max((sum(e.values()) for e in layers.values()), default=0.0))
-    rows = range(len(layers))
-    left = [0.0] * len(layers)
+    layers = {name: layer["energy"] for name, layer in summary["layers"].items() if layer["energy"]}
+    parts = {
+        part: {kind: sum(layers[name].get(kind, 0.0) for name in names) for kind in KINDS}
+        for part, names in _parts(list(layers)).items()
+    }
+    factor, unit = _scale(max((sum(energy.values()) for energy in parts.values()), default=0.0))
+    figure, axes = _bars(list(parts), f"energy for one image ({unit})")
+    left = [0.0] * len(parts)
     for kind in KINDS:
-        values = [factor * energy.get(kind, 0.0) for energy in layers.values()]
+        values = [factor * energy[kind] for energy in parts.values()]
         if any(values):
-            axes.barh(rows, values, left=left, label=kind, color=COLOURS[kind])
+            axes.barh(range(len(parts)), values, left=left, label=kind, color=COLOURS[kind])
             left = [a + b for a, b in zip(left, values, strict=True)]
-    axes.set_yticks(rows, list(layers), fontsize=7)
-    axes.set_ylim(len(layers) - 0.4, -0.6)  # the first layer on top
-    axes.set_xlabel(f"energy for one image ({unit})")
-    axes.set_ylabel("layer, from input to output")
     factor, unit = _scale(summary["energy"]["total"])
     source = summary["profile"]["source"].split(",")[0]
-    axes.set_title(f"Energy by layer: {factor * summary['energy']['total']:.3g} {unit} in all (figures: {source})")
-    axes.grid(axis="x", alpha=0.3)
-    if layers:
+    axes.set_title(
+        f"Where the energy goes: {factor * summary['energy']['total']:.3g} {unit} in all (figures: {source})"
+    )
+    if parts:
         figure.legend(title="kind of operation", loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
-def _grouped(layers: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
-    """Add up the energies of layers under one parent, at the finest level that leaves at most ``MAX_BARS``."""
-    depth = max((name.count(".") + 1 for name in layers), default=1)
-    while len(layers) > MAX_BARS and depth > 1:
-        depth -= 1
-        groups: dict[str, dict[str, float]] = {}
-        for name, energy in layers.items():
-            group = groups.setdefault(".".join(name.split(".")[:depth]), {})
-            for kind, joules in energy.items():
-                group[kind] = group.get(kind, 0.0) + joules
-        layers = groups
-    return layers
-
-
 def draw_spike_rates(summary: Mapping[str, Any]) -> Figure:
-    """Draw the spike rate of each layer of neurons as a bar, with the overall rate as a line.
+    """Draw which layers fire more than others: in a row for each part of the network, its layers' rates and its own.
 
     Args:
         summary: Summary of a network.
     """
-    rates = {n: 100.0 * v["spike_rate"] for n, v in summary["layers"].items() if v["spike_rate"] is not None}
-    figure = _figure(9.0, max(3.0, 0.17 * len(rates) + 1.4))
-    axes = figure.subplots()
-    axes.barh(range(len(rates)), list(rates.values()), color=COLOURS["accumulates"], label="layer")
-    axes.set_yticks(range(len(rates)), list(rates), fontsize=7)
-    axes.set_ylim(len(rates) - 0.4, -0.6)
-    axes.set_xlabel("spike rate (% of the layer's neurons that fire)")
-    axes.set_ylabel("layer of neurons, from input to output")
-    if summary["spike_rate"] is not None:
+    layers = {n: layer for n, layer in summary["layers"].items() if layer["spike_rate"] is not None}
+    parts = _parts(list(layers))
+    figure, axes = _bars(list(parts), "spike rate (% of the neurons that fire)")
+    means, points = [], []
+    for row, names in enumerate(parts.values()):
+        spikes, neurons = (sum(layers[n]["counts"].get(field, 0.0) for n in names) for field in ("spikes", "neurons"))
+        means.append(100.0 * spikes / neurons)
+        points += [(100.0 * layers[name]["spike_rate"], row) for name in names]
+    if parts:
+        axes.plot(*zip(*points, strict=True), "o", color=COLOURS["accumulates"], markersize=4, label="layer")
+        axes.plot(means, range(len(parts)), "|", color="black", markersize=14, markeredgewidth=2, label="part")
         overall = 100.0 * summary["spike_rate"]
-        axes.axvline(overall, color="black", linestyle="--", label=f"all layers: {overall:.1f} %")
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    axes.set_title(f"Spike rate by layer, over {summary['samples']} images")
-    axes.grid(axis="x", alpha=0.3)
+        axes.axvline(overall, color="black", linestyle="--", linewidth=1, label=f"all layers: {overall:.1f} %")
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    axes.set_title(f"Which layers fire more than others, over {summary['samples']} images")
     return figure
 
 
 def window_maps(model: nn.Module, fired: Mapping[str, Tensor], visits: Mapping[str, int]) -> dict[str, Any]:
-    """Find the maps of spike rates of the neurons that visit windows, averaged over channels.
+    """Find the maps of spike rates of the neurons that visit windows, averaged over channels, if larger than a pixel.
 
     Args:
         model: The network.
@@ -126,24 +136,25 @@ def window_maps(model: nn.Module, fired: Mapping[str, Tensor], visits: Mapping[s
             continue
         layers = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
         layer = next((x for x in layers if x in fired and fired[x].dim() == 3), None)
-        if layer is not None:
+        if layer is not None and max(fired[layer].shape[1:]) > 1:
             rate = fired[layer].double().mean(0) / max(1, visits[layer])
             maps[layer] = {"kind": kind, "isolated": bool(getattr(module, "isolated", False)), "rate": rate.cpu()}
     return maps
 
 
 def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw the spike rate at each place of the map of each block, with the windows' borders and mean rates.
+    """Draw where on its map each block fires, with the windows' borders and mean rates.
 
     Args:
-        maps: What :func:`window_maps` returns.
+        maps: What :func:`window_maps` returns, at least one.
     """
-    columns = 4
-    rows = max(1, -(-len(maps) // columns))
-    figure = _figure(2.6 * columns, 2.9 * rows + 0.4)
+    columns = min(4, len(maps))
+    rows = -(-len(maps) // columns)
+    figure = _figure(max(2.5 * columns + 0.9, 7.0), 2.7 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False)
-    largest = 100.0 * max((float(m["rate"].max()) for m in maps.values()), default=0.0) or 1.0
-    image = None
+    largest = 100.0 * max(float(m["rate"].max()) for m in maps.values()) or 1.0
+    for axes in grid.flat[len(maps) :]:
+        axes.remove()
     for axes, (layer, one) in zip(grid.flat, maps.items(), strict=False):
         rate, kind = 100.0 * one["rate"], one["kind"]
         image = axes.imshow(rate.numpy(), vmin=0.0, vmax=largest, cmap="viridis")
@@ -152,33 +163,33 @@ def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
         if len(parts) == 4:
             _mark_windows(axes, kind, height, width, [float(p.mean()) for p in parts])
         what = "mean of its windows" if one["isolated"] and kind != "single" else f"{kind} windows"
-        axes.set_title(f"{layer.rsplit('.mixer', 1)[0]}\n{what}", fontsize=7)
-        axes.set_xlabel("column (pixel of the map)", fontsize=6)
-        axes.set_ylabel("row", fontsize=6)
-        axes.tick_params(labelsize=6)
-        axes.locator_params(integer=True)
-    for axes in list(grid.flat)[len(maps) :]:
-        axes.set_axis_off()
-    if image is not None:
-        figure.colorbar(image, ax=grid, label="spike rate (%), mean over channels and images", shrink=0.7)
-    figure.suptitle("Where neurons fire: first layer of each block, with the mean rate (%) of each window")
+        axes.set_title(f"{layer.rsplit('.mixer', 1)[0]}, {height}x{width}\n{what}", fontsize=8)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.colorbar(
+        image, ax=list(grid.flat)[: len(maps)], label="spike rate (%), mean over channels and images", shrink=0.7
+    )
+    figure.suptitle("Where blocks fire: their first layers, with the mean rate (%) of each window")
     return figure
 
 
-def _mark_windows(axes: Any, kind: str, height: int, width: int, rates: list[float]) -> None:
-    """Draw the borders of four windows and write their mean rates into them; grid windows are all over the map."""
+def _mark_windows(axes: Any, kind: str, height: int, width: int, rates: Sequence[float]) -> None:
+    """Draw the borders of four windows and write their mean rates where no other window is; grid windows are all over.
+
+    Windows are in the corners: outside of all others is what lies between the map's border and theirs.
+    """
     if kind == "grid":
-        _write(axes, (0.5, 0.93), " ".join(f"{r:.1f}" for r in rates))
+        _write(axes, (0.5, 0.9), " ".join(f"{r:.0f}" for r in rates))
         return
     h, w = side(kind, height), side(kind, width)
     for k, rate in enumerate(rates):
         top, left = (height - h) * (k // 2), (width - w) * (k % 2)
-        for y in (top, top + h):
+        for y in {top, top + h} - {0, height}:
             axes.plot([left - 0.5, left + w - 0.5], [y - 0.5] * 2, color="white", linewidth=0.7, alpha=0.7)
-        for x in (left, left + w):
+        for x in {left, left + w} - {0, width}:
             axes.plot([x - 0.5] * 2, [top - 0.5, top + h - 0.5], color="white", linewidth=0.7, alpha=0.7)
-        place = (0.25, 0.75)[k % 2], (0.75, 0.25)[k // 2]
-        _write(axes, place, f"{rate:.1f}")
+        across, down = (width - w) / width / 2, (height - h) / height / 2
+        _write(axes, (1 - across if k % 2 else across, down if k // 2 else 1 - down), f"{rate:.0f}")
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
 

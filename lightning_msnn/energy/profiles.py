@@ -19,12 +19,19 @@ What is counted, and how it is priced:
 - A **neuron** is one comparison of a membrane with a threshold. A **membrane update** is ``tau u + I``: one
   multiply-accumulate. **Omega** is as many multiply-accumulates as its function has elementary operations, of which a
   transcendental function has :data:`TRANSCENDENTAL`.
+- **Memory traffic** is bytes, priced by what an access to a memory of stated size costs. A value is a word, a spike one
+  bit. Each layer reads its inputs and writes its outputs once; an element-wise operation of two tensors reads both; a
+  membrane is read and written at each update, and read where it meets its threshold. Weights and accumulators have two
+  models, and a profile prices one of them. *Reuse*: a weight is read once for a sample (``weight_bytes``) and sums are
+  kept in registers, as on an accelerator that holds a layer while a sample passes. *By event*: each synaptic operation
+  fetches its weight (``fetch_bytes``) and reads and writes its accumulator (``accumulator_bytes``). Both networks of a
+  comparison are priced alike. Reuse is what the default profiles price, since by event a factor is larger.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_msnn.errors import ConfigurationError, choose, suggestion
+from lightning_msnn.errors import ConfigurationError, check_integer, choose
 
 __all__ = [
     "DEFAULT_PROFILE",
@@ -86,9 +93,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "membranes": ("neurons", "membrane_updates"),
     "Omega": ("omega_operations",),
     "other arithmetic": ("additions", "multiplications"),
-    "memory": ("weight_bytes", "value_bytes", "spike_bytes"),
+    "memory": ("weight_bytes", "fetch_bytes", "accumulator_bytes", "value_bytes", "spike_bytes"),
 }
-"""Kinds of energy in a report, and the prices that each takes."""
+"""Kinds of energy, and the prices that each takes; all but the last are arithmetic."""
 
 PRICED = tuple(name for names in KINDS.values() for name in names)
 """Prices that a profile can give."""
@@ -104,9 +111,12 @@ class Profile:
             read or written. 0 is for what another price includes.
         sources: Where in the source each price is, or how it follows from its figures.
         bits: Width of a value; a spike has one bit.
-        memory: Whether the profile is about memory traffic too.
+        memory: Whether an energy includes memory traffic; where it is priced, factors are given with it and without.
         model: The analytical model, if the energy is not a sum of prices: counts, samples, parameters by layer and
             whether zeros are skipped to picojoules by kind.
+
+    Raises:
+        ConfigurationError: If a price is not of what is counted, or a number is not allowed.
     """
 
     source: str
@@ -116,31 +126,44 @@ class Profile:
     memory: bool = False
     model: Callable[[Tensor, float, Tensor, bool], dict[str, Tensor]] | None = None
 
+    def __post_init__(self) -> None:
+        check_integer("bits of an energy profile", self.bits, 1)
+        for key, price in self.prices.items():
+            choose(dict.fromkeys(PRICED), key, "price of an energy profile")
+            if isinstance(price, bool) or not isinstance(price, int | float) or not 0.0 <= price < float("inf"):
+                raise ConfigurationError(f"the price of {key} must be at least 0 pJ, not {price!r}")
 
-def _cmos(mac: float, ac: float) -> dict[str, float]:
-    """Price every arithmetic operation of a digital circuit by its multiply-accumulate and its addition."""
-    return {
-        "accumulates": ac,
-        "multiply_accumulates": mac,
-        "additions": ac,
-        "multiplications": mac,
-        "neurons": ac,
-        "membrane_updates": mac,
-        "omega_operations": mac,
-    }
-
-
-def _cmos_sources(how_mac: str, how_ac: str) -> dict[str, str]:
-    """Say of each price of :func:`_cmos` how it follows from the source."""
-    return {name: how_ac if is_addition else how_mac for name, is_addition in _cmos(0.0, 1.0).items()}
+    @property
+    def traffic(self) -> bool:
+        """Whether memory traffic has a price."""
+        return self.model is not None or any(name in self.prices for name in KINDS["memory"])
 
 
 _HOROWITZ = "M. Horowitz, Computing's energy problem (and what we can do about it), ISSCC 2014, 45 nm at 0.9 V"
-_FP32 = _cmos_sources("fp32 multiply 3.7 pJ + fp32 add 0.9 pJ", "fp32 add 0.9 pJ")
-_SRAM_BYTE = 100.0 / 8
-_DRAM_BYTE = 1300.0 / 8
-_SRAM_SOURCE = "1 MB cache, 64 bits: 100 pJ, divided by 8 bytes"
-_DRAM_SOURCE = "DRAM, 64 bits: 1.3 to 2.6 nJ; the lower figure, divided by 8 bytes"
+_SRAM_1MB = 100.0 / 8, "1 MB cache, 64 bits: 100 pJ, divided by 8 bytes"
+_SRAM_32KB = 20.0 / 8, "32 kB cache, 64 bits: 20 pJ, divided by 8 bytes"
+_DRAM = 1300.0 / 8, "DRAM, 64 bits: 1.3 to 2.6 nJ; the lower figure, divided by 8 bytes"
+_ADDITIONS = ("accumulates", "additions", "neurons")
+_MULTIPLICATIONS = ("multiply_accumulates", "multiplications", "membrane_updates", "omega_operations")
+
+
+def _digital(
+    source: str, number: str, multiply: float, add: float, access: Mapping[str, tuple[float, str]], **options: Any
+) -> Profile:
+    """Make the profile of a digital circuit from the figures of one type of number, in pJ, and those of its memories.
+
+    An accumulate, an addition and a comparison cost an addition, and all else a multiplication and an addition.
+    """
+    both = round(multiply + add, 6), f"{number} multiply {multiply} pJ + {number} add {add} pJ"
+    prices = {
+        **dict.fromkeys(_ADDITIONS, (add, f"{number} add {add} pJ")),
+        **dict.fromkeys(_MULTIPLICATIONS, both),
+        **access,
+    }
+    return Profile(source, {k: v for k, (v, _) in prices.items()}, {k: v for k, (_, v) in prices.items()}, **options)
+
+
+_REUSE = dict.fromkeys(("weight_bytes", "value_bytes", "spike_bytes"), _SRAM_1MB)
 
 
 def _access(size: Tensor) -> Tensor:
@@ -202,29 +225,20 @@ def _lemaire(counts: Tensor, _samples: float, parameters: Tensor, skip_zeros: bo
 DEFAULT_PROFILE = "cmos_45nm"
 
 PROFILES: dict[str, Profile] = {
-    "cmos_45nm": Profile(_HOROWITZ, _cmos(4.6, 0.9), _FP32),
-    "cmos_45nm_fp16": Profile(
+    "cmos_45nm": _digital(_HOROWITZ, "fp32", 3.7, 0.9, _REUSE),
+    "cmos_45nm_fp16": _digital(_HOROWITZ, "fp16", 1.1, 0.4, _REUSE, bits=16),
+    "cmos_45nm_int8": _digital(_HOROWITZ, "8-bit", 0.2, 0.03, _REUSE, bits=8),
+    "cmos_45nm_sram": _digital(_HOROWITZ, "fp32", 3.7, 0.9, _REUSE, memory=True),
+    "cmos_45nm_dram": _digital(_HOROWITZ, "fp32", 3.7, 0.9, {**_REUSE, "weight_bytes": _DRAM}, memory=True),
+    "cmos_45nm_event": _digital(
         _HOROWITZ,
-        _cmos(1.5, 0.4),
-        _cmos_sources("fp16 multiply 1.1 pJ + fp16 add 0.4 pJ", "fp16 add 0.4 pJ"),
-        bits=16,
-    ),
-    "cmos_45nm_int8": Profile(
-        _HOROWITZ,
-        _cmos(0.23, 0.03),
-        _cmos_sources("8-bit multiply 0.2 pJ + 8-bit add 0.03 pJ", "8-bit add 0.03 pJ"),
-        bits=8,
-    ),
-    "cmos_45nm_sram": Profile(
-        _HOROWITZ,
-        {**_cmos(4.6, 0.9), "weight_bytes": _SRAM_BYTE, "value_bytes": _SRAM_BYTE, "spike_bytes": _SRAM_BYTE},
-        {**_FP32, **dict.fromkeys(("weight_bytes", "value_bytes", "spike_bytes"), _SRAM_SOURCE)},
-        memory=True,
-    ),
-    "cmos_45nm_dram": Profile(
-        _HOROWITZ,
-        {**_cmos(4.6, 0.9), "weight_bytes": _DRAM_BYTE, "value_bytes": _SRAM_BYTE, "spike_bytes": _SRAM_BYTE},
-        {**_FP32, "weight_bytes": _DRAM_SOURCE, "value_bytes": _SRAM_SOURCE, "spike_bytes": _SRAM_SOURCE},
+        "fp32",
+        3.7,
+        0.9,
+        {
+            **dict.fromkeys(("fetch_bytes", "accumulator_bytes"), _SRAM_32KB),
+            **dict.fromkeys(("value_bytes", "spike_bytes"), _SRAM_1MB),
+        },
         memory=True,
     ),
     "loihi": Profile(
@@ -258,28 +272,19 @@ PROFILES: dict[str, Profile] = {
         {"accumulates": "10 pJ per synaptic operation: Tang et al. 2023, Table 3, who cite Hoeppner et al. 2021"},
         bits=16,
     ),
-    "lemaire": Profile(
+    "lemaire": _digital(
         "E. Lemaire et al., An Analytical Estimation of Spiking Neural Networks Energy Efficiency, ICONIP 2022, "
-        "arXiv 2210.13107, with 32-bit integers and SRAM of Horowitz 2014",
-        {
-            "accumulates": 0.1,
-            "multiply_accumulates": 3.2,
-            "additions": 0.1,
-            "multiplications": 3.2,
-            "neurons": 0.1,
-            "membrane_updates": 3.2,
-            "omega_operations": 3.2,
-        },
-        {
-            **_cmos_sources("32-bit multiply 3.1 pJ + 32-bit add 0.1 pJ", "32-bit add 0.1 pJ"),
-            "memory": "SRAM accesses: 10, 20 and 100 pJ at 8 kB, 32 kB and 1 MB, linear in between; of 64 bits in "
-            "Horowitz 2014, taken for 32 bits by this model",
-        },
+        "arXiv 2210.13107, with 32-bit integers and SRAM of Horowitz 2014: accesses of 10, 20 and 100 pJ at 8 kB, "
+        "32 kB and 1 MB, linear in between; of 64 bits in Horowitz 2014, taken for 32 bits by this model",
+        "32-bit",
+        3.1,
+        0.1,
+        {},
         memory=True,
         model=_lemaire,
     ),
 }
-"""Profiles by the name that configurations use. A new one is a definition here, or one in a YAML file."""
+"""Profiles by the name that configurations use. ``PROFILES["mine"] = Profile(...)`` adds one, as a YAML file does."""
 
 
 def profile(name: str | Profile) -> Profile:
@@ -305,7 +310,7 @@ def load_profiles(path: str | Path) -> dict[str, Profile]:
     """Read profiles from a YAML file.
 
     It maps names to definitions with ``source``, ``prices`` (in pJ, by the names of :data:`PRICED`) and, if wanted,
-    ``sources`` of the single prices and ``bits``.
+    ``sources`` of the single prices and ``bits``. Memory traffic is in the energy if it has a price.
 
     Args:
         path: The file.
@@ -326,29 +331,24 @@ def load_profiles(path: str | Path) -> dict[str, Profile]:
         raise ConfigurationError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
         raise ConfigurationError(f"{str(path)!r} must map names of energy profiles to their definitions")
-    return {str(name): _parse(str(name), definition) for name, definition in content.items()}
+    loaded = {}
+    for name, definition in content.items():
+        try:
+            loaded[str(name)] = _parse(definition)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"energy profile {str(name)!r} in {str(path)!r}: {error}") from error
+    return loaded
 
 
-def _parse(name: str, definition: Any) -> Profile:
-    allowed = ("source", "prices", "sources", "bits")
-    if not isinstance(definition, dict) or not isinstance(definition.get("prices"), dict):
-        raise ConfigurationError(f"energy profile {name!r} must have 'source' and 'prices', not {definition!r}")
-    for key in definition.keys() - set(allowed):
-        raise ConfigurationError(
-            f"unknown key {key!r} of energy profile {name!r}: allowed are {', '.join(allowed)}"
-            f"{suggestion(str(key), allowed)}"
-        )
-    if not isinstance(definition.get("source"), str):
-        raise ConfigurationError(f"energy profile {name!r} must name its 'source', not {definition.get('source')!r}")
-    bits = definition.get("bits", 32)
-    if not isinstance(bits, int) or isinstance(bits, bool) or bits < 1:
-        raise ConfigurationError(f"bits of energy profile {name!r} must be an integer of at least 1, not {bits!r}")
-    for key, price in definition["prices"].items():
-        choose(dict.fromkeys(PRICED), key, f"price of energy profile {name!r}")
-        if isinstance(price, bool) or not isinstance(price, int | float) or not 0.0 <= price < float("inf"):
-            raise ConfigurationError(f"{key} of energy profile {name!r} must be at least 0 pJ, not {price!r}")
-    memory = any(key.endswith("_bytes") for key in definition["prices"])
-    return Profile(definition["source"], definition["prices"], definition.get("sources", {}), bits, memory)
+def _parse(definition: Any) -> Profile:
+    types = {"source": str, "prices": dict, "sources": dict, "bits": int}
+    if not isinstance(definition, dict) or not {"source", "prices"} <= definition.keys():
+        raise ConfigurationError(f"it must have 'source' and 'prices', not {definition!r}")
+    for key, value in definition.items():
+        if not isinstance(value, choose(types, key, "key")):
+            raise ConfigurationError(f"{key!r} must be a {types[key].__name__}, not {value!r}")
+    found = Profile(**definition)
+    return replace(found, memory=found.traffic)
 
 
 def _quantities(counts: Tensor, bits: int, skip_zeros: bool) -> dict[str, Tensor]:
@@ -356,10 +356,13 @@ def _quantities(counts: Tensor, bits: int, skip_zeros: bool) -> dict[str, Tensor
     c = {name: counts[:, i].double() for name, i in COLUMN.items()}
     if skip_zeros:
         c["multiply_accumulates"] = c["effective_multiply_accumulates"]
-    c["weight_bytes"] = c["weights_read"] * (bits / 8)
-    c["value_bytes"] = (c["values_read"] + c["values_written"]) * (bits / 8)
+    word = bits / 8
+    c["weight_bytes"] = c["weights_read"] * word
+    c["fetch_bytes"] = (c["accumulates"] + c["multiply_accumulates"]) * word
+    c["accumulator_bytes"] = 2.0 * c["fetch_bytes"]
+    c["value_bytes"] = (c["values_read"] + c["values_written"]) * word
     c["spike_bytes"] = (c["spikes_read"] + c["spikes_written"]) / 8
-    return {name: c[name] for name in PRICED}
+    return c
 
 
 def energy_by_kind(
@@ -390,7 +393,7 @@ def energy_by_kind(
             kind: sum((quantities[n] * hardware.prices[n] for n in names if n in hardware.prices), nothing)
             for kind, names in KINDS.items()
         }
-    return {kind: value * 1e-12 for kind, value in picojoules.items()}
+    return {kind: value * (1e-12 if hardware.memory or kind != "memory" else 0.0) for kind, value in picojoules.items()}
 
 
 def unpriced(counts: Tensor, on: str | Profile = DEFAULT_PROFILE) -> dict[str, int]:
@@ -410,30 +413,3 @@ def unpriced(counts: Tensor, on: str | Profile = DEFAULT_PROFILE) -> dict[str, i
         for name in PRICED
         if name in COLUMN and name not in hardware.prices and int(total[COLUMN[name]]) > 0
     }
-
-
-def _update(counts: Tensor, samples: Tensor, new_counts: Tensor, new_samples: int) -> tuple[Tensor, Tensor]:
-    """Add what a batch did to sums of counts ``(layers, len(FIELDS))`` and of samples."""
-    return counts + new_counts.to(counts.device), samples + new_samples
-
-
-def _neurons_update(fired: Tensor, visits: Tensor, new_fired: Tensor, new_visits: Tensor) -> tuple[Tensor, Tensor]:
-    """Add how often each neuron fired and could have fired, both ``(neurons,)``."""
-    return fired + new_fired.to(fired.device), visits + new_visits.to(visits.device)
-
-
-def _spike_rate_compute(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the overall spike rate and that of each layer, float64; NaN where there is no neuron."""
-    spikes, neurons = counts[:, COLUMN["spikes"]].double(), counts[:, COLUMN["neurons"]].double()
-    return spikes.sum() / neurons.sum(), spikes / neurons
-
-
-def _synaptic_operations_compute(counts: Tensor, samples: Tensor) -> dict[str, Tensor]:
-    """Return synaptic operations of one sample by name, float64."""
-    names = ("dense", "accumulates", "multiply_accumulates", "effective_multiply_accumulates")
-    return {name: counts[:, COLUMN[name]].sum().double() / samples for name in names}
-
-
-def _share_compute(fired: Tensor, visits: Tensor, saturated: bool) -> Tensor:
-    """Return the share of neurons that always fired, or that never did, float64; NaN if there are none."""
-    return (fired == visits if saturated else fired == 0).double().mean()

@@ -6,17 +6,19 @@ The page is one file: pictures are inside, nothing is loaded from elsewhere, and
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from lightning_msnn.energy.counting import OperationCounter, Record
 from lightning_msnn.energy.pictures import draw_energy, draw_spike_rates, draw_windows, png, window_maps
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE, FIELDS, KINDS, PROFILES, TRANSCENDENTAL, profile
-from lightning_msnn.energy.summary import NETWORK, comparison_rows, summarize
+from lightning_msnn.energy.sampling import SAMPLES
+from lightning_msnn.energy.summary import NETWORK, comparison_rows, factor_sentence, summarize
 
 __all__ = ["compare", "page"]
 
@@ -31,9 +33,13 @@ _RULES = (
     "Batch norm is folded into what is beside it, and a bias is where an accumulator starts: neither counts.",
     "A membrane update is tau u + I and costs a MAC; a comparison with a threshold costs an addition; Omega costs a "
     f"MAC for each elementary operation of its function, of which a sine has {TRANSCENDENTAL}.",
+    "Memory traffic: a value is a word, a spike one bit. Each layer reads its inputs and writes its outputs once, and "
+    "each weight is read once for an image; a membrane is read and written at each update. Under cmos_45nm_event, each "
+    "synaptic operation fetches its weight and reads and writes its accumulator instead.",
     "The ANN twin is the same topology with ReLU and without windows; the SNN twin has plain LIF neurons over four "
-    "time steps. Both have this network's weights, with the statistics of their batch norms taken from the first batch "
-    "of images; neither was trained by itself.",
+    "time steps. Both have this network's weights, with the statistics of their batch norms taken from the images "
+    "counted; an accuracy is given of a twin that was trained by itself.",
+    "The images are spread evenly over the classes, and are the same in every report, card and test.",
 )
 
 _STYLE = """
@@ -45,33 +51,61 @@ img { max-width: 100%; margin: .5rem 0 } details { margin: 1rem 0 } .total td { 
 """
 
 
+CALIBRATION = 256
+"""Images, or up to twice as many, that set the statistics of the twins' batch norms."""
+
+CHUNK = 64
+"""Images of a batch, whatever those are that come in: spikes may depend on its size by rounding."""
+
+
+def _gather(batches: Iterable[Any], samples: int) -> list[Any]:
+    """Cut the first samples of batches, each one tensor or a pair of arguments and named arguments, into chunks."""
+    leaves: list[list[Any]] = []
+    found = 0
+    for batch in batches:
+        flat, spec = tree_flatten(batch if isinstance(batch, tuple) else ((batch,), {}))
+        leaves.append(flat)
+        found += len(next(x for x in flat if isinstance(x, Tensor)))
+        if found >= samples:
+            break
+    whole = [torch.cat(x)[:samples] if isinstance(x[0], Tensor) else x[0] for x in zip(*leaves, strict=True)]
+    return [
+        tree_unflatten([x[i : i + CHUNK] if isinstance(x, Tensor) else x for x in whole], spec)
+        for i in range(0, min(found, samples), CHUNK)
+    ]
+
+
+@torch.no_grad()
 def compare(
-    network: nn.Module, twins: Callable[[Tensor], dict[str, nn.Module]], batches: Iterable[Tensor], samples: int
+    network: nn.Module,
+    twins: Callable[[Tensor], dict[str, nn.Module]],
+    batches: Iterable[Any],
+    samples: int = SAMPLES,
+    operations: bool = True,
 ) -> tuple[dict[str, Record], dict[str, nn.Module]]:
     """Count what a network and its twins do for the same images.
 
     Args:
         network: The network, in eval mode.
-        twins: Returns its twins by name, given the first batch.
-        batches: Batches of images as the network takes them.
-        samples: Images to count; more are counted if a batch has more.
+        twins: Returns its twins by name, given images of all classes.
+        batches: Batches of images as the network takes them, or pairs of its arguments and named arguments; the first
+            axis of each tensor counts the samples.
+        samples: Images to count, the first ones.
+        operations: Whether to count operations; without, only what neurons do.
 
     Returns:
         Records and networks by the title of their column, the network's own first.
     """
-    counters: dict[str, OperationCounter] = {}
-    with torch.no_grad():
-        for images in batches:
-            if not counters:
-                networks = {NETWORK: network, **twins(images)}
-                counters = {name: OperationCounter(each).__enter__() for name, each in networks.items()}
-            for counter in counters.values():
-                counter.model(images)
-            if counters[NETWORK].samples >= samples:
-                break
-    for counter in counters.values():
-        counter.__exit__(None, None, None)
-    return {name: c.record() for name, c in counters.items()}, {name: c.model for name, c in counters.items()}
+    chunks = _gather(batches, samples)
+    images = torch.cat([next(x for x in tree_leaves(chunk) if isinstance(x, Tensor)) for chunk in chunks])
+    networks = {NETWORK: network, **twins(images[:: max(1, len(images) // CALIBRATION)])}
+    records = {}
+    for name, each in networks.items():
+        with OperationCounter(each, operations) as counter:
+            for args, kwargs in chunks:
+                each(*args, **kwargs)
+        records[name] = counter.record()
+    return records, networks
 
 
 def _table(rows: Sequence[Sequence[str]], caption: str, total: str = "") -> str:
@@ -94,11 +128,25 @@ def _joules(cell: dict[str, Any]) -> str:
     return f"> {cell['joules'] * 1e6:.4g} µJ" if cell["joules"] > 0 else "no figure"
 
 
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>\n{content}</details>\n"
+
+
 def _picture(content: bytes, title: str) -> str:
     return f'<img alt="{escape(title)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">\n'
 
 
-def page(name: str, data_set: str, records: dict[str, Record], network: nn.Module, on: str = DEFAULT_PROFILE) -> str:
+def page(
+    name: str,
+    data_set: str,
+    records: dict[str, Record],
+    network: nn.Module,
+    on: str = DEFAULT_PROFILE,
+    top1: Mapping[str, float] | None = None,
+    facts: Mapping[str, str] | None = None,
+    configuration: str = "",
+    curves: bytes = b"",
+) -> str:
     """Compose the page.
 
     Args:
@@ -107,11 +155,16 @@ def page(name: str, data_set: str, records: dict[str, Record], network: nn.Modul
         records: What the network and its twins did, by the title of their column, the network's own first.
         network: The network.
         on: Energy profile.
+        top1: Test accuracies in percent of what was trained, by the title of the column.
+        facts: What else is to be said of the network and the page, such as date and version.
+        configuration: Configuration that the network was trained with.
+        curves: PNG file of the training curves.
 
     Returns:
         HTML.
     """
-    columns = {column: summarize(record, on) for column, record in records.items()}
+    top1 = top1 or {}
+    columns = {column: summarize(record, on, top1.get(column)) for column, record in records.items()}
     record, summary, hardware = records[NETWORK], columns[NETWORK], profile(on)
     comparison = [tuple(cell.replace("uJ", "µJ") for cell in row) for row in comparison_rows(columns)]
     profiles: list[Sequence[str]] = [("profile", *columns, "without a figure, and not in the sum")]
@@ -137,17 +190,28 @@ def page(name: str, data_set: str, records: dict[str, Record], network: nn.Modul
     every = [
         f"{column}: {operation} ({n} calls)" for column, c in columns.items() for operation, n in c["uncounted"].items()
     ]
+    accuracy = "an unknown share" if summary["top1"] is None else f"{summary['top1']:.2f} %"
+    lead = (
+        f"{name} classifies {accuracy} of the test images of {data_set} and takes "
+        f"{summary['energy']['total'] * 1e6:.4g} µJ for one."
+    )
     parts = [
-        f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{escape(name)}: operations and energy</title>"
-        f"<style>{_STYLE}</style></head><body>\n",
-        f"<h1>{escape(name)}: operations and energy</h1>\n"
-        f"<p>Counted on {record.samples} test images of {escape(data_set)}. All numbers are means for one image.</p>\n",
+        f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{escape(name)}: accuracy and energy</title>"
+        f"<style>{_STYLE}</style></head><body>\n<h1>{escape(name)}</h1>\n<p><b>{escape(lead)}</b> ",
+        escape(factor_sentence(columns)) if "ANN twin" in columns else "",
+        f"</p>\n<p>Counted on {record.samples} test images of {escape(data_set)}, spread evenly over the classes. All "
+        "numbers are means for one image.</p>\n",
+        _table([("", ""), *(facts or {}).items()], "What this is") if facts else "",
+        _picture(curves, "training curves") if curves else "",
         _table(comparison, f"This network beside its twins. Energies: {hardware.source}", "energy"),
         "<h2>Energy</h2>\n",
-        _picture(png(draw_energy(summary)), "energy by layer"),
+        _picture(png(draw_energy(summary)), "energy by part"),
         _table(profiles, "The same counts under every energy profile"),
-        "<h2>Spikes</h2>\n",
-        _picture(png(draw_spike_rates(summary)), "spike rate by layer"),
+        *(
+            ["<h2>Spikes</h2>\n", _picture(png(draw_spike_rates(summary)), "spike rate by part")]
+            if record.fired
+            else []
+        ),
         _picture(png(draw_windows(maps)), "spike rates of the windows") if maps else "",
         "<h2>What is counted</h2>\n<ul>",
         *(f"<li>{escape(rule)}</li>\n" for rule in _RULES),
@@ -156,14 +220,17 @@ def page(name: str, data_set: str, records: dict[str, Record], network: nn.Modul
         _table(prices, f"Prices. {hardware.source}"),
         "<h2>Sources of the profiles</h2>\n<ul>",
         *(f"<li>{escape(n)}: {escape(p.source)}</li>\n" for n, p in PROFILES.items()),
-        "</ul>\n<details><summary>Every layer</summary>\n",
-        _table(layers, "Energy and operations of each layer, for one image"),
-        "</details>\n<details><summary>Every count</summary>\n",
-        _table(
-            [("count", *columns)]
-            + [(text, *(f"{c['counts'][field]:,.1f}" for c in columns.values())) for field, text in FIELDS.items()],
-            "Counts for one image",
+        "</ul>\n",
+        _details("Configuration", f"<pre>{escape(configuration)}</pre>\n") if configuration else "",
+        _details("Every layer", _table(layers, "Energy and operations of each layer, for one image")),
+        _details(
+            "Every count",
+            _table(
+                [("count", *columns)]
+                + [(text, *(f"{c['counts'][field]:,.1f}" for c in columns.values())) for field, text in FIELDS.items()],
+                "Counts for one image",
+            ),
         ),
-        "</details>\n</body></html>\n",
+        "</body></html>\n",
     ]
     return "".join(parts)

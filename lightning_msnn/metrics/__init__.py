@@ -1,5 +1,5 @@
 """Metrics on what a network does and costs, as torchmetrics classes."""
 
-from lightning_msnn.metrics.spiking import Energy, SaturatedNeurons, SilentNeurons, SpikeRate, SynapticOperations
+from lightning_msnn.metrics.spiking import Energy, SaturatedNeurons, SilentNeurons, SpikeRate, SynapticOperations, Total
 
-__all__ = ["Energy", "SaturatedNeurons", "SilentNeurons", "SpikeRate", "SynapticOperations"]
+__all__ = ["Energy", "SaturatedNeurons", "SilentNeurons", "SpikeRate", "SynapticOperations", "Total"]

@@ -1,55 +1,59 @@
-"""Spike rate, synaptic operations, energy, silent and saturated neurons as torchmetrics classes, which add up records.
+"""Records added up, and what is computed of their sum, as torchmetrics classes.
 
-Their states are sums of integers alone, so that they are exact under any batch split and any number of processes. The
-functions of one record are in :mod:`lightning_msnn.energy`.
+Their states are sums of integers alone, so that they are exact under any batch split and any number of processes. What
+each computes is the function of the same name in :mod:`lightning_msnn.energy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_msnn.energy.counting import Record, layer_names
-from lightning_msnn.energy.measures import _check_by, _flat, _joules, _rates
-from lightning_msnn.energy.profiles import (
-    DEFAULT_PROFILE,
-    FIELDS,
-    Profile,
-    _neurons_update,
-    _share_compute,
-    _synaptic_operations_compute,
-    _update,
-)
+from lightning_msnn import energy
+from lightning_msnn.energy.counting import Record, layer_names, parameters_of_layers
+from lightning_msnn.energy.measures import check_by
+from lightning_msnn.energy.profiles import DEFAULT_PROFILE, FIELDS, Profile
 from lightning_msnn.energy.profiles import profile as find_profile
 from lightning_msnn.errors import ConfigurationError
 
-__all__ = ["Energy", "SaturatedNeurons", "SilentNeurons", "SpikeRate", "SynapticOperations"]
+__all__ = ["Energy", "SaturatedNeurons", "SilentNeurons", "SpikeRate", "SynapticOperations", "Total"]
 
 
-class _CountMetric(Metric):
-    """A metric whose states are the sums of a network's counts and samples.
+class Total(Metric):
+    """The sum of records of one network, over batches and processes.
 
     Args:
-        model: The network whose records it adds up; it is not kept.
+        example: A network, whose neurons are then not told apart, or a record of it for images of the size to come.
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
     """
 
     is_differentiable = False
+    higher_is_better = False
     full_state_update = False
     counts: Tensor
     samples: Tensor
+    fired: Tensor
+    visits: Tensor
 
-    def __init__(self, model: nn.Module, **kwargs: Any) -> None:
+    def __init__(self, example: nn.Module | Record, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.layers = layer_names(model)
-        self.parameters_of_layers = torch.tensor([sum(p.numel() for p in m.parameters(False)) for m in model.modules()])
-        zeros = torch.zeros(len(self.layers), len(FIELDS), dtype=torch.int64)
-        self.add_state("counts", zeros, dist_reduce_fx="sum")
-        self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
+        if isinstance(example, nn.Module):
+            layers, parameters = layer_names(example), parameters_of_layers(example)
+            example = Record(layers, torch.zeros(len(layers), len(FIELDS), dtype=torch.int64), 0, parameters)
+        self.example = example
+        self.shapes = {layer: tuple(fired.shape) for layer, fired in example.fired.items()}
+        for name, size in (
+            ("counts", example.counts.shape),
+            ("samples", ()),
+            ("visits", (len(self.shapes),)),
+            ("fired", (sum(fired.numel() for fired in example.fired.values()),)),
+        ):
+            self.add_state(name, torch.zeros(size, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, record: Record) -> None:
         """Add a record of the network.
@@ -58,21 +62,52 @@ class _CountMetric(Metric):
             record: What the network did.
 
         Raises:
-            ConfigurationError: If the record is of another network.
+            ConfigurationError: If the record is of another network, or its layers of neurons have other shapes than
+                those of the example.
         """
-        if record.layers != self.layers:
+        shapes = {layer: tuple(fired.shape) for layer, fired in record.fired.items()}
+        if self.shapes and shapes != self.shapes:
+            raise ConfigurationError(
+                f"the record's layers of neurons {shapes} are not those of the example {self.shapes}: "
+                "neurons are told apart by their place, so count images of one size"
+            )
+        if record.layers != self.example.layers:
             raise ConfigurationError(
                 f"the record has {len(record.layers)} layers and is of another network than this metric's, "
-                f"which has {len(self.layers)}: give the metric the network that is counted"
+                f"which has {len(self.example.layers)}: give the metric the network that is counted"
             )
-        self.counts, self.samples = _update(self.counts, self.samples, record.counts, record.samples)
+        self.counts = self.counts + record.counts.to(self.counts)
+        self.samples = self.samples + record.samples
+        if self.shapes:
+            self.fired = self.fired + torch.cat([f.flatten() for f in record.fired.values()]).to(self.fired)
+            self.visits = self.visits + torch.tensor(list(record.visits.values())).to(self.visits)
+
+    def total(self) -> Record:
+        """Return the sum on the CPU; calls that could not be counted are those of the example."""
+        parts = torch.split(self.fired.cpu(), [f.numel() for f in self.example.fired.values()])
+        fired = zip(self.shapes.items(), parts, strict=True)
+        return replace(
+            self.example,
+            counts=self.counts.cpu(),
+            samples=int(self.samples),
+            fired={layer: part.view(shape) for (layer, shape), part in fired},
+            visits=dict(zip(self.shapes, self.visits.tolist(), strict=True)),
+        )
+
+    measure: Callable[..., Any] = staticmethod(lambda record: record)
+    """What is computed of the sum, a function of a record and of ``options``."""
+    options: Mapping[str, Any] = {}
+
+    def compute(self) -> Any:
+        """Return what is measured of the sum."""
+        return self.measure(self.total(), **self.options)
 
 
-class SpikeRate(_CountMetric):
-    """Share of the neurons that fired, in [0, 1].
+class SpikeRate(Total):
+    """Share of the neurons that fired, in [0, 1]; see :func:`lightning_msnn.energy.spike_rate`.
 
     Args:
-        model: The network.
+        example: The network, or a record of it.
         by: None for all layers as one, ``"layer"`` for a dictionary of each.
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
 
@@ -80,38 +115,29 @@ class SpikeRate(_CountMetric):
         ConfigurationError: If ``by`` is something else.
     """
 
-    higher_is_better = False
+    measure = staticmethod(energy.spike_rate)
 
-    def __init__(self, model: nn.Module, by: str | None = None, **kwargs: Any) -> None:
-        super().__init__(model, **kwargs)
-        _check_by(by, ("layer",))
-        self.by = by
-
-    def compute(self) -> Any:
-        """Return the rate, or rates by layer, float64."""
-        return _rates(self.layers, self.counts, self.by)
+    def __init__(self, example: nn.Module | Record, by: str | None = None, **kwargs: Any) -> None:
+        super().__init__(example, **kwargs)
+        self.options = {"by": check_by(by, ("layer",))}
 
 
-class SynapticOperations(_CountMetric):
-    """Synaptic operations of one sample: dense, accumulates, multiply-accumulates and effective ones.
+class SynapticOperations(Total):
+    """Synaptic operations of one sample; see :func:`lightning_msnn.energy.synaptic_operations`.
 
     Args:
-        model: The network.
+        example: The network, or a record of it.
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
     """
 
-    higher_is_better = False
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the numbers by name, float64."""
-        return _synaptic_operations_compute(self.counts, self.samples)
+    measure = staticmethod(energy.synaptic_operations)
 
 
-class Energy(_CountMetric):
-    """Energy of one sample in joules.
+class Energy(Total):
+    """Energy of one sample in joules; see :func:`lightning_msnn.energy.energy`.
 
     Args:
-        model: The network.
+        example: The network, or a record of it.
         profile: Name of an energy profile, a YAML file of one, or a profile.
         skip_zeros: Whether multiply-accumulates whose value is zero cost nothing.
         by: None for the whole, ``"layer"`` or ``"kind"`` for a dictionary of its parts.
@@ -121,76 +147,25 @@ class Energy(_CountMetric):
         ConfigurationError: If an argument is not allowed.
     """
 
-    higher_is_better = False
+    measure = staticmethod(energy.energy)
 
     def __init__(
         self,
-        model: nn.Module,
+        example: nn.Module | Record,
         profile: str | Profile = DEFAULT_PROFILE,
         skip_zeros: bool = False,
         by: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model, **kwargs)
-        _check_by(by, ("layer", "kind"))
-        self.profile = find_profile(profile)
-        self.skip_zeros = skip_zeros
-        self.by = by
-
-    def compute(self) -> Any:
-        """Return joules, or joules by layer or kind, float64."""
-        parameters = self.parameters_of_layers.to(self.counts.device)
-        return _joules(self.layers, self.counts, self.samples, parameters, self.profile, self.skip_zeros, self.by)
+        super().__init__(example, **kwargs)
+        self.options = {
+            "profile": find_profile(profile),
+            "skip_zeros": skip_zeros,
+            "by": check_by(by, ("layer", "kind")),
+        }
 
 
-class _NeuronMetric(Metric):
-    """A metric whose states say how often each neuron fired and could have fired.
-
-    Args:
-        example: A record of the network for images of the size to come, for the shapes of its layers of neurons.
-        **kwargs: Arguments of :class:`torchmetrics.Metric`.
-    """
-
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-    saturated = False
-    fired: Tensor
-    visits: Tensor
-
-    def __init__(self, example: Record, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.shapes = _shapes(example.fired)
-        neurons = sum(f.numel() for f in example.fired.values())
-        for name in ("fired", "visits"):
-            self.add_state(name, torch.zeros(neurons, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, record: Record) -> None:
-        """Add a record of the network.
-
-        Args:
-            record: What the network did.
-
-        Raises:
-            ConfigurationError: If its layers of neurons have other shapes than those of the example.
-        """
-        if _shapes(record.fired) != self.shapes:
-            raise ConfigurationError(
-                f"the record's layers of neurons {_shapes(record.fired)} are not those of the example {self.shapes}: "
-                "neurons are told apart by their place, so count images of one size"
-            )
-        self.fired, self.visits = _neurons_update(self.fired, self.visits, *_flat(record))
-
-    def compute(self) -> Tensor:
-        """Return the share, float64."""
-        return _share_compute(self.fired, self.visits, self.saturated)
-
-
-def _shapes(fired: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(f.shape) for name, f in fired.items()}
-
-
-class SilentNeurons(_NeuronMetric):
+class SilentNeurons(Total):
     """Share of the neurons that never fired, in [0, 1].
 
     Args:
@@ -198,8 +173,10 @@ class SilentNeurons(_NeuronMetric):
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
     """
 
+    measure = staticmethod(energy.silent_neurons)
 
-class SaturatedNeurons(_NeuronMetric):
+
+class SaturatedNeurons(Total):
     """Share of the neurons that fired whenever they could, in [0, 1].
 
     Args:
@@ -207,4 +184,4 @@ class SaturatedNeurons(_NeuronMetric):
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
     """
 
-    saturated = True
+    measure = staticmethod(energy.saturated_neurons)

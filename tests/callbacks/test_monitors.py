@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_msnn.callbacks import EnergyMonitor, SpikeRateMonitor
-from lightning_msnn.energy import NETWORK, count_operations, energy
+from lightning_msnn.energy import NETWORK, count_operations, energy, spread
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import Spike
 from lightning_msnn.tasks import SpikingClassifier
@@ -90,16 +90,17 @@ def test_once_an_epoch(tmp_path):
     assert rows(tmp_path, "spike_rate/1")[5] == pytest.approx(record.total("spikes") / record.total("neurons"))
 
 
+@pytest.mark.filterwarnings("ignore:no neuron fired")
 def test_training_is_the_same_with_monitors(tmp_path):
-    """But for rounding: where operations are watched, a scan runs one operation after another."""
+    """To the bit: what is counted is an evaluation of its own, also of one that draws numbers."""
     results = []
     for callbacks in ((), (EnergyMonitor(every_n_steps=1), SpikeRateMonitor(every_n_steps=1))):
         pl.seed_everything(0)
-        task = SpikingClassifier("msnn_resnet12_tiny", 10, 1).double()  # no membrane rounds across its threshold
+        task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, network_kwargs={"coding": "bernoulli"})
         data = DataLoader(TensorDataset(torch.rand(12, 1, 16, 16), torch.arange(12) % 10), batch_size=4)
         trainer(tmp_path, *callbacks).fit(task, data)
         results.append(task.state_dict())
-    torch.testing.assert_close(results[0], results[1])
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
     untrained = SpikingClassifier("msnn_resnet12_tiny", 10, 1).state_dict()
     assert not torch.equal(untrained["network.stem.conv.weight"], results[0]["network.stem.conv.weight"])
 
@@ -109,7 +110,9 @@ def test_warns_once_of_layers_that_never_or_always_fire(threshold, message, tmp_
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer(tmp_path, SpikeRateMonitor(every_n_steps=1)).fit(Plain(threshold))
-    assert [str(w.message) for w in caught if message in str(w.message)] == [f"{message} in 1 layers of this step: 1"]
+    assert [str(w.message) for w in caught if message in str(w.message)] == [
+        f"{message} in 1 layers, twice in a row: 1"
+    ]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -141,6 +144,38 @@ def test_files_of_a_test(name, tmp_path):
     assert "times the first column" in monitor.table()
     assert len({len(line) for line in monitor.table().splitlines()[:10]}) == 1, "columns are aligned"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in task.modules())
+
+
+class Sorted(TensorDataset):
+    """Images in the order of their classes, as folders are read."""
+
+    targets = [0] * 20 + [1] * 10 + [2] * 3
+
+
+@pytest.mark.parametrize("limit", [1.0, 6])
+def test_a_test_counts_as_many_images_of_each_class(limit, tmp_path):
+    """The same images as a report: those of the last class would never be among the first."""
+    module = Plain()
+    module.top1_of_twins = {"ANN twin": 12.5}
+    module.twins = lambda images: {"ANN twin": nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}
+    images = torch.rand(33, 1, 8, 8)
+    images[torch.tensor(Sorted.targets) == 2] = 0.0  # whose zeros are told apart
+    monitor = EnergyMonitor(samples=6)
+    run = trainer(tmp_path, monitor, SpikeRateMonitor(samples=6), limit_test_batches=limit)
+    run.test(module, DataLoader(Sorted(images), batch_size=4), verbose=False)
+    seen = torch.tensor(Sorted.targets)[: 33 if limit == 1.0 else 4 * limit]
+    chosen = images[: len(seen)][spread(seen, 6)]
+    expected = count_operations(module.network, chosen)
+    ours = monitor.columns[NETWORK]
+    assert ours["samples"] == 6
+    assert ours["counts"]["effective_multiply_accumulates"] == expected.total("effective_multiply_accumulates") / 6
+    assert ours["energy"]["total"] == pytest.approx(float(energy(expected)))
+    zeros = int((chosen == 0).flatten(1).all(1).sum())
+    assert zeros == (2 if limit == 1.0 else 0)
+    assert monitor.columns["ANN twin"]["samples"] == 6
+    assert monitor.columns["ANN twin"]["top1"] == 12.5
+    assert "12.50 %" in monitor.table()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
 def test_any_lightning_module_and_any_profile(tmp_path):

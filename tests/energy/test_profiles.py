@@ -1,10 +1,12 @@
 """Counts to joules: the table of profiles, and profiles from YAML."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lightning_msnn.energy import Record, summarize
 from lightning_msnn.energy.profiles import (
     COLUMN,
     DEFAULT_PROFILE,
@@ -44,7 +46,7 @@ def test_every_profile_names_its_sources(name):
     assert hardware.prices.keys() <= set(PRICED)
     assert hardware.prices.keys() <= hardware.sources.keys()
     assert "accumulates" in hardware.prices
-    assert hardware.memory == (hardware.model is not None or "value_bytes" in hardware.prices)
+    assert hardware.traffic or not hardware.memory
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,7 @@ def test_every_profile_names_its_sources(name):
         ("cmos_45nm_int8", 0.2 + 0.03, 0.03),
         ("cmos_45nm_sram", 3.7 + 0.9, 0.9),
         ("cmos_45nm_dram", 3.7 + 0.9, 0.9),
+        ("cmos_45nm_event", 3.7 + 0.9, 0.9),
     ],
 )
 def test_horowitz(name, multiply_accumulate, accumulate):
@@ -64,7 +67,9 @@ def test_horowitz(name, multiply_accumulate, accumulate):
     assert energy["accumulates"] == pytest.approx(2000 * accumulate * 1e-12)
     assert energy["membranes"] == pytest.approx((10 * accumulate + 20 * multiply_accumulate) * 1e-12)
     assert energy["Omega"] == pytest.approx(30 * multiply_accumulate * 1e-12)
-    assert energy["memory"] == energy["other arithmetic"] == 0
+    assert energy["other arithmetic"] == 0
+    # By event: 3,000 operations, each with a weight and an accumulator read and written, of 20 pJ for 8 bytes.
+    assert energy["memory"] == pytest.approx(3000 * 3 * 4 * 20 / 8 * 1e-12 if name == "cmos_45nm_event" else 0.0)
     assert not unpriced(table, name)
 
 
@@ -75,6 +80,16 @@ def test_memory():
     on_chip = 50 * 4 * 100 / 8 + 90 / 8 * 100 / 8
     assert joules(table, "cmos_45nm_sram")["memory"] == pytest.approx((on_chip + 40 * 100 / 8) * 1e-12)
     assert joules(table, "cmos_45nm_dram")["memory"] == pytest.approx((on_chip + 40 * 1300 / 8) * 1e-12)
+    # The same prices, asked for: what factors "with memory traffic" are made of.
+    assert joules(table, replace(PROFILES["cmos_45nm"], memory=True)) == joules(table, "cmos_45nm_sram")
+    half = joules(table, replace(PROFILES["cmos_45nm_fp16"], memory=True))["memory"]
+    assert half == pytest.approx((60 * 2 + 90 / 8) * 100 / 8 * 1e-12)
+
+
+def test_zeros_that_are_skipped_are_not_fetched():
+    table = counts(multiply_accumulates=100, effective_multiply_accumulates=40, accumulates=7)
+    fetched = [joules(table, "cmos_45nm_event", skip_zeros=skip)["memory"] for skip in (False, True)]
+    assert fetched == pytest.approx([n * 3 * 4 * 2.5 * 1e-12 for n in (107, 47)])
 
 
 def test_chips_say_what_their_source_leaves_out():
@@ -173,9 +188,10 @@ def test_profile_from_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("chip: {source: x}", "'chip' must have 'source' and 'prices'"),
-        ("chip: {prices: {}}", "'chip' must name its 'source'"),
-        ("chip: {source: x, prices: {accumulate: 1}}", "price .*'chip' 'accumulate'.*did you mean 'accumulates'"),
+        ("chip: {source: x}", "'chip' in .*: it must have 'source' and 'prices'"),
+        ("chip: {prices: {}}", "'chip' in .*: it must have 'source' and 'prices'"),
+        ("chip: {source: 1, prices: {}}", "'source' must be a str, not 1"),
+        ("chip: {source: x, prices: {accumulate: 1}}", "'chip' .*price .*'accumulate'.*did you mean 'accumulates'"),
         ("chip: {source: x, prices: {accumulates: -1}}", "accumulates .* at least 0 pJ, not -1"),
         ("chip: {source: x, prices: {accumulates: .nan}}", "accumulates .* at least 0 pJ, not nan"),
         ("chip: {source: x, prices: {}, bits: 0}", "bits .* at least 1, not 0"),
@@ -190,6 +206,16 @@ def test_bad_profiles(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=message):
         profile(str(path))
+
+
+def test_one_more_profile_in_python(monkeypatch):
+    """An assignment: names, tables and reports then know it, and what is wrong is said at once."""
+    monkeypatch.setitem(PROFILES, "mine", Profile("my data sheet", {"accumulates": 2.0}))
+    assert joules(counts(accumulates=3), "mine")["accumulates"] == pytest.approx(6e-12)
+    record = Record(("", "a"), counts(accumulates=3), 1, torch.zeros(2))
+    assert summarize(record)["profiles"]["mine"]["joules"] == pytest.approx(6e-12)
+    with pytest.raises(ConfigurationError, match="did you mean 'accumulates'"):
+        Profile("my data sheet", {"accumulate": 2.0})
 
 
 def test_unknown_profile():

@@ -1,13 +1,24 @@
 """The HTML report of a zoo entry and of a checkpoint."""
 
+import base64
 import re
+from datetime import date
 from html.parser import HTMLParser
 
+import lightning.pytorch as pl
 import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
 
 from lightning_msnn import zoo
+from lightning_msnn.data import Digits
+from lightning_msnn.energy import FACTORS
+from lightning_msnn.energy.pictures import draw_energy, draw_spike_rates, draw_windows, window_maps
 from lightning_msnn.energy.profiles import PROFILES
+from lightning_msnn.nn import Spike
 from lightning_msnn.report import main
+from lightning_msnn.tasks import SpikingClassifier
 
 
 @pytest.fixture(autouse=True)
@@ -48,11 +59,81 @@ def test_zoo_entry(tmp_path, capsys):
     assert table["for one sample"] == ["network", "ANN twin", "SNN twin, T = 4"]
     ours, ann, snn = (float(cell.split()[0]) for cell in table["energy"][:3])
     assert ours < snn < ann
+    accuracy = zoo.info("msnn_resnet12_tiny_digits")["top1"]
+    assert re.search(rf"<p><b>msnn_resnet12_tiny_digits classifies {accuracy:.2f} % of the test images of Digits", text)
+    assert set(FACTORS.values()) <= set(table), "no factor without its companions"
+    assert table["page made"][0].startswith(str(date.today()))
+    assert "spread evenly over the classes" in text
     assert set(PROFILES) <= set(table)
     assert table["truenorth"][1] == "no figure"
     assert "multiply accumulates" in table["truenorth"][-1]
     assert "could not be counted: none" in text
     assert all(profile.source.split(",")[0].replace("'", "&#x27;") in text for profile in PROFILES.values())
+
+
+def test_checkpoint_of_a_run(tmp_path, capsys):
+    """The page is in the run's folder, with accuracy on the whole test set, configuration and training curves."""
+    task = SpikingClassifier("msnn_resnet12_tiny", 10, 1)
+    run = tmp_path / "runs" / "mine" / "version_0"
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=1, limit_val_batches=0, logger=False, default_root_dir=tmp_path,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(task, datamodule=(datamodule := Digits(cache_dir=tmp_path / "cache")))
+    trainer.save_checkpoint(run / "checkpoints" / "best.ckpt")
+    (run / "config.yaml").write_text("seed: <1234>\n")
+    figure = Figure(figsize=(1, 1))
+    figure.savefig(run / "curves.png")
+    main([str(run / "checkpoints" / "best.ckpt"), "--samples", "20"])
+    assert capsys.readouterr().out == f"report written to {run / 'report_best.html'}\n"
+    text = (run / "report_best.html").read_text()
+    measured = trainer.test(task, datamodule=datamodule, verbose=False)[0]["test/top1"]
+    assert f"classifies {100 * measured:.2f} % of the test images" in text
+    assert "<pre>seed: &lt;1234&gt;" in text
+    assert base64.b64encode((run / "curves.png").read_bytes()).decode() in text
+    assert "not trained by itself" in text
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_any_work(tmp_path, capsys):
+    for output in (tmp_path, tmp_path / "file" / "r.html"):
+        (tmp_path / "file").touch()
+        with pytest.raises(SystemExit) as stop:
+            main([zoo.list_models()[0], "--output", str(output), "--root", "/nowhere"])
+        assert stop.value.code == 2
+        assert "cannot write the report to" in capsys.readouterr().err
+
+
+def test_pictures_answer_one_question():
+    """Of 60 layers there are 20 rows at most, and no map of a single pixel or row without maps."""
+    names = [f"stages.{i // 15}.blocks.{i // 5 % 3}.layer{i}" for i in range(60)]
+    layer = {"energy": {"accumulates": 1e-9}, "spike_rate": 0.25, "counts": {"spikes": 1.0, "neurons": 4.0}}
+    summary = {"layers": dict.fromkeys(names, layer), "energy": {"total": 6e-8}, "samples": 3, "spike_rate": 0.25}
+    summary["profile"] = {"source": "somebody, somewhere"}
+    for draw in (draw_energy, draw_spike_rates):
+        axes = draw(summary).axes[0]
+        labels = [tick.get_text() for tick in axes.get_yticklabels()]
+        assert labels == [f"stages.{i}.blocks.{k}" for i in range(4) for k in range(3)]
+    assert [round(bar.get_width(), 9) for bar in draw_energy(summary).axes[0].patches] == [5.0] * 12
+
+    class Block(nn.Module):
+        windows = "dilated"
+
+        def __init__(self):
+            super().__init__()
+            self.spike = Spike()
+
+    model = nn.Sequential(*[Block() for _ in range(6)])
+    sides = (16, 8, 8, 4, 4, 1)
+    fired = {f"{i}.spike": torch.full((2, side, side), 3) for i, side in enumerate(sides)}
+    maps = window_maps(model, fired, dict.fromkeys(fired, 4))
+    assert list(maps) == list(fired)[:5], "a pixel is no map"
+    figure = draw_windows(maps)
+    assert len(figure.axes) == 5 + 1, "maps and the colour bar, nothing empty"
+    for axes, side in zip(figure.axes, sides, strict=False):
+        borders = {round(float(v) + 0.5) / side for line in axes.lines for v in line.get_xdata()} - {0.0, 1.0}
+        for text in axes.texts:
+            assert text.get_text() == "75"
+            assert all(abs(text.get_position()[0] - border) > 0.1 for border in borders), "on a border"
 
 
 def test_unknown_names(capsys):

@@ -1,0 +1,356 @@
+"""What an operation counts as: a rule for each, from its call to amounts by field.
+
+A rule takes a :class:`Call` and returns amounts by the names of :data:`lightning_msnn.energy.profiles.FIELDS`, as
+numbers or as scalar tensors that stay on their device, or a string that names what it cannot count. One more entry of
+:data:`RULES` counts one more operation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_msnn.energy.profiles import TRANSCENDENTAL
+
+__all__ = ["FACTORIES", "FREE", "FUNCTIONS", "RULES", "Call"]
+
+Amounts = dict[str, int | Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operation.
+
+    Args:
+        name: Name of the operation, without the underscore of one that works in place.
+        args: Its arguments.
+        inputs: The tensors among them.
+        out: The tensor that it returned, the first of several.
+        batch: Samples that go through the network.
+        kind: What the module is that runs: ``"plain"``, ``"neuron"`` (fires or carries a membrane), ``"carrier"``
+            (holds neurons) or ``"omega"`` (a projection).
+        constant: Whether a tensor comes from parameters alone.
+    """
+
+    name: str
+    args: Any
+    inputs: Sequence[Tensor]
+    out: Tensor
+    batch: int
+    kind: str
+    constant: Callable[[Tensor], bool]
+
+
+Rule = Callable[[Call], Amounts | str]
+
+
+def _names(text: str) -> frozenset[str]:
+    """Names separated by spaces."""
+    return frozenset(text.split())
+
+
+def _sum(*parts: Amounts) -> Amounts:
+    total: Amounts = {}
+    for part in parts:
+        for name, amount in part.items():
+            total[name] = total.get(name, 0) + amount
+    return total
+
+
+def _binary(x: Tensor) -> Tensor:
+    """Whether each item (axis 0) is all in {0, 1}, ``(items,)``."""
+    return ((x == 0) | (x == 1)).flatten(1).all(1)
+
+
+# Synapses
+
+
+def _synapse(
+    x: Tensor, values: Tensor, active: Tensor, dense: int, outputs: int, weights: int, kernels: int = 0
+) -> Amounts:
+    """Amounts of a layer of synapses; numbers are for one item but for ``weights``.
+
+    Args:
+        x: Inputs ``(items, ...)``.
+        values: Inputs that are not zero, ``(items,)``.
+        active: Times that such an input meets a weight, ``(items,)``.
+        dense: Times that any input meets a weight.
+        outputs: Outputs.
+        weights: Weights read, those of all samples together.
+        kernels: Places of the kernels of a convolution, one kernel for each output channel; 0 if it is linear.
+    """
+    binary, size, items = _binary(x), x[0].numel(), len(x)
+    spiking, analogue, spikes = binary.sum(), (~binary).sum(), (values * binary).sum()
+    return {
+        "dense": dense * items,
+        "accumulates": (active * binary).sum(),
+        "multiply_accumulates": dense * analogue,
+        "effective_multiply_accumulates": (active * ~binary).sum(),
+        "weights_read": weights,
+        "values_read": size * analogue,
+        "values_written": outputs * items,
+        "spikes_read": size * spiking,
+        "input_spikes": spikes,
+        "convolved_spikes": spikes if kernels else 0,
+        "potentials": outputs * spiking,
+        "input_reads": (dense if kernels else size) * analogue,
+        "addresses": (size + outputs + kernels) * analogue,
+        "calls": items,
+    }
+
+
+@lru_cache(maxsize=4096)
+def _reach(
+    size: int, kernel: int, stride: int, padding: int, dilation: int, outputs: int, transposed: bool
+) -> tuple[int, ...]:
+    """How many outputs each position of an axis reaches; padding reaches none."""
+    taps = [k * dilation - padding for k in range(kernel)]
+    if transposed:
+        return tuple(sum(0 <= i * stride + tap < outputs for tap in taps) for i in range(size))
+    reached = Counter(out * stride + tap for out in range(outputs) for tap in taps)
+    return tuple(reached[i] for i in range(size))
+
+
+def _convolution(call: Call) -> Amounts:
+    x, weight, _, stride, padding, dilation, transposed, _, groups = call.args[:9]
+    axes = x.dim() - 2
+    stride, padding, dilation = (list(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation))
+    sides = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, call.out.shape[2:], strict=True)
+    reached = [_reach(*side, transposed) for side in sides]
+    places = torch.ones((), dtype=torch.int64, device=x.device)
+    for axis in reached:
+        places = places.unsqueeze(-1) * torch.tensor(axis, dtype=torch.int64, device=x.device)
+    fan_out = call.out.shape[1] // groups
+    values = (x != 0).sum(1)
+    return _synapse(
+        x,
+        values.flatten(1).sum(1),
+        (values * places).flatten(1).sum(1) * fan_out,
+        dense=x.shape[1] * fan_out * math.prod(map(sum, reached)),
+        outputs=call.out[0].numel(),
+        weights=weight.numel() * call.batch,
+        kernels=call.out.shape[1] * math.prod(weight.shape[2:]),
+    )
+
+
+def _rows(x: Tensor, weights: int, fan_out: int) -> Amounts:
+    """Amounts of a product with weights of items ``(items, ..., K)``, each value of which meets ``fan_out`` weights."""
+    x = x.unsqueeze(0) if x.dim() == 1 else x
+    values, size = (x != 0).flatten(1).sum(1), x[0].numel()
+    return _synapse(x, values, values * fan_out, size * fan_out, size // x.shape[-1] * fan_out, weights)
+
+
+def _linear(call: Call) -> Amounts:
+    x, weight = call.inputs[:2]
+    return _rows(x, weight.numel() * call.batch, len(weight))
+
+
+def _matmul(call: Call) -> Amounts:
+    """Amounts of ``a @ b`` of matrices or batches of matrices; a factor made of parameters alone is weights."""
+    a, b = call.args[1:3] if "add" in call.name else call.args[:2]
+    a, b = (a.unsqueeze(0) if a.dim() == 1 else a), (b.unsqueeze(-1) if b.dim() == 1 else b)
+    if call.constant(a):
+        a, b = b.transpose(-1, -2), a.transpose(-1, -2)
+    if not call.constant(b):
+        return _product(a, b, call.batch)
+    rows = a.reshape(-1, a.shape[-1])
+    # Functional code flattens ``(B, tokens, K)``: the rows of a sample follow each other.
+    items = call.batch if len(rows) % call.batch == 0 else len(rows)
+    return _rows(rows.reshape(items, -1, rows.shape[-1]), b.numel() * call.batch, b.shape[-1])
+
+
+def _product(a: Tensor, b: Tensor, batch: int) -> Amounts:
+    """Amounts of a product of activations ``(items, n, k)`` and ``(items, k, m)``."""
+    n, k, m = a.shape[-2], a.shape[-1], b.shape[-1]
+    a, b = a.reshape(-1, n, k), b.reshape(-1, k, m)
+    a_binary, b_binary, items = _binary(a), _binary(b), len(a)
+    columns, rows = (a != 0).sum(1), (b != 0).sum(2)  # values of a at each k, of b at each k
+    a_spikes, b_spikes, meetings = columns.sum(1), rows.sum(1), (columns * rows).sum(1)
+    both, either = a_binary & b_binary, a_binary | b_binary
+    accumulates = torch.where(both, meetings, torch.where(a_binary, a_spikes * m, b_spikes * n)) * either
+    analogue = (~either).sum()
+    binary_places = a_binary.sum() * (n * k) + b_binary.sum() * (k * m)
+    return {
+        "dense": items * n * k * m,
+        "accumulates": accumulates.sum(),
+        "multiply_accumulates": analogue * (n * k * m),
+        "effective_multiply_accumulates": (meetings * ~either).sum(),
+        "values_read": items * (n * k + k * m) - binary_places,
+        "values_written": items * n * m,
+        "spikes_read": binary_places,
+        "input_spikes": (a_spikes * a_binary).sum() + (b_spikes * b_binary).sum(),
+        "potentials": either.sum() * (n * m),
+        "input_reads": analogue * (n * k * m),
+        "addresses": analogue * (n * k + k * m + n * m),
+        "calls": batch,  # the matrices of a sample, one for each head, are there together
+    }
+
+
+def _attention(call: Call) -> Amounts:
+    """Amounts of softmax attention that is computed in one operation."""
+    q, k, v = call.args[:3]
+    scores = torch.full((*q.shape[:-1], k.shape[-2]), 0.5, dtype=q.dtype, device=q.device)  # analogue, never zero
+    additions, multiplications = _ELEMENTWISE["_softmax"]
+    return _sum(
+        _product(q, k.transpose(-1, -2), call.batch),
+        _product(scores, v, call.batch),
+        {"additions": scores.numel() * additions, "multiplications": scores.numel() * (multiplications + 1)},
+    )
+
+
+# Recurrent layers: gates, and for each unit and step the additions and multiplications that are not matrix products.
+_CELLS: dict[str, tuple[int, int, int]] = {
+    "lstm": (4, 4 + 1, 5 * TRANSCENDENTAL + 3),
+    "gru": (3, 3 + 3, 3 * TRANSCENDENTAL + 3),
+    "rnn_tanh": (1, 1, TRANSCENDENTAL),
+    "rnn_relu": (1, 1 + 1, 0),
+}
+
+
+def _recurrent(call: Call) -> Amounts | str:
+    """Amounts of a recurrent layer called as torch's function: ``x, h, weights, has_biases, layers, ...``."""
+    if isinstance(call.args[1], Tensor) and call.args[1].dim() == 1:  # lengths, where h is else
+        return f"{call.name} of a packed sequence"
+    x, _, weights, _, layers, _, _, bidirectional, batch_first = call.args
+    x, read = (x, call.out) if batch_first else (x.transpose(0, 1), call.out.transpose(0, 1))
+    gates, additions, multiplications = _CELLS[call.name]
+    directions = 2 if bidirectional else 1
+    places = x.shape[0] * x.shape[1]
+    units, hidden = len(weights[0]) // gates, weights[1].shape[1]  # hidden is less than units if h is projected
+    fan_out = directions * gates * units
+    each, values, outputs = places * directions * units, places * directions * hidden, places * fan_out
+
+    def analogue(products: int, effective: int | Tensor, weights: int, values: int, outputs: int) -> Amounts:
+        """Amounts of products of analogue values inside the layer, which keeps its values to itself."""
+        return {
+            "dense": products,
+            "multiply_accumulates": products,
+            "effective_multiply_accumulates": effective,
+            "weights_read": weights * call.batch,
+            "input_reads": values,
+            "addresses": values + outputs,
+        }
+
+    parts = [_rows(x, x.shape[-1] * fan_out * call.batch, fan_out)]
+    # What lies between layers is not seen: analogue, and never zero.
+    between = analogue(values * fan_out, values * fan_out, directions * hidden * fan_out, values, outputs)
+    parts += [between] * (layers - 1)
+    for layer in range(layers):
+        # The recurrent product: h is analogue, and zero before the first step; only the last layer's is seen.
+        products = places * hidden * fan_out
+        effective: int | Tensor = products // x.shape[1] * (x.shape[1] - 1)
+        if layer == layers - 1:
+            forward, backward = read[:, :-1, :hidden], read[:, 1:, hidden:]
+            effective = ((forward != 0).sum() + (backward != 0).sum()) * (gates * units)
+        parts.append(analogue(products, effective, hidden * fan_out, values, outputs))
+        if hidden < units:
+            parts.append(analogue(each * hidden, each * hidden, directions * units * hidden, each, values))
+        parts.append({"additions": each * additions, "multiplications": each * multiplications})
+    return _sum(*parts)
+
+
+# Everything else
+
+# Element-wise operations: additions (comparisons included) and multiplications for each element of the output.
+_ADDITIONS = _names(
+    "add sub rsub neg abs relu clamp clamp_min clamp_max hardtanh maximum minimum sign ge gt le lt eq ne threshold "
+    "floor ceil round leaky_relu"
+)
+_MULTIPLICATIONS = _names("mul div pow sqrt rsqrt reciprocal square leaky_relu")
+_TRANSCENDENTALS = _names(
+    "exp expm1 exp2 log log1p log2 sin cos tan tanh sigmoid erf gelu silu softplus elu mish atan hardsigmoid"
+)
+_ELEMENTWISE: dict[str, tuple[int, int]] = {
+    **{name: (int(name in _ADDITIONS), int(name in _MULTIPLICATIONS)) for name in _ADDITIONS | _MULTIPLICATIONS},
+    **dict.fromkeys(_TRANSCENDENTALS, (0, TRANSCENDENTAL)),
+    "gelu": (1, TRANSCENDENTAL + 1),
+    "silu": (0, TRANSCENDENTAL + 1),
+    "addcmul": (1, 2),
+    "lerp": (2, 1),
+    "_softmax": (2, TRANSCENDENTAL + 1),
+    "_log_softmax": (3, TRANSCENDENTAL),
+    "native_layer_norm": (3, 3),
+    "native_group_norm": (3, 3),
+}
+
+
+def _elementwise(call: Call) -> Amounts:
+    additions, multiplications = _ELEMENTWISE[call.name]
+    size, varying = call.out.numel(), sum(not call.constant(x) for x in call.inputs)
+    if call.kind == "omega":
+        return {"omega_operations": size * (additions + multiplications)}
+    if call.kind == "neuron":
+        # tau u is the update; adding the current to it is the other half, and what is left is firing and reset.
+        if call.name not in ("mul", "div") or varying != 1:
+            return {}
+        return {"membrane_updates": size, "values_read": size, "values_written": size}
+    if call.kind == "carrier" and call.name in ("mul", "rsub"):
+        # What its neurons hand to the next time step, tau u (1 - s): an update, and a reset that only selects.
+        # A mean where windows overlap is by a number, not by a tensor.
+        if call.name == "rsub" or varying != 1:
+            return {}
+        number = any(isinstance(x, int | float) for x in call.args[:2])
+        return {"multiplications" if number else "membrane_updates": size}
+    traffic: Amounts = {"values_read": size * varying, "values_written": size} if varying > 1 else {}
+    return {"additions": size * additions, "multiplications": size * multiplications, **traffic}
+
+
+def _reduction(call: Call) -> Amounts:
+    x, size = call.args[0], call.out.numel()
+    additions = max(0, x.numel() - size)
+    if call.name.startswith(("avg_pool", "max_pool")):
+        window = call.args[1] if isinstance(call.args[1], list | tuple) else [call.args[1]]
+        area = math.prod(window) if len(window) == x.dim() - 2 else window[0] ** (x.dim() - 2)
+        additions = size * (area - 1)
+    means = size if "mean" in call.name or "avg" in call.name else 0
+    return {"additions": additions, "multiplications": means, "values_read": x.numel(), "values_written": size}
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    "convolution": _convolution,
+    **dict.fromkeys(_names("mm bmm mv dot addmm baddbmm addmv"), _matmul),
+    **dict.fromkeys(
+        _names(
+            "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+            "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
+        ),
+        _attention,
+    ),
+    **dict.fromkeys(
+        _names(
+            "mean sum amax amin max min _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d "
+            "adaptive_max_pool3d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices"
+        ),
+        _reduction,
+    ),
+}
+"""Rules by the name of the operation in torch's dispatcher."""
+
+FUNCTIONS: dict[str, Rule] = {"linear": _linear, **dict.fromkeys(_CELLS, _recurrent)}
+"""Rules of what is counted where it is called as a function: what it is made of no longer tells samples apart."""
+
+FREE = _names(
+    """
+    _batch_norm_no_update _batch_norm_with_update _local_scalar_dense _native_batch_norm_legit
+    _native_batch_norm_legit_no_training _reshape_alias _reshape_copy _to_copy _unsafe_view arange
+    as_strided_ batch_norm bernoulli_ bitwise_and bitwise_not bitwise_or cat clone constant_pad_nd contiguous
+    copy copy_ cudnn_batch_norm detach_ embedding empty empty_like empty_strided fill fill_ flip full
+    full_like gather im2col index index_select isfinite lift_fresh linspace logical_and logical_not
+    logical_or masked_fill native_batch_norm native_dropout new_empty new_empty_strided new_full new_ones
+    new_zeros ones ones_like pixel_shuffle reflection_pad2d repeat replication_pad2d resize_ roll
+    scalar_tensor split_with_sizes_copy squeeze_ stack swapaxes_ t_ transpose_ tril triu unbind_copy unfold
+    unsqueeze_ where zero_ zeros zeros_like
+    """
+)
+"""What moves or makes values, folds into a neighbour at inference, or exists in training alone."""
+
+FACTORIES = frozenset(n for n in FREE if n.startswith(("new_", "zeros", "ones", "full", "empty", "arange")))
+"""What makes values of nothing but numbers: constants."""

@@ -1,0 +1,106 @@
+"""Predictions as a CSV file: checked before any work, written as they come, whole at the end."""
+
+import csv
+import os
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_msnn.callbacks import PredictionWriter
+from lightning_msnn.errors import ConfigurationError, TrainingError
+
+NAMES = ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "\tx", "\rx", "plain", 'com,ma "quoted"', "a=b", "ä.png"]
+
+
+class Named(pl.LightningModule):
+    """Predicts a name for each row, and can break."""
+
+    def __init__(self, breaks_at=None, watch=lambda: None):
+        super().__init__()
+        self.breaks_at, self.watch = breaks_at, watch
+
+    def predict_step(self, batch, batch_idx):
+        self.watch()
+        if batch_idx == self.breaks_at:
+            raise RuntimeError("broken")
+        indices = batch.long().tolist()
+        return {"file": [NAMES[i] for i in indices], "class": [NAMES[-1 - i] for i in indices], "probability": batch}
+
+
+def predict(module, path):
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, callbacks=[PredictionWriter(str(path))],
+    )  # fmt: skip
+    trainer.predict(module, DataLoader(torch.arange(len(NAMES)).double(), 2), return_predictions=False)
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_no_cell_is_a_formula(tmp_path):
+    predict(Named(), tmp_path / "p.csv")
+    head, *body = rows(tmp_path / "p.csv")
+    assert head == ["file", "class", "probability"]
+    assert [row[0] for row in body] == [("'" if name[0] in "=+-@\t\r" else "") + name for name in NAMES]
+    assert not any(cell[0] in "=+-@\t\r" for row in body for cell in row)
+    assert [p.name for p in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_rows_come_as_they_are_made_and_an_older_file_stays_until_the_end(tmp_path):
+    (tmp_path / "p.csv").write_text("old")
+    seen = []
+    module = Named(breaks_at=3, watch=lambda: seen.append(len(rows(tmp_path / "p.csv.part"))))
+    with pytest.raises(RuntimeError, match="broken"):
+        predict(module, tmp_path / "p.csv")
+    assert seen == [1, 3, 5, 7], "two rows a batch, below the head"
+    assert (tmp_path / "p.csv").read_text() == "old"
+    assert len(rows(tmp_path / "p.csv.part")) == 7, "the work done is not lost"
+    predict(Named(), tmp_path / "p.csv")
+    assert len(rows(tmp_path / "p.csv")) == 1 + len(NAMES)
+    assert not (tmp_path / "p.csv.part").exists()
+
+
+def test_nothing_is_left_of_a_prediction_that_did_not_begin(tmp_path):
+    with pytest.raises(RuntimeError, match="broken"):
+        predict(Named(breaks_at=0), tmp_path / "p.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    with pytest.raises(ConfigurationError, match="nowhere/p.csv.*does not exist"):
+        PredictionWriter(str(tmp_path / "nowhere" / "p.csv"))
+    with pytest.raises(ConfigurationError, match="it is a folder"):
+        PredictionWriter(str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ConfigurationError, match="read-only"):
+        PredictionWriter(str(tmp_path / "p.csv"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_found_before_any_work(tmp_path):
+    (tmp_path / "p.csv.part").symlink_to("/dev/full")
+    seen = []
+    with pytest.raises(ConfigurationError, match="p.csv.*No space left"):
+        predict(Named(watch=lambda: seen.append(1)), tmp_path / "p.csv")
+    assert not seen
+
+
+def test_a_disk_that_fills_up_stops_the_prediction_and_keeps_the_rows(tmp_path, monkeypatch):
+    write = PredictionWriter._write
+
+    def full(self, new):
+        if self._rows == 4:
+            raise OSError(28, "No space left on device")
+        write(self, new)
+
+    monkeypatch.setattr(PredictionWriter, "_write", full)
+    with pytest.raises(TrainingError, match=r"p.csv.part.*No space left.*first 4 rows"):
+        predict(Named(), tmp_path / "p.csv")
+    assert len(rows(tmp_path / "p.csv.part")) == 5
+    assert not (tmp_path / "p.csv").exists()
