@@ -1,0 +1,27 @@
+"""What makes a run survive: checkpoints that are whole, the last one, random state, a finite loss, guarded loggers."""
+
+from lightning_msnn.runs.checkpoints import (
+    AtomicCheckpointIO,
+    is_checkpoint,
+    network_of,
+    network_state,
+    read_checkpoint,
+    write_whole,
+)
+from lightning_msnn.runs.finite_loss import FiniteLoss
+from lightning_msnn.runs.last_checkpoint import LastCheckpoint
+from lightning_msnn.runs.logger_guard import LoggerGuard
+from lightning_msnn.runs.random_state import RandomState
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "FiniteLoss",
+    "LastCheckpoint",
+    "LoggerGuard",
+    "RandomState",
+    "is_checkpoint",
+    "network_of",
+    "network_state",
+    "read_checkpoint",
+    "write_whole",
+]
