@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from lightning_msnn.runs.random_state import get_generators, set_generators
-from lightning_msnn.runs.checkpoints import write_whole
 from lightning_msnn.errors import TrainingError
+from lightning_msnn.runs.checkpoints import write_whole
+from lightning_msnn.runs.random_state import get_generators, set_generators
 
 __all__ = ["FiniteLoss"]
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from lightning_msnn.callbacks import TrainingCurves
-from lightning_msnn.runs import LastCheckpoint, LoggerGuard
-from lightning_msnn.runs import AtomicCheckpointIO, read_checkpoint, write_whole
 from lightning_msnn.data import Digits
+from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, LoggerGuard, read_checkpoint, write_whole
 from lightning_msnn.tasks import SpikingClassifier
 
 

@@ -7,11 +7,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lightning_msnn.runs import FiniteLoss
-from lightning_msnn.runs.random_state import set_generators
 from lightning_msnn.cli import main
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import TrainingError
+from lightning_msnn.runs import FiniteLoss
+from lightning_msnn.runs.random_state import set_generators
 from lightning_msnn.tasks import SpikingClassifier
 
 CPU = torch.device("cpu")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_msnn.data import Digits
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import LastCheckpoint, RandomState
 from lightning_msnn.runs.last_checkpoint import _slurm_job
 from lightning_msnn.runs.random_state import get_generators, set_generators
-from lightning_msnn.data import Digits
-from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier
 
 CPU = torch.device("cpu")
