@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_msnn import data, zoo
-from lightning_msnn.data.base import ImageDataModule
+from lightning_msnn.data.base import ImageDataModule, arguments_of_checkpoint
 from lightning_msnn.energy import NETWORK, PROFILES, profile
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE
 from lightning_msnn.energy.report import compare, page
@@ -46,7 +46,7 @@ def _load(name: str) -> tuple[SpikingClassifier, str, dict[str, Any]]:
             f"{name!r} does not say what data it was trained on: give a checkpoint of lightning-msnn"
         )
     task = SpikingClassifier.load_from_checkpoint(name, map_location="cpu", weights_only=True)
-    return task.eval(), kind, dict(content.get("datamodule_hyper_parameters", {}))
+    return task.eval(), kind, arguments_of_checkpoint(content.get("datamodule_hyper_parameters"))
 
 
 def _batches(datamodule: ImageDataModule) -> Iterable[Tensor]:

@@ -40,6 +40,22 @@ STAGES: dict[str, Part | None] = {"fit": "train", "validate": "train", "test": "
 CACHE_FORMAT = 1
 
 
+#: Hyper-parameters of a data module that a checkpoint may choose, and the largest image that it may ask for.
+PREPROCESSING = (
+    "image_size",
+    "batch_size",
+    "val_fraction",
+    "seed",
+    "crop_padding",
+    "flip",
+    "policy",
+    "erasing",
+    "policy_groups",
+    "train_sizes",
+)
+LARGEST_IMAGE = 4096
+
+
 def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split images into a training and a validation part, with the same share of each class.
 
@@ -76,6 +92,24 @@ def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tenso
     for members, number in zip(classes, taken.tolist(), strict=True):
         chosen[members[torch.randperm(len(members), generator=generator)[:number]]] = True
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+def arguments_of_checkpoint(hparams: object) -> dict[str, Any]:
+    """Return those of a data module's hyper-parameters that a file may choose: what is done to images, and no more.
+
+    Which files are read and written, downloads and numbers of processes are the user's own choice.
+
+    Args:
+        hparams: ``datamodule_hyper_parameters`` of a checkpoint.
+
+    Raises:
+        ConfigurationError: If the images would be larger than 4096 x 4096.
+    """
+    given = {name: value for name, value in hparams.items() if name in PREPROCESSING} if isinstance(hparams, dict) else {}
+    size = given.get("image_size")
+    if isinstance(size, int) and size > LARGEST_IMAGE:
+        raise ConfigurationError(f"image_size of a checkpoint must be at most {LARGEST_IMAGE}, not {size}")
+    return given
 
 
 class ImageDataModule(LightningDataModule):
