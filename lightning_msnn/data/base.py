@@ -37,7 +37,7 @@ Part = Literal["train", "test"]
 STAGES: dict[str, Part | None] = {"fit": "train", "validate": "train", "test": "test", "predict": None}
 
 #: Goes into the cache key; raise it whenever the same files would give other tensors.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 #: Hyper-parameters of a data module that a checkpoint may choose, and the largest image that it may ask for.
