@@ -170,7 +170,10 @@ class MSNNCLI(LightningCLI):
         parser = self._parser(self.config.subcommand)
         default = parser.parse_args([]).data.init_args
         given = {k: v for k, v in config.data.init_args.items() if v != default.get(k)}
-        merged = {"class_path": f"lightning_msnn.data.{name}", "init_args": {**arguments_of_checkpoint(hparams), **given}}
+        merged = {
+            "class_path": f"lightning_msnn.data.{name}",
+            "init_args": {**arguments_of_checkpoint(hparams), **given},
+        }
         self.config = self.parser.parse_object({self.config.subcommand: {"data": merged}}, self.config)
 
     def before_instantiate_classes(self) -> None:

@@ -126,7 +126,9 @@ class LastCheckpoint(Checkpoint):
         """Save, and stop if any process was told to; if not ``always``, save only then."""
         told = self._told
         if trainer.world_size > 1:
-            told = int(trainer.strategy.reduce(torch.tensor(told, device=trainer.strategy.root_device), reduce_op="max"))
+            told = int(
+                trainer.strategy.reduce(torch.tensor(told, device=trainer.strategy.root_device), reduce_op="max")
+            )
         if (told or always) and self._saved_step != trainer.global_step and not getattr(trainer, "fast_dev_run", False):
             self._saved_step = trainer.global_step
             trainer.save_checkpoint(self._path, weights_only=False)
@@ -142,11 +144,11 @@ class LastCheckpoint(Checkpoint):
 
 def _trained_by(trainer: pl.Trainer) -> str:
     """Name optimizers, the sizes of their groups, and schedules."""
-    optimizers = (
-        f"{type(optimizer).__name__} of {'+'.join(str(len(group['params'])) for group in optimizer.param_groups)} tensors"
+    names = [
+        f"{type(optimizer).__name__} of {'+'.join(str(len(g['params'])) for g in optimizer.param_groups)} tensors"
         for optimizer in trainer.optimizers
-    )
-    return ", ".join([*optimizers, *(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)])
+    ]
+    return ", ".join([*names, *(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)])
 
 
 def _slurm_job() -> str:

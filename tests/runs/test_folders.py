@@ -18,7 +18,7 @@ def test_no_two_processes_get_one_folder(tmp_path: Path) -> None:
     processes = [context.Process(target=claim, args=(tmp_path / "runs", queue)) for _ in range(3)]
     for process in processes:
         process.start()
-    numbers = sum((queue.get() for _ in processes), [])
+    numbers = [number for _ in processes for number in queue.get()]
     for process in processes:
         process.join()
     assert sorted(numbers) == list(range(75))

@@ -122,7 +122,11 @@ class Terminate(pl.Callback):
         ({"val_check_interval": 3}, Terminate(1), 2),
         ({"val_check_interval": 3}, Terminate(2), 3),  # a validation follows
         ({"val_check_interval": 3}, Terminate(0, validation=True), 3),
-        ({"val_check_interval": 3, "accumulate_grad_batches": 2}, Terminate(2), 2),  # a validation within a step follows
+        (
+            {"val_check_interval": 3, "accumulate_grad_batches": 2},
+            Terminate(2),
+            2,
+        ),  # a validation within a step follows
         ({"val_check_interval": 4, "check_val_every_n_epoch": None}, Terminate(3), 4),
     ],
 )
@@ -184,6 +188,8 @@ def test_resuming_with_another_optimizer(tmp_path: Path) -> None:
 
     fit(1)
     for other in ({"optimizer": "sgd"}, {"schedule": "one_cycle"}, {"schedule": "constant"}):
-        with pytest.raises(ConfigurationError, match=r"training by AdamW of \d+\+\d+ tensors, LambdaLR cannot be resumed"):
+        with pytest.raises(
+            ConfigurationError, match=r"training by AdamW of \d+\+\d+ tensors, LambdaLR cannot be resumed"
+        ):
             fit(2, **other)
     fit(2)
