@@ -49,7 +49,7 @@ PAIRS: dict[str, tuple[str, ...]] = {
     "val_check_interval, EMA": (*VALIDATE, *AVERAGE),
     "accumulation, EMA": (*ACCUMULATE, *AVERAGE, *EVERY_THIRD),
     "progressive sizes, every_n_steps": (*GROW, *EVERY_THIRD),
-    "progressive sizes, mixup": (*GROW, *MIX),
+    "progressive sizes, mixup": (*GROW, *MIX, *VALIDATE),
     "mixup, EMA": (*MIX, *AVERAGE, *EVERY_THIRD),
     "two processes, every_n_steps": (*TWO, *EVERY_THIRD),
     "two processes, accumulation": (*TWO, *ACCUMULATE, *VALIDATE, *AVERAGE),

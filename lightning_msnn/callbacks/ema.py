@@ -50,8 +50,9 @@ class EMA(WeightAveraging):
         assert self._average_model is not None
         share = 1.0 - self.decay_at(trainer.global_step - 1) if self._latest_update_step else 1.0
         pairs = list(zip(_tensors(self._average_model.module), _tensors(pl_module), strict=True))
-        floats = [(average, current.to(average)) for average, current in pairs if average.is_floating_point()]
-        torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), share)
+        floats = [average for average, _ in pairs if average.is_floating_point()]
+        currents = [current.to(average) for average, current in pairs if average.is_floating_point()]
+        torch._foreach_lerp_(floats, currents, share)
         for average, current in pairs:
             if not average.is_floating_point():
                 average.copy_(current)  # counters of batch norm have no mean

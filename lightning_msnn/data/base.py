@@ -161,7 +161,8 @@ class ImageDataModule(LightningDataModule):
     autoaugment: ClassVar[AutoAugmentPolicy] = AutoAugmentPolicy.IMAGENET
     #: What ``root`` must hold, for messages.
     layout: ClassVar[str] = "train/<class>/ and test/<class>/"
-    #: Where the data set is downloaded from, if it can be, and what else under ``root`` than the archive's folder is it.
+    #: Where the data set is downloaded from, if it can be, and what under ``root`` shows that it is there, beside the
+    #: archive's own folder.
     archive: ClassVar[Archive | None] = None
     unpacked: ClassVar[tuple[str, ...]] = ("train", "test")
     #: Whether ``root`` must be given.
