@@ -24,6 +24,7 @@ from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.errors import ConfigurationError, TrainingError, suggestion
 from lightning_msnn.runs import (
     AtomicCheckpointIO,
+    Claim,
     FiniteLoss,
     LastCheckpoint,
     LoggerGuard,
@@ -114,14 +115,14 @@ class MSNNCLI(LightningCLI):
     the best checkpoint; ``predict`` writes a CSV file.
     """
 
-    _claimed: tuple[Path, int] | None = None
+    _claimed: Claim | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **kwargs)
         finally:
             if self._claimed is not None:
-                release_version(*self._claimed)  # of a run that ended before it wrote anything
+                release_version(self._claimed)  # of a run that ended before it wrote anything
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of this command line."""
@@ -199,8 +200,8 @@ class MSNNCLI(LightningCLI):
                 config.ckpt_path = str(last)
                 _keep_metrics(last.parents[1])
         if version is None and self.subcommand != "predict":
-            version = claim_version(base)
-            self._claimed = base, version
+            self._claimed = claim_version(base)
+            version = self._claimed.version
         for logger in local:
             if logger.init_args.get("version") is None:
                 logger.init_args.save_dir, logger.init_args.name = config.run.folder, config.run.name

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-__all__ = ["claim_version", "newest_version", "release_version"]
+__all__ = ["Claim", "claim_version", "newest_version", "release_version"]
 
 
 def newest_version(base: Path, resumable: bool = False) -> int | None:
@@ -23,7 +24,14 @@ def newest_version(base: Path, resumable: bool = False) -> int | None:
     return max((n for n in numbers if not resumable or (base / f"version_{n}" / last).is_file()), default=None)
 
 
-def claim_version(base: Path) -> int:
+class Claim(NamedTuple):
+    """The folder of a new run: the number of the run, and the folders that were made for it, the outermost first."""
+
+    version: int
+    made: list[Path]
+
+
+def claim_version(base: Path) -> Claim:
     """Make the folder of a new run, ``version_<n>``, which no other process has or gets.
 
     Of several processes of one training the first claims; the others write nothing, and Lightning tells them the
@@ -32,25 +40,23 @@ def claim_version(base: Path) -> int:
     Args:
         base: Folder of the experiment, made if it is not there.
 
-    Returns:
-        The number of the run.
-
     Raises:
         OSError: If the folder cannot be made.
     """
     newest = newest_version(base)
     if getattr(rank_zero_only, "rank", 0):
-        return newest or 0
+        return Claim(newest or 0, [])
+    made = [folder for folder in (*reversed(base.parents), base) if not folder.exists()]
     base.mkdir(parents=True, exist_ok=True)
     for number in count(0 if newest is None else newest + 1):
         with contextlib.suppress(FileExistsError):
             (base / f"version_{number}").mkdir()
-            return number
+            return Claim(number, [*made, base / f"version_{number}"])
     raise AssertionError  # count has no end
 
 
-def release_version(base: Path, version: int) -> None:
-    """Remove the folder of a run that wrote nothing, and those above it that are empty then."""
+def release_version(claim: Claim) -> None:
+    """Remove the folders that a claim has made, as far as they are empty: the run ended before it wrote anything."""
     with contextlib.suppress(OSError):
-        for folder in (base / f"version_{version}", base, base.parent):
+        for folder in reversed(claim.made):
             folder.rmdir()

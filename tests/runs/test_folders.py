@@ -9,7 +9,7 @@ from lightning_msnn.runs import claim_version, newest_version, release_version
 
 
 def claim(base: Path, queue: "torch.multiprocessing.SimpleQueue") -> None:
-    queue.put([claim_version(base) for _ in range(25)])
+    queue.put([claim_version(base).version for _ in range(25)])
 
 
 def test_no_two_processes_get_one_folder(tmp_path: Path) -> None:
@@ -35,17 +35,17 @@ def test_a_folder_that_appears_meanwhile_is_left_to_its_owner(tmp_path: Path, mo
         make(self, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "mkdir", late)
-    assert claim_version(tmp_path) == 1
+    assert claim_version(tmp_path).version == 1
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
-    assert claim_version(tmp_path / "runs") == 0
+    assert claim_version(tmp_path / "runs") == (0, [])
     assert not (tmp_path / "runs").exists()
     (tmp_path / "runs" / "version_4").mkdir(parents=True)
-    assert claim_version(tmp_path / "runs") == 4, "which the first process claims before it starts the others"
+    assert claim_version(tmp_path / "runs") == (4, []), "which the first process claims before it starts the others"
 
 
 def test_newest_and_resumable(tmp_path: Path) -> None:
@@ -56,17 +56,19 @@ def test_newest_and_resumable(tmp_path: Path) -> None:
     (tmp_path / "version_2" / "checkpoints" / "last.ckpt").touch()
     assert newest_version(tmp_path) == 10
     assert newest_version(tmp_path, resumable=True) == 2
-    assert claim_version(tmp_path) == 11
+    assert claim_version(tmp_path).version == 11
 
 
 def test_released_if_nothing_was_written(tmp_path: Path) -> None:
-    base = tmp_path / "runs" / "x"
-    assert (claim_version(base), claim_version(base)) == (0, 1)
-    release_version(base, 0)
+    base = tmp_path / "of the user" / "runs" / "x"
+    (tmp_path / "of the user").mkdir()
+    first, second = claim_version(base), claim_version(base)
+    assert (first.version, second.version) == (0, 1)
+    release_version(first)
     assert [p.name for p in base.iterdir()] == ["version_1"]
     (base / "version_1" / "metrics.csv").touch()
-    release_version(base, 1)
+    release_version(second)
     assert (base / "version_1" / "metrics.csv").exists()
-    (base / "version_1" / "metrics.csv").unlink()
-    release_version(base, 1)
-    assert not (tmp_path / "runs").exists()
+    third = claim_version(tmp_path / "of the user" / "more" / "y")
+    release_version(third)
+    assert [p.name for p in (tmp_path / "of the user").iterdir()] == ["runs"], "what was there before stays"
