@@ -1,10 +1,11 @@
-"""Kill a training with SIGKILL at random moments, resume it each time, and compare with one that was left alone.
+"""Kill trainings with SIGKILL at random moments, resume them each time, and compare with those that were left alone.
 
-    python benchmarks/kill_and_resume.py [--kills 20] [--seed 0] [--folder FOLDER] [options of lightning-msnn fit ...]
+    python benchmarks/kill_and_resume.py [--kills 40] [--seed 0] [--folder FOLDER] [--only NAME ...]
 
-A third of the kills each falls into a training step, a checkpoint's writing and a validation. After each kill every
-checkpoint of the run must be readable. At the end the weights, their moving average, the optimizer and the generators
-must be those of the uninterrupted training, bit for bit. Exit status 1 if they are not.
+Each pair of options is trained once as a whole and once with its share of the kills, a third of which each fall into a
+training step, a checkpoint's writing and a validation. After each kill every checkpoint of the run must be readable. At
+the end the weights, their moving average, the optimizer and the generators must be those of the uninterrupted training,
+bit for bit. Exit status 1 if they are not.
 """
 
 from __future__ import annotations
@@ -12,84 +13,149 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import subprocess
+import signal
+import socket
 import sys
 import tempfile
 import time
+import traceback
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_msnn.cli import main as train
 from lightning_msnn.runs import read_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
 MOMENTS = ("step", "write", "validation")
+BATCHES = 11  # of an epoch: neither 2 nor 3 divides it
+
+ACCUMULATE = ("--trainer.accumulate_grad_batches", "2")
+VALIDATE = ("--trainer.val_check_interval", "3")
+EVERY = ("--run.every_n_steps", "1")
+EVERY_THIRD = ("--run.every_n_steps", "3")
+AVERAGE = ("--trainer.callbacks+", "lightning_msnn.callbacks.EMA", "--trainer.callbacks.decay", "0.9")
+MIX = ("--model.mixup", "0.5", "--model.cutmix", "0.5")
+GROW = ("--data.train_sizes", "{0: 8, 1: 12}", "--data.image_size", "12")
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+PAIRS: dict[str, tuple[str, ...]] = {
+    "accumulation, val_check_interval": (*ACCUMULATE, *VALIDATE),
+    "accumulation, every_n_steps": (*ACCUMULATE, *EVERY),
+    "val_check_interval, every_n_steps": (*VALIDATE, *EVERY_THIRD),
+    "val_check_interval, EMA": (*VALIDATE, *AVERAGE),
+    "accumulation, EMA": (*ACCUMULATE, *AVERAGE, *EVERY_THIRD),
+    "progressive sizes, every_n_steps": (*GROW, *EVERY_THIRD),
+    "progressive sizes, mixup": (*GROW, *MIX, *VALIDATE),
+    "mixup, EMA": (*MIX, *AVERAGE, *EVERY_THIRD),
+    "two processes, every_n_steps": (*TWO, *EVERY_THIRD),
+    "two processes, accumulation": (*TWO, *ACCUMULATE, *VALIDATE, *AVERAGE),
+}
 
 
 class Moments(Callback):
-    """Write to a file, by its first letter, what the training is doing."""
+    """Write to a file how many batches this process has begun, and by a letter what it is doing."""
 
     def __init__(self, file: str) -> None:
         self._file = os.open(file, os.O_WRONLY | os.O_CREAT)
+        self._begun = 0
 
     def on_train_batch_start(self, *_: Any) -> None:
         """In a step."""
-        os.pwrite(self._file, b"s", 0)
+        self._begun += 1
+        os.pwrite(self._file, b"%04ds" % self._begun, 0)
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """In a validation."""
         if not trainer.sanity_checking:
-            os.pwrite(self._file, b"v", 0)
+            os.pwrite(self._file, b"%04dv" % self._begun, 0)
 
 
-def command(folder: Path, options: list[str]) -> list[str]:
+def command(folder: Path, options: tuple[str, ...]) -> list[str]:
     """Return a training of digits that can be resumed."""
     return [
-        *(sys.executable, "-m", "lightning_msnn", "fit", "--config", str(ROOT / "configs" / "quickstart.yaml")),
-        *("--run.folder", str(folder), "--ckpt_path", "last", "--run.every_n_steps", "3", "--run.test", "false"),
-        *("--data.policy", "randaugment", "--model.mixup", "0.5", "--model.cutmix", "0.5"),
-        *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "6", "--trainer.enable_progress_bar", "false"),
+        *("fit", "--run.folder", str(folder), "--run.name", "run", "--run.test", "false", "--ckpt_path", "last"),
+        *("--model.in_chans", "1", "--model.network_kwargs", "{depths: [1, 1, 1, 1], widths: [8, 8, 8, 8]}"),
+        *("--data.batch_size", "16", "--data.policy", "randaugment", "--trainer.limit_train_batches", str(BATCHES)),
+        *("--trainer.limit_val_batches", "3", "--trainer.num_sanity_val_steps", "0", "--trainer.max_epochs", "3"),
+        *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"),
+        *("--trainer.enable_model_summary", "false"),
         *("--trainer.callbacks+", "benchmarks.kill_and_resume.Moments", "--trainer.callbacks.file", f"{folder}/moment"),
         *options,
     ]
 
 
-def start(folder: Path, options: list[str]) -> subprocess.Popen[bytes]:
-    """Start a training in a process of its own."""
+def start(folder: Path, options: tuple[str, ...]) -> int:
+    """Start a training, and return the number of its process and of its group.
+
+    The processes are forks of this one, so that nothing is imported again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    log = (folder / "log.txt").open("ab")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(
-        command(folder, options), stdout=log, stderr=log, cwd=folder, env={**os.environ, "PYTHONPATH": path}
-    )
+    if process := os.fork():
+        return process
+    os.setsid()
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    status = 1
+    try:
+        if "ddp" in options:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            rank_zero_only.rank = 0 if os.fork() else 1
+            os.environ |= {"LOCAL_RANK": str(rank_zero_only.rank), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        sync = os.fsync
+
+        def slow(file: int) -> None:
+            sync(file)
+            time.sleep(0.02)  # else a small file is hardly ever seen half written
+
+        os.fsync = slow
+        sys.argv = ["lightning-msnn"]
+        os.chdir(folder)
+        train(command(folder, options))
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
-def kill(process: subprocess.Popen[bytes], folder: Path, moment: str, wait: float) -> bool:
-    """Kill a process in a moment, ``wait`` seconds after the training began; return False if it ended before."""
+def kill(process: int, folder: Path, moment: str, batches: int) -> bool:
+    """Kill a training in a moment once so many batches have begun; return False if it ended before."""
     mark = folder / "moment"
-    mark.unlink(missing_ok=True)
-    began = None
-    while process.poll() is None:
-        if began is None and mark.exists() and mark.read_bytes():
-            began = time.monotonic()
-        if began is not None and time.monotonic() - began >= wait:
+    while os.waitpid(process, os.WNOHANG) == (0, 0):
+        said = mark.read_bytes() if mark.exists() else b""
+        if len(said) == 5 and int(said[:4]) >= batches:
             writing = any(folder.rglob(".*.partial"))
-            if writing if moment == "write" else mark.read_bytes() == moment[:1].encode():
+            if writing if moment == "write" else said[4:] == moment[:1].encode():
                 if moment != "write":
                     time.sleep(random.uniform(0.0, 0.02))
-                process.kill()
-                process.wait()
+                os.killpg(process, signal.SIGKILL)
+                os.waitpid(process, 0)
                 return True
         time.sleep(0.0005)
     return False
 
 
+def finish(process: int, folder: Path) -> None:
+    """Wait for the end of a training."""
+    if os.waitpid(process, 0)[1] != 0:
+        raise RuntimeError(f"the training failed: {(folder / 'log.txt').read_text()[-3000:]}")
+
+
 def last(folder: Path) -> Path:
     """Return the last checkpoint of a training; a process that was killed before its first left an empty version."""
-    return max((folder / "quickstart").glob("version_*/checkpoints/last.ckpt"))
+    return max((folder / "run").glob("version_*/checkpoints/last.ckpt"))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -103,54 +169,61 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def compare(folder: Path, kills: int, options: list[str]) -> bool:
+def compare(folder: Path, kills: int, options: tuple[str, ...], moments: Any) -> bool:
     """Run both trainings and return whether they end alike.
 
     Args:
         folder: Folder for both.
         kills: Number of kills.
         options: Further options of ``lightning-msnn fit``.
+        moments: Where the kills are to fall, by and by.
     """
-    if start(folder / "whole", options).wait() != 0:
-        raise RuntimeError(f"the training failed: see {folder}/whole/log.txt")
+    finish(start(folder / "whole", options), folder / "whole")
     done = 0
     while done < kills:
-        moment = MOMENTS[done % len(MOMENTS)]
-        process = start(folder / "killed", options)
-        if not kill(process, folder / "killed", moment, random.uniform(0.0, 1.0)):
-            break
+        killed = folder / "killed"
+        (killed / "moment").unlink(missing_ok=True)
+        process, moment, batches = start(killed, options), next(moments), random.randint(1, BATCHES + 2)
+        if not kill(process, killed, moment, batches):
+            print(f"    the training ended before it could be killed in a {moment}: once more from the beginning")
+            for file in killed.rglob("last.ckpt"):
+                file.unlink()
+            continue
         done += 1
-        files = list((folder / "killed").rglob("*.ckpt"))
-        steps = [read_checkpoint(file)["global_step"] for file in files]  # raises if one is broken
-        print(f"kill {done} in a {moment}: {len(files)} checkpoints can be read, of steps {sorted(steps)}", flush=True)
-    else:
-        process = start(folder / "killed", options)
-    if process.wait() != 0:
-        raise RuntimeError(f"the resumed training failed: see {folder}/killed/log.txt")
-    if done < kills:
-        print(f"the training ended after {done} kills of {kills}: give it more epochs (--trainer.max_epochs)")
-        return False
+        steps = [read_checkpoint(file)["global_step"] for file in killed.rglob("*.ckpt")]  # raises if one is broken
+        print(f"    killed in a {moment}: checkpoints of steps {sorted(steps)} can be read", flush=True)
+    finish(start(folder / "killed", options), folder / "killed")
     a, b = read_checkpoint(last(folder / "whole")), read_checkpoint(last(folder / "killed"))
     names = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "random_state", "global_step")
-    verdict = {name: same(a[name], b[name]) for name in names}
-    for name, alike in verdict.items():
-        print(f"{name:20} {'identical' if alike else 'DIFFERENT'}")
-    leftovers = list(last(folder / "killed").parent.glob(".*.partial"))
-    print(f"{len(leftovers)} files half written")
-    return all(verdict.values()) and not leftovers
+    different = [name for name in names if not same(a.get(name), b.get(name))]
+    different += [f"{file.name} half written" for file in last(folder / "killed").parent.glob(".*.partial")]
+    print(f"    {', '.join(different)} DIFFERENT" if different else "    identical", flush=True)
+    return not different
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=40, help="kills of all pairs together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path)
-    arguments, options = parser.parse_known_args()
+    parser.add_argument("--only", choices=PAIRS, nargs="+", default=list(PAIRS), metavar="NAME")
+    arguments = parser.parse_args()
     random.seed(arguments.seed)
+    torch.set_num_threads(1)
+    moments, verdicts, begun = cycle(MOMENTS), {}, time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
-        sys.exit(0 if compare(arguments.folder or Path(temporary), arguments.kills, options) else 1)
+        for index, name in enumerate(arguments.only):
+            share = arguments.kills // len(arguments.only) + (index < arguments.kills % len(arguments.only))
+            print(name, flush=True)
+            folder = (arguments.folder or Path(temporary)) / str(index)
+            verdicts[name] = compare(folder.resolve(), share, PAIRS[name], moments)
+    alike = sum(verdicts.values())
+    print(f"{arguments.kills} kills, {alike} of {len(verdicts)} pairs identical, {time.monotonic() - begun:.0f} s")
+    sys.exit(0 if alike == len(verdicts) else 1)
 
 
 if __name__ == "__main__":
+    # The trainings name the callback by this module.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     main()

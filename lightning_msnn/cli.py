@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from itertools import count
 from pathlib import Path
@@ -14,19 +15,24 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lightning_msnn import data
 from lightning_msnn.callbacks import EnergyMonitor, PredictionWriter
+from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.errors import ConfigurationError, TrainingError, suggestion
 from lightning_msnn.runs import (
     AtomicCheckpointIO,
+    Claim,
     FiniteLoss,
     LastCheckpoint,
     LoggerGuard,
     RandomState,
+    claim_version,
+    newest_version,
     read_checkpoint,
+    release_version,
 )
 from lightning_msnn.tasks import SpikingClassifier
 
@@ -109,6 +115,15 @@ class MSNNCLI(LightningCLI):
     the best checkpoint; ``predict`` writes a CSV file.
     """
 
+    _claimed: Claim | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            if self._claimed is not None:
+                release_version(self._claimed)  # of a run that ended before it wrote anything
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of this command line."""
         parser.set_defaults({"data": {"class_path": _DEFAULT_DATA}})
@@ -156,7 +171,10 @@ class MSNNCLI(LightningCLI):
         parser = self._parser(self.config.subcommand)
         default = parser.parse_args([]).data.init_args
         given = {k: v for k, v in config.data.init_args.items() if v != default.get(k)}
-        merged = {"class_path": f"lightning_msnn.data.{name}", "init_args": {**hparams, **given}}
+        merged = {
+            "class_path": f"lightning_msnn.data.{name}",
+            "init_args": {**arguments_of_checkpoint(hparams), **given},
+        }
         self.config = self.parser.parse_object({self.config.subcommand: {"data": merged}}, self.config)
 
     def before_instantiate_classes(self) -> None:
@@ -168,25 +186,28 @@ class MSNNCLI(LightningCLI):
         if not isinstance(loggers, list):
             loggers = [loggers]
         local = [x for x in loggers if hasattr(x, "class_path") and x.class_path.rsplit(".", 1)[-1] in _LOCAL_LOGGERS]
-        resume = config.get("ckpt_path") == "last"
         base = Path(config.run.folder) / config.run.name
         _check_folder(base)
-        version = _version(base, resume)
-        if resume:
-            last = (base / f"version_{version}" if loggers != [False] else base) / "checkpoints" / "last.ckpt"
-            if last.is_file():
+        version = None
+        if config.get("ckpt_path") == "last":
+            version = newest_version(base, resumable=True)
+            if version is None:
+                rank_zero_info(f"No last checkpoint in {base}: a new training begins")
+                config.ckpt_path = None
+            else:
+                last = base / f"version_{version}" / "checkpoints" / "last.ckpt"
                 read_checkpoint(last)  # a broken one is refused before anything starts
                 config.ckpt_path = str(last)
                 _keep_metrics(last.parents[1])
-            else:
-                rank_zero_info(f"No last checkpoint in {base}: a new training begins")
-                config.ckpt_path = None
+        if version is None and self.subcommand != "predict":
+            self._claimed = claim_version(base)
+            version = self._claimed.version
         for logger in local:
             if logger.init_args.get("version") is None:
                 logger.init_args.save_dir, logger.init_args.name = config.run.folder, config.run.name
                 logger.init_args.version = version
         if config.trainer.get("default_root_dir") is None:
-            config.trainer.default_root_dir = str(base)
+            config.trainer.default_root_dir = str(base if version is None else base / f"version_{version}")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Add what every run has, and say in one sentence what a Trainer refuses."""
@@ -258,16 +279,6 @@ class MSNNCLI(LightningCLI):
         self.after_test()
 
 
-def _version(base: Path, resume: bool) -> int:
-    """Number of this run: the newest with a last checkpoint to resume, else the first that is free."""
-    numbers = {int(p.name[8:]): p for p in base.glob("version_*") if p.name[8:].isdigit()}
-    if resume:
-        resumable = [n for n, p in numbers.items() if (p / "checkpoints" / "last.ckpt").is_file()]
-        if resumable:
-            return max(resumable)
-    return max(numbers, default=-1) + 1
-
-
 def _check_folder(folder: Path) -> None:
     """Raise a ConfigurationError if a folder cannot be made or written to; make nothing."""
     place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
@@ -320,6 +331,8 @@ def main(args: ArgsType = None) -> None:
             load_from_checkpoint_support=False,  # hyper-parameters are plain values already
             args=args,
         )
+    except SIGTERMException as stop:
+        sys.exit(128 + signal.SIGTERM if stop.code is None else stop.code)  # Lightning's own are without a code
     except Exception as error:
         cause: Exception | None = error if isinstance(error, TrainingError) else _configuration_error(error)
         if cause is None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lightning_msnn import __version__, data, zoo
+from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy import NETWORK, PROFILES, SAMPLES, evenly, profile
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE
 from lightning_msnn.energy.report import compare, page
@@ -48,7 +49,7 @@ def _load(name: str) -> tuple[SpikingClassifier, str, dict[str, Any]]:
             f"{name!r} does not say what data it was trained on: give a checkpoint of lightning-msnn"
         )
     task = SpikingClassifier.load_from_checkpoint(name, map_location="cpu", weights_only=True)
-    return task.eval(), kind, dict(content.get("datamodule_hyper_parameters", {}))
+    return task.eval(), kind, arguments_of_checkpoint(content.get("datamodule_hyper_parameters"))
 
 
 def _run_of(name: str) -> Path | None:

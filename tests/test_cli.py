@@ -358,7 +358,7 @@ def test_last_without_loggers():
     args = ["fit", *SHORT, "--run.test", "false", "--trainer.logger", "false", "--ckpt_path", "last"]
     main(args)
     main([*args, "--trainer.max_epochs", "2"])
-    last = torch.load("runs/quickstart/checkpoints/last.ckpt", weights_only=True)
+    last = torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 6
 
 

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "models": {"functional", "kernels", "nn"},
     "energy": {"functional"},
     "metrics": {"energy"},
-    "data": set(),
+    "data": {"runs"},
     "runs": set(),
     "tasks": {"functional", "nn", "models", "metrics", "runs"},
     "callbacks": {"functional", "nn", "energy", "metrics", "runs"},

@@ -1,5 +1,6 @@
 """Exponential moving average of weights."""
 
+from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
@@ -7,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
 
@@ -31,30 +32,35 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         if not 0.0 <= decay < 1.0:
             raise ConfigurationError(f"the decay of the moving average must be in [0, 1), not {decay}")
-        super().__init__(use_buffers=True, multi_avg_fn=self._average)
+        super().__init__(use_buffers=True)
         self.decay = decay
-        self._step = 0
+        self._training: list[Tensor] = []
 
     def decay_at(self, step: int) -> float:
         """Return the decay of the update that follows optimizer step number ``step``, counted from 0."""
         return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
-    def _average(self, averages: list[Tensor], current: list[Tensor], _: Any) -> None:
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, current, 1.0 - self.decay_at(self._step))
-        else:
-            torch._foreach_copy_(averages, current)  # counters of batch norm have no mean
-
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """Update after every optimizer step."""
-        if step_idx is None:
-            return False
-        self._step = step_idx
-        return True
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update after every optimizer step; the first one is where the average begins."""
+        if trainer.global_step <= self._latest_update_step:
+            return
+        assert self._average_model is not None
+        share = 1.0 - self.decay_at(trainer.global_step - 1) if self._latest_update_step else 1.0
+        pairs = list(zip(_tensors(self._average_model.module), _tensors(pl_module), strict=True))
+        floats = [average for average, _ in pairs if average.is_floating_point()]
+        currents = [current.to(average) for average, current in pairs if average.is_floating_point()]
+        torch._foreach_lerp_(floats, currents, share)
+        for average, current in pairs:
+            if not average.is_floating_point():
+                average.copy_(current)  # counters of batch norm have no mean
+        self._average_model.n_averaged += 1
+        self._latest_update_step = trainer.global_step
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Make the average.
+        """Make the average, in float32 where the weights have less and would hold no small change of it.
 
         Raises:
             ConfigurationError: If the strategy shards the weights, which Lightning cannot average.
@@ -63,6 +69,8 @@ class EMA(WeightAveraging):
             strategy = type(trainer.strategy).__name__
             raise ConfigurationError(f"EMA must be left out of the callbacks with {strategy}, which shards the weights")
         super().setup(trainer, pl_module, stage)
+        if self._average_model is not None and trainer.precision == "64-true":
+            self._average_model.double()
 
     # Lightning swaps and restores the weights being trained in every stage. Outside of fit that would test the last
     # weights in place of those of the checkpoint asked for, so it is left to fit.
@@ -70,12 +78,15 @@ class EMA(WeightAveraging):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the average while fitting."""
         if trainer.state.fn == TrainerFn.FITTING:
-            super().on_validation_epoch_start(trainer, pl_module)
+            self._training = [tensor.clone() for tensor in _tensors(pl_module)]
+            self._copy_average_to_current(pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on with the weights being trained."""
         if trainer.state.fn == TrainerFn.FITTING:
-            super().on_validation_epoch_end(trainer, pl_module)
+            for tensor, kept in zip(_tensors(pl_module), self._training, strict=True):
+                tensor.copy_(kept)
+            self._training = []
 
     # Lightning puts the average in the place of the weights before callbacks write what they write as training ends:
     # a training with more epochs that went on from there would not be the one that was never interrupted.
@@ -93,3 +104,8 @@ class EMA(WeightAveraging):
         """Restore both sets of weights to go on fitting."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of a module, without their history."""
+    return [tensor.detach() for tensor in chain(module.parameters(), module.buffers())]

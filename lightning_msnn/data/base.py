@@ -7,7 +7,6 @@ import logging
 import os
 import tarfile
 import tempfile
-import uuid
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,6 +25,7 @@ from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, coll
 from lightning_msnn.data.reading import Listing, decode_files, list_classes, list_folder, scan, shorten
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
+from lightning_msnn.runs.checkpoints import write_whole
 
 __all__ = ["Archive", "ImageDataModule", "Part", "stratified_split"]
 
@@ -37,7 +37,23 @@ Part = Literal["train", "test"]
 STAGES: dict[str, Part | None] = {"fit": "train", "validate": "train", "test": "test", "predict": None}
 
 #: Goes into the cache key; raise it whenever the same files would give other tensors.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
+
+
+#: Hyper-parameters of a data module that a checkpoint may choose, and the largest image that it may ask for.
+PREPROCESSING = (
+    "image_size",
+    "batch_size",
+    "val_fraction",
+    "seed",
+    "crop_padding",
+    "flip",
+    "policy",
+    "erasing",
+    "policy_groups",
+    "train_sizes",
+)
+LARGEST_IMAGE = 4096
 
 
 def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -76,6 +92,26 @@ def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tenso
     for members, number in zip(classes, taken.tolist(), strict=True):
         chosen[members[torch.randperm(len(members), generator=generator)[:number]]] = True
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+def arguments_of_checkpoint(hparams: object) -> dict[str, Any]:
+    """Return those of a data module's hyper-parameters that a file may choose: what is done to images, and no more.
+
+    Which files are read and written, downloads and numbers of processes are the user's own choice.
+
+    Args:
+        hparams: ``datamodule_hyper_parameters`` of a checkpoint.
+
+    Raises:
+        ConfigurationError: If the images would be larger than 4096 x 4096.
+    """
+    given = (
+        {name: value for name, value in hparams.items() if name in PREPROCESSING} if isinstance(hparams, dict) else {}
+    )
+    size = given.get("image_size")
+    if isinstance(size, int) and size > LARGEST_IMAGE:
+        raise ConfigurationError(f"image_size of a checkpoint must be at most {LARGEST_IMAGE}, not {size}")
+    return given
 
 
 class ImageDataModule(LightningDataModule):
@@ -125,8 +161,10 @@ class ImageDataModule(LightningDataModule):
     autoaugment: ClassVar[AutoAugmentPolicy] = AutoAugmentPolicy.IMAGENET
     #: What ``root`` must hold, for messages.
     layout: ClassVar[str] = "train/<class>/ and test/<class>/"
-    #: Where the data set is downloaded from, if it can be.
+    #: Where the data set is downloaded from, if it can be, and what under ``root`` shows that it is there, beside the
+    #: archive's own folder.
     archive: ClassVar[Archive | None] = None
+    unpacked: ClassVar[tuple[str, ...]] = ("train", "test")
     #: Whether ``root`` must be given.
     needs_root: ClassVar[bool] = True
 
@@ -151,12 +189,9 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.root = check_path("root", root)
-        self.folder = check_path("folder", folder)
-        self.cache_dir = check_path("cache_dir", cache_dir)
-        # Checkpoints with a pathlib.Path among the hyper-parameters would not load with weights_only=True.
-        for name, path in (("root", root), ("folder", folder), ("cache_dir", cache_dir)):
-            self.hparams[name] = None if path is None else os.fspath(path)
+        self.root = self._path("root")
+        self.folder = self._path("folder")
+        self.cache_dir = self._path("cache_dir")
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.image_size = self.native_size if image_size is None else check_integer("image_size", image_size, 1)
         self.val_fraction = check_number("val_fraction", val_fraction, below_one=True)
@@ -198,10 +233,6 @@ class ImageDataModule(LightningDataModule):
         """Number of classes; no image is decoded."""
         return len(self.class_names)
 
-    def _present(self) -> bool:
-        """Whether the data set is there, so that it need not be downloaded."""
-        return True
-
     def _parts(self) -> list[Part]:
         """The parts that are prepared where no stage is known."""
         return ["train", "test"]
@@ -209,10 +240,6 @@ class ImageDataModule(LightningDataModule):
     def _part_folder(self, part: Part) -> Path:
         """The folder with a part's class folders."""
         return self._root_folder() / part
-
-    def _check_part(self, part: Part) -> None:
-        """Raise a ConfigurationError if a part is not as it must be; decode nothing."""
-        self._list(part)
 
     def _list(self, part: Part) -> Listing:
         """The files of a part and their targets."""
@@ -245,8 +272,9 @@ class ImageDataModule(LightningDataModule):
         if held is None:
             logger.info("decoding the %s part of %s once", part, self._title)
             held = self._decode(listing)
-            if not self._save_cache(path, held):
-                self._memory[path.name] = held
+            self._save_cache(path, held)
+            held = self._load_cache(path) or held  # the file's pages are shared by all processes
+        self._memory[path.name] = held
         return ArrayDataset(*held)
 
     # What Lightning calls
@@ -268,8 +296,8 @@ class ImageDataModule(LightningDataModule):
             if self.folder is None:
                 raise ConfigurationError("folder is not given: predict needs a folder of images, data.folder")
             list_folder(self.folder)
-        elif not self._will_download():
-            self._check_part(part)
+        elif self.needs_root and not self._will_download():
+            self._list(part)
 
     def prepare_data(self) -> None:
         """Download and decode what the trainer's stage needs, or everything if no trainer runs.
@@ -368,6 +396,16 @@ class ImageDataModule(LightningDataModule):
             self._shuffle_seed = int(os.environ.get("PL_GLOBAL_SEED", self.seed))
         return self._shuffle_seed
 
+    def _path(self, name: str) -> Path | None:
+        """Return a hyper-parameter as a path with its ``~`` expanded; a checkpoint keeps it as text."""
+        value = self.hparams[name]
+        if value is None:
+            return None
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+            raise ConfigurationError(f"{name} must be the path of a folder, not {value!r}")
+        self.hparams[name] = os.fspath(value)  # a pathlib.Path would not load with weights_only=True
+        return Path(value).expanduser()
+
     @property
     def _title(self) -> str:
         return type(self).__name__
@@ -391,7 +429,7 @@ class ImageDataModule(LightningDataModule):
             return False
         if self.root.exists() and not self.root.is_dir():
             raise ConfigurationError(f"root {str(self.root)!r} is a file: a folder to download to is needed")
-        return not self._present()
+        return not any((self.root / name).exists() for name in (self.archive.folder, *self.unpacked))
 
     def _download(self) -> None:
         assert self.root is not None
@@ -455,27 +493,16 @@ class ImageDataModule(LightningDataModule):
             return None
         return images, targets
 
-    def _save_cache(self, path: Path, held: tuple[Tensor, Tensor]) -> bool:
-        # The name is this process's own, and the file has its final name only when it is complete.
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    def _save_cache(self, path: Path, held: tuple[Tensor, Tensor]) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                torch.save({"images": held[0], "targets": held[1]}, file)
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+            write_whole({"images": held[0], "targets": held[1]}, path)
+        except OSError as error:
             if not self._warned:
-                reason = getattr(error, "strerror", None) or type(error).__name__
                 rank_zero_warn(
-                    f"the cache folder {str(path.parent)!r} cannot be written ({reason}), "
+                    f"the cache folder {str(path.parent)!r} cannot be written ({error.strerror}), "
                     "so decoded images stay in memory and are decoded again next time"
                 )
             self._warned = True
-            return False
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        return True
 
     def _ready(self, name: str) -> ArrayDataset | FileDataset:
         if name not in self._datasets:
@@ -488,9 +515,7 @@ class ImageDataModule(LightningDataModule):
         devices, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
         sampler = ShardSampler(dataset, devices, rank, training, self._seed_of_shuffle())
         if training:
-            sampler.set_epoch(
-                next(self._loaders)
-            )  # a Trainer sets the right one; without it, each loader is shuffled anew
+            sampler.set_epoch(next(self._loaders))  # a Trainer sets the right one; else each loader is shuffled anew
         return Loader(
             dataset,
             batch_size=self.batch_size if training else even_batch_size(self.batch_size, len(dataset), devices),
@@ -503,12 +528,3 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
             collate_fn=collate,
         )
-
-
-def check_path(name: str, value: object) -> Path | None:
-    """Return a path with its ``~`` expanded, or raise a ConfigurationError if it is no path."""
-    if value is None:
-        return None
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise ConfigurationError(f"{name} must be the path of a folder, not {value!r}")
-    return Path(os.fspath(value)).expanduser()

@@ -57,11 +57,6 @@ class CIFAR10(ImageDataModule):
     def _official_folder(self) -> Path:
         return self._root_folder() / self.archive.folder
 
-    def _present(self) -> bool:
-        return self.root is not None and any(
-            (self.root / name).is_dir() for name in (self.archive.folder, "train", "test")
-        )
-
     def _list(self, part: Part) -> Listing:
         folder = self._official_folder
         if not folder.is_dir():

@@ -44,9 +44,6 @@ class Digits(ImageDataModule):
     def __init__(self, *, flip: float = 0.0, crop_padding: int = 1, **kwargs: Any) -> None:
         super().__init__(flip=flip, crop_padding=crop_padding, **kwargs)
 
-    def _check_part(self, part: Part) -> None:
-        """Nothing can be missing."""
-
     def _dataset(self, part: Part) -> ArrayDataset:
         from sklearn.datasets import load_digits  # slow to import, and no other data set needs it
 

@@ -1,5 +1,6 @@
 """Folders and image files: what is in them, and their pixels."""
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from lightning_msnn.errors import ConfigurationError
@@ -148,7 +149,7 @@ def image_array(image: Image.Image, size: int) -> Pixels:
 def read_image(
     path: str, size: int, channels: int, transform: Callable[[Image.Image], Image.Image] | None = None
 ) -> Pixels:
-    """Decode an image file.
+    """Decode an image file, turned upright if its EXIF orientation says so.
 
     Args:
         path: The file.
@@ -169,6 +170,8 @@ def read_image(
             # PIL itself only warns between the limit and twice the limit.
             if limit is not None and math.prod(file.size) > limit:
                 raise ValueError(f"its header announces {file.width} x {file.height} pixels, and {limit} are allowed")
+            with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
+                ImageOps.exif_transpose(file, in_place=True)
             image = convert(file, channels)
             return image_array(image if transform is None else transform(image), size)
     except Exception as error:  # PIL's decoders raise what they please: OSError, SyntaxError, struct.error, ...

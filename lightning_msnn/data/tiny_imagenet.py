@@ -27,6 +27,7 @@ class TinyImageNet200(ImageDataModule):
     archive: ClassVar[Archive] = Archive(
         "https://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "tiny-imagenet-200"
     )
+    unpacked = ("wnids.txt",)
 
     @property
     def num_classes(self) -> int:
@@ -56,11 +57,6 @@ class TinyImageNet200(ImageDataModule):
         if len(set(wnids)) != self.num_classes:
             raise ConfigurationError(f"{str(path)!r} names {len(set(wnids))} classes, but {self._title} has 200")
         return wnids
-
-    def _present(self) -> bool:
-        return self.root is not None and (
-            (self.root / self.archive.folder).is_dir() or (self.root / "wnids.txt").is_file()
-        )
 
     def _list(self, part: Part) -> Listing:
         wnids = self._wnids()

@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_msnn.errors import ConfigurationError, check_integer, choose
+from lightning_msnn.errors import ConfigurationError, check_integer, check_yaml, choose
 
 __all__ = [
     "DEFAULT_PROFILE",
@@ -326,7 +326,8 @@ def load_profiles(path: str | Path) -> dict[str, Profile]:
     if not Path(path).is_file():
         raise ConfigurationError(f"no energy profile at {str(path)!r}: give the path of a YAML file")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        check_yaml(text := Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import platform
 import zipfile
 from inspect import signature
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ __all__ = [
 def write_whole(content: Any, path: str | Path) -> None:
     """Save plain values and tensors so that the file is there whole or not at all, whatever happens meanwhile.
 
-    The bytes go to a hidden file in the same folder, are flushed to the disk, and only then get the final name, which
-    replaces an older file in one step.
+    The bytes go to a hidden file of this process in the same folder, are flushed to the disk, and only then get the
+    final name, which replaces an older file in one step. What processes that were killed left there is removed.
 
     Args:
         content: What ``torch.save`` can write and ``torch.load(weights_only=True)`` can read.
@@ -42,24 +43,31 @@ def write_whole(content: Any, path: str | Path) -> None:
         OSError: If the folder cannot be written or is full; an older file of that name is as it was.
     """
     path = Path(path)
-    buffer = BytesIO()
-    torch.save(content, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(buffer.getbuffer())
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch hides a full disk behind an error of its own
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # else a power cut could undo the new name
     finally:
         os.close(folder)
+    for other in path.parent.glob(f".*.{glob.escape(platform.node())}.*.partial"):
+        try:
+            os.kill(int(other.suffixes[-2][1:]), 0)
+        except ProcessLookupError:
+            other.unlink(missing_ok=True)
+        except (PermissionError, ValueError):  # another user's process, and a name that is not ours
+            continue
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -79,9 +87,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        # torch compresses nothing. An archive that unpacks to more than it is was made to fill the memory.
-        if unpacked > os.path.getsize(path):
-            raise ValueError(f"it would unpack to {unpacked} bytes, more than the file has")
+            # torch compresses nothing. An archive that unpacks to more than it is was made to fill the memory.
+            if unpacked > os.path.getsize(path):
+                raise ValueError(f"it would unpack to {unpacked} bytes, more than the file has")
+            # torch writes checksums but does not compare them.
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged!r} in it is not what was written: the disk or a copy has changed it")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes make torch raise, the file is not a checkpoint
         reason = str(error).split("\n", 1)[0].rstrip(".")
@@ -174,8 +185,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             write_whole(checkpoint, path)
             self._failed = False
-            for partial in Path(path).parent.glob(".*.partial"):
-                partial.unlink()  # of a process that was killed while it wrote
         except OSError as error:
             self._failed = True
             rank_zero_warn(

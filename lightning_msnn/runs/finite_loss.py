@@ -1,4 +1,4 @@
-"""A stop at the first loss that is not finite."""
+"""A stop at the first loss or weight that is not finite."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from lightning_msnn.runs.random_state import get_generators, set_generators
-from lightning_msnn.runs.checkpoints import write_whole
 from lightning_msnn.errors import TrainingError
+from lightning_msnn.runs.checkpoints import write_whole
+from lightning_msnn.runs.random_state import get_generators, set_generators
 
 __all__ = ["FiniteLoss"]
 
@@ -29,7 +29,8 @@ class FiniteLoss(Callback):
 
     A membrane that is not finite in front of a spike is not seen by the loss, which a spike of 0 or 1 leaves finite,
     but by the gradients. The next step is then the one that stops, and the message names the first layer whose weights
-    they reached.
+    they reached. Such weights are never saved: a checkpoint that is due before that step stops the training instead,
+    and those written before stay.
 
     On a GPU the check is copied to the host while the backward pass is under way and read after that is queued, so
     that the device does not wait. Gradients that overflow in fp16 are no concern of this callback: the gradient scaler
@@ -97,6 +98,24 @@ class FiniteLoss(Callback):
         except OSError as error:
             saved = f"what repeats the step could not be written to {str(path)!r} ({error.strerror})"
         raise TrainingError(f"the loss is not finite at {where}, from {layer} on: {saved}")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Look at the weights, their average and the optimizer's state before they are written.
+
+        Raises:
+            TrainingError: If a number among them is not finite; the message names the step and the first weight.
+        """
+        for name in ("state_dict", "current_model_state", "optimizer_states"):
+            content = checkpoint.get(name, {})
+            if _all_finite(content):
+                continue
+            first = next((n for n in content if not _all_finite(content[n])), "") if isinstance(content, dict) else ""
+            raise TrainingError(
+                f"{first or 'the state of the optimizer'} is not finite after step {trainer.global_step} (epoch "
+                f"{trainer.current_epoch}): it is not saved, and the checkpoints written before are kept"
+            )
 
     def _first_layer(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> str:
         """Run the step once more, and say where it first leaves the finite numbers."""

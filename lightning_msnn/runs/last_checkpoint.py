@@ -5,95 +5,65 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_msnn.errors import check_integer
+from lightning_msnn.errors import ConfigurationError, check_integer
 
 __all__ = ["LastCheckpoint"]
 
+#: What a process was told, in the order of what counts where several were told different things.
+GO_ON, STOP, STOP_AND_REQUEUE = range(3)
+
 
 class LastCheckpoint(Checkpoint):
-    """Keep ``checkpoints/last.ckpt`` in the run's folder, from which a training goes on exactly.
+    """Keep ``checkpoints/last.ckpt`` in the run's folder, from which a training resumes exactly.
 
-    It is written after each epoch, after every ``every_n_steps`` optimizer steps, and when the process is told to
-    stop: on SIGTERM, and under SLURM on the signal that announces the end of the time limit (SIGUSR1 unless
-    SLURMEnvironment is given another), whereupon the job is put back into the queue. Lightning's own handler of that
-    signal saves in the middle of a step; here the step is finished first, on every process the same one.
+    It is written after each epoch, after each validation, after every ``every_n_steps`` optimizer steps, and when one
+    of the processes is told to stop: by SIGTERM, or under SLURM by the signal that announces the end of the time limit
+    (SIGUSR1 unless SLURMEnvironment is given another), whereupon the job is put back into the queue. The optimizer step
+    or validation under way is finished first, on every process the same one: gradients that are still accumulating are
+    no part of a checkpoint. The processes then exit with status 143, as a shell reports a SIGTERM.
 
     Args:
         every_n_steps: Optimizer steps from one checkpoint to the next within an epoch; 0 is only at its end.
 
     Raises:
-        ConfigurationError: If the number is not an integer of at least 0.
+        ConfigurationError: If the number is not an integer of at least 0, or a training is resumed with another
+            optimizer or schedule than the checkpoint's.
     """
 
     def __init__(self, every_n_steps: int = 0) -> None:
         self.every_n_steps = check_integer("every_n_steps", every_n_steps, 0)
         self._path = Path()
         self._saved_step = 0
-        self._requeue = False
+        self._told = GO_ON
+        self._trained_by = self._resumed = ""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the folder and, under SLURM, listen to its signal."""
+        """Find the folder."""
         folder = trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)
         self._path = Path(folder) / "checkpoints" / "last.ckpt"
-        environment = trainer._accelerator_connector.cluster_environment
-        if stage != "fit" or not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
-            return
-        number = environment.requeue_signal or signal.SIGUSR1
 
-        def stop_after_this_step(*_: Any) -> None:
-            # Lightning tells the other processes at the beginning of the next step. Every process gets SLURM's
-            # signal, each in another moment, so only the first one's counts.
-            if trainer.is_global_zero:
-                self._requeue = True
-                trainer._signal_connector.received_sigterm = True
-
-        signal.signal(number, stop_after_this_step)  # Lightning leaves a handler that exists alone
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save after every so many steps."""
-        if not self.every_n_steps or trainer.global_step % self.every_n_steps:
-            return
-        # Where validation follows, the checkpoint after it is soon written, and resuming from before it would leave
-        # that validation out.
-        interval = trainer.val_check_batch
-        if trainer.is_last_batch or (isinstance(interval, int) and (batch_idx + 1) % interval == 0):
-            return
-        self._save(trainer)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save after a validation in the middle of an epoch."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save at the end of an epoch."""
-        self._save(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save between two steps if the process was told to stop; after an error the last good checkpoint stays."""
-        if not isinstance(exception, SIGTERMException):
-            return
-        if not trainer.fit_loop._should_accumulate():  # else gradients would be lost, and the step be another one
-            self._save(trainer)
-        rank_zero_info(f"stopped by a signal: --ckpt_path last goes on at step {trainer.global_step}")
-        if self._requeue and trainer.is_global_zero:
-            subprocess.run(["scontrol", "requeue", _slurm_job()], check=False)
+        """Say which optimizers and schedules the checkpoint is of."""
+        checkpoint["trained_by"] = self._trained_by
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Begin the next epoch behind a complete one; with ``max_steps`` Lightning would count an empty one first."""
+        self._resumed = checkpoint.get("trained_by", "")
         loops = checkpoint["loops"]["fit_loop"]
         epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
         if trainer.max_steps == -1 or epochs["current"]["processed"] != epochs["current"]["started"]:
@@ -104,11 +74,81 @@ class LastCheckpoint(Checkpoint):
         batches["is_last_batch"] = False
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning counts the restart as a step
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        if getattr(trainer, "fast_dev_run", False) or self._saved_step == trainer.global_step:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare optimizers and schedules with those of the checkpoint, before Lightning loads their state."""
+        resumed, self._resumed, self._trained_by = self._resumed, "", _trained_by(trainer)
+        if resumed not in ("", self._trained_by):
+            raise ConfigurationError(
+                f"a training by {resumed} cannot be resumed by {self._trained_by}: "
+                "give the model, the optimizer and the schedule that the checkpoint was written with"
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the place of Lightning's handlers, one of which waits for ever and one of which saves within a step."""
+        self._told = GO_ON
+        told = {signal.SIGTERM: STOP}
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            told[environment.requeue_signal or signal.SIGUSR1] = STOP_AND_REQUEUE
+
+        def remember(number: int, _: Any) -> None:
+            self._told = max(self._told, told[signal.Signals(number)])
+
+        if threading.current_thread() is threading.main_thread():
+            for number in told:
+                signal.signal(number, remember)  # Lightning restores what was there before
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save after every so many steps, or if told to stop."""
+        # Where validation follows, the checkpoint after it is soon written, and resuming from before it would leave
+        # that validation out.
+        loop = trainer.fit_loop
+        validates = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        if loop._should_accumulate() or trainer.is_last_batch or validates:
             return
-        self._saved_step = trainer.global_step
-        trainer.save_checkpoint(self._path, weights_only=False)
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        self._save_and_obey(trainer, always=bool(due))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after a validation between two steps of an epoch."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
+            self._save_and_obey(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save at the end of an epoch."""
+        self._save_and_obey(trainer)
+
+    def _save_and_obey(self, trainer: pl.Trainer, always: bool = True) -> None:
+        """Save, and stop if any process was told to; if not ``always``, save only then."""
+        told = self._told
+        if trainer.world_size > 1:
+            told = int(
+                trainer.strategy.reduce(torch.tensor(told, device=trainer.strategy.root_device), reduce_op="max")
+            )
+        if (told or always) and self._saved_step != trainer.global_step and not getattr(trainer, "fast_dev_run", False):
+            self._saved_step = trainer.global_step
+            trainer.save_checkpoint(self._path, weights_only=False)
+        if told:
+            rank_zero_info(f"stopped by a signal: --ckpt_path last resumes at step {trainer.global_step}")
+            if told == STOP_AND_REQUEUE and trainer.is_global_zero:
+                subprocess.run(["scontrol", "requeue", _slurm_job()], check=False)
+            environment = trainer._accelerator_connector.cluster_environment
+            launched = isinstance(environment, LightningEnvironment) and environment.local_rank() > 0
+            # The process that started this one kills itself if this one fails.
+            raise SIGTERMException(0 if launched else 128 + signal.SIGTERM)
+
+
+def _trained_by(trainer: pl.Trainer) -> str:
+    """Name optimizers, the sizes of their groups, and schedules."""
+    names = [
+        f"{type(optimizer).__name__} of {'+'.join(str(len(g['params'])) for g in optimizer.param_groups)} tensors"
+        for optimizer in trainer.optimizers
+    ]
+    return ", ".join([*names, *(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)])
 
 
 def _slurm_job() -> str:

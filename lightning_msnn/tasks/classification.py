@@ -166,7 +166,7 @@ class SpikingClassifier(pl.LightningModule):
                 f"unknown network {network!r}: allowed are {', '.join(timm.list_models('msnn*'))} "
                 f"and every other name in timm.list_models(){hint}"
             )
-        check_integer("num_classes", num_classes, 1)
+        check_integer("num_classes", num_classes, 2)
         if init_from is not None and pretrained:
             raise ConfigurationError(
                 f"init_from must not be given beside pretrained: the weights are {network}'s own or {init_from}'s"

@@ -1,4 +1,5 @@
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,8 @@ from image_files import MakeTree, write_image
 from PIL import Image
 
 from lightning_msnn.data import CIFAR10, CIFAR100, Digits, ImageDataModule, ImageFolder, TinyImageNet200
-from lightning_msnn.data import base as base_file
 from lightning_msnn.data import reading as reading_file
-from lightning_msnn.data.base import stratified_split
+from lightning_msnn.data.base import arguments_of_checkpoint, stratified_split
 from lightning_msnn.data.datasets import Loader
 from lightning_msnn.data.reading import IMAGE_SUFFIXES, decode_files, read_image
 from lightning_msnn.errors import ConfigurationError
@@ -293,6 +293,43 @@ def test_modes(tmp_path: Path) -> None:
         read(Image.new("F", (4, 4)), 3, "tif")
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright(tmp_path: Path, orientation: int) -> None:
+    """The corner that a viewer shows at the top left is there, whichever way the camera was held."""
+    upright = np.zeros((8, 8, 3), dtype=np.uint8)
+    upright[:4, :4] = (250, 0, 0)
+    upright[:4, 4:] = (0, 250, 0)
+    # As EXIF defines them: which side of the picture row 0 and column 0 of the file are.
+    stored = {
+        1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
+        5: lambda x: x.transpose(1, 0, 2), 6: lambda x: np.rot90(x, 1), 7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda x: np.rot90(x, -1),
+    }[orientation](upright)  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(read_image(str(tmp_path / "x.png"), 8, 3), upright.transpose(2, 0, 1))
+
+
+def test_broken_exif_is_no_reason_to_refuse_an_image(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "x.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert read_image(str(tmp_path / "x.png"), 4, 3)[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_a_checkpoint_chooses_preprocessing_alone() -> None:
+    everything = ImageFolder(root="/r", folder="/f", cache_dir="/c", num_workers=3, image_size=48, policy="randaugment")
+    taken = arguments_of_checkpoint(dict(everything.hparams))
+    assert (taken["image_size"], taken["policy"], taken["val_fraction"]) == (48, "randaugment", 0.1)
+    assert not taken.keys() & {"root", "folder", "cache_dir", "num_workers", "download", "pin_memory", "in_memory"}
+    assert "invented" not in arguments_of_checkpoint({**everything.hparams, "invented": 1})
+    for kind in MODULES:
+        assert not kind(**arguments_of_checkpoint(dict(kind().hparams))).train_sizes
+    for nothing in (None, [], "x"):
+        assert arguments_of_checkpoint(nothing) == {}
+    with pytest.raises(ConfigurationError, match="image_size of a checkpoint must be at most 4096, not 5000"):
+        arguments_of_checkpoint({"image_size": 5000})
+
+
 # The cache
 
 
@@ -390,15 +427,17 @@ def test_cache_folder_that_cannot_be_written(make_tree: MakeTree, private_cache:
     assert len(next(iter(module.test_dataloader()))[0]) == 6
 
 
-def test_full_disk_leaves_nothing(make_tree: MakeTree, private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(held: Any, file: Any) -> None:
-        file.write(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file")
-
-    monkeypatch.setattr(base_file.torch, "save", fail)
-    with pytest.warns(UserWarning, match="cannot be written"):
-        ready(ImageFolder(root=str(make_tree(CLASSES)), image_size=16))
+def test_full_disk_leaves_nothing(make_tree: MakeTree, private_cache: Path, decoded: list[str]) -> None:
+    module = ImageFolder(root=str(make_tree(CLASSES)), image_size=64)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.warns(UserWarning, match=r"cannot be written \(File too large\)"):
+            ready(module)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(private_cache.iterdir())
+    assert len(decoded) == 18, "once each: the images stay in memory"
 
 
 # Loaders

@@ -218,3 +218,34 @@ def test_training_order(processes: int) -> None:
 def test_fewer_images_than_processes() -> None:
     with pytest.raises(ConfigurationError, match="3 processes cannot share 2 images: use at most 2 devices"):
         ShardSampler([0, 1], 3, 0, False, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", ["first", "second"])
+def test_sigterm_stops_every_process_between_two_steps(tmp_path: Path, target: str) -> None:
+    """Whichever of the two is told: both save, end and say so, and the training resumes."""
+    options = [
+        *(
+            "-m",
+            "lightning_msnn",
+            "fit",
+            "--model.in_chans",
+            "1",
+            "--data.batch_size",
+            "16",
+            "--trainer.logger",
+            "false",
+        ),
+        *("--model.network_kwargs", "{depths: [1, 1, 1, 1], widths: [8, 8, 8, 8]}", "--run.test", "false"),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+        *("--trainer.enable_progress_bar", "false", "--trainer.accumulate_grad_batches", "3", "--ckpt_path", "last"),
+        *("--trainer.limit_train_batches", "31", "--trainer.limit_val_batches", "1"),
+        *("--trainer.callbacks+", "tests.distributed.terminate.Terminate", "--trainer.callbacks.rank"),
+    ]
+    done = python(*options, {"first": "0", "second": "1"}[target], "--trainer.max_epochs", "500", cwd=tmp_path)
+    assert done.returncode == 143, done.stderr[-3000:]
+    last = tmp_path / "runs" / "msnn" / "version_0" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 4, "batch 10 is the second of the three of a step"
+    again = python(*options, "-1", "--trainer.max_epochs", "1", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert torch.load(last, weights_only=True)["global_step"] == 11
+    assert [path.name for path in (tmp_path / "runs" / "msnn").iterdir()] == ["version_0"]

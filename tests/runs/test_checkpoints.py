@@ -2,20 +2,24 @@
 
 import csv
 import os
+import platform
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
 from lightning_msnn.callbacks import TrainingCurves
-from lightning_msnn.runs import LastCheckpoint, LoggerGuard
-from lightning_msnn.runs import AtomicCheckpointIO, read_checkpoint, write_whole
 from lightning_msnn.data import Digits
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, LoggerGuard, read_checkpoint, write_whole
 from lightning_msnn.tasks import SpikingClassifier
 
 
@@ -73,10 +77,61 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "x.ckpt")
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ".best.ckpt.partial").write_text("half")
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
-    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    partial = tmp_path / f".best.ckpt.{platform.node()}.{child.pid}.partial"
+    partial.write_text("half")
+    elsewhere = tmp_path / f".best.ckpt.another-machine.{child.pid}.partial"
+    elsewhere.write_text("half")
+    write_whole({"state_dict": {}}, tmp_path / "last.ckpt")
+    assert partial.exists(), "its process lives"
+    child.kill()
+    child.wait()
+    write_whole({"state_dict": {}}, tmp_path / "last.ckpt")
+    assert {p.name for p in tmp_path.iterdir()} == {"last.ckpt", elsewhere.name}
+
+
+def write_again_and_again(path: Path) -> None:
+    for number in range(40):
+        write_whole({"state_dict": {"w": torch.full((20_000,), number)}}, path)
+        assert read_checkpoint(path)["state_dict"]["w"][0] == number
+
+
+def test_two_processes_in_one_folder(tmp_path: Path) -> None:
+    """Each writes its own file, and neither removes what the other is writing."""
+    names = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+    context = torch.multiprocessing.get_context("fork")
+    processes = [context.Process(target=write_again_and_again, args=(name,)) for name in names]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert {p.name for p in tmp_path.iterdir()} == {"a.ckpt", "b.ckpt"}
+
+
+def test_every_flipped_bit_is_seen_or_without_effect(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    values = torch.randn(500)
+    write_whole({"state_dict": {"w": values}, "epoch": 7}, path)
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    # Bits anywhere, and one of every value.
+    inside = whole.index(values.numpy().tobytes()) * 8 + 32 * np.arange(500) + generator.integers(0, 32, 500)
+    seen = 0
+    for bit in [*generator.integers(0, len(whole) * 8, 300), *inside]:
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(flipped)
+        content = {}
+        with suppress(ConfigurationError):
+            content = read_checkpoint(path)
+        if content:
+            assert bit not in inside
+            assert content["epoch"] == 7
+            assert torch.equal(content["state_dict"]["w"], values)
+        seen += not content
+    assert seen > 500
 
 
 def test_other_file_systems_are_left_to_lightning(tmp_path: Path) -> None:

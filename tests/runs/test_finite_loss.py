@@ -7,11 +7,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lightning_msnn.runs import FiniteLoss
-from lightning_msnn.runs.random_state import set_generators
+from lightning_msnn.callbacks import EMA
 from lightning_msnn.cli import main
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import TrainingError
+from lightning_msnn.runs import AtomicCheckpointIO, FiniteLoss, LastCheckpoint
+from lightning_msnn.runs.random_state import set_generators
 from lightning_msnn.tasks import SpikingClassifier
 
 CPU = torch.device("cpu")
@@ -124,6 +125,36 @@ def test_the_command_line_says_it_in_one_sentence(
     assert list((run / "non_finite").glob("step_*_rank_0.ckpt"))
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] >= 1, "the last checkpoint stays"
+
+
+class BadGradient(pl.Callback):
+    """Give one step a finite loss and a gradient that is not a number."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_after_backward(self, trainer: Any, module: Any) -> None:
+        if trainer.global_step == self.step:
+            next(module.parameters()).grad.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("every", [0, 1])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, every: int, average: bool) -> None:
+    pl.seed_everything(0, verbose=False)
+    best = pl.callbacks.ModelCheckpoint(tmp_path, filename="best", monitor="val/loss")
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, max_epochs=3, limit_train_batches=3,
+        limit_val_batches=1, enable_progress_bar=False, enable_model_summary=False, plugins=[AtomicCheckpointIO()],
+        callbacks=[*([EMA(0.5)] if average else []), BadGradient(5), FiniteLoss(), best, LastCheckpoint(every)],
+    )  # fmt: skip
+    # The sixth step is the last of the second epoch: the validation behind it sees finite losses, as zeros do.
+    with pytest.raises(TrainingError, match=r"is not finite after step 6 \(epoch 1\): it is not saved"):
+        trainer.fit(SpikingClassifier(in_chans=1), datamodule=Digits(batch_size=16))
+    for path, step in ((tmp_path / "checkpoints" / "last.ckpt", 5 if every else 3), (tmp_path / "best.ckpt", 3)):
+        content = torch.load(path, weights_only=True)
+        assert content["global_step"] == step
+        assert all(value.isfinite().all() for value in content["state_dict"].values())
 
 
 def test_a_finite_training_is_left_alone(tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 
 from lightning_msnn.callbacks import EMA, SpikeAnnealing
-from lightning_msnn.runs import LastCheckpoint, RandomState
-from lightning_msnn.runs import AtomicCheckpointIO, read_checkpoint
 from lightning_msnn.data import Digits, ImageFolder
+from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, RandomState, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
 
 EPOCHS, BATCHES = 2, 6

@@ -1,5 +1,6 @@
 """Generators, last checkpoint and loggers of a run, where the tests of whole trainings do not look."""
 
+import os
 import random
 import signal
 from pathlib import Path
@@ -10,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_msnn.data import Digits
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import LastCheckpoint, RandomState
 from lightning_msnn.runs.last_checkpoint import _slurm_job
 from lightning_msnn.runs.random_state import get_generators, set_generators
-from lightning_msnn.data import Digits
-from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier
 
 CPU = torch.device("cpu")
+NETWORK = {"depths": [1, 1, 1, 1], "widths": [8, 8, 8, 8]}
 
 
 def draw() -> tuple[float, float, float, float]:
@@ -97,20 +99,97 @@ def test_other_signals_are_left_alone(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
-def test_sigterm_among_accumulated_batches_keeps_the_older_checkpoint(tmp_path: Path) -> None:
-    """Gradients are no part of a checkpoint."""
-    import os
+class Terminate(pl.Callback):
+    """Send SIGTERM to this process when a batch begins, in training or in validation."""
 
-    class Terminate(pl.Callback):
-        def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-            if batch_idx == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
+    def __init__(self, batch: int, validation: bool = False) -> None:
+        self.batch, self.validation = batch, validation
 
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if not self.validation and batch_idx == self.batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if self.validation and not trainer.sanity_checking:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("options", "terminate", "step"),
+    [
+        ({"accumulate_grad_batches": 3}, Terminate(4), 2),  # the second of three batches of a step
+        ({"accumulate_grad_batches": 3}, Terminate(8), 3),  # the last of the epoch
+        ({"val_check_interval": 3}, Terminate(1), 2),
+        ({"val_check_interval": 3}, Terminate(2), 3),  # a validation follows
+        ({"val_check_interval": 3}, Terminate(0, validation=True), 3),
+        (
+            {"val_check_interval": 3, "accumulate_grad_batches": 2},
+            Terminate(2),
+            2,
+        ),  # a validation within a step follows
+        ({"val_check_interval": 4, "check_val_every_n_epoch": None}, Terminate(3), 4),
+    ],
+)
+def test_sigterm_ends_the_step_and_exits_with_143(
+    tmp_path: Path, options: dict[str, Any], terminate: Terminate, step: int
+) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    options: dict[str, Any] = {"limit_train_batches": 9, "accumulate_grad_batches": 3}
-    with pytest.raises(SystemExit):
-        trainer(tmp_path, callbacks=[LastCheckpoint(1), Terminate()], **options).fit(
-            SpikingClassifier(in_chans=1), datamodule=Digits()
+    with pytest.raises(SystemExit) as stop:
+        trainer(tmp_path, callbacks=[LastCheckpoint(), terminate], limit_train_batches=9, max_epochs=2, **options).fit(
+            SpikingClassifier(in_chans=1, network_kwargs=NETWORK), datamodule=Digits(batch_size=8)
         )
-    signal.signal(signal.SIGTERM, before)
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 1
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    content = torch.load(tmp_path / "checkpoints" / "last.ckpt")
+    assert content["global_step"] == step
+    batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+    assert batches == min(9, step * options.get("accumulate_grad_batches", 1)), "no batch of another step"
+
+
+@pytest.mark.parametrize(("every", "interval"), [(0, 3), (1, 3), (2, 5)])
+def test_no_checkpoint_within_a_step(tmp_path: Path, every: int, interval: int) -> None:
+    """Also behind a resume, when it is not known at which step the file was written."""
+    seen = []
+
+    class Look(LastCheckpoint):
+        def _save_and_obey(self, trainer: pl.Trainer, always: bool = True) -> None:
+            assert not trainer.fit_loop._should_accumulate()
+            super()._save_and_obey(trainer, always)
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, module: Any, out: Any, batch: Any, batch_idx: int) -> None:
+            path = tmp_path / "checkpoints" / "last.ckpt"
+            seen.append(path.exists() and torch.load(path)["loops"]["fit_loop"]["epoch_loop.batch_progress"])
+            if batch_idx == 4:
+                raise KeyboardInterrupt
+
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            trainer(
+                tmp_path, limit_train_batches=9, val_check_interval=interval, accumulate_grad_batches=2,
+                callbacks=[Look(every), Stop()],
+            ).fit(
+                SpikingClassifier(in_chans=1, network_kwargs=NETWORK), datamodule=Digits(batch_size=8),
+                ckpt_path=path if path.exists() else None, weights_only=True,
+            )  # fmt: skip
+    written = [state["current"]["processed"] for state in seen if state]
+    assert all(number % 2 == 0 for number in written)
+    assert bool(written) == bool(every)
+
+
+def test_resuming_with_another_optimizer(tmp_path: Path) -> None:
+    def fit(epochs: int, **options: Any) -> None:
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        trainer(tmp_path, max_epochs=epochs, callbacks=[LastCheckpoint()]).fit(
+            SpikingClassifier(in_chans=1, network_kwargs=NETWORK, **options), datamodule=Digits(),
+            ckpt_path=last if last.exists() else None, weights_only=True,
+        )  # fmt: skip
+
+    fit(1)
+    for other in ({"optimizer": "sgd"}, {"schedule": "one_cycle"}, {"schedule": "constant"}):
+        with pytest.raises(
+            ConfigurationError, match=r"training by AdamW of \d+\+\d+ tensors, LambdaLR cannot be resumed"
+        ):
+            fit(2, **other)
+    fit(2)
