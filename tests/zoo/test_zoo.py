@@ -15,8 +15,9 @@ import lightning_msnn
 from lightning_msnn import zoo
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.weights import entries, read_weights, warm_start
-from lightning_msnn.zoo import card as cards
+from lightning_msnn.models.weights import FACTS, entries, read_config, read_weights, warm_start
+from lightning_msnn.zoo import verification
+from lightning_msnn.zoo.card import write_card
 from lightning_msnn.zoo.__main__ import main as zoo_main
 
 ENTRIES = list(entries())
@@ -32,13 +33,17 @@ def test_both_spellings_and_timm_give_the_same_network(name):
     a = zoo.load(name)
     b = lightning_msnn.zoo.load(name.replace(".", "_"))
     c = timm.create_model(name, pretrained=True).eval()
+    d = timm.create_model(f"local-dir:{entries()[name]}", pretrained=True).eval()
     config = zoo.info(name)
     x = torch.randn(2, *config["input_size"])
     assert not a.training
     assert a(x).shape == (2, config["num_classes"])
     assert torch.equal(a(x), b(x))
     assert torch.equal(a(x), c(x))
+    assert torch.equal(a(x), d(x))
     assert "state_dict" not in c.pretrained_cfg
+    assert a.arguments == b.arguments == c.arguments == d.arguments
+    assert a.pretrained_cfg == c.pretrained_cfg == d.pretrained_cfg
     assert not torch.equal(zoo.load(name, pretrained=False)(x), a(x))
     assert name in timm.list_models("msnn*", pretrained=True)
     assert name in zoo.list_models()
@@ -152,9 +157,9 @@ def mine(tmp_path, monkeypatch):
 def rehash(folder):
     """Let the entry vouch for the weights that it now has; return its ``config.json``."""
     config = json.loads((folder / "config.json").read_text())
-    config["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    config[FACTS]["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / "config.json").write_text(json.dumps(config))
-    return config
+    return zoo.info(folder.name)
 
 
 def refused(folder, message):
@@ -191,7 +196,8 @@ def elsewhere(mine, tmp_path, monkeypatch):
     config = json.loads((mine / "config.json").read_text())
 
     def point_to(url):
-        (mine / "config.json").write_text(json.dumps(config | {"url": url}))
+        config[FACTS]["url"] = url
+        (mine / "config.json").write_text(json.dumps(config))
 
     point_to((tmp_path / "away.safetensors").as_uri())
     return mine, point_to
@@ -269,10 +275,10 @@ def test_export(tmp_path, monkeypatch):
     t.fit(task, datamodule=Digits(batch_size=32))
     t.save_checkpoint(tmp_path / "x.ckpt")
     folder = zoo.export(tmp_path / "x.ckpt", "msnn_resnet12_tiny.mine", tmp_path / "zoo", top1=12.5)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     assert config["top1"] == 12.5
-    assert config["network_kwargs"]["theta"] == 0.3
-    assert config["network_kwargs"]["windows"] == "alternate", "defaults are pinned"
+    assert config["model_args"]["theta"] == 0.3
+    assert config["model_args"]["windows"] == "alternate", "defaults are pinned"
     assert config["class_names"] == [str(i) for i in range(10)]
     network = timm.create_model("msnn_resnet12_tiny", num_classes=10, in_chans=1, theta=0.3).eval()
     network.to(memory_format=torch.channels_last)
@@ -331,16 +337,20 @@ def test_logits_of_fixed_images_are_those_of_the_card(name):
 def test_config_and_card_agree(name, tmp_path):
     folder = entries()[name]
     config, card = zoo.info(name), (folder / "README.md").read_text()
-    measured = {"top5", "spike_rate", "accumulates", "multiply_accumulates", "energy_joules", "energy_joules_ann_twin"}
-    assert measured <= set(config)
+    spiking = config["model_args"]["spiking"]
+    assert {"top5", "accumulates", "multiply_accumulates", "energy_joules"} <= set(config)
+    assert {"spike_rate", "energy_joules_ann_twin"} & set(config) == (
+        {"spike_rate", "energy_joules_ann_twin"} if spiking else set()
+    )
     assert config["sha256"] in card
     assert f"{config['top1']} % of {config['top1_images']} images" in card
-    assert f"verify {name}`" in card if config["tag"] == "digits" else f"verify {name} --data <folder of " in card
+    digits = config["data"]["class_path"].endswith(".Digits")
+    assert f"verify {name}`" in card if digits else f"verify {name} --data <folder of " in card
     assert (folder / "energy.png").is_file()
-    recurrent = config["architecture"].startswith("msnn_rnn")
+    recurrent = config["architecture"].startswith("msnn_rnn") and spiking
     assert ("M for an image (stem, patch merging, state of the recurrent cells, read-out)" in card) == recurrent
     shutil.copytree(folder, tmp_path / name)
-    cards.write_card(tmp_path / name)
+    write_card(tmp_path / name)
     assert (tmp_path / name / "README.md").read_text() == card
 
 
