@@ -11,7 +11,6 @@ if there is one, into the cache of ``torch.hub``.
 import hashlib
 import http.client
 import json
-import math
 import os
 import re
 import stat
@@ -80,6 +79,9 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 _SCHEMES = ("https://", "http://", "file://")  # the hash, not the way, says what is trusted
 
+_LARGEST = 1e30
+"""A bound of all numbers, so that none overflows."""
+
 _MAX_BYTES = 2**24
 """Bytes of a ``config.json`` beyond which it is not read."""
 
@@ -145,13 +147,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         for field, value in facts.items():
             if not any(fnmatchcase(field, pattern) for pattern in optional.split()):
                 continue
-            in_range = not isinstance(value, int | float) or (0 <= value < math.inf and not isinstance(value, bool))
+            in_range = not isinstance(value, int | float) or (0 <= value < _LARGEST and not isinstance(value, bool))
             if not isinstance(value, kinds) or not in_range:
                 raise ConfigurationError(f"{file} has {field} {value!r}, and {allowed} is needed")
     shape, colours = cfg["input_size"], [*cfg["mean"], *cfg["std"]]
     if len(shape) != 3 or not all(type(side) is int and 0 < side < 2**16 for side in shape):
         raise ConfigurationError(f"{file} has input_size {shape!r}, and [channels, height, width] is needed")
-    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in colours) and 0 not in cfg["std"]
+    numbers = all(type(value) in (int, float) and abs(value) < _LARGEST for value in colours) and 0 not in cfg["std"]
     if not numbers or not len(cfg["mean"]) == len(cfg["std"]) == shape[0]:
         raise ConfigurationError(
             f"{file} has mean {cfg['mean']!r} and std {cfg['std']!r}, and a number for each of {shape[0]} channels "

@@ -96,27 +96,26 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
                 if not state[key].isfinite().all():
                     raise ConfigurationError(f"{key} of {str(checkpoint)!r} has values beyond float16")
     weights = safetensors.torch.save(state, {"format": "pt"})
-    network.pretrained_cfg = default_cfg(
-        seen["image_size"],
-        network.num_classes,
-        network.in_chans,
-        mean=tuple(seen["mean"]),
-        std=tuple(seen["std"]),
-        architecture=architecture,
-        tag=tag,
-    )
-    facts = {
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "weights": "float16" if half else "float32",
-        **_run(content, checkpoint),
-        **fields,
-    }
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:
         made = Path(temporary) / name
         made.mkdir()
         (made / WEIGHTS_FILE).write_bytes(weights)
-        save_config_for_hf(network, made / CONFIG_FILE, {"label_names": content["class_names"], FACTS: facts})
+        try:
+            size, mean, std = seen["image_size"], tuple(seen["mean"]), tuple(seen["std"])
+            network.pretrained_cfg = default_cfg(
+                size, network.num_classes, network.in_chans, mean=mean, std=std, architecture=architecture, tag=tag
+            )
+            facts = {
+                "sha256": hashlib.sha256(weights).hexdigest(),
+                "weights": "float16" if half else "float32",
+                **_run(content, checkpoint),
+                **fields,
+            }
+            save_config_for_hf(network, made / CONFIG_FILE, {"label_names": content["class_names"], FACTS: facts})
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__} {error}"
+            raise ConfigurationError(f"{str(checkpoint)!r} does not say what images it is for: {reason}") from error
         write_card(made)
         shutil.move(made, target)
     return target
