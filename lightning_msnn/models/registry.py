@@ -303,7 +303,7 @@ def create(
     if isinstance(model, MSNN):
         model.architecture = variant
         model.arguments = {**arguments, "num_classes": model.num_classes, "in_chans": model.in_chans}
-        model._model_args = dict(model.arguments)  # which timm writes into a config.json
+        model._model_args = dict(model.arguments)  # type: ignore[assignment]  # which timm writes into a config.json
     # Else every copy of the network would carry its weights twice.
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
     return model

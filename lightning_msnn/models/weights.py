@@ -52,7 +52,7 @@ FACTS = "lightning_msnn"
 NUMBERS = {"projection": ("theta", "theta_logit"), "decay": ("tau", "logit")}
 """Numbers that arguments of a network give, by the module that holds them: their names where fixed and where learnt."""
 
-_REQUIRED = {
+_REQUIRED: dict[tuple[str, ...], dict[str, type]] = {
     (): {"architecture": str, "num_classes": int, "label_names": list, "model_args": dict, "pretrained_cfg": dict},
     ("pretrained_cfg",): {"tag": str, "input_size": list, "mean": list, "std": list},
     (FACTS,): {"sha256": str},

@@ -103,8 +103,8 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
         (made / WEIGHTS_FILE).write_bytes(weights)
         try:
             size, mean, std = seen["image_size"], tuple(seen["mean"]), tuple(seen["std"])
-            network.pretrained_cfg = default_cfg(
-                size, network.num_classes, network.in_chans, mean=mean, std=std, architecture=architecture, tag=tag
+            network.pretrained_cfg = default_cfg(  # type: ignore[assignment]
+                size, len(content["class_names"]), len(mean), mean=mean, std=std, architecture=architecture, tag=tag
             )
             facts = {
                 "sha256": hashlib.sha256(weights).hexdigest(),

@@ -75,7 +75,7 @@ def test_data(
                 f"the data of {config['architecture']}.{config['tag']} is {path}, which is not one of "
                 f"{data_sets.__name__}: give the data module itself, zoo.measure(name, data_module)"
             )
-        given = {} if data is None else {"root": str(data)}
+        given: dict[str, Any] = {} if data is None else {"root": str(data)}
         module = kind(batch_size=batch_size, image_size=config["input_size"][1], num_workers=0, **given)
         module.check("test")
     module.prepare_data()
@@ -138,7 +138,7 @@ def sample(classes: Tensor, samples: int = SAMPLES, seed: int = SEED) -> Tensor:
 def count(network: nn.Module, images: Tensor) -> Record:
     """Count what a network does for images ``(N, C, H, W)``."""
     with OperationCounter(network) as counter:
-        for batch in images.split(64):
+        for batch in torch.split(images, 64):
             network(batch)
     return counter.record()
 
@@ -162,8 +162,7 @@ def figures(
     Returns:
         Figures by the name that ``config.json`` has for them; and all that was counted.
     """
-    found: dict[str, Any]
-    found, classes = evaluate(evaluated or network, data, device)
+    accuracy, classes = evaluate(evaluated or network, data, device)
     chosen, begin, parts = sample(classes), 0, []
     for images, _ in _batches(data, device):
         parts.append(images[chosen[(chosen >= begin) & (chosen < begin + len(images))].to(images.device) - begin])
@@ -173,7 +172,8 @@ def figures(
     operations, rate = synaptic_operations(record), float(spike_rate(record))
     with torch.no_grad():
         logits = network(fixed_images(config).to(device))
-    found |= {
+    found: dict[str, Any] = {
+        **accuracy,
         "time_steps": getattr(network, "time_steps", 1),
         "parameters": int(record.parameters.sum()),
         "accumulates": round(float(operations["accumulates"])),
