@@ -49,7 +49,7 @@ def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
         # What it takes to make the entry includes what these took.
         "init_from": content.get("started_from"),
         "teacher": hparams.get("teacher"),
-        "epochs": content["epoch"] + 1 if "epoch" in content else None,
+        "epochs": content["loops"]["fit_loop"]["epoch_progress"]["total"]["started"] if "loops" in content else None,
         "steps": content.get("global_step"),
         "seed": seeds[0] if seeds else None,
         "date": datetime.date.fromtimestamp(Path(checkpoint).stat().st_mtime).isoformat(),

@@ -206,7 +206,7 @@ def test_teachers_that_are_refused(given, message):
 @pytest.mark.parametrize("field", ["network_kwargs", "network_arguments"])
 def test_a_strangers_checkpoint_is_refused(tmp_path, network, arguments, message, field):
     hparams = {"network": network, "num_classes": 3, "in_chans": 3}
-    content = {"state_dict": {"network.w": torch.zeros(1)}, "hyper_parameters": hparams}
+    content = {"state_dict": {"network.w": torch.zeros(64)}, "hyper_parameters": hparams}
     if field == "network_kwargs":
         hparams[field] = arguments
     else:

@@ -317,14 +317,19 @@ def test_an_entry_in_front_is_the_one_that_is_loaded(mine):
     torch.testing.assert_close(moved, torch.tensor(config["logits_of_fixed_images"]), rtol=0, atol=1e-4)
 
 
-def run(*args):
+@pytest.fixture
+def run(capsys):
     """The command line of the zoo: what it prints, what it complains of, its status."""
-    import subprocess
 
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_msnn.zoo", *args], capture_output=True, text=True, timeout=300
-    )
-    return done.stdout, done.stderr, done.returncode
+    def call(*args):
+        status = 0
+        try:
+            zoo_main(list(args))
+        except SystemExit as stop:
+            status = stop.code
+        return *capsys.readouterr(), status
+
+    return call
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -511,7 +516,7 @@ def test_later_defaults_leave_an_entry_as_it_is(monkeypatch):
         assert arguments <= zoo.info(name)["model_args"].keys()
 
 
-def test_command_line(mine):
+def test_command_line(mine, run):
     out, err, status = run("list")
     assert (err, status) == ("", 0)
     assert DIGITS in out
@@ -610,10 +615,13 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert all(torch.equal(v, half[k].to(v.dtype)) for k, v in loaded.state_dict().items())
     zoo.verify(name)
 
-    with pytest.raises(SystemExit, match="2"):
-        zoo_main([*arguments, str(tmp_path / "n"), "--data", str(tmp_path / "x.ckpt")])
-    capsys.readouterr()
     content = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    content["preprocessing"]["data"] = "CIFAR100"
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(SystemExit, match="2"):
+        zoo_main([*arguments, str(tmp_path / "n")])
+    assert "root is not given: CIFAR100 needs a folder" in capsys.readouterr().err
+    assert list((tmp_path / "n").iterdir()) == [], "what cannot be measured is not left behind"
     content["state_dict"]["network.stem.conv.weight"][0, 0, 0, 0] = 1e6
     content["preprocessing"]["data"] = "my_package.MyData"
     torch.save(content, tmp_path / "x.ckpt")
