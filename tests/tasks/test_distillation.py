@@ -139,7 +139,7 @@ def test_a_twin_trains_and_is_exported(tmp_path, monkeypatch):
     assert "neurons are rectifiers" in card
     assert "spike rate" not in card
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(folder))
-    assert zoo.verify(name)["images"] == 359
+    assert zoo.verify(name)["top1_images"] == 359
     loaded = zoo.load("msnn_resnet12_tiny_digits_relu")
     torch.testing.assert_close(loaded(x), module(x))
     assert not any(isinstance(m, Spike) for m in loaded.modules())
