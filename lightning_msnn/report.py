@@ -40,7 +40,8 @@ def _load(name: str) -> tuple[SpikingClassifier, str, dict[str, Any]]:
         task = SpikingClassifier(
             entry, num_classes=info["num_classes"], in_chans=info["input_size"][0], pretrained=True
         )
-        kind = choose(zoo.DATA_OF_TAGS, info["tag"], "tag of a zoo entry with data")
+        path = str(info.get("data", {}).get("class_path"))
+        kind = choose({f"{data.__name__}.{name}": name for name in data.__all__}, path, "data set of a zoo entry")
         return task.eval(), kind, {"image_size": info["input_size"][1]}
     content = read_checkpoint(name)
     kind = content.get("preprocessing", {}).get("data")

@@ -88,7 +88,7 @@ def entry(change: Callable[[Path], Any], hashed: bool = True) -> Callable[[Path]
         change(place)
         if hashed:
             fields = json.loads((place / "config.json").read_text())
-            fields["sha256"] = hashlib.sha256((place / "model.safetensors").read_bytes()).hexdigest()
+            fields["lightning_msnn"]["sha256"] = hashlib.sha256((place / "model.safetensors").read_bytes()).hexdigest()
             (place / "config.json").write_text(json.dumps(fields))
         return ["test", *QUICK, "--model.network", ENTRY, "--model.pretrained", "true"]
 

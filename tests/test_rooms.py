@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "energy": {"functional"},
     "metrics": {"energy"},
     "data": {"runs"},
-    "runs": set(),
+    "runs": {"models"},
     "tasks": {"functional", "nn", "models", "metrics", "runs"},
     "callbacks": {"functional", "nn", "energy", "metrics", "runs"},
     "zoo": {"nn", "models", "energy", "data", "runs"},

@@ -1,22 +1,33 @@
 """Files made to do harm: each is refused, and a canary proves that nothing of theirs ran."""
 
+import copy
 import io
 import json
+import os
 import pickle
+import random
+import socket
+import subprocess
 import sys
 import tarfile
+import urllib.request
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
+from lightning_msnn import zoo
 from lightning_msnn.cli import main
 from lightning_msnn.data.archives import Archive, download_and_extract_archive, extract
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.weights import CONFIG_FILE, entries, read_config
-from lightning_msnn.runs import AtomicCheckpointIO, read_checkpoint
+from lightning_msnn.models.weights import CONFIG_FILE, FACTS, entries, read_config
+from lightning_msnn.report import main as report
+from lightning_msnn.runs import AtomicCheckpointIO, network_of, read_checkpoint
+from lightning_msnn.zoo.card import table, write_card
 
 QUICK = ["--config", str(Path(__file__).parents[1] / "configs" / "quickstart.yaml"), "--trainer.accelerator", "cpu"]
 
@@ -179,10 +190,15 @@ def test_checkpoint_with_overlapping_members(tmp_path: Path) -> None:
         ("input_size", [1, 16], "input_size"),
         ("input_size", [1, -16, 16], "input_size"),
         ("input_size", [1, 1e9, 16], "input_size"),
-        ("mean", ["x"], "numbers are needed"),
-        ("std", [], "numbers are needed"),
+        ("mean", ["x"], "a number for each of 1 channels"),
+        ("std", [], "a number for each of 1 channels"),
         ("num_classes", 10**12, "num_classes 1000000000000, but names 10 classes"),
-        ("tag", "../../x", "is of"),
+        ("tag", "../../x", "letters, digits, .* are allowed"),
+        ("sha256", "../../x", "64 hexadecimal digits are needed"),
+        ("top1", "high", "top1 'high', and a number of at least 0 is needed"),
+        ("top1", float("nan"), "top1 nan"),
+        ("notes", 3, "notes 3, and text is needed"),
+        ("label_names", [1] * 10, "names 10 classes"),
     ],
 )
 def test_fields_of_a_zoo_entry(tmp_path: Path, field: str, value: Any, message: str) -> None:
@@ -190,8 +206,10 @@ def test_fields_of_a_zoo_entry(tmp_path: Path, field: str, value: Any, message: 
     source = entries()["msnn_resnet12_tiny.digits"]
     folder = tmp_path / source.name
     folder.mkdir()
-    fields = {**json.loads((source / CONFIG_FILE).read_text()), field: value}
-    (folder / CONFIG_FILE).write_text(json.dumps(fields))
+    content = json.loads((source / CONFIG_FILE).read_text())
+    cfg, facts = content["pretrained_cfg"], content[FACTS]
+    (content if field in content else cfg if field in cfg else facts)[field] = value
+    (folder / CONFIG_FILE).write_text(json.dumps(content))
     with pytest.raises(ConfigurationError, match=message):
         read_config(folder)
 
@@ -201,3 +219,257 @@ def test_config_of_a_zoo_entry(tmp_path: Path, content: str) -> None:
     (tmp_path / CONFIG_FILE).write_bytes(content.encode("latin-1"))
     with pytest.raises(ConfigurationError, match=CONFIG_FILE):
         read_config(tmp_path)
+
+
+# A file does not say what is fetched from where.
+
+NETWORK = "msnn_resnet12_tiny"
+SHAPE: dict[str, Any] = {"num_classes": 3, "in_chans": 1, "depths": [1, 1, 1, 1], "widths": [4, 4, 4, 4]}
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No connection can be opened; those that were tried."""
+    tried: list[str] = []
+
+    def refuse(*args: Any, **_: Any) -> None:
+        tried.append(str(args[1:] or args))
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    return tried
+
+
+def small_checkpoint() -> dict[str, Any]:
+    """What a checkpoint of a small network holds."""
+    network = timm.create_model(NETWORK, **SHAPE)
+    return {
+        "state_dict": {f"network.{name}": value for name, value in network.state_dict().items()},
+        "hyper_parameters": {"network": NETWORK, "num_classes": 3, "in_chans": 1, "network_kwargs": dict(SHAPE)},
+        "network_arguments": dict(network.arguments),
+        "preprocessing": {"data": "Digits", "image_size": 8, "mean": [0.5], "std": [0.5]},
+        "class_names": ["a", "b", "c"],
+        "epoch": 0,
+        "global_step": 1,
+    }
+
+
+@pytest.mark.parametrize("verb", ["predict", "test", "report"])
+def test_checkpoint_that_names_what_to_fetch(
+    tmp_path: Path, verb: str, offline: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """timm's builder would fetch any URL to any folder."""
+    monkeypatch.chdir(tmp_path)
+    content, away = small_checkpoint(), tmp_path / "anywhere"
+    fetched = {"pretrained_cfg": {"url": "https://example.org/x.pth"}, "cache_dir": str(away)}
+    content["hyper_parameters"] |= {"pretrained": True, "network_kwargs": fetched}
+    torch.save(content, tmp_path / "x.ckpt")
+    arguments = [verb, *QUICK, "--ckpt_path", str(tmp_path / "x.ckpt"), "--data.folder", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        report([str(tmp_path / "x.ckpt")]) if verb == "report" else main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "x.ckpt' is refused: it gives the network cache_dir, pretrained_cfg, and a file may give only" in said
+    assert not offline
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_weights_of_a_checkpoint_are_its_own(tmp_path: Path, offline: list[str]) -> None:
+    content = small_checkpoint()
+    content["hyper_parameters"]["pretrained"] = True
+    torch.save(content, tmp_path / "x.ckpt")
+    read = read_checkpoint(tmp_path / "x.ckpt")
+    assert read["hyper_parameters"]["pretrained"] is False
+    network = network_of(read, tmp_path / "x.ckpt")
+    assert torch.equal(network.state_dict()["head.fc.weight"], content["state_dict"]["network.head.fc.weight"])
+    assert not offline
+
+
+def test_a_network_of_timms_own_must_be_named() -> None:
+    network = timm.create_model("resnet18", num_classes=3, zero_init_last=False)
+    content = {
+        "state_dict": {f"network.{name}": value for name, value in network.state_dict().items()},
+        "hyper_parameters": {"network": "resnet18", "num_classes": 3, "network_kwargs": {"zero_init_last": False}},
+    }
+    with pytest.raises(ConfigurationError, match="'resnet18', which is refused: allowed are msnn_.* named beside it"):
+        network_of(content, "x.ckpt")
+    assert network_of(content, "x.ckpt", "resnet18").num_classes == 3
+
+
+def test_tensor_that_says_to_be_larger_than_it_is() -> None:
+    content = small_checkpoint()
+    content["state_dict"]["network.head.fc.weight"] = torch.zeros(1).expand(10**9, 10**3)
+    with pytest.raises(ConfigurationError, match="no tensor that is stored whole"):
+        network_of(content, "x.ckpt")
+
+
+@pytest.fixture
+def small_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small entry in a zoo of its own, the only folder that is written."""
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "zoo"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    torch.save(small_checkpoint(), tmp_path / "x.ckpt")
+    return zoo.export(tmp_path / "x.ckpt", f"{NETWORK}.small", tmp_path / "zoo")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("pretrained_cfg_overlay", {"file": None, "state_dict": None, "url": "https://example.org/x.pth"}),
+        ("pretrained_cfg", {"url": "https://example.org/x.pth"}),
+        ("cache_dir", "/anywhere"),
+        ("checkpoint_path", "x.pth"),
+        ("features_only", True),
+        ("mixer", "os.system"),
+    ],
+)
+def test_entry_that_gets_past_its_hash(small_entry: Path, argument: str, value: Any, offline: list[str]) -> None:
+    content = json.loads((small_entry / CONFIG_FILE).read_text())
+    content["model_args"][argument] = value
+    (small_entry / CONFIG_FILE).write_text(json.dumps(content))
+    for pretrained in (True, False):
+        with pytest.raises(ConfigurationError, match=rf"config.json is refused: it gives the network {argument}, and"):
+            zoo.load(small_entry.name, pretrained)
+    assert not offline
+
+
+@pytest.mark.parametrize("argument", ["pretrained_cfg_overlay", "checkpoint_path", "cache_dir"])
+def test_load_takes_weights_from_nowhere_else(small_entry: Path, argument: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{argument} is not an argument of"):
+        zoo.load(small_entry.name, **{argument: "x"})
+
+
+def test_entry_of_a_network_that_is_not_ours(small_entry: Path) -> None:
+    """timm would read its weights, whatever their hash."""
+    other = small_entry.rename(small_entry.with_name("resnet18.small"))
+    content = json.loads((other / CONFIG_FILE).read_text())
+    (other / CONFIG_FILE).write_text(json.dumps(content | {"architecture": "resnet18"}))
+    with pytest.raises(ConfigurationError, match="resnet18.small is of resnet18, which is refused"):
+        zoo.load("resnet18.small")
+
+
+HOSTILE: list[Any] = [
+    *(None, True, -1, 0, 1, 2**31, 10**12, 10**400, 1e308, -0.0, float("nan"), float("inf")),
+    *("", "x", "\x00", "../../x", "/etc/passwd", "os.system", "https://example.org/x", "msnn_vit12_tiny", "resnet18"),
+    *([], [[]], [0], [10**12], ["x"] * 4, {}, {"x": 1}, {"url": "https://example.org/x"}, {0: 1}),
+]
+NAMES = [
+    *("pretrained_cfg_overlay", "cache_dir", "url", "file", "state_dict", "checkpoint_path", "features_only", "x", ""),
+    *("pretrained", "hf_hub_id", "custom_load", "kwargs_filter", "pretrained_filter_fn", "model_cfg", "theta", "self"),
+]
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every dictionary or list in a value with each of its keys."""
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from places(value[key])
+
+
+def mutate(content: dict[str, Any], rng: random.Random) -> None:
+    """Change, remove, rename or add one to three values, wherever they are."""
+    for _ in range(rng.randint(1, 3)):
+        found = list(places(content))
+        # Or most changes would be of the weights.
+        holder, key = rng.choice(found if rng.random() < 0.1 else [p for p in found if len(p[0]) < 40] or found)
+        kind = rng.randrange(4)
+        if kind == 0 and isinstance(holder, dict):
+            del holder[key]
+        elif kind == 1 and isinstance(holder, dict):
+            holder[rng.choice(NAMES)] = holder.pop(key)
+        elif kind == 2 and isinstance(holder[key], dict):
+            holder[key][rng.choice(NAMES)] = copy.deepcopy(rng.choice(HOSTILE))
+        else:
+            holder[key] = copy.deepcopy(rng.choice(HOSTILE))
+
+
+def fuzz(attempt: Callable[[random.Random], None], times: int = 600) -> None:
+    """Have as many mutations refused by a ConfigurationError or accepted; most must be refused."""
+    refused = 0
+    for seed in range(times):
+        try:
+            attempt(random.Random(seed))
+        except ConfigurationError:
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+    assert refused > times / 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fuzz_of_checkpoints(tmp_path: Path, offline: list[str]) -> None:
+    original, path = small_checkpoint(), tmp_path / "x.ckpt"
+
+    def attempt(rng: random.Random) -> None:
+        content = copy.copy(original) | {"state_dict": dict(original["state_dict"])}
+        for field in ("hyper_parameters", "network_arguments", "preprocessing"):
+            content[field] = copy.deepcopy(original[field])
+        mutate(content, rng)
+        torch.save(content, path)
+        network_of(read_checkpoint(path), path)
+        zoo.export(path, f"{NETWORK}.fuzz{rng.random()}", tmp_path / "made")
+
+    fuzz(attempt)
+    assert not offline
+    assert {p.name for p in tmp_path.iterdir()} == {"x.ckpt", "made"}
+    assert not [p for p in (tmp_path / "made").iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fuzz_of_entries(tmp_path: Path, small_entry: Path, offline: list[str]) -> None:
+    """Loaded, listed, and its card written."""
+    original = json.loads((small_entry / CONFIG_FILE).read_text())
+    original[FACTS] |= {"top1": 50.0, "energy_joules": 1e-6, "energy_joules_ann_twin": 2e-6, "versions": {"torch": "2"}}
+
+    def attempt(rng: random.Random) -> None:
+        content = copy.deepcopy(original)
+        mutate(content, rng)
+        (small_entry / CONFIG_FILE).write_text(json.dumps(content))
+        if small_entry.name in entries():
+            write_card(small_entry)
+            table([small_entry.name])
+            zoo.transforms(small_entry.name)
+        zoo.load(small_entry.name)
+
+    fuzz(attempt)
+    assert not [url for url in offline if "example.org" not in url]
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} <= {
+        "x.ckpt",
+        *(f"zoo/{NETWORK}.small/{name}" for name in (CONFIG_FILE, "model.safetensors", "README.md")),
+    }
+
+
+UNREADABLE: dict[str, Callable[[Path], Any]] = {
+    "folder": lambda place: (place / CONFIG_FILE).mkdir(parents=True),
+    "pipe": lambda place: (place.mkdir(), os.mkfifo(place / CONFIG_FILE)),
+    "dangling link": lambda place: (place.mkdir(), (place / CONFIG_FILE).symlink_to("/nowhere/x")),
+    "loop": lambda place: (place.mkdir(), (place / CONFIG_FILE).symlink_to(CONFIG_FILE)),
+    "not UTF-8": lambda place: (place.mkdir(), (place / CONFIG_FILE).write_bytes(b"\xff")),
+    "large": lambda place: (place.mkdir(), (place / CONFIG_FILE).open("w").truncate(2**30)),
+    "no access": lambda place: (place.mkdir(), (place / CONFIG_FILE).write_text("{}"), place.chmod(0)),
+    "weird values": lambda place: (
+        place.mkdir(),
+        (place / CONFIG_FILE).write_text(json.dumps({"architecture": NETWORK, "pretrained_cfg": {"tag": "x*"}})),
+    ),
+}
+
+
+def test_unreadable_entries_do_not_stop_the_import(tmp_path: Path) -> None:
+    """They are left out with a warning, one each, and so is a folder of the path that cannot be listed."""
+    for name, make in UNREADABLE.items():
+        make(tmp_path / f"{NETWORK}.{name}")
+    code = (
+        "import warnings; warnings.simplefilter('always'); import timm, lightning_msnn; "
+        f"print(len(timm.list_models('{NETWORK}')))"
+    )
+    environment = {**os.environ, "LIGHTNING_MSNN_ZOO": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    (tmp_path / f"{NETWORK}.no access").chmod(0o700)
+    assert done.stdout == "1\n"
+    for name in UNREADABLE:
+        assert f"zoo entry left out: {tmp_path / f'{NETWORK}.{name}'}" in done.stderr

@@ -1,7 +1,8 @@
 """How the families are registered with timm: configurations, zoo entries and the builder."""
 
 import math
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from inspect import signature
@@ -10,16 +11,34 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import build_model_with_cfg
+from timm.models import PretrainedCfg, build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._registry import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose, suggestion
 from lightning_msnn.models.msnn import MSNN
-from lightning_msnn.models.weights import NUMBERS, WEIGHTS_FILE, entries, read_config, read_weights
+from lightning_msnn.models.weights import (
+    CONFIG_FILE,
+    NUMBERS,
+    WEIGHTS_FILE,
+    entries,
+    is_entry,
+    read_config,
+    read_weights,
+)
 
-__all__ = ["MIN_SIZE", "PRESETS", "create", "default_cfg", "entry_cfg", "zoo_cfgs"]
+__all__ = [
+    "MIN_SIZE",
+    "PRESETS",
+    "check_arguments",
+    "create",
+    "default_cfg",
+    "entry_cfg",
+    "is_ours",
+    "own_arguments",
+    "zoo_cfgs",
+]
 
 MIN_SIZE = 8
 """Smallest side of an input image in pixels."""
@@ -71,7 +90,7 @@ def default_cfg(size: int = 32, num_classes: int = 1000, in_chans: int = 3, **kw
     }
 
 
-def entry_cfg(folder: Path) -> dict[str, Any]:
+def entry_cfg(folder: Path) -> PretrainedCfg:
     """Return timm's pretrained configuration of a zoo entry.
 
     Args:
@@ -81,19 +100,23 @@ def entry_cfg(folder: Path) -> dict[str, Any]:
         ConfigurationError: If its ``config.json`` is broken.
     """
     config = read_config(folder)
-    channels, height, _ = config["input_size"]
-    return default_cfg(
+    channels, height, width = config["input_size"]
+    cfg = default_cfg(
         height,
         config["num_classes"],
         channels,
+        input_size=(channels, height, width),
         file=str(folder / WEIGHTS_FILE),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         label_names=tuple(config["class_names"]),
+        architecture=config["architecture"],
+        tag=config["tag"],
     )
+    return PretrainedCfg(**cfg)
 
 
-def zoo_cfgs(*architectures: str) -> dict[str, dict[str, Any]]:
+def zoo_cfgs(*architectures: str) -> dict[str, PretrainedCfg]:
     """Return timm's pretrained configurations of architectures and of their zoo entries, by ``<architecture>.<tag>``.
 
     Without a tag, an architecture is untrained, with timm's usual 1,000 classes and 3 channels.
@@ -103,13 +126,82 @@ def zoo_cfgs(*architectures: str) -> dict[str, dict[str, Any]]:
     """
     cfgs = {name: entry_cfg(f) for name, f in entries().items() if name.partition(".")[0] in architectures}
     # timm makes the first tag with weights the default of its architecture, unless a starred tag comes after it.
-    return cfgs | {f"{architecture}.untrained*": default_cfg() for architecture in architectures}
+    return cfgs | {f"{architecture}.untrained*": PretrainedCfg(**default_cfg()) for architecture in architectures}
+
+
+def _parameters(*classes: type[nn.Module]) -> set[str]:
+    """Names of the arguments that classes and those that they derive from take."""
+    bases = {base for each in classes for base in each.__mro__ if issubclass(base, nn.Module) and base is not nn.Module}
+    names = {name for base in bases for name in signature(base.__init__).parameters}
+    return names - {"self", "mixer", "args", "kwargs"}
 
 
 def _builder_arguments() -> set[str]:
     """Names of the arguments that timm's builder takes besides those of the network."""
     names = set(signature(build_model_with_cfg).parameters) - {"kwargs"}
     return names | {"features_only", "feature_cls", "out_indices"}
+
+
+def is_ours(architecture: str) -> bool:
+    """Whether a registered network is not one of timm's own, but of this package or of a module of the user's."""
+    module: str = timm.model_entrypoint(architecture).__module__
+    return module.partition(".")[0] != "timm"
+
+
+def own_arguments(architecture: str) -> set[str]:
+    """Return the names of the arguments in a registered network's own signature, and ``preset``.
+
+    They do not say what is fetched from where, as those of timm's builder do, so a file may give them. The signatures
+    are those of the networks in the module that registers it.
+
+    Args:
+        architecture: Registered name.
+    """
+    module = sys.modules[timm.model_entrypoint(architecture).__module__]
+    classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, nn.Module)]
+    spiking = [each for each in classes if issubclass(each, MSNN)]
+    builder = {*_builder_arguments(), *signature(timm.create_model).parameters}
+    return (_parameters(*(spiking or classes)) | {"num_classes", "in_chans", "preset"}) - builder
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in a plain value, lists and dictionaries in it included."""
+    stack = [value]
+    while stack:
+        match stack.pop():
+            case dict() as inner:
+                stack += inner.values()
+            case list() | tuple() as inner:
+                stack += inner
+            case int() | float() as number:
+                yield number
+
+
+def check_arguments(
+    arguments: Mapping[str, Any], allowed: Collection[str], source: object, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """Return arguments that a file gives for a network, if a file may give them.
+
+    Args:
+        arguments: Arguments by name.
+        allowed: Names of those that a file may give, see :func:`own_arguments`.
+        source: The file, for the message.
+        weights: Tensors of the file, if known. No number of a network that they fit is above all of their sizes.
+
+    Raises:
+        ConfigurationError: If another argument is among them, or a number is too large.
+    """
+    if refused := ", ".join(sorted(str(name) for name in arguments.keys() - set(allowed))):
+        raise ConfigurationError(
+            f"{source} is refused: it gives the network {refused}, and a file may give only arguments of the network's "
+            "own"
+        )
+    if weights is not None:
+        largest = max([len(weights), *(size for value in weights.values() for size in value.shape)])
+        for name, value in arguments.items():
+            if any(number > largest for number in _numbers(value)):
+                raise ConfigurationError(f"{source} is refused: its weights are not those of {name} {value!r}")
+    return dict(arguments)
 
 
 def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collection[str]) -> dict[str, Tensor]:
@@ -154,7 +246,7 @@ def create(
     Raises:
         ConfigurationError: If an argument is not known to either, or there are no weights.
     """
-    allowed = (set(signature(MSNN).parameters) | set(signature(network).parameters)) - {"mixer", "kwargs"}
+    allowed = _parameters(MSNN, network)
     for name in kwargs.keys() - allowed - _builder_arguments() - {"preset"}:
         raise ConfigurationError(
             f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted({*allowed, 'preset'}))}"
@@ -176,15 +268,21 @@ def create(
                 f"pretrained are {', '.join(timm.list_pretrained('msnn*')) or 'none'}"
             )
         cfg = get_arch_pretrained_cfgs(variant)[tagged[0]]
-    given_numbers = {"theta", "tau"} & kwargs.keys()
-    if cfg.file and Path(cfg.file).name == WEIGHTS_FILE:
+    stated = kwargs.get("pretrained_model_args") or {}  # what timm has read in the config.json of a local-dir or hf-hub
+    check_arguments(stated, allowed | {"preset"}, f"the config.json of {cfg.file or cfg.hf_hub_id}")
+    given_numbers = {name for name in ("theta", "tau") if name in kwargs and kwargs[name] != stated.get(name)}
+    if (folder := _folder(cfg)) is not None:
         # An entry says how its network was made, and its weights are read here, where their hash is checked.
-        folder = Path(cfg.file).parent
-        kwargs = {**read_config(folder)["network_kwargs"], **kwargs}
-        if pretrained:
-            cfg = replace(cfg, state_dict=read_weights(folder))
+        if cfg.source is not None:
+            cfg = entry_cfg(folder)
+        config, weights = read_config(folder), cfg.state_dict or (read_weights(folder) if pretrained else None)
+        if config["architecture"] != variant:
+            raise ConfigurationError(f"{folder} is of {config['architecture']}, not of {variant}")
+        kwargs = {**check_arguments(config["model_args"], allowed, folder / CONFIG_FILE, weights), **kwargs}
+        cfg = replace(cfg, state_dict=weights, url=None, hf_hub_id=None, custom_load=False)
     kwargs = {**(defaults or {}), **kwargs}
-    arguments = {name: value for name, value in kwargs.items() if name in allowed}
+    # All that decides what the network computes, so that later defaults leave it as it is.
+    arguments = {**_defaults(MSNN), **_defaults(network), **{k: v for k, v in kwargs.items() if k in allowed}}
     try:
         model: nn.Module = build_model_with_cfg(
             network,
@@ -195,13 +293,31 @@ def create(
             feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"},
             **kwargs,
         )
-    except RuntimeError as error:
-        if not (pretrained and "loading state_dict" in str(error)):
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever the values in a file make torch raise
+        if folder is None and not (pretrained and "loading state_dict" in str(error)):
             raise
-        raise ConfigurationError(f"{cfg.file} does not fit {variant}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"{folder or cfg.file} does not fit {variant}: {reason}") from error
     if isinstance(model, MSNN):
         model.architecture = variant
         model.arguments = {**arguments, "num_classes": model.num_classes, "in_chans": model.in_chans}
+        model._model_args = dict(model.arguments)  # type: ignore[assignment]  # which timm writes into a config.json
     # Else every copy of the network would carry its weights twice.
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
     return model
+
+
+def _folder(cfg: PretrainedCfg) -> Path | None:
+    """The folder of the zoo entry that a pretrained configuration is of, if it is of one."""
+    if cfg.source == "local-dir":
+        return Path(cfg.file) if is_entry(Path(cfg.file)) else None
+    return Path(cfg.file).parent if cfg.file and Path(cfg.file).name == WEIGHTS_FILE else None
+
+
+def _defaults(network: type[nn.Module]) -> dict[str, Any]:
+    """Defaults that are plain values, but for those that only training knows."""
+    parameters = signature(network).parameters.values()
+    plain = [p for p in parameters if isinstance(p.default, bool | int | float | str | tuple)]
+    return {p.name: p.default for p in plain if p.name not in ("drop_rate", "drop_path_rate")}

@@ -1,17 +1,22 @@
 """Zoo entries on disk: where they lie, what their ``config.json`` says, and weights read only if their hash is right.
 
-An entry is a folder named as timm names the network, ``<architecture>.<tag>``, with ``model.safetensors`` and
-``config.json``. Folders are looked for in ``$LIGHTNING_MSNN_ZOO``, in ``zoo/`` of a checkout and in the installed
-package, in this order; the first that has a name wins. Weights that are not in the folder are fetched from the ``url``
-in ``config.json``, if there is one, into the cache of ``torch.hub``.
+An entry is a folder named as timm names the network, ``<architecture>.<tag>``, with ``model.safetensors`` and a
+``config.json`` as timm writes it, so that ``timm.create_model("local-dir:<folder>")`` reads it too. Under
+:data:`FACTS` it has what timm does not know: the hash of the weights, the data, how they were made, measured figures.
+Folders are looked for in ``$LIGHTNING_MSNN_ZOO``, in ``zoo/`` of a checkout and in the installed package, in this
+order; the first that has a name wins. Weights that are not in the folder are fetched from the ``url`` among the facts,
+if there is one, into the cache of ``torch.hub``.
 """
 
 import hashlib
 import http.client
 import json
 import os
+import re
+import stat
 import warnings
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +29,13 @@ from lightning_msnn.errors import ConfigurationError, suggestion
 
 __all__ = [
     "CONFIG_FILE",
+    "FACTS",
     "NUMBERS",
     "WEIGHTS_FILE",
     "entries",
     "find",
     "fitting",
+    "is_entry",
     "read_config",
     "read_weights",
     "resolve",
@@ -39,22 +46,44 @@ __all__ = [
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
+FACTS = "lightning_msnn"
+"""Key of ``config.json`` under which an entry says what timm does not know."""
+
 NUMBERS = {"projection": ("theta", "theta_logit"), "decay": ("tau", "logit")}
 """Numbers that arguments of a network give, by the module that holds them: their names where fixed and where learnt."""
 
-_REQUIRED = {
-    "architecture": str,
-    "tag": str,
-    "num_classes": int,
-    "input_size": list,
-    "mean": list,
-    "std": list,
-    "class_names": list,
-    "network_kwargs": dict,
-    "sha256": str,
+_REQUIRED: dict[tuple[str, ...], dict[str, type]] = {
+    (): {"architecture": str, "num_classes": int, "label_names": list, "model_args": dict, "pretrained_cfg": dict},
+    ("pretrained_cfg",): {"tag": str, "input_size": list, "mean": list, "std": list},
+    (FACTS,): {"sha256": str},
 }
 
+_OPTIONAL: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "a number of at least 0": (
+        (int, float),
+        "top1* parameters time_steps spike_rate accumulates multiply_accumulates energy_joules* energy_images top5 "
+        "epochs steps seed",
+    ),
+    "text": (
+        str,
+        "weights command* recipe hardware date data_licence notes init_from teacher energy_sampling url",
+    ),
+    "an object": (dict, "data settings versions"),
+    "a list": (list, "logits_of_fixed_images"),
+}
+"""Facts that an entry may have: what each must be, and patterns of their names."""
+
+_TAG = re.compile(r"\w[\w.-]*", re.ASCII)
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+
 _SCHEMES = ("https://", "http://", "file://")  # the hash, not the way, says what is trusted
+
+_LARGEST = 1e30
+"""A bound of all numbers, so that none overflows."""
+
+_MAX_BYTES = 2**24
+"""Bytes of a ``config.json`` beyond which it is not read."""
 
 
 def zoo_folders() -> list[Path]:
@@ -63,7 +92,33 @@ def zoo_folders() -> list[Path]:
     folders = [package.parent / "zoo", package / "_zoo"]
     if environment := os.environ.get("LIGHTNING_MSNN_ZOO"):
         folders.insert(0, Path(environment))
-    return [folder for folder in folders if folder.is_dir()]
+    return [folder for folder in folders if os.path.isdir(folder)]
+
+
+def _content(folder: Path) -> Any:
+    """Read the JSON of a ``config.json``."""
+    file = folder / CONFIG_FILE
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:  # a pipe would never end
+            raise OSError(0, "no file of at most 16 MiB")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{folder} is not a zoo entry: it has no {CONFIG_FILE}") from error
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # JSON, encoding, or lists in lists without end
+        raise ConfigurationError(f"{file} is not JSON: {error}") from error
+
+
+def is_entry(folder: Path) -> bool:
+    """Whether a folder is an entry of ours, and not one that timm alone has written.
+
+    Raises:
+        ConfigurationError: If its ``config.json`` cannot be read.
+    """
+    content = _content(folder)
+    return isinstance(content, dict) and FACTS in content
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -72,52 +127,90 @@ def read_config(folder: Path) -> dict[str, Any]:
     Args:
         folder: Folder of the entry.
 
+    Returns:
+        ``architecture``, ``tag``, ``num_classes``, ``class_names``, ``input_size``, ``mean``, ``std``, ``model_args``
+        and the facts, in one dictionary.
+
     Raises:
-        ConfigurationError: If it is missing, is not JSON, or lacks a field.
+        ConfigurationError: If it is missing, is not JSON, or lacks a field or has one of another type.
     """
-    file = folder / CONFIG_FILE
-    try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"{folder} is not a zoo entry: it has no {CONFIG_FILE}") from error
-    except (ValueError, RecursionError) as error:  # JSON, encoding, or lists in lists without end
-        raise ConfigurationError(f"{file} is not JSON: {error}") from error
-    for field, kind in _REQUIRED.items():
-        if not isinstance(config, dict) or not isinstance(config.get(field), kind):
-            raise ConfigurationError(f"{file} has no field {field!r} of type {kind.__name__}")
-    shape, colours = config["input_size"], [*config["mean"], *config["std"]]
-    if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
+    file, content = folder / CONFIG_FILE, _content(folder)
+    for path, fields in _REQUIRED.items():
+        part = content
+        for key in path:
+            part = part.get(key)
+        for field, kind in fields.items():
+            if not isinstance(part, dict) or not isinstance(part.get(field), kind) or isinstance(part[field], bool):
+                raise ConfigurationError(f"{file} has no field {'.'.join((*path, field))!r} of type {kind.__name__}")
+    cfg, facts, names = content["pretrained_cfg"], content[FACTS], content["label_names"]
+    for allowed, (kinds, optional) in _OPTIONAL.items():
+        for field, value in facts.items():
+            if not any(fnmatchcase(field, pattern) for pattern in optional.split()):
+                continue
+            in_range = not isinstance(value, int | float) or (0 <= value < _LARGEST and not isinstance(value, bool))
+            if not isinstance(value, kinds) or not in_range:
+                raise ConfigurationError(f"{file} has {field} {value!r}, and {allowed} is needed")
+    shape, colours = cfg["input_size"], [*cfg["mean"], *cfg["std"]]
+    if len(shape) != 3 or not all(type(side) is int and 0 < side < 2**16 for side in shape):
         raise ConfigurationError(f"{file} has input_size {shape!r}, and [channels, height, width] is needed")
-    if len(config["mean"]) != len(config["std"]) or not all(type(value) in (int, float) for value in colours):
+    numbers = all(type(value) in (int, float) and abs(value) < _LARGEST for value in colours) and 0 not in cfg["std"]
+    if not numbers or not len(cfg["mean"]) == len(cfg["std"]) == shape[0]:
         raise ConfigurationError(
-            f"{file} has mean {config['mean']!r} and std {config['std']!r}, and numbers are needed"
+            f"{file} has mean {cfg['mean']!r} and std {cfg['std']!r}, and a number for each of {shape[0]} channels "
+            "is needed"
         )
-    if config["num_classes"] != len(config["class_names"]):
-        raise ConfigurationError(
-            f"{file} has num_classes {config['num_classes']}, but names {len(config['class_names'])} classes"
-        )
-    if f"{config['architecture']}.{config['tag']}" != folder.name:
-        raise ConfigurationError(f"{file} is of {config['architecture']}.{config['tag']}, not of {folder.name}")
-    url = config.get("url")
-    if url is not None and not (isinstance(url, str) and url.startswith(_SCHEMES)):
+    if content["num_classes"] != len(names) or not all(isinstance(name, str) for name in names):
+        raise ConfigurationError(f"{file} has num_classes {content['num_classes']}, but names {len(names)} classes")
+    if not _TAG.fullmatch(cfg["tag"]):
+        raise ConfigurationError(f"{file} has tag {cfg['tag']!r}, and letters, digits, '_', '-' and '.' are allowed")
+    if not _SHA256.fullmatch(facts["sha256"]):
+        raise ConfigurationError(f"{file} has sha256 {facts['sha256']!r}, and 64 hexadecimal digits are needed")
+    url = facts.get("url")
+    if url is not None and not url.startswith(_SCHEMES):
         raise ConfigurationError(f"{file} has url {url!r}, and one that starts with {', '.join(_SCHEMES)} is needed")
-    return config
+    own = {key: content[key] for key in ("architecture", "num_classes", "model_args")}
+    own |= {key: cfg[key] for key in ("tag", "input_size", "mean", "std")}
+    return {**facts, **own, "class_names": names}
 
 
-def entries() -> dict[str, Path]:
-    """Return the folders of all entries by timm name; a broken ``config.json`` is left out with a warning."""
+def _may_be_entry(folder: Path) -> bool:
+    try:
+        os.lstat(folder / CONFIG_FILE)
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError | NotADirectoryError)
+    return True
+
+
+def _scan() -> tuple[dict[str, Path], dict[str, ConfigurationError]]:
+    """Look for entries: their folders, and what is wrong with those that cannot be read, by timm name."""
     found: dict[str, Path] = {}
+    broken: dict[str, ConfigurationError] = {}
     for root in zoo_folders():
-        for file in sorted(root.glob(f"*/{CONFIG_FILE}")):
-            folder = file.parent
+        try:
+            folders = sorted(folder for folder in root.iterdir() if _may_be_entry(folder))
+        except OSError as error:
+            broken[str(root)] = ConfigurationError(f"{root} cannot be read: {error.strerror}")
+            continue
+        for folder in folders:
             if folder.name in found:
                 continue
             try:
-                read_config(folder)
+                config = read_config(folder)
+                name = f"{config['architecture']}.{config['tag']}"
+                if name != folder.name:
+                    raise ConfigurationError(f"{folder / CONFIG_FILE} is of {name}, not of {folder.name}")
             except ConfigurationError as error:
-                warnings.warn(f"zoo entry left out: {error}", stacklevel=2)
+                broken.setdefault(folder.name, error)
                 continue
             found[folder.name] = folder
+    return found, broken
+
+
+def entries() -> dict[str, Path]:
+    """Return the folders of all entries by timm name; what cannot be read is left out with a warning."""
+    found, broken = _scan()
+    for error in broken.values():
+        warnings.warn(f"zoo entry left out: {error}", stacklevel=2)
     return found
 
 
@@ -128,12 +221,14 @@ def find(name: str) -> Path:
         name: ``"msnn_resnet12.c100"`` or ``"msnn_resnet12_c100"``.
 
     Raises:
-        ConfigurationError: If there is no such entry.
+        ConfigurationError: If there is no such entry, or it cannot be read.
     """
-    known = entries()
-    spellings = {entry.replace(".", "_"): folder for entry, folder in known.items()}
-    if isinstance(name, str) and name.replace(".", "_") in spellings:
-        return spellings[name.replace(".", "_")]
+    known, broken = _scan()
+    for entry in (*known, *broken):
+        if isinstance(name, str) and entry.replace(".", "_") == name.replace(".", "_"):
+            if entry in known:
+                return known[entry]
+            raise broken[entry]
     raise ConfigurationError(
         f"unknown zoo entry {name!r}: allowed are {', '.join(known) or 'none'}{suggestion(str(name), known)}"
     )
@@ -175,7 +270,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         folder: Folder of the entry.
 
     Returns:
-        Tensors by name.
+        Tensors by name; those that are stored in 16 bits are float32.
 
     Raises:
         ConfigurationError: If the file is missing and cannot be fetched, its sha256 is not the one in
@@ -185,6 +280,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     expected = config["sha256"]
     file = _weights_file(folder, config)
     try:
+        if file.exists() and not file.is_file():
+            raise OSError(0, "no file")
         content = file.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"weights of {folder.name} cannot be read at {file}: {error.strerror}") from error
@@ -192,9 +289,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if actual != expected:
         raise ConfigurationError(f"{file} is refused: its sha256 is {actual}, {CONFIG_FILE} says {expected}")
     try:
-        return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
+        state = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: of a type that torch has not
         raise ConfigurationError(f"{file} is not a safetensors file: {error}") from error
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def fitting(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import glob
 import os
 import platform
 import zipfile
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import timm
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
-from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.models.registry import check_arguments, is_ours, own_arguments
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -73,6 +72,9 @@ def write_whole(content: Any, path: str | Path) -> None:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a Lightning checkpoint on the CPU; plain values only, so that no code in it can run.
 
+    Of a network it may give arguments of the network's own, and not what is fetched from where: ``pretrained`` is
+    false among the hyper-parameters that are returned, for the weights are in the checkpoint.
+
     Args:
         path: File that ``lightning-msnn fit`` or a Trainer has written.
 
@@ -80,7 +82,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         Its content.
 
     Raises:
-        ConfigurationError: If there is no such file or it is not a Lightning checkpoint.
+        ConfigurationError: If there is no such file, it is not a Lightning checkpoint, or gives other arguments.
     """
     if not Path(path).is_file():
         raise ConfigurationError(f"no checkpoint at {str(path)!r}: give the path of a .ckpt file")
@@ -101,12 +103,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise ConfigurationError(f"{str(path)!r} is not a checkpoint of Lightning: it has no 'state_dict'")
+    hparams = content.get("hyper_parameters")
+    if isinstance(hparams, dict):
+        name, given = hparams.get("network"), hparams.get("network_kwargs")
+        if isinstance(name, str) and timm.is_model(name) and isinstance(given, dict):
+            check_arguments(given, own_arguments(name), repr(str(path)))
+        if "pretrained" in hparams:
+            hparams["pretrained"] = False
     return content
 
 
 def is_checkpoint(source: str) -> bool:
     """Whether a name is that of a checkpoint's file, not of a network."""
     return Path(source).suffix == ".ckpt"
+
+
+def _plain(content: dict[str, Any], field: str) -> dict[str, Any]:
+    """Return a dictionary in a checkpoint, empty if there is none."""
+    value = content.get(field)
+    return {key: v for key, v in value.items() if isinstance(key, str)} if isinstance(value, dict) else {}
 
 
 def network_state(content: dict[str, Any]) -> dict[str, Tensor]:
@@ -116,41 +131,48 @@ def network_state(content: dict[str, Any]) -> dict[str, Tensor]:
 
     Args:
         content: Checkpoint of a :class:`lightning_msnn.tasks.SpikingClassifier`, as read.
+
+    Raises:
+        ConfigurationError: If one is no tensor, or says to be larger than what there is of it.
     """
-    prefix = "network."
-    return {k[len(prefix) :]: v.contiguous() for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    prefix, state = "network.", {}
+    for name, value in content["state_dict"].items():
+        if isinstance(name, str) and name.startswith(prefix):
+            whole = isinstance(value, Tensor) and value.layout is torch.strided
+            if not whole or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ConfigurationError(f"{name} of a checkpoint is no tensor that is stored whole")
+            state[name[len(prefix) :]] = value.contiguous()
+    return state
 
 
-def network_of(content: dict[str, Any], path: str | Path) -> nn.Module:
-    """Make the network of a checkpoint, with its weights.
+def network_of(content: dict[str, Any], path: str | Path, named: str | None = None) -> nn.Module:
+    """Make the network of a checkpoint, with its weights and none from elsewhere.
 
     Args:
         content: Checkpoint of a :class:`lightning_msnn.tasks.SpikingClassifier`, as read.
         path: Where it was read, for the message.
+        named: Registered name of a network of timm's own that the user expects there; others need not be named.
 
     Raises:
-        ConfigurationError: If it is of another task, names what is no network of timm's registry or has arguments that
-            would fetch files, or its weights do not fit its network.
+        ConfigurationError: If it is of another task, is of a network that is neither registered by this package or the
+            user's code nor named, gives arguments that are not of the network's own, or its weights do not fit.
     """
-    hparams = content.get("hyper_parameters", {})
-    name, arguments = hparams.get("network"), dict(content.get("network_arguments") or {})
-    if not arguments:
-        arguments = {**(hparams.get("network_kwargs") or {})}
-        arguments |= {key: hparams[key] for key in ("num_classes", "in_chans") if key in hparams}
-    elif isinstance(name, str):
-        name = name.partition(".")[0]  # the arguments of the entry that it was started from are there too
-    # A file may say how the network is made, but not what is fetched from where for it.
-    builder = {*signature(timm.create_model).parameters, *signature(build_model_with_cfg).parameters} - {"kwargs"}
-    refused = ", ".join(sorted(builder & arguments.keys()))
-    if refused or not isinstance(name, str) or not timm.is_model(name):
+    hparams, made = _plain(content, "hyper_parameters"), _plain(content, "network_arguments")
+    name = hparams.get("network")
+    if not isinstance(name, str) or not timm.is_model(name) or not (is_ours(name) or name == named):
         raise ConfigurationError(
-            f"{str(path)!r} is of network {name!r}{f' with {refused}' if refused else ''}, which is refused: "
-            "allowed are networks of timm's registry with arguments of their own"
+            f"{str(path)!r} is of network {name!r}, which is refused: allowed are "
+            f"{', '.join(timm.list_models('msnn*'))} and one that is named beside it"
         )
+    given = _plain(hparams, "network_kwargs") | {k: hparams[k] for k in ("num_classes", "in_chans") if k in hparams}
+    state = network_state(content)
+    check_arguments(made or given, own_arguments(name), repr(str(path)), state)
+    # The arguments of an entry that it was started from are among those with which the network was made.
+    name = name.partition(".")[0] if made else name
     try:
-        network: nn.Module = timm.create_model(name, **arguments)
-        network.load_state_dict(network_state(content))
-    except (RuntimeError, TypeError, AttributeError) as error:
+        network: nn.Module = timm.create_model(name, **(made or given))
+        network.load_state_dict(state)
+    except Exception as error:  # whatever the values in a file make torch raise
         reason = " ".join(str(error).split())
         raise ConfigurationError(
             f"{str(path)!r} is of network {name!r}, which cannot be made of it: {reason}"

@@ -45,8 +45,9 @@ class Teacher:
     It is no module, so that it is in no checkpoint, has no gradients and is not copied with the student.
 
     Args:
-        source: A checkpoint of :class:`lightning_msnn.tasks.SpikingClassifier` (a path that ends in ``.ckpt``), an
-            entry of the zoo, or any pretrained network of timm's.
+        source: A checkpoint of :class:`lightning_msnn.tasks.SpikingClassifier` (a path that ends in ``.ckpt``; where it
+            is of a network of timm's own, after its name, ``resnet18:<path>``), an entry of the zoo, or any pretrained
+            network of timm's.
         num_classes: Classes of the student.
         in_chans: Channels of the student's images.
 
@@ -63,11 +64,13 @@ class Teacher:
         self._scale: Tensor | None = None
         self._shift: Tensor | None = None
         if is_checkpoint(source):
-            content = read_checkpoint(source)
+            named, _, path = source.rpartition(":")
+            named, path = (named, path) if timm.is_model(named) else ("", source)
+            content = read_checkpoint(path)
             hparams = content.get("hyper_parameters", {})
             self._check(hparams.get("num_classes"), num_classes, "num_classes")
             self._check(hparams.get("in_chans"), in_chans, "in_chans")
-            network = network_of(content, source)
+            network = network_of(content, path, named)
             seen = content.get("preprocessing", {})
             self.mean, self.std = seen.get("mean"), seen.get("std")
         else:

@@ -4,7 +4,7 @@
 >>> zoo.load("msnn_resnet12_tiny_digits").num_classes
 10
 
-On the command line: ``python -m lightning_msnn.zoo list | info | verify | export | card | table``.
+On the command line: ``python -m lightning_msnn.zoo list | info | verify | measure | export | card | table``.
 """
 
 from importlib import import_module
@@ -14,18 +14,18 @@ from lightning_msnn.models.weights import resolve
 from lightning_msnn.zoo.loading import fixed_images, info, list_models, load, transforms
 
 if TYPE_CHECKING:
-    from lightning_msnn.zoo.exporting import export
-    from lightning_msnn.zoo.verification import DATA_OF_TAGS, TOLERANCE, evaluate, test_data, verify
+    from lightning_msnn.zoo.exporting import export, measure
+    from lightning_msnn.zoo.verification import TOLERANCES, evaluate, test_data, verify
 
 __all__ = [
-    "DATA_OF_TAGS",
-    "TOLERANCE",
+    "TOLERANCES",
     "evaluate",
     "export",
     "fixed_images",
     "info",
     "list_models",
     "load",
+    "measure",
     "resolve",
     "test_data",
     "transforms",
@@ -37,4 +37,5 @@ def __getattr__(name: str) -> Any:
     # When they are asked for: they take data modules and checkpoints, and so Lightning, which loading does not.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{'exporting' if name == 'export' else 'verification'}"), name)
+    module = "exporting" if name in ("export", "measure") else "verification"
+    return getattr(import_module(f"{__name__}.{module}"), name)

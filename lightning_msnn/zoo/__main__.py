@@ -6,11 +6,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.weights import entries, find
-from lightning_msnn.zoo.card import complete, table, write_card
-from lightning_msnn.zoo.exporting import export
+from lightning_msnn.models.weights import find, read_config
+from lightning_msnn.zoo.card import table, write_card
+from lightning_msnn.zoo.exporting import export, measure
 from lightning_msnn.zoo.loading import info, list_models
 from lightning_msnn.zoo.verification import verify
 
@@ -18,33 +19,36 @@ from lightning_msnn.zoo.verification import verify
 def _run(given: argparse.Namespace) -> str:
     """Do what the command line asks for; return what it prints."""
     if given.command == "list":
-        rows = []
-        for name in list_models(given.filter, pretrained=not given.all):
-            config = info(name) if name in entries() else {}
-            rows.append(f"{name:32s} {config.get('top1', '-')!s:>6} % top-1" if config else name)
+        known = list_models(given.filter)
+        rows = [f"{name:32s} {info(name).get('top1', '-')!s:>6} % top-1" for name in known]
+        if given.all:
+            rows += [name for name in list_models(given.filter, pretrained=False) if name not in known]
         return "\n".join(rows) or "no entry matches"
     if given.command == "info":
         return json.dumps(info(given.name), indent=2)
-    if given.command == "verify":
-        found = verify(given.name, given.data, given.batch_size, given.device, given.fuse)
-        return (
-            f"{find(given.name).name}: top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} % on {found['images']} "
-            f"test images; its card says {found['claimed']} %"
-        )
     if given.command == "table":
         return table(list_models())
     if given.command == "export":
         fields = json.loads(Path(given.fields).read_text(encoding="utf-8")) if given.fields else {}
         folder = export(given.checkpoint, given.name, given.folder, given.half, **fields)
         try:
-            complete(folder, given.data, given.checkpoint)
+            found = measure(folder, given.data)
         except ConfigurationError:
             shutil.rmtree(folder)
             raise
-        return f"{folder} made"
+        return f"{folder} made ({read_config(folder)['weights']} weights): {_accuracy(found)}"
     folder = find(given.name)
+    if given.command == "verify":
+        found = verify(given.name, given.data, given.batch_size, given.device, given.fuse)
+        return f"{folder.name} is what its card says: {_accuracy(found)}"
+    if given.command == "measure":
+        return f"{folder.name} measured anew: {_accuracy(measure(given.name, given.data, given.device))}"
     write_card(folder)
     return f"card of {folder.name} written"
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    return f"top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} % on {found['top1_images']} test images"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -61,22 +65,24 @@ def main(args: Sequence[str] | None = None) -> None:
     commands.add_parser("table", help="accuracy, spike rate and energy of all entries, in Markdown")
     for name, text in (
         ("info", "config.json of an entry"),
-        ("verify", "evaluate an entry on its test set; fails if its card is wrong"),
+        ("verify", "measure an entry on its test set; fails if any figure of its card is wrong"),
+        ("measure", "measure an entry on its test set, and write figures, picture and card anew"),
         ("card", "write the model card of an entry anew from its config.json"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("name", help="name of the entry")
-        if name == "verify":
+        if name in ("verify", "measure"):
             command.add_argument("--data", help="folder of the data set (digits need none)")
-            command.add_argument("--batch_size", type=int, default=250)
             command.add_argument("--device", help="device to evaluate on")
-            command.add_argument("--fuse", action="store_true", help="with batch norm folded")
+        if name == "verify":
+            command.add_argument("--batch_size", type=int, default=250)
+            command.add_argument("--fuse", action="store_true", help="accuracy with batch norm folded")
     exporting = commands.add_parser("export", help="make an entry of a checkpoint, measure it and write its card")
     exporting.add_argument("checkpoint", help="checkpoint of lightning-msnn fit")
     exporting.add_argument("name", help="<architecture>.<tag>")
     exporting.add_argument("--data", help="folder of the data set (digits need none)")
     exporting.add_argument("--folder", default="zoo", help="folder of the zoo (default: zoo)")
-    exporting.add_argument("--half", action="store_true", help="float16 weights, if they cost less than 0.1 points")
+    exporting.add_argument("--half", action="store_true", help="float16 weights; the figures are theirs")
     exporting.add_argument("--fields", help="JSON file of further fields: command, recipe, epochs, seed, hardware, ...")
     given = parser.parse_args(args)
     try:

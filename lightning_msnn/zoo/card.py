@@ -1,126 +1,55 @@
-"""Model cards of the zoo: figures measured into ``config.json``, and the page made of them."""
+"""Model cards of the zoo: pages made of what ``config.json`` says."""
 
 from __future__ import annotations
 
-import copy
-import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
+from lightning_msnn.models.weights import read_config
+from lightning_msnn.zoo.loading import info
 
-from lightning_msnn import __version__
-from lightning_msnn.energy import NETWORK, summarize
-from lightning_msnn.energy.pictures import draw_energy, png
-from lightning_msnn.energy.report import compare
-from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.twins import twins
-from lightning_msnn.models.weights import CONFIG_FILE, read_config, read_weights
-from lightning_msnn.runs.checkpoints import network_state, read_checkpoint
-from lightning_msnn.zoo.loading import fixed_images, info
-from lightning_msnn.zoo.verification import DATA_OF_TAGS, evaluate, test_data
-
-__all__ = ["complete", "table", "write_card"]
-
-SAMPLES = 512
-"""Test images on which spikes and operations are counted."""
-
-HALF_COST = 0.1
-"""Percentage points of top-1 that are too many for weights of half the size."""
+__all__ = ["PICTURE", "table", "write_card"]
 
 PICTURE = "energy.png"
+"""File of an entry with its energy by layer."""
+
+_ENERGIES = {
+    "energy_joules": "arithmetic",
+    "energy_joules_zeros_skipped": "arithmetic, zeros skipped",
+    "energy_joules_memory": "with memory traffic (SRAM)",
+    "energy_joules_memory_zeros_skipped": "with memory traffic, zeros skipped",
+}
 
 
-def _versions() -> dict[str, str]:
-    import lightning
-    import torchvision
-
-    modules = {"torch": torch, "torchvision": torchvision, "lightning": lightning, "timm": timm}
-    return {"lightning_msnn": __version__, **{name: m.__version__.split("+")[0] for name, m in modules.items()}}
+_TABLE = "| energy of one image, 45 nm CMOS | network | ANN twin with these weights | times less |\n|---|---|---|---|"
 
 
-def _write(folder: Path, config: dict[str, Any]) -> None:
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _micro(joules: float) -> str:
+    return f"{float(f'{joules * 1e6:.3g}'):g} µJ"  # three digits, and no exponent
 
 
-def complete(folder: Path, data: str | Path | None, checkpoint: str | Path) -> None:
-    """Measure an entry on its test set, write the figures into its ``config.json``, and its card.
-
-    Args:
-        folder: Folder of the entry.
-        data: Folder of the data set; digits need none.
-        checkpoint: Checkpoint that the entry was made of, with the weights before they were cut to 16 bits.
-
-    Raises:
-        ConfigurationError: If the data is not there, or 16 bits cost :data:`HALF_COST` points of top-1 or more.
-    """
-    config = read_config(folder)
-    architecture, classes, channels = config["architecture"], config["num_classes"], config["input_size"][0]
-    # In the memory format that entries are loaded in: another one rounds otherwise, which moves a few images.
-    network = timm.create_model(architecture, num_classes=classes, in_chans=channels, **config["network_kwargs"]).eval()
-    network.load_state_dict(read_weights(folder))
-    module = test_data(config, data, 250)
-    found = evaluate(network, module)
-    if config["weights"] != "float32":
-        whole = copy.deepcopy(network)
-        whole.load_state_dict(network_state(read_checkpoint(checkpoint)))
-        config["top1_float32"] = round(evaluate(whole, module)["top1"], 2)
-        if config["top1_float32"] - found["top1"] >= HALF_COST:
-            raise ConfigurationError(
-                f"{config['weights']} weights have a top-1 of {found['top1']:.2f} % and those of {str(checkpoint)!r} "
-                f"of {config['top1_float32']:.2f} %: keep all 32 bits, for less than {HALF_COST} points may be lost"
-            )
-    batches = (module.on_after_batch_transfer(batch, 0)[0] for batch in module.test_dataloader())
-    records, _ = compare(network, partial(twins, network), batches, SAMPLES)
-    summaries = {column: summarize(record) for column, record in records.items()}
-    own = summaries[NETWORK]
-    counts = own["counts"]
-    with torch.no_grad():
-        logits = network(fixed_images(config))
-    config |= {
-        "top1": round(found["top1"], 2),
-        "top5": round(found["top5"], 2),
-        "top1_images": found["images"],
-        "time_steps": getattr(network, "time_steps", 1),
-        "parameters": own["parameters"],
-        "accumulates": round(counts["accumulates"]),
-        "multiply_accumulates": round(counts["multiply_accumulates"]),
-        "energy_joules": own["energy"]["total"],
-        "energy_images": records[NETWORK].samples,
-        "energy_profile": "cmos_45nm",
-        "versions": _versions(),
-        "logits_of_fixed_images": [[round(v, 6) for v in row] for row in logits.tolist()],
-    }
-    if "ANN twin" in summaries:  # a twin has none, and no spikes
-        config["spike_rate"] = round(own["spike_rate"], 4)
-        config["energy_joules_ann_twin"] = summaries["ANN twin"]["energy"]["total"]
-    _write(folder, config)
-    (folder / PICTURE).write_bytes(png(draw_energy(own)))
-    write_card(folder)
-
-
-def _energy(config: dict[str, Any]) -> str:
-    if "energy_joules" not in config:
-        return "-"
-    own, ann = config["energy_joules"], config.get("energy_joules_ann_twin")
-    three_digits = float(f"{own * 1e6:.3g}")  # and no exponent
-    return f"{three_digits:g} µJ" + ("" if ann is None else f" ({ann / own:.1f} times less than the ANN twin)")
+def _times(config: dict[str, Any], name: str) -> str:
+    """How many times less a network takes than its ANN twin."""
+    own, twin = config.get(name), config.get(f"{name}_ann_twin")
+    return f"{twin / own:.1f}" if own and twin else "-"
 
 
 def _analogue(config: dict[str, Any]) -> str:
     """Name the parts of a network whose inputs are no spikes."""
-    if not config["network_kwargs"].get("spiking", True):
+    if not config["model_args"].get("spiking", True):
         return "all of them: neurons are rectifiers"
     parts = {
         "stem": True,
         "patch merging": True,
         "state of the recurrent cells": config["architecture"].startswith("msnn_rnn"),
-        "channel mixers": config["network_kwargs"].get("mlp") == "gelu",
+        "channel mixers": config["model_args"].get("mlp") == "gelu",
         "read-out": True,
     }
     return ", ".join(part for part, there in parts.items() if there)
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def write_card(folder: Path) -> None:
@@ -130,56 +59,62 @@ def write_card(folder: Path) -> None:
         folder: Folder of the entry.
 
     Raises:
-        ConfigurationError: If it is no entry.
+        ConfigurationError: If its ``config.json`` is broken.
     """
     config = read_config(folder)
+    given = config.get
     channels, height, width = config["input_size"]
-    colours = "grey" if channels == 1 else "RGB"
-    whole = f" (with all 32 bits, top-1 is {config['top1_float32']} %)" if "top1_float32" in config else ""
-    counted = f"on {config.get('energy_images')} test images"
-    kind = DATA_OF_TAGS.get(config["tag"].partition("_")[0], "the data")
-    data = "" if kind == "Digits" else f" --data <folder of {kind}>"
+    colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
+    name, path = f"{config['architecture']}.{config['tag']}", str(config.get("data", {}).get("class_path", "-"))
+    sampled = config.get("energy_sampling", "the first of the data set")
+    length = [f"{config[unit]} {unit}" for unit in ("epochs", "steps") if unit in config]
+    run = [given("recipe"), *length, f"seed {given('seed')}" if "seed" in config else None]
+    counts = {field: f"{given(field, 0) / 1e6:.2f} M for an image" for field in ("accumulates", "multiply_accumulates")}
+    # A row is there if the field that it is about is.
     rows = [
-        ("test top-1", f"{config.get('top1')} % of {config.get('top1_images')} images that no training has seen"),
-        ("test top-5", f"{config['top5']} %" if "top5" in config else "-"),
-        ("time steps", str(config.get("time_steps", 1))),
+        ("top1", "test top-1", f"{given('top1')} % of {given('top1_images')} images that no training has seen"),
+        ("top5", "test top-5", f"{given('top5')} %"),
         (
-            "spike rate",
-            f"{config['spike_rate']} spikes per neuron and image, {counted}" if "spike_rate" in config else "-",
-        ),
-        ("accumulates", f"{config['accumulates'] / 1e6:.2f} M for an image" if "accumulates" in config else "-"),
-        (
-            "multiply-accumulates",
-            f"{config['multiply_accumulates'] / 1e6:.2f} M for an image ({_analogue(config)})"
-            if "multiply_accumulates" in config
-            else "-",
-        ),
-        ("energy, 45 nm CMOS", f"{_energy(config)}, {counted}" if "energy_joules" in config else "-"),
-        ("weights", f"{config.get('weights', 'float32')}{whole}, sha256 `{config['sha256']}`"),
-        ("made by", f"`{config.get('command')}`, then `python -m lightning_msnn.zoo export`"),
-        ("started from", f"`{config['init_from']}`" if "init_from" in config else "-"),
-        ("learnt also from", f"`{config['teacher']}`" if "teacher" in config else "-"),
-        (
+            "top1_ann_twin",
             "its twin with rectifiers, trained alike",
-            f"{config['top1_ann_twin']} % top-1 (`{config['command_ann_twin']}`)" if "top1_ann_twin" in config else "-",
+            f"{given('top1_ann_twin')} % top-1 (`{given('command_ann_twin')}`)",
         ),
-        ("recipe", f"{config.get('recipe')}, {config.get('epochs')} epochs, seed {config.get('seed')}"),
-        ("on", f"{config.get('hardware')}, {config.get('date')}"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())),
-        ("data", str(config.get("data_licence"))),
+        ("time_steps", "time steps", f"{given('time_steps')}"),
+        ("parameters", "parameters", f"{given('parameters', 0):,}"),
+        ("spike_rate", "spike rate", f"{given('spike_rate')} spikes per neuron and image"),
+        ("accumulates", "accumulates", counts["accumulates"]),
+        ("multiply_accumulates", "multiply-accumulates", f"{counts['multiply_accumulates']} ({_analogue(config)})"),
+        ("energy_images", "spikes and operations", f"counted on {given('energy_images')} test images, {sampled}"),
+        ("sha256", "weights", f"{given('weights', 'float32')}, sha256 `{given('sha256')}`"),
+        ("command", "made by", f"`{given('command')}`, then `python -m lightning_msnn.zoo export`"),
+        ("init_from", "started from", f"`{given('init_from')}`"),
+        ("teacher", "learnt also from", f"`{given('teacher')}`"),
+        (None, "recipe", ", ".join(part for part in run if part)),
+        ("settings", "settings", _listed(given("settings", {}))),
+        (None, "on", ", ".join(config[part] for part in ("hardware", "date") if part in config)),
+        ("versions", "versions", _listed(given("versions", {}))),
+        (None, "data", ", ".join(part for part in (f"`{path}`", given("data_licence")) if part)),
     ]
+    energies = [
+        f"| {title} | {_micro(config[field])} | {_micro(twin) if twin else '-'} | {_times(config, field)} |"
+        for field, title in _ENERGIES.items()
+        if field in config
+        for twin in [given(f"{field}_ann_twin")]
+    ]
+    data = "" if path.endswith(".Digits") else f" --data <folder of {path.rpartition('.')[2]}>"
     lines = [
-        f"# {folder.name}",
+        f"# {name}",
         "",
         f"`{config['architecture']}` for {config['num_classes']} classes of {height}x{width} {colours} images.",
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows if value != "-"),
+        *(f"| {title} | {text} |" for field, title, text in rows if text and (field is None or field in config)),
         "",
+        *([_TABLE, *energies, ""] if energies else []),
         *([config["notes"], ""] if "notes" in config else []),
-        f"Load it by `lightning_msnn.zoo.load({folder.name.replace('.', '_')!r})`, and check it by "
-        f"`python -m lightning_msnn.zoo verify {folder.name}{data}`.",
+        f"Load it by `lightning_msnn.zoo.load({name.replace('.', '_')!r})`, and check it by "
+        f"`python -m lightning_msnn.zoo verify {name}{data}`.",
         *(["", f"![Energy by layer]({PICTURE})"] if (folder / PICTURE).is_file() else []),
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -191,11 +126,14 @@ def table(names: list[str]) -> str:
     Args:
         names: Names of the entries.
     """
-    rows = ["| entry | test top-1 | spike rate | energy, 45 nm CMOS | made on |", "|---|---|---|---|---|"]
+    head = ["entry", "test top-1", "top-1 of its trained twin", "spike rate", "energy, 45 nm CMOS"]
+    head += ["times less than the ANN twin", "zeros skipped", "with memory traffic", "both"]
+    rows = [head, ["---"] * len(head)]
     for name in names:
         config = info(name)
-        rows.append(
-            f"| `{name}` | {config.get('top1')} % of {config.get('top1_images')} | {config.get('spike_rate', '-')} | "
-            f"{_energy(config)} | {config.get('hardware')}, {config.get('date')} |"
-        )
-    return "\n".join(rows)
+        top1 = f"{config['top1']} % of {config.get('top1_images')}" if "top1" in config else "-"
+        twin = f"{config['top1_ann_twin']} %" if "top1_ann_twin" in config else "-"
+        energy = _micro(config["energy_joules"]) if "energy_joules" in config else "-"
+        cells = [f"`{name}`", top1, twin, str(config.get("spike_rate", "-")), energy]
+        rows.append([*cells, *(_times(config, field) for field in _ENERGIES)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

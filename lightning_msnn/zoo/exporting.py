@@ -1,67 +1,94 @@
-"""A zoo entry made of a Lightning checkpoint."""
+"""A zoo entry made of a Lightning checkpoint, and its figures measured."""
 
+import datetime
 import hashlib
 import json
 import shutil
 import tempfile
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import lightning
 import safetensors.torch
 import timm
+import torch
+import torchvision
+from lightning.pytorch import LightningDataModule
+from timm.models._hub import save_config_for_hf
 
+from lightning_msnn import __version__
+from lightning_msnn import data as data_sets
+from lightning_msnn.energy import summarize
+from lightning_msnn.energy.pictures import draw_energy, png
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.msnn import MSNN
-from lightning_msnn.models.registry import PRESETS
-from lightning_msnn.models.weights import CONFIG_FILE, WEIGHTS_FILE
-from lightning_msnn.runs.checkpoints import network_state, read_checkpoint
+from lightning_msnn.models.registry import default_cfg, is_ours
+from lightning_msnn.models.weights import CONFIG_FILE, FACTS, WEIGHTS_FILE, find, read_config
+from lightning_msnn.runs.checkpoints import network_of, network_state, read_checkpoint
+from lightning_msnn.zoo.card import PICTURE, write_card
+from lightning_msnn.zoo.verification import BATCH, figures, test_data
 
-__all__ = ["export"]
+__all__ = ["export", "measure"]
+
+_NOT_SETTINGS = {
+    *("network", "num_classes", "in_chans", "network_kwargs", "pretrained", "init_from", "teacher", "seed"),
+    *("root", "cache_dir", "folder", "download", "num_workers", "pin_memory"),
+}
+"""Hyper-parameters that an entry says elsewhere, or that are of the machine."""
 
 
-def _pinned() -> dict[str, Any]:
-    """Return the defaults that decide what a network computes, so that later ones leave an entry as it is."""
-    free = {"mixer", "in_chans", "num_classes", "global_pool", "depths", "widths", "drop_rate", "drop_path_rate"}
-    return {name: p.default for name, p in signature(MSNN).parameters.items() if name not in free}
+def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
+    """What a checkpoint knows of the run that wrote it."""
+    hparams, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters") or {}
+    name = str(content["preprocessing"].get("data"))
+    if name in data_sets.__all__:
+        name = f"{data_sets.__name__}.{name}"
+    seeds = [part["shuffle_seed"] for part in content.values() if isinstance(part, dict) and "shuffle_seed" in part]
+    settings = {key: v for key, v in {**data, **hparams}.items() if key not in _NOT_SETTINGS and v is not None}
+    facts = {
+        "data": {"class_path": name},
+        # What it takes to make the entry includes what these took.
+        "init_from": content.get("started_from"),
+        "teacher": hparams.get("teacher"),
+        "epochs": content["loops"]["fit_loop"]["epoch_progress"]["total"]["started"] if "loops" in content else None,
+        "steps": content.get("global_step"),
+        "seed": seeds[0] if seeds else None,
+        "date": datetime.date.fromtimestamp(Path(checkpoint).stat().st_mtime).isoformat(),
+        "settings": settings,
+    }
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: bool = False, **fields: Any) -> Path:
-    """Make a zoo entry of a Lightning checkpoint.
+    """Make a zoo entry of a Lightning checkpoint, with a card of what the run knows; nothing is measured.
 
     The weights are those that the checkpoint evaluates with: the moving average where there is one.
 
     Args:
         checkpoint: Checkpoint of a :class:`lightning_msnn.tasks.SpikingClassifier`.
-        name: timm name of the entry, ``<architecture>.<tag>``.
+        name: timm name of the entry, ``<architecture>.<tag>``, with any tag.
         folder: Folder of the zoo.
         half: Whether to keep the weights in float16; the network that loads them still computes in float32.
-        **fields: Further fields of ``config.json``, such as recipe and figures; plain values.
+        **fields: Further facts for ``config.json``, such as command, recipe and hardware; plain values.
 
     Returns:
         The folder of the entry.
 
     Raises:
-        ConfigurationError: If the checkpoint cannot be read or is of another network, a weight is beyond float16, or
-            the entry exists.
+        ConfigurationError: If the checkpoint cannot be read or is of another network, a weight is beyond float16, a
+            field is not of its type, or the entry exists.
     """
     content = read_checkpoint(checkpoint)
-    hparams, data = content.get("hyper_parameters", {}), content.get("preprocessing", {})
+    seen = content.get("preprocessing")
     architecture, _, tag = name.partition(".")
-    if not tag or not timm.is_model(architecture):
+    if not tag or not timm.is_model(architecture) or not is_ours(architecture):
         raise ConfigurationError(f"an entry is named <architecture>.<tag>, not {name!r}")
-    if str(hparams.get("network")).partition(".")[0] != architecture or not data:
-        raise ConfigurationError(
-            f"{str(checkpoint)!r} is of network {hparams.get('network')!r}, not of {architecture!r}"
-        )
+    network_name = content.get("hyper_parameters", {}).get("network")
+    if str(network_name).partition(".")[0] != architecture or not seen:
+        raise ConfigurationError(f"{str(checkpoint)!r} is of network {network_name!r}, not of {architecture!r}")
     target = Path(folder) / name
     if target.exists():
         raise ConfigurationError(f"{target} exists: remove it to make the entry anew")
-    given = dict(hparams.get("network_kwargs") or {})
-    given = PRESETS[given.pop("preset", "default")] | given | content.get("network_arguments", {})
-    for stated in ("num_classes", "in_chans"):
-        given.pop(stated, None)
-    state = network_state(content)
+    network, state = network_of(content, checkpoint), network_state(content)
     if half:
         for key, value in state.items():
             if value.is_floating_point():
@@ -69,27 +96,60 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
                 if not state[key].isfinite().all():
                     raise ConfigurationError(f"{key} of {str(checkpoint)!r} has values beyond float16")
     weights = safetensors.torch.save(state, {"format": "pt"})
-    config = {
-        "architecture": architecture,
-        "tag": tag,
-        "num_classes": hparams["num_classes"],
-        "input_size": [hparams["in_chans"], data["image_size"], data["image_size"]],
-        "mean": data["mean"],
-        "std": data["std"],
-        "class_names": content["class_names"],
-        "network_kwargs": _pinned() | given,
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "weights": "float16" if half else "float32",
-    }
-    # What it takes to make the entry includes what these took.
-    origin = {"init_from": content.get("started_from"), "teacher": hparams.get("teacher")}
-    config |= {key: name for key, name in origin.items() if name is not None}
-    config |= fields
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:
         made = Path(temporary) / name
         made.mkdir()
         (made / WEIGHTS_FILE).write_bytes(weights)
-        (made / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        try:
+            size, mean, std = seen["image_size"], tuple(seen["mean"]), tuple(seen["std"])
+            network.pretrained_cfg = default_cfg(  # type: ignore[assignment]
+                size, len(content["class_names"]), len(mean), mean=mean, std=std, architecture=architecture, tag=tag
+            )
+            facts = {
+                "sha256": hashlib.sha256(weights).hexdigest(),
+                "weights": "float16" if half else "float32",
+                **_run(content, checkpoint),
+                **fields,
+            }
+            save_config_for_hf(network, made / CONFIG_FILE, {"label_names": content["class_names"], FACTS: facts})
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__} {error}"
+            raise ConfigurationError(f"{str(checkpoint)!r} does not say what images it is for: {reason}") from error
+        write_card(made)
         shutil.move(made, target)
     return target
+
+
+def _versions() -> dict[str, str]:
+    modules = {"torch": torch, "torchvision": torchvision, "lightning": lightning, "timm": timm}
+    return {"lightning_msnn": __version__, **{name: m.__version__.split("+")[0] for name, m in modules.items()}}
+
+
+def measure(
+    entry: str | Path, data: str | Path | LightningDataModule | None = None, device: str | torch.device | None = None
+) -> dict[str, Any]:
+    """Measure an entry on its test set, and write figures, picture and card into its folder.
+
+    Args:
+        entry: Name of the entry, in either spelling, or its folder.
+        data: Folder of the data set; digits need none. Or the data module itself.
+        device: Device to measure on.
+
+    Returns:
+        The figures, by the name that ``config.json`` has for them.
+
+    Raises:
+        ConfigurationError: If there is no such entry or data.
+    """
+    folder = entry if isinstance(entry, Path) else find(entry)
+    config = read_config(folder)
+    # In the memory format that entries are loaded in: another one rounds otherwise, which moves a few images.
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(device)
+    found, record = figures(config, network, test_data(config, data, BATCH), device)
+    content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    content[FACTS] |= found | {"versions": _versions()}
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / PICTURE).write_bytes(png(draw_energy(summarize(record))))
+    write_card(folder)
+    return found

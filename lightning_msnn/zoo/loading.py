@@ -1,16 +1,17 @@
 """Trained networks by name, verified by hash, with their preprocessing."""
 
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
 import timm
 import torch
 from timm.data import create_transform, resolve_data_config
-from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from lightning_msnn.models.registry import entry_cfg
-from lightning_msnn.models.weights import entries, find, read_config
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.models.registry import entry_cfg, is_ours, own_arguments
+from lightning_msnn.models.weights import entries, find, read_config, read_weights
 from lightning_msnn.nn.folding import fold_batch_norm
 
 __all__ = ["fixed_images", "info", "list_models", "load", "transforms"]
@@ -30,7 +31,7 @@ def list_models(filter: str = "*", pretrained: bool = True) -> list[str]:
 
 
 def info(name: str) -> dict[str, Any]:
-    """Return the ``config.json`` of an entry: its network, recipe and measured figures.
+    """Return what ``config.json`` says of an entry: its network, preprocessing, class names, recipe and figures.
 
     Args:
         name: Name of the entry, in either spelling.
@@ -39,13 +40,6 @@ def info(name: str) -> dict[str, Any]:
         ConfigurationError: If there is no such entry.
     """
     return read_config(find(name))
-
-
-def _cfg(name: str) -> PretrainedCfg:
-    """Return timm's configuration of an entry, also of one that came after the package was imported."""
-    folder = find(name)
-    architecture, _, tag = folder.name.partition(".")
-    return PretrainedCfg(**entry_cfg(folder), architecture=architecture, tag=tag)
 
 
 def load(
@@ -61,18 +55,30 @@ def load(
 
     Args:
         name: Name of the entry, in either spelling.
-        pretrained: Whether to load its weights, whose sha256 is checked.
+        pretrained: Whether to load its weights, whose sha256 is checked; nothing else is ever loaded.
         num_classes: Classes of a new read-out; by default the entry's own, with its weights.
         in_chans: Channels of the images; by default the entry's own. The stem is adapted as timm adapts its own.
         device: Device to move the network to.
-        fuse: Fold batch norm into synapses and thresholds: the same outputs, faster, for inference only.
-        **kwargs: Further arguments of the network.
+        fuse: Fold batch norm into synapses and thresholds, which is faster, for inference only. Sums are rounded
+            otherwise, so that a membrane next to its threshold may fire or not: logits of 2 to 3 % of the images
+            change, and hardly ever the class. A gradient to the input is refused.
+        **kwargs: Further arguments of the network, or ``features_only`` and ``out_indices`` of timm's.
 
     Raises:
         ConfigurationError: If there is no such entry, its files are not what they should be, or an argument is not
             allowed.
     """
-    cfg = _cfg(name)
+    folder = find(name)
+    cfg = entry_cfg(folder)
+    if not timm.is_model(cfg.architecture) or not is_ours(cfg.architecture):
+        raise ConfigurationError(
+            f"{folder} is of {cfg.architecture}, which is refused: allowed are {', '.join(timm.list_models('msnn*'))} "
+            "and networks of modules that you have imported"
+        )
+    cfg = replace(cfg, state_dict=read_weights(folder) if pretrained else None)
+    allowed = own_arguments(cfg.architecture) | {"features_only", "out_indices", "feature_cls"}
+    if others := ", ".join(sorted(kwargs.keys() - allowed)):
+        raise ConfigurationError(f"{others} is not an argument of {name}: allowed are {', '.join(sorted(allowed))}")
     model: nn.Module = timm.create_model(
         cfg.architecture, pretrained, pretrained_cfg=cfg, num_classes=num_classes, in_chans=in_chans, **kwargs
     )
@@ -89,14 +95,14 @@ def transforms(name: str) -> Any:
     Raises:
         ConfigurationError: If there is no such entry.
     """
-    return create_transform(**resolve_data_config(_cfg(name).to_dict()))
+    return create_transform(**resolve_data_config(entry_cfg(find(name)).to_dict()))
 
 
 def fixed_images(config: dict[str, Any]) -> Tensor:
     """Return two images that are the same everywhere, to compare logits with those of a card.
 
     Args:
-        config: ``config.json`` of the entry.
+        config: What :func:`info` says of the entry.
 
     Returns:
         Images ``(2, C, H, W)``, normalised as the entry's data.

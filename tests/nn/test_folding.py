@@ -85,3 +85,15 @@ def test_leaves_other_encoders_alone():
 def test_refuses_training_mode():
     with pytest.raises(ConfigurationError, match="evaluation mode"):
         fold_batch_norm(make("msnn_resnet12_tiny").train())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_refuses_a_gradient_to_the_input(name):
+    """A comparison has none, so that of the whole would be wrong, and silently."""
+    folded = fold_batch_norm(varied(make(name)))
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    with pytest.raises(ConfigurationError, match="no gradient to its input: load the network without fuse"):
+        folded(x)
+    with torch.no_grad():
+        assert folded(x).shape == (2, 10)
+    assert folded(x.detach()).shape == (2, 10)

@@ -18,7 +18,6 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import Rectifier, Spike
 from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier, Teacher, distillation_loss
-from lightning_msnn.zoo import card as cards
 from lightning_msnn.zoo.__main__ import main as zoo_main
 
 NETWORK = {"depths": [1, 1], "widths": [8, 8]}
@@ -134,14 +133,13 @@ def test_a_twin_trains_and_is_exported(tmp_path, monkeypatch):
     again = SpikingClassifier.load_from_checkpoint(tmp_path / "x.ckpt").eval()
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(again(x), module.eval()(x))
-    monkeypatch.setattr(cards, "SAMPLES", 250)  # one batch
     name, folder = "msnn_resnet12_tiny.digits_relu", tmp_path / "zoo"
     zoo_main(["export", str(tmp_path / "x.ckpt"), name, "--folder", str(folder)])
     card = (folder / name / "README.md").read_text()
     assert "neurons are rectifiers" in card
     assert "spike rate" not in card
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(folder))
-    assert zoo.verify(name)["images"] == 359
+    assert zoo.verify(name)["top1_images"] == 359
     loaded = zoo.load("msnn_resnet12_tiny_digits_relu")
     torch.testing.assert_close(loaded(x), module(x))
     assert not any(isinstance(m, Spike) for m in loaded.modules())
@@ -196,25 +194,29 @@ def test_teachers_that_are_refused(given, message):
         (
             "resnet18",
             {"pretrained": True, "cache_dir": "/x"},
-            "'resnet18' with cache_dir, pretrained, which is refused",
+            "gives the network cache_dir, pretrained",
         ),
-        ("resnet18", {"pretrained_cfg": {"url": "http://x"}}, "with pretrained_cfg, which is refused"),
-        ("resnet18", {"checkpoint_path": "/x"}, "with checkpoint_path, which is refused"),
-        ("resnet18", {"colour": 1}, "is of network 'resnet18', which cannot be made of it"),
+        ("resnet18", {"pretrained_cfg": {"url": "http://x"}}, "gives the network pretrained_cfg"),
+        ("resnet18", {"checkpoint_path": "/x"}, "gives the network checkpoint_path"),
+        ("resnet18", {"colour": 1}, "gives the network colour"),
+        ("resnet18", {}, "is of network 'resnet18', which cannot be made of it"),
         ("msnn_resnet12_tiny", {"windows": "grid"}, "which cannot be made of it"),
     ],
 )
 @pytest.mark.parametrize("field", ["network_kwargs", "network_arguments"])
 def test_a_strangers_checkpoint_is_refused(tmp_path, network, arguments, message, field):
     hparams = {"network": network, "num_classes": 3, "in_chans": 3}
-    content = {"state_dict": {"network.w": torch.zeros(1)}, "hyper_parameters": hparams}
+    content = {"state_dict": {"network.w": torch.zeros(64)}, "hyper_parameters": hparams}
     if field == "network_kwargs":
         hparams[field] = arguments
     else:
         content[field] = {**arguments, "num_classes": 3}
     torch.save(content, tmp_path / "y.ckpt")
     with pytest.raises(ConfigurationError, match=message):
-        Teacher(str(tmp_path / "y.ckpt"), 3, 3)
+        Teacher(f"{'resnet18:' if network == 'resnet18' else ''}{tmp_path / 'y.ckpt'}", 3, 3)
+    if network == "resnet18" and not arguments:
+        with pytest.raises(ConfigurationError, match="is of network 'resnet18', which is refused"):
+            Teacher(str(tmp_path / "y.ckpt"), 3, 3)
 
 
 @pytest.mark.parametrize(
