@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightning_msnn.energy import FACTORS
 from lightning_msnn.models.weights import read_config
 from lightning_msnn.zoo.loading import info
+from lightning_msnn.zoo.verification import ENERGIES
 
 __all__ = ["PICTURE", "table", "write_card"]
 
 PICTURE = "energy.png"
 """File of an entry with its energy by layer."""
 
-_ENERGIES = {
-    "energy_joules": "arithmetic",
-    "energy_joules_zeros_skipped": "arithmetic, zeros skipped",
-    "energy_joules_memory": "with memory traffic (SRAM)",
-    "energy_joules_memory_zeros_skipped": "with memory traffic, zeros skipped",
-}
-
+_ENERGIES = {field: FACTORS[way] for field, way in ENERGIES.items()}
 
 _TABLE = "| energy of one image, 45 nm CMOS | network | ANN twin with these weights | times less |\n|---|---|---|---|"
 

@@ -18,7 +18,6 @@ from timm.models._hub import save_config_for_hf
 
 from lightning_msnn import __version__
 from lightning_msnn import data as data_sets
-from lightning_msnn.energy import summarize
 from lightning_msnn.energy.pictures import draw_energy, png
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.registry import default_cfg, is_ours
@@ -146,10 +145,10 @@ def measure(
     config = read_config(folder)
     # In the memory format that entries are loaded in: another one rounds otherwise, which moves a few images.
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(device)
-    found, record = figures(config, network, test_data(config, data, BATCH), device)
+    found, summary = figures(config, network, test_data(config, data, BATCH), device)
     content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     content[FACTS] |= found | {"versions": _versions()}
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (folder / PICTURE).write_bytes(png(draw_energy(summarize(record))))
+    (folder / PICTURE).write_bytes(png(draw_energy(summary)))
     write_card(folder)
     return found

@@ -1,43 +1,28 @@
 """Figures of an entry: measured on its real test set, and compared with those of its card."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_msnn import data as data_sets
-from lightning_msnn.data.base import ImageDataModule, stratified_split
-from lightning_msnn.energy import OperationCounter, Record, energy, spike_rate, synaptic_operations
+from lightning_msnn.data.base import ImageDataModule
+from lightning_msnn.energy import FACTORS, NETWORK, evenly, summarize
+from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.twins import ann_twin, calibrate
 from lightning_msnn.models.weights import find
 from lightning_msnn.zoo.loading import fixed_images, info, load
 
-__all__ = ["ENERGIES", "SAMPLES", "TOLERANCES", "count", "evaluate", "figures", "sample", "test_data", "verify"]
-
-SAMPLES = 512
-"""Test images, evenly of all classes, on which spikes and operations are counted."""
-
-SEED = 0
-"""Seed of their choice."""
-
-CALIBRATION = 128
-"""Images among them, evenly too, that set the statistics of the ANN twin's batch norms."""
+__all__ = ["ENERGIES", "TOLERANCES", "evaluate", "figures", "test_data", "verify"]
 
 BATCH = 250
 """Images of a batch."""
 
-ENERGIES: dict[str, tuple[str, bool]] = {
-    "energy_joules": ("cmos_45nm", False),
-    "energy_joules_zeros_skipped": ("cmos_45nm", True),
-    "energy_joules_memory": ("cmos_45nm_sram", False),
-    "energy_joules_memory_zeros_skipped": ("cmos_45nm_sram", True),
-}
-"""Energies of one image in joules: their profile, and whether multiply-accumulates of zeros cost nothing. Those of the
-ANN twin have ``_ann_twin`` at the end of their name."""
+ENERGIES = {f"energy_joules{way.removeprefix('arithmetic').replace('memory', '_memory')}": way for way in FACTORS}
+"""Energies of one image in joules, and the way in which each is counted. Those of the ANN twin end in ``_ann_twin``."""
 
 TOLERANCES: dict[str, float] = {
     **dict.fromkeys(("parameters", "time_steps", "top1_images", "energy_images"), 0.0),
@@ -87,16 +72,8 @@ def test_data(
     return module
 
 
-def _batches(module: Any, device: str | torch.device | None) -> Any:
-    """Yield the test images as the network takes them, and their classes."""
-    for batch in module.test_dataloader():
-        yield module.on_after_batch_transfer([part.to(device) for part in batch], 0)
-
-
 @torch.inference_mode()
-def evaluate(
-    model: nn.Module, data: LightningDataModule, device: str | torch.device | None = None
-) -> tuple[dict[str, float], Tensor]:
+def evaluate(model: nn.Module, data: LightningDataModule, device: str | torch.device | None = None) -> dict[str, float]:
     """Classify the test images of a data module.
 
     Args:
@@ -105,42 +82,17 @@ def evaluate(
         device: Device that the network is on.
 
     Returns:
-        ``top1`` and ``top5`` in percent with two digits, and their number, ``top1_images``; and the classes ``(N,)``.
+        ``top1`` and ``top5`` in percent with two digits, and the number of images, ``top1_images``.
     """
-    hits, classes = torch.zeros(2, dtype=torch.int64), []
-    for images, targets in _batches(data, device):
-        logits = model(images)
+    hits, images = torch.zeros(2, dtype=torch.int64), 0
+    for batch in data.test_dataloader():
+        pixels, targets = data.on_after_batch_transfer([part.to(device) for part in batch], 0)
+        logits = model(pixels)
         best = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
         hits += torch.stack([best[:, 0].sum(), best.sum()]).cpu()
-        classes.append(targets.cpu())
-    everything = torch.cat(classes)
-    top1, top5 = (round(100 * number / len(everything), 2) for number in hits.tolist())
-    return {"top1": top1, "top5": top5, "top1_images": len(everything)}, everything
-
-
-def sample(classes: Tensor, samples: int = SAMPLES, seed: int = SEED) -> Tensor:
-    """Choose images evenly: of each class the same share, whatever the order of the files.
-
-    Args:
-        classes: Class of each image, int64, ``(N,)``.
-        samples: Images to choose; all if there are not more.
-        seed: Seed of the choice.
-
-    Returns:
-        Their indices, sorted.
-    """
-    if len(classes) <= samples:
-        return torch.arange(len(classes))
-    return stratified_split(classes, samples / len(classes), seed)[1]
-
-
-@torch.no_grad()
-def count(network: nn.Module, images: Tensor) -> Record:
-    """Count what a network does for images ``(N, C, H, W)``."""
-    with OperationCounter(network) as counter:
-        for batch in torch.split(images, 64):
-            network(batch)
-    return counter.record()
+        images += len(targets)
+    top1, top5 = (round(100 * number / images, 2) for number in hits.tolist())
+    return {"top1": top1, "top5": top5, "top1_images": images}
 
 
 def figures(
@@ -149,7 +101,7 @@ def figures(
     data: LightningDataModule,
     device: str | torch.device | None = None,
     evaluated: nn.Module | None = None,
-) -> tuple[dict[str, Any], Record]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure everything that a card says of a network.
 
     Args:
@@ -160,36 +112,35 @@ def figures(
         evaluated: Network whose accuracy is measured, if not the same.
 
     Returns:
-        Figures by the name that ``config.json`` has for them; and all that was counted.
+        Figures by the name that ``config.json`` has for them; and the summary of all that was counted.
     """
-    accuracy, classes = evaluate(evaluated or network, data, device)
-    chosen, begin, parts = sample(classes), 0, []
-    for images, _ in _batches(data, device):
-        parts.append(images[chosen[(chosen >= begin) & (chosen < begin + len(images))].to(images.device) - begin])
-        begin += len(images)
-    images = torch.cat(parts)
-    record = count(network, images)
-    operations, rate = synaptic_operations(record), float(spike_rate(record))
+    accuracy = evaluate(evaluated or network, data, device)
+    rectifies = not getattr(network, "arguments", {}).get("spiking", True)  # and so is its own twin
+    records, _ = compare(
+        network,
+        lambda images: {} if rectifies else {"ANN twin": calibrate(ann_twin(network), images)},
+        (images.to(device) for images in evenly(data)),
+    )
+    summaries = {column: summarize(record) for column, record in records.items()}
+    own = summaries[NETWORK]
     with torch.no_grad():
         logits = network(fixed_images(config).to(device))
     found: dict[str, Any] = {
         **accuracy,
         "time_steps": getattr(network, "time_steps", 1),
-        "parameters": int(record.parameters.sum()),
-        "accumulates": round(float(operations["accumulates"])),
-        "multiply_accumulates": round(float(operations["multiply_accumulates"])),
-        "energy_images": len(images),
-        "energy_sampling": f"evenly of all classes, seed {SEED}",
+        "parameters": own["parameters"],
+        "accumulates": round(own["counts"]["accumulates"]),
+        "multiply_accumulates": round(own["counts"]["multiply_accumulates"]),
+        "energy_images": own["samples"],
+        "energy_sampling": "evenly of all classes, seed 0",
         "logits_of_fixed_images": [[round(v, 6) for v in row] for row in logits.tolist()],
     }
-    measured = {"": record}
-    if not math.isnan(rate):  # a network of rectifiers has no spikes, and is its own twin
-        found["spike_rate"] = round(rate, 4)
-        few = images[:: -(-len(images) // CALIBRATION)]
-        measured["_ann_twin"] = count(calibrate(ann_twin(network), few), images)
-    for of, each in measured.items():
-        found |= {name + of: float(energy(each, on, skip)) for name, (on, skip) in ENERGIES.items()}
-    return found, record
+    if own["spike_rate"] is not None:
+        found["spike_rate"] = round(own["spike_rate"], 4)
+    for column, of in ((NETWORK, ""), ("ANN twin", "_ann_twin")):
+        if column in summaries:
+            found |= {name + of: summaries[column]["energies"][way] for name, way in ENERGIES.items()}
+    return found, own
 
 
 def _differs(field: str, claimed: Any, found: dict[str, Any]) -> bool:

@@ -417,24 +417,15 @@ def test_verify_refuses_spikes_of_a_network_that_has_none(mine, monkeypatch):
         zoo.verify(DIGITS)
 
 
-def test_images_are_sampled_evenly_over_classes():
-    classes = torch.arange(100).repeat_interleave(100)  # in the order of class folders
-    chosen = verification.sample(classes)
-    per_class = classes[chosen].bincount(minlength=100)
-    assert len(chosen) == verification.SAMPLES
-    assert per_class.min() >= verification.SAMPLES // 100
-    assert per_class.max() <= verification.SAMPLES // 100 + 1
-    assert torch.equal(chosen, verification.sample(classes))
-    assert not torch.equal(chosen, verification.sample(classes, seed=1))
-    assert torch.equal(verification.sample(classes[:300]), torch.arange(300))
+class Sorted(torch.utils.data.TensorDataset):
+    """A test set whose images are their own classes, in the order of class folders; also its own data module."""
 
-
-class Sorted:
-    """A test set whose images are their own classes, in the order of class folders."""
+    def __init__(self):
+        self.targets = torch.arange(4).repeat_interleave(300)
+        super().__init__(self.targets.float().view(-1, 1, 1, 1).expand(-1, 1, 8, 8), self.targets)
 
     def test_dataloader(self):
-        classes = torch.arange(4).repeat_interleave(300)
-        return [(c.float().view(-1, 1, 1, 1).expand(-1, 1, 8, 8), c) for c in classes.split(100)]
+        return torch.utils.data.DataLoader(self, 100)
 
     def on_after_batch_transfer(self, batch, _):
         return batch
@@ -443,23 +434,20 @@ class Sorted:
 def test_figures_see_images_of_all_classes(monkeypatch):
     seen = {}
 
-    def count(network, images):
-        seen[type(network).__name__] = images
-        return real(network, images)
-
     def calibrate(twin, images):
         seen["calibration"] = images
         return twin
 
-    real = verification.count
-    monkeypatch.setattr(verification, "count", count)
     monkeypatch.setattr(verification, "calibrate", calibrate)
     network = timm.create_model("msnn_resnet12_tiny", in_chans=1, num_classes=4, depths=(1, 1, 1, 1)).eval()
+    seen["network"] = []
+    network.register_forward_pre_hook(lambda _, args: seen["network"].append(args[0]))
     config = {"input_size": [1, 8, 8], "mean": [0.0], "std": [1.0]}
     found, _ = verification.figures(config, network, Sorted())
-    assert found["energy_images"] == verification.SAMPLES
-    for images, number in ((seen["MSNNResNet"], 512), (seen["calibration"], 128)):
-        assert images[:, 0, 0, 0].long().bincount().tolist() == [number // 4] * 4
+    assert found["energy_images"] == 512
+    counted = torch.cat(seen["network"][12:-1])  # after the evaluation in 12 batches, and before the fixed images
+    for images in (counted, seen["calibration"]):
+        assert images[:, 0, 0, 0].long().bincount().tolist() == [len(images) // 4] * 4
 
 
 def test_measure_mends_a_card(mine):
