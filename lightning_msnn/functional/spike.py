@@ -103,18 +103,22 @@ class _Heaviside(torch.autograd.Function):
         return grads[0] * ctx.surrogate(membrane - ctx.threshold), None, None
 
 
-def heaviside(membrane: Tensor, surrogate: Callable[[Tensor], Tensor] = triangular, threshold: float = 0.0) -> Tensor:
+def heaviside(
+    membrane: Tensor, surrogate: Callable[[Tensor], Tensor] = triangular, threshold: Tensor | float = 0.0
+) -> Tensor:
     """Fire where the membrane has reached its threshold: ``s = 1 if u >= V else 0``.
 
     Args:
         membrane: Membrane ``u``, any shape.
         surrogate: The derivative that the backward pass uses, a function of ``u - V``, one of :data:`SURROGATES` or any
             like them.
-        threshold: Threshold ``V``.
+        threshold: Threshold ``V``, a number or a tensor that fits the membrane, which may be learnt.
 
     Returns:
         Spikes, exactly 0 or 1, shape and data type of ``membrane``. NaN does not fire.
     """
+    if isinstance(threshold, Tensor):
+        membrane, threshold = membrane - threshold, 0.0
     spikes: Tensor = _Heaviside.apply(membrane, threshold, surrogate)  # type: ignore[no-untyped-call]
     return spikes
 

@@ -7,15 +7,20 @@ and of the spikes lie, which a :class:`Cut` says.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.functional.windows import count, merge, split
-from lightning_msnn.kernels.geometry import KINDS, OMEGAS, SOFT, SURROGATES, Layer
+from lightning_msnn.functional.membrane import isolated, shared
+from lightning_msnn.functional.projection import PROJECTIONS
+from lightning_msnn.functional.spike import SOFT, SURROGATES, heaviside
+from lightning_msnn.functional.windows import WINDOWS, count, merge, split
+from lightning_msnn.kernels import geometry
+from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import covered, neurons
-from lightning_msnn.nn.neuron import CoupledMembrane, FixedDecay, LearntDecay, Membrane, RecurrentMembrane, Spike
+from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Membrane, Spike, run_over_time, stream
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
 __all__ = ["Cut", "cut_windows", "fire", "join_windows", "normalise"]
@@ -40,8 +45,13 @@ class Cut:
 
 
 WHOLE = Cut()
-_OURS = (Membrane, CoupledMembrane, RecurrentMembrane, FixedDecay, LearntDecay, Projection, LearntProjection)
-_SURROGATES = ("", *SURROGATES)
+
+# What the kernels compute, by the names that they know it by. Another definition under one of the names is not it.
+_OMEGAS = {name: PROJECTIONS[name] for name in geometry.OMEGAS}
+_SURROGATES = {name: SURROGATES[name] for name in geometry.SURROGATES}
+_SOFT = {name: SOFT[name] for name in geometry.SOFT}
+_KINDS = {name: WINDOWS[name] for name in geometry.KINDS}
+_MODULES = (Membrane, FixedDecay, LearntDecay, Projection, LearntProjection)
 
 
 def _plain(classes: tuple[type, ...], *modules: nn.Module | None) -> bool:
@@ -106,30 +116,37 @@ def _kernel(
     current: Tensor,
     norm: nn.Module | None,
     spike: nn.Module | None,
-    membrane: nn.Module | None,
-    form: str,
+    membrane: Membrane | None,
     cut: Cut,
     size: tuple[int, int],
-    other: Tensor | None,
-    handed: int,
-    keeps: bool,
-    residual: Tensor | None,
+    other: Tensor | None = None,
+    handed: int = 0,
+    keeps: bool = False,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     """Run a layer on a kernel; None where none covers it."""
-    omega, surrogate, soft, threshold = "none", "", "rectifier", 0.0
+    if _KINDS.get(cut.kind) is not WINDOWS.get(cut.kind):
+        return None
+    form, omega, surrogate, soft, threshold = "still", "none", "", "rectifier", 0.0
     decay: Any = None
     projection: Any = None
     if membrane is not None:
-        decay, projection = membrane.decay, membrane.projection
-        if not _plain(_OURS, membrane, decay, projection):
+        form, decay, projection = membrane.form, membrane.decay, membrane.projection
+        if not _plain(_MODULES, membrane, decay, projection):
             return None
     if projection is not None:
         omega = projection.name
+        if _OMEGAS.get(omega) is not projection.omega:
+            return None
     if spike is not None:
         if type(spike) is not Spike or "forward" in spike.__dict__:
             return None
         surrogate, soft, threshold = spike.name, spike.soft, spike.threshold
-    if not covered(current, (omega, OMEGAS), (cut.kind, KINDS), (surrogate, _SURROGATES), (soft, SOFT)):
+        # In one time step the reset of a neuron model plays no part.
+        known = _SURROGATES.get(surrogate) is spike.surrogate and _SOFT.get(soft) is SOFT.get(soft)
+        if not known or spike.model.fire is not heaviside:
+            return None
+    if not covered(current):
         return None
     of_norm = _norm_arguments(norm, current)
     if of_norm is None:
@@ -157,19 +174,19 @@ def fire(
     current: Tensor,
     norm: nn.Module | None,
     spike: nn.Module,
-    membrane: nn.Module | None = None,
+    membrane: Membrane | None = None,
     other: Membranes | None = None,
     *,
     cut: Cut = WHOLE,
     size: tuple[int, int] | None = None,
     handed: int = 0,
     keeps: bool = False,
-    state: list[Tensor] | None = None,
 ) -> tuple[Tensor, Membranes | None, Tensor | None]:
     """Run a layer of neurons.
 
     Args:
-        current: What the synapse returned, ``(B, C, H, W)``, or a batch of windows ``(n B, C, h, w)``.
+        current: What the synapse returned, ``(B, C, H, W)``, or a batch of windows ``(n B, C, h, w)``. Time steps lie
+            one after another on the batch axis, within a window's part of it.
         norm: Batch norm, None or an identity for none.
         spike: The threshold.
         membrane: What carries membranes from window to window; None where the map is not cut.
@@ -179,36 +196,56 @@ def fire(
         size: Height and width of the map in pixels, those of ``current`` if None.
         handed: Of how many of the last channels the windows' membranes are handed on.
         keeps: Whether the membranes that fire are returned.
-        state: What the layers of neurons carried out of the time step before, if there is one.
 
     Returns:
         Spikes ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; membranes for the layer after; the membranes that
         fired, of the shape of the spikes. What was not asked for is empty or None.
     """
     height, width = size or (current.shape[2], current.shape[3])
-    if state is None:
-        form = "still" if membrane is None else str(membrane.form)
+    timed = spike if isinstance(spike, Spike) and (spike.time_steps > 1 or stream() is not None) else None
+    if timed is None:
         seen = torch.cat(other) if isinstance(other, list) and other else other
         if isinstance(seen, list) or (seen is not None and seen.dim() != 4):
             seen = None  # a map that is one window hands nothing on
-        found = _kernel(current, norm, spike, membrane, form, cut, (height, width), seen, handed, keeps, None)
+        found = _kernel(current, norm, spike, membrane, cut, (height, width), seen, handed, keeps)
         if found is not None:
             return found
-    x = current if norm is None else norm(current)
+    x = current if norm is None else normalise(current, norm)
     if membrane is None:
-        return spike(x, state), [], x
+        return (spike(x) if timed is None else timed(x, over_time=True)), [], x
     n = count(cut.kind, height, width)
     currents = _windows(x, n) if cut.windows_in else split(x, cut.kind)
     if isinstance(other, Tensor):
         of_map = membrane.form == "recurrent"
         other = split(other, cut.kind) if of_map else _windows(other, n - 1) if n > 1 else []
-    membranes: list[Tensor] = membrane(currents, other, state)
-    merged = torch.cat(membranes) if cut.windows_out else merge(membranes, cut.kind, height, width)
-    spikes: Tensor = spike(merged)
-    if state is not None:
-        fired = _windows(spikes, n) if cut.windows_out else split(spikes, cut.kind)
-        state.append(membrane.leak(membranes, fired))  # type: ignore[operator]
-    return spikes, [u[:, u.shape[1] - handed :] for u in membranes[:-1]] if handed else [], merged
+    layer = isolated if cut.windows_out else partial(shared, kind=cut.kind, height=height, width=width)
+    handed_on = slice(current.shape[1] - handed, None)
+
+    def step(
+        now: list[Tensor], before: list[Tensor] | None
+    ) -> tuple[tuple[Tensor, Tensor, list[Tensor]], list[Tensor]]:
+        spikes, merged, membranes = layer(now[:n], partial(membrane, other=now[n:], before=before), spike)
+        carried = []
+        if timed is not None:
+            exact = spikes if timed.share(merged) is None else timed.fire(merged)
+            fired = _windows(exact, n) if cut.windows_out else split(exact, cut.kind)
+            level, tau = timed.level_of(merged), membrane.decay_over_time(merged)
+            carried = [timed.model.reset(u, s, level, tau) for u, s in zip(membranes, fired, strict=True)]
+        return (spikes, merged, [u[:, handed_on] for u in membranes[:-1]] if handed else []), carried
+
+    if timed is None:
+        spikes, merged, membranes = step([*currents, *(other or [])], None)[0]
+        return spikes, membranes, merged
+    made = run_over_time(step, timed, currents, other or [])
+    spikes, merged = (_join_steps([m[i] for m in made], n if cut.windows_out else 1) for i in (0, 1))
+    return spikes, [torch.cat(steps) for steps in zip(*(m[2] for m in made), strict=True)], merged
+
+
+def _join_steps(steps: list[Tensor], windows: int) -> Tensor:
+    """From a batch of windows for each time step to a batch ``(windows T B, C, h, w)``."""
+    if windows == 1 or len(steps) == 1:
+        return torch.cat(steps)
+    return torch.cat([window for each in zip(*(_windows(s, windows) for s in steps), strict=True) for window in each])
 
 
 def normalise(current: Tensor, norm: nn.Module, residual: Tensor | None = None) -> Tensor:
@@ -220,9 +257,7 @@ def normalise(current: Tensor, norm: nn.Module, residual: Tensor | None = None) 
         residual: Residual stream, of that shape.
     """
     if type(norm) is not nn.Identity:
-        found = _kernel(
-            current, norm, None, None, "still", WHOLE, (current.shape[2], current.shape[3]), None, 0, False, residual
-        )
+        found = _kernel(current, norm, None, None, WHOLE, (current.shape[2], current.shape[3]), residual=residual)
         if found is not None:
             return found[0]
     out: Tensor = norm(current)
@@ -246,7 +281,7 @@ def cut_windows(x: Tensor, kind: str) -> Tensor:
         Windows ``(n B, C, h, w)``, one after another on the batch axis.
     """
     cut = Cut(kind, False, True)
-    found = _kernel(x, None, None, None, "still", cut, (x.shape[2], x.shape[3]), None, 0, False, None)
+    found = _kernel(x, None, None, None, cut, (x.shape[2], x.shape[3]))
     return torch.cat(split(x, kind)) if found is None else found[0]
 
 
@@ -259,7 +294,7 @@ def join_windows(windows: Tensor, kind: str, size: tuple[int, int], residual: Te
         size: Height and width of the map in pixels.
         residual: Residual stream ``(B, C, H, W)``.
     """
-    found = _kernel(windows, None, None, None, "still", Cut(kind, True, False), size, None, 0, False, residual)
+    found = _kernel(windows, None, None, None, Cut(kind, True, False), size, residual=residual)
     if found is not None:
         return found[0]
     joined = merge(_windows(windows, count(kind, *size)), kind, *size)

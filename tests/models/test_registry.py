@@ -13,9 +13,9 @@ from torch import nn
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.functional.projection import WITHOUT_THETA
+from lightning_msnn.models import CELLS, Recurrence
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
 from lightning_msnn.nn import (
-    CELLS,
     CONTEXTS,
     AnalogueMLP,
     BernoulliEncoder,
@@ -23,7 +23,6 @@ from lightning_msnn.nn import (
     Encoder,
     FixedDecay,
     PatchMerging,
-    Recurrence,
     Spike,
     Stem,
 )
@@ -411,7 +410,7 @@ def test_decay_and_threshold_learnt_by_layer_or_by_channel(name):
         model = make(name, learn_tau=grain, learn_threshold=grain, threshold=0.4)
         learnt = {n: p for n, p in model.named_parameters() if n.endswith(("decay.logit", "level"))}
         assert set(learnt) <= model.no_weight_decay()
-        assert sum("level" in n for n in learnt) == model.neuron_layers
+        assert sum("level" in n for n in learnt) == sum(isinstance(m, Spike) for m in model.modules())
         assert all((p.numel() == 1) == (grain == "layer") for p in learnt.values())
         model.train()(torch.randn(4, 3, 32, 32)).square().sum().backward()
         assert all(p.grad is not None for p in learnt.values())
