@@ -5,17 +5,16 @@ before the scan; what is left to do in order is element-wise. This is the refere
 and what a layer runs on that no kernel covers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_msnn.functional.windows import merge
-
 __all__ = ["coupled_scan", "hard_reset", "isolated", "over_time", "recurrent_scan", "scan", "shared", "soft_reset"]
 
-T = TypeVar("T")
+Inputs = TypeVar("Inputs")
+Outputs = TypeVar("Outputs")
 Omega = Callable[[Tensor, Tensor], Tensor]
 Carry = Callable[[list[Tensor]], list[Tensor]]
 Fire = Callable[[Tensor], Tensor]
@@ -78,23 +77,21 @@ def recurrent_scan(currents: list[Tensor], before: list[Tensor], tau: Tensor, om
 
 
 def shared(
-    currents: list[Tensor], carry: Carry, fire: Fire, kind: str, height: int, width: int
+    currents: list[Tensor], carry: Carry, merge: Callable[[list[Tensor]], Tensor], fire: Fire
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """A layer with shared context: ``u = carry(I)``, ``s = H(merge(u) - V)``.
 
     Args:
         currents: Currents of the windows in order, ``I_k = cut_k(I)``, each ``(B, C, h, w)``.
         carry: One of the scans, a function of the currents.
+        merge: Puts windows back on the map, see :func:`lightning_msnn.functional.merge`.
         fire: Spikes of a membrane.
-        kind: Kind of windows.
-        height: Height of the map in pixels.
-        width: Width of the map in pixels.
 
     Returns:
         Spikes and the merged membrane, both ``(B, C, H, W)``, and the membranes ``u_k`` of the windows.
     """
     membranes = carry(currents)
-    merged = merge(membranes, kind, height, width)
+    merged = merge(membranes)
     return fire(merged), merged, membranes
 
 
@@ -142,25 +139,22 @@ def soft_reset(membrane: Tensor, spikes: Tensor, threshold: Tensor | float, tau:
 
 
 def over_time(
-    step: Callable[[list[Tensor], list[Tensor] | None], tuple[T, list[Tensor]]],
-    inputs: list[Tensor],
-    steps: int,
-    before: list[Tensor] | None = None,
-) -> tuple[list[T], list[Tensor] | None]:
+    step: Callable[[Inputs, Tensor | None], tuple[Outputs, Tensor]], inputs: Sequence[Inputs], before: Tensor | None
+) -> tuple[list[Outputs], Tensor]:
     """Scan a layer over time: each step adds to its currents what its membranes kept of the step before.
 
     Args:
-        step: One step: a function of its inputs and of what the step before handed on, which returns what the layer
+        step: One step, a function of its inputs and of what the step before handed on, which returns what the layer
             returns and what it hands on.
-        inputs: Inputs of all steps, one step after another on the batch axis, each ``(T B, ...)``.
-        steps: Number of steps ``T``.
+        inputs: Inputs of each step, at least one.
         before: What a step before these handed on, None for the first.
 
     Returns:
         What each step returned, and what the last handed on.
     """
     made = []
-    for now in zip(*(torch.unflatten(x, 0, (steps, -1)).unbind(0) for x in inputs), strict=True):
-        returned, before = step(list(now), before)
+    for now in inputs:
+        returned, before = step(now, before)
         made.append(returned)
+    assert before is not None
     return made, before

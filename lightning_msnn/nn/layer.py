@@ -6,6 +6,7 @@ of their own, and each fires for itself. Both are one function here: what differ
 and of the spikes lie, which a :class:`Cut` says.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.functional.membrane import isolated, shared
+from lightning_msnn.functional.membrane import isolated, over_time, shared
 from lightning_msnn.functional.projection import PROJECTIONS
 from lightning_msnn.functional.spike import SOFT, SURROGATES, heaviside
 from lightning_msnn.functional.windows import WINDOWS, count, merge, split
 from lightning_msnn.kernels import geometry
 from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import covered, neurons
-from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Membrane, Spike, run_over_time, stream
+from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Membrane, Spike, stream
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
 __all__ = ["Cut", "cut_windows", "fire", "join_windows", "normalise"]
@@ -170,23 +171,117 @@ def _kernel(
     return out, membranes, merged
 
 
+Step = tuple[Tensor, Membranes, Tensor | None]
+"""What a layer returns: spikes, the membranes that it hands on, the membranes that fired if they are kept."""
+
+
+def _equations(
+    currents: list[Tensor],
+    spike: nn.Module,
+    membrane: Membrane | None,
+    other: Membranes | None,
+    cut: Cut,
+    size: tuple[int, int],
+    handed: int,
+    before: Tensor | None = None,
+    kept: list[Tensor] | None = None,
+) -> Step:
+    """Run a layer after its norm on :mod:`lightning_msnn.functional`, on the currents of its windows.
+
+    What neurons keep from one time step to the next, ``before`` and the entry that is added to ``kept``, is of shape
+    ``(n, B, C, h, w)``.
+    """
+    if membrane is None:
+        if kept is None:
+            return spike(currents[0]), [], currents[0]
+        mine: list[Tensor] = []
+        spikes = spike(currents[0], before=None if before is None else before[0], kept=mine)
+        kept.append(mine[0].unsqueeze(0))
+        return spikes, [], None
+    n = len(currents)
+    if isinstance(other, Tensor):
+        of_map = membrane.form == "recurrent"
+        other = split(other, cut.kind) if of_map else _windows(other, n - 1) if n > 1 else []
+    carry = partial(membrane, other=other or [], before=None if before is None else list(before.unbind(0)))
+    if cut.windows_out:
+        spikes, merged, membranes = isolated(currents, carry, spike)
+    else:
+        spikes, merged, membranes = shared(currents, carry, partial(_merge, kind=cut.kind, size=size), spike)
+    if kept is not None:
+        assert isinstance(spike, Spike)
+        fired = spikes if cut.windows_out else cut_windows(spikes, cut.kind)
+        after = spike.reset(torch.cat(membranes), fired, membrane.decay_over_time(merged))
+        kept.append(torch.unflatten(after, 0, [n, -1]))
+    if handed == currents[0].shape[1]:
+        return spikes, membranes[:-1], merged
+    return spikes, [u[:, u.shape[1] - handed :] for u in membranes[:-1]] if handed else [], merged
+
+
+def _merge(windows: list[Tensor], kind: str, size: tuple[int, int]) -> Tensor:
+    """Put windows back on the map."""
+    return windows[0] if len(windows) == 1 else join_windows(torch.cat(windows), kind, size)
+
+
+def _kernels_in_time(
+    current: Tensor,
+    spike: Spike,
+    membrane: Membrane | None,
+    other: Membranes | None,
+    cut: Cut,
+    size: tuple[int, int],
+    handed: int,
+    before: Tensor | None,
+    kept: list[Tensor],
+    keeps: bool,
+) -> Step | None:
+    """Run one time step of a layer on kernels, one for each equation; None where none covers it.
+
+    Args are those of :func:`_equations`, but for the current of all windows, ``(n, B, C, h, w)``. With gradients, to
+    start so many operators takes longer than the equations.
+    """
+    u = current[0]
+    if torch.is_grad_enabled() or not covered(u):
+        return None
+    u = (current if before is None else current + before).flatten(0, 1)
+    tau: Tensor | float = spike.tau_time
+    if membrane is not None:
+        carried = _kernel(u, None, None, membrane, Cut(cut.kind, True, True), size, _batch(other))
+        if carried is None:
+            return None
+        u, tau = carried[0], membrane.decay_over_time(u)
+    found = _kernel(u, None, spike, None, Cut(cut.kind, True, cut.windows_out), size, keeps=keeps)
+    if found is None:
+        return None
+    spikes, _, merged = found
+    after = spike.reset(u, spikes if cut.windows_out else cut_windows(spikes, cut.kind), tau)
+    kept.append(after.view_as(current))
+    n = len(current)
+    return spikes, u[: len(u) // n * (n - 1), u.shape[1] - handed :] if handed and n > 1 else [], merged
+
+
+def _batch(other: Membranes | None) -> Tensor | None:
+    """Membranes of windows as a batch; None for those of a map that is one window, which hands nothing on."""
+    batch = torch.cat(other) if isinstance(other, list) and other else other
+    return batch if isinstance(batch, Tensor) and batch.dim() == 4 else None
+
+
 def fire(
     current: Tensor,
     norm: nn.Module | None,
     spike: nn.Module,
     membrane: Membrane | None = None,
-    other: Membranes | None = None,
+    other: Any = None,
     *,
     cut: Cut = WHOLE,
     size: tuple[int, int] | None = None,
     handed: int = 0,
     keeps: bool = False,
-) -> tuple[Tensor, Membranes | None, Tensor | None]:
+) -> tuple[Tensor, Any, Tensor | None]:
     """Run a layer of neurons.
 
     Args:
         current: What the synapse returned, ``(B, C, H, W)``, or a batch of windows ``(n B, C, h, w)``. Time steps lie
-            one after another on the batch axis, within a window's part of it.
+            one after another on the batch axis, in each window's part of it.
         norm: Batch norm, None or an identity for none.
         spike: The threshold.
         membrane: What carries membranes from window to window; None where the map is not cut.
@@ -201,50 +296,46 @@ def fire(
         Spikes ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; membranes for the layer after; the membranes that
         fired, of the shape of the spikes. What was not asked for is empty or None.
     """
-    height, width = size or (current.shape[2], current.shape[3])
-    timed = spike if isinstance(spike, Spike) and (spike.time_steps > 1 or stream() is not None) else None
-    if timed is None:
-        seen = torch.cat(other) if isinstance(other, list) and other else other
-        if isinstance(seen, list) or (seen is not None and seen.dim() != 4):
-            seen = None  # a map that is one window hands nothing on
-        found = _kernel(current, norm, spike, membrane, cut, (height, width), seen, handed, keeps)
+    size = size or (current.shape[2], current.shape[3])
+    around = stream()
+    n = 1 if membrane is None else count(cut.kind, *size)
+    if not (isinstance(spike, Spike) and (spike.time_steps > 1 or around is not None)):
+        found = _kernel(current, norm, spike, membrane, cut, size, _batch(other), handed, keeps)
         if found is not None:
             return found
+        x = current if norm is None else normalise(current, norm)
+        currents = _windows(x, n) if cut.windows_in else split(x, cut.kind)
+        return _equations(currents, spike, membrane, other, cut, size, handed)
     x = current if norm is None else normalise(current, norm)
-    if membrane is None:
-        return (spike(x) if timed is None else timed(x, over_time=True)), [], x
-    n = count(cut.kind, height, width)
-    currents = _windows(x, n) if cut.windows_in else split(x, cut.kind)
-    if isinstance(other, Tensor):
-        of_map = membrane.form == "recurrent"
-        other = split(other, cut.kind) if of_map else _windows(other, n - 1) if n > 1 else []
-    layer = isolated if cut.windows_out else partial(shared, kind=cut.kind, height=height, width=width)
-    handed_on = slice(current.shape[1] - handed, None)
+    if n > 1 and not cut.windows_in:
+        x = cut_windows(x, cut.kind)
+    steps = 1 if around is not None else spike.time_steps
+    inputs = torch.unflatten(x, 0, [n, steps, -1]).unbind(1)
+    if isinstance(other, Tensor):  # a map; layer 1 hands on a list over time
+        other = _windows(other, steps)
 
-    def step(
-        now: list[Tensor], before: list[Tensor] | None
-    ) -> tuple[tuple[Tensor, Tensor, list[Tensor]], list[Tensor]]:
-        spikes, merged, membranes = layer(now[:n], partial(membrane, other=now[n:], before=before), spike)
-        carried = []
-        if timed is not None:
-            exact = spikes if timed.share(merged) is None else timed.fire(merged)
-            fired = _windows(exact, n) if cut.windows_out else split(exact, cut.kind)
-            level, tau = timed.level_of(merged), membrane.decay_over_time(merged)
-            carried = [timed.model.reset(u, s, level, tau) for u, s in zip(membranes, fired, strict=True)]
-        return (spikes, merged, [u[:, handed_on] for u in membranes[:-1]] if handed else []), carried
+    def step(now: tuple[Tensor, Any], before: Tensor | None) -> tuple[Step, Tensor]:
+        kept: list[Tensor] = []
+        layer = (spike, membrane, now[1], cut, size, handed, before, kept)
+        made = _kernels_in_time(now[0], *layer, keeps) or _equations(list(now[0].unbind(0)), *layer)
+        return made, kept[0]
 
-    if timed is None:
-        spikes, merged, membranes = step([*currents, *(other or [])], None)[0]
-        return spikes, membranes, merged
-    made = run_over_time(step, timed, currents, other or [])
-    spikes, merged = (_join_steps([m[i] for m in made], n if cut.windows_out else 1) for i in (0, 1))
-    return spikes, [torch.cat(steps) for steps in zip(*(m[2] for m in made), strict=True)], merged
+    made, kept = over_time(
+        step,
+        list(zip(inputs, other or [None] * steps, strict=True)),
+        None if around is None else around.resume(spike, inputs[0].shape),
+    )
+    if around is not None:
+        around.after[spike] = kept
+    spikes, handed_on, merged = zip(*made, strict=True)
+    out = n if cut.windows_out else 1
+    return _join_steps(spikes, out), list(handed_on), _join_steps(merged, out) if keeps else None
 
 
-def _join_steps(steps: list[Tensor], windows: int) -> Tensor:
+def _join_steps(steps: Sequence[Tensor], windows: int) -> Tensor:
     """From a batch of windows for each time step to a batch ``(windows T B, C, h, w)``."""
     if windows == 1 or len(steps) == 1:
-        return torch.cat(steps)
+        return torch.cat(list(steps))
     return torch.cat([window for each in zip(*(_windows(s, windows) for s in steps), strict=True) for window in each])
 
 

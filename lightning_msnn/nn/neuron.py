@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.functional.membrane import coupled_scan, over_time, recurrent_scan, scan
+from lightning_msnn.functional.membrane import coupled_scan, recurrent_scan, scan
 from lightning_msnn.functional.neuron import NEURONS
 from lightning_msnn.functional.spike import SOFT, SURROGATES, anneal
 from lightning_msnn.nn.projection import LearntProjection, make_projection
@@ -34,7 +33,6 @@ __all__ = [
     "annealed",
     "grain_size",
     "make_decay",
-    "run_over_time",
     "set_annealing",
     "stream",
     "streaming",
@@ -116,22 +114,19 @@ class Stream:
     before: dict["Spike", Tensor]
     after: dict["Spike", Tensor] = field(default_factory=dict)
 
-    def resume(self, spike: "Spike", currents: list[Tensor]) -> list[Tensor] | None:
-        """Return what a layer carried out of the step before, shapes of ``currents``; None in the first step.
+    def resume(self, spike: "Spike", shape: torch.Size) -> Tensor | None:
+        """Return what a layer carried out of the step before, of a shape; None in the first step.
 
         Raises:
             ConfigurationError: If it is of images of another size, of another batch or of another network.
         """
         before = self.before.get(spike)
-        if before is None:
-            return None
-        expected = (len(currents), *currents[0].shape)
-        if before.shape != expected:
+        if before is not None and before.shape != shape:
             raise ConfigurationError(
-                f"the state has membranes of shape {tuple(before.shape)} for a layer of shape {expected}: "
+                f"the state has membranes of shape {tuple(before.shape)} for a layer of shape {tuple(shape)}: "
                 "it is of another network, batch or image size"
             )
-        return list(before.unbind(0))
+        return before
 
 
 _STREAM: ContextVar[Stream | None] = ContextVar("stream", default=None)
@@ -196,58 +191,46 @@ class Spike(nn.Module):
         """Return exact spikes of a membrane."""
         return self.model.fire(membrane, self.surrogate, self.level_of(membrane))
 
-    def forward(self, membrane: Tensor, fired: Tensor | None = None, over_time: bool = False) -> Tensor:
+    def reset(self, membrane: Tensor, spikes: Tensor, tau: Tensor | float) -> Tensor:
+        """Return what a membrane hands to the next time step; its spikes may be annealed, those that reset it are not.
+
+        Args:
+            membrane: Membrane.
+            spikes: What the neurons returned.
+            tau: Decay over time.
+        """
+        exact = spikes if self.share(membrane) is None else self.fire(membrane)
+        return self.model.reset(membrane, exact, self.level_of(membrane), tau)
+
+    def forward(
+        self,
+        membrane: Tensor,
+        fired: Tensor | None = None,
+        before: Tensor | None = None,
+        kept: list[Tensor] | None = None,
+    ) -> Tensor:
         """Return the spikes of a membrane ``(B, C, H, W)``, of any shape if the threshold is fixed.
 
         Args:
             membrane: Membrane; the synaptic current of neurons whose spikes a kernel has computed from it.
             fired: Those spikes, which are returned as they are, so that hooks on this module see them.
-            over_time: Whether it is the current of several time steps ``(T B, C, H, W)``, or of one in a stream.
+            before: What neurons without windows kept of the time step before, which is added to the membrane.
+            kept: Where such neurons put what they keep for the next.
         """
         if fired is not None:
             return fired
-        if over_time:
-            return self._over_time(membrane)
+        if before is not None:
+            membrane = membrane + before
         spikes, share = self.fire(membrane), self.share(membrane)
-        if share is None:
-            return spikes
-        return anneal(membrane, spikes, self.level_of(membrane), share.to(membrane.dtype), self.soft)
-
-    def _over_time(self, current: Tensor) -> Tensor:
-        """Membranes of a layer without windows over time, and their spikes."""
-
-        def step(now: list[Tensor], before: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-            u = now[0] if before is None else now[0] + before[0]
-            spikes = Spike.forward(self, u)
-            exact = spikes if self.annealing is None else self.fire(u)
-            return spikes, [self.model.reset(u, exact, self.level_of(u), self.tau_time)]
-
-        return torch.cat(run_over_time(step, self, [current]))
+        if share is not None:
+            spikes = anneal(membrane, spikes, self.level_of(membrane), share.to(membrane.dtype), self.soft)
+        if kept is not None:
+            kept.append(self.reset(membrane, spikes, self.tau_time))
+        return spikes
 
     def extra_repr(self) -> str:
         """Show threshold and surrogate."""
         return f"threshold={self.threshold if self.level is None else 'learnt'}, surrogate={self.name!r}"
-
-
-def run_over_time(step: Any, spike: Spike, currents: list[Tensor], others: Sequence[Tensor] = ()) -> list[Any]:
-    """Run a layer of neurons over the time steps of its current, or over one step of a stream.
-
-    Args:
-        step: One step, as :func:`lightning_msnn.functional.over_time` takes it.
-        spike: The threshold of the layer.
-        currents: Currents of the windows, each ``(T B, C, h, w)``.
-        others: What else a step takes, of the same batch.
-
-    Returns:
-        What each step returned.
-    """
-    around = stream()
-    if around is None:
-        return over_time(step, [*currents, *others], spike.time_steps)[0]
-    made, carried = over_time(step, [*currents, *others], 1, around.resume(spike, currents))
-    assert carried is not None
-    around.after[spike] = torch.stack(carried)
-    return made
 
 
 class Rectifier(nn.ReLU):
@@ -339,20 +322,15 @@ def make_decay(channels: int, tau: float, learn_tau: bool | str) -> nn.Module:
     return LearntDecay(values, tau) if values else FixedDecay(tau)
 
 
-_SCANS: dict[str, Callable[..., list[Tensor]]] = {
-    "first": scan,
-    "coupled": coupled_scan,
-    "recurrent": recurrent_scan,
-}
-"""How membranes travel, by the name that the kernels know: as layer 1's, as layer 2's, or on a map that goes from block
-to block."""
+_COUPLED: dict[str, Callable[..., list[Tensor]]] = {"coupled": coupled_scan, "recurrent": recurrent_scan}
 
 
 class Membrane(nn.Module):
     """Membranes that travel from window to window.
 
     Args:
-        form: ``"first"``, ``"coupled"`` or ``"recurrent"``: which scan of :mod:`lightning_msnn.functional.membrane`.
+        form: ``"first"``, ``"coupled"`` or ``"recurrent"``: how membranes travel, as layer 1's, as layer 2's, or on a
+            map that goes from block to block; see the scans of :mod:`lightning_msnn.functional`.
         neuron: What the neurons are like.
         channels: Number of channels.
         windows: Kind of windows; over a single one nothing is carried, so that there is nothing to learn.
@@ -377,7 +355,7 @@ class Membrane(nn.Module):
         self.learnt = isinstance(self.decay, LearntDecay) or isinstance(self.projection, LearntProjection)
 
     def forward(
-        self, currents: list[Tensor], other: list[Tensor] | None = None, before: list[Tensor] | None = None
+        self, currents: list[Tensor], other: Sequence[Tensor] = (), before: list[Tensor] | None = None
     ) -> list[Tensor]:
         """Visit the windows.
 
@@ -392,11 +370,13 @@ class Membrane(nn.Module):
         """
         if before is not None:
             currents = [current + kept for current, kept in zip(currents, before, strict=True)]
-        tau, coupled = self.decay(), () if self.projection is None else (other or [],)
+        tau = self.decay()
         if len(currents) > 1:
             # Under autocast the currents are narrower than the parameter, which must not widen the scan.
-            omega = () if self.projection is None else (self.projection,)
-            return _SCANS[self.form](currents, *coupled, tau.to(currents[0].dtype), *omega)
+            decay = tau.to(currents[0].dtype)
+            if self.projection is None:
+                return scan(currents, decay)
+            return _COUPLED[self.form](currents, other, decay, self.projection)
         if not (self.learnt and self.training):
             return currents
         # A parameter without a gradient would stop data-parallel training.
