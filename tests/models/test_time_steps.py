@@ -36,7 +36,16 @@ def gradients(model, out, upstream):
 def test_equals_a_plain_loop(name, context, windows, kwargs):
     """Outputs and gradients of images, of frames and of a stream, with each layer's own numbers."""
     model = uneven(
-        make(name, context=context, windows=windows, tau=0.4, time_steps=3, learn_threshold="channel", **kwargs)
+        make(
+            name,
+            context=context,
+            windows=windows,
+            tau=0.4,
+            time_steps=3,
+            learn_threshold="channel",
+            depths=(2, 1, 2, 1),
+            **kwargs,
+        )
     )
     plain = PlainNetwork(model, 0.4, kwargs.get("neuron") == "soft_reset", kwargs.get("tau_time"))
     image, frames = torch.randn(2, 3, 20, 16).double(), torch.randn(2, 3, 3, 20, 16).double()
@@ -119,6 +128,20 @@ def test_trains_over_time(name):
     model(torch.randn(4, 3, 16, 16)).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     model(torch.randn(4, 3, 3, 16, 16)).square().sum().backward()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_checkpointing_over_time_and_in_streams(name):
+    """What is computed once more resumes from the same membranes."""
+    model = make(name, time_steps=2).train()
+    frames, upstream = torch.randn(2, 4, 3, 16, 16), torch.randn(4, 10)
+    grads = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        first, state = model.step(frames[0])
+        out = first + model.step(frames[1], state)[0] + model(frames[0])
+        grads.append(gradients(model, out, upstream))
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("name", TINY)
