@@ -269,7 +269,7 @@ def test_membranes_carry_from_window_to_window(context):
     ("kwargs", "message"),
     [
         ({"windows": "dilatd"}, r"windows 'dilatd'.*did you mean 'dilated'"),
-        ({"context": "both"}, "context 'both'.*shared, isolated"),
+        ({"context": "both"}, "context 'both'.*isolated, shared"),
         ({"projection": "cosine"}, "projection 'cosine'.*mean, .*did you mean 'sine'"),
         ({"theta": float("nan")}, "theta .*nan"),
         ({"theta": float("inf")}, "theta .*inf"),
