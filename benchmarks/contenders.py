@@ -44,7 +44,7 @@ class _Lif(nn.Module):
             step_mode="m",
         )
 
-    def forward(self, membrane: Tensor, state: list[Tensor] | None = None) -> Tensor:
+    def forward(self, membrane: Tensor) -> Tensor:
         """Return spikes."""
         return self.node(membrane.unflatten(0, (self.time_steps, -1))).flatten(0, 1)
 
@@ -72,7 +72,7 @@ class SpikingJellyTwin(nn.Module):
             node.reset()
         net = self.network
         stream = net.stem(images).repeat(self.time_steps, 1, 1, 1)
-        logits = net.forward_head(net.norm(net._pass(stream, None, len(net.stages) - 1)[-1]))
+        logits = net.forward_head(net.norm(net._pass(stream, len(net.stages) - 1)[-1]))
         return logits.unflatten(0, (self.time_steps, -1)).mean(0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_msnn.functional import merge, split
-from lightning_msnn.nn import AttentionMixer, ConvMixer, RecurrentMixer
+from lightning_msnn.models import AttentionMixer, ConvMixer, RecurrentMixer
 
 __all__ = ["PublishedMixer", "publish"]
 

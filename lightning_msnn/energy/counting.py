@@ -245,12 +245,14 @@ class OperationCounter:
                 self._modes.enter_context(_Functions(self))
                 self._modes.enter_context(_Operations(self))
         if self._modes is not None:
+            self._batch *= getattr(module, "steps_in_batch", 1)  # time steps, one after another on the batch axis
             self._stack.append(frame)
 
     def _leave(self, frame: tuple[int, str], module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._modes is None:
             return
         row, kind = frame
+        self._batch //= getattr(module, "steps_in_batch", 1)
         while self._stack and self._stack.pop() != frame:  # an error left the frames of its callees
             pass
         if not self._stack:

@@ -1,6 +1,31 @@
-"""Pure functions of tensors: spikes, projections, windows and membrane scans. No module, no state."""
+"""Pure functions of tensors: spikes, projections, windows, membranes. No module, no state.
 
-from lightning_msnn.functional.membrane import coupled_scan, leak, recurrent_scan, scan
+Each equation of the method stands here once. Four tables hold what has a name in configurations, and take others::
+
+    PROJECTIONS["larger"] = lambda a, b, theta: torch.maximum(a, b)
+
+========================  ======================================================================================
+:data:`PROJECTIONS`       a function ``omega(a, b, theta)``: see :mod:`lightning_msnn.functional.projection`
+:data:`SURROGATES`        a function ``h(u - V)``: see :mod:`lightning_msnn.functional.spike`
+:data:`WINDOWS`           an object with the methods of :class:`~lightning_msnn.functional.windows.WindowKind`
+:data:`NEURONS`           a :class:`~lightning_msnn.functional.neuron.NeuronModel`
+========================  ======================================================================================
+
+What is added is found by its name from then on. It runs on these functions, in training too, since the kernels know
+their own alone; so does another definition under a name that is there already.
+"""
+
+from lightning_msnn.functional.membrane import (
+    coupled_scan,
+    hard_reset,
+    isolated,
+    over_time,
+    recurrent_scan,
+    scan,
+    shared,
+    soft_reset,
+)
+from lightning_msnn.functional.neuron import NEURONS, NeuronModel
 from lightning_msnn.functional.projection import (
     PROJECTIONS,
     exponential,
@@ -27,21 +52,25 @@ from lightning_msnn.functional.spike import (
 from lightning_msnn.functional.windows import WINDOWS, count, merge, side, split
 
 __all__ = [
+    "NEURONS",
     "PROJECTIONS",
     "SOFT",
     "SURROGATES",
     "WINDOWS",
+    "NeuronModel",
     "anneal",
     "arctan",
     "count",
     "coupled_scan",
     "exponential",
     "graded",
+    "hard_reset",
     "heaviside",
-    "leak",
+    "isolated",
     "mean",
     "merge",
     "none",
+    "over_time",
     "piecewise_linear",
     "polynomial",
     "ramp",
@@ -49,9 +78,11 @@ __all__ = [
     "rectifier",
     "recurrent_scan",
     "scan",
+    "shared",
     "side",
     "sigmoid",
     "sine",
+    "soft_reset",
     "split",
     "tanh",
     "triangular",

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 __all__ = [
     "SOFT",
@@ -103,20 +104,34 @@ class _Heaviside(torch.autograd.Function):
         return grads[0] * ctx.surrogate(membrane - ctx.threshold), None, None
 
 
-def heaviside(membrane: Tensor, surrogate: Callable[[Tensor], Tensor] = triangular, threshold: float = 0.0) -> Tensor:
+def heaviside(
+    membrane: Tensor, surrogate: Callable[[Tensor], Tensor] = triangular, threshold: Tensor | float = 0.0
+) -> Tensor:
     """Fire where the membrane has reached its threshold: ``s = 1 if u >= V else 0``.
 
     Args:
         membrane: Membrane ``u``, any shape.
         surrogate: The derivative that the backward pass uses, a function of ``u - V``, one of :data:`SURROGATES` or any
             like them.
-        threshold: Threshold ``V``.
+        threshold: Threshold ``V``, a number or a tensor that fits the membrane, which may be learnt.
 
     Returns:
         Spikes, exactly 0 or 1, shape and data type of ``membrane``. NaN does not fire.
     """
+    given: Any = membrane
+    if isinstance(given, Proxy):  # a tracer would look into the step, and leave out the surrogate
+        name = next(name for name, known in SURROGATES.items() if known is surrogate)
+        traced: Any = given.tracer.create_proxy("call_function", _heaviside, (given, name, threshold), {})
+        return traced  # type: ignore[no-any-return]
+    if isinstance(threshold, Tensor):
+        membrane, threshold = membrane - threshold, 0.0
     spikes: Tensor = _Heaviside.apply(membrane, threshold, surrogate)  # type: ignore[no-untyped-call]
     return spikes
+
+
+def _heaviside(membrane: Tensor, surrogate: str, threshold: Tensor | float) -> Tensor:
+    """:func:`heaviside` with the name of a surrogate, as the graph of a traced network takes it."""
+    return heaviside(membrane, SURROGATES[surrogate], threshold)
 
 
 def rectifier(membrane: Tensor, spikes: Tensor, threshold: Tensor | float) -> Tensor:

@@ -1,8 +1,19 @@
 """Networks, registered with timm when this package is imported."""
 
-from lightning_msnn.models.msnn import MSNN
-from lightning_msnn.models.msnn_resnet import MSNNResNet
-from lightning_msnn.models.msnn_rnn import MSNNRNN
-from lightning_msnn.models.msnn_vit import MSNNViT
+from lightning_msnn.models.msnn import MSNN, State
+from lightning_msnn.models.msnn_resnet import ConvMixer, MSNNResNet
+from lightning_msnn.models.msnn_rnn import CELLS, MSNNRNN, Recurrence, RecurrentMixer
+from lightning_msnn.models.msnn_vit import AttentionMixer, MSNNViT
 
-__all__ = ["MSNN", "MSNNRNN", "MSNNResNet", "MSNNViT"]
+__all__ = [
+    "CELLS",
+    "MSNN",
+    "MSNNRNN",
+    "AttentionMixer",
+    "ConvMixer",
+    "MSNNResNet",
+    "MSNNViT",
+    "Recurrence",
+    "RecurrentMixer",
+    "State",
+]

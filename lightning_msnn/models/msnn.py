@@ -7,20 +7,24 @@ Licence: Apache-2.0.
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import ClassifierHead, trunc_normal_
-from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
+from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
+from lightning_msnn.nn.folding import ThresholdEncoder
 from lightning_msnn.nn.layer import normalise
-from lightning_msnn.nn.neuron import Rectifier, Spike
+from lightning_msnn.nn.neuron import Neuron, Rectifier, Spike, Stream, stream, streaming
 
 __all__ = [
     "CODINGS",
@@ -28,6 +32,8 @@ __all__ = [
     "MSNN",
     "WINDOW_SCHEDULES",
     "Stage",
+    "State",
+    "recomputed",
 ]
 
 BRANCH_GAIN = 0.2
@@ -57,13 +63,13 @@ def window_kinds(schedule: str, depths: Sequence[int]) -> list[list[str]]:
     """Return the kind of windows of every block, a list for each stage.
 
     Args:
-        schedule: One of :data:`WINDOW_SCHEDULES`.
+        schedule: One of :data:`WINDOW_SCHEDULES`, or a kind of windows, which all blocks then have.
         depths: Number of blocks of each stage.
 
     Raises:
         ConfigurationError: If the schedule is not known.
     """
-    kinds = choose(WINDOW_SCHEDULES, schedule, "windows")
+    kinds = choose({kind: (kind, kind) for kind in WINDOWS} | WINDOW_SCHEDULES, schedule, "windows")
     last = len(depths) - 1
     return [[kinds[0 if stage == last else block % 2] for block in range(n)] for stage, n in enumerate(depths)]
 
@@ -83,40 +89,62 @@ def _for_each_block(theta: float | Sequence[float], depths: Sequence[int]) -> li
     return thetas
 
 
+class State(NamedTuple):
+    """What a network carries from one time step of a stream to the next; a value that its caller holds.
+
+    Args:
+        membranes: For each layer of neurons, by name, its membranes after leak and reset, ``(windows, B, C, h, w)``.
+    """
+
+    membranes: dict[str, Tensor]
+
+
+@contextmanager
+def _recomputing(block: nn.Module, around: Stream | None) -> Iterator[None]:
+    """Compute a block once more as it was computed, in what is left of its stream, and leave its statistics alone."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        with streaming(around and Stream(around.before)):
+            yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def recomputed(block: nn.Module, *inputs: Tensor) -> Any:
+    """Run a block, and once more in the backward pass instead of keeping what it computed.
+
+    Args:
+        block: The block.
+        *inputs: Its inputs.
+    """
+    contexts = lambda: (nullcontext(), _recomputing(block, stream()))  # noqa: E731
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+
 class Stage(nn.Module):
     """Blocks at one resolution, after the patch merging that leads to it.
 
     Args:
         downsample: Patch merging, or identity in the first stage.
         blocks: Residual blocks.
-        position: What tells the stream its positions, called with stream and state; None for mixers that see them.
+        position: What tells the stream its positions; None for mixers that see them.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], position: nn.Module | None = None) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample
-        self.positional = position is not None
         self.position: nn.Module = nn.Identity() if position is None else position
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Map the residual stream of the stage before to that of this stage.
-
-        Args:
-            x: Residual stream ``(B, C, H, W)``.
-            state: What the layers of neurons carried out of the time step before, if there is one.
-        """
-        x = self.downsample(x)
-        if self.positional:
-            x = self.position(x, state)
-        if state is not None:
-            for block in self.blocks:
-                x = block(x, state)
-        elif self.grad_checkpointing:
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the residual stream ``(B, C, H, W)`` of the stage before to that of this stage."""
+        x = self.position(self.downsample(x))
+        for block in self.blocks:
+            x = recomputed(block, x) if self.grad_checkpointing else block(x)
         return x
 
 
@@ -129,17 +157,20 @@ class MSNN(nn.Module):
 
     Over several time steps (``time_steps`` above 1), a network takes images ``(B, in_chans, H, W)``, which it sees in
     every step, or frames ``(B, time_steps, in_chans, H, W)``; membranes leak from step to step and are reset where they
-    fired, and what is read out is the mean over the steps. :meth:`step` takes one step with the state in and out.
+    fired, and what is read out is the mean over the steps. Synapses and batch norms see all steps as one batch
+    ``(T B, C, H, W)``, so that in training the statistics of a batch are those of all its steps. :meth:`step` takes one
+    step with the state in and out.
 
     Args:
-        mixer: Makes a token mixer; called with ``dim`` and ``windows`` and the arguments ``neuron``.
+        mixer: Makes a token mixer, a :class:`lightning_msnn.nn.Mixer`; called with the width and with ``windows``,
+            ``context``, ``norm`` and ``neuron``.
         in_chans: Channels of the image.
         num_classes: Classes of the read-out; 0 removes it.
         global_pool: Pooling before the read-out (timm's names), ``""`` for none.
         depths: Number of blocks of each stage.
         widths: Channels of each stage.
         mlp_ratio: Hidden channels of the MLP as a multiple of the width.
-        windows: Kinds of windows, one of :data:`WINDOW_SCHEDULES`.
+        windows: Kinds of windows, one of :data:`WINDOW_SCHEDULES` or of :data:`lightning_msnn.functional.WINDOWS`.
         context: ``"shared"`` or ``"isolated"``: what a synapse sees beyond the border of a window.
         projection: Name of the projection Omega.
         theta: Radian factor of the projection in units of pi, in [0, 1]: one number, one for each stage, or one for
@@ -147,6 +178,8 @@ class MSNN(nn.Module):
         learn_theta: Whether each block learns its own theta, kept in (0, 1).
         tau: Decay of membranes from window to window; the initial one if it is learnt.
         learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay from window to window is learnt.
+        tau_time: Decay of membranes from time step to time step; None takes ``tau``, as it is learnt where windows are.
+        neuron: Name of the neuron model, one of :data:`lightning_msnn.functional.NEURONS`.
         threshold: Threshold ``V`` of all neurons; the initial one if it is learnt.
         learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
         surrogate: Name of the surrogate gradient.
@@ -181,6 +214,8 @@ class MSNN(nn.Module):
         learn_theta: bool = False,
         tau: float = 0.1,
         learn_tau: bool | str = True,
+        tau_time: float | None = None,
+        neuron: str = "lif",
         threshold: float = 0.5,
         learn_threshold: bool | str = False,
         surrogate: str = "triangular",
@@ -219,15 +254,13 @@ class MSNN(nn.Module):
         self.drop_rate = drop_rate
         self.num_features = widths[-1]
 
-        neuron: dict[str, Any] = {
-            "threshold": threshold,
-            "learn_threshold": learn_threshold,
-            "surrogate": surrogate,
-            "norm": norm,
-            "tau": tau,
-        }
+        alike = Neuron(
+            model=neuron, threshold=threshold, learn_threshold=learn_threshold, surrogate=surrogate, tau=tau,
+            learn_tau=learn_tau, tau_time=tau_time, projection=projection, learn_theta=learn_theta,
+            time_steps=time_steps,
+        )  # fmt: skip
         encoder: Callable[[int], nn.Module] = (
-            partial(Encoder, **neuron) if coding == "threshold" else lambda dim: BernoulliEncoder()
+            partial(Encoder, norm=norm, neuron=alike) if coding == "threshold" else lambda dim: BernoulliEncoder()
         )
         self.stem = Stem(in_chans, widths[0], norm)
         thetas = _for_each_block(theta, depths)
@@ -239,25 +272,18 @@ class MSNN(nn.Module):
             blocks = [
                 self.block(
                     encoder(width),
-                    mixer(
-                        width,
-                        windows=kind,
-                        context=context,
-                        projection=projection,
-                        theta=thetas.pop(0),
-                        learn_theta=learn_theta,
-                        learn_tau=learn_tau,
-                        **neuron,
-                    ),
+                    mixer(width, windows=kind, context=context, norm=norm, neuron=replace(alike, theta=thetas.pop(0))),
                     encoder(width) if mlp == "spiking" else None,
-                    MLP(width, hidden, **neuron) if mlp == "spiking" else AnalogueMLP(width, hidden, norm),
+                    MLP(width, hidden, norm, alike) if mlp == "spiking" else AnalogueMLP(width, hidden, norm),
                     rates.pop(0),
                 )
                 for kind in kinds[i]
             ]
             before = widths[i - 1] if i else None
             downsample = PatchMerging(before, width, norm) if before else nn.Identity()
-            stages.append(self.make_stage(before, width, downsample, blocks, encoder, norm))
+            stage = self.make_stage(before, width, downsample, blocks, encoder, norm)
+            stage.steps_in_batch = time_steps  # type: ignore[assignment]  # for what counts operations of a sample
+            stages.append(stage)
             self.feature_info.append(
                 {"num_chs": width, "reduction": 2 ** (i + 1), "module": self.feature_module.format(i)}
             )
@@ -275,7 +301,6 @@ class MSNN(nn.Module):
                 for name, child in parent.named_children():
                     if isinstance(child, Spike | BernoulliEncoder):
                         setattr(parent, name, Rectifier())
-        self.neuron_layers = sum(isinstance(module, Spike) for module in self.modules())
 
     feature_module = "stages.{}"
     """Name of the module whose output is the feature of a stage, for FX feature extraction."""
@@ -398,62 +423,67 @@ class MSNN(nn.Module):
             self.norm = nn.Identity()
         if prune_head or shortened:
             self.reset_classifier(0, "")
-        self.neuron_layers = sum(isinstance(module, Spike) for module in self.modules())
         chosen: list[int] = take
         return chosen
 
-    def _pass(self, x: Tensor, state: list[Tensor] | None, last: int) -> list[Tensor]:
+    def _pass(self, x: Tensor, last: int) -> list[Tensor]:
         """Pass the stream through the stages up to the one numbered ``last``; return it after each of them."""
         outputs: list[Tensor] = []
-        for i, stage in enumerate(self.stages):
-            if i <= last:
-                x = stage(x, state)
-                outputs.append(x)
+        for stage in self.stages[: last + 1]:
+            x = stage(x)
+            outputs.append(x)
         return outputs
 
     def _over_time(self, x: Tensor, last: int) -> list[Tensor]:
         """Return the stream after each stage up to ``last``, its mean over the time steps if there are several."""
-        if self.time_steps == 1:
-            return self._pass(self.stem(x), None, last)
-        state = self.initial_state()
+        steps = self.time_steps
+        if steps == 1:
+            return self._pass(self.stem(x), last)
         frames = x.dim() == 5
-        if frames and x.shape[1] != self.time_steps:
-            raise ConfigurationError(
-                f"a network of {self.time_steps} time steps takes {self.time_steps} frames, not {x.shape[1]}"
-            )
-        # The stem has no state: an image passes it once, frames as one batch.
-        stream = self.stem(x.flatten(0, 1)) if frames else self.stem(x)
-        mean: list[Tensor] = []
-        for t in range(self.time_steps):
-            outputs = self._pass(stream.unflatten(0, (-1, self.time_steps))[:, t] if frames else stream, state, last)
-            mean = outputs if t == 0 else [a + b for a, b in zip(mean, outputs, strict=True)]
-        return [a / self.time_steps for a in mean]
+        if frames and x.shape[1] != steps:
+            raise ConfigurationError(f"a network of {steps} time steps takes {steps} frames, not {x.shape[1]}")
+        # An image passes the stem once.
+        stream = self.stem(x.transpose(0, 1).flatten(0, 1)) if frames else torch.cat([self.stem(x)] * steps)
+        outputs = [torch.unflatten(output, 0, (steps, -1)).unbind(0) for output in self._pass(stream, last)]
+        return [reduce(torch.add, output) / steps for output in outputs]
 
-    def initial_state(self) -> list[Tensor]:
-        """Return the state before the first time step: no membrane in any layer of neurons."""
-        return [torch.zeros(()) for _ in range(self.neuron_layers)]
-
-    def step(self, x: Tensor, state: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+    @torch.compiler.disable
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Take one time step with the state in and out; what was handed in is not changed.
 
         Args:
             x: Images of this step, ``(B, in_chans, H, W)``.
-            state: What the step before returned, None for the first. An entry for each layer of neurons: a scalar, or
-                the membranes of its windows less what fired and leaked.
+            state: What the step before returned, None for the first.
 
         Returns:
             Logits ``(B, num_classes)`` of this step, and the state for the next.
 
         Raises:
-            ConfigurationError: If the state is not of this network.
+            ConfigurationError: If the state is not of this network, or of images of another size or batch; if batch
+                norms were folded into thresholds, which keeps no membranes.
+
+        Example:
+            >>> import timm, torch
+            >>> model = timm.create_model("msnn_resnet12_tiny", num_classes=10).eval()
+            >>> state = None
+            >>> for frame in torch.rand(3, 1, 3, 32, 32):
+            ...     logits, state = model.step(frame, state)
         """
-        if state is not None and len(state) != self.neuron_layers:
+        layers = {name: module for name, module in self.named_modules() if isinstance(module, Spike)}
+        if any(isinstance(module, ThresholdEncoder) for module in self.modules()):
             raise ConfigurationError(
-                f"the state must have {self.neuron_layers} entries, one for each layer of neurons, not {len(state)}"
+                "a network of one time step whose batch norms are folded has no membranes to carry on: "
+                "take steps with the network itself"
             )
-        new = self.initial_state() if state is None else list(state)
-        features = normalise(self._pass(self.stem(x), new, len(self.stages) - 1)[-1], self.norm)
-        return self.forward_head(features), new
+        if state is not None and state.membranes.keys() != layers.keys():
+            raise ConfigurationError(
+                f"the state is of another network: it has {len(state.membranes)} layers of neurons, "
+                f"this one has {len(layers)} of other names"
+            )
+        around = Stream({} if state is None else {layers[name]: u for name, u in state.membranes.items()})
+        with streaming(around):
+            features = normalise(self._pass(self.stem(x), len(self.stages) - 1)[-1], self.norm)
+        return self.forward_head(features), State({name: around.after[layer] for name, layer in layers.items()})
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_chans, H, W)`` to features ``(B, num_features, H / 16, W / 16)``, rounded up."""

@@ -7,14 +7,64 @@ Licence: Apache-2.0.
 
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
-from torch import nn
+from timm.models import generate_default_cfgs, register_model, register_notrace_module
+from torch import Tensor, nn
 
 from lightning_msnn.models.msnn import MSNN
 from lightning_msnn.models.registry import create, zoo_cfgs
-from lightning_msnn.nn.mixers import ConvMixer
+from lightning_msnn.nn.layer import fire
+from lightning_msnn.nn.mixer import Mixer
+from lightning_msnn.nn.neuron import Membrane, Neuron, Spike
+from lightning_msnn.nn.synapse import Synapse
 
-__all__ = ["MSNNResNet"]  # the registry adds the entry points
+__all__ = ["ConvMixer", "MSNNResNet"]  # the registry adds the entry points
+
+
+@register_notrace_module  # the number of windows depends on the size of the map
+class ConvMixer(Mixer):
+    """Mix the tokens of each window by two 3x3 convolutions with spiking neurons (arXiv 2401.10843).
+
+    Args:
+        dim: Channels of input and output.
+        windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
+        context: ``"shared"`` or ``"isolated"``: what the convolutions see beyond the border of a window.
+        norm: Whether batch norm follows each synapse.
+        neuron: What the neurons are like.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        windows: str = "non_dilated",
+        context: str = "shared",
+        norm: bool = True,
+        neuron: Neuron = Neuron(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__(windows, context)
+        self.synapse1 = Synapse(dim, dim, 3, norm)
+        self.membrane1 = Membrane("first", neuron, dim, windows)
+        self.spike1 = Spike(neuron, dim)
+        self.synapse2 = Synapse(dim, dim, 3, norm)
+        self.membrane2 = Membrane("coupled", neuron, dim, windows)
+        self.spike2 = Spike(neuron, dim)
+        self.project = Synapse(dim, dim, 1, norm)
+
+    def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map spikes ``(B, C, H, W)`` to a current of that shape, to which the residual stream is added.
+
+        Args:
+            spikes: Input spikes.
+            residual: Residual stream, if it is to be added.
+        """
+        size = (spikes.shape[2], spikes.shape[3])
+        where: dict[str, Any] = {"cut": self.cut, "size": size}
+        current = self.synapse1.conv(self.enter(spikes))
+        s1, u1, _ = fire(current, self.synapse1.norm, self.spike1, self.membrane1, handed=spikes.shape[1], **where)
+        s2, _, _ = fire(self.synapse2.conv(s1), self.synapse2.norm, self.spike2, self.membrane2, u1, **where)
+        return self.leave(self.project, s2, size, residual)
 
 
 class MSNNResNet(MSNN):

@@ -12,16 +12,155 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model, register_notrace_module
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from lightning_msnn.models.msnn import MSNN
+from lightning_msnn.errors import choose
+from lightning_msnn.models.msnn import MSNN, recomputed
 from lightning_msnn.models.registry import create, zoo_cfgs
-from lightning_msnn.nn.blocks import PatchMerging, RecurrentBlock
-from lightning_msnn.nn.mixers import RecurrentMixer
+from lightning_msnn.nn.blocks import Block, PatchMerging
+from lightning_msnn.nn.layer import cut_windows, fire, join_windows
+from lightning_msnn.nn.mixer import Mixer
+from lightning_msnn.nn.neuron import Membrane, Neuron, Spike
+from lightning_msnn.nn.synapse import Synapse
 
-__all__ = ["MSNNRNN", "RecurrentStage"]  # the registry adds the entry points
+__all__ = ["CELLS", "MSNNRNN", "Recurrence", "RecurrentMixer", "RecurrentStage"]  # the registry adds the entry points
+
+CELLS: dict[str, int] = {"lstm": 4, "gru": 3, "rnn": 1}
+"""Recurrent cells by the name that configurations use, and how many gates each has."""
+
+
+class Recurrence(nn.Module):
+    """One bidirectional layer of a recurrent cell; parameters named, shaped and initialised as torch's ``nn.LSTM``.
+
+    Not torch's own module, since ``torch.compile`` breaks the graph at it, whereas the function that it calls compiles.
+
+    Args:
+        input_size: Channels of a token.
+        hidden_size: Channels of a direction's output.
+        cell: Recurrent cell, one of :data:`CELLS`.
+
+    Raises:
+        ConfigurationError: If the cell is not known.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, cell: str = "lstm") -> None:
+        super().__init__()
+        rows = choose(CELLS, cell, "recurrent cell") * hidden_size
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+
+        def draw(*shape: int) -> nn.Parameter:
+            bound = hidden_size**-0.5
+            return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+        self.weight_ih_l0 = draw(rows, input_size)
+        self.weight_hh_l0 = draw(rows, hidden_size)
+        self.bias_ih_l0 = draw(rows)
+        self.bias_hh_l0 = draw(rows)
+        self.weight_ih_l0_reverse = draw(rows, input_size)
+        self.weight_hh_l0_reverse = draw(rows, hidden_size)
+        self.bias_ih_l0_reverse = draw(rows)
+        self.bias_hh_l0_reverse = draw(rows)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Read tokens ``(B, L, input_size)`` in both directions and return ``(B, L, 2 hidden_size)``."""
+        weights: list[Tensor] = [
+            self.weight_ih_l0,
+            self.weight_hh_l0,
+            self.bias_ih_l0,
+            self.bias_hh_l0,
+            self.weight_ih_l0_reverse,
+            self.weight_hh_l0_reverse,
+            self.bias_ih_l0_reverse,
+            self.bias_hh_l0_reverse,
+        ]
+        # Biases, one layer, no dropout, both directions, batch first.
+        hidden = torch.zeros([2, tokens.shape[0], self.hidden_size], dtype=tokens.dtype, device=tokens.device)
+        if self.cell == "lstm":
+            return torch.lstm(tokens, [hidden, hidden], weights, True, 1, 0.0, self.training, True, True)[0]
+        if self.cell == "gru":
+            return torch.gru(tokens, hidden, weights, True, 1, 0.0, self.training, True, True)[0]
+        return torch.rnn_tanh(tokens, hidden, weights, True, 1, 0.0, self.training, True, True)[0]
+
+    def extra_repr(self) -> str:
+        """Show cell and sizes."""
+        return f"{self.cell!r}, {self.input_size}, {self.hidden_size}"
+
+
+@register_notrace_module  # the number of windows depends on the size of the map
+class RecurrentMixer(Mixer):
+    """Mix the tokens of each window by a bidirectional recurrent cell with spiking neurons (arXiv 2401.10843).
+
+    The cell reads the tokens of a window row by row, whatever the context; its output is the current of the neurons,
+    whose membranes also take in the map that the block before handed on: see
+    :func:`lightning_msnn.functional.recurrent_scan`.
+
+    Args:
+        dim: Channels of input and output; the membrane map has ``2 dim``, for the two directions.
+        windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
+        context: ``"shared"`` or ``"isolated"``: whether merged membranes fire, or each window's.
+        norm: Whether batch norm follows each synapse.
+        cell: Recurrent cell, one of :data:`CELLS`.
+        neuron: What the neurons are like.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        windows: str = "non_dilated",
+        context: str = "shared",
+        norm: bool = True,
+        cell: str = "lstm",
+        neuron: Neuron = Neuron(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__(windows, context)
+        self.recurrence = Recurrence(dim, dim, cell)
+        self.norm: nn.Module = nn.BatchNorm2d(2 * dim) if norm else nn.Identity()
+        self.membrane = Membrane("recurrent", neuron, 2 * dim, windows)
+        self.spike = Spike(neuron, 2 * dim)
+        self.project = Synapse(2 * dim, dim, 1, norm)
+
+    def forward(self, spikes: Tensor, before: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map spikes ``(B, C, H, W)`` to a current of that shape, and a membrane map ``(B, 2 C, H, W)`` to the next.
+
+        Args:
+            spikes: Input spikes.
+            before: Membrane map that the block before handed on.
+            residual: Residual stream, if it is to be added to the current.
+        """
+        size = (spikes.shape[2], spikes.shape[3])
+        seen = cut_windows(spikes, self.windows)
+        h, w = seen.shape[2], seen.shape[3]
+        read: Tensor = self.recurrence(seen.permute(0, 2, 3, 1).flatten(1, 2))
+        # The cell's output lies token by token; batch norm is three times as fast on images in order.
+        current = torch.unflatten(read.contiguous(), 1, (h, w)).permute(0, 3, 1, 2)
+        fired, _, merged = fire(
+            current, self.norm, self.spike, self.membrane, before, cut=self.cut_batch, size=size, keeps=True
+        )
+        assert merged is not None
+        after = join_windows(merged, self.windows, size) if self.isolated else merged
+        return self.leave(self.project, fired, size, residual), after
+
+
+class RecurrentBlock(Block):
+    """Residual block beside whose stream a membrane map travels from block to block."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, membrane: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Map the residual stream ``(B, C, H, W)`` and the membrane map ``(B, 2 C, H, W)`` to those of the next block.
+
+        Args:
+            x: Residual stream.
+            membrane: Membrane map.
+        """
+        x, membrane = self._join(partial(self.mixer, self.encoder1(x), membrane), x)
+        return self._mix_channels(x), membrane
 
 
 class RecurrentStage(nn.Module):
@@ -42,21 +181,17 @@ class RecurrentStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.feature = nn.Identity()  # names the stream for feature extraction, since a stage returns two tensors
 
-    def forward(self, x: Tensor, membrane: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, membrane: Tensor) -> tuple[Tensor, Tensor]:
         """Map stream and membrane map of the stage before to those of this stage.
 
         Args:
             x: Residual stream ``(B, C, H, W)``.
             membrane: Membrane map ``(B, 2 C, H, W)``.
-            state: What the layers of neurons carried out of the time step before, if there is one.
         """
         x = self.downsample(x)
         membrane = self.membrane(membrane) if self.travels else torch.zeros_like(x).repeat(1, 2, 1, 1)
         for block in self.blocks:
-            if self.grad_checkpointing and state is None:
-                x, membrane = checkpoint(block, x, membrane, use_reentrant=False)
-            else:
-                x, membrane = block(x, membrane, state)
+            x, membrane = recomputed(block, x, membrane) if self.grad_checkpointing else block(x, membrane)
         return self.feature(x), membrane
 
 
@@ -64,7 +199,7 @@ class MSNNRNN(MSNN):
     """Spiking recurrent network.
 
     Args:
-        cell: Recurrent cell, one of :data:`lightning_msnn.nn.CELLS`.
+        cell: Recurrent cell, one of :data:`CELLS`.
         **kwargs: Arguments of :class:`lightning_msnn.models.msnn.MSNN` but for ``mixer``.
     """
 
@@ -94,12 +229,12 @@ class MSNNRNN(MSNN):
             membrane = None  # no window takes anything from the map
         return RecurrentStage(downsample, membrane, blocks)
 
-    def _pass(self, x: Tensor, state: list[Tensor] | None, last: int) -> list[Tensor]:
+    def _pass(self, x: Tensor, last: int) -> list[Tensor]:
         outputs: list[Tensor] = []
         membrane = torch.zeros_like(x).repeat(1, 2, 1, 1)
         for i, stage in enumerate(self.stages):
             if i <= last:
-                x, membrane = stage(x, membrane, state)
+                x, membrane = stage(x, membrane)
                 outputs.append(x)
         return outputs
 

@@ -8,15 +8,125 @@ Licence: Apache-2.0.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
-from torch import nn
+import torch
+from timm.models import generate_default_cfgs, register_model, register_notrace_module
+from torch import Tensor, nn
 
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.msnn import MSNN, Stage
 from lightning_msnn.models.registry import create, zoo_cfgs
-from lightning_msnn.nn.blocks import Position
-from lightning_msnn.nn.mixers import AttentionMixer
+from lightning_msnn.nn.layer import cut_windows, fire
+from lightning_msnn.nn.mixer import Mixer
+from lightning_msnn.nn.neuron import Membrane, Neuron, Spike
+from lightning_msnn.nn.synapse import Synapse
 
-__all__ = ["MSNNViT"]  # the registry adds the entry points
+__all__ = ["AttentionMixer", "MSNNViT", "Position"]  # the registry adds the entry points
+
+
+@register_notrace_module  # the number of windows depends on the size of the map
+class AttentionMixer(Mixer):
+    """Mix the tokens of each window by spiking self-attention without softmax (arXiv 2401.10843).
+
+    Queries, keys and values are spikes of layer 1; ``(Q K^T) V * scale`` is the current of layer 2, whose membrane
+    starts from the projection of the value membrane and its own in the window before. A token only attends to tokens
+    of its own window, whatever the context: with shared context the linear synapses run once over the map, and
+    membranes rather than spikes are merged.
+
+    Args:
+        dim: Channels of input and output, a multiple of ``head_dim``.
+        windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
+        context: ``"shared"`` or ``"isolated"``.
+        norm: Whether batch norm follows each synapse and the attention.
+        head_dim: Channels of a head.
+        neuron: What the neurons are like.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        windows: str = "non_dilated",
+        context: str = "shared",
+        norm: bool = True,
+        head_dim: int = 24,
+        neuron: Neuron = Neuron(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__(windows, context)
+        if dim % head_dim:
+            raise ConfigurationError(f"widths must be multiples of {head_dim}, the channels of a head, not {dim}")
+        self.head_dim = head_dim
+        self.scale = head_dim**-0.5
+        self.qkv = Synapse(dim, 3 * dim, 1, norm)
+        self.membrane1 = Membrane("first", neuron, 3 * dim, windows)
+        self.spike1 = Spike(neuron, 3 * dim)
+        self.norm: nn.Module = nn.BatchNorm2d(dim) if norm else nn.Identity()
+        self.membrane2 = Membrane("coupled", neuron, dim, windows)
+        self.spike2 = Spike(neuron, dim)
+        self.project = Synapse(dim, dim, 1, norm)
+
+    def attend(self, spikes: Tensor) -> Tensor:
+        """Attention inside each of a batch of windows.
+
+        Args:
+            spikes: Queries, keys and values ``(B, 3 C, h, w)``.
+
+        Returns:
+            ``(Q K^T) V * scale`` of every head, ``(B, C, h, w)``.
+        """
+        batch, channels, height, width = spikes.shape
+        tokens = height * width
+        # Channels are the last axis here, as they are in memory: (3, B, heads, tokens, head_dim).
+        tokenwise = spikes.permute(0, 2, 3, 1).reshape(batch, tokens, 3, channels // (3 * self.head_dim), self.head_dim)
+        q, k, v = tokenwise.permute(2, 0, 3, 1, 4).unbind(0)
+        # Without softmax the product is associative; what is cheaper depends on the number of tokens.
+        if tokens > self.head_dim:
+            current = q @ (k.transpose(2, 3) @ v * self.scale)
+        else:
+            current = (q @ k.transpose(2, 3)) @ v * self.scale
+        attended: Tensor = current.transpose(1, 2).reshape(batch, height, width, channels // 3).permute(0, 3, 1, 2)
+        return attended
+
+    def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map spikes ``(B, C, H, W)`` to a current of that shape, to which the residual stream is added.
+
+        Args:
+            spikes: Input spikes.
+            residual: Residual stream, if it is to be added.
+        """
+        size, dim = (spikes.shape[2], spikes.shape[3]), spikes.shape[1]
+        where: dict[str, Any] = {"size": size}
+        current = self.qkv.conv(self.enter(spikes))
+        s1, values, _ = fire(current, self.qkv.norm, self.spike1, self.membrane1, handed=dim, cut=self.cut, **where)
+        seen = s1 if self.isolated else cut_windows(s1, self.windows)
+        # Compilers expect batch norm to return a gradient in the memory order of its input, whatever it is given.
+        attended = self.attend(seen).contiguous(memory_format=torch.channels_last)
+        s2, _, _ = fire(attended, self.norm, self.spike2, self.membrane2, values, cut=self.cut_batch, **where)
+        return self.leave(self.project, s2, size, residual)
+
+
+@register_notrace_module  # runs on a kernel
+class Position(nn.Module):
+    """Where a token is, for mixers that do not see it: a depthwise 3x3 convolution on spikes, added to the stream.
+
+    The border, padded with zeros, is what gives the position away (Chu et al., arXiv 2102.10882).
+
+    Args:
+        encoder: Spikes of the stream.
+        dim: Channels.
+        norm: Whether batch norm follows the convolution.
+    """
+
+    def __init__(self, encoder: nn.Module, dim: int, norm: bool = True) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.synapse = Synapse(dim, dim, 3, norm, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the residual stream ``(B, dim, H, W)`` to one of that shape that knows its positions."""
+        after: Tensor = self.synapse(self.encoder(x), x)
+        return after
 
 
 class MSNNViT(MSNN):

@@ -1,25 +1,14 @@
-"""Torch modules on top of :mod:`lightning_msnn.functional`: neurons, projections, token mixers, blocks."""
+"""Torch modules on top of :mod:`lightning_msnn.functional`: neurons, projections, blocks, what token mixers share."""
 
-from lightning_msnn.nn.blocks import (
-    MLP,
-    AnalogueMLP,
-    BernoulliEncoder,
-    Block,
-    Encoder,
-    PatchMerging,
-    Position,
-    RecurrentBlock,
-    Stem,
-)
-from lightning_msnn.nn.mixers import CELLS, CONTEXTS, AttentionMixer, ConvMixer, Recurrence, RecurrentMixer
+from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
+from lightning_msnn.nn.layer import fire
+from lightning_msnn.nn.mixer import CONTEXTS, Mixer
 from lightning_msnn.nn.neuron import (
-    CoupledMembrane,
     FixedDecay,
     LearntDecay,
     Membrane,
-    Neurons,
+    Neuron,
     Rectifier,
-    RecurrentMembrane,
     Spike,
     make_decay,
     set_annealing,
@@ -28,32 +17,25 @@ from lightning_msnn.nn.projection import LearntProjection, Projection, make_proj
 from lightning_msnn.nn.synapse import Synapse
 
 __all__ = [
-    "CELLS",
     "CONTEXTS",
     "MLP",
     "AnalogueMLP",
-    "AttentionMixer",
     "BernoulliEncoder",
     "Block",
-    "ConvMixer",
-    "CoupledMembrane",
     "Encoder",
     "FixedDecay",
     "LearntDecay",
     "LearntProjection",
     "Membrane",
-    "Neurons",
+    "Mixer",
+    "Neuron",
     "PatchMerging",
-    "Position",
     "Projection",
     "Rectifier",
-    "Recurrence",
-    "RecurrentBlock",
-    "RecurrentMembrane",
-    "RecurrentMixer",
     "Spike",
     "Stem",
     "Synapse",
+    "fire",
     "make_decay",
     "make_projection",
     "set_annealing",

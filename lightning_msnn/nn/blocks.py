@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_msnn.nn.layer import fire, normalise
-from lightning_msnn.nn.neuron import Spike
+from lightning_msnn.nn.neuron import Neuron, Spike
 from lightning_msnn.nn.synapse import PatchConv2d, Synapse
 
 __all__ = [
@@ -21,8 +21,6 @@ __all__ = [
     "Block",
     "Encoder",
     "PatchMerging",
-    "Position",
-    "RecurrentBlock",
     "Stem",
 ]
 
@@ -74,29 +72,18 @@ class Encoder(nn.Module):
 
     Args:
         dim: Channels.
-        threshold: Threshold ``V``; the initial one if it is learnt.
-        surrogate: Name of the surrogate gradient.
         norm: Whether batch norm comes before the threshold.
-        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
-        tau: Decay from one time step to the next.
+        neuron: What the neurons are like.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        threshold: float = 0.5,
-        surrogate: str = "triangular",
-        norm: bool = True,
-        learn_threshold: bool | str = False,
-        tau: float = 0.1,
-    ) -> None:
+    def __init__(self, dim: int, norm: bool = True, neuron: Neuron = Neuron()) -> None:  # noqa: B008  # frozen
         super().__init__()
         self.norm: nn.Module = nn.BatchNorm2d(dim) if norm else nn.Identity()
-        self.spike = Spike(threshold, surrogate, dim, learn_threshold, tau)
+        self.spike = Spike(neuron, dim)
 
-    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map the residual stream ``(B, dim, H, W)`` to spikes of that shape."""
-        return fire(x, self.norm, self.spike, state=state)[0]
+        return fire(x, self.norm, self.spike)[0]
 
 
 class BernoulliEncoder(nn.Module):
@@ -106,8 +93,8 @@ class BernoulliEncoder(nn.Module):
     expected spike, which is 1 inside [0, 1] and 0 outside.
     """
 
-    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Map the residual stream ``(B, dim, H, W)`` to spikes of that shape; ``state`` is not touched."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the residual stream ``(B, dim, H, W)`` to spikes of that shape."""
         probability = x.clamp(0.0, 1.0)
         spikes = torch.bernoulli(probability.detach())
         # Exactly the spikes, since the difference is exactly 0.
@@ -121,31 +108,25 @@ class MLP(nn.Module):
     Args:
         dim: Channels of input and output.
         hidden: Channels in between.
-        threshold: Threshold ``V``; the initial one if it is learnt.
-        surrogate: Name of the surrogate gradient.
         norm: Whether batch norm follows each linear layer.
-        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
-        tau: Decay from one time step to the next.
+        neuron: What the neurons are like.
     """
 
     def __init__(
         self,
         dim: int,
         hidden: int,
-        threshold: float = 0.5,
-        surrogate: str = "triangular",
         norm: bool = True,
-        learn_threshold: bool | str = False,
-        tau: float = 0.1,
+        neuron: Neuron = Neuron(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__()
         self.fc1 = Synapse(dim, hidden, 1, norm)
-        self.spike = Spike(threshold, surrogate, hidden, learn_threshold, tau)
+        self.spike = Spike(neuron, hidden)
         self.fc2 = Synapse(hidden, dim, 1, norm)
 
-    def forward(self, spikes: Tensor, state: list[Tensor] | None = None, residual: Tensor | None = None) -> Tensor:
+    def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map spikes ``(B, dim, H, W)`` to a current of that shape, to which the residual stream is added."""
-        hidden = fire(self.fc1.conv(spikes), self.fc1.norm, self.spike, state=state)[0]
+        hidden = fire(self.fc1.conv(spikes), self.fc1.norm, self.spike)[0]
         current: Tensor = self.fc2(hidden, residual)
         return current
 
@@ -166,33 +147,10 @@ class AnalogueMLP(nn.Module):
         self.act = nn.GELU()
         self.fc2 = Synapse(hidden, dim, 1, norm)
 
-    def forward(self, x: Tensor, state: list[Tensor] | None = None, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map the stream ``(B, dim, H, W)`` to a branch of that shape, to which the residual stream is added."""
         current: Tensor = self.fc2(self.act(self.fc1(x)), residual)
         return current
-
-
-@register_notrace_module  # runs on a kernel
-class Position(nn.Module):
-    """Where a token is, for mixers that do not see it: a depthwise 3x3 convolution on spikes, added to the stream.
-
-    The border, padded with zeros, is what gives the position away (Chu et al., arXiv 2102.10882).
-
-    Args:
-        encoder: Spikes of the stream.
-        dim: Channels.
-        norm: Whether batch norm follows the convolution.
-    """
-
-    def __init__(self, encoder: nn.Module, dim: int, norm: bool = True) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.synapse = Synapse(dim, dim, 3, norm, groups=dim)
-
-    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Map the residual stream ``(B, dim, H, W)`` to one of that shape that knows its positions."""
-        after: Tensor = self.synapse(self.encoder(x, state), x)
-        return after
 
 
 class Block(nn.Module):
@@ -225,34 +183,12 @@ class Block(nn.Module):
             return x + self.drop_path(returned[0]), *returned[1:]
         return x + self.drop_path(returned)
 
-    def _mix_channels(self, x: Tensor, state: list[Tensor] | None) -> Tensor:
-        entering = x if self.encoder2 is None else self.encoder2(x, state)
-        after: Tensor = self._join(partial(self.mlp, entering, state), x)
+    def _mix_channels(self, x: Tensor) -> Tensor:
+        entering = x if self.encoder2 is None else self.encoder2(x)
+        after: Tensor = self._join(partial(self.mlp, entering), x)
         return after
 
-    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Map the residual stream ``(B, C, H, W)`` to that of the next block.
-
-        Args:
-            x: Residual stream.
-            state: What the layers of neurons carried out of the time step before, if there is one.
-        """
-        x = self._join(partial(self.mixer, self.encoder1(x, state), state), x)
-        return self._mix_channels(x, state)
-
-
-class RecurrentBlock(Block):
-    """Residual block beside whose stream a membrane map travels from block to block."""
-
-    def forward(  # type: ignore[override]
-        self, x: Tensor, membrane: Tensor, state: list[Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Map the residual stream ``(B, C, H, W)`` and the membrane map ``(B, 2 C, H, W)`` to those of the next block.
-
-        Args:
-            x: Residual stream.
-            membrane: Membrane map.
-            state: What the layers of neurons carried out of the time step before, if there is one.
-        """
-        x, membrane = self._join(partial(self.mixer, self.encoder1(x, state), membrane, state), x)
-        return self._mix_channels(x, state), membrane
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the residual stream ``(B, C, H, W)`` to that of the next block."""
+        x = self._join(partial(self.mixer, self.encoder1(x)), x)
+        return self._mix_channels(x)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.functional.spike import heaviside
 from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import covered, neurons
 from lightning_msnn.nn.blocks import Encoder, PatchMerging, Stem
@@ -60,8 +61,8 @@ class ThresholdEncoder(nn.Module):
         # What counts spikes knows a layer of neurons by its threshold.
         self.threshold = encoder.spike.threshold
 
-    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Map the residual stream ``(B, C, H, W)`` to spikes of that shape; ``state`` is not touched.
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the residual stream ``(B, C, H, W)`` to spikes of that shape.
 
         Raises:
             ConfigurationError: If a gradient to the stream is wanted: a comparison has none.
@@ -112,7 +113,8 @@ def fold_batch_norm(model: M) -> M:
 
     def foldable(encoder: Encoder) -> bool:
         # A ReLU, which a twin has in the place of spikes, passes on values that need the scale.
-        return isinstance(encoder.norm, nn.BatchNorm2d) and isinstance(encoder.spike, Spike)
+        spikes = isinstance(encoder.spike, Spike) and encoder.spike.model.fire is heaviside
+        return isinstance(encoder.norm, nn.BatchNorm2d) and spikes
 
     folded = copy.deepcopy(model)
     one_step = getattr(model, "time_steps", 1) == 1

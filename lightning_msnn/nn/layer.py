@@ -6,16 +6,22 @@ of their own, and each fires for itself. Both are one function here: what differ
 and of the spikes lie, which a :class:`Cut` says.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.functional.windows import count, merge, split
-from lightning_msnn.kernels.geometry import KINDS, OMEGAS, SOFT, SURROGATES, Layer
+from lightning_msnn.functional.membrane import isolated, over_time, shared
+from lightning_msnn.functional.projection import PROJECTIONS
+from lightning_msnn.functional.spike import SOFT, SURROGATES, heaviside
+from lightning_msnn.functional.windows import WINDOWS, count, merge, split
+from lightning_msnn.kernels import geometry
+from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import covered, neurons
-from lightning_msnn.nn.neuron import CoupledMembrane, FixedDecay, LearntDecay, Membrane, RecurrentMembrane, Spike
+from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Membrane, Spike, stream
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
 __all__ = ["Cut", "cut_windows", "fire", "join_windows", "normalise"]
@@ -40,8 +46,13 @@ class Cut:
 
 
 WHOLE = Cut()
-_OURS = (Membrane, CoupledMembrane, RecurrentMembrane, FixedDecay, LearntDecay, Projection, LearntProjection)
-_SURROGATES = ("", *SURROGATES)
+
+# What the kernels compute, by the names that they know it by. Another definition under one of the names is not it.
+_OMEGAS = {name: PROJECTIONS[name] for name in geometry.OMEGAS}
+_SURROGATES = {name: SURROGATES[name] for name in geometry.SURROGATES}
+_SOFT = {name: SOFT[name] for name in geometry.SOFT}
+_KINDS = {name: WINDOWS[name] for name in geometry.KINDS}
+_MODULES = (Membrane, FixedDecay, LearntDecay, Projection, LearntProjection)
 
 
 def _plain(classes: tuple[type, ...], *modules: nn.Module | None) -> bool:
@@ -106,30 +117,37 @@ def _kernel(
     current: Tensor,
     norm: nn.Module | None,
     spike: nn.Module | None,
-    membrane: nn.Module | None,
-    form: str,
+    membrane: Membrane | None,
     cut: Cut,
     size: tuple[int, int],
-    other: Tensor | None,
-    handed: int,
-    keeps: bool,
-    residual: Tensor | None,
+    other: Tensor | None = None,
+    handed: int = 0,
+    keeps: bool = False,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     """Run a layer on a kernel; None where none covers it."""
-    omega, surrogate, soft, threshold = "none", "", "rectifier", 0.0
+    if _KINDS.get(cut.kind) is not WINDOWS.get(cut.kind):
+        return None
+    form, omega, surrogate, soft, threshold = "still", "none", "", "rectifier", 0.0
     decay: Any = None
     projection: Any = None
     if membrane is not None:
-        decay, projection = membrane.decay, membrane.projection
-        if not _plain(_OURS, membrane, decay, projection):
+        form, decay, projection = membrane.form, membrane.decay, membrane.projection
+        if not _plain(_MODULES, membrane, decay, projection):
             return None
     if projection is not None:
         omega = projection.name
+        if _OMEGAS.get(omega) is not projection.omega:
+            return None
     if spike is not None:
         if type(spike) is not Spike or "forward" in spike.__dict__:
             return None
         surrogate, soft, threshold = spike.name, spike.soft, spike.threshold
-    if not covered(current, (omega, OMEGAS), (cut.kind, KINDS), (surrogate, _SURROGATES), (soft, SOFT)):
+        # In one time step the reset of a neuron model plays no part.
+        known = _SURROGATES.get(surrogate) is spike.surrogate and _SOFT.get(soft) is SOFT.get(soft)
+        if not known or spike.model.fire is not heaviside:
+            return None
+    if not covered(current):
         return None
     of_norm = _norm_arguments(norm, current)
     if of_norm is None:
@@ -153,23 +171,117 @@ def _kernel(
     return out, membranes, merged
 
 
+Step = tuple[Tensor, Membranes, Tensor | None]
+"""What a layer returns: spikes, the membranes that it hands on, the membranes that fired if they are kept."""
+
+
+def _equations(
+    currents: list[Tensor],
+    spike: nn.Module,
+    membrane: Membrane | None,
+    other: Membranes | None,
+    cut: Cut,
+    size: tuple[int, int],
+    handed: int,
+    before: Tensor | None = None,
+    kept: list[Tensor] | None = None,
+) -> Step:
+    """Run a layer after its norm on :mod:`lightning_msnn.functional`, on the currents of its windows.
+
+    What neurons keep from one time step to the next, ``before`` and the entry that is added to ``kept``, is of shape
+    ``(n, B, C, h, w)``.
+    """
+    if membrane is None:
+        if kept is None:
+            return spike(currents[0]), [], currents[0]
+        mine: list[Tensor] = []
+        spikes = spike(currents[0], before=None if before is None else before[0], kept=mine)
+        kept.append(mine[0].unsqueeze(0))
+        return spikes, [], None
+    n = len(currents)
+    if isinstance(other, Tensor):
+        of_map = membrane.form == "recurrent"
+        other = split(other, cut.kind) if of_map else _windows(other, n - 1) if n > 1 else []
+    carry = partial(membrane, other=other or [], before=None if before is None else list(before.unbind(0)))
+    if cut.windows_out:
+        spikes, merged, membranes = isolated(currents, carry, spike)
+    else:
+        spikes, merged, membranes = shared(currents, carry, partial(_merge, kind=cut.kind, size=size), spike)
+    if kept is not None:
+        assert isinstance(spike, Spike)
+        fired = spikes if cut.windows_out else cut_windows(spikes, cut.kind)
+        after = spike.reset(torch.cat(membranes), fired, membrane.decay_over_time(merged))
+        kept.append(torch.unflatten(after, 0, [n, -1]))
+    if handed == currents[0].shape[1]:
+        return spikes, membranes[:-1], merged
+    return spikes, [u[:, u.shape[1] - handed :] for u in membranes[:-1]] if handed else [], merged
+
+
+def _merge(windows: list[Tensor], kind: str, size: tuple[int, int]) -> Tensor:
+    """Put windows back on the map."""
+    return windows[0] if len(windows) == 1 else join_windows(torch.cat(windows), kind, size)
+
+
+def _kernels_in_time(
+    current: Tensor,
+    spike: Spike,
+    membrane: Membrane | None,
+    other: Membranes | None,
+    cut: Cut,
+    size: tuple[int, int],
+    handed: int,
+    before: Tensor | None,
+    kept: list[Tensor],
+    keeps: bool,
+) -> Step | None:
+    """Run one time step of a layer on kernels, one for each equation; None where none covers it.
+
+    Args are those of :func:`_equations`, but for the current of all windows, ``(n, B, C, h, w)``. With gradients, to
+    start so many operators takes longer than the equations.
+    """
+    u = current[0]
+    if torch.is_grad_enabled() or not covered(u):
+        return None
+    u = (current if before is None else current + before).flatten(0, 1)
+    tau: Tensor | float = spike.tau_time
+    if membrane is not None:
+        carried = _kernel(u, None, None, membrane, Cut(cut.kind, True, True), size, _batch(other))
+        if carried is None:
+            return None
+        u, tau = carried[0], membrane.decay_over_time(u)
+    found = _kernel(u, None, spike, None, Cut(cut.kind, True, cut.windows_out), size, keeps=keeps)
+    if found is None:
+        return None
+    spikes, _, merged = found
+    after = spike.reset(u, spikes if cut.windows_out else cut_windows(spikes, cut.kind), tau)
+    kept.append(after.view_as(current))
+    n = len(current)
+    return spikes, u[: len(u) // n * (n - 1), u.shape[1] - handed :] if handed and n > 1 else [], merged
+
+
+def _batch(other: Membranes | None) -> Tensor | None:
+    """Membranes of windows as a batch; None for those of a map that is one window, which hands nothing on."""
+    batch = torch.cat(other) if isinstance(other, list) and other else other
+    return batch if isinstance(batch, Tensor) and batch.dim() == 4 else None
+
+
 def fire(
     current: Tensor,
     norm: nn.Module | None,
     spike: nn.Module,
-    membrane: nn.Module | None = None,
-    other: Membranes | None = None,
+    membrane: Membrane | None = None,
+    other: Any = None,
     *,
     cut: Cut = WHOLE,
     size: tuple[int, int] | None = None,
     handed: int = 0,
     keeps: bool = False,
-    state: list[Tensor] | None = None,
-) -> tuple[Tensor, Membranes | None, Tensor | None]:
+) -> tuple[Tensor, Any, Tensor | None]:
     """Run a layer of neurons.
 
     Args:
-        current: What the synapse returned, ``(B, C, H, W)``, or a batch of windows ``(n B, C, h, w)``.
+        current: What the synapse returned, ``(B, C, H, W)``, or a batch of windows ``(n B, C, h, w)``. Time steps lie
+            one after another on the batch axis, in each window's part of it.
         norm: Batch norm, None or an identity for none.
         spike: The threshold.
         membrane: What carries membranes from window to window; None where the map is not cut.
@@ -179,36 +291,52 @@ def fire(
         size: Height and width of the map in pixels, those of ``current`` if None.
         handed: Of how many of the last channels the windows' membranes are handed on.
         keeps: Whether the membranes that fire are returned.
-        state: What the layers of neurons carried out of the time step before, if there is one.
 
     Returns:
         Spikes ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; membranes for the layer after; the membranes that
         fired, of the shape of the spikes. What was not asked for is empty or None.
     """
-    height, width = size or (current.shape[2], current.shape[3])
-    if state is None:
-        form = "still" if membrane is None else str(membrane.form)
-        seen = torch.cat(other) if isinstance(other, list) and other else other
-        if isinstance(seen, list) or (seen is not None and seen.dim() != 4):
-            seen = None  # a map that is one window hands nothing on
-        found = _kernel(current, norm, spike, membrane, form, cut, (height, width), seen, handed, keeps, None)
+    size = size or (current.shape[2], current.shape[3])
+    around = stream()
+    n = 1 if membrane is None else count(cut.kind, *size)
+    if not (isinstance(spike, Spike) and (spike.time_steps > 1 or around is not None)):
+        found = _kernel(current, norm, spike, membrane, cut, size, _batch(other), handed, keeps)
         if found is not None:
             return found
-    x = current if norm is None else norm(current)
-    if membrane is None:
-        return spike(x, state), [], x
-    n = count(cut.kind, height, width)
-    currents = _windows(x, n) if cut.windows_in else split(x, cut.kind)
-    if isinstance(other, Tensor):
-        of_map = membrane.form == "recurrent"
-        other = split(other, cut.kind) if of_map else _windows(other, n - 1) if n > 1 else []
-    membranes: list[Tensor] = membrane(currents, other, state)
-    merged = torch.cat(membranes) if cut.windows_out else merge(membranes, cut.kind, height, width)
-    spikes: Tensor = spike(merged)
-    if state is not None:
-        fired = _windows(spikes, n) if cut.windows_out else split(spikes, cut.kind)
-        state.append(membrane.leak(membranes, fired))  # type: ignore[operator]
-    return spikes, [u[:, u.shape[1] - handed :] for u in membranes[:-1]] if handed else [], merged
+        x = current if norm is None else normalise(current, norm)
+        currents = _windows(x, n) if cut.windows_in else split(x, cut.kind)
+        return _equations(currents, spike, membrane, other, cut, size, handed)
+    x = current if norm is None else normalise(current, norm)
+    if n > 1 and not cut.windows_in:
+        x = cut_windows(x, cut.kind)
+    steps = 1 if around is not None else spike.time_steps
+    inputs = torch.unflatten(x, 0, [n, steps, -1]).unbind(1)
+    if isinstance(other, Tensor):  # a map; layer 1 hands on a list over time
+        other = _windows(other, steps)
+
+    def step(now: tuple[Tensor, Any], before: Tensor | None) -> tuple[Step, Tensor]:
+        kept: list[Tensor] = []
+        layer = (spike, membrane, now[1], cut, size, handed, before, kept)
+        made = _kernels_in_time(now[0], *layer, keeps) or _equations(list(now[0].unbind(0)), *layer)
+        return made, kept[0]
+
+    made, kept = over_time(
+        step,
+        list(zip(inputs, other or [None] * steps, strict=True)),
+        None if around is None else around.resume(spike, inputs[0].shape),
+    )
+    if around is not None:
+        around.after[spike] = kept
+    spikes, handed_on, merged = zip(*made, strict=True)
+    out = n if cut.windows_out else 1
+    return _join_steps(spikes, out), list(handed_on), _join_steps(merged, out) if keeps else None
+
+
+def _join_steps(steps: Sequence[Tensor], windows: int) -> Tensor:
+    """From a batch of windows for each time step to a batch ``(windows T B, C, h, w)``."""
+    if windows == 1 or len(steps) == 1:
+        return torch.cat(list(steps))
+    return torch.cat([window for each in zip(*(_windows(s, windows) for s in steps), strict=True) for window in each])
 
 
 def normalise(current: Tensor, norm: nn.Module, residual: Tensor | None = None) -> Tensor:
@@ -220,9 +348,7 @@ def normalise(current: Tensor, norm: nn.Module, residual: Tensor | None = None) 
         residual: Residual stream, of that shape.
     """
     if type(norm) is not nn.Identity:
-        found = _kernel(
-            current, norm, None, None, "still", WHOLE, (current.shape[2], current.shape[3]), None, 0, False, residual
-        )
+        found = _kernel(current, norm, None, None, WHOLE, (current.shape[2], current.shape[3]), residual=residual)
         if found is not None:
             return found[0]
     out: Tensor = norm(current)
@@ -246,7 +372,7 @@ def cut_windows(x: Tensor, kind: str) -> Tensor:
         Windows ``(n B, C, h, w)``, one after another on the batch axis.
     """
     cut = Cut(kind, False, True)
-    found = _kernel(x, None, None, None, "still", cut, (x.shape[2], x.shape[3]), None, 0, False, None)
+    found = _kernel(x, None, None, None, cut, (x.shape[2], x.shape[3]))
     return torch.cat(split(x, kind)) if found is None else found[0]
 
 
@@ -259,7 +385,7 @@ def join_windows(windows: Tensor, kind: str, size: tuple[int, int], residual: Te
         size: Height and width of the map in pixels.
         residual: Residual stream ``(B, C, H, W)``.
     """
-    found = _kernel(windows, None, None, None, "still", Cut(kind, True, False), size, None, 0, False, residual)
+    found = _kernel(windows, None, None, None, Cut(kind, True, False), size, residual=residual)
     if found is not None:
         return found[0]
     joined = merge(_windows(windows, count(kind, *size)), kind, *size)

@@ -1,37 +1,41 @@
-"""Neurons: threshold, decay and the membranes that travel over windows.
+"""Neurons: what they are like, their threshold, their decay, and the membranes that travel over windows and time.
 
-No neuron keeps a state between calls: membranes are values that a forward pass computes and returns.
-
-Over several time steps, each layer of neurons takes what it carried out of the step before from the front of a list
-``state`` that its caller hands in, and puts what it carries into the next step at the end: after a pass through the
-network the list holds the new state in the same order. A scalar in the list stands for no membrane yet.
+No neuron keeps a state between calls: membranes are values that a forward pass computes and returns. Several time
+steps lie one after another on the batch axis, ``(T B, C, H, W)``, and are an axis of the neuron's scan alone. Where an
+image comes after the other (:meth:`lightning_msnn.models.MSNN.step`), a :class:`Stream` around the call holds what
+neurons carry out of one step into the next.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.functional import membrane as equations
-from lightning_msnn.functional.spike import SOFT, SURROGATES, anneal, heaviside
+from lightning_msnn.functional.membrane import coupled_scan, recurrent_scan, scan
+from lightning_msnn.functional.neuron import NEURONS
+from lightning_msnn.functional.spike import SOFT, SURROGATES, anneal
 from lightning_msnn.nn.projection import LearntProjection, make_projection
 
 __all__ = [
     "GRAINS",
-    "CoupledMembrane",
     "FixedDecay",
     "LearntDecay",
     "Membrane",
-    "Neurons",
+    "Neuron",
     "Rectifier",
-    "RecurrentMembrane",
     "Spike",
+    "Stream",
     "annealed",
     "grain_size",
     "make_decay",
     "set_annealing",
+    "stream",
+    "streaming",
 ]
 
 GRAINS: tuple[str, ...] = ("layer", "channel")
@@ -58,15 +62,97 @@ def grain_size(name: str, learn: bool | str, channels: int) -> int:
     raise ConfigurationError(f"{name} must be true, false, 'layer' or 'channel', not {learn!r}")
 
 
+@dataclass(frozen=True)
+class Neuron:
+    """What neurons are like.
+
+    Args:
+        model: Name of the neuron model, one of :data:`lightning_msnn.functional.NEURONS`.
+        threshold: Threshold ``V``, a finite number; the initial one if it is learnt.
+        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
+        surrogate: Name of the surrogate gradient, one of :data:`lightning_msnn.functional.SURROGATES`.
+        tau: Decay of membranes from window to window, in [0, 1]; the initial one if it is learnt.
+        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay over windows is learnt.
+        tau_time: Decay of membranes from time step to time step, in [0, 1]; None takes the decay over windows.
+        projection: Name of the projection Omega, one of :data:`lightning_msnn.functional.PROJECTIONS`.
+        theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
+        learn_theta: Whether a layer learns its theta.
+        time_steps: Number of time steps ``T`` that lie one after another on the batch axis.
+
+    Raises:
+        ConfigurationError: If the model is not known or ``tau_time`` is outside [0, 1]; the other arguments are checked
+            where a layer is made of them.
+    """
+
+    model: str = "lif"
+    threshold: float = 0.5
+    learn_threshold: bool | str = False
+    surrogate: str = "triangular"
+    tau: float = 0.1
+    learn_tau: bool | str = True
+    tau_time: float | None = None
+    projection: str = "sine"
+    theta: float = 0.25
+    learn_theta: bool = False
+    time_steps: int = 1
+
+    def __post_init__(self) -> None:
+        choose(NEURONS, self.model, "neuron model")
+        if self.tau_time is not None and not 0.0 <= self.tau_time <= 1.0:
+            raise ConfigurationError(f"tau_time must be in [0, 1], not {self.tau_time}")
+
+
+@dataclass
+class Stream:
+    """What the neurons of a network carry from one time step to the next, by layer.
+
+    Args:
+        before: Out of the step before: for each layer the windows' membranes after leak and reset, ``(n, B, C, h, w)``.
+        after: Out of this step; layers write it.
+    """
+
+    before: dict["Spike", Tensor]
+    after: dict["Spike", Tensor] = field(default_factory=dict)
+
+    def resume(self, spike: "Spike", shape: torch.Size) -> Tensor | None:
+        """Return what a layer carried out of the step before, of a shape; None in the first step.
+
+        Raises:
+            ConfigurationError: If it is of images of another size, of another batch or of another network.
+        """
+        before = self.before.get(spike)
+        if before is not None and before.shape != shape:
+            raise ConfigurationError(
+                f"the state has membranes of shape {tuple(before.shape)} for a layer of shape {tuple(shape)}: "
+                "it is of another network, batch or image size"
+            )
+        return before
+
+
+_STREAM: ContextVar[Stream | None] = ContextVar("stream", default=None)
+
+
+def stream() -> Stream | None:
+    """Return the stream around this call, if there is one; each thread has its own."""
+    return None if torch.compiler.is_dynamo_compiling() else _STREAM.get()
+
+
+@contextmanager
+def streaming(around: Stream | None) -> Iterator[None]:
+    """Run layers of neurons within a stream, or within none."""
+    token = _STREAM.set(around)
+    try:
+        yield
+    finally:
+        _STREAM.reset(token)
+
+
 class Spike(nn.Module):
     """Fire where the membrane reaches its threshold: ``s = H(u - V)``, exactly 0 or 1.
 
     Args:
-        threshold: Threshold ``V``, a finite number; the initial one if it is learnt.
-        surrogate: Name of the surrogate gradient, one of :data:`lightning_msnn.functional.SURROGATES`.
+        neuron: What the neurons are like.
         channels: Number of channels, needed only for a threshold learnt by channel.
-        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
-        tau: Decay from one time step to the next, in [0, 1]; plays no part in a single step.
 
     Raises:
         ConfigurationError: If an argument is not allowed.
@@ -75,24 +161,20 @@ class Spike(nn.Module):
     annealing: Tensor | None
     """Share of the step in what the neurons return in training, a scalar; None is all of it."""
 
-    def __init__(
-        self,
-        threshold: float = 0.5,
-        surrogate: str = "triangular",
-        channels: int = 1,
-        learn_threshold: bool | str = False,
-        tau: float = 0.1,
-    ) -> None:
+    def __init__(self, neuron: Neuron = Neuron(), channels: int = 1) -> None:
         super().__init__()
+        threshold = float(neuron.threshold)
         if not math.isfinite(threshold):
             raise ConfigurationError(f"threshold must be a finite number, not {threshold}")
-        values = grain_size("learn_threshold", learn_threshold, channels)
-        self.threshold = float(threshold)
-        self.tau = float(tau)
+        values = grain_size("learn_threshold", neuron.learn_threshold, channels)
+        self.threshold = threshold
         # One axis, so that rules which exempt vectors from weight decay exempt it.
-        self.level = nn.Parameter(torch.full((values,), float(threshold))) if values else None
-        self.name = surrogate
-        self.surrogate = choose(SURROGATES, surrogate, "surrogate gradient")
+        self.level = nn.Parameter(torch.full((values,), threshold)) if values else None
+        self.model = choose(NEURONS, neuron.model, "neuron model")
+        self.name = neuron.surrogate
+        self.surrogate = choose(SURROGATES, neuron.surrogate, "surrogate gradient")
+        self.tau_time = float(neuron.tau if neuron.tau_time is None else neuron.tau_time)
+        self.time_steps = neuron.time_steps
         self.soft = "rectifier"
         # No buffer: what averages, broadcasts or stores those of a network has no use for it.
         self.annealing = None
@@ -101,31 +183,50 @@ class Spike(nn.Module):
         """Share of the step in what the neurons return now, on a membrane's device: in evaluation None."""
         return self.annealing.to(membrane.device) if self.training and self.annealing is not None else None
 
-    def forward(self, membrane: Tensor, state: list[Tensor] | None = None, fired: Tensor | None = None) -> Tensor:
+    def level_of(self, membrane: Tensor) -> Tensor | float:
+        """Return the threshold in the type of a membrane: a number, or ``(C, 1, 1)`` where it is learnt."""
+        return self.threshold if self.level is None else self.level.to(membrane.dtype).view(-1, 1, 1)
+
+    def fire(self, membrane: Tensor) -> Tensor:
+        """Return exact spikes of a membrane."""
+        return self.model.fire(membrane, self.surrogate, self.level_of(membrane))
+
+    def reset(self, membrane: Tensor, spikes: Tensor, tau: Tensor | float) -> Tensor:
+        """Return what a membrane hands to the next time step; its spikes may be annealed, those that reset it are not.
+
+        Args:
+            membrane: Membrane.
+            spikes: What the neurons returned.
+            tau: Decay over time.
+        """
+        exact = spikes if self.share(membrane) is None else self.fire(membrane)
+        return self.model.reset(membrane, exact, self.level_of(membrane), tau)
+
+    def forward(
+        self,
+        membrane: Tensor,
+        fired: Tensor | None = None,
+        before: Tensor | None = None,
+        kept: list[Tensor] | None = None,
+    ) -> Tensor:
         """Return the spikes of a membrane ``(B, C, H, W)``, of any shape if the threshold is fixed.
 
         Args:
             membrane: Membrane; the synaptic current of neurons whose spikes a kernel has computed from it.
-            state: What the layers of neurons carried out of the time step before, if there is one.
             fired: Those spikes, which are returned as they are, so that hooks on this module see them.
+            before: What neurons without windows kept of the time step before, which is added to the membrane.
+            kept: Where such neurons put what they keep for the next.
         """
         if fired is not None:
             return fired
-        if state is not None:
-            before = state.pop(0)
-            if before.dim() > 0:
-                membrane = membrane + before
-        if self.level is None:
-            spikes = heaviside(membrane, self.surrogate, self.threshold)
-        else:
-            spikes = heaviside(membrane - self.level.to(membrane.dtype).view(-1, 1, 1), self.surrogate)
-        if state is not None:
-            state.append(self.tau * membrane * (1.0 - spikes))
-        share = self.share(membrane)
-        if share is None:
-            return spikes
-        level = self.threshold if self.level is None else self.level.to(membrane.dtype).view(-1, 1, 1)
-        return anneal(membrane, spikes, level, share.to(membrane.dtype), self.soft)
+        if before is not None:
+            membrane = membrane + before
+        spikes, share = self.fire(membrane), self.share(membrane)
+        if share is not None:
+            spikes = anneal(membrane, spikes, self.level_of(membrane), share.to(membrane.dtype), self.soft)
+        if kept is not None:
+            kept.append(self.reset(membrane, spikes, self.tau_time))
+        return spikes
 
     def extra_repr(self) -> str:
         """Show threshold and surrogate."""
@@ -134,10 +235,6 @@ class Spike(nn.Module):
 
 class Rectifier(nn.ReLU):
     """ReLU in the place of the threshold of a layer of neurons."""
-
-    def forward(self, membrane: Tensor, state: list[Tensor] | None = None) -> Tensor:
-        """Return ``max(0, membrane)``; there is no state."""
-        return super().forward(membrane)
 
 
 def set_annealing(model: nn.Module, share: float | None, soft: str = "rectifier") -> None:
@@ -225,44 +322,40 @@ def make_decay(channels: int, tau: float, learn_tau: bool | str) -> nn.Module:
     return LearntDecay(values, tau) if values else FixedDecay(tau)
 
 
-def _resume(currents: list[Tensor], state: list[Tensor] | None) -> list[Tensor]:
-    """Add to the currents of the windows what their neurons carried out of the time step before."""
-    if state is None:
-        return currents
-    before = state.pop(0)
-    if before.dim() == 0:
-        return currents
-    resumed: list[Tensor] = []
-    for k, current in enumerate(currents):
-        resumed.append(current + before[k])
-    return resumed
+_COUPLED: dict[str, Callable[..., list[Tensor]]] = {"coupled": coupled_scan, "recurrent": recurrent_scan}
 
 
-class _Carrier(nn.Module):
-    """Neurons whose membranes travel from window to window with a decay.
+class Membrane(nn.Module):
+    """Membranes that travel from window to window.
 
     Args:
-        decay: A module that returns tau.
-        projection: The projection Omega, if there is one.
+        form: ``"first"``, ``"coupled"`` or ``"recurrent"``: how membranes travel, as layer 1's, as layer 2's, or on a
+            map that goes from block to block; see the scans of :mod:`lightning_msnn.functional`.
+        neuron: What the neurons are like.
+        channels: Number of channels.
+        windows: Kind of windows; over a single one nothing is carried, so that there is nothing to learn.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed.
     """
 
-    form: str
-    """How the membranes travel, by the name that the kernels know."""
     projection: nn.Module | None
 
-    def __init__(self, decay: nn.Module, projection: nn.Module | None = None) -> None:
+    def __init__(self, form: str, neuron: Neuron, channels: int, windows: str) -> None:
         super().__init__()
-        self.decay = decay
-        if projection is not None:
-            self.projection = projection
-        self.learnt = isinstance(decay, LearntDecay) or isinstance(projection, LearntProjection)
-
-    def scan(self, currents: list[Tensor], other: list[Tensor], tau: Tensor) -> list[Tensor]:
-        """The equation: membranes of several windows from their currents."""
-        raise NotImplementedError
+        self.form = form
+        self.tau_time = neuron.tau_time
+        several = windows != "single"
+        self.decay = make_decay(channels, neuron.tau, several and neuron.learn_tau)
+        self.projection = (
+            None
+            if form == "first"
+            else make_projection(neuron.projection, neuron.theta, several and neuron.learn_theta)
+        )
+        self.learnt = isinstance(self.decay, LearntDecay) or isinstance(self.projection, LearntProjection)
 
     def forward(
-        self, currents: list[Tensor], other: list[Tensor] | None = None, state: list[Tensor] | None = None
+        self, currents: list[Tensor], other: Sequence[Tensor] = (), before: list[Tensor] | None = None
     ) -> list[Tensor]:
         """Visit the windows.
 
@@ -270,16 +363,20 @@ class _Carrier(nn.Module):
             currents: Synaptic currents of the windows in order, each ``(B, C, h, w)``.
             other: Membranes that these are coupled with, shapes of ``currents``: those of layer 1, or the windows of
                 the map that the block received. A map that is one window takes nothing from them.
-            state: What the layers of neurons carried out of the time step before, if there is one.
+            before: What the windows' membranes handed on from the time step before, shapes of ``currents``.
 
         Returns:
             Membranes of the windows, shapes of ``currents``.
         """
-        currents = _resume(currents, state)
+        if before is not None:
+            currents = [current + kept for current, kept in zip(currents, before, strict=True)]
         tau = self.decay()
         if len(currents) > 1:
             # Under autocast the currents are narrower than the parameter, which must not widen the scan.
-            return self.scan(currents, other or [], tau.to(currents[0].dtype))
+            decay = tau.to(currents[0].dtype)
+            if self.projection is None:
+                return scan(currents, decay)
+            return _COUPLED[self.form](currents, other, decay, self.projection)
         if not (self.learnt and self.training):
             return currents
         # A parameter without a gradient would stop data-parallel training.
@@ -289,107 +386,7 @@ class _Carrier(nn.Module):
             unused = tau * self.projection(seen, seen)
         return [currents[0] + 0.0 * unused.to(currents[0].dtype)]
 
-    def leak(self, membranes: list[Tensor], spikes: list[Tensor]) -> Tensor:
-        """Return what the windows' membranes hand to the next time step, ``(windows, B, C, h, w)``.
-
-        Args:
-            membranes: Membranes of the windows in order, each ``(B, C, h, w)``.
-            spikes: Spikes of the same windows.
-        """
-        return equations.leak(membranes, spikes, self.decay().to(membranes[0].dtype))
-
-
-class Membrane(_Carrier):
-    """Membranes of layer 1, which merge the current stimulus with what the layer saw before.
-
-    Args:
-        decay: A module that returns tau.
-    """
-
-    form = "first"
-    projection = None
-
-    def scan(self, currents: list[Tensor], other: list[Tensor], tau: Tensor) -> list[Tensor]:
-        """See :func:`lightning_msnn.functional.scan`."""
-        return equations.scan(currents, tau)
-
-
-class CoupledMembrane(_Carrier):
-    """Membranes of layer 2, which start from the projection of both layers' membranes in the window before.
-
-    Args:
-        decay: A module that returns tau.
-        projection: The projection Omega.
-    """
-
-    form = "coupled"
-    projection: nn.Module
-
-    def scan(self, currents: list[Tensor], other: list[Tensor], tau: Tensor) -> list[Tensor]:
-        """See :func:`lightning_msnn.functional.coupled_scan`."""
-        return equations.coupled_scan(currents, other, tau, self.projection)
-
-
-class RecurrentMembrane(_Carrier):
-    """Membranes of a map that travels from block to block and, within a block, from window to window.
-
-    Args:
-        decay: A module that returns tau.
-        projection: The projection Omega.
-    """
-
-    form = "recurrent"
-    projection: nn.Module
-
-    def scan(self, currents: list[Tensor], other: list[Tensor], tau: Tensor) -> list[Tensor]:
-        """See :func:`lightning_msnn.functional.recurrent_scan`."""
-        return equations.recurrent_scan(currents, other, tau, self.projection)
-
-
-@dataclass(frozen=True)
-class Neurons:
-    """What the neurons of a token mixer are like.
-
-    Args:
-        projection: Name of the projection Omega.
-        theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
-        learn_theta: Whether the mixer learns its theta.
-        tau: Decay of the membranes from window to window; the initial one if it is learnt.
-        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay is learnt.
-        threshold: Threshold ``V`` of the neurons; the initial one if it is learnt.
-        learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
-        surrogate: Name of the surrogate gradient.
-    """
-
-    projection: str = "sine"
-    theta: float = 0.25
-    learn_theta: bool = False
-    tau: float = 0.1
-    learn_tau: bool | str = True
-    threshold: float = 0.5
-    learn_threshold: bool | str = False
-    surrogate: str = "triangular"
-
-    def spike(self, channels: int) -> Spike:
-        """Make the threshold of a layer."""
-        return Spike(self.threshold, self.surrogate, channels, self.learn_threshold)
-
-    def first(self, channels: int, windows: str) -> Membrane:
-        """Make the membranes of a first layer."""
-        return Membrane(self._decay(channels, windows))
-
-    def second(self, channels: int, windows: str) -> CoupledMembrane:
-        """Make the membranes of a second layer."""
-        return CoupledMembrane(self._decay(channels, windows), self._omega(windows))
-
-    def recurrent(self, channels: int, windows: str) -> RecurrentMembrane:
-        """Make the membranes of a map that travels from block to block."""
-        return RecurrentMembrane(self._decay(channels, windows), self._omega(windows))
-
-    # Over a single window nothing is carried, so there is nothing to learn.
-
-    def _decay(self, channels: int, windows: str) -> nn.Module:
-        return make_decay(channels, self.tau, windows != "single" and self.learn_tau)
-
-    def _omega(self, windows: str) -> nn.Module:
-        return make_projection(self.projection, self.theta, windows != "single" and self.learn_theta)
+    def decay_over_time(self, membrane: Tensor) -> Tensor:
+        """Return the decay from time step to time step in the type of a membrane."""
+        tau: Tensor = self.decay() if self.tau_time is None else membrane.new_full((), self.tau_time)
+        return tau.to(membrane.dtype)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_msnn.callbacks import EnergyMonitor, SpikeRateMonitor
 from lightning_msnn.energy import NETWORK, count_operations, energy, spread
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.nn import Spike
+from lightning_msnn.nn import Neuron, Spike
 from lightning_msnn.tasks import SpikingClassifier
 from tests.conftest import TINY
 
@@ -25,7 +25,9 @@ class Plain(pl.LightningModule):
 
     def __init__(self, threshold=0.1):
         super().__init__()
-        self.network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), Spike(threshold), nn.Flatten(), nn.Linear(256, 3))
+        self.network = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), Spike(Neuron(threshold=threshold)), nn.Flatten(), nn.Linear(256, 3)
+        )
         self.hooked = []
 
     def training_step(self, batch, batch_idx):

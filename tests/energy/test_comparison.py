@@ -20,7 +20,7 @@ from lightning_msnn.energy import (
 )
 from lightning_msnn.energy.profiles import COLUMN, FIELDS
 from lightning_msnn.energy.report import compare
-from lightning_msnn.nn import Spike
+from lightning_msnn.nn import Neuron, Spike
 
 
 def record(**amounts):
@@ -95,7 +95,9 @@ def test_images_of_all_classes_whatever_the_batches(tmp_path):
         images = torch.cat(list(evenly(datamodule, 40, size)))
         targets = datamodule.test_dataloader().dataset.targets
         assert set(targets[spread(targets, 40)].bincount().tolist()) == {4}
-        model = nn.Sequential(nn.Conv2d(1, 2, 3), Spike(0.1), nn.Flatten(), nn.Linear(2 * 14 * 14, 10)).eval()
+        model = nn.Sequential(
+            nn.Conv2d(1, 2, 3), Spike(Neuron(threshold=0.1)), nn.Flatten(), nn.Linear(2 * 14 * 14, 10)
+        ).eval()
         torch.manual_seed(0)
         for layer in (model[0], model[3]):
             layer.reset_parameters()

@@ -12,7 +12,8 @@ from lightning_msnn.energy import OperationCounter, count_operations, energy
 from lightning_msnn.energy.profiles import FIELDS, TRANSCENDENTAL
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
-from lightning_msnn.nn import ConvMixer, PatchMerging, Spike, Stem
+from lightning_msnn.models import ConvMixer
+from lightning_msnn.nn import Neuron, PatchMerging, Spike, Stem
 from tests.conftest import NETWORKS, TINY
 
 
@@ -363,7 +364,7 @@ def test_every_synapse_of_the_branches_is_accumulate_only(name):
 @pytest.mark.parametrize("projection", sorted(PROJECTIONS))
 def test_membranes_and_omega(projection):
     """Three of four windows carry a membrane over: a membrane update each, and in layer 2 an Omega."""
-    mixer = ConvMixer(4, "non_dilated", projection=projection).eval()
+    mixer = ConvMixer(4, "non_dilated", neuron=Neuron(projection=projection)).eval()
     spikes = (torch.rand(2, 4, 8, 8) < 0.3).float()
     record = count_operations(mixer, spikes)
     carried = 2 * 4 * 8 * 8 * 3 // 4
@@ -377,7 +378,7 @@ def test_membranes_and_omega(projection):
         assert record.total("omega_operations") > carried
     assert record.total("neurons") == 2 * 2 * 4 * 64
     assert record.total("additions") == record.total("multiplications") == 0
-    single = count_operations(ConvMixer(4, "single", projection=projection).eval(), spikes)
+    single = count_operations(ConvMixer(4, "single", neuron=Neuron(projection=projection)).eval(), spikes)
     assert single.total("membrane_updates") == single.total("omega") == 0
 
 

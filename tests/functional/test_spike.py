@@ -43,3 +43,18 @@ def test_surrogate_is_an_even_density(name):
 
 def test_table_and_closed_forms_agree():
     assert set(CLOSED_FORMS) == set(SURROGATES)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_traced_step_keeps_its_surrogate(name):
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return 3.0 * heaviside(x * 2.0, SURROGATES[name], 0.5)
+
+    x, y = torch.randn(2, 50).unsqueeze(0).repeat(2, 1, 1).requires_grad_().unbind(0)
+    upstream = torch.randn_like(x)
+    out, traced = Layer()(x), torch.fx.symbolic_trace(Layer())(y)
+    assert torch.equal(out, traced)
+    (expected,), (got,) = (torch.autograd.grad(o, [i], upstream) for o, i in ((out, x), (traced, y)))
+    assert expected.any()
+    assert torch.equal(got, expected)

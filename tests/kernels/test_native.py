@@ -27,7 +27,8 @@ from lightning_msnn.functional.windows import Corners
 from lightning_msnn.kernels import geometry, native
 from lightning_msnn.kernels.geometry import Layer, Parameters
 from lightning_msnn.kernels.layer import covered, kernels_of, neurons
-from lightning_msnn.nn import ConvMixer, Spike
+from lightning_msnn.models import ConvMixer
+from lightning_msnn.nn import Neuron, Spike
 from lightning_msnn.nn.layer import Cut, fire, normalise
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C compiler")
@@ -295,7 +296,7 @@ class Halves(Corners):
 @pytest.mark.parametrize("training", [True, False])
 def test_a_new_kind_of_windows_runs_on_the_equations(monkeypatch, training):
     monkeypatch.setitem(WINDOWS, "halves", Halves())
-    mixer = ConvMixer(6, "halves", tau=0.4, threshold=0.1).train(training)
+    mixer = ConvMixer(6, "halves", neuron=Neuron(tau=0.4, threshold=0.1)).train(training)
     x = (torch.rand(4, 6, 8, 8) < 0.5).float()
     with torch.no_grad():
         got = copy.deepcopy(mixer)(x)
@@ -310,7 +311,7 @@ def test_a_new_kind_of_windows_runs_on_the_equations(monkeypatch, training):
 
 def test_a_new_projection_runs_on_the_equations(monkeypatch):
     monkeypatch.setitem(PROJECTIONS, "first alone", lambda a, b, theta: a * 1.0)
-    mixer = ConvMixer(6, "dilated", tau=0.4, threshold=0.1, projection="first alone").eval()
+    mixer = ConvMixer(6, "dilated", neuron=Neuron(tau=0.4, threshold=0.1, projection="first alone")).eval()
     x = (torch.rand(4, 6, 8, 8) < 0.5).float()
     u1 = scan(split(mixer.synapse1(x), "dilated"), mixer.membrane1.decay())
     s1 = mixer.spike1(merge(u1, "dilated", 8, 8))

@@ -20,13 +20,17 @@ from lightning_msnn.energy import (
 )
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import Energy, SaturatedNeurons, SilentNeurons, SpikeRate, SynapticOperations
-from lightning_msnn.nn import Spike
+from lightning_msnn.nn import Neuron, Spike
 from tests.conftest import TINY
 
 
 def small():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), Spike(0.1), nn.Flatten(), nn.Linear(64, 3)).double().eval()
+    return (
+        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), Spike(Neuron(threshold=0.1)), nn.Flatten(), nn.Linear(64, 3))
+        .double()
+        .eval()
+    )
 
 
 def images(n=12):
@@ -34,7 +38,7 @@ def images(n=12):
 
 
 def test_by_hand():
-    model = nn.Sequential(nn.Identity(), Spike(0.5))
+    model = nn.Sequential(nn.Identity(), Spike(Neuron(threshold=0.5)))
     x = torch.tensor([[0.9, 0.1, 0.9, 0.1], [0.9, 0.1, 0.1, 0.1]])
     record = count_operations(model, x)
     assert spike_rate(record) == 3 / 8

@@ -13,9 +13,9 @@ from torch import nn
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.functional.projection import WITHOUT_THETA
+from lightning_msnn.models import CELLS, Recurrence
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
 from lightning_msnn.nn import (
-    CELLS,
     CONTEXTS,
     AnalogueMLP,
     BernoulliEncoder,
@@ -23,7 +23,6 @@ from lightning_msnn.nn import (
     Encoder,
     FixedDecay,
     PatchMerging,
-    Recurrence,
     Spike,
     Stem,
 )
@@ -184,14 +183,17 @@ def test_no_weight_decay(name):
 def test_grad_checkpointing_changes_nothing(name):
     x = torch.randn(4, 3, 32, 32)
     model = make(name).train()
-    grads = []
+    grads, states = [], []
     for enable in (False, True):
         twin = copy.deepcopy(model)
         twin.set_grad_checkpointing(enable)
         twin(x).square().sum().backward()
         grads.append([p.grad for p in twin.parameters()])
+        states.append(twin.state_dict())
     for a, b in zip(*grads, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
+    torch.testing.assert_close(*states, rtol=0, atol=0, msg="statistics of batch norm follow a step once")
+    assert all(m.track_running_stats for m in twin.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -227,6 +229,21 @@ def test_fx_features(name):
     graph = timm.create_model(name, features_only=True, feature_cls="fx")
     assert isinstance(graph, FeatureGraphNet)
     assert [o.shape[1] for o in graph(x)] == graph.feature_info.channels()
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"neuron": "soft_reset", "context": "isolated", "windows": "grid"}], ids=str)
+@pytest.mark.parametrize("name", TINY)
+def test_fx_features_train(name, kwargs):
+    """Every parameter of a traced network has the gradient that it has in the network itself."""
+    model = make(name, **kwargs).train()
+    twin = copy.deepcopy(model)
+    traced = create_feature_extractor(twin, ["head.fc"]).train()
+    x, upstream = torch.randn(4, 3, 32, 32), torch.randn(4, 10)
+    model(x).backward(upstream)
+    traced(x)["head.fc"].backward(upstream)
+    theirs = dict(traced.named_parameters())
+    for parameter, p in model.named_parameters():
+        torch.testing.assert_close(theirs[parameter].grad, p.grad)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -411,7 +428,7 @@ def test_decay_and_threshold_learnt_by_layer_or_by_channel(name):
         model = make(name, learn_tau=grain, learn_threshold=grain, threshold=0.4)
         learnt = {n: p for n, p in model.named_parameters() if n.endswith(("decay.logit", "level"))}
         assert set(learnt) <= model.no_weight_decay()
-        assert sum("level" in n for n in learnt) == model.neuron_layers
+        assert sum("level" in n for n in learnt) == sum(isinstance(m, Spike) for m in model.modules())
         assert all((p.numel() == 1) == (grain == "layer") for p in learnt.values())
         model.train()(torch.randn(4, 3, 32, 32)).square().sum().backward()
         assert all(p.grad is not None for p in learnt.values())

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.nn import CONTEXTS, BernoulliEncoder, Encoder
+from lightning_msnn.nn import CONTEXTS, BernoulliEncoder, Encoder, Neuron
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 from tests.conftest import NETWORKS, TINY
 from tests.models.test_registry import lively, make
@@ -57,7 +57,7 @@ def test_several_time_steps_keep_their_membranes(name):
 
 
 def test_thresholds_by_hand():
-    encoder = Encoder(4, threshold=0.5).eval()
+    encoder = Encoder(4, neuron=Neuron(threshold=0.5)).eval()
     with torch.no_grad():
         encoder.norm.weight.copy_(torch.tensor([2.0, -2.0, 0.0, 0.0]))
         encoder.norm.bias.copy_(torch.tensor([0.0, 0.0, 0.6, 0.4]))
@@ -70,7 +70,7 @@ def test_thresholds_by_hand():
 
 
 def test_learnt_thresholds_fold():
-    encoder = Encoder(3, learn_threshold="channel").eval()
+    encoder = Encoder(3, neuron=Neuron(learn_threshold="channel")).eval()
     with torch.no_grad():
         encoder.spike.level.copy_(torch.tensor([-1.0, 0.0, 1.0]))
     x = torch.randn(2, 3, 5, 5)

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS, WINDOWS, merge, split
 from lightning_msnn.functional.projection import WITHOUT_THETA
-from lightning_msnn.nn import CELLS, CONTEXTS, AttentionMixer, ConvMixer, RecurrentMixer
+from lightning_msnn.models import CELLS, AttentionMixer, ConvMixer, RecurrentMixer
+from lightning_msnn.nn import CONTEXTS, Neuron
 from tests.conftest import GOLDEN
 from tests.oracles import PublishedMixer
 
@@ -19,7 +20,7 @@ def golden_mixer(kind):
     """A mixer with the weights of the authors' program, and that program's tensors."""
     golden = load_file(GOLDEN / f"conv_mixer_{kind}.safetensors")
     mixer = ConvMixer(
-        6, kind, "isolated", theta=0.25, tau=0.4, learn_tau=False, surrogate="rectangular", norm=False
+        6, kind, "isolated", norm=False, neuron=Neuron(theta=0.25, tau=0.4, learn_tau=False, surrogate="rectangular")
     ).eval()
     with torch.no_grad():
         for synapse, name in ((mixer.synapse1, "conv1"), (mixer.synapse2, "conv2"), (mixer.project, "fc")):
@@ -65,7 +66,7 @@ def test_golden(kind):
 def test_golden_recurrent(kind):
     golden = load_file(GOLDEN / f"recurrent_mixer_{kind}.safetensors")
     mixer = RecurrentMixer(
-        5, kind, "isolated", theta=0.25, tau=0.4, learn_tau=False, surrogate="rectangular", norm=False
+        5, kind, "isolated", norm=False, neuron=Neuron(theta=0.25, tau=0.4, learn_tau=False, surrogate="rectangular")
     ).eval()
     weights = {name.removeprefix("lstm."): w for name, w in golden.items() if name.startswith("lstm.")}
     mixer.recurrence.load_state_dict(weights)
@@ -119,7 +120,9 @@ def recurrent_loop(mixer, spikes, before):
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("windows", sorted(set(WINDOWS) - {"single"}))
 def test_recurrent_mixer_equals_its_formula(windows, context, projection):
-    mixer = RecurrentMixer(4, windows, context, projection=projection, tau=0.4, threshold=0.0, norm=False)
+    mixer = RecurrentMixer(
+        4, windows, context, norm=False, neuron=Neuron(projection=projection, tau=0.4, threshold=0.0)
+    )
     for size in [(8, 8), (5, 6)]:
         spikes = (torch.rand(2, 4, *size) < 0.5).float()
         before = torch.randn(2, 8, *size, requires_grad=True)
@@ -165,7 +168,9 @@ def attention_loop(mixer, spikes):
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("windows", WINDOWS)
 def test_attention_mixer_equals_its_formula(windows, context, projection):
-    mixer = AttentionMixer(8, windows, context, projection=projection, tau=0.4, threshold=0.1, head_dim=4).eval()
+    mixer = AttentionMixer(
+        8, windows, context, head_dim=4, neuron=Neuron(projection=projection, tau=0.4, threshold=0.1)
+    ).eval()
     for size in [(8, 8), (3, 4)]:  # more tokens in a window than channels in a head, and fewer
         spikes = (torch.rand(2, 8, *size) < 0.5).float()
         out, expected = mixer(spikes), attention_loop(mixer, spikes)
@@ -187,7 +192,7 @@ def test_heads_must_fit():
 @pytest.mark.parametrize("windows", WINDOWS)
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2), (1, 4)])
 def test_batched_windows_equal_the_published_loop(windows, size, projection):
-    mixer = ConvMixer(5, windows, "isolated", projection=projection, tau=0.4, threshold=0.0).eval()
+    mixer = ConvMixer(5, windows, "isolated", neuron=Neuron(projection=projection, tau=0.4, threshold=0.0)).eval()
     x = (torch.rand(2, 5, *size) < 0.5).float()
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     out, expected = mixer(a), PublishedMixer(mixer)(b)
@@ -217,7 +222,7 @@ def shared_loop(mixer, spikes):
 @pytest.mark.parametrize("windows", WINDOWS)
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2), (1, 4)])
 def test_shared_context_equals_its_formula(windows, size, projection):
-    mixer = ConvMixer(5, windows, "shared", projection=projection, tau=0.4, threshold=0.0)
+    mixer = ConvMixer(5, windows, "shared", neuron=Neuron(projection=projection, tau=0.4, threshold=0.0))
     x = (torch.rand(2, 5, *size) < 0.5).float()
     out, expected = mixer.eval()(x), shared_loop(mixer, x)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
@@ -229,8 +234,8 @@ def test_shared_context_equals_its_formula(windows, size, projection):
 
 
 def test_one_window_is_the_same_shared_or_isolated():
-    shared = ConvMixer(4, "single", "shared", threshold=0.0).eval()
-    isolated = ConvMixer(4, "single", "isolated", threshold=0.0).eval()
+    shared = ConvMixer(4, "single", "shared", neuron=Neuron(threshold=0.0)).eval()
+    isolated = ConvMixer(4, "single", "isolated", neuron=Neuron(threshold=0.0)).eval()
     isolated.load_state_dict(shared.state_dict())
     x = (torch.rand(2, 4, 6, 6) < 0.5).float()
     assert torch.equal(shared(x), isolated(x))
@@ -238,7 +243,7 @@ def test_one_window_is_the_same_shared_or_isolated():
 
 def test_isolated_windows_do_not_see_each_other():
     """With no memory from window to window, a change in one quarter leaves the others as they were."""
-    mixer = ConvMixer(4, "non_dilated", "isolated", tau=0.0, learn_tau=False, threshold=0.0).eval()
+    mixer = ConvMixer(4, "non_dilated", "isolated", neuron=Neuron(tau=0.0, learn_tau=False, threshold=0.0)).eval()
     x = (torch.rand(1, 4, 8, 8) < 0.5).float()
     y = x.clone()
     y[..., 4:, 4:] = 1 - y[..., 4:, 4:]
@@ -251,7 +256,7 @@ def test_isolated_windows_do_not_see_each_other():
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_membranes_carry_from_window_to_window(context):
     """A change in the first window reaches the last, where no kernel does."""
-    mixer = ConvMixer(4, "non_dilated", context, tau=0.4).eval()
+    mixer = ConvMixer(4, "non_dilated", context, neuron=Neuron(tau=0.4)).eval()
     x = (torch.rand(1, 4, 16, 16) < 0.5).float()
     y = x.clone()
     y[..., :2, :2] = 1 - y[..., :2, :2]
@@ -264,7 +269,7 @@ def test_membranes_carry_from_window_to_window(context):
     ("kwargs", "message"),
     [
         ({"windows": "dilatd"}, r"windows 'dilatd'.*did you mean 'dilated'"),
-        ({"context": "both"}, "context 'both'.*shared, isolated"),
+        ({"context": "both"}, "context 'both'.*isolated, shared"),
         ({"projection": "cosine"}, "projection 'cosine'.*mean, .*did you mean 'sine'"),
         ({"theta": float("nan")}, "theta .*nan"),
         ({"theta": float("inf")}, "theta .*inf"),
@@ -278,7 +283,7 @@ def test_membranes_carry_from_window_to_window(context):
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ConfigurationError, match=message):
-        ConvMixer(4, **kwargs)
+        ConvMixer(4, **kwargs) if kwargs.keys() & {"windows", "context"} else ConvMixer(4, neuron=Neuron(**kwargs))
 
 
 @pytest.mark.parametrize("projection", PROJECTIONS)
@@ -291,7 +296,7 @@ def test_fused_scans_equal_plain_ones_in_a_mixer(kind, windows, context, project
     if learn_theta and projection in WITHOUT_THETA:
         pytest.skip("no theta to learn")
     kwargs = {"projection": projection, "tau": 0.4, "threshold": 0.1, "learn_theta": learn_theta}
-    fused = kind(6, windows, context, **kwargs).eval()
+    fused = kind(6, windows, context, neuron=Neuron(**kwargs)).eval()
     plain = copy.deepcopy(fused)
     for module in plain.modules():
         module.register_forward_pre_hook(lambda m, args: None)  # what is watched runs equation by equation

@@ -1,0 +1,212 @@
+"""The networks as the method is written: one time step after another, window by window, nothing batched.
+
+Of the package it uses the parameters alone, in modules of torch: synapses and batch norms in evaluation mode.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["PlainNetwork"]
+
+
+class PlainNetwork:
+    """A network with sine, triangular surrogate and spiking MLP, computed by its formulas.
+
+    Args:
+        model: The network, in evaluation mode.
+        soft: Whether a spike takes the threshold away, instead of resetting the membrane to zero.
+        tau_time: Decay over time; None is that over windows, and for layers without windows ``tau``.
+        tau: Decay that the network was made with.
+    """
+
+    def __init__(self, model: nn.Module, tau: float, soft: bool = False, tau_time: float | None = None) -> None:
+        self.model, self.tau, self.soft, self.tau_time = model, tau, soft, tau_time
+        self.kept: dict[object, list[Tensor]] = {}
+
+    # Equations
+
+    @staticmethod
+    def spikes(membrane: Tensor, threshold: float | Tensor) -> Tensor:
+        x = membrane - threshold
+        near = x.clamp(-1.0, 1.0)
+        integral = near - 0.5 * near * near.abs()  # its derivative is the triangle
+        return (x >= 0).to(x.dtype) + integral - integral.detach()
+
+    @staticmethod
+    def cut(x: Tensor, kind: str) -> list[Tensor]:
+        height, width = x.shape[2:]
+        if kind == "single" or min(height, width) == 1:
+            return [x]
+        if kind == "grid":
+            padded = F.pad(x, [0, width % 2, 0, height % 2])
+            return [padded[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        h, w = (max(3 * n // 4 if kind == "dilated" else 0, math.ceil(n / 2)) for n in (height, width))
+        return [x[:, :, i : i + h, j : j + w] for i in (0, height - h) for j in (0, width - w)]
+
+    def join(self, windows: list[Tensor], kind: str, like: Tensor) -> Tensor:
+        if len(windows) == 1:
+            return windows[0]
+        number = like.shape[2] * like.shape[3]
+        where = self.cut(torch.arange(1, number + 1).view(1, 1, *like.shape[2:]), kind)
+        total = windows[0].new_zeros(*windows[0].shape[:2], number + 1)
+        covered = torch.zeros(number + 1)
+        for window, at in zip(windows, where, strict=True):
+            total = total.index_add(2, at.flatten(), window.flatten(2))
+            covered.index_add_(0, at.flatten(), torch.ones(at.numel()))
+        return (total / covered)[:, :, 1:].unflatten(2, like.shape[2:])
+
+    def omega(self, module: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+        angle = math.pi * module.projection.radian()
+        return 2 * torch.sin(angle * a * torch.cos(angle * b))
+
+    def layer(
+        self,
+        spike: nn.Module,
+        currents: list[Tensor],
+        scan: object,
+        kind: str,
+        isolated: bool,
+        like: Tensor,
+        tau: object,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Spikes, of the map or of each window, and membranes of the windows."""
+        threshold = spike.threshold if spike.level is None else spike.level.view(-1, 1, 1)
+        tau_time = tau if self.tau_time is None else self.tau_time
+        kept = self.kept.get(spike, [0.0] * len(currents))
+        u = scan([i + k for i, k in zip(currents, kept, strict=True)])
+        if isolated:
+            fired = s = [self.spikes(x, threshold) for x in u]
+        else:
+            fired = [self.spikes(self.join(u, kind, like), threshold)]
+            s = self.cut(fired[0], kind)
+        self.kept[spike] = [
+            tau_time * (x - threshold * y if self.soft else x * (1 - y)) for x, y in zip(u, s, strict=True)
+        ]
+        return fired, u
+
+    def encode(self, encoder: nn.Module, x: Tensor) -> Tensor:
+        return self.layer(encoder.spike, [encoder.norm(x)], lambda i: i, "single", False, x, self.tau)[0][0]
+
+    # Mixers
+
+    @staticmethod
+    def first(tau: Tensor) -> object:
+        def scan(currents: list[Tensor]) -> list[Tensor]:
+            u = []
+            for k, i in enumerate(currents):
+                u.append(i if k == 0 else tau * u[k - 1] + i)
+            return u
+
+        return scan
+
+    def second(self, module: nn.Module, u1: list[Tensor]) -> object:
+        def scan(currents: list[Tensor]) -> list[Tensor]:
+            u = []
+            for k, i in enumerate(currents):
+                u.append(i if k == 0 else module.decay() * self.omega(module, u1[k - 1], u[k - 1]) + i)
+            return u
+
+        return scan
+
+    def third(self, module: nn.Module, m: list[Tensor]) -> object:
+        def scan(currents: list[Tensor]) -> list[Tensor]:
+            if len(currents) == 1:
+                return currents
+            tau, new = module.decay(), []
+            new.append(tau * self.omega(module, m[0], m[1]) + currents[0])
+            new.append(tau * self.omega(module, new[0], m[1]) + currents[1])
+            new.append(tau * self.omega(module, m[2], new[1]) + currents[2])
+            new.append(tau * self.omega(module, m[3], new[2]) + currents[3])
+            return new
+
+        return scan
+
+    def synapse(self, synapse: nn.Module, x: Tensor) -> Tensor:
+        return synapse.norm(synapse.conv(x))
+
+    def convolve(self, m: nn.Module, s: Tensor) -> Tensor:
+        where = (m.windows, m.isolated, s)
+        one, two = m.membrane1, m.membrane2
+        if m.isolated:
+            i1 = [self.synapse(m.synapse1, w) for w in self.cut(s, m.windows)]
+        else:
+            i1 = self.cut(self.synapse(m.synapse1, s), m.windows)
+        s1, u1 = self.layer(m.spike1, i1, self.first(one.decay()), *where, one.decay())
+        i2 = [self.synapse(m.synapse2, x) for x in s1]
+        i2 = i2 if m.isolated else self.cut(i2[0], m.windows)
+        s2, _ = self.layer(m.spike2, i2, self.second(two, u1), *where, two.decay())
+        return self.join([self.synapse(m.project, x) for x in s2], m.windows, s)
+
+    def attend(self, m: nn.Module, s: Tensor) -> Tensor:
+        where = (m.windows, m.isolated, s)
+        one, two = m.membrane1, m.membrane2
+        if m.isolated:
+            i1 = [self.synapse(m.qkv, w) for w in self.cut(s, m.windows)]
+        else:
+            i1 = self.cut(self.synapse(m.qkv, s), m.windows)
+        s1, u1 = self.layer(m.spike1, i1, self.first(one.decay()), *where, one.decay())
+        s1 = s1 if m.isolated else self.cut(s1[0], m.windows)
+        dim, i2 = s.shape[1], []
+        for window in s1:
+            heads = []
+            for h in range(dim // m.head_dim):
+                q, k, v = (
+                    window[:, part * dim + h * m.head_dim : part * dim + (h + 1) * m.head_dim].flatten(2)
+                    for part in range(3)
+                )
+                heads.append(torch.einsum("bdi,bdj,bej->bei", q, k, v) * m.scale)
+            i2.append(m.norm(torch.cat(heads, 1).unflatten(2, window.shape[2:])))
+        values = [u[:, 2 * dim :] for u in u1]
+        s2, _ = self.layer(m.spike2, i2, self.second(two, values), *where, two.decay())
+        return self.join([self.synapse(m.project, x) for x in s2], m.windows, s)
+
+    def recur(self, m: nn.Module, s: Tensor, received: Tensor) -> tuple[Tensor, Tensor]:
+        currents = []
+        for window in self.cut(s, m.windows):
+            read = m.recurrence(window.flatten(2).transpose(1, 2))
+            currents.append(m.norm(read.transpose(1, 2).unflatten(2, window.shape[2:])))
+        scan = self.third(m.membrane, self.cut(received, m.windows))
+        fired, u = self.layer(m.spike, currents, scan, m.windows, m.isolated, s, m.membrane.decay())
+        projected = self.join([self.synapse(m.project, x) for x in fired], m.windows, s)
+        return projected, self.join(u, m.windows, s)
+
+    # The network
+
+    def merged(self, module: nn.Module, x: Tensor) -> Tensor:
+        return self.synapse(module, F.pad(x, [0, x.shape[3] % 2, 0, x.shape[2] % 2]))
+
+    def step(self, image: Tensor) -> Tensor:
+        """Logits of one time step."""
+        model = self.model
+        x = self.synapse(model.stem, image)
+        received = None
+        for i, stage in enumerate(model.stages):
+            if i:
+                x = self.merged(stage.downsample, x)
+            if hasattr(stage, "membrane"):
+                if i == 0 or isinstance(stage.membrane, nn.Identity):
+                    received = x.new_zeros(len(x), 2 * x.shape[1], *x.shape[2:])
+                else:
+                    received = self.merged(stage.membrane, received)
+            elif not isinstance(stage.position, nn.Identity):
+                x = x + self.synapse(stage.position.synapse, self.encode(stage.position.encoder, x))
+            for block in stage.blocks:
+                s = self.encode(block.encoder1, x)
+                if hasattr(block.mixer, "recurrence"):
+                    mixed, received = self.recur(block.mixer, s, received)
+                else:
+                    mixed = (self.attend if hasattr(block.mixer, "qkv") else self.convolve)(block.mixer, s)
+                x = x + mixed
+                mlp = block.mlp
+                hidden = self.synapse(mlp.fc1, self.encode(block.encoder2, x))
+                hidden = self.layer(mlp.spike, [hidden], lambda i: i, "single", False, hidden, self.tau)[0][0]
+                x = x + self.synapse(mlp.fc2, hidden)
+        return model.head.fc(model.norm(x).mean((2, 3)))
+
+    def __call__(self, frames: list[Tensor]) -> Tensor:
+        """Logits, the mean over the steps."""
+        self.kept = {}
+        return sum(self.step(frame) for frame in frames) / len(frames)
