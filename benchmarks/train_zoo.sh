@@ -11,14 +11,13 @@ network=$1 data=$2 out=$3
 shift 3
 epochs=${EPOCHS:-100}
 half=$((epochs / 2))
-configs=$(dirname "$0")/../configs
 export LIGHTNING_MSNN_ZOO=$out/zoo
 
-fit() { # entry, configuration, options
-    entry=$1 config=$2
+fit() { # entry, recipe, options
+    entry=$1 recipe=$2
     shift 2
     test -e "$out/zoo/$entry" && return
-    lightning-msnn fit --config "$configs/$config" --model.network "$network" --data.root "$data" \
+    lightning-msnn fit --config data/cifar100 --config "recipe/$recipe" --model.network "$network" --data.root "$data" \
         --data.train_sizes "{0: 24, $half: 32}" --trainer.max_epochs "$epochs" --trainer.accelerator gpu \
         --run.folder "$out/runs" --run.name "$entry" --run.test false --ckpt_path last "$@"
     run=$(ls -td "$out/runs/$entry"/version_* | head -1)
@@ -42,6 +41,6 @@ fit() { # entry, configuration, options
 }
 
 mkdir -p "$out/zoo"
-fit "$network.c100_relu" cifar100_resnet12_twin.yaml "$@"
-fit "$network.c100" cifar100_resnet12_taught.yaml --model.teacher "$network.c100_relu" \
+fit "$network.c100_relu" twin "$@"
+fit "$network.c100" taught --model.teacher "$network.c100_relu" \
     --model.init_from "$network.c100_relu" "$@"

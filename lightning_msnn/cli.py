@@ -1,27 +1,44 @@
-"""The command line: ``lightning-msnn fit|validate|test|predict --config file.yaml``, a thin LightningCLI."""
+"""The command line: ``lightning-msnn fit|validate|test|predict``, a LightningCLI for any module and any data."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from importlib import import_module
+from inspect import Parameter, signature
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+from jsonargparse import ArgumentParser, Namespace, get_loader
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from lightning_msnn import data
-from lightning_msnn.callbacks import EnergyMonitor, PredictionWriter
+from lightning_msnn import __version__, data, tasks
+from lightning_msnn.callbacks import (
+    EMA,
+    BestCheckpoint,
+    EnergyMonitor,
+    PredictionWriter,
+    SpikeRateMonitor,
+    TrainingCurves,
+)
 from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.errors import ConfigurationError, TrainingError, suggestion
+from lightning_msnn.models.weights import entries, find, read_config
+from lightning_msnn.nn import Spike
 from lightning_msnn.runs import (
     AtomicCheckpointIO,
     Claim,
@@ -34,59 +51,269 @@ from lightning_msnn.runs import (
     read_checkpoint,
     release_version,
 )
-from lightning_msnn.tasks import SpikingClassifier
 
-__all__ = ["MSNNCLI", "main"]
+__all__ = ["MSNNCLI", "configurations", "find_configuration", "main"]
 
-_DEFAULT_DATA = "lightning_msnn.data.Digits"
+BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
+DEFAULTS: dict[str, type] = {"model": tasks.SpikingClassifier, "data": data.Digits}
+OURS = {"model": tasks, "data": data}
+
+LINKED = {"num_classes": "num_classes", "in_chans": "in_chans", "img_size": "image_size"}
+"""Arguments of the model that are an attribute of the data by default."""
+
+OF_THE_MACHINE = {"root", "folder", "cache_dir", "download", "num_workers", "pin_memory"}
+"""Arguments of the data that say where it lies and how it is loaded: no checkpoint chooses them."""
+
+AT_THE_START = {"pretrained": False, "init_from": None}
+"""Arguments of the model that say what a training starts from, as a checkpoint leaves them."""
+
+EPOCHS = 30
+"""Epochs of a training whose end nothing else says."""
+
 _LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
 
 
-# How jsonargparse says that it does not know a key; the group is the key.
-_UNKNOWN_KEY = re.compile(
-    r"(?:does not accept option|[Kk]ey|[Oo]ption|[Uu]nrecognized arguments:)\s+['\"]?-*([\w.+-]+?)['\"]?"
-    r"(?:$|\s|\.?$| is not (?:expected|accepted))"
-)
+# Configurations by name
+
+
+def configurations() -> dict[str, Path]:
+    """Return the configurations that come with the package, by name, such as ``recipe/fast``."""
+    package = Path(__file__).resolve().parent
+    folder = next((f for f in (package / "_configs", package.parent / "configs") if f.is_dir()), package / "_configs")
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
+
+
+def find_configuration(name: str) -> Path:
+    """Return a configuration's file: one of that name on the disk, else one that comes with the package.
+
+    Args:
+        name: Path of a file, or name such as ``quickstart`` or ``data/cifar100``.
+
+    Raises:
+        ConfigurationError: If there is none; the message lists those that come with the package.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = configurations()
+    if (short := name.removesuffix(".yaml")) not in known:
+        raise ConfigurationError(
+            f"no configuration {name!r}: neither a file nor one of {', '.join(known)}{suggestion(short, known)}"
+        )
+    return known[short]
+
+
+def _read_configuration(name: str) -> dict[str, Any]:
+    path = find_configuration(name)
+    try:
+        content = get_loader("yaml")(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"cannot read the configuration {name!r}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"the configuration {name!r} must be options by name, not {content!r}")
+    return content
+
+
+# What is allowed: looked up in the parsers, so that an error can name it
+
+
+@cache
+def _class_parser(kind: type) -> ArgumentParser:
+    """Return a parser of the arguments of a class."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, fail_untyped=False)
+    return parser
+
+
+def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Options of a parser by name; those whose name is only the beginning of others' are left out."""
+    actions = {action.dest: action for action in parser._actions if not f".{action.dest}".endswith(".help")}
+    return {name: a for name, a in actions.items() if not any(other.startswith(f"{name}.") for other in actions)}
+
+
+def _arguments(kind: type) -> dict[str, argparse.Action]:
+    return _actions(_class_parser(kind))
+
+
+def _class(path: Any, section: str) -> type:
+    """Import the class of a model or of data; one of ours needs no path, only its name."""
+    base, ours = BASES[section], OURS[section]
+    module, _, name = str(path).rpartition(".")
+    known = {getattr(ours, n).__name__: getattr(ours, n) for n in ours.__all__ if isinstance(getattr(ours, n), type)}
+    try:
+        kind = getattr(import_module(module), name) if module else known[name]
+    except (ImportError, AttributeError, KeyError, ValueError) as error:
+        there = [f"{ours.__name__}.{n}" for n, k in known.items() if issubclass(k, base)]
+        raise ConfigurationError(
+            f"{section} {path!r} cannot be imported ({error}): allowed are {', '.join(there)} and the path of another "
+            f"{base.__name__}{suggestion(str(path), there)}"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise ConfigurationError(f"{section} must be the path of a {base.__name__}, not {path!r}")
+    return kind
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _check_value(parser: ArgumentParser, name: str, action: argparse.Action, key: str, value: Any) -> None:
+    """Raise a ConfigurationError if a single value is not of an option's type."""
+    if not isinstance(value, str | int | float):
+        return  # what is composed, the parser checks part by part
+    try:
+        parser.validate(Namespace({name: value}), skip_required=True)
+    except (TypeError, ValueError, argparse.ArgumentError) as error:
+        kind = getattr(action, "_typehint", action.type)
+        allowed = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        raise ConfigurationError(f"{key} must be {allowed}, not {value!r}") from error
 
 
 class _Parser(LightningArgumentParser):
-    """A parser whose errors are one sentence, with the nearest key where one is not known."""
+    """A parser whose errors are configuration errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong with the arguments as a configuration error."""
-        text = _one_sentence(str(message))
-        unknown = _UNKNOWN_KEY.search(text)
-        keys = _keys(self)
-        if unknown is not None and unknown[1] not in keys and "did you mean" not in text.lower():
-            text += suggestion(unknown[1], keys)
-        raise ConfigurationError(text) from ex
+        """Raise what is wrong with the arguments."""
+        raise ConfigurationError(" ".join(str(message).split())) from ex
 
 
-def _one_sentence(message: str) -> str:
-    """Shorten jsonargparse's list of every type that a value failed to be."""
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
-    union = re.match(r'(?:Parser key "(.+?)": )?.*?Errors: - (.*) Given value type: \S+ Given value: (.*)$', text)
-    if union is None:
-        return text
-    key, reasons, value = union.groups()
-    said = [reason for reason in reasons.split(" - ") if reason != "Expected a NoneType"]
-    given = "" if value.startswith(("Namespace", "NestedArg")) else f", not {value!r}"
-    return f"{key + ': ' if key else ''}{'; '.join(said)}{given}"
+# What is given
 
 
-def _keys(parser: argparse.ArgumentParser) -> set[str]:
-    """Names of all options of a parser and its subcommands."""
-    keys: set[str] = set()
-    for action in parser._actions:
-        if isinstance(action.choices, dict):
-            keys = keys.union(*(_keys(sub) for sub in action.choices.values()))
-        elif action.dest != "help":
-            keys.add(action.dest)
-    return keys
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a configuration, those of model and data without ``init_args``."""
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if name in ("model.init_args", "data.init_args") and isinstance(value, dict):
+            yield from _flat(value, prefix)
+        elif isinstance(value, dict) and name in ("model", "data", "trainer", "run"):
+            yield from _flat(value, f"{name}.")
+        else:
+            yield (prefix.rstrip(".") if name in ("model.class_path", "data.class_path") else name), value
 
 
-class _SaveConfig(SaveConfigCallback):
-    """Save the parsed configuration with the run and send it to the loggers."""
+class _Given:
+    """What the user gives on the command line and in configurations, in its order, and checked.
+
+    The classes of model and data are those named last. Options given for another class are passed on to them as far as
+    they have them too, so that data and recipe can be named in any order.
+
+    Args:
+        parser: The parser of the verb.
+        args: The arguments after the verb.
+
+    Raises:
+        ConfigurationError: If an option does not exist or its value is of the wrong type.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:
+        self.parser = parser
+        self.values: dict[str, Any] = {}
+        self.classes = dict(DEFAULTS)
+        self._known = _actions(parser)
+        self._parts: list[tuple[str, Any, list[str]]] = []
+        tokens = list(args)
+        while tokens:
+            first = tokens.pop(0)
+            name, equals, value = first.partition("=")
+            given: str | None = value if equals else None
+            raw = [first]
+            if first.startswith("-") and not equals and tokens and not tokens[0].startswith("--"):
+                given = tokens.pop(0)
+                raw.append(given)
+            name = "config" if name == "-c" else name.removeprefix("--")
+            content = _read_configuration(given) if name == "config" and given is not None else given
+            self._parts.append((name, content, raw))
+            for key, value_ in _flat(content) if isinstance(content, dict) else [(name, content)]:
+                self._note(key.replace(".init_args.", ".") if key.startswith(("model.", "data.")) else key, value_)
+
+    def _note(self, key: str, value: Any) -> None:
+        section, _, rest = key.partition(".")
+        if section in BASES and (not rest or rest == "class_path"):
+            self.classes[section] = _class(value, section)
+            self.values[section] = value
+            return
+        name, plus = key.removesuffix("+"), key.endswith("+")
+        if section in BASES:
+            parser, known = _class_parser(self.classes[section]), _arguments(self.classes[section])
+            name = rest.removesuffix("+").partition(".")[0]
+            if name in ("help", "dict_kwargs"):
+                return
+        else:
+            parser, known = self.parser, self._known
+        if name in known:
+            if not plus and (section not in BASES or name == rest):
+                _check_value(parser, name, known[name], key, value)
+        elif name.startswith("-") or name in ("help", "print_config"):
+            return
+        elif section in BASES or not any(name.startswith(f"{other}.") for other in known):
+            owner = f" of {_path(self.classes[section])}" if section in BASES else ""
+            hint, allowed = suggestion(name, known), f": allowed are {', '.join(known)}"
+            raise ConfigurationError(f"unknown option {key!r}{owner}{hint or allowed}")
+        self.values[f"{section}.{name}" if section in BASES else name] = value
+
+    def arguments(self, front: dict[str, Any], back: dict[str, Any]) -> list[str]:
+        """Return the command line that the parser reads.
+
+        Args:
+            front: Arguments by section that what is given takes the place of.
+            back: Arguments by section that take the place of what is given.
+        """
+        for section, kind in self.classes.items():
+            self.parser.set_defaults({section: {"class_path": _path(kind)}})
+        parts = self._one_configuration({s: {"init_args": arguments} for s, arguments in front.items()})
+        for name, content, raw in self._parts:
+            section, _, rest = name.replace(".init_args.", ".").partition(".")
+            rest = rest.partition(".")[0].removesuffix("+")
+            if isinstance(content, dict):
+                parts += self._one_configuration(content)
+            elif section not in BASES or rest in ("help", "dict_kwargs", *_arguments(self.classes[section])):
+                parts += raw
+        return parts + self._one_configuration({s: {"init_args": arguments} for s, arguments in back.items()})
+
+    def _one_configuration(self, content: dict[str, Any]) -> list[str]:
+        """Write a configuration for the classes that were named last."""
+        content = dict(content)
+        for section in BASES.keys() & content.keys():
+            part = content.pop(section)
+            kind = self.classes[section]
+            if isinstance(part, dict):
+                kept = {**part, **(part.get("init_args") or {})}
+                kept = {name: value for name, value in kept.items() if name.removesuffix("+") in _arguments(kind)}
+                more = {"dict_kwargs": part["dict_kwargs"]} if "dict_kwargs" in part else {}
+                content[section] = {"class_path": _path(kind), "init_args": kept, **more}
+        return ["--config", yaml.safe_dump(content, default_flow_style=True, width=sys.maxsize)] if content else []
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as a configuration and a checkpoint hold it alike."""
+    if isinstance(value, Namespace | dict):
+        return {str(key): _plain(part) for key, part in dict(value).items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _no(value: Any) -> bool:
+    return value in (None, False, "null", "false", "False")
+
+
+def _linked(name: str, parameter: Parameter) -> Callable[[Any], Any]:
+    """Return a function that reads what the model takes from the data, or the model's default."""
+
+    def read(datamodule: Any) -> Any:
+        try:
+            value = getattr(datamodule, LINKED[name], None)
+        except ConfigurationError:
+            raise
+        except Exception:  # of data that knows it only once it is set up
+            value = None
+        if value is None and parameter.default is Parameter.empty:
+            raise ConfigurationError(f"model.{name} must be given: {type(datamodule).__name__} does not say it")
+        return parameter.default if value is None else value
+
+    return read
+
+
+class _Record(SaveConfigCallback):
+    """Save the configuration with the run, send it to the loggers, and say in checkpoints of what classes they are."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Write the configuration; a folder where that is not possible would not take checkpoints either."""
@@ -104,15 +331,21 @@ class _SaveConfig(SaveConfigCallback):
             if isinstance(logger, Logger):
                 logger.log_hyperparams({"config": text})
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Store the paths of the classes."""
+        checkpoint["cli"] = {section: self.config[section].class_path for section in BASES}
+
 
 class MSNNCLI(LightningCLI):
-    """LightningCLI for spiking classifiers.
+    """LightningCLI for any module and data; a spiking classifier of digits by default.
 
-    Beyond LightningCLI: runs go to ``<run.folder>/<run.name>/version_<n>`` for all local loggers alike;
-    ``--ckpt_path last`` goes on in the newest run that has a last checkpoint, bit for bit where it stopped; what is
-    wrong with model, data or checkpoint is said before anything is written; checkpoints are written whole or not at
-    all; a loss that is not finite stops the training, and a logger that fails does not; ``fit`` ends with ``test`` of
-    the best checkpoint; ``predict`` writes a CSV file.
+    Beyond LightningCLI: configurations that come with the package are found by name; the model takes the data's number
+    of classes, channels and image size; runs go to ``<run.folder>/<run.name>/version_<n>`` for all local loggers alike,
+    and nothing that exists is overwritten; ``--ckpt_path last`` resumes the newest run that has a last checkpoint, bit
+    for bit where it stopped; a checkpoint or a zoo entry says what model, data and preprocessing it needs, and what is
+    given otherwise is refused; what is wrong with model, data or checkpoint is said before anything is written;
+    checkpoints are written whole or not at all; a loss that is not finite stops the training, and a logger that fails
+    does not; ``fit`` ends with ``test`` of the best checkpoint; ``predict`` writes a CSV file.
     """
 
     _claimed: Claim | None = None
@@ -126,106 +359,245 @@ class MSNNCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of this command line."""
-        parser.set_defaults({"data": {"class_path": _DEFAULT_DATA}})
-        parser.add_argument("--run.folder", type=str, default="runs", help="Folder of all runs.")
-        parser.add_argument("--run.name", type=str, default="msnn", help="Name of this experiment, a folder in it.")
-        parser.add_argument(
-            "--run.test", type=bool, default=True, help="Whether fit ends by testing the best checkpoint."
-        )
-        parser.add_argument(
-            "--run.every_n_steps",
-            type=int,
-            default=0,
-            help="Steps from one last checkpoint to the next; 0: only after each epoch and when told to stop.",
-        )
-        parser.add_argument("--predictions", type=str, default="predictions.csv", help="CSV file that predict writes.")
+        parser.set_defaults({section: {"class_path": _path(kind)} for section, kind in DEFAULTS.items()})
+        for name, kind, default, text in (
+            ("run.folder", str, "runs", "Folder of all runs."),
+            ("run.name", str | None, None, "Folder of this experiment in it, by default network and data."),
+            ("run.test", bool, True, "Whether fit ends by testing the best checkpoint."),
+            ("run.best", str | None, "val/top1", "Metric that chooses checkpoints/best.ckpt; null keeps none."),
+            ("run.best_mode", str, "max", "Whether the highest (max) or the lowest (min) value is best."),
+            ("run.every_n_steps", int, 0, "Steps from one checkpoints/last.ckpt to the next; 0: after each epoch."),
+            ("run.ema", float, 0.0, "Decay of the moving average of weights that is validated and kept; 0: none."),
+            ("run.monitors", bool, True, "Whether energy and spike rates of tasks of this package are monitored."),
+            ("predictions", str, "predictions.csv", "CSV file that predict writes."),
+        ):  # fmt: skip
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
-    # Before anything is built: checkpoint and folders
+    # Before anything is parsed: what is given, and what a checkpoint or an entry says
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read what is given, and complete it from a checkpoint, an entry of the zoo, or the data."""
+        args = list(sys.argv[1:] if args is None else args)
+        verbs = self._subcommand_parsers
+        if not args or (not args[0].startswith("-") and args[0] not in verbs):
+            given = f", not {args[0]!r}{suggestion(args[0], verbs)}" if args else ""
+            raise ConfigurationError(f"the first argument must be one of {', '.join(verbs)}{given}")
+        self._facts: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
+        self._preprocessing: dict[str, Any] = {}
+        self._source = ""
+        self._checkpoint: str | None = None
+        if args[0] not in verbs:
+            self.config = parser.parse_args(args)
+            raise ConfigurationError(f"the first argument must be one of {', '.join(verbs)}, not {args[0]!r}")
+        verb = args[0]
+        self._given = _Given(verbs[verb], args[1:])
+        back: dict[str, Any] = {}
+        if (content := self._find_checkpoint(verb)) is not None:
+            back = {"model": AT_THE_START}
+            self._know_checkpoint(verb, content)
+        elif verb != "fit":
+            self._know_entry()
+        self._link(verbs[verb])
+        self.config = parser.parse_args([verb, *self._given.arguments(self._facts, back)])
+        self._compare(verb)
+
+    def _find_checkpoint(self, verb: str) -> dict[str, Any] | None:
+        """Read the checkpoint that is given, before anything starts."""
+        given = self._given.values
+        path = given.get("ckpt_path")
+        name = given.get("run.name")
+        if _no(name):
+            kind = self._given.classes["model"]
+            network = given.get("model.network") or getattr(_arguments(kind).get("network"), "default", None)
+            name = f"{network or kind.__name__}_{self._given.classes['data'].__name__}".lower()
+            name = name.replace(".", "_").replace("/", "_")
+        self._name = str(name)
+        base = Path(str(given.get("run.folder", "runs"))) / self._name
+        if path in ("best", "hpc") or (path == "last" and verb != "fit"):
+            raise ConfigurationError(f"--ckpt_path {path} is not known to {verb}: give the path of a .ckpt file")
+        if path == "last":
+            if (version := newest_version(base, resumable=True)) is None:
+                rank_zero_info(f"No last checkpoint in {base}: a new training begins")
+                return None
+            path = base / f"version_{version}" / "checkpoints" / "last.ckpt"
+        elif _no(path):
+            if (
+                verb != "fit"
+                and issubclass(self._given.classes["model"], tasks.Task)
+                and _no(given.get("model.pretrained"))
+            ):
+                raise ConfigurationError(
+                    f"{verb} needs trained weights: give --ckpt_path FILE, or --model.pretrained true"
+                )
+            return None
+        self._source = self._checkpoint = str(path)
+        return read_checkpoint(str(path))
+
+    def _know_checkpoint(self, verb: str, content: dict[str, Any]) -> None:
+        """Take model, data and preprocessing of a checkpoint where none are given."""
+        known = content.get("cli") or {}
+        self._preprocessing = seen = content.get("preprocessing") or {}
+        if seen.get("data") in data.__all__:
+            known = {"data": f"{data.__name__}.{seen['data']}", **known}
+        for section, hparams in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
+            kind = self._take_class(section, known.get(section), resumed=verb == "fit")
+            values = content.get(hparams)
+            if isinstance(values, dict) and kind is self._given.classes[section]:
+                if section == "data" and verb != "fit":
+                    values = arguments_of_checkpoint(values)
+                allowed = _arguments(kind).keys() - OF_THE_MACHINE
+                self._facts[section] = {name: _plain(v) for name, v in values.items() if name in allowed}
+        self._know_size()
+
+    def _take_class(self, section: str, path: Any, resumed: bool) -> type | None:
+        """Return the class that a checkpoint names; if none is given, one of ours becomes that of this run."""
+        if not isinstance(path, str):
+            return None if section == "data" else self._given.classes[section]
+        given = self._given.classes[section]
+        if section not in self._given.values and path.startswith(f"{OURS[section].__name__}."):
+            given = self._given.classes[section] = _class(path, section)
+        same = path in (_path(given), f"{OURS[section].__name__}.{given.__name__}")
+        # A file names no class that is imported for it, and weights are tested on other data if that is asked for.
+        if not same and (section == "model" or resumed or section not in self._given.values):
+            raise ConfigurationError(
+                f"{section} is {_path(given)}, but {self._source} has {path}: give --{section} {path}"
+            )
+        return given if same else None
+
+    def _know_entry(self) -> None:
+        """Take model, data and preprocessing of a pretrained entry of the zoo."""
+        name = str(self._given.values.get("model.network"))
+        if _no(self._given.values.get("model.pretrained")) or name not in entries():
+            return
+        config = read_config(find(name))
+        self._source = name
+        self._facts["model"] = {"num_classes": config["num_classes"], "in_chans": config["input_size"][0]}
+        self._preprocessing = {field: config[field] for field in ("mean", "std", "class_names")}
+        self._preprocessing["image_size"] = config["input_size"][1]
+        self._take_class("data", config.get("data", {}).get("class_path"), resumed=False)
+        self._know_size()
+
+    def _know_size(self) -> None:
+        if "image_size" in self._preprocessing and "image_size" in _arguments(self._given.classes["data"]):
+            self._facts["data"]["image_size"] = self._preprocessing["image_size"]
+
+    def _link(self, parser: LightningArgumentParser) -> None:
+        """Let the model's arguments be the data's, where neither the user nor a checkpoint says them."""
+        model = self._given.classes["model"]
+        made = [vars(kind)["__init__"] for kind in reversed(model.__mro__) if "__init__" in vars(kind)]
+        parameters = {name: parameter for init in made for name, parameter in signature(init).parameters.items()}
+        for name in LINKED.keys() & _arguments(model).keys() - self._facts["model"].keys():
+            if f"model.{name}" not in self._given.values:
+                read = _linked(name, parameters[name])
+                parser.link_arguments("data", f"model.init_args.{name}", compute_fn=read, apply_on="instantiate")
+
+    def _compare(self, verb: str) -> None:
+        """Refuse what is given otherwise than a checkpoint or an entry has it."""
+        for section, facts in self._facts.items():
+            ours = _plain(self.config[verb][section].init_args)
+            given = {key.partition(".")[2] for key in self._given.values if key.startswith(f"{section}.")}
+            if section == "data" and verb != "fit":
+                continue
+            for name in sorted(given & facts.keys() - AT_THE_START.keys()):
+                if ours[name] != facts[name]:
+                    raise ConfigurationError(
+                        f"{section}.{name} is {ours[name]!r}, but {self._source} has {facts[name]!r}: leave it out, or "
+                        "train anew under another run.name"
+                    )
 
     def _parse_ckpt_path(self) -> None:
-        config = self.config[self.config.subcommand]
-        path = config.get("ckpt_path")
-        if path in (None, "last", "best", "hpc"):
-            if path == "best" or (path == "last" and self.config.subcommand != "fit"):
-                raise ConfigurationError(
-                    f"--ckpt_path {path} is not known to {self.config.subcommand}: give the path of a .ckpt file"
-                )
-            if path is None and self.config.subcommand != "fit" and not config.get("model.pretrained"):
-                raise ConfigurationError(
-                    f"{self.config.subcommand} needs trained weights: give --ckpt_path FILE, or --model.pretrained true"
-                )
-            return
-        checkpoint = read_checkpoint(path)
-        super()._parse_ckpt_path()
-        self._data_of_checkpoint(checkpoint)
+        """Done before parsing."""
 
-    def _data_of_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the data of a checkpoint where the command line names none."""
-        config = self.config[self.config.subcommand]
-        name = checkpoint.get("preprocessing", {}).get("data")
-        hparams = checkpoint.get("datamodule_hyper_parameters")
-        if name not in data.__all__ or not isinstance(hparams, dict) or config.data is None:
-            return
-        if config.data.class_path != _DEFAULT_DATA:
-            return
-        parser = self._parser(self.config.subcommand)
-        default = parser.parse_args([]).data.init_args
-        given = {k: v for k, v in config.data.init_args.items() if v != default.get(k)}
-        merged = {
-            "class_path": f"lightning_msnn.data.{name}",
-            "init_args": {**arguments_of_checkpoint(hparams), **given},
-        }
-        self.config = self.parser.parse_object({self.config.subcommand: {"data": merged}}, self.config)
+    # Before anything is built: folders
 
     def before_instantiate_classes(self) -> None:
         """Give the local loggers one folder for this run."""
-        config = self.config[str(self.subcommand)]
-        if self.subcommand == "predict":
-            config.trainer.logger, self.save_config_callback = False, None  # predictions are the output; no run begins
-        loggers = config.trainer.get("logger")
-        if not isinstance(loggers, list):
-            loggers = [loggers]
-        local = [x for x in loggers if hasattr(x, "class_path") and x.class_path.rsplit(".", 1)[-1] in _LOCAL_LOGGERS]
+        verb = str(self.subcommand)
+        config, given = self.config[verb], self._given.values
+        config.run.name = self._name
+        trainer = config.trainer
+        if verb == "fit" and trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
+            trainer.max_epochs = EPOCHS
+        resumed = given.get("ckpt_path") == "last"
+        self._saved = config.clone()  # what reproduces this run, in another folder
+        if resumed:
+            self._saved.ckpt_path, config.ckpt_path = None, self._checkpoint
         base = Path(config.run.folder) / config.run.name
+        if verb == "predict":
+            trainer.logger = False  # predictions are the output; no run begins
+        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        loggers = [logger for logger in loggers if hasattr(logger, "class_path")]
+        version: int | str | None = None
+        if resumed and self._checkpoint is not None:
+            folder = Path(self._checkpoint).parents[1]
+            version = int(folder.name.removeprefix("version_"))
+            _put_aside(folder, "metrics.csv")
+            _put_aside(folder, "config.yaml")
+        elif (
+            verb in ("validate", "test")
+            and self._checkpoint is not None
+            and not {"run.folder", "run.name"} & given.keys()
+        ):
+            file = Path(self._checkpoint).absolute()
+            base = file.parents[1] if file.parent.name == "checkpoints" else file.parent
+            version = next(v for i in count() if not (base / (v := f"{verb}_{i}")).exists())
         _check_folder(base)
-        version = None
-        if config.get("ckpt_path") == "last":
-            version = newest_version(base, resumable=True)
-            if version is None:
-                rank_zero_info(f"No last checkpoint in {base}: a new training begins")
-                config.ckpt_path = None
-            else:
-                last = base / f"version_{version}" / "checkpoints" / "last.ckpt"
-                read_checkpoint(last)  # a broken one is refused before anything starts
-                config.ckpt_path = str(last)
-                _keep_metrics(last.parents[1])
-        if version is None and self.subcommand != "predict":
+        if version is None and verb != "predict":
             self._claimed = claim_version(base)
             version = self._claimed.version
-        for logger in local:
-            if logger.init_args.get("version") is None:
-                logger.init_args.save_dir, logger.init_args.name = config.run.folder, config.run.name
-                logger.init_args.version = version
-        if config.trainer.get("default_root_dir") is None:
-            config.trainer.default_root_dir = str(base if version is None else base / f"version_{version}")
+        run = base if version is None else base / (version if isinstance(version, str) else f"version_{version}")
+        for logger in loggers:
+            arguments = logger.init_args
+            if logger.class_path.rpartition(".")[2] in _LOCAL_LOGGERS:
+                name, number = arguments.get("name"), arguments.get("version")
+                label = number if isinstance(number, str) else f"version_{number}"
+                if number is None or (Path(arguments.save_dir) / str(name) / label).exists():
+                    arguments.save_dir, arguments.name = str(base.parent), base.name
+                    arguments.version = version
+            elif arguments.get("save_dir") == ".":  # Weights & Biases
+                arguments.save_dir = str(run)
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = str(run)
+
+    def _callbacks(self, config: dict[str, Any]) -> list[Callback]:
+        """Return the callbacks that options ask for; one of the user's takes the place of one of its kind."""
+        verb, run = self.subcommand, self._get(self.config_init, "run")
+        given: list[Callback] = config["callbacks"]
+        checkpoints = config.get("enable_checkpointing") is not False
+        first: list[Callback] = [EMA(run.ema)] if run.ema and verb == "fit" else []
+        then: list[Callback] = [TrainingCurves()] if verb == "fit" else []
+        if run.monitors and verb in ("fit", "test") and isinstance(self.model, tasks.Task):
+            spikes = any(isinstance(module, Spike) for module in self.model.modules())
+            then += [*([SpikeRateMonitor()] if spikes else []), EnergyMonitor()]
+        chosen = any(isinstance(callback, ModelCheckpoint) for callback in given)
+        if run.best is not None and checkpoints and verb == "fit" and not chosen:
+            then.append(BestCheckpoint(run.best, run.best_mode))
+        kinds = tuple(type(callback) for callback in given)
+        first, then = ([callback for callback in ours if not isinstance(callback, kinds)] for ours in (first, then))
+        last: list[Callback] = [LastCheckpoint(run.every_n_steps)] if checkpoints else []
+        return [*first, *given, *then, LoggerGuard(), RandomState(), FiniteLoss(), *last]
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Add what every run has, and say in one sentence what a Trainer refuses."""
-        checkpoints = (
-            []
-            if config.get("enable_checkpointing") is False
-            else [LastCheckpoint(self._get(self.config_init, "run").every_n_steps)]
-        )
+        given = config.get("callbacks") or []
+        config["callbacks"] = list(given) if isinstance(given, list) else [given]
+        config["callbacks"] = self._callbacks(config)
+        if self.subcommand != "predict" and not config.get("fast_dev_run"):
+            callbacks = [*callbacks, _Record(self._parser(self.subcommand), self._saved)]
         plugins = config.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
         try:
-            return super()._instantiate_trainer(
-                config, [*callbacks, LoggerGuard(), RandomState(), FiniteLoss(), *checkpoints]
-            )
+            trainer = super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
+        on_cpus = isinstance(trainer.accelerator, CPUAccelerator) and isinstance(trainer.strategy, DDPStrategy)
+        if config.get("sync_batchnorm") and on_cpus:
+            raise ConfigurationError(
+                "trainer.sync_batchnorm must be false on CPUs, not true: torch has it on GPUs alone"
+            )
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Load checkpoints as plain values only."""
@@ -235,25 +607,24 @@ class MSNNCLI(LightningCLI):
     # Before anything is written: does the model fit the data?
 
     def _check(self) -> None:
-        if self.datamodule is not None:
-            if hasattr(self.datamodule, "check"):
-                self.datamodule.check(self.subcommand)
-            if self.subcommand != "predict":
-                self.model.check_data(self.datamodule)
+        if self.datamodule is not None and hasattr(self.datamodule, "check"):
+            self.datamodule.check(self.subcommand)
+        if isinstance(self.model, tasks.Task) and self.datamodule is not None and self.subcommand != "predict":
+            self.model.check_data(self.datamodule)
+        if self.subcommand != "fit":
+            for name in ("mean", "std"):  # images are what the weights have learnt from
+                if name in self._preprocessing and hasattr(self.datamodule, name):
+                    setattr(self.datamodule, name, tuple(self._preprocessing[name]))
+            if isinstance(self.model, tasks.Task) and "class_names" in self._preprocessing:
+                self.model.class_names = list(self._preprocessing["class_names"])
 
-    before_validate = _check
+    before_validate = before_test = _check
 
     def before_fit(self) -> None:
         """Check the data and the teacher."""
         self._check()
-        self.model.load_teacher()
-
-    def before_test(self) -> None:
-        """Check the data and have operations and energy counted."""
-        self._check()
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, EnergyMonitor) for callback in callbacks):
-            callbacks.append(EnergyMonitor())
+        if isinstance(self.model, tasks.Task):
+            self.model.load_teacher()
 
     def after_test(self) -> None:
         """Print what the network costs beside its twins."""
@@ -264,13 +635,17 @@ class MSNNCLI(LightningCLI):
     def before_predict(self) -> None:
         """Check the folder and have a CSV file written."""
         self._check()
-        self.trainer.callbacks.append(  # type: ignore[attr-defined]
-            PredictionWriter(self._get(self.config_init, "predictions"))
-        )
+        if isinstance(self.model, tasks.SpikingClassifier):
+            writer = PredictionWriter(self._get(self.config_init, "predictions"))
+            self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+        else:
+            rank_zero_info("%s writes no predictions: give it a callback that does", type(self.model).__name__)
 
     def after_fit(self) -> None:
         """Test the best checkpoint of the training, which validation chose."""
         if not self._get(self.config_init, "run").test or self.trainer.interrupted:
+            return
+        if not isinstance(self.model, tasks.Task) and type(self.model).test_step is LightningModule.test_step:
             return
         checkpoint = self.trainer.checkpoint_callback
         path = getattr(checkpoint, "best_model_path", "") if checkpoint is not None else ""
@@ -289,45 +664,38 @@ def _check_folder(folder: Path) -> None:
 
 
 @rank_zero_only
-def _keep_metrics(folder: Path) -> None:
-    """Put the metrics of the run that is resumed aside: Lightning's CSVLogger would delete them."""
-    file = folder / "metrics.csv"
+def _put_aside(folder: Path, name: str) -> None:
+    """Give a file of the run that is resumed a number: what comes would overwrite it."""
+    file = folder / name
     if file.is_file():
-        file.rename(next(f for i in count() if not (f := folder / f"metrics.{i}.csv").exists()))
+        file.rename(next(f for i in count() if not (f := folder / f"{file.stem}.{i}{file.suffix}").exists()))
 
 
 def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
     """Find a configuration error under what a parser or a Trainer has wrapped it in."""
-    while error is not None:
-        if isinstance(error, ConfigurationError):
-            return error
-        if isinstance(error, ValueError) and "Does not validate against any of the Union" in str(error):
-            return ConfigurationError(_one_sentence(str(error)))  # jsonargparse keeps reasons as text alone
+    while error is not None and not isinstance(error, ConfigurationError):
         error = error.__cause__ or error.__context__
-    return None
+    return error
 
 
-def main(args: ArgsType = None) -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Args:
         args: Arguments, those of the process if None.
     """
+    loggers = [f"lightning.pytorch.loggers.{name}" for name in _LOCAL_LOGGERS]
     try:
         MSNNCLI(
-            SpikingClassifier,
-            data.ImageDataModule,
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_callback=_SaveConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=None,  # ours is added with the other callbacks
             seed_everything_default=0,
             parser_class=_Parser,
-            trainer_defaults={
-                "logger": [
-                    {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": "runs"}}
-                    for name in _LOCAL_LOGGERS
-                ],
-            },
+            parser_kwargs={"version": __version__},
+            trainer_defaults={"logger": [{"class_path": p, "init_args": {"save_dir": "runs"}} for p in loggers]},
             load_from_checkpoint_support=False,  # hyper-parameters are plain values already
             args=args,
         )

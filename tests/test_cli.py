@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,10 @@ import torch
 import yaml
 from PIL import Image
 
+import lightning_msnn
 from lightning_msnn import zoo
 from lightning_msnn.callbacks import EMA
-from lightning_msnn.cli import main, read_checkpoint
+from lightning_msnn.cli import MSNNCLI, _class_parser, configurations, main, read_checkpoint
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier
@@ -28,6 +31,9 @@ SHORT = [
     *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"),
     *("--trainer.limit_train_batches", "3", "--trainer.enable_model_summary", "false"),
 ]
+
+# A schedule that is planned to its end refuses another one.
+LONGER = ["fit", *SHORT, "--run.test", "false", "--model.schedule", "constant"]
 
 
 @pytest.fixture(autouse=True)
@@ -85,10 +91,18 @@ def test_fit_leaves_everything(run):
 
 def test_saved_config_runs_again(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["model"]["network"] == "msnn_resnet12_tiny"
-    main(["fit", "--config", str(run / "config.yaml"), "--run.folder", "again", "--trainer.logger", "false",
-          "--run.test", "false"])  # fmt: skip
-    assert not list(Path("again").rglob("metrics.csv"))
+    assert config["model"]["init_args"]["network"] == "msnn_resnet12_tiny"
+    assert config["ckpt_path"] is None
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
+    main(["fit", "--config", str(run / "config.yaml"), "--run.test", "false"])
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before, "nothing is overwritten"
+    again = run.parent / "version_1"
+    assert yaml.safe_load((again / "config.yaml").read_text()) == {**config, "run": {**config["run"], "test": False}}
+    first, second = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for folder in (run, again)
+    )
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    shutil.rmtree(again)
 
 
 def test_checkpoint_is_plain_values(checkpoint):
@@ -142,7 +156,7 @@ def test_predict_agrees_with_the_network(checkpoint, images):
 
 
 def test_resume_goes_on_in_the_same_folder(tmp_path):
-    args = ["fit", *SHORT, "--run.test", "false", "--run.folder", str(tmp_path / "runs")]
+    args = [*LONGER, "--run.folder", str(tmp_path / "runs")]
     main(args)
     main([*args, "--trainer.max_epochs", "2", "--ckpt_path", "last"])
     assert [p.name for p in (tmp_path / "runs" / "quickstart").iterdir()] == ["version_0"]
@@ -169,25 +183,50 @@ def test_wandb_by_one_line(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     Path("w.yaml").write_text(
         "trainer: {logger+: {class_path: lightning.pytorch.loggers.WandbLogger, "
-        "init_args: {project: msnn, save_dir: ., offline: true}}}\n"
+        "init_args: {project: msnn, offline: true}}}\n"
     )
     main(["fit", *SHORT, "--config", "w.yaml", "--run.test", "false"])
-    assert list(Path("wandb").glob("offline-run-*"))
+    assert list(Path("runs/quickstart/version_0/wandb").glob("offline-run-*"))
     assert Path("runs/quickstart/version_0/metrics.csv").is_file(), "the default loggers stay"
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_shipped_configs_are_valid(config):
-    """Each names a network and data that exist, and data that is not here is said so."""
-    content = yaml.safe_load(config.read_text())
-    network = content["model"]["network"]
-    assert network in (zoo.list_models() if content["model"].get("pretrained") else NETWORKS)
-    if "Digits" in content["data"]["class_path"]:
-        return
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(config)])
-    assert stop.value.code == 2
-    assert not list(Path().iterdir())
+def test_at_most_16_configurations_are_shipped():
+    files = [file for file in CONFIGS.rglob("*") if file.is_file()]
+    assert sorted(configurations().values()) == sorted(files)
+    assert len(files) <= 16
+
+
+@pytest.mark.parametrize("recipe", [name for name in configurations() if name.startswith("recipe/")])
+@pytest.mark.parametrize("dataset", [name for name in configurations() if name.startswith("data/")])
+def test_every_recipe_goes_with_all_data(dataset, recipe, monkeypatch):
+    """By name, in any order; settings are those of this data set, and the rate is meant for the recipe's batch."""
+    seen = []
+
+    def stop(self):
+        seen.append(self.config.fit)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MSNNCLI, "before_instantiate_classes", stop)
+    for order in ([dataset, recipe], [recipe, dataset]):
+        with pytest.raises(KeyboardInterrupt):
+            main(["fit", *(f"--config={name}" for name in order)])
+    assert seen[0].model == seen[1].model
+    own = yaml.safe_load(configurations()[dataset].read_text())["data"]
+    said = yaml.safe_load(configurations()[recipe].read_text())
+    assert seen[0].data.init_args.batch_size == said["data"]["batch_size"]
+    assert seen[0].model.init_args.lr_base_size % said["data"]["batch_size"] == 0
+    assert said["model"]["network"] in [*NETWORKS, *zoo.list_models()]
+    default = seen[0].data.class_path.endswith("Digits")
+    if "flip" not in said["data"]:
+        assert seen[0].data.init_args.flip == (0.0 if default else 0.5), "of this data set, not of the default one"
+    for config in seen:
+        assert config.data.class_path.rpartition(".")[2] == own["class_path"].rpartition(".")[2]
+    assert not any("ThetaScheduler" in str(callback) for callback in said["trainer"].get("callbacks", []))
+
+
+def test_a_file_wins_over_a_shipped_configuration(capsys):
+    Path("quickstart").write_text("model: {lr: -3}\n")
+    fails(["fit", "--config", "quickstart"], "lr must be .*-3", capsys)
 
 
 def png(path, data=None):
@@ -223,13 +262,17 @@ BAD = {
         ["--data", "lightning_msnn.data.CIFAR100", "--data.root", "/no/such/folder", "--model.num_classes", "100",
          "--model.in_chans", "3"], "/no/such/folder"),
     "unknown key": (["--model.netwrk", "x"], "netwrk.*did you mean .*network"),
+    "unknown configuration": (["--config", "recipe/fst"], "'recipe/fst'.*data/cifar100.*did you mean 'recipe/fast'"),
+    "unknown layer": (["--model.freeze", "stagse"], "freeze 'stagse'.*all_but_head.*stages.*did you mean 'stages'"),
+    "no layer decay": (["--model.layer_decay", "0"], "layer_decay must be above 0"),
+    "weights of classes": (["--model.class_weights", "[1, 2]"], r"class_weights must be 10 .*not \[1.*2"),
     "missing checkpoint": (["--ckpt_path", "none.ckpt"], "no checkpoint at 'none.ckpt'"),
     "bad number": (["--model.lr", "-1"], "lr must be .*-1"),
     "bad smoothing": (["--model.label_smoothing", "1.0"], r"label_smoothing .*\[0, 1\).*1.0"),
     "bad schedule": (["--model.schedule", "cosin"], "'cosin'.*did you mean 'cosine'"),
-    "bad optimizer": (["--model.optimizer", "adam"], "'adam'.*did you mean 'adamw'"),
+    "bad optimizer": (["--model.optimizer", "adamww"], "'adamww'.*did you mean 'adamw'"),
     "not a number": (["--model.lr", "fast"], "lr.*fast"),
-    "not an integer": (["--trainer.max_epochs", "foo"], "trainer.max_epochs: Expected a int, not .foo.$"),
+    "not an integer": (["--trainer.max_epochs", "foo"], "trainer.max_epochs must be .*int.*, not .foo.$"),
     "unknown data": (["--data", "lightning_msnn.data.CIFAR1000"], "CIFAR1000"),
     "missing config": (["--config", "nowhere.yaml"], "nowhere.yaml"),
     "bad val_fraction": (["--data.val_fraction", "1.0"], "val_fraction.*1.0"),
@@ -238,8 +281,6 @@ BAD = {
 
 def fails(args, message, capsys):
     """Run the command line; it must end with one sentence, status 2 and nothing written."""
-    import re
-
     before = sorted(Path().rglob("*"))
     with pytest.raises(SystemExit) as stop:
         main(args)
@@ -263,7 +304,8 @@ def test_unknown_key_in_yaml(capsys):
 
 
 def test_class_count_of_a_folder(folder, capsys):
-    fails(["fit", *SHORT, *folder_args(folder)], "num_classes is 10.*ImageFolder has 2", capsys)
+    fails(["fit", *SHORT, *folder_args(folder), "--model.num_classes", "10"], "num_classes is 10.*ImageFolder has 2",
+          capsys)  # fmt: skip
 
 
 def test_empty_class_folder(folder, capsys):
@@ -338,7 +380,7 @@ def test_quickstart_reaches_96_percent(capsys):
 
 
 def test_resuming_keeps_the_metrics(tmp_path):
-    args = ["fit", *SHORT, "--run.test", "false", "--run.folder", str(tmp_path / "runs")]
+    args = [*LONGER, "--run.folder", str(tmp_path / "runs")]
     main(args)
     run = tmp_path / "runs" / "quickstart" / "version_0"
     first = (run / "metrics.csv").read_text()
@@ -355,7 +397,7 @@ def test_last_without_a_run_begins_one():
 
 
 def test_last_without_loggers():
-    args = ["fit", *SHORT, "--run.test", "false", "--trainer.logger", "false", "--ckpt_path", "last"]
+    args = [*LONGER, "--trainer.logger", "false", "--ckpt_path", "last"]
     main(args)
     main([*args, "--trainer.max_epochs", "2"])
     last = torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
@@ -387,13 +429,216 @@ def test_read_only_run_folder_as_the_system_says(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
-def test_configurations_of_processes(name, capsys):
-    """Each goes on top of every other; here, without GPUs, the trainer refuses it, and nothing else does."""
-    overlay = CONFIGS / "processes" / f"{name}.yaml"
-    fails(["fit", *QUICK, "--config", str(overlay), "--trainer.accelerator", "gpu"], "trainer: .*GPU|No supported gpu",
-          capsys)  # fmt: skip
-    main(["fit", *SHORT, "--config", str(overlay), "--trainer.accelerator", "cpu", "--trainer.strategy", "auto",
+def test_configurations_of_trainers(name, capsys):
+    """Each goes on top of every recipe; here, without GPUs, the trainer refuses it, and nothing else does."""
+    args = [*QUICK, "--config", f"trainer/{name}"]
+    fails(["fit", *args], "trainer: .*GPU|No supported gpu", capsys)
+    if name == "ddp":
+        fails(["fit", *args, "--trainer.accelerator", "cpu"], "sync_batchnorm must be false on CPUs, not true", capsys)
+    main(["fit", *SHORT, "--config", f"trainer/{name}", "--trainer.accelerator", "cpu", "--trainer.strategy", "auto",
           "--trainer.devices", "1", "--trainer.sync_batchnorm", "false", "--run.test", "false"])  # fmt: skip
     last = torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
-    assert last["hyper_parameters"]["lr_base_size"] == 128
+    assert last["hyper_parameters"]["lr_base_size"] == 64, "the recipe's"
     assert ("current_model_state" in last) == (name == "ddp")
+
+
+def test_the_verb_alone_trains():
+    main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.accelerator", "cpu",
+          "--run.test", "false"])  # fmt: skip
+    content = torch.load("runs/msnn_resnet12_tiny_digits/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert content["hyper_parameters"]["in_chans"] == 1
+
+
+def test_the_end_of_a_training_is_known(monkeypatch):
+    seen = []
+
+    def stop(self):
+        seen.append((self.config.fit.trainer.max_epochs, self.config.fit.trainer.max_steps))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MSNNCLI, "instantiate_classes", stop)
+    for args in ([], ["--trainer.max_steps", "9"], ["--trainer.max_epochs", "3"]):
+        with pytest.raises(KeyboardInterrupt):
+            main(["fit", *args])
+    assert seen == [(30, -1), (None, 9), (3, -1)]
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.split()[-1] == lightning_msnn.__version__
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--model.lr", "0.1"], "model.lr is 0.1, but .*last.ckpt has 0.004"),
+        (["--model.network", "msnn_vit12_tiny"], "model.network is 'msnn_vit12_tiny', but .* has 'msnn_resnet12_tiny'"),
+        (["--data.batch_size", "32"], "data.batch_size is 32, but .* has 64"),
+        (["--data", "lightning_msnn.data.CIFAR100"], "data is .*CIFAR100, but .* has .*Digits"),
+        (["--trainer.max_epochs", "7"], "cosine schedule .* ends at step 3, not at 21"),
+    ],
+)
+def test_a_resume_refuses_other_options(run, tmp_path, given, message, capsys):
+    shutil.copytree(run.parent, tmp_path / "runs" / "quickstart")
+    fails(["fit", *SHORT, *given, "--run.folder", str(tmp_path / "runs"), "--ckpt_path", "last"], message, capsys)
+
+
+@pytest.mark.parametrize("verb", ["test", "predict"])
+def test_another_network_than_the_checkpoints_is_refused(verb, checkpoint, capsys):
+    args = [verb, "--ckpt_path", str(checkpoint), "--model.network", "msnn_vit12_tiny"]
+    fails(args, "model.network is 'msnn_vit12_tiny', but .*best.ckpt has 'msnn_resnet12_tiny'", capsys)
+
+
+def test_test_writes_beside_the_checkpoint(run, checkpoint):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.parent.name[:5] != "test_"}
+    number = len(list(run.glob("test_*")))
+    main(["test", "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu", *FEW_TESTS])
+    made = {path.name for path in (run / f"test_{number}").iterdir()}
+    assert {"metrics.csv", "energy.json", "energy.png", "config.yaml"} <= made
+    assert "spike_rate.png" in made
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list(Path().iterdir())
+
+
+def test_an_entry_says_its_data_and_preprocessing(tmp_path, capsys, images):
+    """Its image size, its normalisation, its classes and channels: the accuracy is that of its card."""
+    entry = ["--model.network", "msnn_resnet12_tiny.digits", "--model.pretrained", "true"]
+    main(["test", *entry, "--trainer.accelerator", "cpu", "--trainer.logger", "false", "--run.monitors", "false"])
+    shown = capsys.readouterr().out
+    assert float(re.search(r"test/top1\W+([\d.]+)", shown)[1]) == pytest.approx(
+        zoo.info("msnn_resnet12_tiny.digits")["top1"] / 100, abs=0.01
+    )
+    # Data of the user's are seen as the entry's.
+    root = tmp_path / "own"
+    for part in ("train", "test"):
+        for i in range(10):
+            png(root / part / str(i) / "0.png", np.full((20, 20, 3), 25 * i, dtype=np.uint8))
+    Path("grey.py").write_text(
+        "from lightning_msnn.data import ImageFolder\n\n\nclass Grey(ImageFolder):\n    in_chans = 1\n"
+    )
+    sys.path.insert(0, str(Path().absolute()))
+    seen = []
+    try:
+        from grey import Grey
+
+        original = Grey.on_after_batch_transfer
+
+        def watch(self, batch, index):
+            seen.append((self.mean, self.std, self.image_size))
+            return original(self, batch, index)
+
+        Grey.on_after_batch_transfer = watch
+        main(["test", *entry, "--data", "grey.Grey", "--data.root", str(root), "--trainer.accelerator", "cpu",
+              "--trainer.logger", "false", "--run.monitors", "false"])  # fmt: skip
+    finally:
+        sys.path.pop(0)
+    assert set(seen) == {(Digits.mean, Digits.std, 16)}
+    fails(
+        ["test", *entry, "--model.num_classes", "7"], "num_classes is 7, but msnn_resnet12_tiny.digits has 10", capsys
+    )
+
+
+OWN = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_msnn.tasks import Task
+
+
+class Data(LightningDataModule):
+    def __init__(self, number: int, batch_size: int = 4):
+        super().__init__()
+        self.number, self.batch_size = number, batch_size
+
+    def loader(self):
+        images = torch.randn(self.number, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(images, images.mean((1, 2, 3))), self.batch_size)
+
+    train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+
+
+class Named(Data):
+    num_classes, in_chans = 1, 3
+
+
+class Plain(LightningModule):
+    def __init__(self, width: int = 2, num_classes: int = 5):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = torch.nn.Linear(3 * 8 * 8, 1)
+
+    def training_step(self, batch, batch_idx):
+        return (self.layer(batch[0].flatten(1)).squeeze(1) - batch[1]).square().mean()
+
+    def test_step(self, batch, batch_idx):
+        self.log("test/error", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+class Brightness(Task):
+    def __init__(self, scale: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+
+    def losses(self, outputs, targets):
+        return (outputs.squeeze(1) - self.hparams["scale"] * targets).square()
+"""
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A module, a task and data in a file outside the package."""
+    Path("own_code").mkdir()
+    Path("own_code/own_parts.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(Path("own_code").absolute()))
+    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
+    _class_parser.cache_clear()
+    return ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("Data", 5), ("Named", 1)])
+def test_any_module_and_any_data(own, kind, classes, capsys):
+    args = [
+        "--model",
+        "own_parts.Plain",
+        "--model.width",
+        "3",
+        "--data",
+        f"own_parts.{kind}",
+        "--data.number",
+        "12",
+        *own,
+    ]
+    main(["fit", *args])
+    run = Path(f"runs/plain_{kind.lower()}/version_0")
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["last.ckpt"], "no val/top1 is logged"
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["hyper_parameters"] == {"width": 3, "num_classes": classes}, "the data's where it has one"
+    assert last["cli"] == {"model": "own_parts.Plain", "data": f"own_parts.{kind}"}
+    assert "test/error" in capsys.readouterr().out
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    fails(["test", "--ckpt_path", checkpoint], "has own_parts.Plain: give --model own_parts.Plain", capsys)
+    given = ["test", "--ckpt_path", checkpoint, "--model", "own_parts.Plain"]
+    fails(given, f"has own_parts.{kind}: give --data own_parts.{kind}", capsys)
+    main([*given, "--data", f"own_parts.{kind}", "--data.number", "8", *own])
+    assert "test/error" in capsys.readouterr().out
+    fails(["fit", *args, "--model.widht", "3"], "unknown option 'model.widht' of own_parts.Plain; did you mean 'width'",
+          capsys)  # fmt: skip
+
+
+def test_a_task_of_ones_own(own):
+    """A subclass of the base task says its loss; all else works: optimizer, schedule, averages, checkpoints, energy."""
+    main(["fit", "--model", "own_parts.Brightness", "--model.scale", "2", "--data", "own_parts.Named", "--data.number",
+          "12", "--run.best", "val/loss", "--run.best_mode", "min", "--run.ema", "0.9", *own])  # fmt: skip
+    run = Path("runs/msnn_resnet12_tiny_named/version_0")
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["hyper_parameters"]["scale"] == 2.0
+    assert best["hyper_parameters"]["num_classes"] == 1
+    with (run / "metrics.csv").open() as file:
+        columns = {name for row in csv.DictReader(file) for name, value in row.items() if value}
+    assert {"val/loss", "test/loss", "train/lr"} <= columns
+    assert (run / "energy.json").is_file()

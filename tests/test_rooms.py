@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "callbacks": {"functional", "nn", "energy", "metrics", "runs"},
     "zoo": {"nn", "models", "energy", "data", "runs"},
     "report": {"data", "energy", "models", "runs", "tasks", "zoo"},
-    "cli": {"callbacks", "data", "energy", "models", "runs", "tasks", "zoo"},
+    "cli": {"callbacks", "data", "energy", "models", "nn", "runs", "tasks", "zoo"},
     "__init__": {"models", "zoo"},
     "__main__": {"cli"},
 }

@@ -1,6 +1,7 @@
 """Callbacks for any Trainer."""
 
 from lightning_msnn.callbacks.annealing import ANNEALING_SHAPES, SpikeAnnealing
+from lightning_msnn.callbacks.best_checkpoint import BestCheckpoint
 from lightning_msnn.callbacks.ema import EMA
 from lightning_msnn.callbacks.monitors import EnergyMonitor, SpikeRateMonitor
 from lightning_msnn.callbacks.predictions import PredictionWriter
@@ -11,6 +12,7 @@ __all__ = [
     "ANNEALING_SHAPES",
     "EMA",
     "THETA_SCHEDULES",
+    "BestCheckpoint",
     "EnergyMonitor",
     "PredictionWriter",
     "SpikeAnnealing",

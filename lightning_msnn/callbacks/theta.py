@@ -8,22 +8,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
-__all__ = ["THETA_SCHEDULES", "ThetaScheduler", "constant", "cosine", "linear", "piecewise", "step"]
-
-
-def constant(position: int, total: int, theta: float) -> float:
-    """Return ``theta``, wherever the training is.
-
-    Args:
-        position: Epochs or steps done.
-        total: Epochs or steps of the whole training.
-        theta: Radian factor in units of pi.
-    """
-    return theta
+__all__ = ["THETA_SCHEDULES", "ThetaScheduler", "cosine", "linear", "piecewise", "step"]
 
 
 def linear(position: int, total: int, theta: float, end: float) -> float:
@@ -81,7 +71,6 @@ def piecewise(position: int, total: int, points: Mapping[int, float]) -> float:
 
 
 THETA_SCHEDULES: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {
-    "constant": (constant, ("theta",)),
     "linear": (linear, ("theta", "end")),
     "cosine": (cosine, ("theta", "end")),
     "step": (step, ("theta", "gamma", "every")),
@@ -93,12 +82,13 @@ THETA_SCHEDULES: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {
 class ThetaScheduler(pl.Callback):
     """Move theta of the projections while a network trains.
 
-    theta is a pure function of the epochs or steps done, so that a run that is resumed goes on exactly. It is logged
+    theta is a pure function of the epochs or steps done, so that a run that is resumed has the same. It is logged
     for each stage as ``theta/stage<i>``. A moving average of the weights, such as
-    :class:`lightning_msnn.callbacks.EMA`, averages theta as it does all else.
+    :class:`lightning_msnn.callbacks.EMA`, averages theta as it does all else. A network without projections (windows
+    ``single``, a twin, any other network) is left as it is, which is said once.
 
     Args:
-        schedule: ``"constant"``, ``"linear"``, ``"cosine"``, ``"step"`` or ``"piecewise"``.
+        schedule: ``"linear"``, ``"cosine"``, ``"step"`` or ``"piecewise"``.
         theta: Radian factor at the start, in units of pi, in [0, 1]; not for ``"piecewise"``.
         end: Radian factor at the end, for ``"linear"`` and ``"cosine"``.
         gamma: Factor of a change, for ``"step"``.
@@ -109,13 +99,14 @@ class ThetaScheduler(pl.Callback):
 
     Raises:
         ConfigurationError: If an argument is missing, not allowed or of no use to the schedule; when training starts,
-            if no projection matches, if a matching one learns its theta, or if the end of training is not known to a
-            schedule that needs it.
+            if the network was given another theta than the schedule starts with, if the pattern matches none of its
+            projections or one that learns its theta, or if the end of training is not known to a schedule that needs
+            it.
     """
 
     def __init__(
         self,
-        schedule: str = "constant",
+        schedule: str,
         theta: float | None = None,
         end: float | None = None,
         gamma: float | None = None,
@@ -158,20 +149,38 @@ class ThetaScheduler(pl.Callback):
         """Find the projections to move."""
         if stage != "fit":
             return
-        named = [
-            (name, module)
+        self._moved = []
+        projections = {
+            name: module
             for name, module in pl_module.named_modules()
-            if isinstance(module, Projection | LearntProjection) and fnmatchcase(name, self.pattern)
-        ]
-        learnt = [name for name, module in named if isinstance(module, LearntProjection)]
-        if learnt:
-            raise ConfigurationError(
-                f"{learnt[0]} learns its theta, which a schedule cannot move: "
-                "leave out ThetaScheduler or set learn_theta to false"
-            )
+            if isinstance(module, Projection | LearntProjection)
+        }
+        made = [found for module in pl_module.modules() if (found := getattr(module, "arguments", None))]
+        arguments: dict[str, Any] = made[0] if made else {}
+        if not projections or arguments.get("windows") == "single":
+            rank_zero_info("ThetaScheduler does nothing: the network projects no membranes")
+            return
+        named = {name: module for name, module in projections.items() if fnmatchcase(name, self.pattern)}
         if not named:
-            raise ConfigurationError(f"no projection of the network has a name that matches pattern {self.pattern!r}")
-        self._moved = [(name, module) for name, module in named if isinstance(module, Projection)]
+            raise ConfigurationError(
+                f"no projection of the network has a name that matches pattern {self.pattern!r}: "
+                f"the first of them is {next(iter(projections))!r}"
+            )
+        for name, module in named.items():
+            if isinstance(module, LearntProjection):
+                raise ConfigurationError(
+                    f"{name} learns its theta, which a schedule cannot move: "
+                    "leave out ThetaScheduler or set learn_theta to false"
+                )
+            self._moved.append((name, module))
+        start = self.theta_at(0)
+        given = arguments.get("theta", start)
+        given = list(given) if isinstance(given, list | tuple) else [given]
+        if start not in given or (self.pattern == "*" and set(given) != {start}):
+            raise ConfigurationError(
+                f"the network was given theta {given[0] if len(given) == 1 else given}, but its {self.schedule} "
+                f"schedule starts at {start}: give the network that theta, or none"
+            )
 
     def _total(self, trainer: pl.Trainer) -> int:
         if self.schedule not in ("linear", "cosine"):

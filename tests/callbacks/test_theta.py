@@ -17,7 +17,6 @@ from lightning_msnn.tasks import SpikingClassifier
 NETWORK = {"depths": (1, 1), "widths": (8, 8)}
 
 SCHEDULES = {
-    "constant": {"theta": 0.3},
     "linear": {"theta": 0.1, "end": 0.9},
     "cosine": {"theta": 0.9, "end": 0.2},
     "step": {"theta": 0.8, "gamma": 0.5, "every": 2},
@@ -61,7 +60,6 @@ def test_every_schedule_is_tested():
 
 def test_schedules_by_hand():
     at = {name: ThetaScheduler(name, **arguments).theta_at for name, arguments in SCHEDULES.items()}
-    assert [at["constant"](i, 9) for i in (0, 8)] == [0.3, 0.3]
     assert [at["linear"](i, 5) for i in range(5)] == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
     assert [at["cosine"](i, 3) for i in range(3)] == pytest.approx([0.9, 0.55, 0.2])
     assert at["cosine"](1, 4) == pytest.approx(0.2 + 0.7 * 0.5 * (1 + math.cos(math.pi / 3)))
@@ -103,7 +101,7 @@ def test_logs_theta_of_each_stage(tmp_path):
 
 
 def test_pattern_moves_what_it_names(tmp_path):
-    _, _, task = fit(tmp_path, ThetaScheduler("constant", theta=0.7, pattern="*stages.1.*"), 1, theta=0.25)
+    _, _, task = fit(tmp_path, ThetaScheduler("piecewise", points={0: 0.7}, pattern="*stages.1.*"), 1)
     thetas = [m.theta.item() for m in task.modules() if isinstance(m, Projection)]
     assert thetas == pytest.approx([0.25, 0.7])
 
@@ -117,18 +115,18 @@ def test_the_checkpoint_holds_the_theta(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"schedule": "exponential", "theta": 0.1}, "theta schedule 'exponential'.*constant, cosine, linear"),
+        ({"schedule": "exponential", "theta": 0.1}, "theta schedule 'exponential'.*cosine, linear, piecewise"),
         ({"schedule": "linear", "theta": 0.1}, "end is missing"),
-        ({"schedule": "constant", "theta": 0.1, "end": 0.3}, "end is of no use, but is 0.3"),
-        ({"schedule": "constant", "theta": 1.5}, r"theta .* \[0, 1\], not 1.5"),
-        ({"schedule": "constant", "theta": float("nan")}, "not nan"),
+        ({"schedule": "step", "theta": 0.1, "gamma": 0.5, "every": 1, "end": 0.3}, "end is of no use, but is 0.3"),
+        ({"schedule": "linear", "theta": 1.5, "end": 0.1}, r"theta .* \[0, 1\], not 1.5"),
+        ({"schedule": "linear", "theta": float("nan"), "end": 0.1}, "not nan"),
         ({"schedule": "cosine", "theta": 0.1, "end": -0.1}, "end .* not -0.1"),
         ({"schedule": "step", "theta": 0.1, "gamma": 2.0, "every": 1}, "gamma .* not 2.0"),
         ({"schedule": "step", "theta": 0.1, "gamma": 0.5, "every": 0}, "every .* not 0"),
         ({"schedule": "piecewise", "points": {}}, "points .* at least one"),
         ({"schedule": "piecewise", "points": {0: 1.1}}, "points .* not 1.1"),
         ({"schedule": "piecewise", "points": {-1: 0.1}}, "points .* not -1"),
-        ({"schedule": "constant", "theta": 0.1, "interval": "batch"}, "interval .*'batch'.*epoch, step"),
+        ({"schedule": "linear", "theta": 0.1, "end": 0.2, "interval": "batch"}, "interval .*'batch'.*epoch, step"),
     ],
 )
 def test_bad_arguments(kwargs, message):
@@ -136,8 +134,40 @@ def test_bad_arguments(kwargs, message):
         ThetaScheduler(**kwargs)
 
 
+def linear(**kwargs):
+    return ThetaScheduler("linear", theta=0.3, end=0.5, **kwargs)
+
+
 def test_refuses_learnt_thetas_and_patterns_without_a_match(tmp_path):
     with pytest.raises(ConfigurationError, match="learns its theta"):
-        fit(tmp_path, ThetaScheduler("constant", theta=0.3), 1, learn_theta=True)
-    with pytest.raises(ConfigurationError, match=r"matches pattern 'stages\.9\.\*'"):
-        fit(tmp_path, ThetaScheduler("constant", theta=0.3, pattern="stages.9.*"), 1)
+        fit(tmp_path, linear(), 1, learn_theta=True)
+    with pytest.raises(ConfigurationError, match=r"matches pattern 'stages\.9\.\*'.*'network.stages.0"):
+        fit(tmp_path, linear(pattern="stages.9.*"), 1)
+
+
+@pytest.mark.parametrize("theta", [0.25, [0.3, 0.25]])
+def test_refuses_a_network_that_was_given_another_theta(tmp_path, theta):
+    with pytest.raises(ConfigurationError, match=r"was given theta .*0\.25.*linear schedule starts at 0\.3"):
+        fit(tmp_path, linear(), 1, theta=theta)
+
+
+@pytest.mark.parametrize(("theta", "pattern"), [(0.3, "*"), ([0.3, 0.3], "*"), ([0.1, 0.3], "*stages.1.*")])
+def test_takes_a_network_that_was_given_its_start(tmp_path, theta, pattern):
+    _, _, task = fit(tmp_path, linear(pattern=pattern), 2, theta=theta)
+    thetas = [m.theta.item() for m in task.modules() if isinstance(m, Projection)]
+    assert thetas == pytest.approx([0.1 if pattern != "*" else 0.5, 0.5])
+
+
+@pytest.mark.parametrize("change", [{"windows": "single"}, {"twin": "relu"}, {"network": "resnet18"}])
+def test_does_nothing_where_nothing_is_projected_and_says_so_once(tmp_path, change, caplog):
+    caplog.set_level("INFO")
+    if "windows" in change:
+        _, _, task = fit(tmp_path, linear(), 2, **change)
+        assert {m.theta.item() for m in task.modules() if isinstance(m, Projection)} == {0.25}
+    else:
+        task = SpikingClassifier(**{"network": "msnn_resnet12_tiny", "in_chans": 1, **change})
+        trainer = pl.Trainer(max_epochs=2, limit_train_batches=1, limit_val_batches=1, callbacks=[linear()],
+                             logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                             enable_model_summary=False, accelerator="cpu")  # fmt: skip
+        trainer.fit(task, datamodule=Digits(batch_size=16, num_workers=0))
+    assert caplog.text.count("ThetaScheduler does nothing") == 1

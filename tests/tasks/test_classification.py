@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_msnn.callbacks import EMA, TrainingCurves
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.tasks import SpikingClassifier, parameter_groups, warmup_cosine
+from lightning_msnn.tasks import SpikingClassifier, named_groups
 from tests.conftest import NETWORKS
 
 
@@ -38,29 +38,106 @@ def trainer(folder, **kwargs):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_weight_decay_on_norms_biases_and_tau(name):
     network = timm.create_model(name, num_classes=10)
-    decayed, kept = parameter_groups(network, 0.1)
+    decayed, kept = named_groups(network, 0.1)
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
-    names = {id(p): n for n, p in network.named_parameters()}
-    assert len(decayed["params"]) + len(kept["params"]) == len(names)
-    assert all(names[id(p)].rpartition(".")[2].startswith("weight") and p.ndim > 1 for p in decayed["params"])
-    norms = {id(p) for m in network.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
-    assert norms <= {id(p) for p in kept["params"]}
-    spared = {names[id(p)] for p in kept["params"]}
-    assert {n for n in names.values() if n.endswith(("bias", "decay.logit"))} <= spared
+    parameters = dict(network.named_parameters())
+    assert sorted(decayed["params"] + kept["params"]) == sorted(parameters)
+    assert all(n.rpartition(".")[2].startswith("weight") and parameters[n].ndim > 1 for n in decayed["params"])
+    norms = {
+        f"{n}.{p}" for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d) for p in ("weight", "bias")
+    }
+    assert norms <= set(kept["params"])
+    spared = set(kept["params"])
+    assert {n for n in parameters if n.endswith(("bias", "decay.logit"))} <= spared
     assert any(n.endswith("decay.logit") for n in spared)
 
 
-def test_warmup_cosine():
-    factors = [warmup_cosine(step, 100, 10) for step in range(101)]
-    assert factors[0] == pytest.approx(1 / 11)
-    assert factors[10] == 1.0
-    assert max(factors) == 1.0
-    assert factors[:11] == sorted(factors[:11])
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert factors[55] == pytest.approx(0.5)
-    assert factors[100] == pytest.approx(0.0, abs=1e-12)
-    assert warmup_cosine(500, 100, 10) == pytest.approx(0.0, abs=1e-12)
-    assert warmup_cosine(100, 100, 0, floor=0.1) == pytest.approx(0.1)
+class Rates(pl.Callback):
+    """Write down the learning rates of each step, by group."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, *args):
+        self.seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2.5])
+@pytest.mark.parametrize("limits", [{"max_epochs": 10}, {"max_steps": 30}, {"max_steps": 30, "max_epochs": 1000}])
+def test_cosine_after_a_warm_up_by_its_formula(tmp_path, warmup, limits):
+    """Three batches an epoch, whatever says where training ends; a warm-up takes at most 30 % of it."""
+    rates, total = Rates(), 30
+    trainer(tmp_path, **{"max_epochs": None, **limits}, callbacks=[rates]).fit(
+        SpikingClassifier(schedule="cosine", lr=0.01, warmup_epochs=warmup), loader()
+    )
+    rise = round(3 * warmup)
+    expected = [
+        (step + 1) / (rise + 1) if step < rise else 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise)))
+        for step in range(total)
+    ]
+    assert [step[0] for step in rates.seen] == pytest.approx([0.01 * factor for factor in expected], abs=1e-9)
+
+
+def test_a_long_warm_up_is_cut(tmp_path):
+    rates = Rates()
+    trainer(tmp_path, max_epochs=4, callbacks=[rates]).fit(SpikingClassifier(lr=0.01, warmup_epochs=100), loader())
+    assert rates.seen.index(max(rates.seen)) == 4, "30 % of 12 steps, rounded"
+
+
+def test_layers_learn_at_their_own_rates(tmp_path):
+    """From the read-out down, each layer by the factor less."""
+    rates = Rates()
+    task = SpikingClassifier(layer_decay=0.5, lr=0.01, schedule="one_cycle")
+    t = trainer(tmp_path, max_epochs=1, callbacks=[rates])
+    t.fit(task, loader())
+    names = {id(p): n for n, p in task.network.named_parameters()}
+    peaks = {names[id(p)]: g["max_lr"] for g in t.optimizers[0].param_groups for p in g["params"]}
+    blocks = [(s, b) for s, depth in enumerate((2, 2, 6, 2)) for b in range(depth)]
+    assert peaks["head.fc.weight"] == pytest.approx(0.01)
+    for below, (s, b) in enumerate(reversed(blocks), 1):
+        assert peaks[f"stages.{s}.blocks.{b}.mixer.synapse1.conv.weight"] == pytest.approx(0.01 * 0.5**below), (s, b)
+    assert peaks["stem.conv.weight"] == pytest.approx(0.01 * 0.5**13)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "learns"),
+    [
+        ("all_but_head", {"head.fc"}),
+        ("stem", {"stages.0", "stages.1", "stages.2", "stages.3", "norm", "head.fc"}),
+        (["stem", "stages.[012]"], {"stages.3", "norm", "head.fc"}),
+    ],
+)
+def test_what_is_frozen_stays(tmp_path, freeze, learns):
+    """Weights and statistics; all else moves."""
+    task = SpikingClassifier(freeze=freeze, lr=0.05, warmup_epochs=0)
+    before = {name: value.clone() for name, value in task.network.state_dict().items()}
+    trainer(tmp_path, max_epochs=1).fit(task, loader())
+    moved = {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name for name in moved if not name.startswith(tuple(learns))} == set()
+    assert all(any(name.startswith(part) for name in moved) for part in learns)
+
+
+def test_classes_have_weights():
+    weights = [1.0, 2.0, 0.5, 0.0]
+    task = SpikingClassifier(num_classes=4, label_smoothing=0.0, class_weights=weights)
+    assert "class_weights" not in task.state_dict()
+    logits, targets = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 1, 0])
+    log = logits.log_softmax(1)
+    each = [weights[t] * -log[i, t].item() for i, t in enumerate(targets.tolist())]
+    expected = sum(each) / sum(weights[t] for t in targets.tolist())
+    assert task.loss(logits, targets).item() == pytest.approx(expected, rel=1e-5)
+    plain = -log[range(6), targets].mean().item()
+    assert task.losses(logits, targets).mean().item() == pytest.approx(plain, rel=1e-5), "evaluation is unweighted"
+
+
+@pytest.mark.parametrize("kwargs", [{"mixup": 1.0}, {"cutmix": 1.0}])
+def test_frames_are_mixed_as_images(kwargs):
+    frames, targets = torch.randn(4, 3, 3, 8, 8), torch.arange(4)
+    mixed, soft = SpikingClassifier(num_classes=4, **kwargs).mix(frames, targets)
+    assert type(mixed) is torch.Tensor
+    assert mixed.shape == frames.shape
+    assert not torch.equal(mixed, frames)
+    torch.testing.assert_close(soft.sum(1), torch.ones(4))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "constant"])
@@ -117,7 +194,7 @@ def test_share_of_mixed_batches_by_epoch(tmp_path, mix_prob, expected):
     def count(*_):
         mixed[task.current_epoch] += 1
 
-    task.mix.register_forward_hook(count)
+    task.mixer.register_forward_hook(count)
     trainer(tmp_path, max_epochs=4).fit(task, loader())
     assert mixed == expected
 
@@ -126,7 +203,7 @@ def test_share_of_mixed_batches_is_drawn():
     torch.manual_seed(0)
     task = SpikingClassifier(mixup=0.5, mix_prob=0.25)
     images, targets = torch.randn(4, 3, 8, 8), torch.arange(4)
-    mixed = sum(task._mixed(images, targets)[1].ndim == 2 for _ in range(400))
+    mixed = sum(task.mix(images, targets)[1].ndim == 2 for _ in range(400))
     assert 70 <= mixed <= 130, "four standard deviations around 100"
 
 
@@ -148,7 +225,7 @@ def test_the_loss_smooths_labels():
     logits, targets = torch.randn(6, 10), torch.randint(10, (6,))
     log = logits.log_softmax(1)
     expected = -(0.8 * log[range(6), targets] + 0.2 * log.mean(1)).mean()
-    torch.testing.assert_close(task._loss(logits, targets), expected)
+    torch.testing.assert_close(task.loss(logits, targets), expected)
 
 
 def test_checkpoint_loads_with_plain_values(tmp_path):
@@ -251,7 +328,7 @@ def test_data_that_does_not_fit():
             {"network": "msnn_resnet12", "num_classes": 7, "init_from": "msnn_resnet12_tiny.digits"},
             "no parameter of .* fits MSNNResNet",
         ),
-        ({"optimizer": "lion"}, "'lion'.*adamw, sgd"),
+        ({"optimizer": "leon"}, "'leon'.*adamw, sgd.*did you mean 'lion'"),
         ({"schedule": "step"}, "'step'.*constant, cosine, one_cycle"),
     ],
 )
