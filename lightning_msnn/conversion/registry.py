@@ -128,6 +128,6 @@ def spiking(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         feature_cfg={"feature_cls": "getter", "out_indices": None},
         **kwargs,
     )
-    model._model_args = dict(getattr(model, "arguments", {}))  # type: ignore[assignment, arg-type]  # for timm
+    model._model_args = dict(getattr(model, "arguments", {}))  # type: ignore[assignment]  # for timm
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
     return model
