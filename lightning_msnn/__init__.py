@@ -9,12 +9,13 @@ __version__ = "0.1.0"
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_msnn import models
+from lightning_msnn import conversion, models
+from lightning_msnn.conversion import convert
 
 if TYPE_CHECKING:
     from lightning_msnn import zoo
 
-__all__ = ["__version__", "models", "zoo"]
+__all__ = ["__version__", "conversion", "convert", "models", "zoo"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,19 +13,20 @@ MAY_IMPORT = {
     "kernels": {"functional"},
     "nn": {"functional", "kernels"},
     "models": {"functional", "kernels", "nn"},
+    "conversion": {"functional", "nn", "models"},
     "energy": {"functional"},
     "metrics": {"energy"},
     "data": {"runs"},
     "runs": {"models"},
-    "tasks": {"functional", "nn", "models", "metrics", "runs"},
+    "tasks": {"conversion", "functional", "nn", "models", "metrics", "runs"},
     "callbacks": {"functional", "nn", "energy", "metrics", "runs"},
     "zoo": {"nn", "models", "energy", "data", "runs"},
     "report": {"data", "energy", "models", "runs", "tasks", "zoo"},
     "cli": {"callbacks", "data", "energy", "models", "nn", "runs", "tasks", "zoo"},
-    "__init__": {"models", "zoo"},
+    "__init__": {"conversion", "models", "zoo"},
     "__main__": {"cli"},
 }
-WITHOUT_LIGHTNING = {"errors", "functional", "kernels", "nn", "models", "energy"}
+WITHOUT_LIGHTNING = {"errors", "functional", "kernels", "nn", "models", "conversion", "energy"}
 
 
 def room_of(file):

@@ -158,6 +158,8 @@ def own_arguments(architecture: str) -> set[str]:
         architecture: Registered name.
     """
     module = sys.modules[timm.model_entrypoint(architecture).__module__]
+    if hasattr(module, "own_arguments"):  # of a network that is made of others
+        return {*module.own_arguments, "num_classes", "in_chans"}
     classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, nn.Module)]
     spiking = [each for each in classes if issubclass(each, MSNN)]
     builder = {*_builder_arguments(), *signature(timm.create_model).parameters}

@@ -127,4 +127,6 @@ def fold_batch_norm(model: M) -> M:
                 setattr(parent, name, ThresholdEncoder(child))
             elif (fixed := _fixed(child)) is not None:
                 setattr(parent, name, fixed)
+            elif callable(getattr(child, "for_inference", None)):
+                setattr(parent, name, child.for_inference())  # type: ignore[operator]
     return folded.requires_grad_(False)

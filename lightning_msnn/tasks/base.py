@@ -24,6 +24,7 @@ from lightning_msnn.errors import ConfigurationError, check_integer, check_numbe
 from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import find, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
+from lightning_msnn.tasks.conversion import convert_network, converted_twins, fit_neurons
 from lightning_msnn.tasks.distillation import Teacher, distillation_loss
 
 __all__ = ["SCHEDULES", "Task", "check_positive", "named_groups"]
@@ -94,6 +95,9 @@ class Task(pl.LightningModule):
         init_from: Zoo entry of another network to start from, such as ``"msnn_resnet12.c100"``, or a checkpoint (a path
             that ends in ``.ckpt``): what fits by name and shape is taken over, the rest starts at random.
         twin: ``"relu"`` trains the network's twin in its place: rectifiers instead of neurons, and no windows.
+        convert: Whether to convert a network with rectifiers, once it has its weights, to a spiking one: true, or a
+            dictionary of ``windows``, ``image_size`` and ``teacher``, see
+            :func:`lightning_msnn.tasks.conversion.convert_network`. The teacher is then by default the network itself.
         teacher: Network that this one also learns from: a checkpoint (a path that ends in ``.ckpt``), a zoo entry, or
             any pretrained network of timm's. Only ``fit`` loads it, and no checkpoint holds it.
         teacher_weight: Share of the teacher in the loss, in (0, 1]; the targets have the rest.
@@ -122,6 +126,7 @@ class Task(pl.LightningModule):
         channels_last: bool = True,
         init_from: str | None = None,
         twin: str | None = None,
+        convert: bool | dict[str, Any] = False,
         teacher: str | None = None,
         teacher_weight: float = 0.5,
         teacher_temperature: float = 2.0,
@@ -171,6 +176,9 @@ class Task(pl.LightningModule):
             taken = warm_start(self.network, weights, init_from)
             total = sum(parameter.numel() for parameter in self.network.parameters())
             rank_zero_info("started from %s: %.2f of %.2f million parameters", init_from, taken / 1e6, total / 1e6)
+        self._to_fit = bool(convert)
+        if convert:
+            self.hparams.update(convert_network(self.network, self.hparams))
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         if freeze is not None:
@@ -235,7 +243,8 @@ class Task(pl.LightningModule):
         Returns:
             Twins in eval mode by name; none for a network of which there are no twins.
         """
-        return twins(self.network, images)
+        converted = converted_twins(self.network, images)
+        return twins(self.network, images) if converted is None else converted
 
     def _freeze(self, freeze: str | list[str]) -> None:
         """Let the parameters of named modules not learn."""
@@ -315,6 +324,12 @@ class Task(pl.LightningModule):
             dtype = precisions.get(str(self.trainer.precision).partition("-")[0], torch.float32)
             normalised = {name: self.preprocessing[name] for name in ("mean", "std") if name in self.preprocessing}
             self.teacher.prepare(self.device, dtype, **normalised)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Fit the neurons of a network that has just been converted."""
+        if self._to_fit and self.global_step == 0 and batch_idx == 0:
+            fit_neurons(self, self.network, batch)
+        self._to_fit = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store class names, preprocessing of the images and how the network was made, as plain values."""

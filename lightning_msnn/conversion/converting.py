@@ -1,0 +1,145 @@
+"""A trained network with rectifiers becomes a spiking one."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_msnn.conversion.layers import SpikingLayer, copied, make_spiking, replace
+from lightning_msnn.conversion.neuron import RectifierSpike
+from lightning_msnn.conversion.tracing import Plan, convertible, trace
+from lightning_msnn.errors import ConfigurationError, choose
+from lightning_msnn.functional.windows import WINDOWS, count
+from lightning_msnn.nn import Spike, set_annealing
+
+__all__ = ["ALTERNATE", "assign_windows", "calibrate", "convert", "converted_layers", "make_layers_spiking"]
+
+M = TypeVar("M", bound=nn.Module)
+
+ALTERNATE = ("non_dilated", "dilated")
+"""Kinds of windows that layers take in turn with ``windows="alternate"``."""
+
+
+def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = False) -> M:
+    """Return a copy of a trained network in which layers behind rectifiers receive spikes.
+
+    Every convolution and linear layer whose input comes from a ReLU or ReLU6 (with a warning: GELU, SiLU, Hardswish)
+    gets neurons of its own before it, which begin as the best one-bit quantisers of what the sample gives them. Sums,
+    products, averages and what a skip connection carries stay as they are. Names of parameters do not change; the
+    neurons' are added; hooks are not copied. In training with :func:`lightning_msnn.nn.set_annealing` at a share of 0
+    the copy computes what the network does; in evaluation, spikes are exact.
+
+    Args:
+        model: The network, on any device and in any mode; not changed.
+        sample: A batch of images as the network takes them, ``(B, C, H, W)``. The more, the better the start: 64 will
+            do.
+        windows: Windows that the neurons' membranes visit where a map can be cut: a kind of
+            :data:`lightning_msnn.functional.WINDOWS`, or ``"alternate"``.
+        dry_run: Write the table of layers to standard output, and return the network that was given.
+
+    Returns:
+        The converted network, in the mode of the one that was given.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed, or the network cannot be traced or has no such layers.
+    """
+    plan = trace(model, sample)
+    if dry_run:
+        sys.stdout.write(str(plan))
+        return model
+    converted = make_layers_spiking(copied(model), assign_windows(plan, windows))
+    calibrate(converted, sample)
+    if plan.approximate:
+        counts = " and ".join(f"{n} layers from {name}" for name, n in plan.approximate.items())
+        warnings.warn(
+            f"{counts} take spikes, which stand for no value below 0: more accuracy may be lost than with ReLU",
+            stacklevel=2,
+        )
+    return converted
+
+
+def assign_windows(plan: Plan, windows: str = "single") -> dict[str, str]:
+    """Return the layers that will receive spikes, each with the kind of windows that its neurons visit.
+
+    Args:
+        plan: What :func:`lightning_msnn.conversion.trace` returned.
+        windows: As in :func:`convert`.
+
+    Raises:
+        ConfigurationError: If there is no such kind.
+    """
+    choose({**dict.fromkeys(WINDOWS), "alternate": None}, windows, "kind of windows")
+    kinds = ALTERNATE if windows == "alternate" else (windows,)
+    layers: dict[str, str] = {}
+    cut = 0
+    for row in plan.spiking:
+        kind = kinds[cut % len(kinds)]
+        can = row.kind.startswith("Conv2d") and len(row.shape) == 3 and count(kind, *row.shape[1:]) > 1
+        layers[row.layer] = kind if can else "single"
+        cut += can
+    return layers
+
+
+def make_layers_spiking(model: M, layers: Mapping[str, str]) -> M:
+    """Make layers of a network receive spikes, with neurons that are not fitted yet.
+
+    Args:
+        model: The network; changed in place.
+        layers: Kinds of windows by the names of the layers.
+
+    Returns:
+        The network.
+
+    Raises:
+        ConfigurationError: If it has no such layer, or one that cannot receive spikes, or there is no such kind.
+    """
+    modules = dict(model.named_modules())
+    made: dict[nn.Module, nn.Module] = {}
+    for name, kind in layers.items():
+        layer = choose(modules, name, f"layer of {type(model).__name__}")
+        choose(WINDOWS, kind, "kind of windows")
+        if not convertible(layer):
+            raise ConfigurationError(f"{name} is a {type(layer).__name__}, which cannot receive spikes")
+        made[layer] = make_spiking(layer, kind)
+    replace(model, made)
+    return model
+
+
+def converted_layers(model: nn.Module) -> dict[str, str]:
+    """Return the spiking layers of a converted network, each with the kind of windows that its neurons visit."""
+    return {name: module.windows for name, module in model.named_modules() if isinstance(module, SpikingLayer)}
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, images: Tensor) -> None:
+    """Let the neurons of a converted network begin as the best one-bit quantisers of what they are given.
+
+    They are given what the rectifiers of the network pass on; its batch norms are in evaluation mode.
+
+    Args:
+        model: The network; thresholds and scales are changed in place.
+        images: A batch of images as the network takes them.
+    """
+    modes = {module: module.training for module in model.modules()}
+    annealed = {module: (module.annealing, module.soft) for module in model.modules() if isinstance(module, Spike)}
+    neurons = [module for module in model.modules() if isinstance(module, RectifierSpike)]
+    model.eval()
+    parameter = next(model.parameters())
+    hooks = [neuron.register_forward_pre_hook(lambda m, args: m.fit(args[0])) for neuron in neurons]
+    try:
+        for neuron in neurons:
+            neuron.train()
+        set_annealing(model, 0.0)
+        model(images.to(parameter.device, parameter.dtype))
+    finally:
+        for spike, (share, soft) in annealed.items():
+            spike.annealing, spike.soft = share, soft
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training

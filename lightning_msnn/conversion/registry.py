@@ -1,0 +1,133 @@
+"""Converted networks in timm's registry: ``spiking``, made of any other network there.
+
+>>> timm.create_model("spiking", source="resnet18", num_classes=10, layers={"layer1.0.conv2": "single"})
+
+It is the source's own class with other layers, so that what timm asks of a network holds for it as for the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._builder import resolve_pretrained_cfg
+from torch import nn
+
+from lightning_msnn.conversion.converting import assign_windows, make_layers_spiking
+from lightning_msnn.conversion.tracing import trace
+from lightning_msnn.errors import ConfigurationError, suggestion
+from lightning_msnn.models.registry import zoo_cfgs
+from lightning_msnn.models.weights import WEIGHTS_FILE, read_config, read_weights
+
+__all__ = ["adopt", "image_shape", "spiking"]
+
+default_cfgs = generate_default_cfgs(zoo_cfgs("spiking"))
+
+own_arguments = ("source", "source_kwargs", "layers")
+"""Arguments that a file may give, see :func:`lightning_msnn.models.registry.own_arguments`."""
+
+# What says where weights are fetched from, and the like: nothing that a network is made of.
+_OF_BUILDERS = {*signature(timm.create_model).parameters, *signature(build_model_with_cfg).parameters} - {"kwargs"}
+
+
+def image_shape(model: nn.Module, size: int | None = None) -> tuple[int, int, int]:
+    """Return the shape ``(C, H, W)`` of the images that a network of timm's is traced with.
+
+    Args:
+        model: The network.
+        size: Side of the images in pixels; by default that of the network's own configuration.
+    """
+    channels, height, width = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
+    fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = (size, size) if size else (fixed or (height, width))
+    return getattr(model, "in_chans", channels), height, width
+
+
+def adopt(model: nn.Module, source: str, source_kwargs: Mapping[str, Any], layers: Mapping[str, str]) -> nn.Module:
+    """Make a network's layers spiking, and let it say how it was built.
+
+    Args:
+        model: The network; changed in place.
+        source: Its name in timm's registry.
+        source_kwargs: Its arguments beside ``num_classes`` and ``in_chans``.
+        layers: Kinds of windows by the names of the layers that receive spikes.
+
+    Returns:
+        The network, with ``architecture`` and ``arguments`` for :func:`timm.create_model`.
+    """
+    make_layers_spiking(model, layers)
+    model.architecture = "spiking"  # type: ignore[assignment]
+    model.arguments = {"source": source, "source_kwargs": dict(source_kwargs), "layers": dict(layers)}  # type: ignore[assignment]
+    return model
+
+
+def _build(
+    source: str = "",
+    source_kwargs: Mapping[str, Any] | None = None,
+    layers: Mapping[str, str] | None = None,
+    windows: str = "single",
+    image_size: int | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build the source without weights and convert it; see :func:`spiking`."""
+    given = dict(source_kwargs or {})
+    if not isinstance(source, str) or not timm.is_model(source) or source == "spiking":
+        hint = suggestion(str(source), timm.list_models())
+        raise ConfigurationError(
+            f"unknown source {source!r} of a spiking network: allowed is any of timm.list_models(){hint}"
+        )
+    if refused := ", ".join(sorted(_OF_BUILDERS & given.keys())):
+        raise ConfigurationError(f"source_kwargs must not have {refused}: allowed are arguments of the network itself")
+    model: nn.Module = timm.create_model(source, **{**kwargs, **given})
+    if layers is None:
+        plan = trace(model, torch.empty(1, *image_shape(model, image_size), device="meta"))
+        layers = assign_windows(plan, windows)
+    adopt(model, source, given, layers)
+    named = {name: getattr(model, name) for name in ("num_classes", "in_chans") if hasattr(model, name)}
+    model.arguments |= {**kwargs, **named}  # type: ignore[operator]
+    return model
+
+
+@register_model  # type: ignore[untyped-decorator]
+def spiking(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A network of timm's whose layers behind rectifiers receive spikes.
+
+    Args:
+        pretrained: Whether to load the weights of a zoo entry, which says how the network was built too.
+        **kwargs: ``source``, its name in the registry; ``source_kwargs``, its arguments; ``layers``, kinds of windows
+            by the names of the layers that receive spikes, or without them ``windows`` and ``image_size``, with which
+            they are found as :func:`lightning_msnn.convert` finds them; and what every network of timm's takes. Without
+            a zoo entry, the neurons are not fitted: see :func:`lightning_msnn.conversion.calibrate`.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed, or there are no weights.
+    """
+    cfg = resolve_pretrained_cfg(
+        "spiking", kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
+    )
+    if cfg.file and Path(cfg.file).name == WEIGHTS_FILE:
+        folder = Path(cfg.file).parent
+        kwargs = {**read_config(folder)["model_args"], **kwargs}
+        cfg = replace(cfg, state_dict=read_weights(folder) if pretrained else None)
+    elif pretrained:
+        raise ConfigurationError("no weights for spiking: name a zoo entry, or convert a network that is trained")
+    own = timm.get_pretrained_cfg(kwargs.get("source", ""), allow_unregistered=True)
+    if own is not None:  # where stem and read-out are, for other numbers of channels and classes
+        cfg = replace(cfg, first_conv=own.first_conv, classifier=own.classifier)
+    model: nn.Module = build_model_with_cfg(
+        _build,
+        "spiking",
+        pretrained,
+        pretrained_cfg=cfg.to_dict(),
+        feature_cfg={"feature_cls": "getter", "out_indices": None},
+        **kwargs,
+    )
+    model._model_args = dict(getattr(model, "arguments", {}))  # type: ignore[assignment]  # for timm
+    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
+    return model

@@ -1,0 +1,304 @@
+"""Which layers of a network take their input from a rectifier: where every tensor comes from, watched in one run.
+
+The network is run on the meta device, where tensors have shapes and no values: it costs next to nothing, and control
+flow that asks for values cannot be followed, which is said. Operations are seen below the module tree, so that it does
+not matter whether a rectifier is a module, a shared one, in-place or a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lightning_msnn.conversion.layers import SYNAPSES, SpikingLayer, copied
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.nn import Spike
+
+__all__ = ["APPROXIMATE", "Plan", "Row", "convertible", "trace"]
+
+APPROXIMATE = ("gelu", "silu", "hardswish", "mish", "elu", "leaky_relu")
+"""Activations that a spike stands for less well, as they are not 0 below a threshold."""
+
+_EXACT = {"relu": "relu", "threshold": "relu", "clamp_min": "relu", "clamp": "relu6", "hardtanh": "relu6"}
+
+
+def _names(text: str) -> frozenset[str]:
+    """Names separated by spaces."""
+    return frozenset(text.split())
+
+
+# What hands on values as they are, or the largest of them; padding is with zeros.
+_MOVES = _names(
+    """
+    _to_copy _unsafe_view adaptive_max_pool2d adaptive_max_pool3d amax cat channel_shuffle clone constant_pad_nd
+    contiguous copy flip gather im2col index index_select lift_fresh max max_pool2d_with_indices
+    max_pool3d_with_indices native_channel_shuffle native_dropout pixel_shuffle pixel_unshuffle repeat roll stack unfold
+    """
+)
+_POOLS = _names("mean avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d")
+_SYNAPSES = _names("convolution addmm mm bmm baddbmm")
+_REASONS = {
+    **dict.fromkeys(("add", "sub", "sum", "addcmul"), "a sum"),
+    **dict.fromkeys(("mul", "div"), "a product"),
+    **dict.fromkeys(_POOLS, "average pooling"),
+    **dict.fromkeys(_SYNAPSES, "a layer without rectifier"),
+    "sigmoid": "a gate",
+    "_softmax": "a softmax",
+    "_safe_softmax": "a softmax",
+}
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a tensor comes from: the rectifiers, or what else."""
+
+    rectifiers: frozenset[str] = frozenset()
+    other: str = ""
+
+
+_PARAMETER = _Origin(other="parameters")
+_IMAGE = _Origin(other="the image")
+
+
+@dataclass
+class Row:
+    """What a plan says of a layer.
+
+    Args:
+        layer: Qualified name of the module.
+        kind: Name of its class.
+        shape: Its input without the batch axis.
+        operations: Multiply-accumulates of one sample, padding included.
+        spiking: Whether it will receive spikes.
+        why: Where its input comes from.
+    """
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    operations: int = 0
+    spiking: bool = True
+    why: str = ""
+    origins: list[_Origin] = field(default_factory=list, repr=False)
+
+
+@dataclass
+class Plan:
+    """Which layers of a network will receive spikes, and why; as a string, a table.
+
+    Args:
+        rows: Layers in the order in which they run.
+    """
+
+    rows: list[Row]
+
+    @property
+    def spiking(self) -> list[Row]:
+        """The layers that will receive spikes."""
+        return [row for row in self.rows if row.spiking]
+
+    @property
+    def approximate(self) -> dict[str, int]:
+        """How many of them stand behind an activation that is no rectifier, by its name."""
+        names = [n for row in self.spiking for n in set().union(*(o.rectifiers for o in row.origins))]
+        return {name: names.count(name) for name in APPROXIMATE if name in names}
+
+    def __str__(self) -> str:
+        total = max(1, sum(row.operations for row in self.rows))
+        head = ("layer", "kind", "input", "receives", "from", "operations")
+        cells = [
+            (
+                row.layer,
+                row.kind,
+                "x".join(map(str, row.shape)),
+                "spikes" if row.spiking else "analogue values",
+                row.why,
+                f"{100 * row.operations / total:.1f} %",
+            )
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+        lines = [
+            "  ".join([*(c.ljust(w) for c, w in zip(row[:-1], widths[:-1], strict=True)), row[-1].rjust(widths[-1])])
+            for row in (head, *cells)
+        ]
+        share = 100 * sum(row.operations for row in self.spiking) / total
+        lines += [
+            f"{len(self.spiking)} of {len(self.rows)} layers, with {share:.1f} % of the operations, receive spikes"
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], ""])
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps the origin of every tensor, and the products of every layer."""
+
+    def __init__(self, model: nn.Module, sample: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.origins: Any = WeakTensorKeyDictionary()
+        self.origins[sample] = _IMAGE
+        self.batch = len(sample)
+        self.rows: dict[str, Row] = {}
+        self.stack: list[str] = []
+        self.modules = dict(model.named_modules())
+        for name, module in self.modules.items():
+            module.register_forward_pre_hook(self._enter(name), with_kwargs=True)
+            module.register_forward_hook(self._leave, always_call=True)
+
+    def origin(self, x: Tensor) -> _Origin:
+        found: _Origin = self.origins.get(x, _PARAMETER)
+        return found
+
+    def _enter(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.stack.append(name)
+            if convertible(module):
+                x = next(iter((*args, *kwargs.values())))
+                self._row(name, x).origins.append(self.origin(x))
+
+        return hook
+
+    def _leave(self, *_: Any) -> None:
+        self.stack.pop()
+
+    def _row(self, name: str, x: Tensor) -> Row:
+        module = self.modules[name]
+        return self.rows.setdefault(name, Row(name or "(network)", type(module).__name__, tuple(x.shape[1:])))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        plain = name.rstrip("_") if func._schema.is_mutable else name
+        inputs = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        outputs = [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor)]
+        if not outputs:
+            return out
+        if plain in _SYNAPSES or plain.startswith("_scaled_dot_product"):
+            self._count(plain, inputs, outputs[0])
+        origin = self._follow(func, plain, args, inputs)
+        for x in outputs:
+            self.origins[x] = origin
+        if func._schema.is_mutable and inputs[0]._base is not None and inputs[0]._base.shape != inputs[0].shape:
+            self.origins[inputs[0]._base] = _Origin(other="a tensor written in part")
+        return out
+
+    def _follow(self, func: Any, name: str, args: Any, inputs: list[Tensor]) -> _Origin:
+        """Return the origin of what an operation returns."""
+        origins = [self.origin(x) for x in inputs]
+        if all(origin == _PARAMETER for origin in origins):
+            return _PARAMETER
+        if name in APPROXIMATE:
+            return _Origin(frozenset({name}))
+        if name in _EXACT and _cut_at_zero(name, args):
+            return _Origin(frozenset({_EXACT[name]}))
+        moves = func.is_view or name in _MOVES
+        if name == "constant_pad_nd" and len(args) > 2 and args[2] != 0:
+            moves = False
+        if name == "copy" and len(origins) == 2:
+            return origins[1]
+        if moves:
+            others = sorted((o for o in origins if o.other), key=lambda o: o == _PARAMETER)
+            if others:
+                return others[0] if others[0] != _PARAMETER else _Origin(other="parameters beside values")
+            return _Origin(frozenset().union(*(origin.rectifiers for origin in origins)))
+        return _Origin(other="a normalisation" if "norm" in name else _REASONS.get(name, f"{name}()"))
+
+    def _count(self, name: str, inputs: list[Tensor], out: Tensor) -> None:
+        """Add the multiply-accumulates of a product to the layer that it runs in."""
+        place = self.stack[-1]
+        if name == "convolution":
+            x, weight = inputs[:2]
+            transposed = isinstance(self.modules[place], nn.modules.conv._ConvTransposeNd)
+            products = (x if transposed else out).numel() * weight[0].numel()
+        elif name.startswith("_scaled"):
+            x, key = inputs[:2]
+            products = 2 * x.numel() * key.shape[-2]
+        else:
+            x, other = inputs[-2:]
+            products = x.numel() * other.shape[-1]
+        row = self._row(place, x)
+        row.operations += products // self.batch
+        if not row.origins or not convertible(self.modules[place]):
+            weighed = any(self.origin(v) == _PARAMETER for v in inputs[:3])
+            row.origins = [_Origin(other="weights of its own" if weighed else "a product of activations")]
+
+
+def _cut_at_zero(name: str, args: Sequence[Any]) -> bool:
+    """Whether a clamp and the like cuts off what is below zero, and nothing else that is not above."""
+    if name == "relu":
+        return True
+    if name == "threshold":
+        return bool(args[1] == 0 and args[2] == 0)
+    bounds = [*args[1:3], None, None][:2] if len(args) > 1 else ([-1, 1] if name == "hardtanh" else [None, None])
+    return bool(not isinstance(bounds[0], Tensor) and bounds[0] == 0 and (bounds[1] is None or bounds[1] > 0))
+
+
+def convertible(module: nn.Module) -> bool:
+    """Whether a layer can be made to receive spikes."""
+    return type(module).forward in SYNAPSES and isinstance(module._parameters.get("weight"), nn.Parameter)
+
+
+def trace(model: nn.Module, sample: Tensor) -> Plan:
+    """Find out which layers of a network take their input from a rectifier.
+
+    Args:
+        model: The network; not changed.
+        sample: Input of the shape that it will have, its first axis the batch.
+
+    Raises:
+        ConfigurationError: If the network cannot be traced or has no such layers.
+    """
+    name = type(model).__name__
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
+            raise ConfigurationError(
+                f"a compiled or scripted {type(module).__name__} cannot be converted: give the network itself"
+            )
+        if isinstance(module, SpikingLayer | Spike):
+            raise ConfigurationError(f"{name} has spiking neurons already: give a network with rectifiers")
+    if not (isinstance(sample, Tensor) and sample.is_floating_point() and sample.dim() > 1 and len(sample) > 0):
+        said = (
+            f"a tensor {tuple(sample.shape)} of {sample.dtype}" if isinstance(sample, Tensor) else type(sample).__name__
+        )
+        raise ConfigurationError(f"the sample must be a batch of images, float (B, C, H, W), not {said}")
+    shadow = copied(model).to("meta").eval()
+    seen = torch.empty_like(sample[:2], device="meta")
+    watch = _Watch(shadow, seen)
+    try:
+        with torch.device("meta"), torch.no_grad(), watch:
+            shadow(seen)
+    except Exception as error:
+        _explain(model, sample, error)
+    for row in watch.rows.values():
+        other = next((origin.other for origin in row.origins if origin.other), "")
+        row.spiking = not other
+        row.why = other or " and ".join(sorted(frozenset().union(*(o.rectifiers for o in row.origins))))
+    plan = Plan(list(watch.rows.values()))
+    if not plan.spiking:
+        raise ConfigurationError(
+            f"{name} has no convolution or linear layer whose input comes from a rectifier (ReLU, ReLU6; GELU, SiLU, "
+            "Hardswish): there is nothing to convert"
+        )
+    return plan
+
+
+def _explain(model: nn.Module, sample: Tensor, error: Exception) -> None:
+    """Raise what kept a network from being traced: the sample, or the network."""
+    trial = copied(model).eval()
+    said = " ".join(str(error).split())
+    try:
+        with torch.no_grad():
+            trial(sample[:2].to(next(iter(trial.parameters())).device))
+    except Exception as own:
+        said = " ".join(str(own).split())
+        raise ConfigurationError(
+            f"{type(model).__name__} does not take a sample of shape {tuple(sample.shape)}: {said}"
+        ) from own
+    raise ConfigurationError(
+        f"{type(model).__name__} cannot be traced, as its control flow depends on values or it names a device: {said}"
+    ) from error

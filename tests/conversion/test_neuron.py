@@ -1,0 +1,155 @@
+"""Neurons that stand for rectifiers: how they begin, what they return, how they learn."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_msnn.conversion import RectifierSpike, SpikingLayer, convert, one_bit_quantiser, revert
+from lightning_msnn.energy import OperationCounter
+from lightning_msnn.functional import WINDOWS
+from lightning_msnn.functional.spike import SOFT
+from lightning_msnn.nn import set_annealing
+from lightning_msnn.nn.folding import fold_batch_norm
+
+
+def net(*layers):
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), *layers)
+
+
+def error(x, threshold, scale):
+    return (x - scale * (x >= threshold)).square().mean().item()
+
+
+def test_the_quantiser_is_the_best_of_all_thresholds():
+    x = torch.rand(5, 40) ** 3
+    x[3], x[4] = 0.0, -1.0
+    thresholds, scales = one_bit_quantiser(x, x)
+    for row, threshold, scale in zip(x[:3], thresholds, scales, strict=False):
+        tried = [(error(row, v, row[row >= v].mean()), v) for v in row]
+        assert error(row, threshold, scale) == pytest.approx(min(tried)[0], rel=1e-5)
+    assert torch.equal(thresholds[3:], thresholds[:3].median().expand(2))
+    assert torch.equal(scales[3:], scales[:3].median().expand(2))
+    never = torch.zeros(2, 3)
+    assert [v.tolist() for v in one_bit_quantiser(never, never)] == [[0.5, 0.5], [1.0, 1.0]]
+
+
+def test_the_quantiser_of_a_rectified_gaussian_in_closed_form():
+    """Lloyd and Max: V = lambda / 2, and lambda = E[x | x > V], which is sigma phi(v) / Q(v) at v = V / sigma."""
+    v = 1.0
+    for _ in range(100):
+        density = math.exp(-v * v / 2) / math.sqrt(2 * math.pi)
+        v = density / (0.5 * math.erfc(v / math.sqrt(2))) / 2
+    x = 3.0 * torch.randn(16, 4096).relu()
+    threshold, scale = one_bit_quantiser(x, x)
+    assert threshold.mean().item() == pytest.approx(3 * v, rel=0.03)
+    assert scale.mean().item() == pytest.approx(3 * 2 * v, rel=0.03)
+
+
+@pytest.mark.parametrize("soft", SOFT)
+def test_what_neurons_return_by_hand(soft):
+    neuron = RectifierSpike(2, 1).train()
+    with torch.no_grad():
+        neuron.log_threshold.copy_(torch.tensor([0.5, 2.0]).log())
+        neuron.log_scale.copy_(torch.tensor([1.0, 5.0]).log())
+    x = torch.tensor([[[0.0, 0.4, 0.6, 3.0], [0.0, 1.0, 2.5, 6.0]]])
+    spikes = torch.tensor([[[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]])
+    assert torch.equal(neuron(x), spikes)
+    full = torch.tensor([1.0, 5.0]).view(2, 1)
+    threshold = torch.tensor([0.5, 2.0]).view(2, 1)
+    by_hand = {
+        "rectifier": x,
+        "ramp": (x - threshold + full / 2).clamp(torch.zeros(2, 1), full),
+        "graded": x * spikes,
+    }
+    set_annealing(neuron, 0.25, soft)
+    torch.testing.assert_close(neuron(x), 0.25 * full * spikes + 0.75 * by_hand[soft])
+    assert torch.equal(neuron.eval()(x), spikes)
+
+
+def test_gradients_by_hand():
+    """A triangle of area 1 about V from 0 to 2 V; that of log V is V times the negative."""
+    neuron = RectifierSpike(1, 0)
+    with torch.no_grad():
+        neuron.log_threshold.fill_(math.log(2.0))
+    x = torch.linspace(0, 6, 601, dtype=torch.float64).unsqueeze(1).requires_grad_()
+    grad, of_log = torch.autograd.grad(neuron.double()(x).sum(), [x, neuron.log_threshold])
+    expected = (1 - (x.detach() - 2).abs() / 2).clamp(min=0) / 2
+    torch.testing.assert_close(grad, expected)
+    assert grad.sum().item() * 0.01 == pytest.approx(1.0, rel=1e-6)
+    assert of_log.item() == pytest.approx(-2.0 * expected.sum().item())
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1, padding_mode="reflect", bias=False)),
+        (nn.ReLU6(), nn.Conv2d(6, 12, 3, groups=3)),
+        (nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6)),
+        (nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 16, 5)),
+        (nn.ReLU(), nn.Flatten(2), nn.Conv1d(6, 4, 3)),
+        (nn.ReLU(), nn.Unflatten(1, (2, 3)), nn.Conv3d(2, 4, 1)),
+    ],
+)
+def test_the_weights_carry_lambda(layers):
+    """Spikes that meet scaled weights are lambda times the spikes that meet the weights."""
+    source = net(*layers).eval()
+    images = torch.randn(16, 3, 8, 8)
+    model = convert(source, images)
+    (layer,) = (module for module in model if isinstance(module, SpikingLayer))
+    x = model[:-1](images)
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    spikes = (x >= layer.neuron.log_threshold.exp().view(shape)).float()
+    assert 0 < spikes.mean() < 1
+    torch.testing.assert_close(model(images), source[-1](layer.neuron.log_scale.exp().view(shape) * spikes))
+    fused = fold_batch_norm(model)
+    torch.testing.assert_close(fused(images), model(images))
+    assert not any(isinstance(module, SpikingLayer) for module in fused.modules())
+    assert type(revert(model)[-1]) is type(source[-1])
+    assert model.state_dict().keys() - source.state_dict().keys() == {
+        f"{len(source) - 1}.neuron.log_{name}" for name in ("threshold", "scale")
+    }
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(images), model(images))
+
+
+def test_who_watches_a_network_does_not_see_its_copies():
+    """Twins are made while operations are counted."""
+    source = net(nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    images = torch.randn(4, 3, 8, 8)
+    with OperationCounter(source) as counter:
+        model = convert(source, images)
+        model(images)
+        with OperationCounter(model) as other:
+            revert(model)(images)
+    assert counter.samples == other.samples == 0
+
+
+@pytest.mark.parametrize("windows", [*WINDOWS, "alternate"])
+def test_windows(windows):
+    source = net(nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 6))
+    images = torch.randn(16, 3, 8, 8)
+    model = convert(source.eval(), images, windows)
+    spiking = [module for module in model if isinstance(module, SpikingLayer)]
+    kinds = ["non_dilated", "dilated", "non_dilated"] if windows == "alternate" else [windows] * 3
+    assert [layer.windows for layer in spiking] == kinds
+    for neuron in (layer.neuron.train() for layer in spiking):
+        assert (neuron.membrane is None) == (windows == "single")
+    set_annealing(model, 0.0)
+    assert torch.equal(model(images), source(images))
+    set_annealing(model, None)
+    model(images).sum().backward()
+    if windows != "single":
+        assert all(layer.neuron.membrane.decay.logit.grad.abs().sum() > 0 for layer in spiking)
+        x = model[:3](images)
+        kind = WINDOWS[kinds[0]]
+        membranes = [torch.zeros_like(window) for window in kind.split(x)]
+        for k, window in enumerate(kind.split(x)):
+            membranes[k] = window + (0.4 * membranes[k - 1] if k else 0.0)
+        merged = kind.merge(membranes, 8, 8)
+        threshold = spiking[0].neuron.log_threshold.exp().view(-1, 1, 1)
+        assert torch.equal(spiking[0].neuron(x) > 0, merged >= threshold)
+    torch.testing.assert_close(fold_batch_norm(model.eval())(images), model(images))

@@ -1,0 +1,87 @@
+"""Converted networks in timm's registry, and what timm asks of any network."""
+
+import warnings
+
+import pytest
+import timm
+import torch
+from timm.models._features import FeatureGetterNet
+from timm.models._manipulate import group_with_matcher
+
+from lightning_msnn.conversion import calibrate, converted_layers, trace
+from lightning_msnn.errors import ConfigurationError
+
+IMAGES = torch.randn(2, 3, 32, 32)
+SOURCES = {
+    "resnet18": {},
+    "resnet18_cifar": {"channels": [16, 32, 64, 128]},
+    "mobilenetv2_100": {},
+    "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8, "depth": 2},
+    "msnn_resnet12_tiny": {"spiking": False, "windows": "single"},
+}
+
+
+def build(source, **arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return timm.create_model(
+            "spiking", source=source, source_kwargs=SOURCES[source], image_size=32, num_classes=7, **arguments
+        )
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_it_says_how_it_was_built(source):
+    model = build(source).eval()
+    calibrate(model, IMAGES)
+    plan = trace(timm.create_model(source, **SOURCES[source]), IMAGES)
+    assert list(converted_layers(model)) == [row.layer for row in plan.spiking]
+    again = timm.create_model(model.architecture, **model.arguments).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_timms_contract(source):
+    model = build(source).eval()
+    calibrate(model, IMAGES)
+    original = timm.create_model(source, num_classes=7, **SOURCES[source])
+    assert type(model) is type(original)
+    features = model.forward_features(IMAGES)
+    assert torch.equal(model.forward_head(features), model(IMAGES))
+    assert model.get_classifier().out_features == 7
+    final, _ = model.forward_intermediates(IMAGES)
+    assert torch.equal(final, features)
+    maps = build(source, features_only=True)
+    assert isinstance(maps, FeatureGetterNet)
+    assert len(maps(IMAGES)) == len(maps.feature_info.channels())
+    model.reset_classifier(3)
+    assert model(IMAGES).shape == (2, 3)
+    assert group_with_matcher(model.named_parameters(), model.group_matcher())
+
+
+@pytest.mark.parametrize("source", list(SOURCES)[:3])
+def test_export(source):
+    model = build(source).eval()
+    calibrate(model, IMAGES)
+    exported = torch.export.export(model, (IMAGES,)).module()
+    torch.testing.assert_close(exported(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "unknown source ''"),
+        ({"source": "resnet81"}, "unknown source 'resnet81' .* did you mean 'resnet18'"),
+        ({"source": "hf-hub:someone/resnet18"}, "unknown source 'hf-hub:someone/resnet18'"),
+        ({"source": "spiking"}, "unknown source 'spiking'"),
+        ({"source": "resnet18", "source_kwargs": {"pretrained": True}}, "source_kwargs must not have pretrained"),
+        ({"source": "resnet18", "source_kwargs": {"pretrained_cfg": {}}}, "must not have pretrained_cfg"),
+        ({"source": "resnet18", "layers": {"layer1.0.conv3": "single"}}, "did you mean 'layer1.0.conv"),
+        ({"source": "resnet18", "layers": {"layer1": "single"}}, "layer1 .* cannot receive spikes"),
+        ({"source": "resnet18", "layers": {"layer1.0.conv1": "dil"}}, "unknown kind of windows 'dil'"),
+        ({"source": "resnet18", "pretrained": True}, "no weights for spiking"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        timm.create_model("spiking", **arguments)

@@ -1,0 +1,169 @@
+"""Where the input of a layer comes from, and what cannot be converted."""
+
+import copy
+import warnings
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import lightning_msnn
+from lightning_msnn.conversion import converted_layers, trace
+from lightning_msnn.errors import ConfigurationError
+
+IMAGES = torch.randn(4, 3, 8, 8)
+
+
+class Net(nn.Module):
+    """A layer, something, and another layer."""
+
+    def __init__(self, between, layer=None, channels=6):
+        super().__init__()
+        self.first, self.act = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()
+        self.between = between
+        self.last = nn.Conv2d(channels, 4, 1) if layer is None else layer
+
+    def forward(self, x):
+        return self.last(self.between(self, self.first(x)))
+
+
+def assign(net, x):
+    y = torch.zeros_like(x)
+    y[:, :3] = F.relu(x[:, :3])
+    return y
+
+
+RECTIFIED = {
+    "function": lambda net, x: F.relu(x),
+    "in-place": lambda net, x: F.relu_(x),
+    "method": lambda net, x: x.clamp(min=0),
+    "relu6": lambda net, x: F.relu6(x),
+    "module": lambda net, x: net.act(x),
+    "shared module": lambda net, x: net.act(net.first.weight.sum() + net.act(x)),
+    "pooled and padded": lambda net, x: F.pad(F.max_pool2d(net.act(x), 3, 1, 1), (1, 1, 0, 2)),
+    "concatenated": lambda net, x: torch.cat([net.act(x[:, :2]), F.relu6(x[:, 2:])], 1),
+    "shuffled": lambda net, x: F.channel_shuffle(net.act(x), 3).flip(2).chunk(2, 0)[0],
+    "residual beside": lambda net, x: net.act(net.act(x) + x),
+    "dropped out": lambda net, x: F.dropout(net.act(x), 0.5, net.training),
+}
+ANALOGUE = {
+    "a sum": lambda net, x: net.act(x) + x,
+    "a product": lambda net, x: net.act(x) * x.sigmoid(),
+    "average pooling": lambda net, x: F.avg_pool2d(net.act(x), 2),
+    "a layer without rectifier": lambda net, x: x,
+    "a normalisation": lambda net, x: F.batch_norm(net.act(x), torch.zeros(6), torch.ones(6)),
+    "hardtanh()": lambda net, x: F.hardtanh(x),
+    "clamp()": lambda net, x: x.clamp(min=-1),
+    "constant_pad_nd()": lambda net, x: F.pad(net.act(x), (1, 1), value=1.0),
+    "a tensor written in part": assign,
+}
+
+
+@pytest.mark.parametrize("name", RECTIFIED)
+def test_a_rectifier_is_found(name):
+    assert [row.layer for row in trace(Net(RECTIFIED[name]), IMAGES).spiking] == ["last"]
+
+
+@pytest.mark.parametrize("why", ANALOGUE)
+def test_what_stays_analogue_says_why(why):
+    net = Net(ANALOGUE[why])
+    plan = trace(nn.Sequential(net, nn.ReLU(), nn.Conv2d(4, 4, 1)), IMAGES)
+    assert [(row.layer, row.spiking, row.why) for row in plan.rows] == [
+        ("0.first", False, "the image"),
+        ("0.last", False, why),
+        ("2", True, "relu"),
+    ]
+
+
+def test_a_layer_called_twice_needs_a_rectifier_each_time():
+    net = Net(lambda net, x: net.last(net.act(x)), nn.Conv2d(6, 6, 1))
+    plan = trace(nn.Sequential(net, nn.ReLU(), nn.Conv2d(6, 4, 1)), IMAGES)
+    assert [row.spiking for row in plan.rows] == [False, False, True]
+    both = Net(lambda net, x: net.act(net.last(net.act(x))), nn.Conv2d(6, 6, 1))
+    assert lightning_msnn.convert(both, IMAGES)(IMAGES).shape == (4, 6, 8, 8)
+
+
+def test_operations_and_table(capsys):
+    model = Net(lambda net, x: F.relu(x).flatten(1), nn.Linear(6 * 64, 10))
+    plan = trace(model, IMAGES)
+    assert [row.operations for row in plan.rows] == [3 * 9 * 6 * 64, 6 * 64 * 10]
+    assert lightning_msnn.convert(model, IMAGES, dry_run=True) is model
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split() == ["last", "Linear", "384", "spikes", "relu", "27.0", "%"]
+    assert lines[-1] == "1 of 2 layers, with 27.0 % of the operations, receive spikes"
+
+
+def test_shared_layers_stay_shared():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), conv := nn.Conv2d(3, 3, 1), nn.ReLU(), conv)
+    made = lightning_msnn.convert(model, IMAGES)
+    assert made[2] is made[4]
+    assert model[2] is conv
+    assert converted_layers(made) == {"2": "single"}
+
+
+def test_activations_that_are_no_rectifiers_warn():
+    for act in (nn.GELU(), nn.SiLU(), nn.Hardswish(inplace=True)):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), act, nn.Conv2d(4, 4, 1))
+        with pytest.warns(UserWarning, match=f"1 layers from {type(act).__name__.lower()} take spikes"):
+            lightning_msnn.convert(model, IMAGES)
+
+
+def by_value(net, x):
+    return F.relu(x) if x.sum() > 0 else x
+
+
+class Weighted(nn.Conv2d):
+    """A layer that computes its weights."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight - self.weight.mean())
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 4, 1)), IMAGES, "nothing to convert"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Weighted(4, 4, 1)), IMAGES, "nothing to convert"),
+        (Net(by_value), IMAGES, "Net cannot be traced, as its control flow depends on values"),
+        (Net(RECTIFIED["module"]), IMAGES[:, :2], r"does not take a sample of shape \(4, 2, 8, 8\)"),
+        (Net(RECTIFIED["module"]), IMAGES.long(), "float .*not a tensor .* of torch.int64"),
+        (Net(RECTIFIED["module"]), IMAGES[:0], r"batch of images, .* not a tensor \(0, 3, 8, 8\)"),
+        (Net(RECTIFIED["module"]), [1, 2], "not list"),
+        (timm.create_model("msnn_resnet12_tiny"), torch.randn(2, 3, 16, 16), "has spiking neurons already"),
+        (torch.compile(Net(RECTIFIED["module"])), IMAGES, "compiled or scripted OptimizedModule"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_changes_nothing(model, sample, message):
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        lightning_msnn.convert(model, sample)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training and not module._forward_pre_hooks for module in model.modules())
+
+
+def test_other_bad_arguments():
+    with pytest.raises(ConfigurationError, match="unknown kind of windows 'dilate'.*did you mean 'dilated'"):
+        lightning_msnn.convert(Net(RECTIFIED["module"]), IMAGES, "dilate")
+    twice = lightning_msnn.convert(Net(RECTIFIED["module"]), IMAGES)
+    with pytest.raises(ConfigurationError, match="has spiking neurons already"):
+        lightning_msnn.convert(twice, IMAGES)
+
+
+def test_a_network_in_training_mode_and_a_batch_of_one():
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = lightning_msnn.convert(model, IMAGES[:1])
+    assert made.training
+    assert model[1].num_batches_tracked == made[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("name", ["msnn_resnet12_tiny", "msnn_vit12_tiny", "msnn_rnn12_tiny"])
+def test_the_twins_of_the_package_convert(name):
+    twin = timm.create_model(name, spiking=False, windows="single", num_classes=10)
+    made = lightning_msnn.convert(twin, IMAGES.repeat(1, 1, 2, 2))
+    assert len(converted_layers(made)) > 12
