@@ -28,7 +28,7 @@ def naive_forecasts(series: Tensor, horizon: int, season: int) -> dict[str, Tens
     """
     known = series[:, :, 0]
     later = torch.arange(horizon, device=series.device) % season
-    return {"naive": known[..., -1:].expand(-1, -1, horizon), "seasonal_naive": known[..., -season:][..., later]}
+    return {"naive": known[..., -1:].repeat(1, 1, horizon), "seasonal_naive": known[..., -season:][..., later]}
 
 
 class SpikingForecaster(Task):

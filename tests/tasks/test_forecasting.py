@@ -89,13 +89,14 @@ def test_a_network_that_says_nothing_forecasts_the_season_before():
     assert torch.equal(task(known), naive_forecasts(known, HORIZON, SEASON)["seasonal_naive"].flatten(1))
 
 
-def test_errors_stand_beside_those_of_forecasts_without_training(file):
-    module = make(file)
-    task = SpikingForecaster(num_classes=2 * HORIZON, in_chans=2, season=SEASON, lr=0.003)
+@pytest.mark.parametrize("variables", [1, 2])
+def test_errors_stand_beside_those_of_forecasts_without_training(file, variables):
+    module = make(file, columns=["a", "b"][:variables])
+    task = SpikingForecaster(num_classes=variables * HORIZON, in_chans=variables, season=SEASON, lr=0.003)
     run = trainer(2)
     run.fit(task, datamodule=module)
     (found,) = run.test(task, datamodule=module, verbose=False)
-    values = series()
+    values = series()[:variables]
     scale = np.abs(values[:, SEASON:72] - values[:, : 72 - SEASON]).mean(1, keepdims=True)
     errors = {"naive": [], "seasonal_naive": []}
     for place in range(96, LENGTH - HORIZON + 1):
@@ -109,7 +110,7 @@ def test_errors_stand_beside_those_of_forecasts_without_training(file):
         assert found[f"test/{name}_mase"] == pytest.approx((np.abs(error) / scale).mean(), rel=1e-4)
     assert found["test/loss"] == pytest.approx(found["test/mase"], rel=1e-4)
     (forecast,) = run.predict(task, datamodule=module)
-    assert forecast["forecast"].shape == (1, 2, HORIZON)
+    assert forecast["forecast"].shape == (1, variables, HORIZON)
     np.testing.assert_allclose(forecast["naive"][0, :, 0], values[:, -1], rtol=1e-6)
 
 
