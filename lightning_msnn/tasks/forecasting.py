@@ -124,7 +124,7 @@ class SpikingForecaster(Task):
         base = naive_forecasts(images, self.horizon, season)["seasonal_naive"]
         spread, mean = torch.std_mean(images, 3, keepdim=True, correction=0)
         spread = spread.clamp(min=1e-6)
-        outputs = super().forward((images - mean) / spread).unflatten(1, (-1, self.horizon))
+        outputs = super().forward((images - mean) / spread).view_as(base)
         return (base + spread[:, :, 0] * outputs).flatten(1)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
