@@ -12,12 +12,12 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_msnn.data.base import STAGES, Part, check_path, stratified_split
+from lightning_msnn.data.base import STAGES, Part, stratified_split
 from lightning_msnn.data.datasets import ArrayDataset, Batch, Loader, collate
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 
-__all__ = ["ArrayDataModule", "NamedDataset", "aeon_folder", "list_files"]
+__all__ = ["ArrayDataModule", "NamedDataset", "aeon_folder", "check_path", "list_files"]
 
 
 class NamedDataset(Dataset[Batch]):
@@ -227,6 +227,15 @@ class ArrayDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
         )
+
+
+def check_path(name: str, value: object) -> Path | None:
+    """Return a path with its ``~`` expanded, or raise a ConfigurationError if it is no path."""
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise ConfigurationError(f"{name} must be the path of a folder, not {value!r}")
+    return Path(os.fspath(value)).expanduser()
 
 
 def list_files(place: Path, suffix: str) -> list[Path]:

@@ -15,8 +15,8 @@ import torch
 from scipy.io import wavfile
 from torch import Tensor, nn
 
-from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, list_files
-from lightning_msnn.data.base import Part, check_path
+from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, check_path, list_files
+from lightning_msnn.data.base import Part
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
 __all__ = ["AudioDataModule", "LogMel", "augment_waves", "mask_maps", "mel_filters", "read_wav", "read_waves"]

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import uuid
 from collections.abc import Sequence
 from importlib import import_module
 from inspect import signature
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset
+from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, check_path
 from lightning_msnn.data.augment import BatchAugmentation
-from lightning_msnn.data.base import Part, check_path, stratified_split
+from lightning_msnn.data.base import Part, stratified_split
 from lightning_msnn.errors import ConfigurationError, check_integer, suggestion
+from lightning_msnn.runs.checkpoints import write_whole
 
 __all__ = ["EventFrames"]
 
@@ -181,13 +181,9 @@ class EventFrames(ArrayDataModule):
                 file = data_set.data[index] if len(data_set.data) > index else index
                 raise ConfigurationError(f"cannot read the recording {str(file)!r}: {error or type(error)}") from error
         frames = frames[:, 0] if self.time_steps == 1 else frames
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"frames": frames, "targets": targets}, temporary)
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-            temporary.unlink(missing_ok=True)
+            write_whole({"frames": frames, "targets": targets}, path)
+        except OSError as error:
             logger.warning("frames are not kept: the folder %s cannot be written (%s)", path.parent, error)
         return frames, targets
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, aeon_folder, list_files
-from lightning_msnn.data.base import Part, check_path
+from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, aeon_folder, check_path, list_files
+from lightning_msnn.data.base import Part
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
 __all__ = ["TimeSeries", "read_ts"]
