@@ -1,0 +1,318 @@
+"""Sounds: reading of wav files, log-mel maps, augmentation, and the data module of recordings."""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.io import wavfile
+from torch import Tensor, nn
+
+from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, check_path, list_files
+from lightning_msnn.data.base import Part
+from lightning_msnn.errors import ConfigurationError, check_integer, check_number
+
+__all__ = ["AudioDataModule", "LogMel", "augment_waves", "mask_maps", "mel_filters", "read_wav", "read_waves"]
+
+logger = logging.getLogger(__name__)
+
+Wave = npt.NDArray[np.float32]
+
+
+def read_wav(path: str | os.PathLike[str]) -> tuple[Wave, int]:
+    """Read a wav file: integers of any width or floats, channels averaged.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Samples in [-1, 1], float32, (N,), and the sampling rate in Hz.
+
+    Raises:
+        ConfigurationError: If it cannot be read, is cut short, has no sample, or one that is not a number.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+        announced, size = int.from_bytes(head[4:], "little") + 8, os.path.getsize(path)
+        if announced > size:
+            raise ValueError(f"its header announces {announced} bytes, and it has {size}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no samples
+            rate, samples = wavfile.read(path)
+        if not samples.size:
+            raise ValueError("it has no samples")
+        if not np.isfinite(samples).all():
+            raise ValueError("it has samples that are not finite numbers")
+    except Exception as error:  # the reader raises what it pleases where a header is damaged
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(f"cannot read the recording {os.fspath(path)!r}: {reason}") from error
+    if samples.dtype == np.uint8:
+        wave = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype.kind == "i":
+        wave = samples.astype(np.float32) / -np.float32(np.iinfo(samples.dtype).min)
+    else:
+        wave = samples.astype(np.float32)
+    return (wave.mean(1) if wave.ndim == 2 else wave), int(rate)
+
+
+def loudest(wave: Wave, samples: int) -> Wave:
+    """Return the stretch of so many samples with the most energy; a shorter wave has zeros on both sides."""
+    if len(wave) <= samples:
+        missing = samples - len(wave)
+        return np.pad(wave, (missing // 2, missing - missing // 2))
+    energy = np.concatenate(([0.0], np.cumsum(wave.astype(np.float64) ** 2)))
+    start = int(np.argmax(energy[samples:] - energy[:-samples]))
+    return wave[start : start + samples]
+
+
+def read_waves(files: Sequence[str | os.PathLike[str]], rate: int, samples: int) -> Tensor:
+    """Read recordings as waves of one rate and length, each at full level.
+
+    A recording of another rate is resampled, and how many were is said. Of a longer one the loudest stretch is taken;
+    a shorter one has silence on both sides.
+
+    Args:
+        files: wav files.
+        rate: Sampling rate in Hz.
+        samples: Samples of a wave.
+
+    Returns:
+        int16, (N, samples).
+
+    Raises:
+        ConfigurationError: Naming a file that cannot be read.
+    """
+    waves = np.zeros((len(files), samples), np.int16)
+    rates: dict[int, int] = {}
+
+    def fill(index: int) -> None:
+        wave, found = read_wav(files[index])
+        if found != rate:
+            from scipy.signal import resample_poly  # slow to import
+
+            divisor = math.gcd(rate, found)
+            wave = resample_poly(wave, rate // divisor, found // divisor).astype(np.float32)
+            rates[found] = rates.get(found, 0) + 1
+        wave = loudest(wave, samples)
+        waves[index] = np.round(wave * (32767 / max(float(np.abs(wave).max()), 1e-6)))
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(fill, range(len(files)), chunksize=64):
+            pass
+    for found, number in rates.items():
+        logger.warning("%d of %d recordings were resampled from %d to %d Hz", number, len(files), found, rate)
+    return torch.from_numpy(waves)
+
+
+def mel_filters(rate: int, n_fft: int, mels: int) -> Tensor:
+    """Triangular filters, evenly spaced on the mel scale from 0 Hz to half the rate.
+
+    torchaudio, which has these, cannot be imported beside torch for CPUs. The scale is that of HTK:
+    ``2595 log10(1 + f / 700)`` (O'Shaughnessy, Speech Communication: Human and Machine, 1987).
+
+    Args:
+        rate: Sampling rate in Hz.
+        n_fft: Length of the Fourier transform in samples.
+        mels: Number of filters.
+
+    Returns:
+        Weights, float32, (mels, n_fft // 2 + 1), at most 1.
+    """
+    top = 2595 * math.log10(1 + rate / 2 / 700)
+    edges = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64) / 2595) - 1)
+    bins = torch.linspace(0, rate / 2, n_fft // 2 + 1, dtype=torch.float64)
+    slopes = (bins - edges[:, None]) / edges.diff()[[*range(mels + 1), mels], None]
+    rising, falling = slopes[:-2], 1 - slopes[1:-1]
+    return torch.minimum(rising, falling).clamp(min=0).float()
+
+
+class LogMel(nn.Module):
+    """Waves to normalised log-mel maps.
+
+    Args:
+        rate: Sampling rate in Hz.
+        samples: Samples of a wave.
+        mels: Height of a map.
+        frames: Width of a map; neighbours are ``samples // frames`` samples apart.
+
+    Raises:
+        ConfigurationError: If there are too few samples for the frames, or too few frequencies for the filters.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, rate: int, samples: int, mels: int, frames: int) -> None:
+        super().__init__()
+        self.n_fft = 2 ** math.ceil(math.log2(0.025 * rate))  # 25 ms or more, in which speech hardly changes
+        self.hop, self.frames = samples // frames, frames
+        if self.hop < 1:
+            raise ConfigurationError(f"frames must be at most {samples}, the samples of a recording, not {frames}")
+        filters = mel_filters(rate, self.n_fft, mels)
+        if (filters.sum(1) == 0).any():
+            raise ConfigurationError(
+                f"mels must be smaller, not {mels}: at {rate} Hz some of so many filters lie between two frequencies"
+            )
+        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """Map waves ``(B, samples)`` to decibels ``(B, 1, mels, frames)``, at most 80 below the loudest of each map."""
+        spectrum = torch.stft(waves, self.n_fft, self.hop, window=self.window, pad_mode="constant", return_complex=True)
+        power = self.filters @ spectrum.abs().square()[..., : self.frames]
+        decibels = 10 * power.clamp(min=1e-10).log10()
+        return decibels.maximum(decibels.amax((1, 2), keepdim=True) - 80).unsqueeze(1)
+
+
+def augment_waves(waves: Tensor, shift: int, noise: float) -> Tensor:
+    """Move waves in time and add noise, each by a draw of its own from torch's global CPU generator.
+
+    Args:
+        waves: float32, (B, samples).
+        shift: Most samples that a wave is moved to either side; silence follows.
+        noise: Largest standard deviation of white noise, as a multiple of the wave's; the draw is log-uniform over the
+            two decades up to it.
+    """
+    batch, samples = waves.shape
+    if shift:
+        start = torch.randint(2 * shift + 1, (batch,)).to(waves.device)
+        places = start[:, None] + torch.arange(samples, device=waves.device)
+        waves = nn.functional.pad(waves, (shift, shift)).gather(1, places)
+    if noise:
+        level = (noise * 10 ** (-2 * torch.rand(batch, 1))).to(waves.device) * waves.std(1, keepdim=True)
+        waves = waves + level * torch.randn(waves.shape).to(waves.device)
+    return waves
+
+
+def mask_maps(maps: Tensor, width: int, dim: int) -> Tensor:
+    """Set a band of each map to 0, its mean (SpecAugment, arXiv 1904.08779), drawn from torch's global CPU generator.
+
+    Args:
+        maps: ``(B, 1, mels, frames)``, normalised.
+        width: Largest width of the band; the draw is uniform from 0.
+        dim: Axis that is masked: 2 for frequencies, 3 for times.
+    """
+    size = maps.shape[dim]
+    drawn = (torch.rand(len(maps), 1) * (width + 1)).floor()
+    first = (torch.rand(len(maps), 1) * (size - drawn + 1)).floor()
+    place = torch.arange(size)
+    masked = ((place >= first) & (place < first + drawn)).to(maps.device)
+    return maps.masked_fill(masked[:, None, :, None] if dim == 2 else masked[:, None, None, :], 0.0)
+
+
+class AudioDataModule(ArrayDataModule):
+    """Recordings in memory, made into log-mel maps ``(B, 1, mels, frames)`` a batch at a time on the device.
+
+    A data set is a subclass that states its classes and rate, and lists the files of its parts (``list_part``).
+
+    Args:
+        root: Folder of the data set.
+        folder: A wav file to predict, or a folder of them, its sub-folders included.
+        mels: Height of a map: filters on the mel scale.
+        frames: Width of a map.
+        seconds: Length of a recording; of a longer one the loudest stretch is taken, a shorter one has silence around.
+        shift: Most seconds that a training recording is moved in time.
+        noise: Largest share of white noise in a training recording.
+        time_mask: Most frames of a training map that are masked.
+        frequency_mask: Most mel bands of a training map that are masked.
+        batch_size: Recordings a batch (on each device).
+        val_fraction: Share of the training part that is split off for validation, in [0, 1).
+        seed: Seed of that split.
+        num_workers: Worker processes of each loader.
+
+    Raises:
+        ConfigurationError: If a value is not allowed.
+    """
+
+    #: Class names in the order of their numbers.
+    classes: ClassVar[list[str]]
+    #: Sampling rate in Hz; recordings of another are resampled.
+    rate: ClassVar[int]
+    in_chans = 1
+
+    def __init__(
+        self,
+        root: str | None = None,
+        folder: str | None = None,
+        mels: int = 32,
+        frames: int = 40,
+        seconds: float = 0.8,
+        shift: float = 0.1,
+        noise: float = 0.3,
+        time_mask: int = 6,
+        frequency_mask: int = 4,
+        batch_size: int = 64,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(root, batch_size, val_fraction, seed, num_workers)
+        self.folder = check_path("folder", folder)
+        self.mels, self.frames = check_integer("mels", mels, 8), check_integer("frames", frames, 8)
+        if not (isinstance(seconds, int | float) and 0 < seconds <= 60):
+            raise ConfigurationError(f"seconds must be a number above 0 and at most 60, not {seconds!r}")
+        self.samples = round(seconds * self.rate)
+        self.log_mel = LogMel(self.rate, self.samples, mels, frames)
+        if not (isinstance(shift, int | float) and 0 <= shift < seconds):
+            raise ConfigurationError(f"shift must be in [0, {seconds}), the seconds of a recording, not {shift!r}")
+        self.shift = round(shift * self.rate)
+        self.noise = check_number("noise", noise)
+        masks = {"time_mask": (time_mask, frames), "frequency_mask": (frequency_mask, mels)}
+        for name, (value, size) in masks.items():
+            if check_integer(name, value, 0) >= size:
+                raise ConfigurationError(f"{name} must be smaller than {size}, the size of the map, not {value}")
+        self.time_mask, self.frequency_mask = time_mask, frequency_mask
+        self.save_hyperparameters()
+        self.hparams["root"], self.hparams["folder"] = (None if x is None else str(x) for x in (root, folder))
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in the order of their numbers."""
+        return list(self.classes)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Mel bands and frames of a map."""
+        return self.mels, self.frames
+
+    def list_part(self, part: Part) -> tuple[list[Path], list[int]]:
+        """Return the files of a part and their classes."""
+        raise NotImplementedError
+
+    def check_part(self, part: Part | None) -> None:
+        """List the files of a part."""
+        if part is not None:
+            self.list_part(part)
+        elif self.folder is None:
+            raise ConfigurationError("folder is not given: predict needs a wav file or a folder of them, data.folder")
+        else:
+            list_files(self.folder, ".wav")
+
+    def read(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Read the recordings of a part, int16, (N, samples), and their classes."""
+        files, targets = self.list_part(part)
+        return read_waves(files, self.rate, self.samples), torch.tensor(targets)
+
+    def read_unknown(self) -> NamedDataset:
+        """Read the recordings that are to be predicted."""
+        assert self.folder is not None
+        files = list_files(self.folder, ".wav")
+        return NamedDataset(read_waves(files, self.rate, self.samples), [str(file) for file in files])
+
+    def transform(self, inputs: Tensor, training: bool) -> Tensor:
+        """Turn waves, int16, (B, samples), into normalised log-mel maps (B, 1, mels, frames)."""
+        waves = inputs.float() / 32768
+        if training:
+            waves = augment_waves(waves, self.shift, self.noise)
+        maps: Tensor = (self.log_mel.to(waves.device)(waves) - self.mean[0]) / self.std[0]
+        if training:
+            maps = mask_maps(mask_maps(maps, self.frequency_mask, 2), self.time_mask, 3)
+        return maps

@@ -1,0 +1,74 @@
+"""Speech Commands."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_msnn.data.arrays import list_files
+from lightning_msnn.data.audio import AudioDataModule
+from lightning_msnn.data.base import Part
+from lightning_msnn.errors import ConfigurationError
+
+__all__ = ["SpeechCommands"]
+
+
+class SpeechCommands(AudioDataModule):
+    """105,829 recordings of 35 words, 16 kHz, one second each (version 2).
+
+    Source: P. Warden, Speech Commands, arXiv 1804.03209, CC BY 4.0. ``root`` holds a folder for each word and the lists
+    ``validation_list.txt`` and ``testing_list.txt``, which are the official validation and test parts; what is in
+    neither is trained on. The recordings of a part take 32 kB of memory each. ``val_fraction`` has no effect.
+
+    Args:
+        frames: Width of a map.
+        seconds: Length of a recording.
+        **kwargs: Arguments of :class:`~lightning_msnn.data.audio.AudioDataModule`.
+    """
+
+    classes: ClassVar[list[str]] = [
+        "backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward", "four", "go", "happy",
+        "house", "learn", "left", "marvin", "nine", "no", "off", "on", "one", "right", "seven", "sheila", "six", "stop",
+        "three", "tree", "two", "up", "visual", "wow", "yes", "zero",
+    ]  # fmt: skip
+    rate = 16000
+    # Those of SpokenDigits, in decibels; not measured on these recordings.
+    mean = (-27.6,)
+    std = (25.1,)
+
+    def __init__(self, *, frames: int = 48, seconds: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(frames=frames, seconds=seconds, **kwargs)
+
+    def _official(self, name: str) -> list[str]:
+        assert self.root is not None
+        file = self.root / f"{name}_list.txt"
+        try:
+            lines = file.read_text(encoding="utf-8").split()
+        except OSError as error:
+            raise ConfigurationError(f"cannot read the official list {str(file)!r}: {error.strerror}") from error
+        for line in lines:
+            if line.partition("/")[0] not in self.classes or not (self.root / line).is_file():
+                raise ConfigurationError(
+                    f"{str(file)!r} names {line!r}, which is not a recording in {str(self.root)!r}"
+                )
+        return sorted(lines)
+
+    def list_part(self, part: Part) -> tuple[list[Path], list[int]]:
+        """Return the files of a part and their words; those that validate come last."""
+        assert self.root is not None
+        missing = [word for word in self.classes if not (self.root / word).is_dir()]
+        if missing:
+            raise ConfigurationError(f"{str(self.root)!r} has no folder of the word {missing[0]!r}")
+        names = self._official("testing")
+        if part == "train":
+            validating = self._official("validation")
+            every = [f"{word}/{f.name}" for word in self.classes for f in list_files(self.root / word, ".wav")]
+            names = [*sorted(set(every).difference(names, validating)), *validating]
+        return [self.root / name for name in names], [self.classes.index(name.partition("/")[0]) for name in names]
+
+    def split(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Split off the official validation part."""
+        indices = torch.arange(len(targets))
+        first = len(targets) - len(self._official("validation"))
+        return indices[:first], indices[first:]

@@ -1,0 +1,96 @@
+"""The Free Spoken Digit Dataset."""
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_msnn.data.arrays import list_files
+from lightning_msnn.data.audio import AudioDataModule
+from lightning_msnn.data.base import Part
+from lightning_msnn.errors import ConfigurationError, choose, suggestion
+
+__all__ = ["SpokenDigits"]
+
+NAME = re.compile(r"(\d)_([^_]+)_(\d+)")
+
+
+class SpokenDigits(AudioDataModule):
+    """3,000 recordings of spoken digits, 8 kHz, by six speakers, 50 of each digit and speaker.
+
+    Source: Z. Jackson and others, Free Spoken Digit Dataset, CC BY-SA 4.0. ``root`` holds files
+    ``<digit>_<speaker>_<index>.wav``, in ``recordings/`` or itself. Two splits:
+
+    - ``recordings``, the data set's own: indices 0 to 4 are the test part; validation is split off the rest.
+    - ``speakers``: all of some speakers are the test part, and all of another validate; nobody in them is trained on.
+
+    Args:
+        splits: ``recordings`` or ``speakers``.
+        test_speakers: Speakers of the test part of ``speakers``.
+        val_speaker: Speaker who validates in ``speakers``.
+        **kwargs: Arguments of :class:`~lightning_msnn.data.audio.AudioDataModule`.
+    """
+
+    classes: ClassVar[list[str]] = [str(digit) for digit in range(10)]
+    rate = 8000
+    # Of the log-mel maps of recordings with an index of 5 or more, with the defaults, in decibels.
+    mean = (-27.6,)
+    std = (25.1,)
+
+    def __init__(
+        self,
+        splits: Literal["recordings", "speakers"] = "recordings",
+        test_speakers: tuple[str, ...] = ("theo", "yweweler"),
+        val_speaker: str = "nicolas",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        choose(dict.fromkeys(("recordings", "speakers")), splits, "split")
+        self.splits, self.test_speakers, self.val_speaker = splits, tuple(test_speakers), val_speaker
+        if val_speaker in self.test_speakers:
+            raise ConfigurationError(f"val_speaker must not be one of test_speakers, and {val_speaker!r} is")
+        self.save_hyperparameters("splits", "val_speaker")
+        self.hparams["test_speakers"] = list(test_speakers)
+
+    def _recordings(self) -> list[tuple[Path, int, str, int]]:
+        """Files with digit, speaker and index."""
+        assert self.root is not None
+        found = []
+        inner = self.root / "recordings"
+        for file in list_files(inner if inner.is_dir() else self.root, ".wav"):
+            match = NAME.fullmatch(file.stem)
+            if match is None:
+                raise ConfigurationError(f"{str(file)!r} must be named <digit>_<speaker>_<index>.wav")
+            found.append((file, int(match[1]), match[2], int(match[3])))
+        return found
+
+    def _chosen(self, part: Part) -> list[tuple[Path, int, str]]:
+        """Files of a part with digit and speaker."""
+        found = self._recordings()
+        if self.splits == "speakers":
+            known = sorted({speaker for _, _, speaker, _ in found})
+            for speaker in (*self.test_speakers, self.val_speaker):
+                if speaker not in known:
+                    allowed = f"those in {str(self.root)!r} are {', '.join(known)}"
+                    raise ConfigurationError(f"unknown speaker {speaker!r}: {allowed}{suggestion(speaker, known)}")
+        chosen = [r for r in found if self._is_test(r[2], r[3]) == (part == "test")]
+        if not chosen:
+            raise ConfigurationError(f"{str(self.root)!r} has no recording of the {part} part of {self.splits!r}")
+        return [r[:3] for r in chosen]
+
+    def list_part(self, part: Part) -> tuple[list[Path], list[int]]:
+        """Return the files of a part and their digits."""
+        chosen = self._chosen(part)
+        return [file for file, _, _ in chosen], [digit for _, digit, _ in chosen]
+
+    def _is_test(self, speaker: str, index: int) -> bool:
+        return speaker in self.test_speakers if self.splits == "speakers" else index < 5
+
+    def split(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Split off a tenth of each digit, or the speaker who validates."""
+        if self.splits == "recordings":
+            return super().split(targets)
+        validates = torch.tensor([speaker == self.val_speaker for _, _, speaker in self._chosen("train")])
+        return (~validates).nonzero().flatten(), validates.nonzero().flatten()

@@ -1,0 +1,200 @@
+"""Time series to classify, in the .ts format of the UCR and UEA archives."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, aeon_folder, check_path, list_files
+from lightning_msnn.data.base import Part
+from lightning_msnn.errors import ConfigurationError, check_integer, check_number
+
+__all__ = ["TimeSeries", "read_ts"]
+
+LEAST = 4
+"""Values of the shortest series that can be cut into four windows."""
+
+Series = list[npt.NDArray[np.float64]]
+
+
+def read_ts(file: Path) -> tuple[Series, list[str], list[str]]:
+    """Read a .ts file with aeon's reader.
+
+    Returns:
+        Series (C, L) of any lengths, the class of each, and the classes in the order of the header.
+
+    Raises:
+        ConfigurationError: If aeon is not installed, or the file cannot be read, has no series or a missing value.
+    """
+    aeon_folder()
+    from aeon.datasets import load_from_ts_file  # an optional extra, and slow to import
+
+    try:
+        series, labels, header = load_from_ts_file(str(file), return_meta_data=True)
+    except Exception as error:  # the reader raises what it pleases where a file is damaged
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(f"cannot read the series in {str(file)!r}: {reason}") from error
+    if not header["classlabel"] or not len(series):
+        raise ConfigurationError(f"{str(file)!r} must hold series with class labels, and has none")
+    for number, values in enumerate(series, 1):
+        if not np.isfinite(values).all():
+            channel, place = np.argwhere(~np.isfinite(values))[0] + 1
+            raise ConfigurationError(
+                f"series {number} in {str(file)!r} has no finite number at place {place} of channel {channel}: fill it"
+            )
+    return list(series), labels.tolist(), header["class_values"] or sorted(set(labels.tolist()))
+
+
+class TimeSeries(ArrayDataModule):
+    """Labelled series ``(B, C, 1, L)``: maps of one row, one channel for each variable.
+
+    Files are ``<problem>_TRAIN.ts`` and ``<problem>_TEST.ts``, the official split, in ``root/<problem>/`` or ``root``.
+    Where lengths differ, shorter series are padded with zeros, and a last channel is a mask, 1 where there are values.
+    Each channel is normalised by mean and standard deviation of the series that are trained on.
+
+    Args:
+        problem: Name of the problem.
+        root: Folder of the files; by default that of the series that aeon's wheel ships (ArrowHead, BasicMotions,
+            ItalyPowerDemand, JapaneseVowels and others).
+        folder: A .ts file to predict, or a folder of them.
+        length: Values of a series, of which more are cut off; by default those of the longest that is trained on.
+        noise: Standard deviation of the noise that a training series gets, as a multiple of its channel's.
+        scale: Largest share by which a training series is stretched or shrunk in value.
+        batch_size: Series a batch (on each device).
+        val_fraction: Share of the training part that is split off for validation, in [0, 1).
+        seed: Seed of that split.
+        num_workers: Worker processes of each loader.
+
+    Raises:
+        ConfigurationError: If a value is not allowed.
+    """
+
+    needs_root: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        problem: str = "JapaneseVowels",
+        root: str | None = None,
+        folder: str | None = None,
+        length: int | None = None,
+        noise: float = 0.1,
+        scale: float = 0.2,
+        batch_size: int = 16,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(root, batch_size, val_fraction, seed, num_workers)
+        self.folder = check_path("folder", folder)
+        self.problem = problem
+        self.length = None if length is None else check_integer("length", length, LEAST)
+        self.noise, self.scale = check_number("noise", noise), check_number("scale", scale)
+        self._held: dict[Path, Any] = {}
+        self.save_hyperparameters()
+        self.hparams["root"], self.hparams["folder"] = (None if x is None else str(x) for x in (root, folder))
+
+    def _read(self, file: Path) -> tuple[Series, list[str], list[str]]:
+        if file not in self._held:
+            self._held[file] = read_ts(file)
+        found: tuple[Series, list[str], list[str]] = self._held[file]
+        return found
+
+    def _file(self, part: Part) -> Path:
+        root = aeon_folder() if self.root is None else self.root
+        name = f"{self.problem}_{part.upper()}.ts"
+        files = [file for file in (root / self.problem / name, root / name) if file.is_file()]
+        if not files:
+            there = sorted({file.name.removesuffix("_TRAIN.ts") for file in root.rglob("*_TRAIN.ts")})
+            raise ConfigurationError(
+                f"there is no file {name!r} in {str(root)!r}: problems there are {', '.join(there) or 'none'}"
+            )
+        return files[0]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in the order of the file's header."""
+        return self._read(self._file("train"))[2]
+
+    @property
+    def _masked(self) -> bool:
+        return len({series.shape[1] for series in self._read(self._file("train"))[0]}) > 1
+
+    @property
+    def in_chans(self) -> int:
+        """Variables of a series, and the mask if there is one."""
+        return len(self._read(self._file("train"))[0][0]) + self._masked
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """One row of as many values as a series has."""
+        file = self._file("train")
+        longest = self.length or max(series.shape[1] for series in self._read(file)[0])
+        if longest < LEAST:
+            raise ConfigurationError(
+                f"the series in {str(file)!r} have {longest} values, and at least {LEAST} are needed for four windows"
+            )
+        return 1, longest
+
+    def check_part(self, part: Part | None) -> None:
+        """Read the file of a part, which is small."""
+        if part is None and self.folder is None:
+            raise ConfigurationError("folder is not given: predict needs a .ts file or a folder of them, data.folder")
+        files = [self._file("train"), *([self._file("test")] if part == "test" else [])]
+        if self.folder is not None and part is None:
+            files += list_files(self.folder, ".ts")
+        variables = {file: len(self._read(file)[0][0]) for file in files}
+        for file, number in variables.items():
+            if number != variables[files[0]]:
+                raise ConfigurationError(
+                    f"the series in {str(file)!r} have {number} variables, and those of training {variables[files[0]]}"
+                )
+        unknown = sorted({label for file in files for label in self._read(file)[1]} - set(self.class_names))
+        if unknown and part is not None:
+            raise ConfigurationError(
+                f"unknown class {unknown[0]!r} in {str(files[-1])!r}: the header names {', '.join(self.class_names)}"
+            )
+        _ = self.image_size
+
+    def _pad(self, series: Series) -> Tensor:
+        """Series (N, C, 1, L), NaN where there are no values."""
+        _, length = self.image_size
+        padded = torch.full((len(series), len(series[0]), 1, length), torch.nan)
+        for row, values in zip(padded, series, strict=True):
+            kept = values[:, :length]
+            row[:, 0, : kept.shape[1]] = torch.from_numpy(kept)
+        return padded
+
+    def read(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Return the series of a part, NaN where one is shorter, and their classes."""
+        series, labels, _ = self._read(self._file(part))
+        return self._pad(series), torch.tensor([self.class_names.index(label) for label in labels])
+
+    def read_unknown(self) -> NamedDataset:
+        """Read what is to be predicted: each series is named by its file and number."""
+        assert self.folder is not None
+        files = list_files(self.folder, ".ts")
+        every = [(values, f"{file}:{n}") for file in files for n, values in enumerate(self._read(file)[0], 1)]
+        return NamedDataset(self._pad([values for values, _ in every]), [name for _, name in every])
+
+    def prepare(self, inputs: Tensor) -> None:
+        """Take mean and standard deviation of each variable; the mask stays as it is."""
+        values = inputs.double().transpose(0, 1).flatten(1)
+        mean = values.nanmean(1)
+        std = (values - mean[:, None]).square().nanmean(1).sqrt()
+        more = [0.0] * self._masked
+        self.mean, self.std = [*mean.tolist(), *more], [*std.clamp(min=1e-6).tolist(), *(x + 1.0 for x in more)]
+
+    def transform(self, inputs: Tensor, training: bool) -> Tensor:
+        """Normalise series (B, C, 1, L), fill what is not there with zeros, and add the mask."""
+        variables = inputs.shape[1]
+        mean, std = (torch.tensor(x[:variables], device=inputs.device).view(-1, 1, 1) for x in (self.mean, self.std))
+        values = (inputs - mean) / std
+        if training:
+            factor = 1 + self.scale * (2 * torch.rand(len(values), 1, 1, 1) - 1)
+            noise = self.noise * torch.randn(values.shape)
+            values = values * factor.to(values.device) + noise.to(values.device)
+        there = [(~inputs[:, :1].isnan()).to(values.dtype)] * self._masked
+        return torch.cat([values.nan_to_num(0.0), *there], 1)

@@ -1,0 +1,90 @@
+"""Windows along one axis: a map cut into four pieces of its width, each of its full height.
+
+For sequences ``(B, C, 1, L)``, and for spectrograms ``(B, C, mels, frames)`` cut in time alone. For a width of ``n``:
+
+=============  =====================================  ================================================================
+kind           width of a piece                       piece k = 0, 1, 2, 3
+=============  =====================================  ================================================================
+time           ``ceil(n / 4)``                        a quarter; a partition where 4 divides ``n``
+time_dilated   ``floor(3 n / 8)``, at least of time   an enlarged quarter, half as much again; neighbours overlap
+time_grid      ``ceil(n / 4)``                        every fourth column from the k-th on; a map is padded with zeros
+                                                      to a multiple of 4, which merging takes off again
+=============  =====================================  ================================================================
+
+The first piece begins at the left end, the last ends at the right, and those between are as evenly spaced as columns
+allow. A map of fewer than four columns is too small to cut and is one window.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["OF_ONE_ROW", "TIME_WINDOWS", "Interleaved", "Pieces"]
+
+PIECES = 4
+
+
+class Pieces:
+    """Four pieces of the width of a map; neighbours may overlap.
+
+    Args:
+        side: Width of a piece in pixels of a map of so many; at least a quarter of it, rounded up.
+    """
+
+    def __init__(self, side: Callable[[int], int]) -> None:
+        self._side = side
+
+    def count(self, height: int, width: int) -> int:
+        """Four, or one where there are fewer columns than that."""
+        return 1 if width < PIECES else PIECES
+
+    def side(self, size: int) -> int:
+        """Width of a piece of a map of so many columns."""
+        return self._side(size)
+
+    def starts(self, width: int) -> list[int]:
+        """First column of each piece."""
+        return [(k * (width - self.side(width)) + 1) // (PIECES - 1) for k in range(PIECES)]
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Views of the four pieces."""
+        width = x.shape[3]
+        return [x.narrow(3, start, self.side(width)) for start in self.starts(width)]
+
+    def merge(self, windows: list[Tensor], height: int, width: int) -> Tensor:
+        """Put the pieces back; where they overlap, their mean."""
+        side, starts = self.side(width), self.starts(width)
+        if side * PIECES == width:
+            return torch.cat(windows, 3)
+        spread = [F.pad(window, [start, width - start - side]) for start, window in zip(starts, windows, strict=True)]
+        over = [sum(start <= column < start + side for start in starts) for column in range(width)]
+        return torch.stack(spread).sum(0) / windows[0].new_tensor(over)
+
+
+class Interleaved(Pieces):
+    """Four pieces of every fourth column, one for each phase."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda size: -(-size // PIECES))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Views of the four phases, but for maps that are padded."""
+        padded = F.pad(x, [0, -x.shape[3] % PIECES]) if x.shape[3] % PIECES else x
+        return [padded[..., k::PIECES] for k in range(PIECES)]
+
+    def merge(self, windows: list[Tensor], height: int, width: int) -> Tensor:
+        """The phases interleaved."""
+        return torch.stack(windows, 4).flatten(3)[..., :width]
+
+
+TIME_WINDOWS: dict[str, Pieces] = {
+    "time": Pieces(lambda size: -(-size // 4)),
+    "time_dilated": Pieces(lambda size: max(3 * size // 8, -(-size // 4))),
+    "time_grid": Interleaved(),
+}
+"""Kinds of windows along the width by the name that configurations use."""
+
+OF_ONE_ROW = {"non_dilated": "time", "dilated": "time_dilated", "grid": "time_grid"}
+"""The kind that takes the place of one in two dimensions where a map has a single row."""

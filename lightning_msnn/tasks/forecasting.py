@@ -1,0 +1,155 @@
+"""Forecasting of series."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, MetricCollection
+
+from lightning_msnn.errors import ConfigurationError, check_integer
+from lightning_msnn.metrics.forecasting import MeanAbsoluteScaledError
+from lightning_msnn.tasks.base import Task
+
+__all__ = ["SpikingForecaster", "naive_forecasts"]
+
+
+def naive_forecasts(series: Tensor, horizon: int, season: int) -> dict[str, Tensor]:
+    """Forecasts that need no training.
+
+    Args:
+        series: What is known, ``(B, C, 1, L)``.
+        horizon: Values to forecast.
+        season: Values of a season.
+
+    Returns:
+        ``naive``, the last value, and ``seasonal_naive``, the last season again and again; each ``(B, C, horizon)``.
+    """
+    known = series[:, :, 0]
+    later = torch.arange(horizon, device=series.device) % season
+    return {"naive": known[..., -1:].repeat(1, 1, horizon), "seasonal_naive": known[..., -season:][..., later]}
+
+
+class SpikingForecaster(Task):
+    """A network of timm's registry forecasts a series: by how much it will differ from the season before.
+
+    Batches are ``(series, future)``: ``(B, C, 1, L)`` and ``(B, C * horizon)``, variable by variable. The network sees
+    each stretch less its mean, divided by its standard deviation; its outputs, in units of that deviation, are added to
+    the seasonal-naive forecast. The loss is the absolute error in units of the data's ``naive_scale``. Beside what the
+    network is measured by (``mae``, ``mse``, ``mase``), the same is logged of the two forecasts that need no training,
+    such as ``test/seasonal_naive_mase``.
+
+    Args:
+        network: Registered name of the network.
+        num_classes: Values that are forecast: variables times horizon; by default the data's on the command line.
+        in_chans: Variables of the series; by default the data's on the command line.
+        network_kwargs: Further arguments of the network.
+        pretrained: Whether to start from the weights that belong to the name.
+        season: Values of a season; 1 for none.
+        **kwargs: Arguments of :class:`lightning_msnn.tasks.Task`.
+
+    Raises:
+        ConfigurationError: If an argument is not allowed, or the data does not fit the network.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        network: str = "msnn_resnet12_tiny",
+        num_classes: int = 12,
+        in_chans: int = 1,
+        network_kwargs: dict[str, Any] | None = None,
+        pretrained: bool = False,
+        *,
+        season: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        check_integer("season", season, 1)
+        if num_classes % in_chans:
+            raise ConfigurationError(f"num_classes must be a multiple of in_chans, {in_chans}, not {num_classes}")
+        super().__init__(network, num_classes, in_chans, network_kwargs, pretrained, **kwargs)
+        self.horizon = num_classes // in_chans
+        self.register_buffer("scale", torch.ones(num_classes))
+        self.baselines = nn.ModuleDict(
+            {
+                f"{stage}_{name}": MetricCollection({**self.make_metrics(num_classes)}, prefix=f"{stage}/{name}_")
+                for stage in ("val", "test")
+                for name in ("naive", "seasonal_naive")
+            }
+        )
+
+    def make_metrics(self, num_classes: int) -> dict[str, Metric]:
+        """Return mean absolute, squared and scaled error."""
+        return {
+            "mae": MeanAbsoluteError(),
+            "mse": MeanSquaredError(),
+            "mase": MeanAbsoluteScaledError(torch.ones(num_classes)),
+        }
+
+    def check_data(self, datamodule: Any) -> None:
+        """Compare channels, outputs and season with those of the data.
+
+        Raises:
+            ConfigurationError: If they differ.
+        """
+        super().check_data(datamodule)
+        theirs = getattr(datamodule, "season", self.hparams["season"])
+        if theirs != self.hparams["season"]:
+            raise ConfigurationError(
+                f"model.season is {self.hparams['season']}, but {type(datamodule).__name__} has {theirs}: "
+                f"set model.season to {theirs}"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Take the scale of errors from the training part of the data."""
+        super().setup(stage)
+        scale = getattr(getattr(self.trainer, "datamodule", None), "naive_scale", None)
+        if scale is not None and stage != "predict":
+            self.scale.copy_(scale.repeat_interleave(self.horizon))
+            for metric in self.modules():
+                if isinstance(metric, MeanAbsoluteScaledError):
+                    metric.scale.copy_(self.scale)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map what is known of series, ``(B, C, 1, L)``, to forecasts ``(B, C * horizon)``.
+
+        Raises:
+            ConfigurationError: If less than a season is known.
+        """
+        season = self.hparams["season"]
+        if images.shape[3] < season:
+            raise ConfigurationError(f"a series must have at least {season} values, a season, not {images.shape[3]}")
+        base = naive_forecasts(images, self.horizon, season)["seasonal_naive"]
+        spread, mean = torch.std_mean(images, 3, keepdim=True, correction=0)
+        spread = spread.clamp(min=1e-6)
+        outputs = super().forward((images - mean) / spread).view_as(base)
+        return (base + spread[:, :, 0] * outputs).flatten(1)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the scaled absolute error of each forecast, ``(B,)``."""
+        return ((outputs - targets).abs() / self.scale).mean(1)
+
+    def _evaluate(self, batch: Any, stage: str, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
+        super()._evaluate(batch, stage, metrics, mean_loss)
+        series, future = self.unpack(batch)
+        for name, forecast in naive_forecasts(series, self.horizon, self.hparams["season"]).items():
+            baseline: Any = self.baselines[f"{stage}_{name}"]
+            baseline.update(forecast.flatten(1), future)
+            self.log_dict(baseline, on_step=False, on_epoch=True)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Forecast what follows.
+
+        Args:
+            batch: Series ``(B, C, 1, L)``, alone or followed by their names.
+            batch_idx: Number of the batch.
+
+        Returns:
+            ``file`` (names, if given), and ``forecast``, ``naive`` and ``seasonal_naive``, each ``(B, C, horizon)``.
+        """
+        series, *rest = batch if isinstance(batch, list | tuple) else (batch,)
+        forecast = self(series).float().unflatten(1, (-1, self.horizon))
+        names = list(rest[0]) if rest and not isinstance(rest[0], Tensor) else []
+        return {"file": names, "forecast": forecast, **naive_forecasts(series, self.horizon, self.hparams["season"])}

@@ -1,0 +1,259 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from scipy.io import wavfile
+
+from lightning_msnn.data.audio import LogMel, augment_waves, mask_maps, mel_filters, read_wav, read_waves
+from lightning_msnn.data.speech_commands import SpeechCommands
+from lightning_msnn.data.spoken_digits import SpokenDigits
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.tasks import SpikingClassifier
+
+SPEAKERS = ("ada", "bo", "cy", "di")
+
+
+def tone(hertz, rate=8000, seconds=0.5):
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def write(path, wave, rate=8000, dtype=np.int16):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scale = {np.int16: 32767, np.int32: 2**31 - 1, np.float32: 1}.get(dtype)
+    wavfile.write(path, rate, (wave * 127 + 128).astype(np.uint8) if scale is None else (wave * scale).astype(dtype))
+    return path
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """Digits that are tones, by four speakers of their own loudness."""
+    for digit in range(10):
+        for number, speaker in enumerate(SPEAKERS):
+            for index in (0, 4, 5, 6, 7):
+                wave = tone(200 + 150 * digit, seconds=0.3 + 0.05 * number) / (1 + number)
+                write(tmp_path / "recordings" / f"{digit}_{speaker}_{index}.wav", wave)
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
+def test_wav_of_any_width_is_read(tmp_path, dtype):
+    wave = tone(440)
+    read, rate = read_wav(write(tmp_path / "a.wav", wave, dtype=dtype))
+    assert rate == 8000
+    np.testing.assert_allclose(read, wave, atol=0.02 if dtype == np.uint8 else 1e-4)
+
+
+def test_channels_are_averaged(tmp_path):
+    left, right = tone(440), tone(600)
+    read, _ = read_wav(write(tmp_path / "a.wav", np.stack([left, right], 1), dtype=np.float32))
+    np.testing.assert_allclose(read, (left + right) / 2, atol=1e-6)
+
+
+def damage(path, what):
+    if what == "empty file":
+        path.write_bytes(b"")
+    elif what == "no samples":
+        write(path, np.zeros(0))
+    elif what == "cut short":
+        write(path, tone(440))
+        path.write_bytes(path.read_bytes()[:1000])
+    elif what == "no wav":
+        path.write_bytes(b"ID3" + bytes(100))
+    elif what == "nan":
+        write(path, np.full(100, np.nan), dtype=np.float32)
+
+
+@pytest.mark.parametrize("what", ["empty file", "no samples", "cut short", "no wav", "nan", "missing"])
+def test_a_damaged_recording_is_named(tmp_path, what):
+    damage(tmp_path / "a.wav", what)
+    with pytest.raises(ConfigurationError, match=r"cannot read the recording '.*a\.wav': \w+"):
+        read_wav(tmp_path / "a.wav")
+
+
+def test_another_rate_is_resampled_and_said(tmp_path, caplog):
+    files = [write(tmp_path / "a.wav", tone(440, 16000), 16000), write(tmp_path / "b.wav", tone(440))]
+    a, b = read_waves(files, 8000, 4000).float() / 32767
+    assert "1 of 2 recordings were resampled from 16000 to 8000 Hz" in caplog.text
+    assert (a - b)[100:-100].abs().max() < 0.02
+
+
+def test_long_recordings_keep_what_is_loudest_and_short_ones_are_centred(tmp_path):
+    wave = np.concatenate([np.zeros(700), tone(440, seconds=0.1), np.zeros(2000)])
+    long, short = read_waves([write(tmp_path / "a.wav", wave), write(tmp_path / "b.wav", wave[700:1500])], 8000, 1000)
+    assert (long != 0).sum() == (short != 0).sum()
+    assert long.abs().max() == short.abs().max() == 32767
+    assert not short[:100].any()
+    assert not short[-100:].any()
+
+
+def test_mel_filters_are_librosas():
+    librosa = pytest.importorskip("librosa", reason="compares with librosa's filters")
+    for rate, n_fft, mels in ((8000, 256, 32), (16000, 512, 40)):
+        theirs = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=mels, htk=True, norm=None)
+        np.testing.assert_allclose(mel_filters(rate, n_fft, mels), theirs, atol=2e-6)
+
+
+def test_log_mel_is_a_plain_fourier_transform_of_each_frame():
+    torch.manual_seed(0)
+    wave = torch.randn(1, 1600)
+    make = LogMel(8000, 1600, 24, 10)
+    padded = np.pad(wave[0].numpy().astype(np.float64), 128)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 256)
+    power = np.stack([np.abs(np.fft.rfft(padded[160 * k : 160 * k + 256] * window)) ** 2 for k in range(10)], 1)
+    expected = 10 * np.log10(mel_filters(8000, 256, 24).double().numpy() @ power)
+    np.testing.assert_allclose(make(wave)[0, 0], expected, atol=1e-3)
+
+
+def test_a_tone_is_where_its_filter_is():
+    for hertz in (300, 1000, 3000):
+        wave = torch.from_numpy(tone(hertz)).float()[None]
+        found = LogMel(8000, 4000, 32, 25)(wave)[0, 0, :, 12].argmax().item()
+        mel = 2595 * math.log10(1 + hertz / 700) / (2595 * math.log10(1 + 4000 / 700)) * 33 - 1
+        assert abs(found - mel) <= 1
+
+
+def test_shift_moves_waves_whole():
+    waves = torch.zeros(64, 100)
+    waves[:, 40:60] = torch.arange(1.0, 21.0)
+    moved = augment_waves(waves, 30, 0.0)
+    starts = [row.nonzero()[0].item() for row in moved]
+    assert min(starts) < 25
+    assert max(starts) > 55
+    assert all(torch.equal(row[s : s + 20], waves[0, 40:60]) for row, s in zip(moved, starts, strict=True))
+
+
+def test_noise_has_the_level_that_is_asked_for():
+    waves = torch.randn(200, 2000)
+    level = (augment_waves(waves, 0, 0.5) - waves).std(1) / waves.std(1)
+    assert 0.004 < level.min() < 0.01
+    assert 0.4 < level.max() < 0.55
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_masks_are_bands(dim):
+    masked = mask_maps(torch.ones(300, 1, 16, 20), 5, dim)
+    other = 5 - dim
+    assert torch.equal(masked.amin(other), masked.amax(other))
+    lost = (masked.amin(other)[:, 0] == 0).int()
+    assert set(lost.sum(1).tolist()) == set(range(6))
+    assert (lost.diff(dim=1).abs().sum(1) <= 2).all()
+    assert lost.sum(0).min() > 0
+
+
+def test_own_split_holds_out_the_first_five_indices(digits):
+    module = SpokenDigits(root=str(digits), val_fraction=0.25)
+    test, train = (module.list_part(part)[0] for part in ("test", "train"))
+    assert {file.stem[-1] for file in test} == {"0", "4"}
+    assert len(test) == 80
+    assert not set(test) & set(train)
+    module.setup("fit")
+    assert len(module.train_dataloader().dataset) == 90
+    assert len(module.val_dataloader().dataset) == 30
+
+
+def test_speakers_are_held_out(digits):
+    module = SpokenDigits(root=str(digits), splits="speakers", test_speakers=("ada", "cy"), val_speaker="di")
+    files, _ = module.list_part("train")
+    train, val = module.split(torch.zeros(len(files)))
+    assert {files[i].stem.split("_")[1] for i in train} == {"bo"}
+    assert {files[i].stem.split("_")[1] for i in val} == {"di"}
+    assert {file.stem.split("_")[1] for file in module.list_part("test")[0]} == {"ada", "cy"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"splits": "random"}, "unknown split 'random': allowed are recordings, speakers"),
+        ({"splits": "speakers", "val_speaker": "theo"}, "val_speaker must not be one of test_speakers, and 'theo' is"),
+        ({"mels": 200}, "mels must be smaller, not 200"),
+        ({"frames": 7000}, "frames must be at most 6400"),
+        ({"seconds": 0}, "seconds must be a number above 0"),
+        ({"shift": 0.8}, r"shift must be in \[0, 0.8\)"),
+        ({"noise": 2}, r"noise must be a number in \[0, 1\], not 2"),
+        ({"time_mask": 40}, "time_mask must be smaller than 40"),
+        ({"root": 3}, "root must be the path of a folder, not 3"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        SpokenDigits(**arguments)
+
+
+def test_bad_folders_are_named_before_any_work(digits):
+    with pytest.raises(ConfigurationError, match="root is not given"):
+        SpokenDigits().check("fit")
+    (digits / "none").mkdir()
+    with pytest.raises(ConfigurationError, match=r"none' must be a .wav file or a folder with some"):
+        SpokenDigits(root=str(digits / "none")).check("fit")
+    with pytest.raises(ConfigurationError, match="unknown speaker 'dy': those in .* are ada, bo, cy, di; did you mean"):
+        SpokenDigits(root=str(digits), splits="speakers", test_speakers=("dy",)).check("test")
+    with pytest.raises(ConfigurationError, match="folder is not given"):
+        SpokenDigits().check("predict")
+    write(digits / "recordings" / "seven.wav", tone(300))
+    with pytest.raises(ConfigurationError, match=r"seven.wav' must be named <digit>_<speaker>_<index>.wav"):
+        SpokenDigits(root=str(digits)).check("fit")
+
+
+def make_trainer(**arguments):
+    return Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **arguments,
+    )  # fmt: skip
+
+
+def test_a_spiking_network_trains_and_predicts_files(digits):
+    module = SpokenDigits(root=str(digits), folder=str(digits / "recordings" / "3_bo_4.wav"), batch_size=50)
+    task = SpikingClassifier("msnn_resnet12_tiny", num_classes=10, in_chans=1)
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(task, datamodule=module)
+    assert trainer.test(task, datamodule=module, verbose=False)[0]["test/loss"] > 0
+    assert (task.class_names, task.preprocessing["image_size"]) == (module.classes, (32, 40))
+    (found,) = trainer.predict(task, datamodule=module)
+    assert found["file"] == [str(digits / "recordings" / "3_bo_4.wav")]
+    assert found["logits"].shape == (1, 10)
+
+
+def test_training_is_repeated_exactly(digits):
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        module = SpokenDigits(root=str(digits), batch_size=30)
+        task = SpikingClassifier("msnn_resnet12_tiny", num_classes=10, in_chans=1)
+        trainer = make_trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=0)
+        trainer.fit(task, datamodule=module)
+        losses.append(trainer.callback_metrics["train/loss"])
+    assert losses[0] == losses[1]
+
+
+@pytest.fixture
+def commands(tmp_path):
+    for number, word in enumerate(SpeechCommands.classes):
+        for index in range(4):
+            write(tmp_path / word / f"{index}_nohash_0.wav", tone(200 + 20 * number, 16000), 16000)
+    write(tmp_path / "_background_noise_" / "hum.wav", tone(50, 16000), 16000)
+    (tmp_path / "testing_list.txt").write_text("".join(f"{w}/0_nohash_0.wav\n" for w in SpeechCommands.classes))
+    (tmp_path / "validation_list.txt").write_text("cat/1_nohash_0.wav\nzero/3_nohash_0.wav\n")
+    return tmp_path
+
+
+def test_speech_commands_have_the_official_parts(commands):
+    module = SpeechCommands(root=str(commands))
+    module.setup()
+    assert module.num_classes == 35
+    assert len(module.test_dataloader().dataset) == 35
+    assert module.val_dataloader().dataset.targets.tolist() == [module.classes.index(w) for w in ("cat", "zero")]
+    assert len(module.train_dataloader().dataset) == 35 * 3 - 2
+    waves, targets = next(iter(module.test_dataloader()))
+    assert module.on_after_batch_transfer((waves, targets), 0)[0].shape == (35, 1, *module.image_size)
+
+
+def test_speech_commands_that_are_not_there_are_named(commands):
+    with open(commands / "testing_list.txt", "a") as file:
+        file.write("cat/9_nohash_0.wav\n")
+    with pytest.raises(ConfigurationError, match=r"testing_list.txt' names 'cat/9_nohash_0.wav'"):
+        SpeechCommands(root=str(commands)).check("test")
+    (commands / "testing_list.txt").unlink()
+    with pytest.raises(ConfigurationError, match=r"cannot read the official list '.*testing_list.txt'"):
+        SpeechCommands(root=str(commands)).check("fit")

@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_msnn.data.time_series import TimeSeries
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.tasks import SpikingClassifier
+
+pytest.importorskip("aeon", reason="aeon, of the extra time-series, is not installed")
+
+
+def write_ts(folder, series, labels, problem="Waves", part="TRAIN", classes=("up", "down")):
+    """Write series, each a list of channels, in the .ts format."""
+    lines = [
+        f"@problemName {problem}", "@timeStamps false", "@missing false",
+        f"@univariate {str(len(series[0]) == 1).lower()}",
+        f"@equalLength {str(len({len(s[0]) for s in series}) == 1).lower()}",
+        f"@classLabel true {' '.join(classes)}", "@data",
+    ]  # fmt: skip
+    for channels, label in zip(series, labels, strict=True):
+        lines.append(":".join([*(",".join(repr(float(v)) for v in channel) for channel in channels), label]))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{problem}_{part}.ts"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def waves(number, lengths, channels=2, seed=0):
+    """Series that rise or fall, and their labels."""
+    random = np.random.default_rng(seed)
+    series, labels = [], []
+    for index in range(number):
+        slope = 1 if index % 2 == 0 else -1
+        length = lengths[index % len(lengths)]
+        series.append([slope * np.arange(length) + random.normal(5, 1, length) for _ in range(channels)])
+        labels.append("up" if slope == 1 else "down")
+    return series, labels
+
+
+@pytest.fixture
+def problem(tmp_path):
+    write_ts(tmp_path / "Waves", *waves(40, (12, 20, 17)))
+    write_ts(tmp_path / "Waves", *waves(11, (12, 25, 17), seed=1), part="TEST")
+    return tmp_path
+
+
+def test_parts_classes_and_sizes_are_the_files(problem):
+    module = TimeSeries("Waves", root=str(problem))
+    assert module.class_names == ["up", "down"]
+    assert module.in_chans == 3  # two variables and the mask
+    assert module.image_size == (1, 20)
+    module.setup()
+    assert len(module.test_dataloader().dataset) == 11
+    assert len(module.train_dataloader().dataset) == 36
+    assert len(module.val_dataloader().dataset) == 4
+
+
+def test_padding_mask_and_normalisation_are_of_the_training_series_alone(problem):
+    series, labels = waves(40, (12, 20, 17))
+    module = TimeSeries("Waves", root=str(problem), batch_size=100)
+    module.setup()
+    train = module.train_dataloader().dataset.indices.tolist()
+    values = [np.concatenate([series[i][c] for i in train]) for c in range(2)]
+    np.testing.assert_allclose(module.mean[:2], [v.mean() for v in values], rtol=1e-6)
+    np.testing.assert_allclose(module.std[:2], [v.std() for v in values], rtol=1e-6)
+    for part, loader in (("TRAIN", module.val_dataloader()), ("TEST", module.test_dataloader())):
+        series, labels = waves(40, (12, 20, 17)) if part == "TRAIN" else waves(11, (12, 25, 17), seed=1)
+        indices = loader.dataset.indices.tolist()
+        batch, targets = module.on_after_batch_transfer(next(iter(loader)), 0)
+        for row, target, index in zip(batch, targets, indices, strict=True):
+            kept = np.stack(series[index])[:, :20]
+            length = kept.shape[1]
+            mean, std = np.array(module.mean[:2])[:, None], np.array(module.std[:2])[:, None]
+            np.testing.assert_allclose(row[:2, 0, :length], (kept - mean) / std, atol=1e-5)
+            assert not row[:, 0, length:].any()
+            assert torch.equal(row[2, 0, :length], torch.ones(length))
+            assert module.class_names[target] == labels[index]
+
+
+def test_series_of_one_length_have_no_mask(tmp_path):
+    for part in ("TRAIN", "TEST"):
+        write_ts(tmp_path, *waves(10, (16,), channels=1), part=part)
+    module = TimeSeries("Waves", root=str(tmp_path), length=12)
+    assert (module.in_chans, module.image_size) == (1, (1, 12))
+    module.setup("test")
+    assert module.on_after_batch_transfer(next(iter(module.test_dataloader())), 0)[0].shape == (10, 1, 1, 12)
+
+
+def test_bad_series_are_named(problem, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no file 'Tides_TRAIN.ts' in .*: problems there are Waves"):
+        TimeSeries("Tides", root=str(problem)).check("fit")
+    series, labels = waves(4, (12,))
+    series[2][1][6] = np.nan
+    write_ts(tmp_path / "bad", series, labels)
+    with pytest.raises(ConfigurationError, match=r"series 3 in '.*Waves_TRAIN.ts' has no finite number at place 7 of "):
+        TimeSeries("Waves", root=str(tmp_path / "bad")).check("fit")
+    write_ts(tmp_path / "short", *waves(4, (3,)))
+    with pytest.raises(ConfigurationError, match=r"the series in '.*' have 3 values, and at least 4 are needed"):
+        TimeSeries("Waves", root=str(tmp_path / "short")).check("fit")
+    write_ts(problem / "Waves", [[np.arange(9.0)] * 2], ["sideways"], part="TEST", classes=("up", "sideways"))
+    with pytest.raises(ConfigurationError, match=r"unknown class 'sideways' in '.*Waves_TEST.ts'"):
+        TimeSeries("Waves", root=str(problem)).check("test")
+    write_ts(problem / "Waves", [[np.arange(9.0)]], ["up"], part="TEST")
+    with pytest.raises(ConfigurationError, match=r"Waves_TEST.ts' have 1 variables, and those of training 2"):
+        TimeSeries("Waves", root=str(problem)).check("test")
+    (problem / "Waves" / "Waves_TRAIN.ts").write_text("@data\n1,2,x:up\n")
+    with pytest.raises(ConfigurationError, match=r"cannot read the series in '.*Waves_TRAIN.ts'"):
+        TimeSeries("Waves", root=str(problem)).check("fit")
+
+
+def test_series_that_aeon_ships_are_found_by_name():
+    module = TimeSeries()
+    module.check("fit")
+    assert (module.num_classes, module.in_chans, module.image_size) == (9, 13, (1, 26))
+
+
+@pytest.mark.parametrize("network", ["msnn_resnet12_tiny", "msnn_vit12_tiny", "msnn_rnn12_tiny"])
+def test_networks_take_maps_of_one_row(problem, network):
+    module = TimeSeries("Waves", root=str(problem), folder=str(problem / "Waves" / "Waves_TEST.ts"))
+    task = SpikingClassifier(network, num_classes=2, in_chans=3, lr=0.01)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=15 if network == "msnn_resnet12_tiny" else 1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(task, datamodule=module)
+    if trainer.max_epochs > 1:
+        assert trainer.test(task, datamodule=module, verbose=False)[0]["test/top1"] > 0.8
+    (found,) = trainer.predict(task, datamodule=module)
+    assert found["file"][2].endswith("Waves_TEST.ts:3")

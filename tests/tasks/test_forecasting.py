@@ -1,0 +1,142 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_msnn.data.forecasting import ForecastSeries
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.metrics.forecasting import MeanAbsoluteScaledError, mean_absolute_scaled_error
+from lightning_msnn.tasks.forecasting import SpikingForecaster, naive_forecasts
+
+SEASON, HORIZON, CONTEXT, LENGTH = 6, 4, 12, 120
+
+
+def series(variables=2):
+    """A season on a trend, with noise."""
+    time, random = np.arange(LENGTH), np.random.default_rng(0)
+    return np.stack([(c + 1) * (time / 9 + np.sin(2 * np.pi * time / SEASON)) + random.normal(0, 0.1, LENGTH)
+                     for c in range(variables)])  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path):
+    with open(tmp_path / "s.csv", "w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["time", "a", "b"])
+        writer.writerows([f"day {t}", *map(repr, map(float, row))] for t, row in enumerate(series().T))
+    return tmp_path / "s.csv"
+
+
+def make(file, **arguments):
+    given = {"context": CONTEXT, "horizon": HORIZON, "season": SEASON, "columns": ["a", "b"], **arguments}
+    return ForecastSeries(str(file), **given)
+
+
+def trainer(epochs=1):
+    return Trainer(
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+
+
+def test_parts_follow_each_other_in_time_and_share_no_target(file):
+    module = make(file)
+    module.setup()
+    values = torch.from_numpy(series()).float()
+    seen = {}
+    for part, loader in (("train", module.train_dataloader()), ("val", module.val_dataloader()),
+                         ("test", module.test_dataloader())):  # fmt: skip
+        dataset = loader.dataset
+        places = []
+        for index in range(len(dataset)):
+            known, future = dataset[index]
+            place = (values[0] == future[0]).nonzero().item()
+            assert torch.equal(known[:, 0], values[:, place - CONTEXT : place])
+            assert torch.equal(future.view(2, HORIZON), values[:, place : place + HORIZON])
+            places += range(place, place + HORIZON)
+        seen[part] = set(places)
+    assert max(seen["train"]) == 71
+    assert seen["val"] == set(range(72, 96))
+    assert seen["test"] == set(range(96, 120))
+    expected = np.abs(series()[:, SEASON:72] - series()[:, : 72 - SEASON]).mean(1)
+    np.testing.assert_allclose(module.naive_scale, expected, rtol=1e-6)
+
+
+def test_naive_forecasts_are_plain_repetitions():
+    known = torch.randn(3, 2, 1, CONTEXT)
+    found = naive_forecasts(known, 15, SEASON)
+    for h in range(15):
+        assert torch.equal(found["naive"][..., h], known[:, :, 0, -1])
+        assert torch.equal(found["seasonal_naive"][..., h], known[:, :, 0, CONTEXT - SEASON + h % SEASON])
+
+
+def test_scaled_error_is_the_formula_over_batches():
+    preds, target, scale = torch.randn(10, 6), torch.randn(10, 6), torch.rand(6) + 0.5
+    metric = MeanAbsoluteScaledError(scale)
+    for rows in (slice(0, 7), slice(7, 10)):
+        metric.update(preds[rows], target[rows])
+    expected = np.mean(np.abs(preds.numpy() - target.numpy()) / scale.numpy())
+    np.testing.assert_allclose(metric.compute(), expected, rtol=1e-6)
+    np.testing.assert_allclose(mean_absolute_scaled_error(preds, target, scale), expected, rtol=1e-6)
+
+
+def test_a_network_that_says_nothing_forecasts_the_season_before():
+    task = SpikingForecaster(num_classes=2 * HORIZON, in_chans=2, season=SEASON).eval()
+    torch.nn.init.zeros_(task.network.get_classifier().weight)
+    known = torch.randn(3, 2, 1, CONTEXT)
+    assert torch.equal(task(known), naive_forecasts(known, HORIZON, SEASON)["seasonal_naive"].flatten(1))
+
+
+@pytest.mark.parametrize("variables", [1, 2])
+def test_errors_stand_beside_those_of_forecasts_without_training(file, variables):
+    module = make(file, columns=["a", "b"][:variables])
+    task = SpikingForecaster(num_classes=variables * HORIZON, in_chans=variables, season=SEASON, lr=0.003)
+    run = trainer(2)
+    run.fit(task, datamodule=module)
+    (found,) = run.test(task, datamodule=module, verbose=False)
+    values = series()[:variables]
+    scale = np.abs(values[:, SEASON:72] - values[:, : 72 - SEASON]).mean(1, keepdims=True)
+    errors = {"naive": [], "seasonal_naive": []}
+    for place in range(96, LENGTH - HORIZON + 1):
+        future = values[:, place : place + HORIZON]
+        errors["naive"].append(future - values[:, place - 1 : place])
+        errors["seasonal_naive"].append(future - values[:, place - SEASON : place - SEASON + HORIZON])
+    for name, error in errors.items():
+        error = np.stack(error)
+        assert found[f"test/{name}_mae"] == pytest.approx(np.abs(error).mean(), rel=1e-4)
+        assert found[f"test/{name}_mse"] == pytest.approx((error**2).mean(), rel=1e-4)
+        assert found[f"test/{name}_mase"] == pytest.approx((np.abs(error) / scale).mean(), rel=1e-4)
+    assert found["test/loss"] == pytest.approx(found["test/mase"], rel=1e-4)
+    (forecast,) = run.predict(task, datamodule=module)
+    assert forecast["forecast"].shape == (1, variables, HORIZON)
+    np.testing.assert_allclose(forecast["naive"][0, :, 0], values[:, -1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"context": 80, "horizon": 4}, r"has 120 values, too few: the training part has room to forecast 0 of them"),
+        ({"horizon": 30}, r"the validation part has room to forecast 24 of them, and the horizon is 30"),
+        ({"columns": ["c"]}, r"s.csv' has no column 'c': it has time, a, b"),
+        ({"columns": ["time"]}, r"row 1 of '.*s.csv' has 'day 0' in column 'time': a finite number is needed"),
+    ],
+)
+def test_bad_series_are_named(file, arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make(file, **arguments).check("fit")
+
+
+def test_bad_arguments_are_named(file):
+    with pytest.raises(ConfigurationError, match="season must be at most 12, the context, not 13"):
+        make(file, season=13)
+    with pytest.raises(ConfigurationError, match=r"cannot read the series in '.*none.csv'"):
+        make(file.with_name("none.csv")).check("fit")
+    file.write_text(file.read_text().replace("day 7,", "day 7,nan").replace("day 7,nan", "day 7,NaN,", 1))
+    with pytest.raises(ConfigurationError, match=r"row 8 of '.*s.csv' has 'NaN' in column 'a'"):
+        make(file).check("fit")
+    with pytest.raises(ConfigurationError, match="model.season is 1, but ForecastSeries has 6: set model.season to 6"):
+        SpikingForecaster(num_classes=4, in_chans=1).check_data(make(file, columns=["b"]))
+    with pytest.raises(ConfigurationError, match="num_classes must be a multiple of in_chans, 2, not 7"):
+        SpikingForecaster(num_classes=7, in_chans=2)
