@@ -10,7 +10,6 @@ set -euo pipefail
 network=$1 data=$2 out=$3
 shift 3
 epochs=${EPOCHS:-100}
-half=$((epochs / 2))
 export LIGHTNING_MSNN_ZOO=$out/zoo
 
 fit() { # entry, recipe, options
@@ -18,7 +17,7 @@ fit() { # entry, recipe, options
     shift 2
     test -e "$out/zoo/$entry" && return
     lightning-msnn fit --config data/cifar100 --config "recipe/$recipe" --model.network "$network" --data.root "$data" \
-        --data.train_sizes "{0: 24, $half: 32}" --trainer.max_epochs "$epochs" --trainer.accelerator gpu \
+        --trainer.max_epochs "$epochs" --trainer.accelerator gpu \
         --run.folder "$out/runs" --run.name "$entry" --run.test false --ckpt_path last "$@"
     run=$(ls -td "$out/runs/$entry"/version_* | head -1)
     python - "$epochs" "$run" > "$run/fields.json" <<-'PYTHON'
@@ -30,14 +29,12 @@ fit() { # entry, recipe, options
 	device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
 	print(json.dumps({
 	    "command": f"lightning-msnn fit --config {sys.argv[2]}/config.yaml",
-	    "recipe": "AdamW, one cycle, cutmix on half of the batches, 24 then 32 pixels",
+	    "recipe": "AdamW, one cycle, cutmix on half of the batches",
 	    "epochs": int(sys.argv[1]), "seed": 0, "hardware": device, "date": date.today().isoformat(),
 	}))
 	PYTHON
     python -m lightning_msnn.zoo export "$run/checkpoints/best.ckpt" "$entry" --data "$data" --folder "$out/zoo" \
-        --half --fields "$run/fields.json" ||
-        python -m lightning_msnn.zoo export "$run/checkpoints/best.ckpt" "$entry" --data "$data" --folder "$out/zoo" \
-            --fields "$run/fields.json"
+        --half --fields "$run/fields.json"
 }
 
 mkdir -p "$out/zoo"

@@ -58,7 +58,7 @@ BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 DEFAULTS: dict[str, type] = {"model": tasks.SpikingClassifier, "data": data.Digits}
 OURS = {"model": tasks, "data": data}
 
-LINKED = {"num_classes": "num_classes", "in_chans": "in_chans", "img_size": "image_size"}
+LINKED = {"num_classes": "num_classes", "in_chans": "in_chans", "img_size": "image_size", "season": "season"}
 """Arguments of the model that are an attribute of the data by default."""
 
 OF_THE_MACHINE = {"root", "folder", "cache_dir", "download", "num_workers", "pin_memory"}

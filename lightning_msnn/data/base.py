@@ -52,6 +52,7 @@ PREPROCESSING = (
     "erasing",
     "policy_groups",
     "train_sizes",
+    *("mels", "frames", "seconds", "length", "time_steps", "size", "context", "horizon", "season"),
 )
 LARGEST_IMAGE = 4096
 

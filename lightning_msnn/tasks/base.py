@@ -114,7 +114,7 @@ class Task(pl.LightningModule):
         in_chans: int = 3,
         network_kwargs: dict[str, Any] | None = None,
         pretrained: bool = False,
-        img_size: int | None = None,
+        img_size: int | tuple[int, int] | None = None,
         optimizer: str = "adamw",
         lr: float = 2e-3,
         lr_base_size: int | None = None,
