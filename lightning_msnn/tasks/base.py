@@ -162,7 +162,7 @@ class Task(pl.LightningModule):
             raise ConfigurationError(f"teacher_temperature must be a finite number above 0, not {teacher_temperature}")
         self.save_hyperparameters()
         given = dict(network_kwargs or {})
-        if img_size is not None and timm.get_pretrained_cfg(network).fixed_input_size:
+        if img_size is not None and timm.get_pretrained_cfg(network.partition(".")[0]).fixed_input_size:
             given.setdefault("img_size", img_size)
         self.network = timm.create_model(
             network, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **given
