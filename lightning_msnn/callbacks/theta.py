@@ -140,6 +140,7 @@ class ThetaScheduler(pl.Callback):
         self.interval = interval
         self.pattern = pattern
         self._moved: list[tuple[str, Projection]] = []
+        self._arguments: dict[str, Any] = {}
 
     def theta_at(self, position: int, total: int = 1) -> float:
         """Return theta after ``position`` of ``total`` epochs or steps."""
@@ -156,7 +157,7 @@ class ThetaScheduler(pl.Callback):
             if isinstance(module, Projection | LearntProjection)
         }
         made = [found for module in pl_module.modules() if (found := getattr(module, "arguments", None))]
-        arguments: dict[str, Any] = made[0] if made else {}
+        self._arguments = arguments = made[0] if made else {}
         if not projections or arguments.get("windows") == "single":
             rank_zero_info("ThetaScheduler does nothing: the network projects no membranes")
             return
@@ -174,7 +175,7 @@ class ThetaScheduler(pl.Callback):
                 )
             self._moved.append((name, module))
         start = self.theta_at(0)
-        given = arguments.get("theta", start)
+        given = (pl_module.hparams.get("network_kwargs") or {}).get("theta", start)
         given = list(given) if isinstance(given, list | tuple) else [given]
         if start not in given or (self.pattern == "*" and set(given) != {start}):
             raise ConfigurationError(
@@ -199,6 +200,9 @@ class ThetaScheduler(pl.Callback):
         stages = set()
         for name, projection in self._moved:
             projection.theta.fill_(theta)
+        if self.pattern == "*":  # so that a checkpoint and its card say what is in the weights
+            self._arguments["theta"] = theta
+        for name, _ in self._moved:
             parts = name.split(".")
             stages.add(f"stage{parts[parts.index('stages') + 1]}" if "stages" in parts else name)
         by_epoch = self.interval == "epoch"
