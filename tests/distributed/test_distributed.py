@@ -240,6 +240,7 @@ def test_sigterm_stops_every_process_between_two_steps(tmp_path: Path, target: s
         *("--model.network_kwargs", "{depths: [1, 1, 1, 1], widths: [8, 8, 8, 8]}", "--run.test", "false"),
         *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
         *("--trainer.enable_progress_bar", "false", "--trainer.accumulate_grad_batches", "3", "--ckpt_path", "last"),
+        *("--run.name", "msnn", "--model.schedule", "constant"),
         *("--trainer.limit_train_batches", "31", "--trainer.limit_val_batches", "1"),
         *("--trainer.callbacks+", "tests.distributed.terminate.Terminate", "--trainer.callbacks.rank"),
     ]
