@@ -111,7 +111,7 @@ def test_a_bounded_projection_in_half_precision(name: str, a: float, b: float) -
 def test_metrics_are_a_count(images: int, classes: int, batch: int, seed: int) -> None:
     """Whatever the batches, of which the last is smaller."""
     task = SpikingClassifier(num_classes=classes, network_kwargs={"depths": [1, 1, 1, 1], "widths": [8] * 4})
-    task._prepare_metrics(task.val_metrics, task.val_loss)
+    task._begin(task.val_metrics, task.val_loss)
     logits = noise(seed, images, classes, dtype=torch.float32)
     targets = torch.randint(classes, (images,), generator=torch.Generator().manual_seed(seed))
     for some, theirs in zip(logits.split(batch), targets.split(batch), strict=True):
