@@ -72,12 +72,19 @@ class EMA(WeightAveraging):
         if self._average_model is not None and trainer.precision == "64-true":
             self._average_model.double()
 
+    def _agree(self) -> None:
+        """Let all processes have the statistics of batch norm that the first has averaged, as DDP does in training."""
+        if self._average_model is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            for buffer in self._average_model.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     # Lightning swaps and restores the weights being trained in every stage. Outside of fit that would test the last
     # weights in place of those of the checkpoint asked for, so it is left to fit.
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the average while fitting."""
         if trainer.state.fn == TrainerFn.FITTING:
+            self._agree()
             self._training = [tensor.clone() for tensor in _tensors(pl_module)]
             self._copy_average_to_current(pl_module)
 
@@ -96,6 +103,7 @@ class EMA(WeightAveraging):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the average as the result."""
+        self._agree()
         super().on_train_end(trainer, pl_module)
 
     def on_load_checkpoint(
