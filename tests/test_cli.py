@@ -634,7 +634,8 @@ def test_any_module_and_any_data(own, kind, classes, capsys):
 def test_a_task_of_ones_own(own):
     """A subclass of the base task says its loss; all else works: optimizer, schedule, averages, checkpoints, energy."""
     main(["fit", "--model", "own_parts.Brightness", "--model.scale", "2", "--data", "own_parts.Named", "--data.number",
-          "12", "--run.best", "val/loss", "--run.best_mode", "min", "--run.ema", "0.9", "--trainer.log_every_n_steps", "1", *own])  # fmt: skip
+          "12", "--run.best", "val/loss", "--run.best_mode", "min", "--run.ema", "0.9",
+          "--trainer.log_every_n_steps", "1", *own])  # fmt: skip
     run = Path("runs/msnn_resnet12_tiny_named/version_0")
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["hyper_parameters"]["scale"] == 2.0

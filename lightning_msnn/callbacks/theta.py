@@ -198,7 +198,7 @@ class ThetaScheduler(pl.Callback):
     def _move(self, trainer: pl.Trainer, pl_module: pl.LightningModule, position: int) -> None:
         theta = self.theta_at(position, self._total(trainer))
         stages = set()
-        for name, projection in self._moved:
+        for _, projection in self._moved:
             projection.theta.fill_(theta)
         if self.pattern == "*":  # so that a checkpoint and its card say what is in the weights
             self._arguments["theta"] = theta

@@ -6,6 +6,8 @@ of their own, and each fires for itself. Both are one function here: what differ
 and of the spikes lie, which a :class:`Cut` says.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
