@@ -1,23 +1,19 @@
 """The data module of data sets that fit into memory as tensors and are not images: sounds, series, events."""
 
-import itertools
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_msnn.data.base import STAGES, Part, stratified_split
-from lightning_msnn.data.datasets import ArrayDataset, Batch, Loader, collate
-from lightning_msnn.data.sampling import ShardSampler, even_batch_size
-from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
+from lightning_msnn.data.datasets import ArrayDataset, Batch
+from lightning_msnn.data.parts import PartDataModule
+from lightning_msnn.errors import ConfigurationError, choose
 
-__all__ = ["ArrayDataModule", "NamedDataset", "aeon_folder", "check_path", "list_files"]
+__all__ = ["ArrayDataModule", "NamedDataset", "aeon_folder", "list_files"]
 
 
 class NamedDataset(Dataset[Batch]):
@@ -39,7 +35,7 @@ class NamedDataset(Dataset[Batch]):
         return self.inputs[indices], [self.names[index] for index in indices]
 
 
-class ArrayDataModule(LightningDataModule):
+class ArrayDataModule(PartDataModule):
     """Parts of a data set held as tensors, gathered a batch at a time and made into network inputs on the device.
 
     A data set is a subclass that reads its parts (``read``), and says what becomes of a batch (``transform``); its
@@ -48,7 +44,6 @@ class ArrayDataModule(LightningDataModule):
     in it. Each process reads the parts that its stage needs.
 
     Args:
-        root: Folder of the data set.
         batch_size: Inputs a batch (on each device).
         val_fraction: Share of the training part that is split off for validation, in [0, 1), the same for each class.
         seed: Seed of that split.
@@ -63,38 +58,10 @@ class ArrayDataModule(LightningDataModule):
     std: Sequence[float]
     #: Whether ``root`` must be given.
     needs_root: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        root: str | None = None,
-        batch_size: int = 64,
-        val_fraction: float = 0.1,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__()
-        self.root = check_path("root", root)
-        self.batch_size = check_integer("batch_size", batch_size, 1)
-        self.val_fraction = check_number("val_fraction", val_fraction, below_one=True)
-        self.seed = check_integer("seed", seed, 0)
-        self.num_workers = check_integer("num_workers", num_workers, 0)
-        self._datasets: dict[str, ArrayDataset | NamedDataset] = {}
-        self._shuffle_seed: int | None = None
-        self._loaders = itertools.count()
-        self._train_loader: Loader | None = None
-        self._place: dict[str, int] | None = None
+    #: Folder of the data set, which a subclass takes as an argument if it has one.
+    root: Path | None = None
 
     # What a data set defines
-
-    @property
-    def class_names(self) -> list[str]:
-        """Class names in the order of their numbers."""
-        raise NotImplementedError
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
 
     @property
     def in_chans(self) -> int:
@@ -166,76 +133,10 @@ class ArrayDataModule(LightningDataModule):
     def _learns(self) -> bool:
         return type(self).prepare is not ArrayDataModule.prepare
 
-    def train_dataloader(self) -> Loader:
-        """Shuffled batches; a last incomplete batch is dropped unless there is no other."""
-        self._train_loader = self._loader("train")
-        if self._place is not None:
-            self._train_loader.load_state_dict(self._place)
-            self._place = None
-        return self._train_loader
-
-    def val_dataloader(self) -> Loader | list[Any]:
-        """Batches of what was split off the training part; no loader if that is nothing."""
-        return self._loader("val") if len(self._ready("val")) else []
-
-    def test_dataloader(self) -> Loader:
-        """Batches of the test part."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> Loader:
-        """Batches of what is to be predicted, with the names of the files."""
-        return self._loader("predict")
-
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment (when training) and normalise a batch on its device."""
         inputs, *rest = batch
         return self.transform(inputs, self.trainer is not None and self.trainer.training), *rest
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the seed of the order of the training, and the place in it."""
-        place = self._place if self._train_loader is None else self._train_loader.state_dict()
-        return {"shuffle_seed": self._seed_of_shuffle(), "place": place}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume the order of the training, whatever the seed of this run."""
-        self._shuffle_seed, self._place = state_dict["shuffle_seed"], state_dict["place"]
-
-    def _seed_of_shuffle(self) -> int:
-        if self._shuffle_seed is None:  # Lightning's seed_everything leaves its seed there
-            self._shuffle_seed = int(os.environ.get("PL_GLOBAL_SEED", self.seed))
-        return self._shuffle_seed
-
-    def _ready(self, name: str) -> ArrayDataset | NamedDataset:
-        if name not in self._datasets:
-            raise RuntimeError(f"the {name} part is not loaded: call setup() first")
-        return self._datasets[name]
-
-    def _loader(self, name: str) -> Loader:
-        dataset, training = self._ready(name), name == "train"
-        devices, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-        sampler = ShardSampler(dataset, devices, rank, training, self._seed_of_shuffle())
-        if training:
-            sampler.set_epoch(next(self._loaders))
-        return Loader(
-            dataset,
-            batch_size=self.batch_size if training else even_batch_size(self.batch_size, len(dataset), devices),
-            sampler=sampler,
-            generator=torch.Generator(),
-            drop_last=training and len(dataset) // devices >= self.batch_size,  # batch norm fails on one input
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=collate,
-        )
-
-
-def check_path(name: str, value: object) -> Path | None:
-    """Return a path with its ``~`` expanded, or raise a ConfigurationError if it is no path."""
-    if value is None:
-        return None
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise ConfigurationError(f"{name} must be the path of a folder, not {value!r}")
-    return Path(os.fspath(value)).expanduser()
 
 
 def list_files(place: Path, suffix: str) -> list[Path]:

@@ -15,7 +15,7 @@ import torch
 from scipy.io import wavfile
 from torch import Tensor, nn
 
-from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, check_path, list_files
+from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, list_files
 from lightning_msnn.data.base import Part
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
@@ -254,8 +254,7 @@ class AudioDataModule(ArrayDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(root, batch_size, val_fraction, seed, num_workers)
-        self.folder = check_path("folder", folder)
+        super().__init__(batch_size, val_fraction, seed, num_workers)
         self.mels, self.frames = check_integer("mels", mels, 8), check_integer("frames", frames, 8)
         if not (isinstance(seconds, int | float) and 0 < seconds <= 60):
             raise ConfigurationError(f"seconds must be a number above 0 and at most 60, not {seconds!r}")
@@ -271,7 +270,7 @@ class AudioDataModule(ArrayDataModule):
                 raise ConfigurationError(f"{name} must be smaller than {size}, the size of the map, not {value}")
         self.time_mask, self.frequency_mask = time_mask, frequency_mask
         self.save_hyperparameters()
-        self.hparams["root"], self.hparams["folder"] = (None if x is None else str(x) for x in (root, folder))
+        self.root, self.folder = self._path("root"), self._path("folder")
 
     @property
     def class_names(self) -> list[str]:

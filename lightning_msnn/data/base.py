@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 import logging
 import os
 import tarfile
@@ -13,7 +12,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,10 +19,10 @@ from torchvision.transforms.v2 import AutoAugmentPolicy
 
 from lightning_msnn.data.archives import Archive, download_and_extract_archive
 from lightning_msnn.data.augment import BatchAugmentation
-from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, collate
+from lightning_msnn.data.datasets import ArrayDataset, FileDataset
+from lightning_msnn.data.parts import PartDataModule
 from lightning_msnn.data.reading import Listing, decode_files, list_classes, list_folder, scan, shorten
-from lightning_msnn.data.sampling import ShardSampler, even_batch_size
-from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
+from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.runs.checkpoints import write_whole
 
 __all__ = ["Archive", "ImageDataModule", "Part", "stratified_split"]
@@ -115,7 +113,7 @@ def arguments_of_checkpoint(hparams: object) -> dict[str, Any]:
     return given
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(PartDataModule):
     """Images decoded once to uint8 tensors, gathered, augmented and normalised a whole batch at a time.
 
     A data set is a subclass that states its classes, size, mean and standard deviation, and where its files lie if not
@@ -188,17 +186,12 @@ class ImageDataModule(LightningDataModule):
         policy_groups: int = 16,
         train_sizes: dict[int, int] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, val_fraction, seed, num_workers, pin_memory)
         self.save_hyperparameters()
         self.root = self._path("root")
         self.folder = self._path("folder")
         self.cache_dir = self._path("cache_dir")
-        self.batch_size = check_integer("batch_size", batch_size, 1)
         self.image_size = self.native_size if image_size is None else check_integer("image_size", image_size, 1)
-        self.val_fraction = check_number("val_fraction", val_fraction, below_one=True)
-        self.seed = check_integer("seed", seed, 0)
-        self.num_workers = check_integer("num_workers", num_workers, 0)
-        self.pin_memory = pin_memory
         self.download = download
         if download and self.needs_root and self.archive is None:
             raise ConfigurationError(
@@ -216,11 +209,6 @@ class ImageDataModule(LightningDataModule):
         }
         self._memory: dict[str, tuple[Tensor, Tensor]] = {}
         self._warned = False
-        self._datasets: dict[str, ArrayDataset | FileDataset] = {}
-        self._shuffle_seed: int | None = None
-        self._loaders = itertools.count()
-        self._train_loader: Loader | None = None
-        self._place: dict[str, int] | None = None
 
     # What a data set may define
 
@@ -228,11 +216,6 @@ class ImageDataModule(LightningDataModule):
     def class_names(self) -> list[str]:
         """Class names in the order of their numbers; no image is decoded."""
         return list(self.classes)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; no image is decoded."""
-        return len(self.class_names)
 
     def _parts(self) -> list[Part]:
         """The parts that are prepared where no stage is known."""
@@ -337,26 +320,6 @@ class ImageDataModule(LightningDataModule):
                 files = list_folder(self.folder)
                 self._datasets["predict"] = FileDataset(files, None, self.image_size, self.in_chans)
 
-    def train_dataloader(self) -> Loader:
-        """Shuffled uint8 batches; a last incomplete batch is dropped unless there is no other."""
-        self._train_loader = self._loader("train")
-        if self._place is not None:
-            self._train_loader.load_state_dict(self._place)
-            self._place = None
-        return self._train_loader
-
-    def val_dataloader(self) -> Loader | list[Any]:
-        """uint8 batches of the images that were split off the training part; no loader if there are none."""
-        return self._loader("val") if len(self._ready("val")) else []
-
-    def test_dataloader(self) -> Loader:
-        """uint8 batches of the test part."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> Loader:
-        """uint8 batches of the images in ``folder``, with their paths."""
-        return self._loader("predict")
-
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment (when training) and normalise uint8 images on their device; float images pass unchanged."""
         images, labels = batch
@@ -377,35 +340,7 @@ class ImageDataModule(LightningDataModule):
         begun = [first for first in self.train_sizes if first <= epoch]
         return self.train_sizes[max(begun)] if begun else self.image_size
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the seed of the order of the training images, and the place in it."""
-        place = self._place if self._train_loader is None else self._train_loader.state_dict()
-        return {"shuffle_seed": self._seed_of_shuffle(), "place": place}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the order of the training that is resumed, whatever the seed of this run.
-
-        Lightning restores the place of a loader too, but not where a schedule has asked for the number of steps before.
-        """
-        self._shuffle_seed, self._place = state_dict["shuffle_seed"], state_dict["place"]
-
     # Machinery
-
-    def _seed_of_shuffle(self) -> int:
-        if self._shuffle_seed is None:
-            # Lightning's seed_everything leaves its seed there, for the processes that it starts and for samplers.
-            self._shuffle_seed = int(os.environ.get("PL_GLOBAL_SEED", self.seed))
-        return self._shuffle_seed
-
-    def _path(self, name: str) -> Path | None:
-        """Return a hyper-parameter as a path with its ``~`` expanded; a checkpoint keeps it as text."""
-        value = self.hparams[name]
-        if value is None:
-            return None
-        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-            raise ConfigurationError(f"{name} must be the path of a folder, not {value!r}")
-        self.hparams[name] = os.fspath(value)  # a pathlib.Path would not load with weights_only=True
-        return Path(value).expanduser()
 
     @property
     def _title(self) -> str:
@@ -458,10 +393,7 @@ class ImageDataModule(LightningDataModule):
         return stages if self.folder is None else [*stages, "predict"]
 
     def _cache_folder(self) -> Path:
-        if self.cache_dir is not None:
-            return self.cache_dir
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        return Path(base) / "lightning_msnn"
+        return self._cache_root() if self.cache_dir is None else self.cache_dir
 
     def _cache_path(self, part: Part, listing: Listing) -> Path:
         settings = (CACHE_FORMAT, self._title, part, self.in_chans, self.image_size)
@@ -504,28 +436,3 @@ class ImageDataModule(LightningDataModule):
                     "so decoded images stay in memory and are decoded again next time"
                 )
             self._warned = True
-
-    def _ready(self, name: str) -> ArrayDataset | FileDataset:
-        if name not in self._datasets:
-            raise RuntimeError(f"the {name} part is not loaded: call prepare_data() and setup() first")
-        return self._datasets[name]
-
-    def _loader(self, name: str) -> Loader:
-        dataset = self._ready(name)
-        training = name == "train"
-        devices, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-        sampler = ShardSampler(dataset, devices, rank, training, self._seed_of_shuffle())
-        if training:
-            sampler.set_epoch(next(self._loaders))  # a Trainer sets the right one; else each loader is shuffled anew
-        return Loader(
-            dataset,
-            batch_size=self.batch_size if training else even_batch_size(self.batch_size, len(dataset), devices),
-            sampler=sampler,
-            generator=torch.Generator(),
-            # Batch norm fails on a last batch of one image; but each device must be left at least one batch.
-            drop_last=training and len(dataset) // devices >= self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
-            collate_fn=collate,
-        )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, check_path
+from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset
 from lightning_msnn.data.augment import BatchAugmentation
 from lightning_msnn.data.base import Part, stratified_split
 from lightning_msnn.errors import ConfigurationError, check_integer, suggestion
@@ -105,7 +105,7 @@ class EventFrames(ArrayDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(root, batch_size, val_fraction, seed, num_workers)
+        super().__init__(batch_size, val_fraction, seed, num_workers)
         self._class = find_data_set(dataset)
         self.time_steps = check_integer("time_steps", time_steps, 1)
         width, height, self._polarities = self._class.sensor_size
@@ -114,10 +114,8 @@ class EventFrames(ArrayDataModule):
             raise ConfigurationError(f"size must be at most {min(height, width)}, the camera's, not {size}")
         self.augment = BatchAugmentation(shift, flip)
         self.dataset_kwargs = dict(dataset_kwargs or {})
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        self.cache_dir = check_path("cache_dir", cache_dir) or Path(base) / "lightning_msnn"
         self.save_hyperparameters()
-        self.hparams["root"], self.hparams["cache_dir"] = (None if x is None else str(x) for x in (root, cache_dir))
+        self.root, self.cache_dir = self._path("root"), self._path("cache_dir") or self._cache_root()
 
     @property
     def class_names(self) -> list[str]:

@@ -52,7 +52,7 @@ class ForecastSeries(ArrayDataModule):
         val_fraction: float = 0.2,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(None, batch_size, val_fraction, 0, num_workers)
+        super().__init__(batch_size, val_fraction, 0, num_workers)
         self.source, self.columns = source, columns
         self.context, self.horizon = check_integer("context", context, 4), check_integer("horizon", horizon, 1)
         self.season = check_integer("season", season, 1)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, aeon_folder, check_path, list_files
+from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, aeon_folder, list_files
 from lightning_msnn.data.base import Part
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
@@ -87,14 +87,13 @@ class TimeSeries(ArrayDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(root, batch_size, val_fraction, seed, num_workers)
-        self.folder = check_path("folder", folder)
+        super().__init__(batch_size, val_fraction, seed, num_workers)
         self.problem = problem
         self.length = None if length is None else check_integer("length", length, LEAST)
         self.noise, self.scale = check_number("noise", noise), check_number("scale", scale)
         self._held: dict[Path, Any] = {}
         self.save_hyperparameters()
-        self.hparams["root"], self.hparams["folder"] = (None if x is None else str(x) for x in (root, folder))
+        self.root, self.folder = self._path("root"), self._path("folder")
 
     def _read(self, file: Path) -> tuple[Series, list[str], list[str]]:
         if file not in self._held:
