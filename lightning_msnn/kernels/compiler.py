@@ -1,8 +1,9 @@
 """C sources compiled on the machine that runs them, once, where it has a compiler.
 
-A library is kept in a cache folder that is the user's alone (``$XDG_CACHE_HOME/lightning_msnn``, by default under
-``~/.cache``; mode 0700) by the hash of its source, the compiler and the processor: machines that share a home folder do
-not share a library that one of them cannot run. ``LIGHTNING_MSNN_NATIVE=0`` in the environment switches it off.
+A library is kept in a cache folder that is the user's alone (``$XDG_CACHE_HOME/lightning_msnn_kernels``, by default
+under ``~/.cache``; mode 0700) by the hash of its source, the compiler and the processor: machines that share a home
+folder do not share a library that one of them cannot run. ``LIGHTNING_MSNN_NATIVE=0`` in the environment switches it
+off.
 """
 
 import ctypes
@@ -61,7 +62,7 @@ def _folder() -> Path | None:
     """The cache folder; None where it cannot be written, or where it is open to others."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        folder = Path(cache).expanduser() / "lightning_msnn"
+        folder = Path(cache).expanduser() / "lightning_msnn_kernels"  # apart from decoded data, which may be open
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
     except (OSError, RuntimeError):  # no home folder at all

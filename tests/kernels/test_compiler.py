@@ -27,7 +27,7 @@ def source(tmp_path, monkeypatch):
 
 
 def kept(tmp_path):
-    return list((tmp_path / "cache" / "lightning_msnn").glob("*"))
+    return list((tmp_path / "cache" / "lightning_msnn_kernels").glob("*"))
 
 
 def test_compiled_once(source, tmp_path, monkeypatch):
@@ -84,7 +84,7 @@ def test_the_compiler_of_the_environment(source, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs no folder of someone else's for root")
 def test_a_folder_of_someone_else(source, tmp_path, monkeypatch):
-    folder = tmp_path / "cache" / "lightning_msnn"
+    folder = tmp_path / "cache" / "lightning_msnn_kernels"
     folder.mkdir(parents=True, mode=0o700)
     os.chown(folder, 1234, -1)
     assert native.build(source).twice(3) == 6
@@ -93,7 +93,7 @@ def test_a_folder_of_someone_else(source, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", [0o777, 0o755, 0o701])
 def test_a_folder_that_is_open_to_others(source, tmp_path, caplog, mode):
-    folder = tmp_path / "cache" / "lightning_msnn"
+    folder = tmp_path / "cache" / "lightning_msnn_kernels"
     folder.mkdir(parents=True)
     folder.chmod(mode)
     assert native.build(source).twice(3) == 6
@@ -105,9 +105,17 @@ def test_a_link_to_a_folder(source, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "lightning_msnn").symlink_to(elsewhere)
+    (tmp_path / "cache" / "lightning_msnn_kernels").symlink_to(elsewhere)
     assert native.build(source).twice(3) == 6
     assert list(elsewhere.iterdir()) == []
+
+
+def test_beside_decoded_data(source, tmp_path, caplog):
+    """Data that was decoded first makes a folder that others may read; kernels are kept all the same."""
+    (tmp_path / "cache" / "lightning_msnn").mkdir(parents=True, mode=0o755)
+    assert native.build(source).twice(3) == 6
+    assert len(kept(tmp_path)) == 1
+    assert not caplog.text
 
 
 def test_two_processes_at_once(source, tmp_path):
