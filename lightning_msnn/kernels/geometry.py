@@ -41,7 +41,7 @@ SOFT = ("rectifier", "ramp", "graded")
 """What neurons return in training beside the step."""
 KINDS = ("single", "non_dilated", "dilated", "grid")
 """Kinds of windows."""
-SUMS = 5
+SUMS = 6
 """Sums by channel that a backward pass makes."""
 
 
@@ -60,6 +60,7 @@ class Layer(NamedTuple):
         keeps: Whether the merged membranes are returned beside the spikes.
         training: Whether the norm takes the statistics of the current, not the running ones.
         synchronised: Whether it takes those of all processes.
+        timed: Whether the layer is one time step of several: the windows' membranes keep something from step to step.
         threshold: Threshold, where none is learnt.
         eps: What the norm adds to the variance.
     """
@@ -75,6 +76,7 @@ class Layer(NamedTuple):
     keeps: bool = False
     training: bool = False
     synchronised: bool = False
+    timed: bool = False
     threshold: float = 0.5
     eps: float = 1e-5
 
@@ -83,7 +85,7 @@ class Layer(NamedTuple):
         return (
             f"{self.form}|{self.omega}|{self.kind}|{self.surrogate}|{self.soft}|{self.windows_in:d}|"
             f"{self.windows_out:d}|{self.handed}|{self.keeps:d}|{self.training:d}|{self.synchronised:d}|"
-            f"{self.threshold!r}|{self.eps!r}"
+            f"{self.timed:d}|{self.threshold!r}|{self.eps!r}"
         )
 
 
@@ -95,10 +97,10 @@ def layer_of(spec: str) -> Layer:
         spec: What the method returned.
     """
     form, omega, kind, surrogate, soft, *words = spec.split("|")
-    windows_in, windows_out, keeps, training, synchronised = (words[i] == "1" for i in (0, 1, 3, 4, 5))
+    windows_in, windows_out, keeps, training, synchronised, timed = (words[i] == "1" for i in (0, 1, 3, 4, 5, 6))
     return Layer(
         form, omega, kind, surrogate, soft, windows_in, windows_out, int(words[2]), keeps, training, synchronised,
-        float(words[6]), float(words[7]),
+        timed, float(words[7]), float(words[8]),
     )  # fmt: skip
 
 
@@ -114,6 +116,7 @@ class Parameters(TypedDict, total=False):
         theta: Radian factor in units of pi, a scalar tensor.
         level: Learnt threshold, one number or one for each channel.
         anneal: Share of the step in what neurons return, a scalar tensor; the rest is ``layer.soft``. None is the step.
+        leak: Decay from time step to time step, a scalar or ``(C, 1, 1)``, if the layer is one of several.
     """
 
     weight: Tensor | None
@@ -124,6 +127,7 @@ class Parameters(TypedDict, total=False):
     theta: Tensor | None
     level: Tensor | None
     anneal: Tensor | None
+    leak: Tensor | None
 
 
 _LENGTHS = {
@@ -135,6 +139,7 @@ _LENGTHS = {
     "theta": ("theta", True, False),
     "level": ("the threshold", True, True),
     "anneal": ("the share of spikes", True, False),
+    "leak": ("the decay over time", True, True),
 }
 """What messages call a parameter, whether it may be one number, and whether one for each channel."""
 
@@ -170,12 +175,14 @@ class Shapes(NamedTuple):
         out: Of what the layer returns and keeps, and of the residual stream.
         handed: Of the membranes that it hands on.
         other: Of the membranes of layer 1, or of the map that a recurrent layer receives.
+        kept: Of what windows' membranes keep from one time step to the next.
     """
 
     current: tuple[int, ...]
     out: tuple[int, ...]
     handed: tuple[int, ...] | None
     other: tuple[int, ...] | None
+    kept: tuple[int, ...] | None
 
 
 class Sizes(NamedTuple):
@@ -313,11 +320,14 @@ def shapes(layer: Layer, size: tuple[int, int], current: Sequence[int]) -> Shape
         out=(images * n if at.windows and layer.windows_out else images, channels, *at.out),
         handed=(before[0], layer.handed, *at.window) if layer.handed and at.windows else None,
         other={"coupled": before, "recurrent": (images, channels, *size)}.get(layer.form) if at.windows else None,
+        kept=(n * images, channels, *at.window) if layer.timed else None,
     )
 
 
-def outputs(layer: Layer, at: Shapes, current: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Uninitialised maps in channels-last order for what a layer returns, hands on and keeps; None is not wanted.
+def outputs(layer: Layer, at: Shapes, current: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Uninitialised maps in channels-last order for what a layer returns, hands on, keeps merged, and keeps over time.
+
+    None is not wanted.
 
     Args:
         layer: The layer.
@@ -325,7 +335,8 @@ def outputs(layer: Layer, at: Shapes, current: Tensor) -> tuple[Tensor, Tensor |
         current: Its current.
     """
     out = _empty(at.out, current)
-    return out, None if at.handed is None else _empty(at.handed, current), _empty(at.out, out) if layer.keeps else None
+    handed, kept = (None if shape is None else _empty(shape, current) for shape in (at.handed, at.kept))
+    return out, handed, _empty(at.out, out) if layer.keeps else None, kept
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def kernels_of(x: Tensor) -> ModuleType | None:
     return triton if triton is not None and x.dtype in triton.DTYPES else None
 
 
-def covered(x: Tensor, *parts: tuple[str, tuple[str, ...]]) -> bool:
+def covered(x: Tensor, timed: str | None = None) -> bool:
     """Whether a layer runs on a kernel.
 
     Not in an exported program, which is to run where this package is not installed, and not where something traces or
@@ -50,14 +50,12 @@ def covered(x: Tensor, *parts: tuple[str, tuple[str, ...]]) -> bool:
 
     Args:
         x: Its current.
-        *parts: Names of what the layer is made of, each with those that kernels know.
+        timed: Projection of a layer that is one time step of several.
     """
     if type(x) is not Tensor or x.numel() == 0 or torch.compiler.is_exporting() or is_in_torch_dispatch_mode():
         return False
-    for name, known in parts:
-        if name not in known:
-            return False
-    return kernels_of(x) is not None
+    kernels = kernels_of(x)
+    return kernels is not None and (timed is None or timed in kernels.TIMED)
 
 
 def _synchronise(norm: Tensor, weight: Tensor | None, bias: Tensor | None, rows: int, eps: float) -> Tensor:
@@ -75,28 +73,31 @@ def _synchronise(norm: Tensor, weight: Tensor | None, bias: Tensor | None, rows:
 
 _SMALL = 2**17  # elements of a map for which torch's comparison is faster than a kernel
 
-_INPUTS = ("current", "residual", "other", *Parameters.__annotations__)
+_INPUTS = ("current", "residual", "other", "before", *Parameters.__annotations__)
 
 
 @torch.library.custom_op(
     "lightning_msnn::neurons",
     mutates_args=(),
     schema=f"(Tensor {', Tensor? '.join(_INPUTS)}, str spec, SymInt height, SymInt width)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _neurons(*inputs: Any) -> tuple[Tensor, ...]:
     """See :func:`neurons`; the last output is the norm: mean, variance, scale and shift by channel."""
-    current, residual, other, *tensors, spec, height, width = inputs
-    given: Any = dict(zip(_INPUTS[3:], tensors, strict=True))
-    return _filled(*_run(layer_of(spec), (height, width), current, residual, other, given))
+    current, residual, other, before, *tensors, spec, height, width = inputs
+    given: Any = dict(zip(Parameters.__annotations__, tensors, strict=True))
+    return _filled(*_run(layer_of(spec), (height, width), current, residual, other, before, given))
 
 
-def _filled(out: Tensor, handed: Tensor | None, merged: Tensor | None, norm: Tensor | None) -> tuple[Tensor, ...]:
+def _filled(
+    out: Tensor, handed: Tensor | None, merged: Tensor | None, kept: Tensor | None, norm: Tensor | None
+) -> tuple[Tensor, ...]:
     """An operator returns tensors alone: an empty one for what there is not."""
     return (
         out,
         out.new_empty(0) if handed is None else handed,
         out.new_empty(0) if merged is None else merged,
+        out.new_empty(0) if kept is None else kept,
         out.new_empty(0, dtype=torch.float32) if norm is None else norm,
     )
 
@@ -107,27 +108,30 @@ def _run(
     current: Tensor,
     residual: Tensor | None,
     other: Tensor | None,
+    before: Tensor | None,
     given: Parameters,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     kernels: Any = kernels_of(current)
     current = last(current)
-    residual = None if residual is None else last(residual, current.dtype)
-    other = None if other is None else last(other, current.dtype)
-    at = _checked(
-        layer, size, current.shape, None if residual is None else residual.shape, None if other is None else other.shape
-    )
+    maps = [None if x is None else last(x, current.dtype) for x in (residual, other, before)]
+    at = _checked(layer, size, current.shape, *(None if x is None else x.shape for x in maps))
     norm = None
     if layer.training and layer.synchronised:
         weight, bias = given.get("weight"), given.get("bias")
         norm = kernels.statistics(current, weight, bias, layer.eps)
         norm = _synchronise(norm, weight, bias, current.numel() // current.shape[1], layer.eps)
     made = outputs(layer, at, current)
-    return *made, kernels.forward(layer, size, current, residual, other, norm, given, *made)
+    return *made, kernels.forward(layer, size, current, *maps, norm, given, *made)
 
 
 @lru_cache(maxsize=2048)
 def _checked(
-    layer: Layer, size: tuple[int, int], current: torch.Size, residual: torch.Size | None, other: torch.Size | None
+    layer: Layer,
+    size: tuple[int, int],
+    current: torch.Size,
+    residual: torch.Size | None,
+    other: torch.Size | None,
+    before: torch.Size | None,
 ) -> Shapes:
     """Shapes of a layer; refuses what would be read beyond its end.
 
@@ -140,10 +144,13 @@ def _checked(
     coupled = layer.form == "coupled"
     if at.other is not None and other is None:
         raise ValueError(f"a {layer.form} layer needs the membranes that it is coupled with")
+    if layer.timed and before is None:
+        raise ValueError("a layer that is one time step of several needs what membranes kept of the step before")
     for shape, expected, what in (
         (current, at.current, "the current"),
         (residual, at.out, "the residual stream"),
         (other, at.other, "membranes of layer 1" if coupled else "the map that was received"),
+        (before, at.kept, "what membranes kept of the step before"),
     ):
         if shape is not None and expected is not None and shape != expected:
             raise ValueError(f"{what} must have the shape {expected}, not {tuple(shape)}")
@@ -165,25 +172,28 @@ def _backward(
     grad: Tensor,
     grad_handed: Tensor | None,
     grad_merged: Tensor | None,
+    grad_kept: Tensor | None,
     current: Tensor,
     other: Tensor | None,
+    before: Tensor | None,
     norm: Tensor,
     tau: Tensor | None,
     theta: Tensor | None,
     level: Tensor | None,
     anneal: Tensor | None,
+    leak: Tensor | None,
     spec: str,
     height: int,
     width: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the current, of ``other``, and sums by channel: see the kernels."""
-    layer, given = layer_of(spec), Parameters(tau=tau, theta=theta, level=level, anneal=anneal)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the current, of ``other`` and of ``before``, and sums by channel: see the kernels."""
+    layer, given = layer_of(spec), Parameters(tau=tau, theta=theta, level=level, anneal=anneal, leak=leak)
     kernels: Any = kernels_of(current)
     current, grad = last(current), last(grad, current.dtype)
-    grads = [None if g is None else last(g, current.dtype) for g in (grad_handed, grad_merged)]
-    seen = None if other is None else last(other, current.dtype)
-    by_current, by_other, sums = kernels.backward(
-        layer, (height, width), grad, *grads, current, seen, norm, given, not layer.synchronised
+    grads = [None if g is None else last(g, current.dtype) for g in (grad_handed, grad_merged, grad_kept)]
+    seen, past = (None if x is None else last(x, current.dtype) for x in (other, before))
+    by_current, by_other, by_before, sums = kernels.backward(
+        layer, (height, width), grad, *grads, current, seen, past, norm, given, not layer.synchronised
     )
     if layer.training and layer.synchronised:
         channels = current.shape[1]
@@ -194,47 +204,58 @@ def _backward(
         kernels.settle(by_current, current, norm, totals, owed[-1:], layer.eps)
     if other is not None and by_other.dtype != other.dtype:
         by_other = by_other.to(other.dtype)
-    return by_current, by_other, sums
+    if before is not None and by_before.dtype != before.dtype:
+        by_before = by_before.to(before.dtype)
+    return by_current, by_other, by_before, sums
 
 
 @_backward.register_fake
-def _(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    current, other = args[2], args[3]
+def _(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    current, other, before = args[3:6]
     sums = torch.empty((SUMS + 2, current.shape[1]), dtype=torch.float32, device=current.device)
-    by_current = torch.empty_like(current, memory_format=torch.channels_last)
-    if other is None:
-        return by_current, current.new_empty(0), sums
-    return by_current, torch.empty_like(other, memory_format=torch.channels_last), sums
+    by_other, by_before = (
+        current.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.channels_last)
+        for x in (other, before)
+    )
+    return torch.empty_like(current, memory_format=torch.channels_last), by_other, by_before, sums
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     given, (ctx.spec, ctx.height, ctx.width) = dict(zip(_INPUTS, inputs, strict=False)), inputs[-3:]
-    kept = ("current", "other", "weight", "tau", "theta", "level", "anneal")
-    ctx.save_for_backward(output[3], *(given[name] for name in kept))
+    kept = ("current", "other", "before", "weight", "tau", "theta", "level", "anneal", "leak")
+    ctx.save_for_backward(output[4], *(given[name] for name in kept))
     ctx.of_norm = None if given["bias"] is None else given["bias"].dtype
     ctx.set_materialize_grads(False)
 
 
 def _autograd(
-    ctx: Any, grad: Tensor | None, grad_handed: Tensor | None, grad_merged: Tensor | None, _: Any
+    ctx: Any,
+    grad: Tensor | None,
+    grad_handed: Tensor | None,
+    grad_merged: Tensor | None,
+    grad_kept: Tensor | None,
+    _: Any,
 ) -> tuple[Any, ...]:
-    norm, current, other, weight, tau, theta, level, anneal = ctx.saved_tensors
+    norm, current, other, before, weight, tau, theta, level, anneal, leak = ctx.saved_tensors
     layer, size = layer_of(ctx.spec), (ctx.height, ctx.width)
     needs = dict(zip(_INPUTS, ctx.needs_input_grad, strict=False))
     if grad is None:
         grad = outputs(layer, shapes(layer, size, current.shape), current)[0].zero_()
-    by_current, by_other, sums = _backward(
-        grad, grad_handed, grad_merged, current, other, norm, tau, theta, level, anneal, ctx.spec, *size
+    parameters = (tau, theta, level, anneal, leak)
+    by_current, by_other, by_before, sums = _backward(
+        grad, grad_handed, grad_merged, grad_kept, current, other, before, norm, *parameters, ctx.spec, *size
     )
     grads: dict[str, Callable[[], Tensor]] = {
         "current": lambda: by_current,
         "residual": lambda: grad,
         "other": lambda: by_other,
+        "before": lambda: by_before,
         "weight": lambda: (sums[1] * torch.rsqrt(norm[1] + layer.eps)).to(weight.dtype),
         "bias": lambda: sums[0].to(ctx.of_norm),
         "tau": lambda: _sum_to(sums[2], tau),
         "theta": lambda: _sum_to(sums[3] * torch.pi, theta),
         "level": lambda: _sum_to(sums[4], level),
+        "leak": lambda: _sum_to(sums[5], leak),
     }
     return *(grads[name]() if needs[name] else None for name in _INPUTS), None, None, None
 
@@ -253,6 +274,7 @@ def _compares(layer: Layer, dtype: torch.dtype) -> bool:
     """Whether all that a layer without a norm does is to compare with a threshold, which is a number of a type."""
     threshold = torch.tensor(layer.threshold, dtype=torch.float32, device="cpu")
     bare = layer.form == "still" and layer.kind == "single" and not (layer.training or layer.keeps or layer.handed)
+    bare = bare and not layer.timed
     return bool(layer.surrogate) and bare and bool(threshold.to(dtype) == threshold)
 
 
@@ -277,8 +299,9 @@ def neurons(
     *,
     residual: Tensor | None = None,
     other: Tensor | None = None,
+    before: Tensor | None = None,
     **parameters: Unpack[Parameters],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Run a layer of neurons that is :func:`covered`.
 
     Args:
@@ -288,23 +311,25 @@ def neurons(
         residual: What is added to the membranes that a layer without spikes returns, of their shape.
         other: Membranes of layer 1, ``((n - 1) B, C, h, w)``, or the map ``(B, C, H, W)`` that a recurrent layer
             receives.
+        before: What the windows' membranes kept of the time step before, ``(n B, C, h, w)``, if the layer is timed.
         **parameters: Those of :class:`~lightning_msnn.kernels.geometry.Parameters`.
 
     Returns:
         What the layer returns: spikes or membranes, ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; the windows'
-        own membranes ``((n - 1) B, handed, h, w)``; the merged membranes, of the shape of the first; the norm's mean,
-        variance, scale and shift, ``(4, C)``, and if they are of all processes a row of the number of places. What
-        there is not is None, or with gradients an empty tensor.
+        own membranes ``((n - 1) B, handed, h, w)``; the merged membranes, of the shape of the first; what membranes
+        keep for the next time step, of the shape of ``before``; the norm's mean, variance, scale and shift,
+        ``(4, C)``, and if they are of all processes a row of the number of places. What there is not is None, or with
+        gradients an empty tensor.
 
     Raises:
         ValueError: If shapes do not fit each other.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        given = {"current": current, "residual": residual, "other": other, **parameters}
-        out, handed, merged, norm = _neurons(*[given.get(name) for name in _INPUTS], layer.spec(), *size)
-        return out, handed, merged, norm
+        given = {"current": current, "residual": residual, "other": other, "before": before, **parameters}
+        out, handed, merged, kept, norm = _neurons(*[given.get(name) for name in _INPUTS], layer.spec(), *size)
+        return out, handed, merged, kept, norm
     if layer.form == "still" and current.numel() <= _SMALL:
         spikes = _compare(layer, current, parameters)
         if spikes is not None:
-            return spikes, None, None, None
-    return _run(layer, size, current, residual, other, parameters)
+            return spikes, None, None, None, None
+    return _run(layer, size, current, residual, other, before, parameters)

@@ -22,7 +22,7 @@ enum { STILL, FIRST, COUPLED, RECURRENT };
 enum { SINE, MEAN, TANH, EXPONENTIAL, POLYNOMIAL, PIECEWISE_LINEAR, NONE };
 enum { TRIANGULAR, RECTANGULAR, ARCTAN, SIGMOID };
 enum { RECTIFIER, RAMP, GRADED };
-enum { BY_SHIFT, BY_SCALE, BY_TAU, BY_THETA, BY_THRESHOLD, SUMS };
+enum { BY_SHIFT, BY_SCALE, BY_TAU, BY_THETA, BY_THRESHOLD, BY_LEAK, SUMS };
 
 /* A call. Sizes and numbers in the order in which Python writes them, then pointers; what is not there is NULL. */
 typedef struct {
@@ -36,17 +36,20 @@ typedef struct {
     int64_t rows, row_groups, row_block; /* of the current, and how they are shared out where windows play no part */
     int64_t in_overlaps, out_overlaps, padded; /* whether windows do where they are read and written; or have no pixel */
     int64_t whole;                     /* whether statistics, or the second pass back, are part of the call */
-    int64_t form, omega, surrogate, soft, fires, batch_statistics, tau_stride, level_stride, bf16;
+    int64_t form, omega, surrogate, soft, fires, batch_statistics, tau_stride, level_stride, leak_stride;
+    int64_t timed, bf16;               /* whether the layer is one time step of several: see before and after */
     double eps, threshold;
     const int32_t *in_index, *out_index, *other_index; /* windows by places: the pixel of each, its end where padded */
     const float *share;                /* of each pixel of the output: one over the number of windows that cover it */
     const void *current, *residual, *other;
+    const void *before;                /* what the windows' membranes kept of the step before; nothing is cut: rows */
     const float *weight, *bias, *running_mean, *running_var; /* of the norm */
     float *norm;                       /* mean, variance, scale, shift by channel */
-    const float *tau, *theta, *level, *anneal;
+    const float *tau, *theta, *level, *anneal, *leak; /* leak: the decay over time */
     void *out, *handed_on, *merged;
-    const void *grad, *grad_handed, *grad_merged;
-    void *by_current, *by_other;
+    void *after;                       /* what they keep for the next step: leak u (1 - s) */
+    const void *grad, *grad_handed, *grad_merged, *grad_after;
+    void *by_current, *by_other, *by_before;
     double *moments;                   /* of statistics: row_groups by 2 by channels, zeros */
     double *sums;                      /* groups by SUMS by channels, zeros */
     float *totals;                     /* of sums: SUMS by channels, and what the second pass takes off: 2 by channels */
@@ -218,6 +221,9 @@ typedef struct {
     float *sums, *threshold, *slope;  /* by channel */
     float *tau, *level, *scale, *shift, *mean, *by_tau, *by_theta, *by_shift, *by_scale; /* by place of a run and channel */
     float *u, *d, *owed;              /* of a run in each window: membranes, gradients, those of what was handed on */
+    float *leak;                      /* by channel, where the layer is one time step of several; runs are of one place */
+    float *kept;                      /* of every place in each window: membranes, later the gradients that kept ones owe */
+    float *taken;                     /* of a map: the gradient that spikes owe for what they took from membranes */
 } Task;
 
 /* Whether spikes leave the windows at once, and their gradients enter them so, without a map of membranes. */
@@ -225,7 +231,8 @@ typedef struct {
 
 static int fires_at_once(const Call *o) {
     int compiled = AT_ONCE(o->form, o->omega); /* for others it is not worth the compiler's time */
-    return o->fires && compiled && !o->out_overlaps && !o->padded && !o->anneal && !o->merged && !o->grad_merged;
+    int bare = !o->anneal && !o->merged && !o->grad_merged && !o->timed;
+    return o->fires && compiled && !o->out_overlaps && !o->padded && bare;
 }
 
 static int owes_at_once(const Call *o) {
@@ -242,10 +249,17 @@ static int64_t by_x_places(const Call *o) { return o->grad && o->in_overlaps ? o
 
 static int64_t by_received_places(const Call *o) { return o->grad && o->form == RECURRENT ? o->other_pixels + 1 : 0; }
 
+static int64_t kept_places(const Call *o, int64_t tile) { return o->timed ? o->windows ? 4 * o->places : tile : 0; }
+
+static int64_t taken_places(const Call *o, int64_t tile) {
+    return o->timed && o->grad ? o->windows ? o->out_pixels + 1 : tile : 0;
+}
+
 /* Floats a channel that a task needs. */
 static int64_t task_floats_each(const Call *o, int64_t tile) {
-    if (!o->windows) return tile + SUMS + 2;
-    return merged_places(o) + by_x_places(o) + by_received_places(o) + SUMS + 2 + 21 * o->run;
+    int64_t common = SUMS + 3 + kept_places(o, tile) + taken_places(o, tile);
+    if (!o->windows) return tile + common;
+    return merged_places(o) + by_x_places(o) + by_received_places(o) + common + 21 * o->run;
 }
 
 static void share_out(const Call *o, Task *t, float *memory, int64_t tile) {
@@ -253,8 +267,13 @@ static void share_out(const Call *o, Task *t, float *memory, int64_t tile) {
     t->sums = memory, memory += SUMS * n;
     t->threshold = memory, memory += n;
     t->slope = memory, memory += n;
-    for (int64_t c = 0; c < n; c++)
+    t->leak = memory, memory += n;
+    t->kept = memory, memory += kept_places(o, tile) * n;
+    t->taken = memory, memory += taken_places(o, tile) * n;
+    for (int64_t c = 0; c < n; c++) {
         t->threshold[c] = o->level ? o->level[(t->c0 + c) * o->level_stride] : (float)o->threshold;
+        t->leak[c] = o->leak ? o->leak[(t->c0 + c) * o->leak_stride] : 0.0f;
+    }
     if (!o->windows) {
         t->x = memory, memory += tile * n;
         return;
@@ -291,6 +310,15 @@ INLINE void read_rows(const Call *o, const Task *t, float *x, int64_t row, int64
 #pragma omp simd
             for (int64_t c = 0; c < t->n; c++) x[c] = load(o->current, at + c, bf16);
         }
+    }
+}
+
+/* Add what rows kept of the time step before. */
+INLINE void add_before(const Call *o, const Task *t, float *x, int64_t row, int64_t rows, int bf16) {
+    for (int64_t r = 0; r < rows; r++, x += t->n) {
+        int64_t at = (row + r) * o->channels + t->c0;
+#pragma omp simd
+        for (int64_t c = 0; c < t->n; c++) x[c] += load(o->before, at + c, bf16);
     }
 }
 
@@ -374,6 +402,9 @@ INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_
         FUNCTION(o, t, __VA_ARGS__, 0);
 static void read_out(const Call *o, const Task *t, float *x, int64_t row, int64_t rows) {
     BY_TYPE(read_rows, x, row, rows)
+    if (o->timed) {
+        BY_TYPE(add_before, x, row, rows)
+    }
 }
 
 static void write_in(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows) {
@@ -407,14 +438,19 @@ INLINE Spot locate(const Call *o, const Task *t, int64_t b, int64_t i) {
     return s;
 }
 
-/* The normalised current, and a membrane that was received: nothing, where a place is padding. */
-#define X(k) ((padded ? s.in_ok[k] : 1.0f) * fmaf(load(o->current, s.in[k] + c, bf16), scale[c], shift[c]))
+/* The normalised current, and a membrane that was received: nothing, where a place is padding. To the current comes what
+ * the membrane kept of the time step before, padding or not. */
+#define X(k)                                                                                                           \
+    ((padded ? s.in_ok[k] : 1.0f) * fmaf(load(o->current, s.in[k] + c, bf16), scale[c], shift[c]) +                    \
+     (timed ? load(o->before, s.before[k] + c, bf16) : 0.0f))
 #define RECEIVED(k) ((padded ? s.map_ok[k] : 1.0f) * load(o->other, s.map[k] + c, bf16))
 #define BEFORE(k) load(o->other, s.before[k] + c, bf16)
 #define VALUE(A, B) (tau[c] * value_of(omega_kind, A, B, theta))
 
 /* Visit the windows of an image: spikes, or sums of membranes on its map; and the membranes that are handed on. */
-INLINE void visit(const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int padded, int bf16) {
+INLINE void visit(
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int padded, int timed, int bf16
+) {
     int64_t n = t->length;
     float theta = o->theta ? *o->theta : 0.0f;
     const float *tau = t->tau, *scale = t->scale, *shift = t->shift, *level = t->level;
@@ -455,6 +491,7 @@ INLINE void visit(const Call *o, const Task *t, int64_t b, int form, int omega_k
             const float *u = t->u + k * n;
 #pragma omp simd
             for (int64_t c = 0; c < n; c++) m[c] += u[c];
+            if (timed) memcpy(t->kept + (k * o->places + i) * n, u, sizeof(float) * (size_t)n);
         }
         if (form != FIRST || !o->handed_on) continue;
         int64_t skip = o->channels - o->handed - t->c0, begin = skip > 0 ? skip : 0;
@@ -466,9 +503,10 @@ INLINE void visit(const Call *o, const Task *t, int64_t b, int form, int omega_k
 /* Back through the windows of an image. Where they do not overlap, gradients of spikes are taken and those of the current
  * given at once; else both are on the image's map in scratch memory. */
 INLINE void revisit(
-    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int surrogate, int in_overlaps, int padded, int bf16
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int surrogate, int in_overlaps, int padded,
+    int timed, int bf16
 ) {
-    int64_t n = t->length;
+    int64_t n = t->length, step = o->places * n;
     float theta = o->theta ? *o->theta : 0.0f;
     const float *tau = t->tau, *scale = t->scale, *shift = t->shift, *level = t->level;
     float *by_tau = t->by_tau, *by_theta = t->by_theta;
@@ -489,8 +527,10 @@ INLINE void revisit(
             }
         const float *m0 = t->merged + s.out_pixel[0] * t->n, *m1 = t->merged + s.out_pixel[1] * t->n;
         const float *m2 = t->merged + s.out_pixel[2] * t->n, *m3 = t->merged + s.out_pixel[3] * t->n;
+        const float *kept = t->kept + i * n;
 #define OWED(k, U)                                                                                                     \
-    (surrogate < 0 ? m##k[c] : load(o->grad, s.out[k] + c, bf16) * surrogate_of(surrogate, (U) - level[c]))
+    ((surrogate < 0 ? m##k[c] : load(o->grad, s.out[k] + c, bf16) * surrogate_of(surrogate, (U) - level[c])) +         \
+     (timed ? kept[k * step + c] : 0.0f))
 #pragma omp simd
         for (int64_t c = 0; c < n; c++) {
             float u = X(0), d0, d1, d2, d3, l = tau[c];
@@ -549,6 +589,7 @@ INLINE void revisit(
                 for (int64_t c = 0; c < n; c++) by_received[c] += a[c];
             }
             if (form == COUPLED && k < 3) pack(o->by_other, s.before[k], a, n, bf16);
+            if (timed && o->by_before) pack(o->by_before, s.before[k], d, n, bf16);
             if (in_overlaps) {
 #pragma omp simd
                 for (int64_t c = 0; c < n; c++) by_x[c] += d[c];
@@ -578,17 +619,22 @@ INLINE void revisit(
 /* A pass with the form, the projection, the type and the rest known to the compiler. */
 #define FOR_EACH_OMEGA(DO)                                                                                             \
     DO(SINE) DO(MEAN) DO(TANH) DO(EXPONENTIAL) DO(POLYNOMIAL) DO(PIECEWISE_LINEAR) DO(NONE)
+#define TIMED(FORM, OMEGA) ((OMEGA) == SINE || (OMEGA) == NONE) /* native.py says so, too */
 #define VISIT(FORM, OMEGA)                                                                                             \
-    if (AT_ONCE(FORM, OMEGA) && fires) {                                                                                                       \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 0)                                                                           \
+    if (AT_ONCE(FORM, OMEGA) && fires) {                                                                               \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, 0)                                                                        \
+    } else if (TIMED(FORM, OMEGA) && o->timed) {                                                                       \
+        BY_TYPE(visit, b, FORM, OMEGA, 0, 1, 1)                                                                        \
     } else {                                                                                                           \
-        BY_TYPE(visit, b, FORM, OMEGA, 0, 1)                                                                           \
+        BY_TYPE(visit, b, FORM, OMEGA, 0, 1, 0)                                                                        \
     }
 #define REVISIT(FORM, OMEGA)                                                                                           \
     if (AT_ONCE(FORM, OMEGA) && fires) {                                                                               \
-        BY_TYPE(revisit, b, FORM, OMEGA, TRIANGULAR, 0, 0)                                                             \
+        BY_TYPE(revisit, b, FORM, OMEGA, TRIANGULAR, 0, 0, 0)                                                          \
+    } else if (TIMED(FORM, OMEGA) && o->timed) {                                                                       \
+        BY_TYPE(revisit, b, FORM, OMEGA, -1, (int)o->in_overlaps, 1, 1)                                                \
     } else {                                                                                                           \
-        BY_TYPE(revisit, b, FORM, OMEGA, -1, (int)o->in_overlaps, 1)                                                   \
+        BY_TYPE(revisit, b, FORM, OMEGA, -1, (int)o->in_overlaps, 1, 0)                                                \
     }
 #define DISPATCH(NAME, DO)                                                                                             \
     static void NAME(const Call *o, const Task *t, int64_t b, int fires) {                                             \
@@ -612,6 +658,83 @@ INLINE void revisit(
 #define REVISIT_RECURRENT(OMEGA) CASE(REVISIT, RECURRENT, OMEGA)
 DISPATCH(visit_windows, VISIT)
 DISPATCH(revisit_windows, REVISIT)
+
+/* Whether neurons whose merged membrane is the share of a sum fired, one or none: padding does not. */
+INLINE float fired_of(float sum, float share, float level, float ok) { return share * sum >= level ? ok : 0.0f; }
+
+/* What membranes keep for the next time step, once they are merged and have fired. */
+INLINE void keep_windows(const Call *o, const Task *t, int64_t b, int bf16) {
+    const float *leak = t->leak, *level = t->level;
+    for (int64_t i = 0; i < o->places; i++) {
+        Spot s = locate(o, t, b, i);
+        for (int k = 0; k < 4; k++) {
+            const float *u = t->kept + (k * o->places + i) * t->n, *m = t->merged + s.out_pixel[k] * t->n;
+            float ok = s.out_pixel[k] < o->out_pixels ? 1.0f : 0.0f, *after = t->d;
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) after[c] = leak[c] * u[c] * (1.0f - fired_of(m[c], 1.0f, level[c], ok));
+            pack(o->after, s.before[k], after, t->n, bf16);
+        }
+    }
+}
+
+INLINE void keep_rows(const Call *o, const Task *t, float *x, int64_t row, int64_t rows, int bf16) {
+    const float *leak = t->leak, *level = t->threshold;
+    for (int64_t r = 0; r < rows; r++, x += t->n) {
+        int64_t at = (row + r) * o->channels + t->c0;
+#pragma omp simd
+        for (int64_t c = 0; c < t->n; c++) {
+            float fired = fired_of(x[c], 1.0f, level[c], 1.0f);
+            store(o->after, at + c, leak[c] * x[c] * (1.0f - fired), bf16);
+        }
+    }
+}
+
+/* From the gradient of what a membrane u kept: those of the decay, of the membrane itself, and of the spike, less sign. */
+#define OWE_KEPT(AT, SHARE, OK)                                                                                        \
+    _Pragma("omp simd") for (int64_t c = 0; c < n; c++) {                                                              \
+        float g = load(o->grad_after, (AT) + c, bf16), rest = 1.0f - fired_of(m[c], SHARE, level[c], OK);              \
+        by_leak[c] += g * u[c] * rest;                                                                                 \
+        taken[c] += leak[c] * u[c] * g;                                                                                \
+        kept[c] = leak[c] * g * rest;                                                                                  \
+    }
+
+/* The membranes' sums are on the map, the membranes themselves in kept, which the gradients take the place of. */
+INLINE void owe_windows(const Call *o, const Task *t, int64_t b, int bf16) {
+    const float *leak = t->leak, *level = t->level;
+    float *by_leak = t->sums + BY_LEAK * t->n;
+    int64_t n = t->n;
+    memset(t->taken, 0, sizeof(float) * (size_t)((o->out_pixels + 1) * n));
+    for (int64_t i = 0; i < o->places; i++) {
+        Spot s = locate(o, t, b, i);
+        for (int k = 0; k < 4; k++) {
+            float *kept = t->kept + (k * o->places + i) * n, *u = kept, *taken = t->taken + s.out_pixel[k] * n;
+            const float *m = t->merged + s.out_pixel[k] * n;
+            int there = s.out_pixel[k] < o->out_pixels;
+            float share = there && o->share ? o->share[s.out_pixel[k]] : 1.0f;
+            OWE_KEPT(s.before[k], share, (float)there)
+        }
+    }
+}
+
+INLINE void owe_kept_rows(const Call *o, const Task *t, float *x, int64_t row, int64_t rows, int bf16) {
+    const float *leak = t->leak, *level = t->threshold, *u = x, *m = x;
+    float *by_leak = t->sums + BY_LEAK * t->n, *kept = t->kept, *taken = t->taken;
+    int64_t n = t->n;
+    memset(taken, 0, sizeof(float) * (size_t)(rows * n));
+    for (int64_t r = 0; r < rows; r++, u += n, m += n, kept += n, taken += n) {
+        OWE_KEPT((row + r) * o->channels + t->c0, 1.0f, 1.0f)
+    }
+}
+
+/* The gradient of membranes of rows is whole, and that of what they kept before. */
+INLINE void pass_back(const Call *o, const Task *t, float *m, int64_t row, int64_t rows, int bf16) {
+    const float *kept = t->kept;
+    for (int64_t r = 0; r < rows; r++, m += t->n, kept += t->n) {
+#pragma omp simd
+        for (int64_t c = 0; c < t->n; c++) m[c] += kept[c];
+        if (o->by_before) pack(o->by_before, (row + r) * o->channels + t->c0, m, t->n, bf16);
+    }
+}
 
 /* Normalise and fire rows that are independent of each other, or add the stream to them. */
 INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int bf16) {
@@ -649,7 +772,11 @@ static void forward(const Call *o, Task *t, int64_t tile) {
     for (int64_t b = t->b0; b < t->b1; b += tile) {
         if (!o->windows) {
             int64_t rows = least(tile, t->b1 - b);
-            if (o->fires && !o->anneal && !o->merged && o->norm) {
+            if (o->timed) {
+                read_out(o, t, t->x, b, rows);
+                write_in(o, t, t->x, 0, b, rows);
+                BY_TYPE(keep_rows, t->x, b, rows)
+            } else if (o->fires && !o->anneal && !o->merged && o->norm) {
                 BY_TYPE(fire_rows, b, rows, 1)
             } else if (o->fires && !o->anneal && !o->merged) {
                 BY_TYPE(fire_rows, b, rows, 0)
@@ -665,6 +792,9 @@ static void forward(const Call *o, Task *t, int64_t tile) {
         visit_windows(o, t, b, at_once);
         if (at_once) continue;
         PIECES(o->out_pixels, o->out_slabs) write_in(o, t, t->merged + q * t->n, q, row, rows);
+        if (o->timed) {
+            BY_TYPE(keep_windows, b)
+        }
     }
 }
 
@@ -672,9 +802,9 @@ static void forward(const Call *o, Task *t, int64_t tile) {
 INLINE void owe_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bf16) {
     float a = o->anneal ? *o->anneal : 1.0f;
     const float *level = t->threshold;
-    float *by_level = t->sums + BY_THRESHOLD * t->n, *by_u = t->slope;
+    float *by_level = t->sums + BY_THRESHOLD * t->n, *by_u = t->slope, *taken = t->taken + q * t->n;
     int64_t n = t->n;
-    for (int64_t r = 0; r < rows; r++, m += n) {
+    for (int64_t r = 0; r < rows; r++, m += n, taken += n) {
         int64_t at = (row + r) * o->channels + t->c0;
         float share = o->share ? o->share[q + r] : 1.0f;
         if (!o->fires) {
@@ -691,6 +821,13 @@ INLINE void owe_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t 
                 SLOPE(ARCTAN)
             } else {
                 SLOPE(SIGMOID)
+            }
+            if (o->grad_after) {
+#pragma omp simd
+                for (int64_t c = 0; c < n; c++) {
+                    taken[c] *= by_u[c];
+                    by_level[c] += taken[c];
+                }
             }
             if (o->level) {
 #pragma omp simd
@@ -709,6 +846,10 @@ INLINE void owe_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t 
             }
 #pragma omp simd
             for (int64_t c = 0; c < n; c++) m[c] = by_u[c] * load(o->grad, at + c, bf16);
+        }
+        if (o->grad_after) {
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++) m[c] -= taken[c];
         }
         if (o->grad_merged) {
 #pragma omp simd
@@ -849,6 +990,18 @@ static int is_twice(const Call *o) {
     return !o->windows && o->norm && !o->level && !o->grad_merged && o->whole && common;
 }
 
+/* What membranes of an image, or of rows, owe for what they kept; nothing after the last time step. */
+static void owe_kept(const Call *o, const Task *t, int64_t b, int64_t rows) {
+    if (!o->timed) return;
+    if (!o->grad_after) {
+        memset(t->kept, 0, sizeof(float) * (size_t)(kept_places(o, rows) * t->n));
+    } else if (o->windows) {
+        BY_TYPE(owe_windows, b)
+    } else {
+        BY_TYPE(owe_kept_rows, t->x, b, rows)
+    }
+}
+
 static void backward(const Call *o, Task *t, int64_t tile) {
     for (int64_t b = t->b0; b < t->b1; b += tile) {
         memset(t->sums, 0, sizeof(float) * (size_t)(SUMS * t->n));
@@ -859,7 +1012,11 @@ static void backward(const Call *o, Task *t, int64_t tile) {
                 if (!o->batch_statistics) owe_input(o, t, b, rows);
             } else {
                 if (o->fires) read_out(o, t, t->x, b, rows);
+                owe_kept(o, t, b, rows);
                 owe(o, t, t->x, 0, b, rows);
+                if (o->timed) {
+                    BY_TYPE(pass_back, t->x, b, rows)
+                }
                 settle(o, t, t->x, b, rows);
             }
         } else {
@@ -867,6 +1024,7 @@ static void backward(const Call *o, Task *t, int64_t tile) {
             memset(t->by_tau, 0, sizeof(float) * (size_t)(4 * t->length));
             if (!at_once) {
                 if (o->form != STILL || o->fires) visit_windows(o, t, b, 0);
+                owe_kept(o, t, b, 1);
                 PIECES(o->out_pixels, o->out_slabs) owe(o, t, t->merged + q * t->n, q, row, rows);
             }
             revisit_windows(o, t, b, at_once);

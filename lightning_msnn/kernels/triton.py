@@ -30,12 +30,15 @@ from lightning_msnn.kernels.geometry import (
     vectors,
 )
 
-__all__ = ["DTYPES", "backward", "forward", "settle", "statistics"]
+__all__ = ["DTYPES", "TIMED", "backward", "forward", "settle", "statistics"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Data types of maps that the kernels take."""
+TIMED: tuple[str, ...] = ()
+"""Projections of layers that are one time step of several: none."""
 
 _FIRST, _COUPLED, _RECURRENT = (tl.constexpr(FORMS.index(form)) for form in ("first", "coupled", "recurrent"))
+_SUMS = 5  # of those by channel: all but that of the decay over time
 _TILES = 512  # of rows, that the statistics are taken from
 
 
@@ -656,11 +659,13 @@ def forward(
     current: Tensor,
     residual: Tensor | None,
     other: Tensor | None,
+    before: None,
     norm: Tensor | None,
     given: Parameters,
     out: Tensor,
     handed: Tensor | None,
     merged: Tensor | None,
+    after: None,
 ) -> Tensor | None:
     """Write what a layer returns, hands on and keeps: see :func:`lightning_msnn.kernels.native.forward`."""
     at = tables(layer, *size, current.device)
@@ -691,12 +696,14 @@ def backward(
     grad: Tensor,
     grad_handed: Tensor | None,
     grad_merged: Tensor | None,
+    grad_after: None,
     current: Tensor,
     other: Tensor | None,
+    before: None,
     norm: Tensor,
     given: Parameters,
     whole: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients, and sums by channel: see :func:`lightning_msnn.kernels.native.backward`."""
     at = tables(layer, *size, current.device)
     call = _Call(layer, at, current, other, norm if norm.numel() else None, given)
@@ -723,7 +730,7 @@ def backward(
         by_other = current.new_empty(0)
     else:
         by_other = torch.zeros_like(other) if call.other is None else torch.empty_like(other)
-    sums = torch.empty(call.tiles.grid[0], SUMS, channels, dtype=torch.float32, device=current.device)
+    sums = torch.empty(call.tiles.grid[0], _SUMS, channels, dtype=torch.float32, device=current.device)
     scaled = call.norm is not None and not layer.training
     call.tiles.run(
         _backward, grad, grad_handed if layer.handed and call.cut else None, grad_merged, owed, call.share, current,
@@ -739,13 +746,13 @@ def backward(
                 _collect, buffer, covers_, call.norm, out, images, places, channels, pixels,
                 MOST=len(covers_), SCALED=scaled_,
             )  # fmt: skip
-    totals = torch.empty(SUMS + 2, channels, dtype=torch.float32, device=current.device)
-    totals[:SUMS] = sums.sum(0, dtype=torch.float64)
+    totals = torch.zeros(SUMS + 2, channels, dtype=torch.float32, device=current.device)
+    totals[:_SUMS] = sums.sum(0, dtype=torch.float64)
     if levels is not None:
         totals[4] = levels.sum(0, dtype=torch.float64)
     if layer.training and whole:
         _take_off(by_current, current, norm, totals, None, layer.eps)
-    return by_current, by_other, totals
+    return by_current, by_other, current.new_empty(0), totals
 
 
 def settle(by_current: Tensor, current: Tensor, norm: Tensor, totals: Tensor, rows: Tensor, eps: float) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.functional.membrane import isolated, over_time, shared
+from lightning_msnn.functional.membrane import hard_reset, isolated, over_time, shared
 from lightning_msnn.functional.projection import PROJECTIONS
 from lightning_msnn.functional.spike import SOFT, SURROGATES, heaviside
-from lightning_msnn.functional.windows import WINDOWS, count, merge, split
+from lightning_msnn.functional.windows import WINDOWS, count, merge, side, split
 from lightning_msnn.kernels import geometry
 from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import covered, neurons
@@ -126,8 +126,12 @@ def _kernel(
     handed: int = 0,
     keeps: bool = False,
     residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
-    """Run a layer on a kernel; None where none covers it."""
+    before: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None] | None:
+    """Run a layer on a kernel; None where none covers it.
+
+    A layer that is given what membranes kept ``before`` is one time step of several, and returns what they keep after.
+    """
     if _KINDS.get(cut.kind) is not WINDOWS.get(cut.kind):
         return None
     form, omega, surrogate, soft, threshold = "still", "none", "", "rectifier", 0.0
@@ -145,11 +149,13 @@ def _kernel(
         if type(spike) is not Spike or "forward" in spike.__dict__:
             return None
         surrogate, soft, threshold = spike.name, spike.soft, spike.threshold
-        # In one time step the reset of a neuron model plays no part.
         known = _SURROGATES.get(surrogate) is spike.surrogate and _SOFT.get(soft) is SOFT.get(soft)
         if not known or spike.model.fire is not heaviside:
             return None
-    if not covered(current):
+        # In one time step the reset of a neuron model plays no part.
+        if before is not None and spike.model.reset is not hard_reset:
+            return None
+    if not covered(current, None if before is None else omega):
         return None
     of_norm = _norm_arguments(norm, current)
     if of_norm is None:
@@ -161,16 +167,22 @@ def _kernel(
         tensors["tau"] = decay.forward()  # which nothing watches
     if projection is not None:
         tensors["theta"] = projection.radian()
+    if before is not None:
+        assert isinstance(spike, Spike)
+        learnt = membrane is not None and membrane.tau_time is None
+        tensors["leak"] = tensors["tau"] if learnt else torch.tensor(spike.tau_time, device=current.device)
     layer = Layer(
         form, omega, cut.kind, surrogate, soft, cut.windows_in, cut.windows_out, handed, keeps,
-        threshold=threshold, **flags,
+        timed=before is not None, threshold=threshold, **flags,
     )  # fmt: skip
-    out, membranes, merged, found = neurons(current, layer, size, residual=residual, other=other, **tensors)
+    out, membranes, merged, kept, found = neurons(
+        current, layer, size, residual=residual, other=other, before=before, **tensors
+    )
     if layer.training:
         _track(norm, found, current.numel() // current.shape[1])
     if spike is not None:
         out = spike(current, fired=out)
-    return out, membranes, merged
+    return out, membranes, merged, kept
 
 
 Step = tuple[Tensor, Membranes, Tensor | None]
@@ -224,43 +236,6 @@ def _merge(windows: list[Tensor], kind: str, size: tuple[int, int]) -> Tensor:
     return windows[0] if len(windows) == 1 else join_windows(torch.cat(windows), kind, size)
 
 
-def _kernels_in_time(
-    current: Tensor,
-    spike: Spike,
-    membrane: Membrane | None,
-    other: Membranes | None,
-    cut: Cut,
-    size: tuple[int, int],
-    handed: int,
-    before: Tensor | None,
-    kept: list[Tensor],
-    keeps: bool,
-) -> Step | None:
-    """Run one time step of a layer on kernels, one for each equation; None where none covers it.
-
-    Args are those of :func:`_equations`, but for the current of all windows, ``(n, B, C, h, w)``. With gradients, to
-    start so many operators takes longer than the equations.
-    """
-    u = current[0]
-    if torch.is_grad_enabled() or not covered(u):
-        return None
-    u = (current if before is None else current + before).flatten(0, 1)
-    tau: Tensor | float = spike.tau_time
-    if membrane is not None:
-        carried = _kernel(u, None, None, membrane, Cut(cut.kind, True, True), size, _batch(other))
-        if carried is None:
-            return None
-        u, tau = carried[0], membrane.decay_over_time(u)
-    found = _kernel(u, None, spike, None, Cut(cut.kind, True, cut.windows_out), size, keeps=keeps)
-    if found is None:
-        return None
-    spikes, _, merged = found
-    after = spike.reset(u, spikes if cut.windows_out else cut_windows(spikes, cut.kind), tau)
-    kept.append(after.view_as(current))
-    n = len(current)
-    return spikes, u[: len(u) // n * (n - 1), u.shape[1] - handed :] if handed and n > 1 else [], merged
-
-
 def _batch(other: Membranes | None) -> Tensor | None:
     """Membranes of windows as a batch; None for those of a map that is one window, which hands nothing on."""
     batch = torch.cat(other) if isinstance(other, list) and other else other
@@ -304,28 +279,35 @@ def fire(
     if not (isinstance(spike, Spike) and (spike.time_steps > 1 or around is not None)):
         found = _kernel(current, norm, spike, membrane, cut, size, _batch(other), handed, keeps)
         if found is not None:
-            return found
+            return found[:3]
         x = current if norm is None else normalise(current, norm)
         currents = _windows(x, n) if cut.windows_in else split(x, cut.kind)
         return _equations(currents, spike, membrane, other, cut, size, handed)
     x = current if norm is None else normalise(current, norm)
-    if n > 1 and not cut.windows_in:
-        x = cut_windows(x, cut.kind)
     steps = 1 if around is not None else spike.time_steps
-    inputs = torch.unflatten(x, 0, [n, steps, -1]).unbind(1)
+    inputs = torch.unflatten(x, 0, [n if cut.windows_in else 1, steps, -1]).unbind(1)
     if isinstance(other, Tensor):  # a map; layer 1 hands on a list over time
         other = _windows(other, steps)
+    window = size if n == 1 else (side(cut.kind, size[0]), side(cut.kind, size[1]))
+    shape = torch.Size((n, inputs[0].shape[1], x.shape[1], *window))
 
     def step(now: tuple[Tensor, Any], before: Tensor | None) -> tuple[Step, Tensor]:
+        current, other = now
+        kernel = (spike, membrane, cut, size, _batch(other), handed, keeps)
+        past = x.new_zeros(shape) if before is None else before
+        found = _kernel(current.flatten(0, 1), None, *kernel, before=past.flatten(0, 1))
+        if found is not None:
+            spikes, membranes, merged, after = found
+            assert after is not None
+            return (spikes, [] if membranes is None else membranes, merged), torch.unflatten(after, 0, [n, -1])
         kept: list[Tensor] = []
-        layer = (spike, membrane, now[1], cut, size, handed, before, kept)
-        made = _kernels_in_time(now[0], *layer, keeps) or _equations(list(now[0].unbind(0)), *layer)
-        return made, kept[0]
+        currents = list(current.unbind(0)) if cut.windows_in or n == 1 else split(current[0], cut.kind)
+        return _equations(currents, spike, membrane, other, cut, size, handed, before, kept), kept[0]
 
     made, kept = over_time(
         step,
         list(zip(inputs, other or [None] * steps, strict=True)),
-        None if around is None else around.resume(spike, inputs[0].shape),
+        None if around is None else around.resume(spike, shape),
     )
     if around is not None:
         around.after[spike] = kept

@@ -60,8 +60,9 @@ def run(layer: Layer, images: int, dtype: torch.dtype, channels: int = 48, **par
     norm = {"weight": ones, "running_mean": ones, "running_var": ones}
     given = {"tau": torch.ones(channels, 1, 1), "theta": torch.ones(()), **norm, **parameters}
     merged = out if layer.keeps else None
-    norm = kernels.forward(layer, size, current, residual, other, None, given, out, handed, merged)
-    sums = kernels.backward(layer, size, out, handed, merged, current, other, norm, given, not layer.synchronised)[-1]
+    norm = kernels.forward(layer, size, current, residual, other, None, None, given, out, handed, merged, None)
+    grads = out, handed, merged, None
+    sums = kernels.backward(layer, size, *grads, current, other, None, norm, given, not layer.synchronised)[-1]
     if layer.synchronised:
         kernels.settle(current, current, norm, sums, torch.ones(1, dtype=torch.float64), layer.eps)
 

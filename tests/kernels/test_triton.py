@@ -250,7 +250,7 @@ def test_nan_stays_and_does_not_fire(projection):
     current = torch.zeros(1, 2, 4, 4, device=DEVICE)
     current[0, 0, 0, 0] = torch.nan
     other = torch.zeros(3, 2, 2, 2, device=DEVICE)
-    spikes, _, merged, _ = operator.neurons(
+    spikes, _, merged, _, _ = operator.neurons(
         current, Layer("coupled", projection, "non_dilated", "triangular", keeps=True), (4, 4),
         tau=torch.tensor(0.5, device=DEVICE), theta=torch.tensor(0.3, device=DEVICE), other=other + 1.0,
     )  # fmt: skip
@@ -278,16 +278,16 @@ def test_statistics_that_processes_share():
         torch.randn(4, 3, 5, 7, device=DEVICE).contiguous(memory_format=torch.channels_last) for _ in range(2)
     )
     norm = kernels.statistics(current, None, None, layer.eps)
-    rest = None, norm, Parameters(tau=torch.tensor(0.4, device=DEVICE))
-    expected, _, totals = kernels.backward(layer, size, grad, None, None, current, *rest, True)
+    rest = None, None, norm, Parameters(tau=torch.tensor(0.4, device=DEVICE))
+    expected, _, _, totals = kernels.backward(layer, size, grad, None, None, None, current, *rest, True)
     halves = [
-        kernels.backward(layer, size, grad[i], None, None, current[i], *rest, False)
+        kernels.backward(layer, size, grad[i], None, None, None, current[i], *rest, False)
         for i in (slice(0, 2), slice(2, 4))
     ]  # fmt: skip
-    sums = halves[0][2] + halves[1][2]
+    sums = halves[0][3] + halves[1][3]
     torch.testing.assert_close(sums[:5], totals[:5])
     rows = torch.tensor([4.0 * 5 * 7], dtype=torch.float64, device=DEVICE)
-    for (half, _, _), i in zip(halves, (slice(0, 2), slice(2, 4)), strict=True):
+    for (half, *_), i in zip(halves, (slice(0, 2), slice(2, 4)), strict=True):
         kernels.settle(half, current[i], norm, sums, rows, layer.eps)
         torch.testing.assert_close(half, expected[i])
 
