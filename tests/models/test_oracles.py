@@ -4,9 +4,9 @@ import pytest
 import timm
 import torch
 
+from benchmarks.published import publish
 from lightning_msnn.models.twins import calibrate
 from tests.conftest import TINY
-from tests.oracles import publish
 
 
 @pytest.mark.parametrize("windows", ["alternate", "alternate_grid"])

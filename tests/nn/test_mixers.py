@@ -5,13 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.published import PublishedMixer
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS, WINDOWS, merge, split
 from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.models import CELLS, AttentionMixer, ConvMixer, RecurrentMixer
 from lightning_msnn.nn import CONTEXTS, Neuron
 from tests.conftest import GOLDEN
-from tests.oracles import PublishedMixer
 
 UNUSED = {"allow_unused": True, "materialize_grads": True}  # on a map that is one window
 
