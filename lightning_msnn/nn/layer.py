@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lightning_msnn.functional.membrane import hard_reset, isolated, over_time, shared
 from lightning_msnn.functional.projection import PROJECTIONS
 from lightning_msnn.functional.spike import SOFT, SURROGATES, heaviside
-from lightning_msnn.functional.windows import WINDOWS, count, merge, side, split
+from lightning_msnn.functional.windows import WINDOWS, count, merge, split
 from lightning_msnn.kernels import geometry
 from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import covered, neurons
@@ -288,7 +288,7 @@ def fire(
     inputs = torch.unflatten(x, 0, [n if cut.windows_in else 1, steps, -1]).unbind(1)
     if isinstance(other, Tensor):  # a map; layer 1 hands on a list over time
         other = _windows(other, steps)
-    window = size if n == 1 else (side(cut.kind, size[0]), side(cut.kind, size[1]))
+    window = x.shape[2:] if cut.windows_in or n == 1 else split(x[:1, :1], cut.kind)[0].shape[2:]
     shape = torch.Size((n, inputs[0].shape[1], x.shape[1], *window))
 
     def step(now: tuple[Tensor, Any], before: Tensor | None) -> tuple[Step, Tensor]:
