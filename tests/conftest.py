@@ -11,6 +11,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,21 @@ import lightning_msnn  # noqa: F401  registers the networks
 NETWORKS = timm.list_models("msnn*")
 TINY = [name for name in NETWORKS if name.endswith("_tiny")]
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _tidy() -> Iterator[None]:
+    """What a test writes goes to its own folder: it leaves nothing new at the root of the repository."""
+    before = set(os.listdir(ROOT))
+    yield
+    left = {name for name in set(os.listdir(ROOT)) - before if not name.startswith((".", "__pycache__"))}
+    assert not left, f"this test, or one that ran beside it, left {sorted(left)} in {ROOT}"
 
 
 @pytest.fixture(scope="session")
