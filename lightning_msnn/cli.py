@@ -525,7 +525,7 @@ class MSNNCLI(LightningCLI):
     def _compare(self, verb: str) -> None:
         """Refuse what is given otherwise than a checkpoint or an entry has it."""
         for section, facts in self._facts.items():
-            ours = _plain(self.config[verb][section].init_args)
+            ours = _plain(self.config[verb][section].get("init_args", {}))  # none of a class without arguments
             given = {key.partition(".")[2] for key in self._given.values if key.startswith(f"{section}.")}
             if section == "data" and verb != "fit":
                 continue

@@ -59,16 +59,17 @@ def import_files(names: str | Iterable[str]) -> list[str]:
 def _import(name: str) -> str:
     file = Path(os.path.expanduser(name)) if name.endswith(".py") or os.sep in name else None
     module = name if file is None else _on_path(file.resolve())
-    with _nothing_redefined(name):
-        try:
-            import_module(module)
-        except (Exception, SystemExit) as error:  # whatever a file raises
-            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).stem == module]
-            where = f", line {lines[-1]}" if lines else ""
-            hint = "; the path of a file ends in .py" if file is None else ""
-            raise ConfigurationError(
-                f"cannot import {name!r}: {type(error).__name__}{where}: {' '.join(str(error).split())}{hint}"
-            ) from error
+    if module not in sys.modules:
+        with _nothing_redefined(name, module):
+            try:
+                import_module(module)
+            except (Exception, SystemExit) as error:  # whatever a file raises
+                lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).stem == module]
+                where = f", line {lines[-1]}" if lines else ""
+                hint = "; the path of a file ends in .py" if file is None else ""
+                raise ConfigurationError(
+                    f"cannot import {name!r}: {type(error).__name__}{where}: {' '.join(str(error).split())}{hint}"
+                ) from error
     return name if file is None else str(file.resolve())
 
 
@@ -99,8 +100,8 @@ def _on_path(file: Path) -> str:
 
 
 @contextmanager
-def _nothing_redefined(source: str) -> Iterator[None]:
-    """Refuse an import that gives a name of a table another meaning, and leave the tables as they were if it fails."""
+def _nothing_redefined(source: str, module: str) -> Iterator[None]:
+    """Refuse an import that gives a name of a table another meaning; if it fails, tables and modules are as before."""
     before = {what: dict(table) for what, table in TABLES.items()}
     try:
         with warnings.catch_warnings():
@@ -112,9 +113,10 @@ def _nothing_redefined(source: str) -> Iterator[None]:
                 taken += WINDOW_SCHEDULES.keys() & table.keys() - before[what].keys()
             if taken:
                 raise ConfigurationError(
-                    f"{source!r} defines {what} {taken[0]!r}, which there is already: give it another name"
+                    f"{source!r} changes {what} {taken[0]!r}, which there is already: give yours another name"
                 )
     except ConfigurationError:
+        sys.modules.pop(module, None)
         for what, table in TABLES.items():
             table.clear()
             table.update(before[what])

@@ -1,6 +1,7 @@
 """Shared fixtures."""
 
 import os
+import sys
 
 # Each of the processes that share the tests, and those that they start, has a core of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +19,7 @@ import pytest
 import timm
 
 import lightning_msnn  # noqa: F401  registers the networks
+from lightning_msnn.imports import TABLES
 
 NETWORKS = timm.list_models("msnn*")
 TINY = [name for name in NETWORKS if name.endswith("_tiny")]
@@ -37,6 +39,20 @@ def _tidy() -> Iterator[None]:
     yield
     left = {name for name in set(os.listdir(ROOT)) - before if not name.startswith((".", "__pycache__"))}
     assert not left, f"this test, or one that ran beside it, left {sorted(left)} in {ROOT}"
+
+
+@pytest.fixture
+def own_definitions(tmp_path: Path) -> Iterator[None]:
+    """What files in the folder of a test define is gone after it."""
+    tables, path = [(table, dict(table)) for table in TABLES.values()], list(sys.path)
+    yield
+    sys.path[:] = path
+    for table, content in tables:
+        table.clear()
+        table.update(content)
+    for name, module in list(sys.modules.items()):
+        if tmp_path in Path(getattr(module, "__file__", None) or "/").parents:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

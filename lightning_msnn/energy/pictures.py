@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lightning_msnn.energy.profiles import KINDS
-from lightning_msnn.functional.windows import WINDOWS, Corners, side, split
+from lightning_msnn.functional.windows import WINDOWS, Corners, Grid, side, split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,7 +178,7 @@ def _mark_windows(axes: Any, kind: str, height: int, width: int, rates: Sequence
 
     Outside of all others is what lies between the map's border and theirs. The rates of other windows are one line.
     """
-    if type(WINDOWS[kind]) is not Corners:
+    if not isinstance(WINDOWS[kind], Corners) or isinstance(WINDOWS[kind], Grid):
         _write(axes, (0.5, 0.9), " ".join(f"{r:.0f}" for r in rates))
         return
     h, w = side(kind, height), side(kind, width)
