@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from timm.models import _registry
 
 import lightning_msnn  # noqa: F401  registers the networks
 from lightning_msnn.imports import TABLES
@@ -44,7 +45,7 @@ def _tidy() -> Iterator[None]:
 @pytest.fixture
 def own_definitions(tmp_path: Path) -> Iterator[None]:
     """What files in the folder of a test define is gone after it."""
-    tables, path = [(table, dict(table)) for table in TABLES.values()], list(sys.path)
+    tables, path = [(t, dict(t)) for t in (*TABLES.values(), _registry._model_entrypoints)], list(sys.path)
     yield
     sys.path[:] = path
     for table, content in tables:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import pickle
 import shlex
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from lightning_msnn import functional, zoo
 from lightning_msnn.cli import main
+from lightning_msnn.energy.pictures import draw_windows
 from lightning_msnn.imports import import_files
 from lightning_msnn.nn import Membrane, Neuron, Spike, fire
 from lightning_msnn.nn.layer import Cut
@@ -93,7 +95,7 @@ def test_what_is_in_a_network(here, heading):
     given = content["hyper_parameters"]["network_kwargs"]
     assert given[argument] == name
     task = SpikingClassifier.load_from_checkpoint("runs/mine/version_0/checkpoints/last.ckpt", weights_only=True)
-    mine = task.network.train()
+    mine = pickle.loads(pickle.dumps(task.network)).train()  # as processes that are spawned receive it
     other = timm.create_model("msnn_resnet12_tiny", num_classes=10, in_chans=1, **{**given, argument: ours}).train()
     other.load_state_dict(mine.state_dict())
     images = torch.randn(8, 1, 16, 16)
@@ -126,11 +128,22 @@ def test_windows_are_cut_so(here, monkeypatch):
         assert torch.equal(lower, x[:, :, half:])
 
 
-def test_a_neuron_keeps_so(here, monkeypatch):
+def test_windows_are_drawn_without_borders(here):
+    """Where those of the package lie is known; of others the rates alone are."""
+    import_files("halves.py")
+    rate = torch.cat([torch.full((4, 8), 0.25), torch.full((4, 8), 0.5)])
+    axes = draw_windows({"layer": {"kind": "halves", "isolated": False, "rate": rate}}).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["25 50"]
+    assert not axes.lines
+    with pytest.raises(ValueError, match="windows of kind halves have no side"):
+        functional.side("halves", 8)
+
+
+def test_a_neuron_keeps_so(here):
     import_files("integrator.py")
     module, kept = sys.modules["integrator"], []
-    spied = functional.NeuronModel(functional.heaviside, lambda *given: kept.append(given) or module.reset(*given))
-    monkeypatch.setitem(functional.NEURONS, "integrator", spied)
+    spied = lambda *given: kept.append(given) or module.reset(*given)  # noqa: E731
+    functional.NEURONS["integrator"] = functional.NeuronModel(functional.heaviside, spied)
     run(COMMANDS["A neuron model"], "--run.test", "false", "--run.monitors", "false")
     assert len(kept) > 10
     membrane, spikes, _, _ = kept[-1]

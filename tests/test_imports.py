@@ -125,16 +125,14 @@ def test_classes_of_a_checkpoint(here, capsys):
     main(["fit", "--run.imports", "parts.py", *classes, *SHORT])
     del sys.modules["parts"]
     sys.path.remove(str(here))
-    given = ["test", "--ckpt_path", "runs/mine/version_0/checkpoints/last.ckpt", "--trainer.accelerator", "cpu"]
-    for section, kind in (("model", "parts.Mine"), ("data", "parts.Theirs")):
-        message = error_of(capsys, main, *given)
-        assert f"give --{section} {kind}; a file of yours" in message
-        given += [f"--{section}", kind, "--run.imports", "parts.py"]
-        if section == "model":
-            given = given[:-2]
-            assert "must be imported with --run.imports" in error_of(capsys, main, *given)
-            given += ["--run.imports", "parts.py"]
-    main([*given, "--trainer.limit_test_batches", "1", "--run.monitors", "false"])
+    test = ["test", "--ckpt_path", "runs/mine/version_0/checkpoints/last.ckpt", "--trainer.accelerator", "cpu"]
+    message = error_of(capsys, main, *test)
+    assert "give --model parts.Mine; a file of yours that defines model 'parts.Mine' must be imported with" in message
+    message = error_of(capsys, main, *test, "--model", "parts.Mine")
+    assert message.endswith("a file of yours that defines model 'parts.Mine' must be imported with --run.imports")
+    message = error_of(capsys, main, *test, "--model", "parts.Mine", "--run.imports", "parts.py")
+    assert message.endswith("has parts.Theirs: give --data parts.Theirs")
+    main([*test, *classes, "--run.imports", "parts.py", "--trainer.limit_test_batches", "1", "--run.monitors", "false"])
 
 
 def test_a_checkpoint_imports_nothing(here, run, capsys):
