@@ -77,7 +77,8 @@ def test_the_saved_configuration_repeats_the_run_from_another_folder(here, run, 
     main(["fit", "--config", str(run / "config.yaml")])
     again = Path("runs/mine/version_0")
     assert yaml.safe_load((again / "config.yaml").read_text()) == saved
-    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(run).items())
+    first, second = weights(run), weights(again)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_a_configuration_and_more(here, run, capsys):
