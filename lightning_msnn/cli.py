@@ -219,8 +219,8 @@ class _Given:
     """What the user gives on the command line and in configurations, in its order, and checked.
 
     Files that are to be imported are, before anything else is looked at. The classes of model and data are those named
-    last. Options given for another class are passed on to them as far as
-    they have them too, so that data and recipe can be named in any order.
+    last. Options given for another class are passed on to them as far as they have them too, so that data and recipe
+    can be named in any order.
 
     Args:
         parser: The parser of the verb.
