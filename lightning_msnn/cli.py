@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from inspect import Parameter, signature
@@ -36,7 +36,8 @@ from lightning_msnn.callbacks import (
     TrainingCurves,
 )
 from lightning_msnn.data.base import arguments_of_checkpoint
-from lightning_msnn.errors import ConfigurationError, TrainingError, suggestion
+from lightning_msnn.errors import ConfigurationError, TrainingError, UnknownNameError, suggestion
+from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.models.weights import entries, find, read_config
 from lightning_msnn.nn import Spike
 from lightning_msnn.runs import (
@@ -69,6 +70,9 @@ AT_THE_START = {"pretrained": False, "init_from": None}
 
 EPOCHS = 30
 """Epochs of a training whose end nothing else says."""
+
+IMPORTS = "run.imports"
+"""Option that names files of the user's own."""
 
 _LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
 
@@ -143,9 +147,11 @@ def _class(path: Any, section: str) -> type:
         kind = getattr(import_module(module), name) if module else known[name]
     except (ImportError, AttributeError, KeyError, ValueError) as error:
         there = [f"{ours.__name__}.{n}" for n, k in known.items() if issubclass(k, base)]
-        raise ConfigurationError(
+        raise UnknownNameError(
             f"{section} {path!r} cannot be imported ({error}): allowed are {', '.join(there)} and the path of another "
-            f"{base.__name__}{suggestion(str(path), there)}"
+            f"{base.__name__}{suggestion(str(path), there)}",
+            section,
+            str(path),
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ConfigurationError(f"{section} must be the path of a {base.__name__}, not {path!r}")
@@ -191,11 +197,30 @@ def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield (prefix.rstrip(".") if name in ("model.class_path", "data.class_path") else name), value
 
 
+def _pairs(name: str, content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an argument gives, by key: of a configuration all that is in it."""
+    return _flat(content) if isinstance(content, dict) else iter([(name, content)])
+
+
+def _imports(pairs: Iterable[tuple[str, Any]]) -> list[str]:
+    """Return the files that are to be imported, read as the parser reads the option."""
+    parser = _Parser(exit_on_error=False)
+    parser.add_argument(f"--{IMPORTS}", type=str | list[str], default=[])
+    given = [
+        f"--{key}={value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True)}"
+        for key, value in pairs
+        if key.removesuffix("+") == IMPORTS and value is not None
+    ]
+    found = parser.parse_args(given)[IMPORTS]
+    return [found] if isinstance(found, str) else found
+
+
 class _Given:
     """What the user gives on the command line and in configurations, in its order, and checked.
 
-    The classes of model and data are those named last. Options given for another class are passed on to them as far as
-    they have them too, so that data and recipe can be named in any order.
+    Files that are to be imported are, before anything else is looked at. The classes of model and data are those named
+    last. Options given for another class are passed on to them as far as they have them too, so that data and recipe
+    can be named in any order.
 
     Args:
         parser: The parser of the verb.
@@ -223,8 +248,10 @@ class _Given:
             name = "config" if name == "-c" else name.removeprefix("--")
             content = _read_configuration(given) if name == "config" and given is not None else given
             self._parts.append((name, content, raw))
-            for key, value_ in _flat(content) if isinstance(content, dict) else [(name, content)]:
-                self._note(key.replace(".init_args.", ".") if key.startswith(("model.", "data.")) else key, value_)
+        pairs = [pair for name, content, _ in self._parts for pair in _pairs(name, content)]
+        self.imports = import_files(_imports(pairs))
+        for key, value_ in pairs:
+            self._note(key.replace(".init_args.", ".") if key.startswith(("model.", "data.")) else key, value_)
 
     def _note(self, key: str, value: Any) -> None:
         section, _, rest = key.partition(".")
@@ -268,7 +295,8 @@ class _Given:
                 parts += self._one_configuration(content)
             elif section not in BASES or rest in ("help", "dict_kwargs", *_arguments(self.classes[section])):
                 parts += raw
-        return parts + self._one_configuration({s: {"init_args": arguments} for s, arguments in back.items()})
+        last = {s: {"init_args": arguments} for s, arguments in back.items()} | {"run": {"imports": self.imports}}
+        return parts + self._one_configuration(last)
 
     def _one_configuration(self, content: dict[str, Any]) -> list[str]:
         """Write a configuration for the classes that were named last."""
@@ -361,6 +389,7 @@ class MSNNCLI(LightningCLI):
         """Add the options of this command line."""
         parser.set_defaults({section: {"class_path": _path(kind)} for section, kind in DEFAULTS.items()})
         for name, kind, default, text in (
+            (IMPORTS, str | list[str], [], HELP),
             ("run.folder", str, "runs", "Folder of all runs."),
             ("run.name", str | None, None, "Folder of this experiment in it, by default network and data."),
             ("run.test", bool, True, "Whether fit ends by testing the best checkpoint."),
@@ -459,8 +488,10 @@ class MSNNCLI(LightningCLI):
         same = path in (_path(given), f"{OURS[section].__name__}.{given.__name__}")
         # A file names no class that is imported for it, and weights are tested on other data if that is asked for.
         if not same and (section == "model" or resumed or section not in self._given.values):
-            raise ConfigurationError(
-                f"{section} is {_path(given)}, but {self._source} has {path}: give --{section} {path}"
+            raise UnknownNameError(
+                f"{section} is {_path(given)}, but {self._source} has {path}: give --{section} {path}",
+                "" if path.partition(".")[0] in sys.modules else section,
+                path,
             )
         return given if same else None
 
@@ -494,7 +525,7 @@ class MSNNCLI(LightningCLI):
     def _compare(self, verb: str) -> None:
         """Refuse what is given otherwise than a checkpoint or an entry has it."""
         for section, facts in self._facts.items():
-            ours = _plain(self.config[verb][section].init_args)
+            ours = _plain(self.config[verb][section].get("init_args", {}))  # none of a class without arguments
             given = {key.partition(".")[2] for key in self._given.values if key.startswith(f"{section}.")}
             if section == "data" and verb != "fit":
                 continue
@@ -705,5 +736,5 @@ def main(args: Sequence[str] | None = None) -> None:
         cause: Exception | None = error if isinstance(error, TrainingError) else _configuration_error(error)
         if cause is None:
             raise
-        sys.stderr.write(f"lightning-msnn: error: {cause}\n")
+        sys.stderr.write(f"lightning-msnn: error: {explained(cause, f'--{IMPORTS}')}\n")
         sys.exit(1 if isinstance(cause, TrainingError) else 2)

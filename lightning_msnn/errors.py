@@ -4,7 +4,16 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
-__all__ = ["ConfigurationError", "TrainingError", "check_integer", "check_number", "check_yaml", "choose", "suggestion"]
+__all__ = [
+    "ConfigurationError",
+    "TrainingError",
+    "UnknownNameError",
+    "check_integer",
+    "check_number",
+    "check_yaml",
+    "choose",
+    "suggestion",
+]
 
 T = TypeVar("T")
 
@@ -15,6 +24,21 @@ class ConfigurationError(ValueError):
     The message is one sentence that names the value and says what is allowed; the command line prints it without a
     traceback and exits with status 2.
     """
+
+
+class UnknownNameError(ConfigurationError):
+    """A name stands for nothing.
+
+    Args:
+        message: What is wrong.
+        what: What the name should be of, in the singular ("projection").
+        name: The name.
+    """
+
+    def __init__(self, message: str, what: str = "", name: str = "") -> None:
+        super().__init__(message)
+        self.what = what
+        self.name = name
 
 
 class TrainingError(RuntimeError):
@@ -52,11 +76,12 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
         The definition.
 
     Raises:
-        ConfigurationError: If the table has no such name; the message lists the names that it has.
+        UnknownNameError: If the table has no such name; the message lists the names that it has.
     """
     if not isinstance(name, str) or name not in table:
         hint = suggestion(str(name), table)
-        raise ConfigurationError(f"unknown {what} {name!r}: allowed are {', '.join(sorted(table))}{hint}")
+        message = f"unknown {what} {name!r}: allowed are {', '.join(sorted(table))}{hint}"
+        raise UnknownNameError(message, what, str(name))
     return table[name]
 
 

@@ -19,6 +19,7 @@ from lightning_msnn.energy import NETWORK, PROFILES, SAMPLES, evenly, profile
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE
 from lightning_msnn.energy.report import compare, page
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
+from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
 
@@ -131,11 +132,13 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"test images to count (default: {SAMPLES})")
     parser.add_argument("--batch_size", type=int, default=64, help="images of a batch (default: 64)")
     parser.add_argument("--profile", default=DEFAULT_PROFILE, help=f"{', '.join(PROFILES)}, or a YAML file of one")
+    parser.add_argument("--imports", action="append", default=[], help=HELP)
     given = parser.parse_args(args)
     try:
+        import_files(given.imports)
         path = write_report(given.name, given.output, given.root, given.samples, given.batch_size, given.profile)
     except ConfigurationError as error:
-        sys.stderr.write(f"lightning-msnn: error: {error}\n")
+        sys.stderr.write(f"lightning-msnn: error: {explained(error, '--imports')}\n")
         sys.exit(2)
     sys.stdout.write(f"report written to {path}\n")
 

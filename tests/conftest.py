@@ -1,6 +1,7 @@
 """Shared fixtures."""
 
 import os
+import sys
 
 # Each of the processes that share the tests, and those that they start, has a core of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,21 +12,48 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import timm
+from timm.models import _registry
 
 import lightning_msnn  # noqa: F401  registers the networks
+from lightning_msnn.imports import TABLES
 
 NETWORKS = timm.list_models("msnn*")
 TINY = [name for name in NETWORKS if name.endswith("_tiny")]
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _tidy() -> Iterator[None]:
+    """What a test writes goes to its own folder: it leaves nothing new at the root of the repository."""
+    before = set(os.listdir(ROOT))
+    yield
+    left = {name for name in set(os.listdir(ROOT)) - before if not name.startswith((".", "__pycache__"))}
+    assert not left, f"this test, or one that ran beside it, left {sorted(left)} in {ROOT}"
+
+
+@pytest.fixture
+def own_definitions(tmp_path: Path) -> Iterator[None]:
+    """What files in the folder of a test define is gone after it."""
+    tables, path = [(t, dict(t)) for t in (*TABLES.values(), _registry._model_entrypoints)], list(sys.path)
+    yield
+    sys.path[:] = path
+    for table, content in tables:
+        table.clear()
+        table.update(content)
+    for name, module in list(sys.modules.items()):
+        if tmp_path in Path(getattr(module, "__file__", None) or "/").parents:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

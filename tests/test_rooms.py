@@ -20,9 +20,10 @@ MAY_IMPORT = {
     "runs": {"models"},
     "tasks": {"conversion", "functional", "nn", "models", "metrics", "runs"},
     "callbacks": {"functional", "nn", "energy", "metrics", "runs"},
-    "zoo": {"nn", "models", "energy", "data", "runs"},
-    "report": {"data", "energy", "models", "runs", "tasks", "zoo"},
-    "cli": {"callbacks", "data", "energy", "models", "nn", "runs", "tasks", "zoo"},
+    "imports": {"functional", "models", "energy"},
+    "zoo": {"imports", "nn", "models", "energy", "data", "runs"},
+    "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
+    "cli": {"callbacks", "data", "energy", "imports", "models", "nn", "runs", "tasks", "zoo"},
     "__init__": {"conversion", "models", "zoo"},
     "__main__": {"cli"},
 }

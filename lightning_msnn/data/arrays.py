@@ -75,7 +75,6 @@ class ArrayDataModule(PartDataModule):
 
     def check_part(self, part: Part | None) -> None:
         """Raise a ConfigurationError if a part (None: what is to be predicted) is not there; read no input."""
-        raise NotImplementedError
 
     def read(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return the inputs (N, ...) and targets (N, ...) of a part."""

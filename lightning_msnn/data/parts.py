@@ -34,7 +34,12 @@ class PartDataModule(LightningDataModule):
     """
 
     def __init__(
-        self, batch_size: int, val_fraction: float, seed: int, num_workers: int, pin_memory: bool | None = None
+        self,
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = check_integer("batch_size", batch_size, 1)

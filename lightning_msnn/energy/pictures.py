@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lightning_msnn.energy.profiles import KINDS
-from lightning_msnn.functional.windows import WINDOWS, side, split
+from lightning_msnn.functional.windows import WINDOWS, Corners, Grid, side, split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -160,7 +160,7 @@ def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
         image = axes.imshow(rate.numpy(), vmin=0.0, vmax=largest, cmap="viridis")
         height, width = rate.shape
         parts = split(rate[None, None], kind) if not one["isolated"] else [rate[None, None]]
-        if len(parts) == 4:
+        if len(parts) > 1:
             _mark_windows(axes, kind, height, width, [float(p.mean()) for p in parts])
         what = "mean of its windows" if one["isolated"] and kind != "single" else f"{kind} windows"
         axes.set_title(f"{layer.rsplit('.mixer', 1)[0]}, {height}x{width}\n{what}", fontsize=8)
@@ -174,11 +174,11 @@ def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def _mark_windows(axes: Any, kind: str, height: int, width: int, rates: Sequence[float]) -> None:
-    """Draw the borders of four windows and write their mean rates where no other window is; grid windows are all over.
+    """Draw the borders of windows in the corners, and write their mean rates where no other window is.
 
-    Windows are in the corners: outside of all others is what lies between the map's border and theirs.
+    Outside of all others is what lies between the map's border and theirs. The rates of other windows are one line.
     """
-    if kind == "grid":
+    if not isinstance(WINDOWS[kind], Corners) or isinstance(WINDOWS[kind], Grid):
         _write(axes, (0.5, 0.9), " ".join(f"{r:.0f}" for r in rates))
         return
     h, w = side(kind, height), side(kind, width)

@@ -28,6 +28,7 @@ from lightning_msnn.functional.membrane import (
 from lightning_msnn.functional.neuron import NEURONS, NeuronModel
 from lightning_msnn.functional.projection import (
     PROJECTIONS,
+    WITHOUT_THETA,
     exponential,
     mean,
     none,
@@ -57,6 +58,7 @@ __all__ = [
     "SOFT",
     "SURROGATES",
     "WINDOWS",
+    "WITHOUT_THETA",
     "NeuronModel",
     "anneal",
     "arctan",

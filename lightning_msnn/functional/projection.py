@@ -1,7 +1,7 @@
 """The projection Omega, which merges what layer 1 and layer 2 saw in the window before.
 
 A projection is a function ``omega(a, b, theta)`` of two membranes of equal shape and of the radian factor theta, a
-scalar tensor in units of pi. A new one is a function in this file and a line in :data:`PROJECTIONS`.
+scalar tensor in units of pi. A new one is a line in :data:`PROJECTIONS`.
 """
 
 import math
@@ -153,5 +153,5 @@ PROJECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 """Projections by the name that configurations use."""
 
-WITHOUT_THETA = frozenset({"mean", "none"})
+WITHOUT_THETA = {"mean", "none"}
 """Projections in which theta plays no part."""

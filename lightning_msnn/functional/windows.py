@@ -15,7 +15,7 @@ grid           ``ceil(n / 2)``          every second pixel, phases (0, 0), (0, 1
 A map with a side of one pixel is too small to cut and is one window. Source: arXiv 2401.10843; grid as the grid
 partition of MaxViT (arXiv 2204.01697).
 
-A new kind is a class like :class:`Corners` and a line in :data:`WINDOWS`. It runs on the reference until a kernel
+A new kind is an object like :class:`WindowKind` and a line in :data:`WINDOWS`. It runs on the reference until a kernel
 lists its name.
 """
 
@@ -34,9 +34,6 @@ class WindowKind(Protocol):
 
     def count(self, height: int, width: int) -> int:
         """Number of windows of a map of ``height`` by ``width`` pixels."""
-
-    def side(self, size: int) -> int:
-        """Side of a window in pixels on an axis of ``size`` pixels."""
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Cut a map ``(B, C, H, W)``, of more than one window, into windows of one shape, in the order of visits."""
@@ -165,9 +162,12 @@ def side(kind: str, size: int) -> int:
         size: Size of the map on this axis in pixels.
 
     Raises:
-        ValueError: If ``kind`` is not known.
+        ValueError: If ``kind`` is not known, or its windows are not cut alike on both axes.
     """
-    return _kind(kind).side(size)
+    windows = _kind(kind)
+    if not isinstance(windows, Single):
+        raise ValueError(f"windows of kind {kind} have no side that is the same on both axes")
+    return windows.side(size)
 
 
 def split(x: Tensor, kind: str) -> list[Tensor]:

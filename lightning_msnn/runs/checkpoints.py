@@ -15,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, UnknownNameError
 from lightning_msnn.models.registry import check_arguments, is_ours, own_arguments
 
 __all__ = [
@@ -160,9 +160,11 @@ def network_of(content: dict[str, Any], path: str | Path, named: str | None = No
     hparams, made = _plain(content, "hyper_parameters"), _plain(content, "network_arguments")
     name = hparams.get("network")
     if not isinstance(name, str) or not timm.is_model(name) or not (is_ours(name) or name == named):
-        raise ConfigurationError(
+        raise UnknownNameError(
             f"{str(path)!r} is of network {name!r}, which is refused: allowed are "
-            f"{', '.join(timm.list_models('msnn*'))} and one that is named beside it"
+            f"{', '.join(timm.list_models('msnn*'))} and one that is named beside it",
+            "" if timm.is_model(str(name)) else "network",
+            str(name),
         )
     given = _plain(hparams, "network_kwargs") | {k: hparams[k] for k in ("num_classes", "in_chans") if k in hparams}
     state = network_state(content)

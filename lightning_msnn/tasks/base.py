@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose, suggestion
+from lightning_msnn.errors import ConfigurationError, UnknownNameError, check_integer, check_number, choose, suggestion
 from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import find, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
@@ -143,9 +143,11 @@ class Task(pl.LightningModule):
         if layer_decay is not None and check_number("layer_decay", layer_decay) == 0.0:
             raise ConfigurationError("layer_decay must be above 0, not 0: freeze what must not learn")
         if not timm.is_model(network):
-            raise ConfigurationError(
+            raise UnknownNameError(
                 f"unknown network {network!r}: allowed are {', '.join(timm.list_models('msnn*'))} "
-                f"and every other name in timm.list_models(){suggestion(network, timm.list_models())}"
+                f"and every other name in timm.list_models(){suggestion(network, timm.list_models())}",
+                "network",
+                network,
             )
         check_integer("num_classes", num_classes, 1)
         if init_from is not None and pretrained:

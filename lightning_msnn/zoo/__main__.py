@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.models.weights import find, read_config
 from lightning_msnn.zoo.card import table, write_card
 from lightning_msnn.zoo.exporting import export, measure
@@ -18,6 +19,7 @@ from lightning_msnn.zoo.verification import verify
 
 def _run(given: argparse.Namespace) -> str:
     """Do what the command line asks for; return what it prints."""
+    import_files(given.imports)
     if given.command == "list":
         known = list_models(given.filter)
         rows = [f"{name:32s} {info(name).get('top1', '-')!s:>6} % top-1" for name in known]
@@ -84,11 +86,13 @@ def main(args: Sequence[str] | None = None) -> None:
     exporting.add_argument("--folder", default="zoo", help="folder of the zoo (default: zoo)")
     exporting.add_argument("--half", action="store_true", help="float16 weights; the figures are theirs")
     exporting.add_argument("--fields", help="JSON file of further fields: command, recipe, epochs, seed, hardware, ...")
+    for command in commands.choices.values():
+        command.add_argument("--imports", action="append", default=[], help=HELP)
     given = parser.parse_args(args)
     try:
         sys.stdout.write(f"{_run(given)}\n")
     except ConfigurationError as error:
-        sys.stderr.write(f"lightning-msnn: error: {error}\n")
+        sys.stderr.write(f"lightning-msnn: error: {explained(error, '--imports')}\n")
         sys.exit(2)
 
 

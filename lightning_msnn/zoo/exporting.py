@@ -19,7 +19,7 @@ from timm.models._hub import save_config_for_hf
 from lightning_msnn import __version__
 from lightning_msnn import data as data_sets
 from lightning_msnn.energy.pictures import draw_energy, png
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, UnknownNameError
 from lightning_msnn.models.registry import default_cfg, is_ours
 from lightning_msnn.models.weights import CONFIG_FILE, FACTS, WEIGHTS_FILE, find, read_config
 from lightning_msnn.runs.checkpoints import network_of, network_state, read_checkpoint
@@ -80,7 +80,11 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
     seen = content.get("preprocessing")
     architecture, _, tag = name.partition(".")
     if not tag or not timm.is_model(architecture) or not is_ours(architecture):
-        raise ConfigurationError(f"an entry is named <architecture>.<tag>, not {name!r}")
+        raise UnknownNameError(
+            f"an entry is named <architecture>.<tag>, not {name!r}",
+            "" if timm.is_model(architecture) else "network",
+            architecture,
+        )
     network_name = content.get("hyper_parameters", {}).get("network")
     if str(network_name).partition(".")[0] != architecture or not seen:
         raise ConfigurationError(f"{str(checkpoint)!r} is of network {network_name!r}, not of {architecture!r}")

@@ -45,6 +45,7 @@ def fit(folder, *callbacks, epochs=1, ckpt_path=None, trainer=None, **task):
         enable_model_summary=False,
         enable_checkpointing=False,
         accelerator="cpu",
+        default_root_dir=folder,
         **(trainer or {}),
     )
     own.fit(module, datamodule=Digits(batch_size=16, num_workers=0), ckpt_path=ckpt_path)

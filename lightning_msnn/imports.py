@@ -1,0 +1,138 @@
+"""Files of the user's own that define what a run needs, imported before anything of the run is looked up.
+
+A command line has one option for them. What a file defines it puts into a table (:data:`TABLES`) or into timm's
+registry, or names by ``<file's name>.<class>``.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module, invalidate_caches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning_msnn.energy.profiles import PROFILES
+from lightning_msnn.errors import ConfigurationError, UnknownNameError
+from lightning_msnn.functional import NEURONS, PROJECTIONS, SOFT, SURROGATES, WINDOWS
+from lightning_msnn.models.msnn import WINDOW_SCHEDULES
+
+__all__ = ["HELP", "TABLES", "explained", "import_files"]
+
+HELP = "Python file of your own, or module, that defines what is named here; it is imported first."
+"""What command lines say of their option."""
+
+TABLES: dict[str, dict[str, Any]] = {
+    "projection": PROJECTIONS,
+    "surrogate gradient": SURROGATES,
+    "kind of windows": WINDOWS,
+    "windows": WINDOW_SCHEDULES,
+    "neuron model": NEURONS,
+    "kind of annealing": SOFT,
+    "energy profile": PROFILES,
+}
+"""Tables that a file can add to, by what they hold."""
+
+_OPEN = {*TABLES, "network", "model", "data"}
+
+
+def import_files(names: str | Iterable[str]) -> list[str]:
+    """Import files and modules in their order, each once in a process.
+
+    Args:
+        names: One or several: the path of a Python file, which then is a module by the name of the file, or the name of
+            a module that Python finds.
+
+    Returns:
+        The names, paths in full, so that they mean the same in another folder.
+
+    Raises:
+        ConfigurationError: If there is no such file or module, it fails, has the name of another module, or defines a
+            name that there is already. The tables are then as they were.
+    """
+    return [_import(name) for name in ([names] if isinstance(names, str) else names)]
+
+
+def _import(name: str) -> str:
+    file = Path(os.path.expanduser(name)) if name.endswith(".py") or os.sep in name else None
+    module = name if file is None else _on_path(file.resolve())
+    if module not in sys.modules:
+        with _nothing_redefined(name, module):
+            try:
+                import_module(module)
+            except (Exception, SystemExit) as error:  # whatever a file raises
+                lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).stem == module]
+                where = f", line {lines[-1]}" if lines else ""
+                hint = "; the path of a file ends in .py" if file is None else ""
+                raise ConfigurationError(
+                    f"cannot import {name!r}: {type(error).__name__}{where}: {' '.join(str(error).split())}{hint}"
+                ) from error
+    return name if file is None else str(file.resolve())
+
+
+def _on_path(file: Path) -> str:
+    """Let Python find a file as a module, in processes started from this one too; return the module's name.
+
+    Its folder comes last, where it hides no other module.
+    """
+    if not file.is_file():
+        raise ConfigurationError(f"cannot import {str(file)!r}: there is no such file")
+    if file.suffix != ".py" or not file.stem.isidentifier():
+        raise ConfigurationError(
+            f"cannot import {str(file)!r}: its name must be letters, digits and '_', and end in .py"
+        )
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    invalidate_caches()
+    try:
+        spec = find_spec(file.stem)
+    except ValueError:  # of a module without one, such as __main__
+        spec = None
+    found = None if spec is None else spec.origin
+    if found is None or not os.path.exists(found) or not file.samefile(found):
+        raise ConfigurationError(
+            f"cannot import {str(file)!r}: there is another module {file.stem!r} ({found}), so rename the file"
+        )
+    return file.stem
+
+
+@contextmanager
+def _nothing_redefined(source: str, module: str) -> Iterator[None]:
+    """Refuse an import that gives a name of a table another meaning; if it fails, tables and modules are as before."""
+    before = {what: dict(table) for what, table in TABLES.items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Overwriting .* in registry")  # timm's, of a network
+            yield
+        for what, table in TABLES.items():
+            taken = [name for name, known in before[what].items() if table.get(name) is not known]
+            if table is WINDOWS:  # a network looks both up by one argument
+                taken += WINDOW_SCHEDULES.keys() & table.keys() - before[what].keys()
+            if taken:
+                raise ConfigurationError(
+                    f"{source!r} changes {what} {taken[0]!r}, which there is already: give yours another name"
+                )
+    except ConfigurationError:
+        sys.modules.pop(module, None)
+        for what, table in TABLES.items():
+            table.clear()
+            table.update(before[what])
+        raise
+
+
+def explained(error: BaseException, option: str) -> str:
+    """Return the message of an error; if a file of the user's could define what is unknown, with how to import it.
+
+    Args:
+        error: The error, or one that it has led to.
+        option: Option of the command line that takes such files.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UnknownNameError) and cause.what in _OPEN:
+            return f"{error}; a file of yours that defines {cause.what} {cause.name!r} must be imported with {option}"
+        cause = cause.__cause__ or cause.__context__
+    return str(error)

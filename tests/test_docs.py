@@ -1,0 +1,237 @@
+"""The pages: their code in Python runs, and their commands are understood by the programs that they call.
+
+A command is parsed as far as to the point where something would be built. The two commands of README that install are
+taken apart: what they install must be there, and what they run is parsed.
+"""
+
+import argparse
+import ast
+import builtins
+import importlib
+import inspect
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch.distributed.run import get_args_parser
+
+from lightning_msnn.cli import MSNNCLI, main
+from tests.conftest import ROOT
+from tests.pages import PAGES, blocks, commands
+
+PYTHON = {page: blocks(page, "python") for page in PAGES}
+EXECUTED = ["README.md"]
+"""Pages whose Python needs neither a network nor data of the user's; test_extending.py executes another."""
+
+OPTIONS_OF_FIT = re.compile(r"--(model|data|trainer|run|optimizer|config|ckpt_path)\b")
+
+
+def inline(page):
+    """Code within the text of a page: commands, and options and values of ``fit`` as commands."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for span in re.findall(r"`([^`\n]+)`", text):
+        if "..." in span:
+            continue
+        if re.match(r"(\w+=\S+ )?lightning-msnn \w+ -", span) or span.startswith("python "):
+            yield span
+        elif OPTIONS_OF_FIT.match(span) and " " in span:
+            yield f"lightning-msnn fit {span}"
+        elif re.match(r"(model|data|trainer|run): \{.*\}$", span):
+            yield f"lightning-msnn fit --config {shlex.quote(span)}"
+
+
+def all_commands():
+    """Every command of every page."""
+    for page in PAGES:
+        fenced = [line for block in blocks(page, "bash") for line in commands(block.text)]
+        yaml_blocks = [f"lightning-msnn fit --config {shlex.quote(block.text)}" for block in blocks(page, "yaml")]
+        indented = re.findall(r"^    (python .+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        for line in dict.fromkeys([*fenced, *yaml_blocks, *indented, *inline(page)]):
+            for part in line.split(" && "):
+                yield pytest.param(page, part, id=f"{page.name}: {part[:70]}".replace("\n", " "))
+
+
+class ParsedError(Exception):
+    """The program has understood its arguments."""
+
+
+def _parsed(*_):
+    raise ParsedError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, own_definitions):
+    """A folder with the files that commands name."""
+    for page in PAGES:
+        for block in blocks(page):
+            if block.file:
+                (tmp_path / block.file).write_text(block.text)
+    (tmp_path / "my.py").write_text(
+        "from lightning.pytorch import LightningDataModule, LightningModule\n"
+        "class Module(LightningModule):\n    pass\nclass DataModule(LightningDataModule):\n    pass\n"
+    )
+    for run, data in (("quickstart", "digits.Digits"), ("msnn_resnet12_cifar100", "cifar.CIFAR100")):
+        file = tmp_path / "runs" / run / "version_0" / "checkpoints" / "best.ckpt"
+        file.parent.mkdir(parents=True)
+        known = {"model": "lightning_msnn.tasks.SpikingClassifier", "data": f"lightning_msnn.data.{data}"}
+        torch.save({"state_dict": {}, "cli": known}, file)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parse_lightning(args, monkeypatch):
+    """Have the command line parse arguments."""
+    for i, (option, value) in enumerate(pairwise(list(args))):
+        if option == "--config" and isinstance(yaml.safe_load(value), dict):  # a configuration that stands on the page
+            Path(f"page{i}.yaml").write_text(value)
+            args[i + 1] = f"page{i}.yaml"
+    monkeypatch.setattr(sys, "argv", ["lightning-msnn"])
+    monkeypatch.setattr(MSNNCLI, "before_instantiate_classes", _parsed)
+    with pytest.raises((ParsedError, SystemExit)) as stopped:
+        main(args)
+    helped = stopped.type is SystemExit and "--help" in args and stopped.value.code == 0
+    assert helped or stopped.type is ParsedError
+
+
+def parse_python(args, monkeypatch):
+    """Have a program in Python parse arguments."""
+    module, rest = (args[1], args[2:]) if args[0] == "-m" else (args[0], args[1:])
+    monkeypatch.setattr(sys, "argv", [module, *(rest or ["--help"])])
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self, args=None, namespace=None):
+        parse(self, args, namespace)
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    place, start = (module, runpy.run_module) if args[0] == "-m" else (str(ROOT / module), runpy.run_path)
+    with pytest.raises((ParsedError, SystemExit)) as stopped:
+        start(place, run_name="__main__")
+    assert stopped.type is ParsedError or (not rest and stopped.value.code == 0)
+
+
+@pytest.mark.parametrize(("page", "command"), all_commands())
+def test_a_command_is_understood(page, command, folder, monkeypatch, capsys):
+    program, *args = [word for word in shlex.split(command, comments=True) if not re.match(r"[A-Z_]+=\w+$", word)]
+    program = program.removeprefix(".venv/bin/")
+    if program == "torchrun":
+        given = get_args_parser().parse_args(args)
+        assert given.module
+        program, args = given.training_script, given.training_script_args
+    elif program == "srun":
+        program, *args = args
+    match program:
+        case "lightning-msnn" | "lightning_msnn":
+            parse_lightning(args, monkeypatch)
+        case "python":
+            parse_python(args, monkeypatch)
+        case "pip":
+            extras = re.findall(r"\[(.+)\]", args[-1])
+            known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert args[0] == "install"
+            assert set(extras) <= known.keys()
+        case _:
+            assert (program, *args) in {("python3", "-m", "venv", ".venv"), ("pytest",)}
+
+
+def test_commands_are_found():
+    """Else none could fail."""
+    found = [parameter.values[1] for parameter in all_commands()]
+    assert sum(command.startswith("lightning-msnn") for command in found) > 30
+    assert sum(command.startswith("python -m") for command in found) > 8
+    assert ".venv/bin/lightning-msnn fit --config quickstart" in found
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--model.thetas 1", "--config recipe/slow", "--data.roots x", "--trainer.max_epochs two"]
+)
+def test_a_wrong_command_is_noticed(wrong, folder, monkeypatch, capsys):
+    with pytest.raises(AssertionError):
+        parse_lightning(["fit", *wrong.split()], monkeypatch)
+    assert "lightning-msnn: error" in capsys.readouterr().err
+
+
+def test_a_wrong_option_of_a_program_is_noticed(folder, monkeypatch, capsys):
+    with pytest.raises(AssertionError):
+        parse_python(["-m", "lightning_msnn.report", "x", "--samplez", "1"], monkeypatch)
+
+
+# Python
+
+
+@pytest.mark.parametrize("name", EXECUTED)
+def test_python_runs(name, folder, monkeypatch, capsys):
+    """The blocks of a page, one after another in one namespace, with few batches where they train."""
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save("apple.png")
+    for part in ("TRAIN", "VAL", "TEST"):
+        monkeypatch.setenv(f"PL_TRAINER_LIMIT_{part}_BATCHES", "1")
+    monkeypatch.setenv("PL_TRAINER_ACCELERATOR", "cpu")
+    namespace = {}
+    for block in PYTHON[ROOT / name]:
+        exec(compile(block.text, f"{name}: {block.heading}", "exec"), namespace)
+    assert namespace["joules"] > 0
+    assert namespace["task"].trainer.global_step == 5
+    names = importlib.import_module("lightning_msnn").zoo.info("msnn_resnet12_c100")["class_names"]
+    assert capsys.readouterr().out.split()[0] in names
+
+
+def _checked(tree, known):
+    """Check that what is imported, and what is looked up in it, is there, and that calls fit what they call."""
+
+    def found(node):
+        """What an expression stands for; None for what only running it would tell."""
+        if isinstance(node, ast.Name):
+            return known.get(node.id)
+        if isinstance(node, ast.Attribute) and (owner := found(node.value)) is not None:
+            return getattr(owner, node.attr)
+        return None
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                module = importlib.import_module(alias.name)
+                known[alias.asname or alias.name.partition(".")[0]] = (
+                    module if alias.asname else sys.modules[alias.name.partition(".")[0]]
+                )
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                known[alias.asname or alias.name] = getattr(importlib.import_module(node.module), alias.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found(node)
+        if isinstance(node, ast.Call) and inspect.isroutine(target := found(node.func)):
+            try:
+                signature = inspect.signature(target)
+            except ValueError:  # of what is written in C
+                continue
+            if not any(isinstance(a, ast.Starred) for a in node.args):
+                signature.bind(*node.args, **{k.arg: k.value for k in node.keywords if k.arg})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if PYTHON[page]], ids=lambda page: page.name)
+def test_python_names_what_there_is(page):
+    if page.name == "extending.md":
+        for block in PYTHON[page]:
+            _checked(ast.parse(block.text), dict(vars(builtins)))
+        return
+    known = dict(vars(builtins))
+    for block in PYTHON[page]:
+        _checked(ast.parse(block.text), known)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["from lightning_msnn.data import Digit", "import timm\ntimm.make_model", "import timm\ntimm.is_model(x=1)"],
+)
+def test_a_wrong_name_is_noticed(wrong):
+    with pytest.raises((AttributeError, TypeError)):
+        _checked(ast.parse(wrong), {})

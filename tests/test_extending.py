@@ -1,0 +1,288 @@
+"""The page "Extending": each of its files is written outside of the package and trains by its command."""
+
+import csv
+import json
+import math
+import pickle
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_msnn import functional, zoo
+from lightning_msnn.cli import main
+from lightning_msnn.energy.pictures import draw_windows
+from lightning_msnn.imports import import_files
+from lightning_msnn.nn import Membrane, Neuron, Spike, fire
+from lightning_msnn.nn.layer import Cut
+from lightning_msnn.report import main as report
+from lightning_msnn.tasks import SpikingClassifier
+from lightning_msnn.zoo.__main__ import main as zoo_main
+from tests.conftest import ROOT
+from tests.pages import blocks, commands
+
+PAGE = blocks(ROOT / "docs" / "extending.md")
+FILES = {block.file: block.text for block in PAGE if block.file}
+COMMANDS = {b.heading: commands(b.text)[0] for b in PAGE if b.language == "bash" and b.heading != "Extending"}
+QUIET = [
+    *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.enable_model_summary", "false", "--trainer.limit_test_batches", "1"),
+]
+TEN_STEPS = [
+    *QUIET,
+    "--trainer.max_steps",
+    "10",
+    "--trainer.limit_val_batches",
+    "1",
+    "--trainer.log_every_n_steps",
+    "1",
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, own_definitions):
+    """A folder outside of the package with the page's files."""
+    monkeypatch.setattr(sys, "argv", ["lightning-msnn"])
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(command, *more):
+    """Run a command of the page for ten steps; return the run's folder and its last checkpoint."""
+    program, *args = shlex.split(command)
+    assert program == "lightning-msnn"
+    main([*args, *TEN_STEPS, "--run.name", "mine", *more])
+    folder = Path("runs/mine/version_0").absolute()
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 10
+    with (folder / "metrics.csv").open() as file:
+        losses = [float(row["train/loss_step"]) for row in csv.DictReader(file) if row.get("train/loss_step")]
+    assert len(losses) == 10
+    assert all(map(math.isfinite, losses))
+    return folder, content
+
+
+def test_the_page_has_all_that_can_be_added():
+    assert list(COMMANDS) == [
+        *("A projection", "A surrogate gradient", "A kind of windows", "A neuron model"),
+        *("A token mixer", "An energy profile", "A data set", "A task"),
+    ]
+    assert len(FILES) == len(COMMANDS)
+    for command, file in zip(COMMANDS.values(), FILES, strict=True):
+        assert f"--run.imports {file} " in command
+
+
+IN_A_NETWORK = {
+    "A projection": ("projection", "softsign", "sine"),
+    "A surrogate gradient": ("surrogate", "gaussian", "triangular"),
+    "A kind of windows": ("windows", "halves", "alternate"),
+    "A neuron model": ("neuron", "integrator", "lif"),
+}
+
+
+@pytest.mark.parametrize("heading", IN_A_NETWORK)
+def test_what_is_in_a_network(here, heading):
+    """It is what the trained network computes with: with the package's own in its place, the network is another."""
+    argument, name, ours = IN_A_NETWORK[heading]
+    _, content = run(COMMANDS[heading], "--run.test", "false", "--run.monitors", "false")
+    given = content["hyper_parameters"]["network_kwargs"]
+    assert given[argument] == name
+    task = SpikingClassifier.load_from_checkpoint("runs/mine/version_0/checkpoints/last.ckpt", weights_only=True)
+    mine = pickle.loads(pickle.dumps(task.network)).train()  # as processes that are spawned receive it
+    other = timm.create_model("msnn_resnet12_tiny", num_classes=10, in_chans=1, **{**given, argument: ours}).train()
+    other.load_state_dict(mine.state_dict())
+    images = torch.randn(8, 1, 16, 16)
+    made = []
+    for network in (mine, other):
+        x = images.clone().requires_grad_()
+        y = network(x)
+        made.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    (y, grad), (y_other, grad_other) = made
+    assert y.isfinite().all()
+    assert grad.isfinite().all()
+    assert argument == "surrogate" or (y - y_other).norm() > 0.05 * y.norm(), "beyond rounding"
+    assert (grad - grad_other).norm() > 0.05 * grad.norm()
+    if argument == "projection":  # learnt from 0.25
+        thetas = [torch.sigmoid(p) for n, p in mine.named_parameters() if n.endswith("theta_logit")]
+        assert any(abs(theta.item() - 0.25) > 1e-4 for theta in thetas)
+
+
+def test_windows_are_cut_so(here, monkeypatch):
+    import_files("halves.py")
+    halves = sys.modules["halves"].Halves
+    cut, plain = [], halves.split
+    monkeypatch.setattr(halves, "split", lambda self, x: cut.append((x, plain(self, x))) or cut[-1][1])
+    run(COMMANDS["A kind of windows"], "--run.test", "false", "--run.monitors", "false")
+    heights = {x.shape[2] for x, _ in cut}
+    assert heights == {8, 4, 2}, "one row cannot be cut"
+    for x, (upper, lower) in cut:
+        half = x.shape[2] // 2
+        assert torch.equal(upper, x[:, :, :half])
+        assert torch.equal(lower, x[:, :, half:])
+
+
+def test_windows_are_drawn_without_borders(here):
+    """Where those of the package lie is known; of others the rates alone are."""
+    import_files("halves.py")
+    rate = torch.cat([torch.full((4, 8), 0.25), torch.full((4, 8), 0.5)])
+    axes = draw_windows({"layer": {"kind": "halves", "isolated": False, "rate": rate}}).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["25 50"]
+    assert not axes.lines
+    with pytest.raises(ValueError, match="windows of kind halves have no side"):
+        functional.side("halves", 8)
+
+
+def test_a_neuron_keeps_so(here):
+    import_files("integrator.py")
+    module, kept = sys.modules["integrator"], []
+    spied = lambda *given: kept.append(given) or module.reset(*given)  # noqa: E731
+    functional.NEURONS["integrator"] = functional.NeuronModel(functional.heaviside, spied)
+    run(COMMANDS["A neuron model"], "--run.test", "false", "--run.monitors", "false")
+    assert len(kept) > 10
+    membrane, spikes, _, _ = kept[-1]
+    assert torch.equal(module.reset(*kept[-1]), torch.where(spikes == 1, 0.0, membrane))
+
+
+def test_a_token_mixer_its_entry_and_its_report(here, monkeypatch, capsys):
+    _, content = run(COMMANDS["A token mixer"])
+    assert content["hyper_parameters"]["network"] == "depthwise12_tiny"
+    network = SpikingClassifier.load_from_checkpoint(
+        "runs/mine/version_0/checkpoints/last.ckpt", weights_only=True
+    ).network
+    mixers = [module for module in network.modules() if type(module).__name__ == "DepthwiseMixer"]
+    assert len(mixers) == 12
+    assert all(mixer.isolated for mixer in mixers)
+    # Two convolutions, as seen from outside.
+    assert {type(m).__name__ for m in mixers[0].modules() if isinstance(m, nn.Conv2d)} == {
+        "CentredConv2d",
+        "PointwiseConv2d",
+    }
+    checkpoint = "runs/mine/version_0/checkpoints/last.ckpt"
+    zoo_main(["export", checkpoint, "depthwise12_tiny.mine", "--folder", "entries", "--imports", "depthwise.py"])
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(here / "entries"))
+    zoo_main(["verify", "depthwise12_tiny.mine", "--imports", "depthwise.py"])
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(zoo.load("depthwise12_tiny.mine")(x), network.eval()(x))
+    report([checkpoint, "--output", "page.html", "--samples", "8", "--imports", "depthwise.py"])
+    assert "depthwise12_tiny" in Path("page.html").read_text()
+
+
+def test_an_energy_profile(here):
+    folder, _ = run(COMMANDS["An energy profile"])
+    content = json.loads((folder / "energy.json").read_text())
+    assert content["profile"] == "my_chip"
+    column = next(iter(content["columns"].values()))
+    counts = column["counts"]
+    picojoules = (
+        2.0 * counts["accumulates"]
+        + 10.0 * counts["multiply_accumulates"]
+        + 1.0 * counts["neurons"]
+        + 10.0 * counts["membrane_updates"]
+    )
+    assert picojoules > 0
+    assert column["energy"]["total"] == pytest.approx(1e-12 * picojoules, rel=1e-9)
+    assert "omega_operations" in column["without_figure"]
+
+
+def test_a_data_set(here):
+    _, content = run(COMMANDS["A data set"])
+    assert content["datamodule_hyper_parameters"]["noise"] == 0.3
+    assert content["cli"]["data"] == "bars.Bars"
+    given = content["hyper_parameters"]
+    assert (given["num_classes"], given["in_chans"]) == (2, 1)
+    assert content["class_names"] == ["row", "column"]
+    images, targets = sys.modules["bars"].Bars(noise=0.3).read("train")
+    bright = (images[:, 0] == 1.0).double()
+    assert torch.equal(bright.sum((1, 2)), torch.full((1000,), 16.0).double())
+    assert torch.equal(bright.mean(2).amax(1) == 1.0, targets == 0)
+
+
+def test_a_task(here):
+    _, content = run(COMMANDS["A task"])
+    assert content["cli"]["model"] == "margin.MarginClassifier"
+    task = sys.modules["margin"].MarginClassifier.load_from_checkpoint(
+        "runs/mine/version_0/checkpoints/last.ckpt", weights_only=True
+    )
+    logits, targets = torch.randn(3, 10), torch.tensor([1, 7, 0])
+    expected = [
+        sum(max(0.0, 1.0 - float(y[t]) + float(v)) for i, v in enumerate(y) if i != t) / 10
+        for y, t in zip(logits, targets.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(task.losses(logits, targets), torch.tensor(expected))
+    assert content["callbacks"]
+    assert not hasattr(task, "mixer"), "no classifier of the package"
+
+
+# The reference, by autograd
+
+
+def layer_by_hand(current, other, tau, theta, form, windows_out):
+    """A layer of neurons on halves of a map of even height, with its threshold's surrogate as a custom gradient."""
+    height = current.shape[2]
+    cut = lambda x: [x[:, :, : height // 2], x[:, :, height // 2 :]]  # noqa: E731
+
+    def omega(a, b):
+        x = math.pi * theta * (a + b) / 2
+        return 2 * x / (1 + x.abs())
+
+    upper, lower = cut(current)
+    if form == "first":
+        membranes = [upper, tau * upper + lower]
+    elif form == "coupled":
+        membranes = [upper, tau * omega(other[0], upper) + lower]
+    else:
+        m1, m2 = cut(other)
+        first = upper + tau * omega(m1, m2)
+        membranes = [first, lower + tau * omega(first, m2)]
+    u = torch.cat(membranes, 0 if windows_out else 2) - 0.5
+    slope = (1 - u.abs()).clamp(min=0).detach()
+    return (u >= 0).to(u.dtype).detach() + slope * (u - u.detach())
+
+
+@pytest.mark.parametrize("windows_out", [False, True], ids=["shared", "isolated"])
+@pytest.mark.parametrize("form", ["first", "coupled", "recurrent"])
+def test_gradients_are_those_of_autograd(here, form, windows_out):
+    """No kernel runs, in training either; with the package's own names one would."""
+    import_files(["softsign.py", "halves.py"])
+    neuron = Neuron(projection="softsign", learn_theta=True, tau=0.3)
+    membrane = Membrane(form, neuron, 3, "halves")
+    current = torch.randn(2, 3, 6, 4, requires_grad=True)
+    other = torch.randn(2, 3, 6 if form == "recurrent" else 3, 4, requires_grad=True)
+    given = None if form == "first" else other if form == "recurrent" else [other]
+    spikes, _, _ = fire(current, None, Spike(neuron), membrane, given, cut=Cut("halves", False, windows_out))
+    tau = torch.sigmoid(membrane.decay.logit).view(-1, 1, 1)
+    theta = None if form == "first" else torch.sigmoid(membrane.projection.theta_logit)
+    expected = layer_by_hand(current, given, tau, theta, form, windows_out)
+    assert torch.equal(spikes, expected)
+    assert 0 < spikes.mean() < 1
+    weights = torch.randn_like(spikes)
+    into = [current, *membrane.parameters(), *([] if form == "first" else [other])]
+    for mine, theirs in zip(
+        torch.autograd.grad((spikes * weights).sum(), into),
+        torch.autograd.grad((expected * weights).sum(), into),
+        strict=True,
+    ):
+        assert mine.abs().sum() > 0
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_network_with_a_renamed_projection_is_the_same(here):
+    """The package's own equations under new names run on the reference, and give what the kernels give."""
+    functional.PROJECTIONS["again"] = functional.sine
+    functional.WINDOWS["again"] = functional.WINDOWS["non_dilated"]
+    functional.SURROGATES["again"] = functional.triangular
+    mine = {"projection": "again", "windows": "again", "surrogate": "again"}
+    made = []
+    for given in ({"windows": "non_dilated"}, mine):
+        torch.manual_seed(0)
+        network = timm.create_model("msnn_resnet12_tiny", num_classes=3, in_chans=1, **given)
+        network(torch.randn(8, 1, 16, 16)).square().sum().backward()
+        made.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    assert F.cosine_similarity(*made, 0) > 0.999

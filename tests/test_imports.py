@@ -1,0 +1,222 @@
+"""Files of the user's own, as a command line imports them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_msnn.cli import main
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.functional import PROJECTIONS, WINDOWS
+from lightning_msnn.imports import TABLES, import_files
+from lightning_msnn.report import main as report
+from lightning_msnn.zoo.__main__ import main as zoo
+from tests.conftest import ROOT
+
+LARGER = """
+import torch
+from lightning_msnn.functional import PROJECTIONS
+PROJECTIONS["larger"] = lambda a, b, theta: torch.maximum(a, b)
+with open({log!r}, "a") as log:
+    log.write("imported\\n")
+"""
+SHORT = [
+    *("--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.enable_model_summary", "false", "--trainer.limit_val_batches", "1", "--run.test", "false"),
+    *("--model.schedule", "constant", "--run.monitors", "false", "--run.name", "mine"),
+]
+NETWORK = ["--model.network_kwargs", "{projection: larger}"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, own_definitions):
+    """A folder with ``larger.py``, which writes a line into ``log`` whenever it runs."""
+    (tmp_path / "larger.py").write_text(LARGER.format(log=str(tmp_path / "log")))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-msnn"])
+    return tmp_path
+
+
+def forget(here):
+    """Make this process one that has imported nothing."""
+    del sys.modules["larger"], PROJECTIONS["larger"]
+    sys.path.remove(str(here))
+    (here / "log").unlink()
+
+
+def error_of(capsys, program, *args):
+    """Return the one line that a program refuses arguments with."""
+    with pytest.raises(SystemExit) as stopped:
+        program(list(args))
+    assert stopped.value.code == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("lightning-msnn: error: ")]
+    return line
+
+
+@pytest.fixture
+def run(here):
+    """Folder of a run that needs the file, in a process that has forgotten it."""
+    main(["fit", "--run.imports", "larger.py", *NETWORK, *SHORT])
+    forget(here)
+    return here / "runs" / "mine" / "version_0"
+
+
+def weights(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_the_saved_configuration_repeats_the_run_from_another_folder(here, run, monkeypatch):
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["run"]["imports"] == [str(here / "larger.py")]
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    main(["fit", "--config", str(run / "config.yaml")])
+    again = Path("runs/mine/version_0")
+    assert yaml.safe_load((again / "config.yaml").read_text()) == saved
+    first, second = weights(run), weights(again)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_configuration_and_more(here, run, capsys):
+    """``+`` adds, without it the list is another, as of every list; options may come in any order."""
+    (here / "smaller.py").write_text(LARGER.format(log="log").replace("larger", "smaller"))
+    config = ["--config", str(run / "config.yaml"), "--run.folder", "others"]
+    main(["fit", "--run.test", "false", *config, "--run.imports+", "smaller.py"])
+    saved = yaml.safe_load(Path("others/mine/version_0/config.yaml").read_text())
+    assert saved["run"]["imports"] == [str(here / "larger.py"), str(here / "smaller.py")]
+    forget(here)
+    assert "unknown projection 'larger'" in error_of(capsys, main, "fit", *config, "--run.imports", "smaller.py")
+
+
+@pytest.mark.parametrize("verb", ["fit", "test", "validate"])
+def test_a_checkpoint_says_what_it_misses(here, run, capsys, verb):
+    path = "last" if verb == "fit" else str(run / "checkpoints" / "last.ckpt")
+    given = [verb, "--ckpt_path", path, *([*SHORT, *NETWORK] if verb == "fit" else ["--trainer.accelerator", "cpu"])]
+    message = error_of(capsys, main, *given)
+    assert "unknown projection 'larger'" in message
+    assert message.endswith("a file of yours that defines projection 'larger' must be imported with --run.imports")
+    assert not (here / "log").exists(), "nothing ran"
+    more = ["--trainer.max_steps", "3"] if verb == "fit" else ["--trainer.limit_test_batches", "1"] * (verb == "test")
+    main([*given, *more, "--run.imports", "larger.py"])
+    assert (here / "log").read_text() == "imported\n"
+
+
+def test_programs_beside_say_it_too(here, run, capsys):
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    for program, *args in (
+        (zoo, "export", checkpoint, "msnn_resnet12_tiny.mine", "--folder", "entries"),
+        (report, checkpoint, "--output", "page.html"),
+    ):
+        message = error_of(capsys, program, *args)
+        assert message.endswith("a file of yours that defines projection 'larger' must be imported with --imports")
+
+
+def test_classes_of_a_checkpoint(here, capsys):
+    """Its classes are named, not imported: the option is, on the command line."""
+    (here / "parts.py").write_text(
+        "from lightning_msnn.data import Digits\nfrom lightning_msnn.tasks import SpikingClassifier\n"
+        "class Mine(SpikingClassifier):\n    pass\nclass Theirs(Digits):\n    pass\n"
+    )
+    classes = ["--model", "parts.Mine", "--data", "parts.Theirs"]
+    assert error_of(capsys, main, "fit", *classes, *SHORT).endswith("must be imported with --run.imports")
+    main(["fit", "--run.imports", "parts.py", *classes, *SHORT])
+    del sys.modules["parts"]
+    sys.path.remove(str(here))
+    test = ["test", "--ckpt_path", "runs/mine/version_0/checkpoints/last.ckpt", "--trainer.accelerator", "cpu"]
+    message = error_of(capsys, main, *test)
+    assert "give --model parts.Mine; a file of yours that defines model 'parts.Mine' must be imported with" in message
+    message = error_of(capsys, main, *test, "--model", "parts.Mine")
+    assert message.endswith("a file of yours that defines model 'parts.Mine' must be imported with --run.imports")
+    message = error_of(capsys, main, *test, "--model", "parts.Mine", "--run.imports", "parts.py")
+    assert message.endswith("has parts.Theirs: give --data parts.Theirs")
+    main([*test, *classes, "--run.imports", "parts.py", "--trainer.limit_test_batches", "1", "--run.monitors", "false"])
+
+
+def test_a_checkpoint_imports_nothing(here, run, capsys):
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "larger.py" not in repr(content)
+    named = str(here / "larger.py")
+    content |= {"imports": [named], "run": {"imports": [named]}, "config": {"run": {"imports": [named]}}}
+    content["cli"] |= {"imports": [named], "run": {"imports": [named]}}
+    for part in ("hyper_parameters", "datamodule_hyper_parameters"):
+        content[part] |= {"imports": [named], "run.imports": [named]}
+    torch.save(content, "x.ckpt")
+    message = error_of(capsys, main, "test", "--ckpt_path", "x.ckpt", "--trainer.accelerator", "cpu")
+    assert "unknown projection" in message
+    assert not (here / "log").exists()
+
+
+def test_each_file_runs_once(here):
+    (here / "link.py").symlink_to(here / "larger.py")
+    full = str(here / "larger.py")
+    assert import_files(["larger.py", "./larger.py", full, "link.py", "json"]) == [full] * 4 + ["json"]
+    assert import_files("larger.py") == [full]
+    assert (here / "log").read_text() == "imported\n"
+
+
+TABLE = "from lightning_msnn.functional import PROJECTIONS, WINDOWS\n"
+NETWORK_OF_OURS = "from timm.models import register_model\n@register_model\ndef msnn_resnet12(**kwargs):\n    ...\n"
+BROKEN = {
+    "nothing.py": (None, r"cannot import '.*/nothing\.py': there is no such file"),
+    "nothing_there": (None, r"cannot import 'nothing_there': ModuleNotFoundError.*; the path of a file ends in \.py"),
+    "syntax.py": ("x = (\n", r"cannot import 'syntax\.py': SyntaxError: .*\(syntax\.py, line 1\)"),
+    "null.py": ("x = '\0'\n", r"cannot import 'null\.py': (SyntaxError|ValueError): .*null bytes"),
+    "needs.py": ("\nimport nothing_there\n", r"cannot import 'needs\.py': ModuleNotFoundError, line 2: No module"),
+    "leaves.py": ("raise SystemExit(3)\n", r"cannot import 'leaves\.py': SystemExit, line 1: 3"),
+    "late.py": (f"{TABLE}PROJECTIONS['x'] = max\n1 / 0\n", r"cannot import 'late\.py': ZeroDivisionError, line 3"),
+    "json.py": ("", r"cannot import '.*/json\.py': there is another module 'json' \(.*\), so rename the file"),
+    "with-hyphen.py": ("", r"its name must be letters, digits and '_', and end in \.py"),
+    "./text.txt": ("", r"its name must be letters, digits and '_', and end in \.py"),
+    "taken.py": (
+        f"{TABLE}PROJECTIONS['sine'] = max\n",
+        r"'taken\.py' changes projection 'sine', which there is already",
+    ),
+    "again.py": (f"{TABLE}PROJECTIONS['larger'] = max\n", r"'again\.py' changes projection 'larger', which there is"),
+    "gone.py": (f"{TABLE}del WINDOWS['grid']\n", r"'gone\.py' changes kind of windows 'grid', which there is already"),
+    "both.py": (f"{TABLE}WINDOWS['alternate'] = WINDOWS['grid']\n", r"'both\.py' changes kind of windows 'alternate'"),
+    "network.py": (
+        NETWORK_OF_OURS,
+        r"cannot import 'network\.py': UserWarning, line 2: Overwriting msnn_resnet12 in registry",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_imported(here, name):
+    """One sentence names it, and tables are as they were, so that the file may be mended and imported again."""
+    import_files("larger.py")
+    text, message = BROKEN[name]
+    if text is not None:
+        Path(name).write_text(text)
+    before = {what: dict(table) for what, table in TABLES.items()}
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=message):
+            import_files(["larger.py", name])
+    assert before == TABLES
+    assert set(WINDOWS) == {"single", "non_dilated", "dilated", "grid"}
+
+
+def test_the_command_line_says_it_in_one_line(here, capsys):
+    Path("syntax.py").write_text("x = (\n")
+    assert "cannot import 'syntax.py': SyntaxError" in error_of(capsys, main, "fit", "--run.imports", "syntax.py")
+    assert "cannot import 'syntax.py': SyntaxError" in error_of(capsys, zoo, "list", "--imports", "syntax.py")
+    assert "cannot import 'syntax.py': SyntaxError" in error_of(capsys, report, "x", "--imports", "syntax.py")
+    assert "unknown option" in error_of(capsys, main, "fit", "--run.import", "larger.py")
+    assert not Path("runs").exists()
+
+
+def test_processes_of_a_training_import_it_too(here):
+    """Two processes of DDP, of which the second is started by the first."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    args = ["fit", "--run.imports", "larger.py", *NETWORK, *SHORT]
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.limit_train_batches", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_msnn", *args, *ddp],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (here / "log").read_text() == "imported\n" * 2
