@@ -89,6 +89,24 @@ def test_fit_leaves_everything(run):
     assert {"train/top1", "train/top5", "val/top1", "val/top5", "test/top1", "test/top5", "val/loss"} <= columns
 
 
+def test_fit_ends_by_testing_the_best_weights(monkeypatch):
+    """Not the last ones: of two epochs the first has the highest learning rate, which is to be best here."""
+    tested = []
+    monkeypatch.setattr(
+        SpikingClassifier, "on_test_start", lambda task: tested.append(task.network.head.fc.weight.clone()), False
+    )
+    main(["fit", *SHORT, "--trainer.max_epochs", "2", "--model.schedule", "cosine", "--model.warmup_epochs", "0",
+          "--run.best", "train/lr", "--run.monitors", "false"])  # fmt: skip
+    folder = Path("runs/quickstart/version_0/checkpoints")
+    best, last = (
+        torch.load(folder / f"{name}.ckpt", weights_only=True)["state_dict"]["network.head.fc.weight"]
+        for name in ("best", "last")
+    )
+    assert not torch.equal(best, last)
+    assert len(tested) == 1
+    assert torch.equal(tested[0], best)
+
+
 def test_saved_config_runs_again(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["network"] == "msnn_resnet12_tiny"

@@ -137,6 +137,19 @@ def test_warm_start_takes_what_fits_by_name_and_shape():
     assert taken == sum(p.numel() for k, p in model.named_parameters() if k in fits)
 
 
+def test_warm_start_leaves_numbers_that_are_not_learnt():
+    """A theta and a tau of the network's own arguments, whatever those of the weights are."""
+    made = {"widths": (4, 4, 4, 4), "learn_tau": False}
+    source = timm.create_model("msnn_resnet12_tiny", theta=0.7, tau=0.6, **made)
+    model = timm.create_model("msnn_resnet12_tiny", theta=0.3, tau=0.2, **made)
+    warm_start(model, source.state_dict(), "another")
+    assert torch.equal(model.stem.conv.weight, source.stem.conv.weight)
+    for ending, value in ((".theta", 0.3), (".tau", 0.2)):
+        kept = numbers(model, ending)
+        assert kept
+        assert all(v.item() == pytest.approx(value) for v in kept.values())
+
+
 def test_warm_start_from_what_does_not_fit():
     with pytest.raises(ConfigurationError, match=f"no parameter of {DIGITS} fits Linear by name and shape"):
         warm_start(torch.nn.Linear(2, 2), read_weights(entries()[DIGITS]), DIGITS)
