@@ -49,7 +49,15 @@ def _load(name: str) -> tuple[SpikingClassifier, str, dict[str, Any]]:
         raise ConfigurationError(
             f"{name!r} does not say what data it was trained on: give a checkpoint of lightning-msnn"
         )
-    task = SpikingClassifier.load_from_checkpoint(name, map_location="cpu", weights_only=True)
+    try:  # all that the training started from is in the checkpoint
+        task = SpikingClassifier.load_from_checkpoint(
+            name, map_location="cpu", weights_only=True, pretrained=False, init_from=None, teacher=None
+        )
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever the values in a file make torch raise
+        reason = f"{type(error).__name__} {' '.join(str(error).split())}"
+        raise ConfigurationError(f"{name!r} is of a network that cannot be made of it: {reason}") from error
     return task.eval(), kind, arguments_of_checkpoint(content.get("datamodule_hyper_parameters"))
 
 

@@ -369,6 +369,11 @@ def test_training_curves_resume(tmp_path):
     other.load_state_dict(curves.state_dict())
     assert other.history == curves.history
     assert (tmp_path / "lightning_logs" / "version_0" / "curves.png").stat().st_size > 5_000
+    drawn = {axes.get_ylabel(): [list(line.get_ydata()) for line in axes.lines] for axes in curves.draw().axes}
+    losses = {name: [v for _, v in curves.history[f"{name}/loss"]] for name in ("train", "val")}
+    assert drawn["training loss"] == [losses["train"]]
+    assert drawn["validation loss"] == [losses["val"]], "smoothed labels are not compared with others"
+    assert [len(line) for line in drawn["top-1 accuracy (%)"]] == [2, 2]
 
 
 class FakeData(pl.LightningDataModule):
