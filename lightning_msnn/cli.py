@@ -351,6 +351,13 @@ class _Record(SaveConfigCallback):
                 f"cannot write to the run's folder {error.filename!r}: {error.strerror}"
             ) from error
 
+    begun = False
+    """Whether a training step is done."""
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        """Note that the first step is done."""
+        self.begun = True
+
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Send the configuration to every logger."""
         text = self.parser.dump(self.config, skip_none=False)
@@ -623,7 +630,7 @@ class MSNNCLI(LightningCLI):
         except ConfigurationError:
             raise
         except Exception as error:  # whatever arguments make torch, timm or Lightning raise
-            if not all(kind.__module__.startswith("lightning_msnn.") for kind in self._given.classes.values()):
+            if not self._ours():
                 raise
             raise ConfigurationError(f"model, data or trainer cannot be made as given: {_sentence(error)}") from error
 
@@ -634,9 +641,18 @@ class MSNNCLI(LightningCLI):
         except (ConfigurationError, TrainingError):
             raise
         except Exception as error:  # whatever the values in a file make Lightning and torch raise
-            if not _restores(error):
+            if self._checkpoint is None or not (_restores(error) or self._resumes()):
                 raise
             raise ConfigurationError(f"{self._checkpoint!r} cannot be restored: {_sentence(error)}") from error
+
+    def _ours(self) -> bool:
+        """Whether model and data are of this package; errors of other classes keep their traceback."""
+        return all(kind.__module__.startswith("lightning_msnn.") for kind in self._given.classes.values())
+
+    def _resumes(self) -> bool:
+        """Whether a training of our classes is resumed and has not done a step yet, in which it takes up its state."""
+        records = [callback for callback in self.trainer.callbacks if isinstance(callback, _Record)]  # type: ignore[attr-defined]
+        return self.subcommand == "fit" and self._ours() and not any(record.begun for record in records)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Add what every run has, and say in one sentence what a Trainer refuses."""
@@ -675,7 +691,13 @@ class MSNNCLI(LightningCLI):
         if self.subcommand != "fit":
             for name in ("mean", "std"):  # images are what the weights have learnt from
                 if name in self._preprocessing and hasattr(self.datamodule, name):
-                    setattr(self.datamodule, name, tuple(self._preprocessing[name]))
+                    values = tuple(self._preprocessing[name])
+                    if len(values) != (len(getattr(self.datamodule, name)) or len(values)):
+                        raise ConfigurationError(
+                            f"{self._source} has {name} {list(values)}, a number for each channel, but the images have "
+                            f"{len(getattr(self.datamodule, name))}"
+                        )
+                    setattr(self.datamodule, name, values)
             if isinstance(self.model, tasks.Task) and "class_names" in self._preprocessing:
                 self.model.class_names = list(self._preprocessing["class_names"])
 

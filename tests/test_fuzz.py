@@ -29,6 +29,7 @@ from lightning.pytorch import Trainer
 from lightning_msnn import zoo
 from lightning_msnn.cli import main
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.kernels import native
 from lightning_msnn.models.weights import CONFIG_FILE, FACTS, entries
 from lightning_msnn.report import main as report
 from lightning_msnn.runs import network_of, read_checkpoint
@@ -102,10 +103,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    native.available()  # which compiles into the user's cache, once on a machine
     monkeypatch.setattr(OPENED, "paths", opened := [])
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**32, before[1]))
+    most = pages * resource.getpagesize() + 2**32
+    resource.setrlimit(
+        resource.RLIMIT_AS, (most if before[1] == resource.RLIM_INFINITY else min(most, before[1]), before[1])
+    )
     yield folder
     resource.setrlimit(resource.RLIMIT_AS, before)
     OPENED.paths = None

@@ -19,6 +19,7 @@ import timm
 import torch
 
 from lightning_msnn import zoo
+from lightning_msnn.callbacks import BestCheckpoint
 from lightning_msnn.cli import main
 from lightning_msnn.data.archives import Archive, download_and_extract_archive, extract
 from lightning_msnn.errors import ConfigurationError
@@ -345,6 +346,40 @@ def test_entry_of_a_network_that_is_not_ours(small_entry: Path) -> None:
     (other / CONFIG_FILE).write_text(json.dumps(content | {"architecture": "resnet18"}))
     with pytest.raises(ConfigurationError, match="resnet18.small is of resnet18, which is refused"):
         zoo.load("resnet18.small")
+
+
+def test_checkpoint_that_names_a_file_to_remove(tmp_path: Path) -> None:
+    """Lightning removes what was the best once there is a better one, if its path begins like the run's folder."""
+    folder = tmp_path / "checkpoints"
+    best = BestCheckpoint()
+    best.dirpath = str(folder)
+    own = str(folder / "best.ckpt")
+    state = {"dirpath": str(folder), "best_model_path": own, "best_model_score": torch.tensor(0.5)}
+    state |= {"kth_best_model_path": own, "kth_value": torch.tensor(0.5), "best_k_models": {own: torch.tensor(0.5)}}
+    best.load_state_dict(state)
+    assert best.best_model_path == own
+    for path in (f"{folder}/../other.ckpt", f"{folder}/..", "/etc/passwd", "https://example.org/x.ckpt", None):
+        for field in ("best_model_path", "kth_best_model_path", "best_k_models"):
+            changed = {path: torch.tensor(0.5)} if field == "best_k_models" else path
+            with pytest.raises(ConfigurationError, match="a best checkpoint must be a file in .*checkpoints', not"):
+                BestCheckpoint().load_state_dict(state | {field: changed})
+    kept = tmp_path / "kept.txt"
+    kept.touch()
+    for path in (kept, folder / ".." / "kept.ckpt"):
+        AtomicCheckpointIO().remove_checkpoint(path)
+    assert kept.exists()
+
+
+def test_report_fetches_no_weights(tmp_path: Path, offline: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a network of timm's own that a checkpoint says to be pretrained."""
+    network = timm.create_model("resnet18", num_classes=10, in_chans=1)
+    content = small_checkpoint()
+    content["state_dict"] = {f"network.{name}": value for name, value in network.state_dict().items()}
+    content["hyper_parameters"] = {"network": "resnet18", "num_classes": 10, "in_chans": 1, "pretrained": True}
+    content["class_names"] = [str(digit) for digit in range(10)]
+    torch.save(content, tmp_path / "x.ckpt")
+    report([str(tmp_path / "x.ckpt"), "--samples", "4", "--output", str(tmp_path / "page.html")])
+    assert not offline
 
 
 UNREADABLE: dict[str, Callable[[Path], Any]] = {

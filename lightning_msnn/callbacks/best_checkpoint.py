@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from lightning_msnn.errors import ConfigurationError
 
@@ -31,7 +32,7 @@ class BestCheckpoint(ModelCheckpoint):
         """Go on with the best checkpoint so far; a file does not say what else is removed once there is a better one.
 
         Raises:
-            ConfigurationError: If a path in the state is not of a file in its own folder.
+            ConfigurationError: If a path in the state is not of a file in its own folder, or a score no number.
         """
         folder = Path(str(state_dict.get("dirpath")))
         ranked = state_dict.get("best_k_models")
@@ -39,6 +40,9 @@ class BestCheckpoint(ModelCheckpoint):
         for path in [*paths, *(ranked if isinstance(ranked, dict) else [None])]:
             if not isinstance(path, str) or (path and (Path(path).parent != folder or Path(path).name == "..")):
                 raise ConfigurationError(f"a best checkpoint must be a file in {str(folder)!r}, not {path!r}")
+        scores = [state_dict.get("best_model_score"), state_dict.get("kth_value"), *(ranked or {}).values()]
+        if not all(score is None or (isinstance(score, Tensor) and score.numel() == 1) for score in scores):
+            raise ConfigurationError("scores of the best checkpoints must be numbers, and one is not")
         super().load_state_dict(state_dict)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
