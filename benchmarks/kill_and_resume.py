@@ -29,6 +29,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_msnn.cli import main as train
+from lightning_msnn.data import Digits
 from lightning_msnn.runs import read_checkpoint
 
 MOMENTS = ("step", "write", "validation")
@@ -41,6 +42,12 @@ EVERY_THIRD = ("--run.every_n_steps", "3")
 AVERAGE = ("--trainer.callbacks+", "lightning_msnn.callbacks.EMA", "--trainer.callbacks.decay", "0.9")
 MIX = ("--model.mixup", "0.5", "--model.cutmix", "0.5")
 GROW = ("--data.train_sizes", "{0: 8, 1: 12}", "--data.image_size", "12")
+SMALL = "depths: [1, 1, 1, 1], widths: [8, 8, 8, 8]"
+STEPS = 3
+FRAMES = (
+    *("--data", "benchmarks.kill_and_resume.MovingDigits"),
+    *("--model.network_kwargs", f"{{{SMALL}, time_steps: {STEPS}}}"),
+)
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 PAIRS: dict[str, tuple[str, ...]] = {
     "accumulation, val_check_interval": (*ACCUMULATE, *VALIDATE),
@@ -51,9 +58,21 @@ PAIRS: dict[str, tuple[str, ...]] = {
     "progressive sizes, every_n_steps": (*GROW, *EVERY_THIRD),
     "progressive sizes, mixup": (*GROW, *MIX, *VALIDATE),
     "mixup, EMA": (*MIX, *AVERAGE, *EVERY_THIRD),
+    "frames, mixup": (*FRAMES, *MIX, *EVERY_THIRD),
+    "frames, accumulation": (*FRAMES, *ACCUMULATE, *VALIDATE),
     "two processes, every_n_steps": (*TWO, *EVERY_THIRD),
     "two processes, accumulation": (*TWO, *ACCUMULATE, *VALIDATE, *AVERAGE),
 }
+
+
+class MovingDigits(Digits):
+    """Digits that move from time step to time step, by a random number of pixels; batches ``(B, T, 1, H, W)``."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make frames of images."""
+        images, *rest = super().on_after_batch_transfer(batch, dataloader_idx)
+        moves = torch.randint(3, (STEPS,)).tolist()
+        return torch.stack([images.roll(move, -1) for move in moves], 1), *rest
 
 
 class Moments(Callback):
@@ -78,7 +97,7 @@ def command(folder: Path, options: tuple[str, ...]) -> list[str]:
     """Return a training of digits that can be resumed."""
     return [
         *("fit", "--run.folder", str(folder), "--run.name", "run", "--run.test", "false", "--ckpt_path", "last"),
-        *("--model.in_chans", "1", "--model.network_kwargs", "{depths: [1, 1, 1, 1], widths: [8, 8, 8, 8]}"),
+        *("--model.in_chans", "1", "--model.network_kwargs", f"{{{SMALL}}}"),
         *("--data.batch_size", "16", "--data.policy", "randaugment", "--trainer.limit_train_batches", str(BATCHES)),
         *("--trainer.limit_val_batches", "3", "--trainer.num_sanity_val_steps", "0", "--trainer.max_epochs", "3"),
         *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"),

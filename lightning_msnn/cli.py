@@ -19,10 +19,11 @@ from jsonargparse import ArgumentParser, Namespace, get_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
@@ -31,12 +32,13 @@ from lightning_msnn.callbacks import (
     EMA,
     BestCheckpoint,
     EnergyMonitor,
+    ParameterSummary,
     PredictionWriter,
     SpikeRateMonitor,
     TrainingCurves,
 )
 from lightning_msnn.data.base import arguments_of_checkpoint
-from lightning_msnn.errors import ConfigurationError, TrainingError, UnknownNameError, suggestion
+from lightning_msnn.errors import ConfigurationError, TrainingError, UnknownNameError, check_yaml, suggestion
 from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.models.weights import entries, find, read_config
 from lightning_msnn.nn import Spike
@@ -109,12 +111,37 @@ def find_configuration(name: str) -> Path:
 def _read_configuration(name: str) -> dict[str, Any]:
     path = find_configuration(name)
     try:
-        content = get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"cannot read the configuration {name!r}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"the configuration {name!r} must be options by name, not {content!r}")
+        check_yaml(text := path.read_text(encoding="utf-8"))
+        content = get_loader("yaml")(text)
+    except Exception as error:  # tags on values that are none of theirs make the loader raise what it pleases
+        raise ConfigurationError(f"cannot read the configuration {name!r}: {_sentence(error)}") from error
+    _check_options(name, "", content)
+    for section in (*BASES, "trainer", "run"):
+        part = content.get(section)
+        if part is not None and not (section in BASES and isinstance(part, str)):
+            _check_options(name, f" of {section}", part)
+            for key in ("init_args", "dict_kwargs"):
+                if section in BASES and part.get(key) is not None:
+                    _check_options(name, f" of {section}.{key}", part[key])
     return content
+
+
+def _check_options(name: str, where: str, content: Any) -> None:
+    """Raise a ConfigurationError if a part of a configuration is not options by name."""
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigurationError(f"the configuration {name!r} must have options by name{where}, not {_short(content)}")
+
+
+def _short(value: Any) -> str:
+    """Text of a value, cut where it gets long."""
+    text = repr(value)
+    return text if len(text) < 200 else f"{text[:200]}..."
+
+
+def _sentence(error: BaseException) -> str:
+    """What an error says, in one line; its type too where it says little."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, ConfigurationError | OSError) else f"{type(error).__name__} {said}".strip()
 
 
 # What is allowed: looked up in the parsers, so that an error can name it
@@ -145,7 +172,7 @@ def _class(path: Any, section: str) -> type:
     known = {getattr(ours, n).__name__: getattr(ours, n) for n in ours.__all__ if isinstance(getattr(ours, n), type)}
     try:
         kind = getattr(import_module(module), name) if module else known[name]
-    except (ImportError, AttributeError, KeyError, ValueError) as error:
+    except Exception as error:  # whatever importing a module raises
         there = [f"{ours.__name__}.{n}" for n, k in known.items() if issubclass(k, base)]
         raise UnknownNameError(
             f"{section} {path!r} cannot be imported ({error}): allowed are {', '.join(there)} and the path of another "
@@ -168,7 +195,7 @@ def _check_value(parser: ArgumentParser, name: str, action: argparse.Action, key
         return  # what is composed, the parser checks part by part
     try:
         parser.validate(Namespace({name: value}), skip_required=True)
-    except (TypeError, ValueError, argparse.ArgumentError) as error:
+    except (TypeError, ValueError, ArithmeticError, argparse.ArgumentError) as error:
         kind = getattr(action, "_typehint", action.type)
         allowed = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         raise ConfigurationError(f"{key} must be {allowed}, not {value!r}") from error
@@ -352,6 +379,13 @@ class _Record(SaveConfigCallback):
                 f"cannot write to the run's folder {error.filename!r}: {error.strerror}"
             ) from error
 
+    begun = False
+    """Whether a training step is done."""
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        """Note that the first step is done."""
+        self.begun = True
+
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Send the configuration to every logger."""
         text = self.parser.dump(self.config, skip_none=False)
@@ -427,8 +461,16 @@ class MSNNCLI(LightningCLI):
         elif verb != "fit":
             self._know_entry()
         self._link(verbs[verb])
-        self.config = parser.parse_args([verb, *self._given.arguments(self._facts, back)])
+        try:
+            self.config = parser.parse_args([verb, *self._given.arguments(self._facts, back)])
+        except ConfigurationError:
+            raise
+        except Exception as error:  # whatever nested values make the parser raise
+            raise ConfigurationError(f"the options cannot be read: {_sentence(error)}") from error
         self._compare(verb)
+        seed = self.config[verb].seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise ConfigurationError(f"seed_everything must be an integer in [0, 2^32), not {seed}")
 
     def _find_checkpoint(self, verb: str) -> dict[str, Any] | None:
         """Read the checkpoint that is given, before anything starts."""
@@ -600,6 +642,10 @@ class MSNNCLI(LightningCLI):
         if run.monitors and verb in ("fit", "test") and isinstance(self.model, tasks.Task):
             spikes = any(isinstance(module, Spike) for module in self.model.modules())
             then += [*([SpikeRateMonitor()] if spikes else []), EnergyMonitor()]
+        if config.get("enable_model_summary") is not False and verb == "fit":
+            config["enable_model_summary"] = False  # Lightning's own
+            if not any(isinstance(callback, ModelSummary) for callback in given):
+                first.append(ParameterSummary())
         chosen = any(isinstance(callback, ModelCheckpoint) for callback in given)
         if run.best is not None and checkpoints and verb == "fit" and not chosen:
             then.append(BestCheckpoint(run.best, run.best_mode))
@@ -607,6 +653,37 @@ class MSNNCLI(LightningCLI):
         first, then = ([callback for callback in ours if not isinstance(callback, kinds)] for ours in (first, then))
         last: list[Callback] = [LastCheckpoint(run.every_n_steps)] if checkpoints else []
         return [*first, *given, *then, LoggerGuard(), RandomState(), FiniteLoss(), *last]
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; what ours are given and cannot be made of is said in one sentence."""
+        try:
+            super().instantiate_classes()
+        except ConfigurationError:
+            raise
+        except Exception as error:  # whatever arguments make torch, timm or Lightning raise
+            if not self._ours():
+                raise
+            raise ConfigurationError(f"model, data or trainer cannot be made as given: {_sentence(error)}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; what a checkpoint holds and cannot be restored is said in one sentence."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (ConfigurationError, TrainingError):
+            raise
+        except Exception as error:  # whatever the values in a file make Lightning and torch raise
+            if self._checkpoint is None or not (_restores(error) or self._resumes()):
+                raise
+            raise ConfigurationError(f"{self._checkpoint!r} cannot be restored: {_sentence(error)}") from error
+
+    def _ours(self) -> bool:
+        """Whether model and data are of this package; errors of other classes keep their traceback."""
+        return all(kind.__module__.startswith("lightning_msnn.") for kind in self._given.classes.values())
+
+    def _resumes(self) -> bool:
+        """Whether a training of our classes is resumed and has not done a step yet, in which it takes up its state."""
+        records = [callback for callback in self.trainer.callbacks if isinstance(callback, _Record)]  # type: ignore[attr-defined]
+        return self.subcommand == "fit" and self._ours() and not any(record.begun for record in records)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Add what every run has, and say in one sentence what a Trainer refuses."""
@@ -645,7 +722,13 @@ class MSNNCLI(LightningCLI):
         if self.subcommand != "fit":
             for name in ("mean", "std"):  # images are what the weights have learnt from
                 if name in self._preprocessing and hasattr(self.datamodule, name):
-                    setattr(self.datamodule, name, tuple(self._preprocessing[name]))
+                    values = tuple(self._preprocessing[name])
+                    if len(values) != (len(getattr(self.datamodule, name)) or len(values)):
+                        raise ConfigurationError(
+                            f"{self._source} has {name} {list(values)}, a number for each channel, but the images have "
+                            f"{len(getattr(self.datamodule, name))}"
+                        )
+                    setattr(self.datamodule, name, values)
             if isinstance(self.model, tasks.Task) and "class_names" in self._preprocessing:
                 self.model.class_names = list(self._preprocessing["class_names"])
 
@@ -687,6 +770,8 @@ class MSNNCLI(LightningCLI):
 
 def _check_folder(folder: Path) -> None:
     """Raise a ConfigurationError if a folder cannot be made or written to; make nothing."""
+    if "\0" in str(folder):
+        raise ConfigurationError(f"cannot write to {str(folder)!r}: a path has no character 0")
     place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not place.is_dir():
         raise ConfigurationError(f"cannot write to {str(folder)!r}: {str(place)!r} is a file")
@@ -700,6 +785,18 @@ def _put_aside(folder: Path, name: str) -> None:
     file = folder / name
     if file.is_file():
         file.rename(next(f for i in count() if not (f := folder / f"{file.stem}.{i}{file.suffix}").exists()))
+
+
+def _restores(error: BaseException) -> bool:
+    """Whether an error was raised while Lightning restored what a checkpoint holds."""
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        restoring = frame.f_code.co_name.lstrip("_").startswith(("restore", "resume"))
+        if restoring and frame.f_globals.get("__name__") == checkpoint_connector.__name__:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _configuration_error(error: BaseException | None) -> ConfigurationError | None:

@@ -45,12 +45,20 @@ def _load(name: str) -> tuple[SpikingClassifier, str, dict[str, Any]]:
         kind = choose({f"{data.__name__}.{name}": name for name in data.__all__}, path, "data set of a zoo entry")
         return task.eval(), kind, {"image_size": info["input_size"][1]}
     content = read_checkpoint(name)
-    kind = content.get("preprocessing", {}).get("data")
+    kind = (content.get("preprocessing") or {}).get("data")
     if kind not in data.__all__ or "hyper_parameters" not in content:
         raise ConfigurationError(
             f"{name!r} does not say what data it was trained on: give a checkpoint of lightning-msnn"
         )
-    task = SpikingClassifier.load_from_checkpoint(name, map_location="cpu", weights_only=True)
+    try:  # all that the training started from is in the checkpoint
+        task = SpikingClassifier.load_from_checkpoint(
+            name, map_location="cpu", weights_only=True, pretrained=False, init_from=None, teacher=None
+        )
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever the values in a file make torch raise
+        reason = f"{type(error).__name__} {' '.join(str(error).split())}"
+        raise ConfigurationError(f"{name!r} is of a network that cannot be made of it: {reason}") from error
     return task.eval(), kind, arguments_of_checkpoint(content.get("datamodule_hyper_parameters"))
 
 
@@ -95,7 +103,10 @@ def write_report(
         raise ConfigurationError(f"cannot write the report to {str(path)!r}: give a file that can, by --output")
     task, kind, arguments = _load(name)
     arguments |= {"batch_size": batch_size} | ({} if root is None else {"root": root})
-    datamodule = getattr(data, kind)(**arguments)
+    try:
+        datamodule = getattr(data, kind)(**arguments)
+    except (ArithmeticError, LookupError, TypeError) as error:
+        raise ConfigurationError(f"{kind} cannot be made of the arguments in {name!r}: {error}") from error
     datamodule.check("test")
     datamodule.prepare_data()
     datamodule.setup("test")

@@ -89,6 +89,33 @@ def test_fit_leaves_everything(run):
     assert {"train/top1", "train/top5", "val/top1", "val/top5", "test/top1", "test/top5", "val/loss"} <= columns
 
 
+def test_the_summary_has_no_operations_that_nobody_counted(caplog):
+    """Lightning's would say 0."""
+    with caplog.at_level("INFO"):
+        main(["fit", *QUICK, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"])
+    assert "flops" not in caplog.text.lower()
+    network = SpikingClassifier(in_chans=1).network
+    assert f"{sum(p.numel() for p in network.parameters()):,} parameters, of which" in caplog.text
+
+
+def test_fit_ends_by_testing_the_best_weights(monkeypatch):
+    """Not the last ones: of two epochs the first has the highest learning rate, which is to be best here."""
+    tested = []
+    monkeypatch.setattr(
+        SpikingClassifier, "on_test_start", lambda task: tested.append(task.network.head.fc.weight.clone()), False
+    )
+    main(["fit", *SHORT, "--trainer.max_epochs", "2", "--model.schedule", "cosine", "--model.warmup_epochs", "0",
+          "--run.best", "train/lr", "--run.monitors", "false"])  # fmt: skip
+    folder = Path("runs/quickstart/version_0/checkpoints")
+    best, last = (
+        torch.load(folder / f"{name}.ckpt", weights_only=True)["state_dict"]["network.head.fc.weight"]
+        for name in ("best", "last")
+    )
+    assert not torch.equal(best, last)
+    assert len(tested) == 1
+    assert torch.equal(tested[0], best)
+
+
 def test_saved_config_runs_again(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["network"] == "msnn_resnet12_tiny"
@@ -187,6 +214,8 @@ def test_wandb_by_one_line(monkeypatch):
     )
     main(["fit", *SHORT, "--config", "w.yaml", "--run.test", "false"])
     assert list(Path("runs/quickstart/version_0/wandb").glob("offline-run-*"))
+    assert {path.name for path in Path().iterdir()} == {"w.yaml", "runs"}, "all of it is in the run's folder"
+    assert {path.name for path in Path("runs/quickstart").iterdir()} == {"version_0"}
     assert Path("runs/quickstart/version_0/metrics.csv").is_file(), "the default loggers stay"
 
 
@@ -301,6 +330,17 @@ def test_bad_input(case, capsys):
 def test_unknown_key_in_yaml(capsys):
     Path("bad.yaml").write_text("model:\n  network_kwarg: {theta: 0.1}\n")
     fails(["fit", *SHORT, "--config", "bad.yaml"], "network_kwarg.*did you mean .*network_kwargs", capsys)
+
+
+@pytest.mark.parametrize("network", ["msnn_resnet12_tiny", "resnet18"])
+def test_a_batch_of_one_on_a_map_of_one_pixel(network, capsys):
+    """Batch norm has nothing to go by; said in one sentence, by whatever network."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *SHORT, "--model.network", network, "--data.batch_size", "1", "--data.image_size", "8"])
+    error = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2
+    assert re.search(f"error: a batch of 1 is too small to train {network}: .*more than 1 value", error[-1])
+    assert not any("Traceback" in line for line in error)
 
 
 def test_class_count_of_a_folder(folder, capsys):

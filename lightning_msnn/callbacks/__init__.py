@@ -4,6 +4,7 @@ from lightning_msnn.callbacks.annealing import ANNEALING_SHAPES, SpikeAnnealing
 from lightning_msnn.callbacks.best_checkpoint import BestCheckpoint
 from lightning_msnn.callbacks.ema import EMA
 from lightning_msnn.callbacks.monitors import EnergyMonitor, SpikeRateMonitor
+from lightning_msnn.callbacks.parameter_summary import ParameterSummary
 from lightning_msnn.callbacks.predictions import PredictionWriter
 from lightning_msnn.callbacks.theta import THETA_SCHEDULES, ThetaScheduler
 from lightning_msnn.callbacks.training_curves import TrainingCurves
@@ -14,6 +15,7 @@ __all__ = [
     "THETA_SCHEDULES",
     "BestCheckpoint",
     "EnergyMonitor",
+    "ParameterSummary",
     "PredictionWriter",
     "SpikeAnnealing",
     "SpikeRateMonitor",

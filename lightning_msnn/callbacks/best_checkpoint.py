@@ -1,8 +1,14 @@
 """The checkpoint that did best in validation."""
 
+from pathlib import Path
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["BestCheckpoint"]
 
@@ -21,6 +27,23 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(
             monitor=monitor, mode=mode, filename="best", auto_insert_metric_name=False, enable_version_counter=False
         )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best checkpoint so far; a file does not say what else is removed once there is a better one.
+
+        Raises:
+            ConfigurationError: If a path in the state is not of a file in its own folder, or a score no number.
+        """
+        folder = Path(str(state_dict.get("dirpath")))
+        ranked = state_dict.get("best_k_models")
+        paths = [state_dict.get(f"{name}_path", "") for name in ("best_model", "kth_best_model", "last_model")]
+        for path in [*paths, *(ranked if isinstance(ranked, dict) else [None])]:
+            if not isinstance(path, str) or (path and (Path(path).parent != folder or Path(path).name == "..")):
+                raise ConfigurationError(f"a best checkpoint must be a file in {str(folder)!r}, not {path!r}")
+        scores = [state_dict.get("best_model_score"), state_dict.get("kth_value"), *(ranked or {}).values()]
+        if not all(score is None or (isinstance(score, Tensor) and score.numel() == 1) for score in scores):
+            raise ConfigurationError("scores of the best checkpoints must be numbers, and one is not")
+        super().load_state_dict(state_dict)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where there is no validation, if the metric was logged."""

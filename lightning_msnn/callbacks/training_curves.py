@@ -1,15 +1,29 @@
 """A picture of the training."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["TrainingCurves"]
 
-PANELS = {"loss": "cross-entropy (nats)", "top1": "top-1 accuracy (%)", "top5": "top-5 accuracy (%)"}
+PANELS = {
+    "training loss": ("train/loss",),
+    "validation loss": ("val/loss",),
+    "top-1 accuracy (%)": ("train/top1", "val/top1"),
+    "top-5 accuracy (%)": ("train/top5", "val/top5"),
+}
+"""Panels of the picture, and what each compares. The loss that is learnt from has an axis of its own: with smoothed and
+mixed labels, with weights of classes or with a teacher it is not what validation measures."""
+
+DRAWN = {name for names in PANELS.values() for name in names}
 
 
 class TrainingCurves(Callback):
@@ -29,8 +43,7 @@ class TrainingCurves(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the values of the epoch, after those of validation."""
         for name, value in trainer.callback_metrics.items():
-            stage, _, panel = name.partition("/")
-            if stage in ("train", "val") and panel in PANELS:
+            if name in DRAWN:
                 self.history.setdefault(name, []).append((trainer.current_epoch + 1, float(value)))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -38,34 +51,31 @@ class TrainingCurves(Callback):
         folder = trainer.log_dir  # a broadcast: on every rank
         if trainer.is_global_zero and folder is not None and self.history:
             try:
-                self.draw(Path(folder) / self.filename)
+                path = Path(folder) / self.filename
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.draw().savefig(path, dpi=120)
             except OSError as error:  # a full disk is no reason to lose the test that follows
                 rank_zero_warn(f"the training curves cannot be written to {error.filename!r} ({error.strerror})")
 
-    def draw(self, path: Path) -> None:
-        """Draw the curves.
-
-        Args:
-            path: File to write.
-        """
+    def draw(self) -> Figure:
+        """Return the picture of the curves."""
         from matplotlib.figure import Figure  # takes a second to import, which only this needs
 
-        panels = [p for p in PANELS if any(name.endswith(f"/{p}") for name in self.history)]
+        panels = {title: [n for n in names if self.history.get(n)] for title, names in PANELS.items()}
+        panels = {title: names for title, names in panels.items() if names}
         figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
-        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            scale = 1.0 if panel == "loss" else 100.0
-            for stage, style in (("train", "--"), ("val", "-")):
-                points = self.history.get(f"{stage}/{panel}", [])
-                if points:
-                    epochs, values = zip(*points, strict=True)
-                    marker = "o" if len(points) == 1 else None
-                    axes.plot(epochs, [scale * v for v in values], style, marker=marker, label=stage)
+        for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for name in names:
+                epochs, values = zip(*self.history[name], strict=True)
+                scale = 100.0 if "%" in title else 1.0
+                style, marker = "--" if name.startswith("train") else "-", "o" if len(epochs) == 1 else None
+                axes.plot(epochs, [scale * v for v in values], style, marker=marker, label=name.partition("/")[0])
             axes.set_xlabel("epoch")
-            axes.set_ylabel(PANELS[panel])
+            axes.set_ylabel(title)
             axes.grid(alpha=0.3)
-            axes.legend()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+            if len(names) > 1:
+                axes.legend()
+        return figure
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curves so far."""

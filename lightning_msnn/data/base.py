@@ -207,6 +207,8 @@ class ImageDataModule(PartDataModule):
             check_integer("an epoch of train_sizes", epoch, 0): check_integer(f"train_sizes[{epoch!r}]", size, 1)
             for epoch, size in (train_sizes or {}).items()
         }
+        if (largest := max(self.image_size, *self.train_sizes.values(), 0)) > LARGEST_IMAGE:
+            raise ConfigurationError(f"image_size and train_sizes must be at most {LARGEST_IMAGE}, not {largest}")
         self._memory: dict[str, tuple[Tensor, Tensor]] = {}
         self._warned = False
 

@@ -159,5 +159,12 @@ class Loader(DataLoader[Batch]):
         return {"epoch": self._epoch, "batches": self._given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on behind the last batch that was given out, when the next iteration is in the same epoch."""
+        """Go on behind the last batch that was given out, when the next iteration is in the same epoch.
+
+        Raises:
+            ConfigurationError: If it is no such place.
+        """
+        place = [state_dict.get(name) for name in ("epoch", "batches")] if isinstance(state_dict, dict) else []
+        if not place or not all(isinstance(number, int) and 0 <= number < 2**63 for number in place):
+            raise ConfigurationError(f"the place in the data of a checkpoint must be an epoch and batches, not {place}")
         self._resume = state_dict["epoch"], state_dict["batches"]

@@ -93,7 +93,8 @@ class PartDataModule(LightningDataModule):
 
         Lightning restores the place of a loader too, but not where a schedule has asked for the number of steps before.
         """
-        self._shuffle_seed, self._place = state_dict["shuffle_seed"], state_dict["place"]
+        seed, self._place = state_dict["shuffle_seed"], state_dict["place"]
+        self._shuffle_seed = check_integer("shuffle_seed of a checkpoint", seed, 0)
 
     def _seed_of_shuffle(self) -> int:
         if self._shuffle_seed is None:

@@ -41,6 +41,9 @@ BRANCH_GAIN = 0.2
 stream grows by one with each of the 24 branches, which drowns what the stem put in and slows the first epochs; at 0 a
 branch has no gradient to begin with."""
 
+MOST_BLOCKS = 10_000
+"""Blocks of a network; a number that a slip of the pen or a file makes larger would fill the memory."""
+
 WINDOW_SCHEDULES: dict[str, tuple[str, str]] = {
     "alternate": ("non_dilated", "dilated"),
     "alternate_grid": ("non_dilated", "grid"),
@@ -241,6 +244,8 @@ class MSNN(nn.Module):
             )
         for value in (*depths, *widths):
             check_integer("each of depths and widths", value, 1)
+        if sum(depths) > MOST_BLOCKS:
+            raise ConfigurationError(f"depths must be {MOST_BLOCKS} blocks together at most, not {list(depths)}")
         choose(dict.fromkeys(MLPS), mlp, "mlp")
         choose(dict.fromkeys(CODINGS), coding, "coding")
         kinds = window_kinds(windows, depths)

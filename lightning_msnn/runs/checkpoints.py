@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import platform
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,36 @@ __all__ = [
     "read_checkpoint",
     "write_whole",
 ]
+
+
+_FIELDS: dict[str, type] = {
+    **dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters", "network_arguments", "preprocessing"), dict),
+    **{"cli": dict, "class_names": list},
+}
+"""What a checkpoint may have beside Lightning's own fields, or leave out: dictionaries by name, and names."""
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a field of a checkpoint is nothing, or of its type with names in it."""
+    return value is None or (isinstance(value, kind) and all(isinstance(name, str) for name in value))
+
+
+def _colours(value: Any) -> bool:
+    numbers = value if isinstance(value, list | tuple) else []
+    return bool(numbers) and all(type(v) in (int, float) and math.isfinite(v) for v in numbers)
+
+
+def _sizes(value: Any) -> bool:
+    sizes = value if isinstance(value, list | tuple) else [value]
+    return bool(sizes) and all(type(size) is int and 0 < size < 2**16 for size in sizes)
+
+
+_PREPROCESSING: dict[str, Callable[[Any], bool]] = {
+    "image_size": _sizes,
+    "mean": _colours,
+    "std": lambda value: _colours(value) and 0 not in value,
+}
+"""What the fields of a preprocessing are, where they are there."""
 
 
 def write_whole(content: Any, path: str | Path) -> None:
@@ -103,6 +135,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise ConfigurationError(f"{str(path)!r} is not a checkpoint of Lightning: it has no 'state_dict'")
+    for field, kind in _FIELDS.items():
+        if not _is(content.get(field, kind()), kind):
+            raise ConfigurationError(
+                f"{str(path)!r} is not a checkpoint of this package: its {field} is of another type"
+            )
+    for field, good in _PREPROCESSING.items():
+        if field in (seen := content.get("preprocessing") or {}) and not good(seen[field]):
+            raise ConfigurationError(f"{str(path)!r} is refused: its preprocessing has {field} {seen[field]!r}")
     hparams = content.get("hyper_parameters")
     if isinstance(hparams, dict):
         name, given = hparams.get("network"), hparams.get("network_kwargs")
@@ -228,5 +268,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint, unless the one that was to take its place could not be written."""
-        if not self._failed:
+        if not self._failed and Path(path).suffix == ".ckpt" and ".." not in Path(path).parts:
             super().remove_checkpoint(path)

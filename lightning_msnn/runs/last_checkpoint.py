@@ -65,6 +65,8 @@ class LastCheckpoint(Checkpoint):
         """Begin the next epoch behind a complete one; with ``max_steps`` Lightning would count an empty one first."""
         self._resumed = checkpoint.get("trained_by", "")
         loops = checkpoint["loops"]["fit_loop"]
+        # Loaders keep what they like in the state of the loop itself.
+        _check_counts({name: counts for name, counts in loops.items() if name != "state_dict"})
         epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
         if trainer.max_steps == -1 or epochs["current"]["processed"] != epochs["current"]["started"]:
             return
@@ -140,6 +142,15 @@ class LastCheckpoint(Checkpoint):
             launched = isinstance(environment, LightningEnvironment) and environment.local_rank() > 0
             # The process that started this one kills itself if this one fails.
             raise SIGTERMException(0 if launched else 128 + signal.SIGTERM)
+
+
+def _check_counts(value: Any) -> None:
+    """Raise a ConfigurationError unless all that a loop has counted are integers of at least 0."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_counts(part)
+    elif value is not None and not isinstance(value, bool):
+        check_integer("each number of the loops of a checkpoint", value, 0)
 
 
 def _trained_by(trainer: pl.Trainer) -> str:

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_msnn.errors import ConfigurationError
+
 __all__ = ["RandomState", "get_generators", "set_generators"]
 
 
@@ -55,7 +57,10 @@ class RandomState(Callback):
         """Set the generators, after all that Lightning does before the first batch."""
         states, self._restored = self._restored, None
         if states is not None and len(states) == trainer.world_size:
-            set_generators(states[trainer.global_rank], pl_module.device)
+            try:
+                set_generators(states[trainer.global_rank], pl_module.device)
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise ConfigurationError(f"random_state of the checkpoint is not one: {error}") from error
             return
         if states is not None:
             rank_zero_warn(
@@ -84,4 +89,7 @@ class RandomState(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the generators until the training starts."""
-        self._restored = checkpoint.get("random_state")
+        states = checkpoint.get("random_state")
+        if states is not None and not isinstance(states, list):
+            raise ConfigurationError(f"random_state of the checkpoint must be a list, not {states!r}")
+        self._restored = states

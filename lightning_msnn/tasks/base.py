@@ -354,10 +354,22 @@ class Task(pl.LightningModule):
     # Steps
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of a batch; metrics are those of the targets before mixing."""
+        """Return the loss of a batch; metrics are those of the targets before mixing.
+
+        Raises:
+            ConfigurationError: If the batch is of one sample and the network needs more, as batch norm does where its
+                map is one pixel.
+        """
         inputs, targets = self.unpack(batch)
         mixed, goals = self.mix(inputs, targets)
-        outputs = self(mixed)
+        try:
+            outputs = self(mixed)
+        except ValueError as error:
+            if len(mixed) > 1 or isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(
+                f"a batch of 1 is too small to train {self.hparams['network']}: {error}"
+            ) from error
         loss = self.loss(outputs.float(), goals)  # with many classes a sum of exponentials loses digits in bf16
         if self.teacher is not None:
             distilled = distillation_loss(outputs, self.teacher(mixed), self.hparams["teacher_temperature"])

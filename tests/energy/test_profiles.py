@@ -167,6 +167,11 @@ def test_lemaire_analogue_by_hand():
     assert lemaire(3 * convolution, 65536) == pytest.approx({k: 3 * v for k, v in lemaire(convolution, 65536).items()})
 
 
+def test_lemaire_arithmetic_beside_synapses():
+    arithmetic = counts(membrane_updates=20, omega_operations=30, multiplications=7)
+    assert lemaire(arithmetic) == pytest.approx({"membranes": 20 * 3.2, "Omega": 30 * 3.2, "other arithmetic": 7 * 3.2})
+
+
 def test_lemaire_charges_addresses_to_synapses_alone():
     residual = counts(additions=50, values_read=100, values_written=50)
     assert lemaire(residual) == pytest.approx({"other arithmetic": 50 * 0.1})

@@ -1,6 +1,6 @@
 """The networks as the method is written: one time step after another, window by window, nothing batched.
 
-Of the package it uses the parameters alone, in modules of torch: synapses and batch norms in evaluation mode.
+Of the package it uses the parameters alone, by their names, and torch's batch norms in evaluation mode.
 """
 
 import math
@@ -11,19 +11,36 @@ from torch.nn import functional as F
 
 __all__ = ["PlainNetwork"]
 
+THRESHOLD = 0.5
+HEAD = 24  # channels of a head of the attention
+
+KINDS = {"alternate": ("non_dilated", "dilated"), "alternate_grid": ("non_dilated", "grid")}
+"""Kinds of windows in even and odd blocks; the last stage has the first kind throughout."""
+
 
 class PlainNetwork:
     """A network with sine, triangular surrogate and spiking MLP, computed by its formulas.
 
     Args:
         model: The network, in evaluation mode.
+        tau: Decay that the network was made with.
+        windows: Its windows.
+        context: Its context.
         soft: Whether a spike takes the threshold away, instead of resetting the membrane to zero.
         tau_time: Decay over time; None is that over windows, and for layers without windows ``tau``.
-        tau: Decay that the network was made with.
     """
 
-    def __init__(self, model: nn.Module, tau: float, soft: bool = False, tau_time: float | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tau: float,
+        windows: str = "alternate",
+        context: str = "shared",
+        soft: bool = False,
+        tau_time: float | None = None,
+    ) -> None:
         self.model, self.tau, self.soft, self.tau_time = model, tau, soft, tau_time
+        self.kinds, self.isolated = KINDS.get(windows, (windows, windows)), context == "isolated"
         self.kept: dict[object, list[Tensor]] = {}
 
     # Equations
@@ -59,8 +76,14 @@ class PlainNetwork:
         return (total / covered)[:, :, 1:].unflatten(2, like.shape[2:])
 
     def omega(self, module: nn.Module, a: Tensor, b: Tensor) -> Tensor:
-        angle = math.pi * module.projection.radian()
+        angle = math.pi * module.projection.theta
         return 2 * torch.sin(angle * a * torch.cos(angle * b))
+
+    @staticmethod
+    def decay(module: nn.Module) -> Tensor:
+        if hasattr(module.decay, "tau"):
+            return module.decay.tau
+        return 1 / (1 + torch.exp(-module.decay.logit.view(-1, 1, 1)))
 
     def layer(
         self,
@@ -73,7 +96,7 @@ class PlainNetwork:
         tau: object,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Spikes, of the map or of each window, and membranes of the windows."""
-        threshold = spike.threshold if spike.level is None else spike.level.view(-1, 1, 1)
+        threshold = THRESHOLD if spike.level is None else spike.level.view(-1, 1, 1)
         tau_time = tau if self.tau_time is None else self.tau_time
         kept = self.kept.get(spike, [0.0] * len(currents))
         u = scan([i + k for i, k in zip(currents, kept, strict=True)])
@@ -106,7 +129,7 @@ class PlainNetwork:
         def scan(currents: list[Tensor]) -> list[Tensor]:
             u = []
             for k, i in enumerate(currents):
-                u.append(i if k == 0 else module.decay() * self.omega(module, u1[k - 1], u[k - 1]) + i)
+                u.append(i if k == 0 else self.decay(module) * self.omega(module, u1[k - 1], u[k - 1]) + i)
             return u
 
         return scan
@@ -115,7 +138,7 @@ class PlainNetwork:
         def scan(currents: list[Tensor]) -> list[Tensor]:
             if len(currents) == 1:
                 return currents
-            tau, new = module.decay(), []
+            tau, new = self.decay(module), []
             new.append(tau * self.omega(module, m[0], m[1]) + currents[0])
             new.append(tau * self.omega(module, new[0], m[1]) + currents[1])
             new.append(tau * self.omega(module, m[2], new[1]) + currents[2])
@@ -124,64 +147,80 @@ class PlainNetwork:
 
         return scan
 
-    def synapse(self, synapse: nn.Module, x: Tensor) -> Tensor:
-        return synapse.norm(synapse.conv(x))
+    @staticmethod
+    def synapse(synapse: nn.Module, x: Tensor, stride: int = 1) -> Tensor:
+        weight = synapse.conv.weight
+        padding, groups = (weight.shape[2] - 1) // 2, x.shape[1] // weight.shape[1]
+        return synapse.norm(F.conv2d(x, weight, synapse.conv.bias, stride, padding, groups=groups))
 
-    def convolve(self, m: nn.Module, s: Tensor) -> Tensor:
-        where = (m.windows, m.isolated, s)
+    def convolve(self, m: nn.Module, s: Tensor, kind: str) -> Tensor:
+        where = (kind, self.isolated, s)
         one, two = m.membrane1, m.membrane2
-        if m.isolated:
-            i1 = [self.synapse(m.synapse1, w) for w in self.cut(s, m.windows)]
+        if self.isolated:
+            i1 = [self.synapse(m.synapse1, w) for w in self.cut(s, kind)]
         else:
-            i1 = self.cut(self.synapse(m.synapse1, s), m.windows)
-        s1, u1 = self.layer(m.spike1, i1, self.first(one.decay()), *where, one.decay())
+            i1 = self.cut(self.synapse(m.synapse1, s), kind)
+        s1, u1 = self.layer(m.spike1, i1, self.first(self.decay(one)), *where, self.decay(one))
         i2 = [self.synapse(m.synapse2, x) for x in s1]
-        i2 = i2 if m.isolated else self.cut(i2[0], m.windows)
-        s2, _ = self.layer(m.spike2, i2, self.second(two, u1), *where, two.decay())
-        return self.join([self.synapse(m.project, x) for x in s2], m.windows, s)
+        i2 = i2 if self.isolated else self.cut(i2[0], kind)
+        s2, _ = self.layer(m.spike2, i2, self.second(two, u1), *where, self.decay(two))
+        return self.join([self.synapse(m.project, x) for x in s2], kind, s)
 
-    def attend(self, m: nn.Module, s: Tensor) -> Tensor:
-        where = (m.windows, m.isolated, s)
+    def attend(self, m: nn.Module, s: Tensor, kind: str) -> Tensor:
+        where = (kind, self.isolated, s)
         one, two = m.membrane1, m.membrane2
-        if m.isolated:
-            i1 = [self.synapse(m.qkv, w) for w in self.cut(s, m.windows)]
+        if self.isolated:
+            i1 = [self.synapse(m.qkv, w) for w in self.cut(s, kind)]
         else:
-            i1 = self.cut(self.synapse(m.qkv, s), m.windows)
-        s1, u1 = self.layer(m.spike1, i1, self.first(one.decay()), *where, one.decay())
-        s1 = s1 if m.isolated else self.cut(s1[0], m.windows)
+            i1 = self.cut(self.synapse(m.qkv, s), kind)
+        s1, u1 = self.layer(m.spike1, i1, self.first(self.decay(one)), *where, self.decay(one))
+        s1 = s1 if self.isolated else self.cut(s1[0], kind)
         dim, i2 = s.shape[1], []
         for window in s1:
             heads = []
-            for h in range(dim // m.head_dim):
+            for h in range(dim // HEAD):
                 q, k, v = (
-                    window[:, part * dim + h * m.head_dim : part * dim + (h + 1) * m.head_dim].flatten(2)
-                    for part in range(3)
+                    window[:, part * dim + h * HEAD : part * dim + (h + 1) * HEAD].flatten(2) for part in range(3)
                 )
-                heads.append(torch.einsum("bdi,bdj,bej->bei", q, k, v) * m.scale)
+                heads.append(torch.einsum("bdi,bdj,bej->bei", q, k, v) * HEAD**-0.5)
             i2.append(m.norm(torch.cat(heads, 1).unflatten(2, window.shape[2:])))
         values = [u[:, 2 * dim :] for u in u1]
-        s2, _ = self.layer(m.spike2, i2, self.second(two, values), *where, two.decay())
-        return self.join([self.synapse(m.project, x) for x in s2], m.windows, s)
+        s2, _ = self.layer(m.spike2, i2, self.second(two, values), *where, self.decay(two))
+        return self.join([self.synapse(m.project, x) for x in s2], kind, s)
 
-    def recur(self, m: nn.Module, s: Tensor, received: Tensor) -> tuple[Tensor, Tensor]:
-        currents = []
-        for window in self.cut(s, m.windows):
-            read = m.recurrence(window.flatten(2).transpose(1, 2))
+    def recur(self, m: nn.Module, s: Tensor, kind: str, received: Tensor) -> tuple[Tensor, Tensor]:
+        currents, dim = [], s.shape[1]
+        lstm = nn.LSTM(dim, dim, batch_first=True, bidirectional=True, device="meta")
+        for window in self.cut(s, kind):
+            tokens = window.flatten(2).transpose(1, 2)
+            read = torch.func.functional_call(lstm, dict(m.recurrence.named_parameters()), tokens)[0]
             currents.append(m.norm(read.transpose(1, 2).unflatten(2, window.shape[2:])))
-        scan = self.third(m.membrane, self.cut(received, m.windows))
-        fired, u = self.layer(m.spike, currents, scan, m.windows, m.isolated, s, m.membrane.decay())
-        projected = self.join([self.synapse(m.project, x) for x in fired], m.windows, s)
-        return projected, self.join(u, m.windows, s)
+        scan = self.third(m.membrane, self.cut(received, kind))
+        fired, u = self.layer(m.spike, currents, scan, kind, self.isolated, s, self.decay(m.membrane))
+        projected = self.join([self.synapse(m.project, x) for x in fired], kind, s)
+        return projected, self.join(u, kind, s)
 
     # The network
 
     def merged(self, module: nn.Module, x: Tensor) -> Tensor:
-        return self.synapse(module, F.pad(x, [0, x.shape[3] % 2, 0, x.shape[2] % 2]))
+        return self.synapse(module, F.pad(x, [0, x.shape[3] % 2, 0, x.shape[2] % 2]), 2)
+
+    def block(self, block: nn.Module, x: Tensor, kind: str, received: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        s = self.encode(block.encoder1, x)
+        if hasattr(block.mixer, "recurrence"):
+            mixed, received = self.recur(block.mixer, s, kind, received)
+        else:
+            mixed = (self.attend if hasattr(block.mixer, "qkv") else self.convolve)(block.mixer, s, kind)
+        x = x + mixed
+        mlp = block.mlp
+        hidden = self.synapse(mlp.fc1, self.encode(block.encoder2, x))
+        hidden = self.layer(mlp.spike, [hidden], lambda i: i, "single", False, hidden, self.tau)[0][0]
+        return x + self.synapse(mlp.fc2, hidden), received
 
     def step(self, image: Tensor) -> Tensor:
         """Logits of one time step."""
         model = self.model
-        x = self.synapse(model.stem, image)
+        x = self.synapse(model.stem, image, 2)
         received = None
         for i, stage in enumerate(model.stages):
             if i:
@@ -193,17 +232,9 @@ class PlainNetwork:
                     received = self.merged(stage.membrane, received)
             elif not isinstance(stage.position, nn.Identity):
                 x = x + self.synapse(stage.position.synapse, self.encode(stage.position.encoder, x))
-            for block in stage.blocks:
-                s = self.encode(block.encoder1, x)
-                if hasattr(block.mixer, "recurrence"):
-                    mixed, received = self.recur(block.mixer, s, received)
-                else:
-                    mixed = (self.attend if hasattr(block.mixer, "qkv") else self.convolve)(block.mixer, s)
-                x = x + mixed
-                mlp = block.mlp
-                hidden = self.synapse(mlp.fc1, self.encode(block.encoder2, x))
-                hidden = self.layer(mlp.spike, [hidden], lambda i: i, "single", False, hidden, self.tau)[0][0]
-                x = x + self.synapse(mlp.fc2, hidden)
+            for j, block in enumerate(stage.blocks):
+                kind = self.kinds[0 if i == len(model.stages) - 1 else j % 2]
+                x, received = self.block(block, x, kind, received)
         return model.head.fc(model.norm(x).mean((2, 3)))
 
     def __call__(self, frames: list[Tensor]) -> Tensor:

@@ -370,6 +370,19 @@ def test_drop_path_grows_with_depth():
     assert isinstance(encoder, Encoder)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_drop_path_is_of_each_branch(name):
+    """A sample skips both branches with the square of the probability, and then the block leaves it as it is."""
+    model = make(name, depths=(1, 1), widths=(24, 24), drop_path_rate=0.5).train()
+    block = model.stages[-1].blocks[0]
+    x = torch.randn(400, 24, 4, 4)
+    others = (torch.zeros(400, 48, 4, 4),) if name.startswith("msnn_rnn") else ()
+    out = block(x, *others)
+    out = out[0] if others else out
+    skipped = (out == x).flatten(1).all(1).sum().item()
+    assert 65 <= skipped <= 135, "four standard deviations around 100"
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
     ("kwargs", "message"),
@@ -515,7 +528,11 @@ def test_bernoulli_coding():
     assert spikes.mean().item() == pytest.approx(0.3, abs=0.02)
     spikes.sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
-    assert encoder(torch.tensor([[[[-1.0, 2.0]]]])).flatten().tolist() == [0.0, 1.0]
+    outside = torch.tensor([[[[-1.0, -1e-3, 1.001, 2.0]]]], requires_grad=True)
+    spikes = encoder(outside)
+    assert spikes.flatten().tolist() == [0.0, 0.0, 1.0, 1.0]
+    spikes.sum().backward()
+    assert not outside.grad.any(), "what is certain does not change with the stream"
 
 
 @pytest.mark.parametrize(

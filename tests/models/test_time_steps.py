@@ -54,7 +54,9 @@ def test_equals_a_plain_loop(name, context, windows, kwargs):
             **kwargs,
         )
     )
-    plain = PlainNetwork(model, 0.4, kwargs.get("neuron") == "soft_reset", kwargs.get("tau_time"))
+    plain = PlainNetwork(
+        model, 0.4, windows, context, soft=kwargs.get("neuron") == "soft_reset", tau_time=kwargs.get("tau_time")
+    )
     image, frames = torch.randn(2, 3, 20, 16).double(), torch.randn(2, 3, 3, 20, 16).double()
     upstream = torch.randn(2, 10).double()
     for images, shown in ((image, [image] * 3), (frames, list(frames.unbind(1)))):
@@ -78,7 +80,32 @@ def test_one_step_equals_a_plain_loop(name, context):
     """The default networks, which kernels compute, in float32."""
     model = lively(make(name, context=context, tau=0.4))
     x = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(model(x), PlainNetwork(model, 0.4)([x]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(x), PlainNetwork(model, 0.4, context=context)([x]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", TINY)
+def test_large_maps_equal_a_plain_loop(name, context):
+    """The default networks in float64, on maps that the last stage cuts otherwise by each kind of windows."""
+    model = uneven(make(name, context=context, tau=0.4))
+    x = torch.randn(2, 3, 64, 64).double()
+    torch.testing.assert_close(model(x), PlainNetwork(model, 0.4, context=context)([x]), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("windows", ["dilated", "grid", "single"])
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", TINY)
+def test_blocks_without_gradients_equal_a_plain_loop(name, context, windows):
+    """In float32, where kernels compute the steps one by one; a membrane next to its threshold may round across."""
+    model = lively(make(name, context=context, windows=windows, depths=(1, 1), widths=(24, 24), tau=0.4, time_steps=3))
+    plain, block = PlainNetwork(model, 0.4, windows, context), model.stages[1].blocks[0]
+    x = torch.randn(3, 2, 24, 8, 6)
+    received = torch.randn(3, 2, 48, 8, 6) if name.startswith("msnn_rnn") else None
+    with torch.no_grad():
+        slow = [plain.block(block, x[t], windows, None if received is None else received[t])[0] for t in range(3)]
+        fast = block(x.flatten(0, 1)) if received is None else block(x.flatten(0, 1), received.flatten(0, 1))[0]
+    close = torch.isclose(fast, torch.cat(slow), rtol=1e-4, atol=1e-4).reshape(3, -1).float().mean(1)
+    assert close.min() > 0.98, close
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_msnn.energy import count_operations, spike_rate
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin
+from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin, twins
 from lightning_msnn.nn import Rectifier, Spike
 from tests.conftest import NETWORKS, TINY
 
@@ -75,6 +75,20 @@ def test_calibration():
     record = count_operations(twin, x)
     share = record.total("effective_multiply_accumulates") / record.total("multiply_accumulates")
     assert 0.2 < share < 0.9, "about half of what ReLU returns is zero"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_twins_have_the_statistics_of_the_images(name):
+    """Those that they are given, as their first norm shows: it sees the stem's convolution of them."""
+    model = timm.create_model(name, num_classes=7).eval()
+    x = torch.randn(16, 3, 32, 32) * 3 + 1
+    made = twins(model, x)
+    assert len(made) == 2
+    current = nn.functional.conv2d(x, model.stem.conv.weight, stride=2, padding=1)
+    for twin in made.values():
+        norm = twin.stem.norm
+        torch.testing.assert_close(norm.running_mean, current.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(norm.running_var, current.var((0, 2, 3)), rtol=1e-3, atol=1e-4)
 
 
 def test_snn_twin_fires_at_every_step():

@@ -78,6 +78,50 @@ def test_cosine_after_a_warm_up_by_its_formula(tmp_path, warmup, limits):
     assert [step[0] for step in rates.seen] == pytest.approx([0.01 * factor for factor in expected], abs=1e-9)
 
 
+@pytest.mark.parametrize(("warmup", "rise"), [(0, 0.125), (1, 0.25), (100, 0.3)])
+def test_one_cycle_by_its_formula(tmp_path, warmup, rise):
+    """Half a cosine up to the peak, at ``rise`` of the steps, and half a cosine down; three batches an epoch."""
+    rates, total = Rates(), 12
+    trainer(tmp_path, max_epochs=4, callbacks=[rates]).fit(
+        SpikingClassifier(schedule="one_cycle", lr=0.01, warmup_epochs=warmup), loader()
+    )
+    peak = rise * (total + 1) - 1
+    first, last = 1 / 25, 1 / 25 / 1e4
+
+    def between(a, b, share):
+        return b + (a - b) * 0.5 * (1 + math.cos(math.pi * share))
+
+    expected = [
+        between(first, 1.0, step / peak) if step <= peak else between(1.0, last, (step - peak) / (total - peak))
+        for step in range(total)
+    ]
+    assert [step[0] for step in rates.seen] == pytest.approx([0.01 * factor for factor in expected], rel=1e-6)
+
+
+class Gradients(pl.Callback):
+    """Keep parameters and gradients as the optimizer finds them."""
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.seen = {n: (p.detach().clone(), p.grad.clone()) for n, p in module.network.named_parameters()}
+
+
+@pytest.mark.parametrize("optimizer", [None, "adamw", "sgd"])
+def test_the_first_step_of_the_optimizer_by_its_formula(tmp_path, optimizer):
+    """Weights shrink by their own share, decoupled from the gradient with AdamW; vectors do not."""
+    lr, decay, kept = 0.01, 0.3, Gradients()
+    given = {} if optimizer is None else {"optimizer": optimizer}
+    task = SpikingClassifier(lr=lr, weight_decay=decay, schedule="constant", **given)
+    trainer(tmp_path, max_steps=1, callbacks=[kept]).fit(task, loader())
+    for name, after in task.network.named_parameters():
+        p, g = kept.seen[name]
+        weight_decay = decay if p.ndim > 1 else 0.0
+        if optimizer == "sgd":  # Nesterov: the first step is by 1 + momentum
+            expected = p - lr * 1.9 * (g + weight_decay * p)
+        else:
+            expected = p - lr * weight_decay * p - lr * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_a_long_warm_up_is_cut(tmp_path):
     rates = Rates()
     trainer(tmp_path, max_epochs=4, callbacks=[rates]).fit(SpikingClassifier(lr=0.01, warmup_epochs=100), loader())
@@ -138,6 +182,39 @@ def test_frames_are_mixed_as_images(kwargs):
     assert mixed.shape == frames.shape
     assert not torch.equal(mixed, frames)
     torch.testing.assert_close(soft.sum(1), torch.ones(4))
+
+
+class Step(pl.Callback):
+    """Keep what a training step saw and returned."""
+
+    def on_fit_start(self, trainer, module):
+        module.network.register_forward_hook(self.keep)
+
+    def keep(self, module, args, logits):
+        self.images, self.logits = args[0].detach(), logits.detach()
+
+    def on_train_batch_end(self, trainer, module, outputs, *_):
+        self.loss = outputs["loss"].item()
+
+
+@pytest.mark.parametrize("kwargs", [{"mixup": 1.0}, {"cutmix": 1.0}], ids=str)
+def test_a_step_learns_from_mixed_images_with_both_labels(tmp_path, kwargs):
+    """In the same shares; what is measured is of the labels as they were."""
+    step, data = Step(), loader(n=8, batch_size=8, classes=4)
+    t = trainer(tmp_path, max_steps=1, callbacks=[step])
+    t.fit(SpikingClassifier(num_classes=4, label_smoothing=0.0, **kwargs), data)
+    images, targets = data.dataset.tensors
+    other = images.roll(1, 0)
+    own = (step.images - other) / (images - other)  # share of each pixel that is the image's own
+    share = own.mean().item()
+    assert 0.05 < share < 0.95, "else the test says nothing"
+    expected = torch.full_like(own, share) if "mixup" in kwargs else own.round()
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-3)
+    log, rows = step.logits.log_softmax(1), range(8)
+    loss = -(share * log[rows, targets] + (1 - share) * log[rows, targets.roll(1)]).mean().item()
+    assert step.loss == pytest.approx(loss, rel=1e-4)
+    top1 = (step.logits.argmax(1) == targets).float().mean().item()
+    assert t.callback_metrics["train/top1"].item() == pytest.approx(top1)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "constant"])
@@ -292,6 +369,11 @@ def test_training_curves_resume(tmp_path):
     other.load_state_dict(curves.state_dict())
     assert other.history == curves.history
     assert (tmp_path / "lightning_logs" / "version_0" / "curves.png").stat().st_size > 5_000
+    drawn = {axes.get_ylabel(): [list(line.get_ydata()) for line in axes.lines] for axes in curves.draw().axes}
+    losses = {name: [v for _, v in curves.history[f"{name}/loss"]] for name in ("train", "val")}
+    assert drawn["training loss"] == [losses["train"]]
+    assert drawn["validation loss"] == [losses["val"]], "smoothed labels are not compared with others"
+    assert [len(line) for line in drawn["top-1 accuracy (%)"]] == [2, 2]
 
 
 class FakeData(pl.LightningDataModule):
