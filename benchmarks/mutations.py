@@ -148,6 +148,24 @@ MUTATIONS: dict[str, Mutation] = {
         "models/weights.py", "if not name.endswith(arguments)}", "}",
         ("tests/zoo/test_zoo.py::test_warm_start_leaves_numbers_that_are_not_learnt",),
     ),
+    # What a file may do.
+    "YAML is loaded without a look at it": Mutation(
+        "cli.py", 'check_yaml(text := path.read_text(encoding="utf-8"))', 'text = path.read_text(encoding="utf-8")',
+        ("tests/test_fuzz.py::test_yaml_that_unfolds_without_end",),
+    ),
+    "a checkpoint names a file that is removed": Mutation(
+        "callbacks/best_checkpoint.py",
+        'if not isinstance(path, str) or (path and (Path(path).parent != folder or Path(path).name == "..")):',
+        "if not isinstance(path, str):", ("tests/test_security.py::test_checkpoint_that_names_a_file_to_remove",),
+    ),
+    "a report fetches what a checkpoint names": Mutation(
+        "report.py", "pretrained=False, init_from=None, teacher=None", "init_from=None, teacher=None",
+        ("tests/test_security.py::test_report_fetches_no_weights",),
+    ),
+    "a batch of one ends in a traceback": Mutation(
+        "tasks/base.py", "if len(mixed) > 1 or isinstance(error, ConfigurationError):", "if error:",
+        ("tests/test_cli.py::test_a_batch_of_one_on_a_map_of_one_pixel",),
+    ),
     # Energy.
     "Omega is free": Mutation(
         "energy/profiles.py", "**dict.fromkeys(_MULTIPLICATIONS, both),",

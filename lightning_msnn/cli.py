@@ -110,6 +110,7 @@ def find_configuration(name: str) -> Path:
 
 def _read_configuration(name: str) -> dict[str, Any]:
     path = find_configuration(name)
+    content: dict[str, Any]
     try:
         check_yaml(text := path.read_text(encoding="utf-8"))
         content = get_loader("yaml")(text)

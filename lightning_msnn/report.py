@@ -45,7 +45,7 @@ def _load(name: str) -> tuple[SpikingClassifier, str, dict[str, Any]]:
         kind = choose({f"{data.__name__}.{name}": name for name in data.__all__}, path, "data set of a zoo entry")
         return task.eval(), kind, {"image_size": info["input_size"][1]}
     content = read_checkpoint(name)
-    kind = (content.get("preprocessing") or {}).get("data")
+    kind = str((content.get("preprocessing") or {}).get("data"))
     if kind not in data.__all__ or "hyper_parameters" not in content:
         raise ConfigurationError(
             f"{name!r} does not say what data it was trained on: give a checkpoint of lightning-msnn"

@@ -232,6 +232,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return read_checkpoint(path)
 
 
+OF_TRAINING = {"loops", "optimizer_states", "lr_schedulers", "callbacks", "random_state", "current_model_state"}
+"""What a resume alone reads."""
+
 SMALL = [
     *("--model.network_kwargs", "{depths: [1, 1, 1, 1], widths: [4, 4, 4, 4]}", "--data.image_size", "8"),
     *("--data.batch_size", "8", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"),
@@ -267,7 +270,7 @@ def test_checkpoints_through_the_command_line(
     (place / "images").mkdir()
 
     def attempt(rng: random.Random) -> None:
-        content = copy.deepcopy(trained)
+        content = copy.deepcopy({k: v for k, v in trained.items() if verb == "fit" or k not in OF_TRAINING})
         mutate(content, rng)
         torch.save(content, path)
         if verb == "report":

@@ -37,7 +37,7 @@ _FIELDS: dict[str, type] = {
 """What a checkpoint may have beside Lightning's own fields, or leave out: dictionaries by name, and names."""
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is(value: Any, kind: Any) -> bool:
     """Whether a field of a checkpoint is nothing, or of its type with names in it."""
     return value is None or (isinstance(value, kind) and all(isinstance(name, str) for name in value))
 
