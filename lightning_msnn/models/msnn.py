@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from timm.layers import ClassifierHead, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils.checkpoint import checkpoint
 
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
@@ -444,13 +445,12 @@ class MSNN(nn.Module):
         steps = self.time_steps
         if steps == 1:
             return self._pass(self.stem(x), last)
-        frames = x.dim() == 5
+        frames = not isinstance(x, Proxy) and x.dim() == 5  # a traced network takes images
         if frames and x.shape[1] != steps:
             raise ConfigurationError(f"a network of {steps} time steps takes {steps} frames, not {x.shape[1]}")
         # An image passes the stem once.
         stream = self.stem(x.transpose(0, 1).flatten(0, 1)) if frames else torch.cat([self.stem(x)] * steps)
-        outputs = [torch.unflatten(output, 0, (steps, -1)).unbind(0) for output in self._pass(stream, last)]
-        return [reduce(torch.add, output) / steps for output in outputs]
+        return [torch.unflatten(output, 0, (steps, -1)).sum(0) / steps for output in self._pass(stream, last)]
 
     @torch.compiler.disable
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:

@@ -231,7 +231,11 @@ def test_fx_features(name):
     assert [o.shape[1] for o in graph(x)] == graph.feature_info.channels()
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"neuron": "soft_reset", "context": "isolated", "windows": "grid"}], ids=str)
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"neuron": "soft_reset", "context": "isolated", "windows": "grid"}, {"time_steps": 2}],
+    ids=str,
+)
 @pytest.mark.parametrize("name", TINY)
 def test_fx_features_train(name, kwargs):
     """Every parameter of a traced network has the gradient that it has in the network itself."""
