@@ -15,6 +15,7 @@ import socket
 import string
 import sys
 import tempfile
+import traceback
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,16 +191,8 @@ def fuzz(attempt: Callable[[random.Random], None], times: int, least: float = 1 
         except ConfigurationError:
             refused += 1
         except (TooLongError, Exception) as error:
-            failed.append(f"seed {seed}: {type(error).__name__}: {error}"[:300])
-            trace = error.__traceback__
-            while os.environ.get("FUZZ_TRACE") and trace is not None:
-                name = trace.tb_frame.f_code
-                failed[-1] += (
-                    f" <{name.co_filename[-30:]}:{trace.tb_lineno} {name.co_name}>"
-                    if "site-packages/lightning" not in name.co_filename and "jsonarg" not in name.co_filename
-                    else "."
-                )
-                trace = trace.tb_next
+            where = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[:-15:-1]]
+            failed.append(f"seed {seed}: {type(error).__name__}: {str(error)[:300]} ({' < '.join(where)})")
     assert not failed, "\n".join([f"{len(failed)} of {times}", *failed])
     assert times * least < refused < times
 
