@@ -105,7 +105,9 @@ def write_report(
     arguments |= {"batch_size": batch_size} | ({} if root is None else {"root": root})
     try:
         datamodule = getattr(data, kind)(**arguments)
-    except (ArithmeticError, LookupError, TypeError) as error:
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever the values in a file make torch raise
         raise ConfigurationError(f"{kind} cannot be made of the arguments in {name!r}: {error}") from error
     datamodule.check("test")
     datamodule.prepare_data()

@@ -39,7 +39,7 @@ from tests.test_security import NETWORK, small_checkpoint
 from tests.test_yaml import LAUGHS, NESTED
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-THROUGH_THE_COMMAND_LINE = int(os.environ.get("LIGHTNING_MSNN_FUZZ", "20"))
+THROUGH_THE_COMMAND_LINE = int(os.environ.get("LIGHTNING_MSNN_FUZZ", "12"))
 SAYS = "lightning-msnn: error: "
 SECONDS = 20  # of an attempt; most take a hundredth of one
 

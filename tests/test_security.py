@@ -377,6 +377,7 @@ def test_report_fetches_no_weights(tmp_path: Path, offline: list[str], capsys: p
     content["state_dict"] = {f"network.{name}": value for name, value in network.state_dict().items()}
     content["hyper_parameters"] = {"network": "resnet18", "num_classes": 10, "in_chans": 1, "pretrained": True}
     content["class_names"] = [str(digit) for digit in range(10)]
+    content["pytorch-lightning_version"] = "2.6.6"
     torch.save(content, tmp_path / "x.ckpt")
     report([str(tmp_path / "x.ckpt"), "--samples", "4", "--output", str(tmp_path / "page.html")])
     assert not offline

@@ -62,7 +62,7 @@ def named_groups(network: nn.Module, weight_decay: float, layer_decay: float | N
 
 def check_positive(name: str, value: float) -> None:
     """Raise a ConfigurationError unless a value is a finite number of at least 0."""
-    if not (math.isfinite(value) and value >= 0.0):
+    if not 0.0 <= value < math.inf:
         raise ConfigurationError(f"{name} must be a finite number of at least 0, not {value}")
 
 
