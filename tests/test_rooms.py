@@ -21,8 +21,9 @@ MAY_IMPORT = {
     "tasks": {"conversion", "functional", "nn", "models", "metrics", "runs"},
     "callbacks": {"functional", "nn", "energy", "metrics", "runs"},
     "zoo": {"nn", "models", "energy", "data", "runs"},
+    "export": {"conversion", "data", "energy", "models", "nn", "runs", "zoo"},
     "report": {"data", "energy", "models", "runs", "tasks", "zoo"},
-    "cli": {"callbacks", "data", "energy", "models", "nn", "runs", "tasks", "zoo"},
+    "cli": {"callbacks", "data", "energy", "export", "models", "nn", "runs", "tasks", "zoo"},
     "__init__": {"conversion", "models", "zoo"},
     "__main__": {"cli"},
 }
