@@ -126,15 +126,12 @@ def test_onnx_says_what_images_it_takes(name, made):
 def test_spikes_stay_binary_in_onnx(name, made, digits):
     """Every convolution that meets spikes in the network meets 0 and 1 in the graph, and no batch norm follows it."""
     model = onnx.load(made(name, "onnx").path)
-    entering = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type in ("Conv", "LSTM")))
-    counts = {
-        x: sum(node.input[0] == x for node in model.graph.node if node.op_type in ("Conv", "LSTM")) for x in entering
-    }
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(x) for x in entering if x != "image")
+    entering = [node.input[0] for node in model.graph.node if node.op_type in ("Conv", "LSTM")]
+    names = sorted(set(entering) - {"image"})
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(x) for x in names)
     run = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [x for x in entering if x != "image"]
     values = dict(zip(names, run.run(names, {"image": digits[0][:5].numpy()}), strict=True))
-    binary = sum(counts[x] for x, value in values.items() if np.isin(value, (0.0, 1.0)).all())
+    binary = sum(bool(np.isin(values[x], (0.0, 1.0)).all()) for x in entering if x != "image")
     network = zoo.load(name)
     cells = sum(isinstance(m, Recurrence) for m in network.modules())
     assert binary == len(synapses(network)) - cells  # a cell has weights of two directions
@@ -325,11 +322,11 @@ def test_networks_of_every_kind(arguments, to, tmp_path):
 
 def test_a_converted_network(tmp_path):
     network = timm.create_model("resnet18_cifar", channels=(8, 8, 8, 8), num_classes=3, in_chans=1).eval()
-    layers = lightning_msnn.convert(network, torch.rand(8, 1, 16, 16), windows="grid")
+    converted = lightning_msnn.convert(network, torch.rand(8, 1, 16, 16), windows="grid")
     arguments = {
         "source": "resnet18_cifar",
         "source_kwargs": {"channels": (8, 8, 8, 8)},
-        "layers": lightning_msnn.conversion.converted_layers(layers),
+        "layers": lightning_msnn.conversion.converted_layers(converted),
     }
     source = checkpoint(tmp_path, "spiking", 16, num_classes=3, in_chans=1, **arguments)
     for to, dtype in (("onnx", None), ("weights", "int8")):
@@ -353,6 +350,22 @@ def test_a_checkpoint_in_half_precision_and_of_own_data(tmp_path):
     assert json.loads(said["input_size"]) == [1, 12, 12]
 
 
+def test_the_example_of_the_docs_needs_no_torch(made, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    code = page.split("## Without torch")[1].split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 22
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 20), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    blocked = "import sys\nsys.modules['torch'] = sys.modules['lightning_msnn'] = None\n"
+    arguments = [str(made(DIGITS, "onnx").path), str(tmp_path / "image.png")]
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + code, *arguments], capture_output=True, text=True, check=True, timeout=300
+    )
+    with torch.no_grad():
+        best = zoo.load(DIGITS)(zoo.transforms(DIGITS)(Image.open(tmp_path / "image.png"))[None]).argmax()
+    assert done.stdout.strip() == zoo.info(DIGITS)["class_names"][best]
+
+
 def test_images_of_a_folder(tmp_path):
     (tmp_path / "images").mkdir()
     for i in range(3):
@@ -370,9 +383,7 @@ def test_what_the_other_side_does_not_confirm_is_not_written(tmp_path, monkeypat
         return lambda images: load_weights(file)(images).roll(1, 1)
 
     monkeypatch.setitem(FORMATS, "mine", Format(".mine", FORMATS["weights"].write, run, "a runtime"))
-    with pytest.raises(
-        ConfigurationError, match=r"a runtime finds another class in \d+ of 359 images, \d+ of them not"
-    ):
+    with pytest.raises(ConfigurationError, match=r"finds another class in \d+ of 359 images, \d+ of them not"):
         export(DIGITS, to="mine", out=tmp_path / "x.mine")
     assert list(tmp_path.iterdir()) == []
 
