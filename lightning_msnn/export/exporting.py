@@ -167,7 +167,7 @@ def _settle(file: Path, path: Path) -> None:
 def _batches(images: Tensor) -> Iterator[Tensor]:
     """One image, then batches of :data:`BATCH` and what is left, so that no batch size is taken for granted."""
     yield images[:1]
-    yield from images[1:].split(BATCH) if len(images) > 1 else ()
+    yield from (images[first : first + BATCH] for first in range(1, len(images), BATCH))
 
 
 @torch.no_grad()
