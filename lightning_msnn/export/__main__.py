@@ -10,7 +10,7 @@ from typing import NoReturn
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.export.exporting import FORMATS, Report, export
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,7 +33,8 @@ def _told(source: str, to: str, report: Report) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb, whose errors are configuration errors."""
     parser = _Parser(
         prog="lightning-msnn export",
         allow_abbrev=False,
@@ -61,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments, those of the process if None.
     """
     try:
-        given = vars(_parser().parse_args(args))
+        given = vars(make_parser().parse_args(args))
         report = export(**given)
     except ConfigurationError as error:
         sys.stderr.write(f"lightning-msnn: error: {error}\n")

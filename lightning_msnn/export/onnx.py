@@ -73,7 +73,7 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
     foreign = {node.domain for node in _nodes(model)} - {"", "ai.onnx"}
     if foreign:
         raise ConfigurationError(f"{source.name} needs operators that ONNX has not: {', '.join(sorted(foreign))}")
-    onnx.save(model, str(file))
+    file.write_bytes(model.SerializeToString())
 
 
 def _nodes(model: Any) -> list[Any]:

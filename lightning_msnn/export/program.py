@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -51,7 +52,9 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
         }
         if foreign:
             raise ConfigurationError(f"{source.name} needs operators that torch has not: {', '.join(sorted(foreign))}")
-        torch.export.save(program, file, extra_files={FACTS_FILE: json.dumps(source.facts(), indent=2)})
+        content = io.BytesIO()  # torch hides a full disk behind an error of its own
+        torch.export.save(program, content, extra_files={FACTS_FILE: json.dumps(source.facts(), indent=2)})
+    file.write_bytes(content.getvalue())
 
 
 def run(file: Path) -> Callable[[Tensor], Tensor]:

@@ -121,7 +121,7 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
         if not value.isfinite().all():
             raise ConfigurationError(f"{name} of {source.name} has values beyond float16")
     facts = source.facts() | {"arguments": json.dumps(dict(source.arguments)), "dtype": dtype}
-    safetensors.torch.save_file(state, file, {"format": "pt", "sha256": _digest(state), **facts})
+    file.write_bytes(safetensors.torch.save(state, {"format": "pt", "sha256": _digest(state), **facts}))
 
 
 def load_weights(file: str | Path) -> nn.Module:

@@ -456,6 +456,12 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting.os, "access", lambda *_: False)
+    with pytest.raises(ConfigurationError, match=r"cannot write .*x.onnx': .* is read-only"):
+        export(DIGITS, to="onnx", out=tmp_path / "x.onnx")
+
+
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
