@@ -1,5 +1,6 @@
 """The networks through ``torch.hub``, from a checkout."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ CHECKOUT = str(Path(__file__).parents[2])
 
 
 def test_the_hub_lists_every_network():
-    found = torch.hub.list(CHECKOUT, source="local")
-    assert set(timm.list_models("msnn*")) <= set(found)
-    assert "pretrained" in torch.hub.help(CHECKOUT, "msnn_resnet12", source="local")
+    found = runpy.run_path(f"{CHECKOUT}/hubconf.py")
+    for name in timm.list_models("msnn*"):
+        assert callable(found[name])
+        assert "pretrained" in found[name].__doc__
 
 
 def test_the_hub_loads_entries():
