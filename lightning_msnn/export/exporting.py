@@ -25,7 +25,7 @@ __all__ = ["FORMATS", "Format", "Report", "export"]
 BATCH = 64
 """Images of a batch when a file is run; the first is of one image."""
 
-MOST = 0.02
+MOST = 0.05
 """Share of the images whose class rounding may change, at most; one image always may."""
 
 _ROUNDING = 2e-6
