@@ -1,4 +1,7 @@
-"""The command line: ``lightning-msnn fit|validate|test|predict``, a LightningCLI for any module and any data."""
+"""The command line: ``lightning-msnn fit|validate|test|predict``, a LightningCLI for any module and any data.
+
+``lightning-msnn export`` is no training: :mod:`lightning_msnn.export` has its command line.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,7 @@ from lightning_msnn.callbacks import (
 )
 from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.errors import ConfigurationError, TrainingError, UnknownNameError, check_yaml, suggestion
+from lightning_msnn.export.__main__ import main as export
 from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.models.weights import entries, find, read_config
 from lightning_msnn.nn import Spike
@@ -444,8 +448,8 @@ class MSNNCLI(LightningCLI):
         args = list(sys.argv[1:] if args is None else args)
         verbs = self._subcommand_parsers
         if not args or (not args[0].startswith("-") and args[0] not in verbs):
-            given = f", not {args[0]!r}{suggestion(args[0], verbs)}" if args else ""
-            raise ConfigurationError(f"the first argument must be one of {', '.join(verbs)}{given}")
+            given = f", not {args[0]!r}{suggestion(args[0], (*verbs, 'export'))}" if args else ""
+            raise ConfigurationError(f"the first argument must be one of {', '.join(verbs)}, export{given}")
         self._facts: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
         self._preprocessing: dict[str, Any] = {}
         self._source = ""
@@ -813,6 +817,9 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments, those of the process if None.
     """
+    args = sys.argv[1:] if args is None else args
+    if args and args[0] == "export":
+        return export(args[1:])
     loggers = [f"lightning.pytorch.loggers.{name}" for name in _LOCAL_LOGGERS]
     try:
         MSNNCLI(
@@ -823,7 +830,7 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_callback=None,  # ours is added with the other callbacks
             seed_everything_default=0,
             parser_class=_Parser,
-            parser_kwargs={"version": __version__},
+            parser_kwargs={"version": __version__, "epilog": "One more: lightning-msnn export --help"},
             trainer_defaults={"logger": [{"class_path": p, "init_args": {"save_dir": "runs"}} for p in loggers]},
             load_from_checkpoint_support=False,  # hyper-parameters are plain values already
             args=args,

@@ -22,8 +22,9 @@ MAY_IMPORT = {
     "callbacks": {"functional", "nn", "energy", "metrics", "runs"},
     "imports": {"functional", "models", "energy"},
     "zoo": {"imports", "nn", "models", "energy", "data", "runs"},
+    "export": {"conversion", "data", "energy", "imports", "models", "nn", "runs", "zoo"},
     "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
-    "cli": {"callbacks", "data", "energy", "imports", "models", "nn", "runs", "tasks", "zoo"},
+    "cli": {"callbacks", "data", "energy", "export", "imports", "models", "nn", "runs", "tasks", "zoo"},
     "__init__": {"conversion", "models", "zoo"},
     "__main__": {"cli"},
 }

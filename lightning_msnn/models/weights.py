@@ -31,7 +31,9 @@ __all__ = [
     "CONFIG_FILE",
     "FACTS",
     "NUMBERS",
+    "SCALE",
     "WEIGHTS_FILE",
+    "dequantised",
     "entries",
     "find",
     "fitting",
@@ -51,6 +53,9 @@ FACTS = "lightning_msnn"
 
 NUMBERS = {"projection": ("theta", "theta_logit"), "decay": ("tau", "logit")}
 """Numbers that arguments of a network give, by the module that holds them: their names where fixed and where learnt."""
+
+SCALE = "_scale"
+"""What the name of a weight in 8 bits is followed by in the name of its scales."""
 
 _REQUIRED: dict[tuple[str, ...], dict[str, type]] = {
     (): {"architecture": str, "num_classes": int, "label_names": list, "model_args": dict, "pretrained_cfg": dict},
@@ -270,11 +275,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         folder: Folder of the entry.
 
     Returns:
-        Tensors by name; those that are stored in 16 bits are float32.
+        Tensors by name; those that are stored in 16 or 8 bits are float32.
 
     Raises:
         ConfigurationError: If the file is missing and cannot be fetched, its sha256 is not the one in
-            ``config.json``, or it is no safetensors file.
+            ``config.json``, it is no safetensors file, or a scale of weights in 8 bits is not allowed.
     """
     config = read_config(folder)
     expected = config["sha256"]
@@ -292,7 +297,34 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         state = safetensors.torch.load(content)
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: of a type that torch has not
         raise ConfigurationError(f"{file} is not a safetensors file: {error}") from error
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    return dequantised(state, file)
+
+
+def dequantised(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
+    """Return weights in float32; those in 8 bits are integers times the scale of their output channel.
+
+    Args:
+        state: Tensors by name. With each of int8, one whose name ends with :data:`SCALE` has a scale for each output
+            channel, float32.
+        source: Where they are from, for the message.
+
+    Raises:
+        ConfigurationError: If a scale is missing, of another shape, not finite, or not above 0.
+    """
+    made = {}
+    for name, value in state.items():
+        if value.dtype == torch.int8:
+            scale = state.get(name + SCALE)
+            fits = scale is not None and scale.dtype == torch.float32 and scale.shape == value.shape[:1] != ()
+            if scale is None or not fits or not bool(((scale > 0) & scale.isfinite()).all()):
+                raise ConfigurationError(
+                    f"{source} is refused: {name} has 8 bits, and a finite scale above 0 is needed for each of its "
+                    "output channels"
+                )
+            made[name] = value.float() * scale.view(-1, *[1] * (value.dim() - 1))
+        elif not (name.endswith(SCALE) and state.get(name.removesuffix(SCALE), value).dtype == torch.int8):
+            made[name] = value.float() if value.is_floating_point() else value
+    return made
 
 
 def fitting(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,130 @@
+"""ONNX: batch norm folded, any batch size, standard operators alone, metadata inside."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.export.source import Source
+from lightning_msnn.nn.folding import fold_batch_norm
+
+__all__ = ["OPSET", "run", "write"]
+
+OPSET = 18
+"""Version of ONNX's operators; runtimes from 2023 on know it."""
+
+
+def _packages() -> tuple[Any, Any]:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  # by which torch exports
+    except ImportError as error:
+        raise ConfigurationError(
+            f"onnx needs onnx, onnxscript and onnxruntime ({error}): pip install 'lightning-msnn[export]'"
+        ) from error
+    return onnx, onnxruntime
+
+
+def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
+    """Write a network as ONNX, from input ``image`` ``(batch, *shape)`` to output ``logits`` ``(batch, classes)``.
+
+    Args:
+        source: The network.
+        file: The file.
+        shape: Shape of one input.
+        dtype: ``"float32"``.
+
+    Raises:
+        ConfigurationError: If a package is missing, or the network has an operation that ONNX has not.
+    """
+    onnx, _ = _packages()
+    folded = fold_batch_norm(source.network)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                folded,
+                (torch.zeros(2, *shape),),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            )
+        except Exception as error:  # whatever stops the exporter
+            reason = " ".join(str(error.__cause__ or error).split())[:300]
+            raise ConfigurationError(f"{source.name} cannot be written as ONNX: {reason}") from error
+    assert program is not None
+    model = program.model_proto
+    _tidy(model)
+    for key, value in source.facts().items():
+        model.metadata_props.add(key=key, value=value)
+    model.producer_name, model.doc_string = "lightning_msnn", f"{source.name}: {source.architecture}"
+    onnx.checker.check_model(model)
+    foreign = {node.domain for node in _nodes(model)} - {"", "ai.onnx"}
+    if foreign:
+        raise ConfigurationError(f"{source.name} needs operators that ONNX has not: {', '.join(sorted(foreign))}")
+    file.write_bytes(model.SerializeToString())
+
+
+def _nodes(model: Any) -> list[Any]:
+    """Nodes of a model, of its functions and of what is inside loops and branches."""
+    found: list[Any] = []
+    open_ = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while open_:
+        node = open_.pop()
+        found.append(node)
+        for attribute in node.attribute:
+            open_ += attribute.g.node
+            for graph in attribute.graphs:
+                open_ += graph.node
+    return found
+
+
+def _tidy(model: Any) -> None:
+    """Take out what the exporter notes for those who look for its mistakes: lines and paths of the code."""
+    for node in _nodes(model):
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for values in (model.graph.value_info, model.graph.input, model.graph.output, model.graph.initializer):
+        for value in values:
+            del value.metadata_props[:]
+            value.doc_string = ""
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+
+
+def run(file: Path) -> Callable[[Tensor], Tensor]:
+    """Return a function from images to logits that onnxruntime computes.
+
+    Args:
+        file: A file that :func:`write` has written.
+
+    Raises:
+        ConfigurationError: If a package is missing, or onnxruntime cannot read the file.
+    """
+    _, onnxruntime = _packages()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common class of their own
+        raise ConfigurationError(
+            f"onnxruntime cannot read {file.name!r}: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+    def logits(images: Tensor) -> Tensor:
+        found = session.run(["logits"], {"image": np.ascontiguousarray(images.numpy())})[0]
+        return torch.from_numpy(np.asarray(found))
+
+    return logits
