@@ -445,7 +445,8 @@ class MSNN(nn.Module):
         steps = self.time_steps
         if steps == 1:
             return self._pass(self.stem(x), last)
-        frames = not isinstance(x, Proxy) and x.dim() == 5  # a traced network takes images
+        given: Any = x
+        frames = not isinstance(given, Proxy) and x.dim() == 5  # a traced network takes images
         if frames and x.shape[1] != steps:
             raise ConfigurationError(f"a network of {steps} time steps takes {steps} frames, not {x.shape[1]}")
         # An image passes the stem once.
