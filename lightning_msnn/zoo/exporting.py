@@ -35,6 +35,11 @@ _NOT_SETTINGS = {
 """Hyper-parameters that an entry says elsewhere, or that are of the machine."""
 
 
+def _public(source: str | None) -> str | None:
+    """Return the name of an entry, of a network, or of a checkpoint without its folder, which is of the machine."""
+    return Path(source).name if source is not None and source.endswith(".ckpt") else source
+
+
 def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
     """What a checkpoint knows of the run that wrote it."""
     hparams, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters") or {}
@@ -46,8 +51,8 @@ def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
     facts = {
         "data": {"class_path": name},
         # What it takes to make the entry includes what these took.
-        "init_from": content.get("started_from"),
-        "teacher": hparams.get("teacher"),
+        "init_from": _public(content.get("started_from")),
+        "teacher": _public(hparams.get("teacher")),
         "epochs": content["loops"]["fit_loop"]["epoch_progress"]["total"]["started"] if "loops" in content else None,
         "steps": content.get("global_step"),
         "seed": seeds[0] if seeds else None,

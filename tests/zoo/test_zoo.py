@@ -22,6 +22,7 @@ from lightning_msnn.models.weights import FACTS, entries, read_config, read_weig
 from lightning_msnn.zoo import verification
 from lightning_msnn.zoo.__main__ import main as zoo_main
 from lightning_msnn.zoo.card import write_card
+from tests.test_security import NETWORK, small_checkpoint
 
 ENTRIES = list(entries())
 DIGITS = "msnn_resnet12_tiny.digits"
@@ -582,6 +583,16 @@ def test_export_of_what_was_trained_on_from_an_entry(tmp_path, mine):
     subprocess.run([sys.executable, "-c", TRAIN_ON, str(tmp_path)], check=True, timeout=300)
     made = read_config(tmp_path / "zoo" / "msnn_resnet12_tiny.mine")["model_args"]
     assert (made["projection"], made["theta"], made["windows"]) == ("tanh", 0.3, "alternate")
+
+
+def test_an_entry_names_no_folder_of_the_machine(tmp_path):
+    content = small_checkpoint() | {"started_from": "/home/somebody/runs/twin/best.ckpt"}
+    content["hyper_parameters"] |= {"teacher": "/home/somebody/teacher.ckpt"}
+    torch.save(content, tmp_path / "x.ckpt")
+    folder = zoo.export(tmp_path / "x.ckpt", f"{NETWORK}.mine", tmp_path / "zoo")
+    config = read_config(folder)
+    assert (config["init_from"], config["teacher"]) == ("best.ckpt", "teacher.ckpt")
+    assert "somebody" not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
 
 
 def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
