@@ -663,10 +663,8 @@ class MSNNCLI(LightningCLI):
         """Make model, data and trainer; what ours are given and cannot be made of is said in one sentence."""
         try:
             super().instantiate_classes()
-        except ConfigurationError:
-            raise
         except Exception as error:  # whatever arguments make torch, timm or Lightning raise
-            if not self._ours():
+            if _configuration_error(error) is not None or not self._ours():
                 raise
             raise ConfigurationError(f"model, data or trainer cannot be made as given: {_sentence(error)}") from error
 
@@ -674,10 +672,11 @@ class MSNNCLI(LightningCLI):
         """Run the verb; what a checkpoint holds and cannot be restored is said in one sentence."""
         try:
             super()._run_subcommand(subcommand)
-        except (ConfigurationError, TrainingError):
+        except TrainingError:
             raise
         except Exception as error:  # whatever the values in a file make Lightning and torch raise
-            if self._checkpoint is None or not (_restores(error) or self._resumes()):
+            said = _configuration_error(error) is not None or self._checkpoint is None
+            if said or not (_restores(error) or self._resumes()):
                 raise
             raise ConfigurationError(f"{self._checkpoint!r} cannot be restored: {_sentence(error)}") from error
 
@@ -728,10 +727,11 @@ class MSNNCLI(LightningCLI):
             for name in ("mean", "std"):  # images are what the weights have learnt from
                 if name in self._preprocessing and hasattr(self.datamodule, name):
                     values = tuple(self._preprocessing[name])
-                    if len(values) != (len(getattr(self.datamodule, name)) or len(values)):
+                    channels = getattr(self.datamodule, "in_chans", None)
+                    if isinstance(self.datamodule, data.ImageDataModule) and len(values) != channels:
                         raise ConfigurationError(
                             f"{self._source} has {name} {list(values)}, a number for each channel, but the images have "
-                            f"{len(getattr(self.datamodule, name))}"
+                            f"{channels}"
                         )
                     setattr(self.datamodule, name, values)
             if isinstance(self.model, tasks.Task) and "class_names" in self._preprocessing:
