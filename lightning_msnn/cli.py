@@ -474,8 +474,8 @@ class MSNNCLI(LightningCLI):
             raise ConfigurationError(f"the options cannot be read: {_sentence(error)}") from error
         self._compare(verb)
         seed = self.config[verb].seed_everything
-        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
-            raise ConfigurationError(f"seed_everything must be an integer in [0, 2^32), not {seed}")
+        if not isinstance(seed, bool) and (seed is None or not 0 <= seed < 2**32):
+            raise ConfigurationError(f"seed_everything must be true, false or an integer in [0, 2^32), not {seed}")
 
     def _find_checkpoint(self, verb: str) -> dict[str, Any] | None:
         """Read the checkpoint that is given, before anything starts."""

@@ -337,6 +337,11 @@ def test_unknown_key_in_yaml(capsys):
     fails(["fit", *SHORT, "--config", "bad.yaml"], "network_kwarg.*did you mean .*network_kwargs", capsys)
 
 
+def test_no_seed_in_yaml(capsys):
+    Path("bad.yaml").write_text("seed_everything: null\n")
+    fails(["fit", *SHORT, "--config", "bad.yaml"], "seed_everything must be true, false or an int.*, not None", capsys)
+
+
 @pytest.mark.parametrize("network", ["msnn_resnet12_tiny", "resnet18"])
 def test_a_batch_of_one_on_a_map_of_one_pixel(network, capsys):
     """Batch norm has nothing to go by; said in one sentence, by whatever network."""
