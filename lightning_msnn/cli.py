@@ -15,7 +15,7 @@ from importlib import import_module
 from inspect import Parameter, signature
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader
@@ -476,6 +476,9 @@ class MSNNCLI(LightningCLI):
         seed = self.config[verb].seed_everything
         if not isinstance(seed, bool) and (seed is None or not 0 <= seed < 2**32):
             raise ConfigurationError(f"seed_everything must be true, false or an integer in [0, 2^32), not {seed}")
+        for name, kind in get_type_hints(Trainer.__init__).items():  # null gets past the parser
+            if self.config[verb].trainer.get(name, 0) is None and type(None) not in get_args(kind):
+                raise ConfigurationError(f"trainer.{name} must be {getattr(kind, '__name__', kind)}, not null")
 
     def _find_checkpoint(self, verb: str) -> dict[str, Any] | None:
         """Read the checkpoint that is given, before anything starts."""

@@ -337,9 +337,16 @@ def test_unknown_key_in_yaml(capsys):
     fails(["fit", *SHORT, "--config", "bad.yaml"], "network_kwarg.*did you mean .*network_kwargs", capsys)
 
 
-def test_no_seed_in_yaml(capsys):
-    Path("bad.yaml").write_text("seed_everything: null\n")
-    fails(["fit", *SHORT, "--config", "bad.yaml"], "seed_everything must be true, false or an int.*, not None", capsys)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed_everything: null", "seed_everything must be true, false or an integer in .*, not None"),
+        ("trainer: {accumulate_grad_batches: null}", "trainer.accumulate_grad_batches must be int, not null"),
+    ],
+)
+def test_null_in_yaml(text, message, capsys):
+    Path("bad.yaml").write_text(text)
+    fails(["fit", *SHORT, "--config", "bad.yaml"], message, capsys)
 
 
 @pytest.mark.parametrize("network", ["msnn_resnet12_tiny", "resnet18"])
