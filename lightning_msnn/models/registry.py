@@ -321,5 +321,5 @@ def _folder(cfg: PretrainedCfg) -> Path | None:
 def _defaults(network: type[nn.Module]) -> dict[str, Any]:
     """Defaults that are plain values, but for those that only training knows."""
     parameters = signature(network).parameters.values()
-    plain = [p for p in parameters if isinstance(p.default, bool | int | float | str | tuple)]
+    plain = [p for p in parameters if p.default is None or isinstance(p.default, bool | int | float | str | tuple)]
     return {p.name: p.default for p in plain if p.name not in ("drop_rate", "drop_path_rate")}

@@ -585,7 +585,7 @@ def test_export_of_what_was_trained_on_from_an_entry(tmp_path, mine):
     assert (made["projection"], made["theta"], made["windows"]) == ("tanh", 0.3, "alternate")
 
 
-def test_an_entry_names_no_folder_of_the_machine(tmp_path):
+def test_an_entry_says_all_arguments_and_no_folder_of_the_machine(tmp_path):
     content = small_checkpoint() | {"started_from": "/home/somebody/runs/twin/best.ckpt"}
     content["hyper_parameters"] |= {"teacher": "/home/somebody/teacher.ckpt"}
     torch.save(content, tmp_path / "x.ckpt")
@@ -593,6 +593,7 @@ def test_an_entry_names_no_folder_of_the_machine(tmp_path):
     config = read_config(folder)
     assert (config["init_from"], config["teacher"]) == ("best.ckpt", "teacher.ckpt")
     assert "somebody" not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
+    assert set(signature(MSNN).parameters) - {"mixer", "drop_rate", "drop_path_rate"} <= config["model_args"].keys()
 
 
 def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
