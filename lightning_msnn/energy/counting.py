@@ -12,6 +12,8 @@ What the engine needs of a network, and no more:
   constants inside are membrane updates, and the rest of its arithmetic is that of firing and reset.
 - A module that holds neurons multiplies nothing but what they hand to the next time step.
 - A module with a function ``omega`` is a **projection**: its elementary operations are Omega's.
+
+A module reads its weights once in a call, however many steps of a recurrence it takes with them.
 """
 
 from __future__ import annotations
@@ -203,6 +205,7 @@ class OperationCounter:
         self._fired: dict[int, Tensor] = {}
         self._visits: Counter[int] = Counter()
         self._stack: list[tuple[int, str]] = []  # rows and kinds of the modules that run
+        self._read: list[set[tuple[int, torch.Size]]] = []  # weights that each of them has read
         self._modes: ExitStack | None = None
         self._batch = 1
         self._constants: set[int] = set()
@@ -247,6 +250,7 @@ class OperationCounter:
         if self._modes is not None:
             self._batch *= getattr(module, "steps_in_batch", 1)  # time steps, one after another on the batch axis
             self._stack.append(frame)
+            self._read.append(set())
 
     def _leave(self, frame: tuple[int, str], module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._modes is None:
@@ -255,6 +259,7 @@ class OperationCounter:
         self._batch //= getattr(module, "steps_in_batch", 1)
         while self._stack and self._stack.pop() != frame:  # an error left the frames of its callees
             pass
+        del self._read[len(self._stack) :]
         if not self._stack:
             self._stop()
         if kind == "omega":
@@ -268,6 +273,7 @@ class OperationCounter:
             self._modes.close()
             self._modes = None
         self._stack.clear()
+        self._read.clear()
         self._kept.clear()
         self._constants.clear()
 
@@ -332,8 +338,13 @@ class OperationCounter:
         amounts = rule(Call(name, args, inputs, _tensors(out)[0], self._batch, kind, self._constant))
         if isinstance(amounts, str):
             self._uncounted[f"{self.layers[row] or type(self.model).__name__}: {amounts}"] += 1
-        else:
-            self._add(row, **amounts)
+            return
+        if "weights_read" in amounts:
+            weights = {(x.data_ptr(), x.shape) for x in inputs if x.dim() > 1 and self._constant(x)}
+            if weights & self._read[-1]:
+                amounts["weights_read"] = 0
+            self._read[-1] |= weights
+        self._add(row, **amounts)
 
     def dispatched(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Count an operation, given its arguments and what it returned."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_msnn.conversion import SpikingLayer
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.export.source import Source
-from lightning_msnn.models.msnn_rnn import Recurrence
+from lightning_msnn.models.msnn_rnn import Recurrence, SpikingRecurrence
 from lightning_msnn.models.registry import check_arguments, is_ours, own_arguments
 from lightning_msnn.models.weights import SCALE, dequantised
 from lightning_msnn.nn import AnalogueMLP, BernoulliEncoder, Spike, Synapse
@@ -44,7 +44,8 @@ def synapses(network: nn.Module) -> set[str]:
         if isinstance(module, Synapse) and name not in analogue:
             found.add(f"{name}.conv.weight")
         elif isinstance(module, Recurrence):
-            found |= {f"{name}.weight_ih_l0", f"{name}.weight_ih_l0_reverse"}
+            kinds = ("ih", "hh") if isinstance(module, SpikingRecurrence) else ("ih",)
+            found |= {f"{name}.weight_{kind}_l0{way}" for kind in kinds for way in ("", "_reverse")}
         elif isinstance(module, SpikingLayer):
             found.add(f"{name}.weight")
     return found

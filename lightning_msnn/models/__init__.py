@@ -2,18 +2,20 @@
 
 from lightning_msnn.models.msnn import MSNN, State
 from lightning_msnn.models.msnn_resnet import ConvMixer, MSNNResNet
-from lightning_msnn.models.msnn_rnn import CELLS, MSNNRNN, Recurrence, RecurrentMixer
+from lightning_msnn.models.msnn_rnn import CELLS, MSNNRNN, SPIKING_CELLS, Recurrence, RecurrentMixer, SpikingRecurrence
 from lightning_msnn.models.msnn_vit import AttentionMixer, MSNNViT
 
 __all__ = [
     "CELLS",
     "MSNN",
     "MSNNRNN",
+    "SPIKING_CELLS",
     "AttentionMixer",
     "ConvMixer",
     "MSNNResNet",
     "MSNNViT",
     "Recurrence",
     "RecurrentMixer",
+    "SpikingRecurrence",
     "State",
 ]

@@ -475,7 +475,8 @@ class MSNN(nn.Module):
             >>> for frame in torch.rand(3, 1, 3, 32, 32):
             ...     logits, state = model.step(frame, state)
         """
-        layers = {name: module for name, module in self.named_modules() if isinstance(module, Spike)}
+        spikes = ((name, module) for name, module in self.named_modules() if isinstance(module, Spike))
+        layers = {name: module for name, module in spikes if module.carries}
         if any(isinstance(module, ThresholdEncoder) for module in self.modules()):
             raise ConfigurationError(
                 "a network of one time step whose batch norms are folded has no membranes to carry on: "

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_msnn.errors import choose
 from lightning_msnn.models.msnn import MSNN, recomputed
@@ -24,9 +25,19 @@ from lightning_msnn.nn.mixer import Mixer
 from lightning_msnn.nn.neuron import Membrane, Neuron, Spike
 from lightning_msnn.nn.synapse import Synapse
 
-__all__ = ["CELLS", "MSNNRNN", "Recurrence", "RecurrentMixer", "RecurrentStage"]  # the registry adds the entry points
+__all__ = [  # the registry adds the entry points
+    "CELLS",
+    "MSNNRNN",
+    "SPIKING_CELLS",
+    "GRUGates",
+    "LSTMGates",
+    "Recurrence",
+    "RecurrentMixer",
+    "RecurrentStage",
+    "SpikingRecurrence",
+]
 
-CELLS: dict[str, int] = {"lstm": 4, "gru": 3, "rnn": 1}
+CELLS: dict[str, int] = {"lstm": 4, "gru": 3, "rnn": 1, "spiking_lstm": 4, "spiking_gru": 3}
 """Recurrent cells by the name that configurations use, and how many gates each has."""
 
 
@@ -89,6 +100,100 @@ class Recurrence(nn.Module):
         return f"{self.cell!r}, {self.input_size}, {self.hidden_size}"
 
 
+class LSTMGates(nn.Module):
+    """What an LSTM does between its matrix products; gates in the order of torch's ``nn.LSTM``."""
+
+    def forward(self, current: Tensor, recurrent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return output and state after a token.
+
+        Args:
+            current: Current of the token, ``(..., 4 H)``.
+            recurrent: Current of the output before it, of that shape.
+            state: State before it, ``(..., H)``.
+        """
+        i, f, g, o = (current + recurrent).chunk(4, -1)
+        state = torch.sigmoid(f) * state + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(state), state
+
+
+class GRUGates(nn.Module):
+    """What a GRU does between its matrix products; gates in the order of torch's ``nn.GRU``."""
+
+    def forward(self, current: Tensor, recurrent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return output and state, which are the same, after a token.
+
+        Args:
+            current: Current of the token, ``(..., 3 H)``.
+            recurrent: Current of the output before it, of that shape.
+            state: State before it, ``(..., H)``.
+        """
+        reset, update, new = current.chunk(3, -1)
+        reset_before, update_before, new_before = recurrent.chunk(3, -1)
+        new = torch.tanh(new + torch.sigmoid(reset + reset_before) * new_before)
+        state = new + torch.sigmoid(update + update_before) * (state - new)
+        return state, state
+
+
+SPIKING_CELLS: dict[str, type[nn.Module]] = {"spiking_lstm": LSTMGates, "spiking_gru": GRUGates}
+"""Gates of the cells whose output fires before it meets its matrix, by the name of the cell."""
+
+
+class FeedbackSpike(Spike):
+    """Neurons that a cell is fed back by; what they fire at is the cell's own state, anew in each time step."""
+
+    carries = False
+
+
+class SpikingRecurrence(Recurrence):
+    """A bidirectional recurrent cell that is fed back spikes, ``H(h - V)``, in the place of its output ``h``.
+
+    So both of its matrices receive 0 and 1 alone, and all their products are accumulates. Gates, state and what leaves
+    the cell, the current of the mixer's neurons, stay analogue. Parameters are those of the cell that is fed back
+    ``h``, so that either starts from the other's weights. What is fed back is annealed in training as any spike is.
+
+    Args:
+        input_size: Channels of a token.
+        hidden_size: Channels of a direction's output.
+        cell: One of :data:`SPIKING_CELLS`.
+        neuron: What the neurons are like.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        cell: str = "spiking_lstm",
+        neuron: Neuron = Neuron(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__(input_size, hidden_size, cell)
+        self.gates = choose(SPIKING_CELLS, cell, "spiking recurrent cell")()
+        self.spike = FeedbackSpike(neuron, 2 * hidden_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Read tokens ``(B, L, input_size)`` in both directions and return ``(B, L, 2 hidden_size)``."""
+        batch, length, _ = tokens.shape
+        current = F.linear(
+            tokens,
+            torch.cat((self.weight_ih_l0, self.weight_ih_l0_reverse)),
+            torch.cat((self.bias_ih_l0, self.bias_ih_l0_reverse)),
+        ).unflatten(2, (2, -1))
+        forwards, backwards = current.movedim(2, 0).transpose(1, 2)  # each (L, B, gates H)
+        backwards = backwards.flip(0)
+        weight = torch.stack((self.weight_hh_l0, self.weight_hh_l0_reverse)).transpose(1, 2).to(current.dtype)
+        bias = torch.stack((self.bias_hh_l0, self.bias_hh_l0_reverse)).unsqueeze(1).to(current.dtype)
+        wide = torch.promote_types(current.dtype, torch.float32)  # the state sums over tokens
+        h = state = torch.zeros([2, batch, self.hidden_size], dtype=wide, device=current.device)
+        outputs: list[Tensor] = []
+        for t in range(length):
+            # Neurons take channels as the second axis, the two directions one after the other.
+            fired = self.spike(h.movedim(0, 1).reshape(batch, -1, 1, 1)).view(batch, 2, -1).movedim(1, 0)
+            recurrent = torch.baddbmm(bias, fired.to(weight.dtype), weight)
+            h, state = self.gates(torch.stack((forwards[t], backwards[t])), recurrent, state)
+            outputs.append(h)
+        read = torch.stack(outputs, 2).to(current.dtype)  # (2, B, L, H)
+        return torch.cat((read[0], read[1].flip(1)), 2)
+
+
 @register_notrace_module  # the number of windows depends on the size of the map
 class RecurrentMixer(Mixer):
     """Mix the tokens of each window by a bidirectional recurrent cell with spiking neurons (arXiv 2401.10843).
@@ -119,7 +224,9 @@ class RecurrentMixer(Mixer):
         neuron: Neuron = Neuron(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__(windows, context)
-        self.recurrence = Recurrence(dim, dim, cell)
+        self.recurrence: Recurrence = (
+            SpikingRecurrence(dim, dim, cell, neuron) if cell in SPIKING_CELLS else Recurrence(dim, dim, cell)
+        )
         self.norm: nn.Module = nn.BatchNorm2d(2 * dim) if norm else nn.Identity()
         self.membrane = Membrane("recurrent", neuron, 2 * dim, windows)
         self.spike = Spike(neuron, 2 * dim)

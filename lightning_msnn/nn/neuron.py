@@ -161,6 +161,9 @@ class Spike(nn.Module):
     annealing: Tensor | None
     """Share of the step in what the neurons return in training, a scalar; None is all of it."""
 
+    carries = True
+    """Whether a layer of these neurons carries membranes from time step to time step."""
+
     def __init__(self, neuron: Neuron = Neuron(), channels: int = 1) -> None:
         super().__init__()
         threshold = float(neuron.threshold)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_msnn.energy import FACTORS
+from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
 from lightning_msnn.models.weights import read_config
 from lightning_msnn.zoo.loading import info
 from lightning_msnn.zoo.verification import ENERGIES
@@ -37,7 +38,8 @@ def _analogue(config: dict[str, Any]) -> str:
     parts = {
         "stem": True,
         "patch merging": True,
-        "state of the recurrent cells": config["architecture"].startswith("msnn_rnn"),
+        "state of the recurrent cells": config["architecture"].startswith("msnn_rnn")
+        and config["model_args"].get("cell") not in SPIKING_CELLS,
         "channel mixers": config["model_args"].get("mlp") == "gelu",
         "read-out": True,
     }

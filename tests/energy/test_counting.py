@@ -12,7 +12,7 @@ from lightning_msnn.energy import OperationCounter, count_operations, energy
 from lightning_msnn.energy.profiles import FIELDS, TRANSCENDENTAL
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
-from lightning_msnn.models import ConvMixer
+from lightning_msnn.models import SPIKING_CELLS, ConvMixer, Recurrence
 from lightning_msnn.nn import Neuron, PatchMerging, Spike, Stem
 from tests.conftest import NETWORKS, TINY
 
@@ -342,19 +342,23 @@ def test_any_batch_split_gives_the_same_counts(name):
         assert not whole.uncounted
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_synapse_of_the_branches_is_accumulate_only(name):
-    model = lively(timm.create_model(name, num_classes=10))
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [*((name, {}) for name in NETWORKS), *(("msnn_rnn12_tiny", {"cell": cell}) for cell in SPIKING_CELLS)],
+    ids=str,
+)
+def test_every_synapse_of_the_branches_is_accumulate_only(name, kwargs):
+    model = lively(timm.create_model(name, num_classes=10, **kwargs))
     record = count_operations(model, torch.randn(2, 3, 32, 32))
     assert not record.uncounted
     column = list(FIELDS).index("multiply_accumulates")
     analogue = {layer for layer, row in zip(record.layers, record.counts.tolist(), strict=True) if row[column]}
-    # Stem, patch merging and read-out are analogue, and so is the state h of a recurrent cell.
+    # Stem, patch merging and read-out are analogue, and so is the output of a recurrent cell that is not spiking.
     expected = {"head.fc"}
     for name, module in model.named_modules():
         if isinstance(module, Stem | PatchMerging):
             expected.add(f"{name}.conv")
-        elif any(parameter.startswith("weight_hh") for parameter, _ in module.named_parameters(recurse=False)):
+        elif type(module) is Recurrence:
             expected.add(name)
     assert analogue == expected
     assert record.total("accumulates") > 0

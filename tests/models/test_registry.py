@@ -13,8 +13,9 @@ from torch import nn
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.functional.projection import WITHOUT_THETA
-from lightning_msnn.models import CELLS, Recurrence
+from lightning_msnn.models import CELLS, SPIKING_CELLS, Recurrence
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
+from lightning_msnn.models.twins import ann_twin
 from lightning_msnn.nn import (
     CONTEXTS,
     AnalogueMLP,
@@ -26,6 +27,7 @@ from lightning_msnn.nn import (
     Spike,
     Stem,
 )
+from lightning_msnn.nn.folding import fold_batch_norm
 from tests.conftest import NETWORKS, TINY
 
 SIZES = [(8, 8), (32, 32), (31, 17), (8, 50), (64, 40)]
@@ -463,6 +465,30 @@ def test_recurrent_cells(cell):
     model = make("msnn_rnn12_tiny", cell=cell).train()
     model(torch.randn(4, 3, 16, 16)).square().sum().backward()
     assert model.eval()(torch.randn(1, 3, 16, 16)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("cell", SPIKING_CELLS)
+def test_a_spiking_cell_is_part_of_a_network(cell):
+    """It starts from the weights of its analogue sibling, exports, compiles, folds, and takes several time steps."""
+    kwargs = {"cell": cell, "depths": (2, 1, 1, 1)}
+    model, sibling = (lively(make("msnn_rnn12_tiny", **{**kwargs, "cell": c})) for c in (cell, cell[8:]))
+    assert sibling.state_dict().keys() == model.state_dict().keys()
+    x = torch.randn(3, 3, 8, 8)
+    expected = model(x)
+    torch.testing.assert_close(model(x[:1]), expected[:1])
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
+    torch.testing.assert_close(fold_batch_norm(model)(x), expected, rtol=1e-3, atol=1e-3)
+    assert ann_twin(model)(x).shape == (3, 10)
+    steps = lively(make("msnn_rnn12_tiny", **kwargs, time_steps=2))
+    frames = torch.randn(3, 2, 3, 8, 8)
+    first, state = steps.step(frames[:, 0], None)
+    second, _ = steps.step(frames[:, 1], state)
+    torch.testing.assert_close((first + second) / 2, steps(frames))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.train()(x).float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def multiply_accumulates(model, size=32):

@@ -6,11 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.published import PublishedMixer
+from lightning_msnn.energy import count_operations
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS, WINDOWS, merge, split
 from lightning_msnn.functional.projection import WITHOUT_THETA
-from lightning_msnn.models import CELLS, AttentionMixer, ConvMixer, RecurrentMixer
-from lightning_msnn.nn import CONTEXTS, Neuron
+from lightning_msnn.models import CELLS, SPIKING_CELLS, AttentionMixer, ConvMixer, RecurrentMixer, SpikingRecurrence
+from lightning_msnn.nn import CONTEXTS, Neuron, set_annealing
 from tests.conftest import GOLDEN
 
 UNUSED = {"allow_unused": True, "materialize_grads": True}  # on a map that is one window
@@ -77,16 +78,101 @@ def test_golden_recurrent(kind):
     assert 0 < spikes.mean() < 1
 
 
-@pytest.mark.parametrize("cell", CELLS)
+TORCH_CELLS = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
+LEARNT = Neuron(learn_threshold="channel", threshold=0.1)
+
+
+@pytest.mark.parametrize("cell", TORCH_CELLS)
 def test_recurrence_equals_torch(cell):
     """Parameters have the names and shapes of torch's own module, which computes the same."""
     recurrent = RecurrentMixer(6, cell=cell).recurrence
-    theirs = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[cell](
-        6, 6, batch_first=True, bidirectional=True
-    )
+    theirs = TORCH_CELLS[cell](6, 6, batch_first=True, bidirectional=True)
     theirs.load_state_dict(recurrent.state_dict())
     tokens = (torch.rand(3, 7, 6) < 0.5).float()
     assert torch.equal(recurrent(tokens), theirs(tokens)[0])
+
+
+def test_every_cell_is_one_of_torch_or_fires():
+    assert CELLS.keys() == {*TORCH_CELLS, *SPIKING_CELLS}
+
+
+@pytest.mark.parametrize("neuron", [Neuron(threshold=0.1), LEARNT, Neuron(threshold=-0.05)], ids=str)
+@pytest.mark.parametrize("cell", SPIKING_CELLS)
+def test_a_spiking_recurrence_is_torch_with_a_state_that_fires(cell, neuron):
+    """Token by token, by torch's own cells: an LSTM or a GRU whose output is replaced by its spikes in between."""
+    torch.manual_seed(0)
+    ours = SpikingRecurrence(6, 5, cell, neuron)
+    if ours.spike.level is not None:
+        ours.spike.level.data += 0.1 * torch.rand(10)
+    tokens = (torch.rand(3, 7, 6) < 0.5).float()
+    ways = []
+    for way, sequence in enumerate((tokens, tokens.flip(1))):
+        lstm = cell == "spiking_lstm"
+        step = (torch.nn.LSTMCell if lstm else torch.nn.GRUCell)(6, 5)
+        suffix = "_l0_reverse" if way else "_l0"
+        step.load_state_dict({name: ours.state_dict()[name + suffix] for name in step.state_dict()})
+        level = neuron.threshold if ours.spike.level is None else ours.spike.level.view(2, 5)[way]
+        h = state = torch.zeros(3, 5)
+        read = []
+        for token in sequence.unbind(1):
+            fired = (h >= level).float()
+            if lstm:
+                h, state = step(token, (fired, state))
+            else:  # the update keeps what the cell was fed: put back the state in its place
+                update = torch.sigmoid(
+                    step.weight_ih[5:10] @ token.T
+                    + (step.weight_hh[5:10] @ fired.T)
+                    + (step.bias_ih + step.bias_hh)[5:10, None]
+                ).T
+                h = step(token, fired) + update * (h - fired)
+            read.append(h)
+        ways.append(torch.stack(read, 1))
+    expected = torch.cat((ways[0], ways[1].flip(1)), 2)
+    torch.testing.assert_close(ours(tokens), expected)
+    assert 0 < (expected >= 0.1).float().mean() < 1
+
+
+@pytest.mark.parametrize("cell", SPIKING_CELLS)
+def test_a_spiking_recurrence_anneals_from_torch(cell):
+    """With rectified outputs that were positive throughout it would be torch's cell; its gradient reaches all."""
+    torch.manual_seed(0)
+    ours = SpikingRecurrence(6, 5, cell, LEARNT).train()
+    tokens = (torch.rand(3, 7, 6) < 0.5).float()
+    set_annealing(ours, 0.0)
+    assert not torch.equal(ours(tokens), ours.eval()(tokens))
+    ours.train()
+    for share in (0.0, 0.5, 1.0):
+        set_annealing(ours, share)
+        ours.zero_grad()
+        ours(tokens).square().sum().backward()
+        for name, parameter in ours.named_parameters():
+            if not (share == 0.0 and name == "spike.level"):
+                assert parameter.grad is not None, (share, name)
+                assert parameter.grad.any(), (share, name)
+
+
+@pytest.mark.parametrize(
+    ("cell", "torch_cell", "fewer"),
+    [("spiking_lstm", torch.nn.LSTM, 0), ("spiking_gru", torch.nn.GRU, 1)],  # n + z (h - n) is (1 - z) n + z h
+)
+def test_all_products_of_a_spiking_recurrence_are_accumulates(cell, torch_cell, fewer):
+    torch.manual_seed(0)
+    ours = SpikingRecurrence(6, 5, cell, Neuron(threshold=0.05)).eval()
+    fired = []
+    handle = ours.spike.register_forward_hook(lambda module, inputs, output: fired.append(output.sum().item()))
+    tokens = (torch.rand(4, 7, 6) < 0.5).float()
+    record = count_operations(ours, tokens)
+    handle.remove()
+    gates = CELLS[cell]
+    assert record.total("multiply_accumulates") == 0
+    assert record.total("accumulates") == (2 * tokens.sum() + sum(fired)) * gates * 5
+    assert 0 < sum(fired) < 4 * 7 * 10
+    assert not record.uncounted
+    analogue = count_operations(torch_cell(6, 5, batch_first=True, bidirectional=True).eval(), tokens)
+    before_the_first = 4 * 10 * gates * 5  # what is fed back there is a constant
+    assert record.total("dense") == analogue.total("dense") - before_the_first
+    assert record.total("multiplications") == analogue.total("multiplications") - 4 * 7 * 10 * fewer
+    assert record.total("weights_read") == analogue.total("weights_read")
 
 
 def test_unknown_cell():
