@@ -171,24 +171,24 @@ class SpikingRecurrence(Recurrence):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Read tokens ``(B, L, input_size)`` in both directions and return ``(B, L, 2 hidden_size)``."""
-        batch, length, _ = tokens.shape
+        batch = len(tokens)
         current = F.linear(
             tokens,
             torch.cat((self.weight_ih_l0, self.weight_ih_l0_reverse)),
             torch.cat((self.bias_ih_l0, self.bias_ih_l0_reverse)),
         ).unflatten(2, (2, -1))
-        forwards, backwards = current.movedim(2, 0).transpose(1, 2)  # each (L, B, gates H)
-        backwards = backwards.flip(0)
+        forwards, backwards = current.unbind(2)
+        currents = torch.stack((forwards, backwards.flip(1))).transpose(1, 2)  # (2, L, B, gates H)
         weight = torch.stack((self.weight_hh_l0, self.weight_hh_l0_reverse)).transpose(1, 2).to(current.dtype)
         bias = torch.stack((self.bias_hh_l0, self.bias_hh_l0_reverse)).unsqueeze(1).to(current.dtype)
         wide = torch.promote_types(current.dtype, torch.float32)  # the state sums over tokens
         h = state = torch.zeros([2, batch, self.hidden_size], dtype=wide, device=current.device)
         outputs: list[Tensor] = []
-        for t in range(length):
+        for token in currents.unbind(1):
             # Neurons take channels as the second axis, the two directions one after the other.
             fired = self.spike(h.movedim(0, 1).reshape(batch, -1, 1, 1)).view(batch, 2, -1).movedim(1, 0)
             recurrent = torch.baddbmm(bias, fired.to(weight.dtype), weight)
-            h, state = self.gates(torch.stack((forwards[t], backwards[t])), recurrent, state)
+            h, state = self.gates(token, recurrent, state)
             outputs.append(h)
         read = torch.stack(outputs, 2).to(current.dtype)  # (2, B, L, H)
         return torch.cat((read[0], read[1].flip(1)), 2)
