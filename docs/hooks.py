@@ -1,7 +1,7 @@
 """What the site has beside the pages in ``docs``: pages that lie elsewhere in the repository, and the reference.
 
-Pages link to each other by their places in the repository, as a code host shows them; here such a link becomes one to the
-page of the site. A link to another file leads to the repository if ``repo_url`` is set, and is its path if not.
+Pages link to each other by their places in the repository, as a code host shows them; here such a link becomes one to
+the page of the site. A link to another file leads to the repository if ``repo_url`` is set, and is its path if not.
 """
 
 import ast
@@ -33,9 +33,11 @@ ELSEWHERE = {
 }
 """Files outside of ``docs`` by their places in the repository, and their places on the site."""
 
+WIDE = ("index.md", "zoo.md", "benchmarks.md", "paper.md")
+"""Pages with tables that take the room of the table of contents."""
+
 _FENCE = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?P<picture>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^)\s]+)\)")
-_PAGES = re.compile(r"<!-- (zoo table|cards) -->")
 
 
 def _listed(nav: Any) -> list[str]:
@@ -108,7 +110,7 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def _zoo_table(page: str) -> str:
+def _zoo_table() -> str:
     """The table of entries in README."""
     found = re.search(r"^\| entry \|.*?(?=\n\n)", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     if found is None:
@@ -122,6 +124,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     if place.startswith("reference/"):
         return markdown
     source = {there: here for here, there in ELSEWHERE.items()}.get(place, f"docs/{place}")
+    if place in WIDE:
+        page.meta["hide"] = ["toc"]
 
     def link(match: re.Match[str]) -> str:
         target, _, anchor = match["target"].partition("#")
@@ -145,7 +149,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             text = text.replace(f"| `{name}` |", f"| [`{name}`]({up}/{name}.md) |")
         return text
 
-    markdown = markdown.replace("<!-- zoo table -->", _zoo_table(place))
+    markdown = markdown.replace("<!-- zoo table -->", _zoo_table())
     parts, end = [], 0
     for fence in [*_FENCE.finditer(markdown), None]:
         start = fence.start() if fence else len(markdown)

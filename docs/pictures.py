@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from lightning_msnn import zoo
-from lightning_msnn.energy import evenly, spike_rate, summarize
+from lightning_msnn.energy import FACTORS, evenly, spike_rate, summarize
 from lightning_msnn.energy.report import compare
 from lightning_msnn.functional import side, split
 from lightning_msnn.tasks import SpikingClassifier
@@ -218,7 +221,7 @@ def draw_energy() -> Figure:
     """Accuracy against energy for all entries and trained twins, from their cards."""
     names = [name for name in zoo.list_models() if {"top1", "energy_joules"} <= zoo.info(name).keys()]
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
-    panels = {"c100": "CIFAR-100", "digits": "digits"}
+    panels = {"c100": "CIFAR-100, 10,000 test images", "digits": "digits, 359 test images"}
     axes = figure.subplots(1, 2)
     for panel, (tag, title) in zip(axes, panels.items(), strict=True):
         for name in names:
@@ -232,7 +235,9 @@ def draw_energy() -> Figure:
             panel.plot(x, [config["top1"]] * 2, "-", color=colour, lw=1, alpha=0.6)
             panel.plot(x[0], config["top1"], marker, color=colour, ms=10)
             panel.plot(x[1], config["top1"], marker, color=colour, ms=10, mfc="white", mew=2)
-            label = name.partition(".")[0].removeprefix("msnn_") + ("" if spiking else ", ReLU twin, trained")
+            size = "{1}x{2}".format(*config["input_size"])
+            label = name.partition(".")[0].removeprefix("msnn_") + ("" if spiking else ", trained ReLU twin")
+            label += f", {size}"
             near = tag == "c100" and family(name) == "msnn_vit12"
             panel.annotate(
                 label,
@@ -248,7 +253,11 @@ def draw_energy() -> Figure:
         panel.margins(0.22, 0.25)
         panel.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("test top-1 (%)")
-    figure.suptitle("Filled: arithmetic alone. Hollow: with memory traffic. Circles spike, squares are ReLU twins.")
+    black: dict[str, Any] = {"color": "black", "ls": "", "ms": 8, "mew": 2}
+    kinds = {"spiking": "o", "rectifiers": "s"}
+    handles = [Line2D([], [], marker=m, label=f"{kind}, arithmetic alone", **black) for kind, m in kinds.items()]
+    handles += [Line2D([], [], marker=m, mfc="white", label="with memory traffic", **black) for m in kinds.values()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 
@@ -260,29 +269,74 @@ def draw_rates(measured: dict[str, Any]) -> Figure:
         for name, one in measured["rates"].items():
             if not name.partition(".")[2].startswith(tag):
                 continue
-            rates = [100 * rate for rate in one["layers"].values()]
-            place = np.linspace(0, 1, len(rates))
+            blocks: dict[str, list[float]] = {}
+            for layer, rate in one["layers"].items():
+                if found := re.match(r"stages\.\d+\.blocks\.\d+", layer):
+                    blocks.setdefault(found[0], []).append(100 * rate)
+            shift, colour = 0.2 * (list(FAMILIES).index(family(name)) - 1), FAMILIES[family(name)]
+            places = [block + shift for block, rates in enumerate(blocks.values(), 1) for _ in rates]
+            panel.plot(places, [r for rates in blocks.values() for r in rates], ".", color=colour, alpha=0.45, ms=6)
             label = f"{name.partition('.')[0].removeprefix('msnn_')}: {100 * one['all']:.1f} % in all"
-            panel.plot(place, rates, ".-", color=FAMILIES[family(name)], label=label, lw=1)
+            means = [statistics.mean(rates) for rates in blocks.values()]
+            panel.plot(np.arange(1, len(means) + 1) + shift, means, "-", color=colour, label=label, lw=2)
         panel.set_title(title)
-        panel.set_xticks([0, 1], ["first layer", "last layer"])
-        panel.grid(alpha=0.3)
+        panel.set_xticks(range(1, 13))
+        panel.set_xlabel("block (dots: its layers of neurons; line: their mean)")
+        panel.grid(alpha=0.3, axis="y")
         panel.legend(fontsize=9)
     axes[0].set_ylabel("spike rate (% of the neurons that fire)")
     return figure
 
 
+def energy_table(measured: dict[str, Any]) -> str:
+    """Return operations and energy of one image, of the entry and its twins, as a Markdown table."""
+    columns = measured["columns"]
+    own = columns["network"]
+
+    def millions(field: str) -> list[str]:
+        return [f"{one['counts'][field] / 1e6:.3g} M" for one in columns.values()]
+
+    def joules(values: dict[str, float]) -> list[str]:
+        ours = values["network"]
+        return [
+            f"{1e6 * value:.0f} µJ" + (f" ({value / ours:.1f} times)" if name != "network" else "")
+            for name, value in values.items()
+        ]
+
+    rows = [
+        ["under `cmos_45nm`", "this network", "ReLU twin", "LIF twin, T = 4"],
+        ["---"] * 4,
+        ["accumulates", *millions("accumulates")],
+        ["multiply-accumulates", *millions("multiply_accumulates")],
+        ["membrane updates", *millions("membrane_updates")],
+        ["evaluations of Omega", *millions("omega")],
+        ["spike rate", *(f"{100 * r:.1f} %" if (r := one["spike_rate"]) else "-" for one in columns.values())],
+    ]
+    for way, title in FACTORS.items():
+        rows.append([f"energy, {title}", *joules({name: one["energies"][way] for name, one in columns.items()})])
+    parts = {kind: joule for kind, joule in own["energy"].items() if joule and kind not in ("total", "skipping_zeros")}
+    named = ", ".join(f"{kind} {1e6 * joule:.0f}" for kind, joule in parts.items())
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\nOf the network's {1e6 * own['energy']['total']:.0f} µJ of arithmetic: {named}."
+
+
 def draw() -> None:
-    """Write the pictures."""
+    """Write the pictures, and the table of ``energy.md``."""
     folder = HERE / "pictures"
     folder.mkdir(exist_ok=True)
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
+    page = HERE / "energy.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- energy -->")
+    after = rest.partition("<!-- end of energy -->")[2]
+    text = f"{before}<!-- energy -->\n\n{energy_table(measured)}\n\n<!-- end of energy -->{after}"
+    page.write_text(text, encoding="utf-8")
     found = membranes()
     figures = {
         "membranes": draw_windows(found),
         "neuron": draw_neuron(found),
         "raster": draw_raster(found),
         "accuracy_energy": draw_energy(),
-        "spike_rates": draw_rates(json.loads(MEASURED.read_text(encoding="utf-8"))),
+        "spike_rates": draw_rates(measured),
     }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=110)

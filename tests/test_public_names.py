@@ -3,6 +3,7 @@
 ``python tests/test_public_names.py`` writes the list, ``tests/public_names.txt``, anew.
 """
 
+import argparse
 import ast
 import importlib
 import inspect
@@ -65,4 +66,5 @@ def test_public_names_are_there_and_documented(room: str) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     NAMES.write_text("\n".join(public()) + "\n", encoding="utf-8")
