@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import experiments, speed
-from lightning_msnn import zoo
+from lightning_msnn import __version__, zoo
 from lightning_msnn.export import FORMATS
 from lightning_msnn.functional import NEURONS
 from lightning_msnn.zoo.card import table
@@ -71,6 +71,7 @@ CLAIMS = {
     "comes with those that make it smaller": lambda: "zeros skipped | with memory traffic | both" in README,
     "| NIR | [no]": lambda: "nir" not in FORMATS,
     "| neuron models | [two]": lambda: len(NEURONS) == 2,
+    f"| lightning_msnn {__version__} |": lambda: True,
     "none trained yet": lambda: not any("EventFrames" in str(zoo.info(name).get("data")) for name in OWN),
 }
 """Claims of README, and what is true if they are. One that no longer holds, or is not made any more, fails."""
