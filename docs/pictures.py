@@ -239,14 +239,11 @@ def draw_energy() -> Figure:
             label = name.partition(".")[0].removeprefix("msnn_") + ("" if spiking else ", trained ReLU twin")
             label += f", {size}"
             near = tag == "c100" and family(name) == "msnn_vit12"
-            panel.annotate(
-                label,
-                (x[0], config["top1"]),
-                (0, -19 if near else 11),
-                textcoords="offset points",
-                fontsize=9,
-                color=colour,
-            )
+            corner: dict[str, Any] = {"xy": (x[0], config["top1"]), "ha": "left"}
+            if not spiking:
+                corner = {"xy": (x[1], config["top1"]), "ha": "right"}
+            down = -19 if near else 11
+            panel.annotate(label, xytext=(0, down), textcoords="offset points", fontsize=9, color=colour, **corner)
         panel.set_xscale("log")
         panel.set_title(title)
         panel.set_xlabel("energy of one image (µJ, 45 nm CMOS)")
@@ -294,7 +291,8 @@ def energy_table(measured: dict[str, Any]) -> str:
     own = columns["network"]
 
     def millions(field: str) -> list[str]:
-        return [f"{one['counts'][field] / 1e6:.3g} M" for one in columns.values()]
+        found = (one["counts"][field] for one in columns.values())
+        return [f"{value / 1e6:.3g} M" if value else "0" for value in found]
 
     def joules(values: dict[str, float]) -> list[str]:
         ours = values["network"]
