@@ -75,7 +75,7 @@ def _reference() -> dict[str, str]:
         if not names:
             continue
         short = room.removeprefix("lightning_msnn.")
-        of_room = [name for name in names if f"lightning_msnn.{name}" not in rooms()]
+        of_room = [name for name in names if f"{room}.{name}" not in rooms()]
         links = ", ".join(f"[`{name}`]({short}.md#{room}.{name})" for name in of_room)
         lines += [f"- [`{room}`]({short}.md)" + (f": {links}" if links else "")]
         options = f"    options:\n      members: [{', '.join(of_room)}]"
