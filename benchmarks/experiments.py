@@ -332,7 +332,14 @@ def tables(done: list[dict[str, Any]]) -> str:
     for name in LARGE:
         for r in results["cifar100", name]:
             text.append(f"| {name} | {r['top1']:.2f} | {r['spike_rate']:.3f} | {r['epochs']} |")
-    text += ["", "**Recipes for msnn_resnet12**", "", "| setting | top-1 | spike rate | seeds |", "|---|---|---|---|"]
+    if any(line["data"] == "recipe" for line in done):
+        text += [
+            "",
+            "**Recipes for msnn_resnet12**",
+            "",
+            "| setting | top-1 | spike rate | seeds |",
+            "|---|---|---|---|",
+        ]
     for name in recipes():
         if found := results["recipe", name]:
             rates = [r["spike_rate"] for r in found if r["spike_rate"] is not None]

@@ -302,7 +302,7 @@ def copy(folder: Path) -> None:
     """Make a checkout of the package and its tests; what no mutation changes is linked."""
     for name in ("lightning_msnn", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_zoo", "_configs"))
-    for name in ("pyproject.toml", "configs", "zoo", "benchmarks", "docs", "README.md"):
+    for name in ("pyproject.toml", "configs", "zoo", "benchmarks", "docs", "README.md", "CONTRIBUTING.md"):
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
 

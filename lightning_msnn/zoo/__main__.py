@@ -16,6 +16,8 @@ from lightning_msnn.zoo.exporting import export, measure
 from lightning_msnn.zoo.loading import info, list_models
 from lightning_msnn.zoo.verification import verify
 
+__all__ = ["main"]
+
 
 def _run(given: argparse.Namespace) -> str:
     """Do what the command line asks for; return what it prints."""

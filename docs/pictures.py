@@ -1,0 +1,352 @@
+"""Measure what the pages show, and draw it.
+
+    python docs/pictures.py measure --root data/cifar100   # docs/measured.json; again after an interruption
+    python docs/pictures.py draw                           # docs/pictures/*.png, needs no data
+
+``measure`` counts spikes of every entry of the zoo on test images, evenly of all classes, and operations of one entry
+beside its twins; what the file has already is left out, so delete it to measure anew. ``draw`` takes those counts, the
+cards' figures, and membranes of an entry for a photograph that scikit-learn ships. Neither draws a random number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from lightning_msnn import zoo
+from lightning_msnn.energy import FACTORS, evenly, spike_rate, summarize
+from lightning_msnn.energy.report import compare
+from lightning_msnn.functional import side, split
+from lightning_msnn.tasks import SpikingClassifier
+
+HERE = Path(__file__).resolve().parent
+MEASURED = HERE / "measured.json"
+ENTRY = "msnn_resnet12.c100"
+"""Entry whose operations are counted beside its twins, and whose membranes are drawn."""
+
+SAMPLES = {"Digits": 359, "CIFAR100": 256}
+COLOURS = ["#3b6fb6", "#d9822b", "#3f9b5f", "#a4508b"]
+"""Those of the four windows, as in ``windows.png``."""
+
+FAMILIES = {"msnn_resnet12": "#3b6fb6", "msnn_vit12": "#d9822b", "msnn_rnn12": "#3f9b5f"}
+
+
+def family(name: str) -> str:
+    """The family of an entry: its network's name without size and tag."""
+    return name.partition(".")[0].removesuffix("_tiny")
+
+
+def spiking_entries() -> list[str]:
+    """Names of the entries whose neurons fire."""
+    return [name for name in zoo.list_models() if "spike_rate" in zoo.info(name)]
+
+
+def measure(root: str) -> None:
+    """Count, and write ``measured.json``.
+
+    Args:
+        root: Folder of CIFAR-100.
+    """
+    found: dict[str, Any] = {"entry": ENTRY, "rates": {}}
+    if MEASURED.is_file():
+        found = json.loads(MEASURED.read_text(encoding="utf-8"))
+    for name in spiking_entries():
+        if name in found["rates"]:
+            continue
+        config = zoo.info(name)
+        kind = config["data"]["class_path"].rpartition(".")[2]
+        data = zoo.test_data(config, None if kind == "Digits" else root, 64)
+        samples = SAMPLES[kind]
+        task = SpikingClassifier(
+            name, num_classes=config["num_classes"], in_chans=config["input_size"][0], pretrained=True
+        ).eval()
+        twins = task.twins if name == ENTRY else lambda images: {}
+        records, _ = compare(task.network, twins, evenly(data, samples), samples, operations=name == ENTRY)
+        if name == ENTRY:
+            kept = ("samples", "counts", "energy", "energies", "spike_rate")
+            summaries = {column: summarize(record) for column, record in records.items()}
+            found["columns"] = {column: {key: one[key] for key in kept} for column, one in summaries.items()}
+        rates = spike_rate(records["network"], by="layer")
+        found["rates"][name] = {
+            "images": samples,
+            "all": round(float(spike_rate(records["network"])), 4),
+            "layers": {layer: round(float(rate), 4) for layer, rate in rates.items()},
+        }
+        MEASURED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def membranes() -> dict[str, Any]:
+    """Membranes of layer 1 in the first two blocks of the entry, for a photograph of a flower.
+
+    Returns:
+        ``image`` and, for each block, its ``kind`` of windows, the ``currents`` and membranes ``u`` of the windows,
+        each ``(C, h, w)``, the ``merged`` membrane and the ``spikes``, ``(C, H, W)``, the decay ``tau`` by channel.
+    """
+    photograph = Image.fromarray(load_sample_image("flower.jpg")).crop((130, 0, 557, 427))
+    model = zoo.load(ENTRY)
+    image = zoo.transforms(ENTRY)(photograph).unsqueeze(0)
+    blocks = list(model.stages[0].blocks)[:2]
+    kept: list[dict[str, Any]] = []
+    for block in blocks:
+        mixer, one = block.mixer, {"kind": block.mixer.windows, "threshold": block.mixer.spike1.threshold}
+        mixer.membrane1.register_forward_hook(
+            lambda module, args, out, one=one: one.update(
+                currents=[x[0] for x in args[0]], u=[x[0] for x in out], tau=module.decay().flatten()
+            )
+        )
+        mixer.spike1.register_forward_hook(
+            lambda module, args, out, one=one: one.update(merged=args[0][0], spikes=out[0])
+        )
+        kept.append(one)
+    with torch.no_grad():
+        model(image)
+    return {"image": photograph.resize((96, 96)), "blocks": kept}
+
+
+def corners(kind: str, size: int) -> list[tuple[int, int]]:
+    """Top-left pixel of each window that lies in a corner."""
+    far = size - side(kind, size)
+    return [(0, 0), (0, far), (far, 0), (far, far)]
+
+
+def draw_windows(found: dict[str, Any]) -> Figure:
+    """The windows of a map visited in turn: a row for each block, a column for each visit."""
+    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
+    axes = figure.subplots(2, 7)
+    for row, one in zip(axes, found["blocks"], strict=True):
+        size = one["merged"].shape[1]
+        channel = int((torch.stack(one["u"]).std((0, 2, 3)) * one["tau"].abs()).argmax())
+        limit = float(torch.stack(one["u"])[:, channel].abs().quantile(0.99))
+        style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
+        row[0].imshow(found["image"])
+        row[0].set_title("image" if row is axes[0] else "", fontsize=10)
+        for k, (u, (y, x)) in enumerate(zip(one["u"], corners(one["kind"], size), strict=True)):
+            s = u.shape[1]
+            shown = np.full((size, size), np.nan)
+            shown[y : y + s, x : x + s] = u[channel].numpy()
+            row[k + 1].set_facecolor("#eeeeee")
+            row[k + 1].imshow(shown, **style)
+            row[k + 1].add_patch(
+                Rectangle((x - 0.5, y - 0.5), s, s, fill=False, edgecolor=COLOURS[k], lw=3, clip_on=False)
+            )
+            row[k + 1].set_title(f"visit {k + 1}", fontsize=10, color=COLOURS[k])
+        picture = row[5].imshow(one["merged"][channel].numpy(), **style)
+        row[5].set_title("merged", fontsize=10)
+        row[6].imshow(one["spikes"][channel].numpy(), cmap="Greys", vmin=0, vmax=1)
+        row[6].set_title("spikes", fontsize=10)
+        decay = f"tau {float(one['tau'][channel]):.2f}"
+        row[0].set_ylabel(f"{one['kind'].replace('_', '-')}\nchannel {channel}, {decay}", fontsize=9)
+        figure.colorbar(picture, ax=row[6], shrink=0.8)
+    for panel in axes.flat:
+        panel.set_xticks([])
+        panel.set_yticks([])
+    figure.suptitle(f"One neuron map of {ENTRY}, one time step: membranes as windows are visited in turn", fontsize=12)
+    return figure
+
+
+def draw_neuron(found: dict[str, Any]) -> Figure:
+    """Three neurons over the four windows: current, what the membrane carried, threshold, spike."""
+    one = found["blocks"][0]
+    currents, u = torch.stack(one["currents"]), torch.stack(one["u"])
+    carried = u - currents
+    threshold = float(one["threshold"])
+    # Places where carrying decides, in either direction or most: the same rule on any image.
+    decides = ((u > threshold) != (currents > threshold)).sum(0).float() + carried.abs().amax(0) / 10
+    order = decides.flatten().argsort(descending=True)
+    chosen: list[tuple[int, int, int]] = []
+    for index in order.tolist():
+        c, y, x = np.unravel_index(index, decides.shape)
+        if all(c != other[0] for other in chosen):
+            chosen.append((int(c), int(y), int(x)))
+        if len(chosen) == 3:
+            break
+    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for panel, (c, y, x) in zip(axes, chosen, strict=True):
+        now, before, whole = (t[:, c, y, x].numpy() for t in (currents, carried, u))
+        visits = np.arange(1, 5)
+        panel.bar(visits - 0.17, now, 0.3, color=COLOURS, label="current from this window")
+        panel.bar(visits + 0.17, before, 0.3, color="#bbbbbb", label="carried from the window before")
+        panel.plot(visits, whole, "k.-", label="membrane")
+        panel.axhline(threshold, color="#c0392b", ls="--", lw=1, label="threshold")
+        fired = whole > threshold
+        panel.plot(visits[fired], whole[fired], "k*", ms=13, label="spike")
+        panel.axhline(0, color="black", lw=0.6)
+        panel.set_xticks(visits)
+        panel.set_xlabel("window")
+        panel.set_title(f"channel {c}, place ({y}, {x}), tau {float(one['tau'][c]):.2f}", fontsize=10)
+    axes[0].set_ylabel("membrane")
+    handles: dict[str, Any] = {}
+    for panel in axes:
+        handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=9)
+    return figure
+
+
+def draw_raster(found: dict[str, Any]) -> Figure:
+    """Spikes of a layer: a row for each channel, a column for each place, in the order of visits."""
+    one = found["blocks"][0]
+    spikes = torch.cat([w[0].flatten(1) for w in split(one["spikes"][None], one["kind"])], 1).numpy()
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    places = spikes.shape[1] // 4
+    for k, colour in enumerate(COLOURS):
+        rows, columns = np.nonzero(spikes[:, k * places : (k + 1) * places])
+        axes.plot(columns + k * places, rows, "|", color=colour, ms=3.4, mew=0.9)
+        axes.text((k + 0.5) * places, -1.8, f"window {k + 1}", ha="center", color=colour, weight="bold")
+    for border in range(1, 4):
+        axes.axvline(border * places - 0.5, color="black", lw=0.7)
+    axes.set_xlim(-1, 4 * places)
+    axes.set_ylim(len(spikes) - 0.5, -0.9)
+    axes.set_xlabel("place on the map, row by row within a window, in the order of visits")
+    axes.set_ylabel("channel")
+    rate = 100 * spikes.mean()
+    axes.set_title(f"Spikes of the first layer of {ENTRY} for one photograph: {rate:.0f} % of the neurons fire", pad=22)
+    return figure
+
+
+def draw_energy() -> Figure:
+    """Accuracy against energy for all entries and trained twins, from their cards."""
+    names = [name for name in zoo.list_models() if {"top1", "energy_joules"} <= zoo.info(name).keys()]
+    figure = Figure(figsize=(10.5, 4.8), layout="constrained")
+    panels = {"c100": "CIFAR-100, 10,000 test images", "digits": "digits, 359 test images"}
+    axes = figure.subplots(1, 2)
+    for panel, (tag, title) in zip(axes, panels.items(), strict=True):
+        for name in names:
+            if not name.partition(".")[2].startswith(tag):
+                continue
+            config = zoo.info(name)
+            spiking, colour = "spike_rate" in config, FAMILIES[family(name)]
+            energies = [config["energy_joules"], config["energy_joules_memory"]]
+            x = [1e6 * energy for energy in energies]
+            marker = "o" if spiking else "s"
+            panel.plot(x, [config["top1"]] * 2, "-", color=colour, lw=1, alpha=0.6)
+            panel.plot(x[0], config["top1"], marker, color=colour, ms=10)
+            panel.plot(x[1], config["top1"], marker, color=colour, ms=10, mfc="white", mew=2)
+            size = "{1}x{2}".format(*config["input_size"])
+            label = name.partition(".")[0].removeprefix("msnn_") + ("" if spiking else ", trained ReLU twin")
+            label += f", {size}"
+            near = tag == "c100" and family(name) == "msnn_vit12"
+            corner: dict[str, Any] = {"xy": (x[0], config["top1"]), "ha": "left"}
+            if not spiking:
+                corner = {"xy": (x[1], config["top1"]), "ha": "right"}
+            down = -19 if near else 11
+            panel.annotate(label, xytext=(0, down), textcoords="offset points", fontsize=9, color=colour, **corner)
+        panel.set_xscale("log")
+        panel.set_title(title)
+        panel.set_xlabel("energy of one image (µJ, 45 nm CMOS)")
+        panel.margins(0.22, 0.25)
+        panel.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("test top-1 (%)")
+    black: dict[str, Any] = {"color": "black", "ls": "", "ms": 8, "mew": 2}
+    kinds = {"spiking": "o", "rectifiers": "s"}
+    handles = [Line2D([], [], marker=m, label=f"{kind}, arithmetic alone", **black) for kind, m in kinds.items()]
+    handles += [Line2D([], [], marker=m, mfc="white", label="with memory traffic", **black) for m in kinds.values()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
+    return figure
+
+
+def draw_rates(measured: dict[str, Any]) -> Figure:
+    """Spike rate by layer of neurons, from input to output."""
+    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for panel, (tag, title) in zip(axes, {"c100": "CIFAR-100", "digits": "digits"}.items(), strict=True):
+        for name, one in measured["rates"].items():
+            if not name.partition(".")[2].startswith(tag):
+                continue
+            blocks: dict[str, list[float]] = {}
+            for layer, rate in one["layers"].items():
+                if found := re.match(r"stages\.\d+\.blocks\.\d+", layer):
+                    blocks.setdefault(found[0], []).append(100 * rate)
+            shift, colour = 0.2 * (list(FAMILIES).index(family(name)) - 1), FAMILIES[family(name)]
+            places = [block + shift for block, rates in enumerate(blocks.values(), 1) for _ in rates]
+            panel.plot(places, [r for rates in blocks.values() for r in rates], ".", color=colour, alpha=0.45, ms=6)
+            label = f"{name.partition('.')[0].removeprefix('msnn_')}: {100 * one['all']:.1f} % in all"
+            means = [statistics.mean(rates) for rates in blocks.values()]
+            panel.plot(np.arange(1, len(means) + 1) + shift, means, "-", color=colour, label=label, lw=2)
+        panel.set_title(title)
+        panel.set_xticks(range(1, 13))
+        panel.set_xlabel("block (dots: its layers of neurons; line: their mean)")
+        panel.grid(alpha=0.3, axis="y")
+        panel.legend(fontsize=9)
+    axes[0].set_ylabel("spike rate (% of the neurons that fire)")
+    return figure
+
+
+def energy_table(measured: dict[str, Any]) -> str:
+    """Return operations and energy of one image, of the entry and its twins, as a Markdown table."""
+    columns = measured["columns"]
+    own = columns["network"]
+
+    def millions(field: str) -> list[str]:
+        found = (one["counts"][field] for one in columns.values())
+        return [f"{value / 1e6:.3g} M" if value else "0" for value in found]
+
+    def joules(values: dict[str, float]) -> list[str]:
+        ours = values["network"]
+        return [
+            f"{1e6 * value:.0f} µJ" + (f" ({value / ours:.1f} times)" if name != "network" else "")
+            for name, value in values.items()
+        ]
+
+    rows = [
+        ["under `cmos_45nm`", "this network", "ReLU twin", "LIF twin, T = 4"],
+        ["---"] * 4,
+        ["accumulates", *millions("accumulates")],
+        ["multiply-accumulates", *millions("multiply_accumulates")],
+        ["membrane updates", *millions("membrane_updates")],
+        ["evaluations of Omega", *millions("omega")],
+        ["spike rate", *(f"{100 * r:.1f} %" if (r := one["spike_rate"]) else "-" for one in columns.values())],
+    ]
+    for way, title in FACTORS.items():
+        rows.append([f"energy, {title}", *joules({name: one["energies"][way] for name, one in columns.items()})])
+    parts = {kind: joule for kind, joule in own["energy"].items() if joule and kind not in ("total", "skipping_zeros")}
+    named = ", ".join(f"{kind} {1e6 * joule:.0f}" for kind, joule in parts.items())
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\nOf the network's {1e6 * own['energy']['total']:.0f} µJ of arithmetic: {named}."
+
+
+def draw() -> None:
+    """Write the pictures, and the table of ``energy.md``."""
+    folder = HERE / "pictures"
+    folder.mkdir(exist_ok=True)
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
+    page = HERE / "energy.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- energy -->")
+    after = rest.partition("<!-- end of energy -->")[2]
+    text = f"{before}<!-- energy -->\n\n{energy_table(measured)}\n\n<!-- end of energy -->{after}"
+    page.write_text(text, encoding="utf-8")
+    found = membranes()
+    figures = {
+        "membranes": draw_windows(found),
+        "neuron": draw_neuron(found),
+        "raster": draw_raster(found),
+        "accuracy_energy": draw_energy(),
+        "spike_rates": draw_rates(measured),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("measure").add_argument("--root", required=True, help="folder of CIFAR-100")
+    verbs.add_parser("draw")
+    given = parser.parse_args()
+    if given.verb == "measure":
+        measure(given.root)
+    else:
+        draw()
