@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.export import onnx, program, weights
+from lightning_msnn.export import nir, onnx, program, weights
 from lightning_msnn.export.samples import Samples, find_samples
 from lightning_msnn.export.source import Source, read_source
 
@@ -58,6 +58,7 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     "onnx": Format(".onnx", onnx.write, onnx.run, "onnxruntime"),
     "torch": Format(".pt2", program.write, program.run, "torch.export"),
+    "nir": Format(".nir", nir.write, nir.run, "nirtorch"),
     "weights": Format(".safetensors", weights.write, weights.run, "lightning_msnn", ("float32", "float16", "int8")),
 }
 """Formats by the name that the command line uses."""
