@@ -272,13 +272,7 @@ def run(file: Path) -> Callable[[Tensor], Tensor]:
         raise ConfigurationError(f"nirtorch cannot read {file.name!r}: {reason}") from error
 
     def logits(images: Tensor) -> Tensor:
-        try:
-            found: Tensor = module(images)[0]
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ConfigurationError(
-                f"nirtorch cannot run {file.name!r} on images {tuple(images.shape)}: {reason}"
-            ) from error
+        found: Tensor = module(images)[0]
         return found
 
     return logits

@@ -65,7 +65,8 @@ def checkpoint(folder, network="msnn_resnet12_tiny", size=8, half=False, **argum
         nn.init.normal_(norm.bias)
     state = {f"network.{k}": v.half() if half and v.is_floating_point() else v for k, v in model.state_dict().items()}
     named = {"num_classes": arguments["num_classes"], "in_chans": arguments["in_chans"]}
-    seen = {"data": "Mine", "image_size": size, "mean": [0.5], "std": [0.25]} if size else {}
+    colours = arguments["in_chans"]
+    seen = {"data": "Mine", "image_size": size, "mean": [0.5] * colours, "std": [0.25] * colours} if size else {}
     content = {
         "state_dict": state,
         "hyper_parameters": {"network": network, "network_kwargs": {}, **named},
@@ -406,7 +407,7 @@ def _bernoulli(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"to": "onx"}, "unknown format 'onx': allowed are onnx, torch, weights; did you mean 'onnx'"),
+        ({"to": "onx"}, "unknown format 'onx': allowed are aoti, nir, onnx, torch, weights; did you mean 'onnx'"),
         ({"out": "x.pt"}, "out must end with .onnx for onnx, not be 'x.pt'"),
         ({"out": "there.onnx"}, "'there.onnx' exists, and nothing is overwritten"),
         ({"out": "link.onnx"}, "'link.onnx' exists, and nothing is overwritten"),
