@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import h5py
 import nir
@@ -239,6 +240,12 @@ def test_entries_and_converted_networks_are_refused(tmp_path):
     source = checkpoint(tmp_path, "spiking", 16, num_classes=3, in_chans=1, **arguments)
     with pytest.raises(ConfigurationError, match="is not one of this package's own networks"):
         export(source, to="nir", out=tmp_path / "x.nir")
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nirtorch", None)
+    with pytest.raises(ConfigurationError, match=r"nir needs nir and nirtorch .*pip install 'lightning-msnn\[nir\]'"):
+        export(checkpoint(tmp_path, **SINGLE), to="nir", out=tmp_path / "x.nir")
 
 
 def _nothing(file):

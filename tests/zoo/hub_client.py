@@ -51,6 +51,10 @@ def main(mine: str, eighth: str) -> None:
     push_to_hf_hub(own, "me/pushed")
     found["pushed"] = same(own, timm.create_model("hf-hub:me/pushed", pretrained=True))
     found["untrained"] = same(own, timm.create_model("hf-hub:me/mine"))
+    other = timm.create_model("hf-hub:me/mine", pretrained=True, num_classes=5, in_chans=2)
+    pyramid = timm.create_model("hf-hub:me/mine", pretrained=True, features_only=True)
+    x = torch.rand(3, 2, 9, 9)
+    found["other"] = [list(other(x).shape), [list(y.shape[:2]) for y in pyramid(x[:, :1])]]
     found["refused"] = {name: refusal(f"zoo/{name}") for name in ("damaged", "empty", "foreign")}
     print(json.dumps(found))  # noqa: T201
 

@@ -18,7 +18,7 @@ from lightning_msnn import zoo
 from lightning_msnn.export import export
 from lightning_msnn.models.weights import FACTS, entries, read_config
 from lightning_msnn.zoo.card import write_card
-from tests.test_security import NETWORK, small_checkpoint
+from tests.test_security import NETWORK, SHAPE, small_checkpoint
 from tests.zoo.hub_server import Hub
 
 ENTRIES = list(entries())
@@ -56,7 +56,7 @@ def found(tmp_path_factory):
     facts = json.loads((eighth / "config.json").read_text())
     facts[FACTS]["sha256"] = hashlib.sha256((eighth / "model.safetensors").read_bytes()).hexdigest()
     (eighth / "config.json").write_text(json.dumps(facts))
-    foreign = changed(entries()[DIGITS], folder / "foreign", architecture="msnn_vit12_tiny")
+    foreign = changed(entries()[DIGITS], folder / "foreign", architecture="msnn_rnn12_tiny")
     served = {"damaged": damaged, "empty": empty, "int8": eighth, "foreign": foreign, **entries()}
     hub = Hub(folder / "uploaded", {f"zoo/{name}": path for name, path in served.items()})
     environment = os.environ | {
@@ -97,12 +97,18 @@ def test_ones_own_is_uploaded_and_pushed(found):
     assert not found["untrained"], "without its weights it is another"
 
 
+def test_a_network_of_the_hub_takes_other_arguments(found):
+    logits, pyramid = found["other"]
+    assert logits == [3, 5]
+    assert pyramid == [[3, width] for width in SHAPE["widths"]]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("damaged", "is refused: its sha256 is "),
         ("empty", "weights of zoo/empty cannot be fetched from the hub: "),
-        ("foreign", "does not fit msnn_vit12_tiny: "),
+        ("foreign", "does not fit msnn_rnn12_tiny: "),
     ],
 )
 def test_what_is_damaged_is_refused(name, message, found):
