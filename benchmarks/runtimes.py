@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -45,12 +45,12 @@ _ZOO = _TORCH + "from lightning_msnn import zoo\nmodel = zoo.load({name!r}, fuse
 STARTS = {
     "torch": _ZOO.replace("{fuse}", "False") + "model(x)",
     FOLDED: _ZOO.replace("{fuse}", "True") + "model(x)",
-    "torch.compile": _ZOO.replace("{fuse}", "True") + "torch.compile(model)(x)",
     "ONNX Runtime": "import numpy, onnxruntime\noptions = onnxruntime.SessionOptions()\n"
     "options.intra_op_num_threads = {threads}\n"
     "session = onnxruntime.InferenceSession({file!r}, options, providers=['CPUExecutionProvider'])\n"
     "session.run(None, {{'image': numpy.zeros((1, *{size}), 'float32')}})",
     "AOTInductor": _TORCH + "torch._inductor.aoti_load_package({file!r})(x)",
+    "torch.compile": _ZOO.replace("{fuse}", "True") + "torch.compile(model)(x)",
 }
 """Runtimes, and what a new process does until its first logits."""
 
@@ -75,20 +75,20 @@ def contenders(name: str, files: dict[str, Path]) -> dict[str, Run]:
     return made | {runtime: FORMATS[to].run(files[runtime]) for runtime, to in WRITTEN.items()}
 
 
-def starts(name: str, files: dict[str, Path], cache: str, repeats: int) -> dict[str, float]:
-    """Seconds from nothing to the first logits; of what is compiled first, once."""
-    size, threads, times = tuple(zoo.info(name)["input_size"]), torch.get_num_threads(), {}
+def starts(name: str, files: dict[str, Path]) -> Iterator[tuple[str, float]]:
+    """Yield the seconds of each runtime from nothing to the first logits, the median of three but where it compiles."""
+    size, threads = tuple(zoo.info(name)["input_size"]), torch.get_num_threads()
     for runtime, code in STARTS.items():
         code = code.format(name=name, size=size, threads=threads, file=str(files.get(runtime)))
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
         found = []
-        for _ in range(1 if runtime == "torch.compile" else repeats):
-            begun = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=HERE.parent)
-            found.append(time.perf_counter() - begun)
-        times[runtime] = statistics.median(found)
-        print(f"{runtime} starts in {times[runtime]:.1f} s", flush=True)
-    return times
+        with tempfile.TemporaryDirectory() as cache:
+            for _ in range(1 if runtime == "torch.compile" else 3):
+                begun = time.perf_counter()
+                environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+                subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=HERE.parent)
+                found.append(time.perf_counter() - begun)
+        print(f"{runtime} starts in {statistics.median(found):.1f} s", flush=True)
+        yield runtime, statistics.median(found)
 
 
 @torch.inference_mode()
@@ -106,33 +106,43 @@ def race(made: dict[str, Run], images: torch.Tensor, rounds: int) -> dict[str, l
     return times
 
 
-def measure(name: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Measure every runtime; a row for each and each size of a batch."""
+def measure(name: str, folder: Path, rounds: int) -> None:
+    """Measure every runtime, and write a row for each and each size of a batch."""
     files, rows = prepare(name, folder), []
     about = {
         "device": f"{torch.get_num_threads()} cores of {processor()[0]}",
         "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "onnxruntime", "lightning_msnn")),
         "date": date.today().isoformat(),
     }
-    with tempfile.TemporaryDirectory() as cache:
-        begun = starts(name, files, cache, 3)
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        made = contenders(name, files)
-        for batch in BATCHES:
-            torch.manual_seed(0)
-            times = race(made, torch.randn(batch, *zoo.info(name)["input_size"]), rounds if batch == 1 else rounds // 2)
-            for runtime, values in times.items():
-                ratios = [a / b for a, b in zip(times[FOLDED], values, strict=True)]
-                q1, middle, q3 = statistics.quantiles(ratios, n=4, method="inclusive")
-                size = files.get(runtime, find(name) / WEIGHTS_FILE).stat().st_size
-                row = {"entry": name, "runtime": runtime, "batch": batch, "rounds": len(values)}
-                row |= {"images_per_s": batch / statistics.median(values), "MB": size / 2**20}
-                row |= {"start_s": begun[runtime]}
-                row |= {"speed_relative_to_folded_q1": q1, "speed_relative_to_folded_median": middle}
-                row |= {"speed_relative_to_folded_q3": q3, **about}
-                shown([row])
-                rows.append(row)
-    return rows
+    made = contenders(name, files)
+    for batch in BATCHES:
+        torch.manual_seed(0)
+        times = race(made, torch.randn(batch, *zoo.info(name)["input_size"]), rounds if batch == 1 else rounds // 2)
+        for runtime, values in times.items():
+            ratios = [a / b for a, b in zip(times[FOLDED], values, strict=True)]
+            q1, middle, q3 = statistics.quantiles(ratios, n=4, method="inclusive")
+            size = files.get(runtime, find(name) / WEIGHTS_FILE).stat().st_size
+            row = {"entry": name, "runtime": runtime, "batch": batch, "rounds": len(values)}
+            row |= {"images_per_s": batch / statistics.median(values), "MB": size / 2**20, "start_s": ""}
+            row |= {"speed_relative_to_folded_q1": q1, "speed_relative_to_folded_median": middle}
+            row |= {"speed_relative_to_folded_q3": q3, **about}
+            shown([row])
+            rows.append(row)
+        write(rows)
+    for runtime, seconds in starts(name, files):
+        for row in rows:
+            if row["runtime"] == runtime:
+                row["start_s"] = seconds
+        write(rows)
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """Write what is measured so far."""
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()})
 
 
 def report() -> None:
@@ -150,7 +160,7 @@ def report() -> None:
         lines.append(
             f"| {runtime} | {float(few['images_per_s']):.0f} ({float(few['speed_relative_to_folded_median']):.2f}) "
             f"| {float(lot['images_per_s']):.0f} ({float(lot['speed_relative_to_folded_median']):.2f}) "
-            f"| {float(few['MB']):.0f} MB | {float(few['start_s']):.1f} s |"
+            f"| {float(few['MB']):.0f} MB | {float(few['start_s'] or 'nan'):.1f} s |"
         )
     lines += ["", f"{rows[0]['device']}; {rows[0]['versions']}; {rows[0]['date']}."]
     head, _, rest = PAGE.read_text().partition("<!-- runtimes -->")
@@ -174,12 +184,7 @@ def main() -> None:
         if given.prepare:
             prepare(name, given.files)
             return
-        rows = measure(name, given.files, given.rounds)
-        with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+        measure(name, given.files, given.rounds)
     report()
 
 
