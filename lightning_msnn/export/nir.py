@@ -93,7 +93,8 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
     if reason := refusal(source.network):
         raise ConfigurationError(f"{source.name} cannot be written as NIR: {reason}")
     nir, _ = _packages()
-    graph = _Graph(nir, fold_batch_norm(source.network), tuple(shape))
+    folded: Any = fold_batch_norm(source.network)
+    graph = _Graph(nir, folded, tuple(shape))
     nir.write(file, nir.NIRGraph(graph.nodes, graph.edges, metadata=source.facts()))
 
 
@@ -109,10 +110,11 @@ class _Graph:
         self.nodes: dict[str, Any] = {"input": nir.Input(np.array(shape))}
         self.edges: list[tuple[str, str]] = []
         x, shape = self.conv("stem", "input", shape, network.stem.conv)
-        for i, stage in enumerate(network.stages):
+        stages: Any = network.stages
+        for i, stage in enumerate(stages):
             if not isinstance(stage.downsample, nn.Identity):
-                x, shape = self.merge(f"stage{i}_merge", x, shape, stage.downsample.conv)  # type: ignore[arg-type]
-            for j, block in enumerate(stage.blocks):  # type: ignore[arg-type]
+                x, shape = self.merge(f"stage{i}_merge", x, shape, stage.downsample.conv)
+            for j, block in enumerate(stage.blocks):
                 x = self.block(f"stage{i}_block{j}", x, shape, block)
         self.read_out(x, shape, network)
 
@@ -233,6 +235,8 @@ def _array(value: Tensor) -> np.ndarray[Any, Any]:
 
 class _Neurons(nn.Module):
     """Integrate-and-fire neurons in their first step."""
+
+    threshold: Tensor
 
     def __init__(self, node: Any) -> None:
         super().__init__()

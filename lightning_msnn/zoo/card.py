@@ -51,7 +51,8 @@ def _front_matter(config: dict[str, Any], data: str) -> str:
         }
         name = f"{config['architecture']}.{config['tag']}"
         matter |= {"metrics": ["accuracy"], "model-index": [{"name": name, "results": [result]}]}
-    return yaml.safe_dump({key: value for key, value in matter.items() if value}, sort_keys=False, allow_unicode=True)
+    known = {key: value for key, value in matter.items() if value}
+    return str(yaml.safe_dump(known, sort_keys=False, allow_unicode=True))
 
 
 def _micro(joules: float) -> str:
