@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
@@ -30,7 +31,7 @@ from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 __all__ = ["refusal", "run", "write"]
 
 
-_KNOWN = (Stage, Block, Encoder, ConvMixer, MLP, nn.Identity)
+_KNOWN = (Stage, Block, Encoder, ConvMixer, MLP, DropPath, nn.Identity)
 """What stages and blocks are made of, as :class:`_Graph` writes it."""
 
 

@@ -32,11 +32,12 @@ _HUB_DATA = {
 
 def _front_matter(config: dict[str, Any], data: str) -> str:
     """What the hub reads of a card: licence, data set and results, in YAML."""
+    spiking = config["model_args"].get("spiking", True)
     matter: dict[str, Any] = {
         "library_name": "timm",
         "license": config.get("license"),
         "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "spiking-neural-network"],
+        "tags": ["image-classification", "timm", *(["spiking-neural-network"] if spiking else [])],
         "datasets": [_HUB_DATA[data]] if data in _HUB_DATA else None,
     }
     accuracies = {"top1": "Top-1 accuracy", "top5": "Top-5 accuracy"}

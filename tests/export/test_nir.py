@@ -21,6 +21,7 @@ from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.export import export, read_source
 from lightning_msnn.export import nir as our_nir
+from lightning_msnn.export.source import Source
 from lightning_msnn.nn import Spike
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 from tests.export.test_export import SMALL, checkpoint
@@ -176,7 +177,7 @@ def test_the_graph_says_what_images_it_takes(trained, digits):
     [
         (8, {}),
         (9, {"context": "isolated"}),
-        (1, {}),
+        (1, {"drop_path_rate": 0.2, "drop_rate": 0.1}),
         (7, {"norm": False, "threshold": 0.1, "global_pool": "avg"}),
         (10, {"learn_threshold": "channel", "in_chans": 3}),
         (12, {"learn_threshold": "layer", "norm": False, "depths": (2,), "widths": (1,)}),
@@ -203,6 +204,25 @@ def test_networks_of_every_kind(size, arguments, tmp_path):
     assert other <= 1e-4 * sum(found.size for found in spikes.values()), "but for rounding at thresholds"
     if not other:
         np.testing.assert_allclose(values["output"], ours.numpy(), rtol=0, atol=1e-4)
+
+
+def test_a_channel_that_always_or_never_fires(tmp_path):
+    """Whose batch norm has a scale of 0, so that no threshold of the stream stands for it; and one that falls."""
+    network = timm.create_model("msnn_resnet12_tiny", **SINGLE).eval()
+    norm = network.stages[0].blocks[0].encoder1.norm
+    with torch.no_grad():
+        norm.weight[:3] = torch.tensor([0.0, 0.0, -1.0])
+        norm.bias[:3] = torch.tensor([1.0, 0.0, 0.5])
+    source = Source("x", network, "msnn_resnet12_tiny", network.arguments, ["a", "b", "c"], (1, 8, 8))
+    our_nir.write(source, tmp_path / "x.nir", torch.Size((1, 8, 8)), "float32")
+    images = torch.randn(4, 1, 8, 8)
+    values = by_hand(nir.read(tmp_path / "x.nir"), images.numpy())
+    found = values["stage0_block0_encoder1_spikes"]
+    assert found[:, 0].all()
+    assert not found[:, 1].any()
+    np.testing.assert_array_equal(found[:, 2], values["stem"][:, 2] <= 0)
+    with torch.no_grad():
+        np.testing.assert_allclose(values["output"], network(images).numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
