@@ -92,7 +92,7 @@ def contenders(name: str, files: dict[str, Path]) -> dict[str, Run]:
 
 
 def starts(name: str, folder: Path, files: dict[str, Path]) -> dict[str, float]:
-    """Return the seconds of each runtime from nothing to the first logits: the median of three, or once if it compiles."""
+    """Return the seconds of each runtime from nothing to the first logits; the median of three, or one compilation."""
     times = {"torch.compile": float((folder / f"{name}.compile_1").read_text())}
     for runtime in STARTS.keys() - times.keys():
         times[runtime] = statistics.median(start(runtime, name, folder, file=files.get(runtime)) for _ in range(3))
@@ -100,7 +100,7 @@ def starts(name: str, folder: Path, files: dict[str, Path]) -> dict[str, float]:
     return times
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def race(made: dict[str, Run], images: torch.Tensor, rounds: int) -> dict[str, list[float]]:
     """Let runtimes take turns on a batch of images; seconds of a call, by round."""
     times: dict[str, list[float]] = {name: [] for name in made}
