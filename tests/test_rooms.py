@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "callbacks": {"functional", "nn", "energy", "metrics", "runs"},
     "imports": {"functional", "models", "energy"},
     "zoo": {"imports", "nn", "models", "energy", "data", "runs"},
-    "export": {"conversion", "data", "energy", "imports", "models", "nn", "runs", "zoo"},
+    "export": {"conversion", "data", "energy", "functional", "imports", "models", "nn", "runs", "zoo"},
     "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
     "cli": {"callbacks", "data", "energy", "export", "imports", "models", "nn", "runs", "tasks", "zoo"},
     "__init__": {"conversion", "models", "zoo"},

@@ -1,4 +1,4 @@
-"""Trained networks for other runtimes: ONNX, ``torch.export`` programs, weights in 8 bits.
+"""Trained networks for other runtimes: ONNX, programs of torch, NIR, weights in 8 bits.
 
 >>> from lightning_msnn.export import export
 >>> report = export("msnn_resnet12_tiny_digits", to="onnx", out="digits.onnx")  # doctest: +SKIP

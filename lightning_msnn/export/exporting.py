@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.export import onnx, program, weights
+from lightning_msnn.export import aoti, nir, onnx, program, weights
 from lightning_msnn.export.samples import Samples, find_samples
 from lightning_msnn.export.source import Source, read_source
 
@@ -58,6 +58,8 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     "onnx": Format(".onnx", onnx.write, onnx.run, "onnxruntime"),
     "torch": Format(".pt2", program.write, program.run, "torch.export"),
+    "aoti": Format(".pt2", aoti.write, aoti.run, "AOTInductor"),
+    "nir": Format(".nir", nir.write, nir.run, "nirtorch"),
     "weights": Format(".safetensors", weights.write, weights.run, "lightning_msnn", ("float32", "float16", "int8")),
 }
 """Formats by the name that the command line uses."""
@@ -184,7 +186,12 @@ def _compare(source: Source, samples: Samples, form: Format, file: Path, lossy: 
         ConfigurationError: If more classes differ than rounding explains.
     """
     ours = _logits(source.network, samples.images)
-    theirs = _logits(form.run(file), samples.images)
+    run = form.run(file)
+    try:
+        theirs = _logits(run, samples.images)
+    except Exception as error:  # whatever stops a runtime
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigurationError(f"{form.runtime} cannot run {source.name}, so nothing is written: {reason}") from error
     if theirs.shape != ours.shape or not theirs.isfinite().all():
         raise ConfigurationError(
             f"{form.runtime} returns {tuple(theirs.shape)} for {source.name}, not {tuple(ours.shape)} finite logits: "

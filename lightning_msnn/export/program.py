@@ -15,20 +15,18 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.export.source import Source
 from lightning_msnn.nn.folding import fold_batch_norm
 
-__all__ = ["FACTS_FILE", "run", "write"]
+__all__ = ["FACTS_FILE", "run", "trace", "write"]
 
 FACTS_FILE = "lightning_msnn.json"
 """File inside a program with what is known of its images; ``torch.export.load(..., extra_files=...)`` reads it."""
 
 
-def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
-    """Write a network, folded, as a program of torch's own operators for any batch size.
+def trace(source: Source, shape: torch.Size) -> torch.export.ExportedProgram:
+    """Return a network, folded, as a program of torch's own operators for any batch size.
 
     Args:
         source: The network.
-        file: The file, with the ending ``.pt2``.
         shape: Shape of one input.
-        dtype: ``"float32"``.
 
     Raises:
         ConfigurationError: If torch cannot export the network.
@@ -43,17 +41,33 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
         except Exception as error:  # whatever stops the exporter
             reason = " ".join(str(error).split())[:300]
             raise ConfigurationError(f"{source.name} cannot be exported by torch: {reason}") from error
-        for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # paths of the code
-        foreign = {
-            node.target.namespace
-            for node in program.graph.nodes
-            if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prim")
-        }
-        if foreign:
-            raise ConfigurationError(f"{source.name} needs operators that torch has not: {', '.join(sorted(foreign))}")
-        content = io.BytesIO()  # torch hides a full disk behind an error of its own
-        torch.export.save(program, content, extra_files={FACTS_FILE: json.dumps(source.facts(), indent=2)})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of the code
+    foreign = {
+        node.target.namespace
+        for node in program.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prim")
+    }
+    if foreign:
+        raise ConfigurationError(f"{source.name} needs operators that torch has not: {', '.join(sorted(foreign))}")
+    return program
+
+
+def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
+    """Write a network as a program.
+
+    Args:
+        source: The network.
+        file: The file, with the ending ``.pt2``.
+        shape: Shape of one input.
+        dtype: ``"float32"``.
+
+    Raises:
+        ConfigurationError: If torch cannot export the network.
+    """
+    content = io.BytesIO()  # torch hides a full disk behind an error of its own
+    facts = json.dumps(source.facts(), indent=2)
+    torch.export.save(trace(source, shape), content, extra_files={FACTS_FILE: facts})
     file.write_bytes(content.getvalue())
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.export.source import Source
 
-__all__ = ["NUMBER", "Samples", "find_samples"]
+__all__ = ["DRAWN", "NUMBER", "Samples", "find_samples"]
 
 NUMBER = 500
 """Images that a file is run on, at most."""
 
-_DRAWN = 64
+DRAWN = 64
 """Images that are drawn where there are no others."""
 
 
@@ -58,7 +58,7 @@ def find_samples(source: Source, data: str | Path | None = None, folder: str | P
             "classified; give images"
         )
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(_DRAWN, *source.input_size, generator=generator)
+    pixels = torch.rand(DRAWN, *source.input_size, generator=generator)
     return Samples(_normalised(source, pixels), None, "random images (seed 0), since no real ones were given")
 
 

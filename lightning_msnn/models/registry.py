@@ -13,6 +13,7 @@ import timm
 import torch
 from timm.models import PretrainedCfg, build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
+from timm.models._hub import download_from_hf
 from timm.models._registry import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
@@ -273,7 +274,7 @@ def create(
     stated = kwargs.get("pretrained_model_args") or {}  # what timm has read in the config.json of a local-dir or hf-hub
     check_arguments(stated, allowed | {"preset"}, f"the config.json of {cfg.file or cfg.hf_hub_id}")
     given_numbers = {name for name in ("theta", "tau") if name in kwargs and kwargs[name] != stated.get(name)}
-    if (folder := _folder(cfg)) is not None:
+    if (folder := _folder(cfg, pretrained, kwargs.get("cache_dir"))) is not None:
         # An entry says how its network was made, and its weights are read here, where their hash is checked.
         if cfg.source is not None:
             cfg = entry_cfg(folder)
@@ -311,8 +312,19 @@ def create(
     return model
 
 
-def _folder(cfg: PretrainedCfg) -> Path | None:
-    """The folder of the zoo entry that a pretrained configuration is of, if it is of one."""
+def _folder(cfg: PretrainedCfg, pretrained: bool, cache_dir: str | Path | None) -> Path | None:
+    """The folder of the entry that a pretrained configuration is of, if it is of one; of the hub's, in its cache."""
+    if cfg.source == "hf-hub":
+        folder = Path(download_from_hf(cfg.hf_hub_id, CONFIG_FILE, cache_dir)).parent
+        if not is_entry(folder):
+            return None
+        try:
+            if pretrained:  # beside it
+                download_from_hf(cfg.hf_hub_id, WEIGHTS_FILE, cache_dir)
+        except OSError as error:  # which errors of huggingface_hub are
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigurationError(f"weights of {cfg.hf_hub_id} cannot be fetched from the hub: {reason}") from error
+        return folder
     if cfg.source == "local-dir":
         return Path(cfg.file) if is_entry(Path(cfg.file)) else None
     return Path(cfg.file).parent if cfg.file and Path(cfg.file).name == WEIGHTS_FILE else None

@@ -133,8 +133,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         folder: Folder of the entry.
 
     Returns:
-        ``architecture``, ``tag``, ``num_classes``, ``class_names``, ``input_size``, ``mean``, ``std``, ``model_args``
-        and the facts, in one dictionary.
+        ``architecture``, ``tag``, ``num_classes``, ``class_names``, ``input_size``, ``mean``, ``std``, ``model_args``,
+        ``license`` if it has one, and the facts, in one dictionary.
 
     Raises:
         ConfigurationError: If it is missing, is not JSON, or lacks a field or has one of another type.
@@ -175,6 +175,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{file} has url {url!r}, and one that starts with {', '.join(_SCHEMES)} is needed")
     own = {key: content[key] for key in ("architecture", "num_classes", "model_args")}
     own |= {key: cfg[key] for key in ("tag", "input_size", "mean", "std")}
+    if isinstance(cfg.get("license"), str):
+        own["license"] = cfg["license"]
     return {**facts, **own, "class_names": names}
 
 

@@ -1,9 +1,11 @@
-"""Model cards of the zoo: pages made of what ``config.json`` says."""
+"""Model cards of the zoo: pages made of what ``config.json`` says, in the format of the Hugging Face hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lightning_msnn.energy import FACTORS
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
@@ -19,6 +21,40 @@ PICTURE = "energy.png"
 _ENERGIES = {field: FACTORS[way] for field, way in ENERGIES.items()}
 
 _TABLE = "| energy of one image, 45 nm CMOS | network | ANN twin with these weights | times less |\n|---|---|---|---|"
+
+
+_HUB_DATA = {
+    "CIFAR10": "uoft-cs/cifar10",
+    "CIFAR100": "uoft-cs/cifar100",
+    "TinyImageNet200": "zh-plus/tiny-imagenet",
+}
+"""Names of data sets on the hub, by class of :mod:`lightning_msnn.data`."""
+
+
+def _front_matter(config: dict[str, Any], data: str) -> str:
+    """What the hub reads of a card: licence, data set and results, in YAML."""
+    spiking = config["model_args"].get("spiking", True)
+    matter: dict[str, Any] = {
+        "library_name": "timm",
+        "license": config.get("license"),
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", *(["spiking-neural-network"] if spiking else [])],
+        "datasets": [_HUB_DATA[data]] if data in _HUB_DATA else None,
+    }
+    accuracies = {"top1": "Top-1 accuracy", "top5": "Top-5 accuracy"}
+    figures = [
+        {"type": "accuracy", "name": title, "value": config[key]} for key, title in accuracies.items() if key in config
+    ]
+    if figures:
+        result = {
+            "task": {"type": "image-classification", "name": "Image Classification"},
+            "dataset": {"type": _HUB_DATA.get(data, data.lower()), "name": data, "split": "test"},
+            "metrics": figures,
+        }
+        name = f"{config['architecture']}.{config['tag']}"
+        matter |= {"metrics": ["accuracy"], "model-index": [{"name": name, "results": [result]}]}
+    known = {key: value for key, value in matter.items() if value}
+    return str(yaml.safe_dump(known, sort_keys=False, allow_unicode=True))
 
 
 def _micro(joules: float) -> str:
@@ -101,6 +137,10 @@ def write_card(folder: Path) -> None:
     ]
     data = "" if path.endswith(".Digits") else f" --data <folder of {path.rpartition('.')[2]}>"
     lines = [
+        "---",
+        _front_matter(config, path.rpartition(".")[2]).rstrip(),
+        "---",
+        "",
         f"# {name}",
         "",
         f"`{config['architecture']}` for {config['num_classes']} classes of {height}x{width} {colours} images.",

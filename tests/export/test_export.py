@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from lightning_msnn import zoo
 from lightning_msnn.cli import main
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.export import FORMATS, Format, export, exporting, load_weights, read_source
+from lightning_msnn.export import FORMATS, Format, export, exporting, load_weights, read_source, samples
 from lightning_msnn.export.weights import synapses
 from lightning_msnn.models.msnn_rnn import CELLS, Recurrence
 from lightning_msnn.models.weights import FACTS, entries, read_weights
@@ -46,10 +47,12 @@ def made(tmp_path_factory):
     """Export a zoo entry, once for all tests."""
     folder, done = tmp_path_factory.mktemp("made"), {}
 
-    def make(name, to, dtype=None):
+    def make(name, to, dtype="float32"):
         if (name, to, dtype) not in done:
             out = folder / f"{name}.{dtype}{FORMATS[to].suffix}"
-            done[name, to, dtype] = export(name, to=to, out=out, dtype=dtype)
+            digits = zoo.info(name)["data"]["class_path"].endswith(".Digits")
+            data = None if digits else os.environ.get("LIGHTNING_MSNN_DATA")
+            done[name, to, dtype] = export(name, to=to, out=out, dtype=dtype, data=data)
         return done[name, to, dtype]
 
     yield make
@@ -65,7 +68,8 @@ def checkpoint(folder, network="msnn_resnet12_tiny", size=8, half=False, **argum
         nn.init.normal_(norm.bias)
     state = {f"network.{k}": v.half() if half and v.is_floating_point() else v for k, v in model.state_dict().items()}
     named = {"num_classes": arguments["num_classes"], "in_chans": arguments["in_chans"]}
-    seen = {"data": "Mine", "image_size": size, "mean": [0.5], "std": [0.25]} if size else {}
+    colours = arguments["in_chans"]
+    seen = {"data": "Mine", "image_size": size, "mean": [0.5] * colours, "std": [0.25] * colours} if size else {}
     content = {
         "state_dict": state,
         "hyper_parameters": {"network": network, "network_kwargs": {}, **named},
@@ -79,6 +83,39 @@ def checkpoint(folder, network="msnn_resnet12_tiny", size=8, half=False, **argum
 
 def session(path):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+# Every entry
+
+WAYS = [(to, dtype) for to, form in FORMATS.items() for dtype in form.dtypes if to != "aoti"]
+"""Formats and types, but for compiled programs: a compiler takes a minute for each."""
+
+FEW = 20
+"""Images for networks that are not tiny ones."""
+
+
+@pytest.mark.parametrize("name", entries())
+@pytest.mark.parametrize(("to", "dtype"), WAYS)
+def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, monkeypatch):
+    out, spiking = tmp_path / f"x{FORMATS[to].suffix}", zoo.info(name)["model_args"]["spiking"]
+    if name not in TINY:
+        monkeypatch.setattr(samples, "NUMBER", FEW)
+        monkeypatch.setattr(samples, "DRAWN", FEW)
+    if to == "nir":
+        with pytest.raises(ConfigurationError, match=f"{name} cannot be written as NIR: "):
+            export(name, to=to, out=out)
+        return
+    if dtype == "int8" and not spiking:
+        with pytest.raises(ConfigurationError, match="int8 is for weights that meet spikes"):
+            export(name, to=to, out=out, dtype=dtype)
+        return
+    report = made(name, to, dtype)
+    assert report.images == (359 if name in TINY else FEW)
+    if dtype == "float32":
+        assert report.differ <= 1, "of spikes next to a threshold"
+        assert report.top1 is None or report.top1[0] == pytest.approx(report.top1[1], abs=100 / report.images)
+    elif name in TINY:
+        assert report.top1[1] > report.top1[0] - 2
 
 
 # ONNX
@@ -406,7 +443,7 @@ def _bernoulli(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"to": "onx"}, "unknown format 'onx': allowed are onnx, torch, weights; did you mean 'onnx'"),
+        ({"to": "onx"}, "unknown format 'onx': allowed are aoti, nir, onnx, torch, weights; did you mean 'onnx'"),
         ({"out": "x.pt"}, "out must end with .onnx for onnx, not be 'x.pt'"),
         ({"out": "there.onnx"}, "'there.onnx' exists, and nothing is overwritten"),
         ({"out": "link.onnx"}, "'link.onnx' exists, and nothing is overwritten"),

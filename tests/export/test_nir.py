@@ -1,0 +1,329 @@
+"""NIR: graphs of networks without windows, read and run by other spiking libraries and by a loop in NumPy."""
+
+import json
+import shutil
+import sys
+
+import h5py
+import nir
+import norse.torch
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from spikingjelly.activation_based.nir_exchange import import_from_nir
+from torch import nn
+
+import lightning_msnn
+from lightning_msnn.conversion import converted_layers
+from lightning_msnn.data import Digits
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.export import export, read_source
+from lightning_msnn.export import nir as our_nir
+from lightning_msnn.export.source import Source
+from lightning_msnn.nn import Spike
+from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
+from tests.export.test_export import SMALL, checkpoint
+
+SINGLE = {"windows": "single", **SMALL}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Digits of 16x16: the data module, and pixels and classes of the parts ``fit`` and ``test``."""
+    data = Digits(batch_size=2000, image_size=16)
+    data.setup("fit")
+    data.setup("test")
+    return [
+        data.on_after_batch_transfer(next(iter(loader)), 0)
+        for loader in (data.val_dataloader(), data.test_dataloader())
+    ], data
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """A checkpoint of a network without windows that has learnt digits for some seconds."""
+    data, folder = digits[1], tmp_path_factory.mktemp("trained")
+    torch.manual_seed(0)
+    network = timm.create_model("msnn_resnet12_tiny", windows="single", depths=(1, 1, 1, 1), in_chans=1, num_classes=10)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3)
+    data.batch_size = 64
+    for _ in range(4):
+        for batch in data.train_dataloader():
+            images, targets = data.on_after_batch_transfer(batch, 0)
+            loss = nn.functional.cross_entropy(network(images), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    content = {
+        "state_dict": {f"network.{name}": value for name, value in network.state_dict().items()},
+        "hyper_parameters": {"network": "msnn_resnet12_tiny", "network_kwargs": {}, "num_classes": 10, "in_chans": 1},
+        "network_arguments": network.arguments,
+        "class_names": data.class_names,
+        "datamodule_hyper_parameters": {"image_size": 16},
+        "preprocessing": {"data": "Digits", "image_size": 16, "mean": list(data.mean), "std": list(data.std)},
+    }
+    torch.save(content, folder / "trained.ckpt")
+    report = export(folder / "trained.ckpt", to="nir", out=folder / "trained.nir")
+    return network.eval(), report
+
+
+def spikes_of(network, images, neurons):
+    """Run a network, and return its output and the spikes of its layers of neurons by name."""
+    found = {}
+
+    def keep(name):
+        return lambda module, args, out: found.__setitem__(name, out[0] if isinstance(out, tuple) else out)
+
+    for name, module in network.named_modules():
+        if isinstance(module, neurons):
+            module.register_forward_hook(keep(name))
+    with torch.no_grad():
+        out = network(images)
+    return (out[0] if isinstance(out, tuple) else out), found
+
+
+def nodes_of(name):
+    """The node of a graph that has the spikes of a layer of ours."""
+    stage, block, part = name.removeprefix("stages.").replace(".blocks.", " ").replace(".", " ", 1).split(" ")
+    part = {"mixer.spike1": "mixer1", "mixer.spike2": "mixer2", "mlp.spike": "mlp1"}.get(part, part.partition(".")[0])
+    return f"stage{stage}_block{block}_{part}_spikes"
+
+
+def by_hand(graph, images):
+    """Run a graph as NIR defines its nodes, in double precision: outputs of all nodes by name.
+
+    Neurons integrate one step from 0; a threshold that is reached is exceeded.
+    """
+    values, sources = {"input": images.astype(np.float64)}, {}
+    for source, target in graph.edges:
+        sources.setdefault(target, []).append(source)
+    while len(values) < len(graph.nodes):
+        for name, node in graph.nodes.items():
+            if name in values or not all(source in values for source in sources[name]):
+                continue
+            x = sum(values[source] for source in sources[name])
+            match node:
+                case nir.Conv2d():
+                    assert node.groups == 1
+                    (a, b), (rows, columns) = node.padding, node.weight.shape[2:]
+                    windows = sliding_window_view(np.pad(x, ((0, 0), (0, 0), (a, a), (b, b))), (rows, columns), (2, 3))
+                    windows = windows[:, :, :: node.stride[0], :: node.stride[1]]
+                    x = np.einsum("bchwij,ocij->bohw", windows, node.weight, optimize=True)
+                    x += node.bias[:, None, None]
+                case nir.IF():
+                    assert not node.v_reset.any()
+                    assert x.shape[1:] == node.v_threshold.shape
+                    x = (node.r * x >= node.v_threshold).astype(np.float64)
+                case nir.SumPool2d():
+                    assert tuple(node.kernel_size) == x.shape[2:]
+                    x = x.sum((2, 3), keepdims=True)
+                case nir.Flatten():
+                    x = x.reshape(len(x), -1)
+                case nir.Affine():
+                    x = x @ node.weight.T + node.bias
+                case nir.Output():
+                    pass
+                case _:
+                    raise AssertionError(f"{name} is a {type(node).__name__}")
+            values[name] = x
+    return values
+
+
+def test_a_trained_network_keeps_its_classes(trained, digits):
+    network, report = trained
+    images, targets = digits[0][1]
+    assert (report.what, report.images, report.differ, report.runtime) == ("test images of Digits", 359, 0, "nirtorch")
+    assert report.top1[0] == report.top1[1] > 80
+    with torch.no_grad():
+        assert report.top1[0] == pytest.approx(100 * (network(images).argmax(1) == targets).double().mean().item())
+
+
+def test_spikes_in_spikingjelly(trained, digits):
+    network, report = trained
+    images = digits[0][1][0][:100]
+    ours, own = spikes_of(fold_batch_norm(network), images, (Spike, ThresholdEncoder))
+    module = import_from_nir(report.path, dt=1.0)
+    theirs, found = spikes_of(module, images, type(module.get_submodule("stage0_block0_mixer1_spikes")))
+    assert {nodes_of(name) for name in own} == found.keys()
+    assert all(torch.equal(found[nodes_of(name)], spikes) for name, spikes in own.items())
+    assert 0.05 < sum(s.sum() for s in own.values()) / sum(s.numel() for s in own.values()) < 0.95
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+
+
+def test_spikes_in_norse(trained, digits):
+    network, report = trained
+    images = digits[0][1][0][:100]
+    ours, own = spikes_of(fold_batch_norm(network), images, (Spike, ThresholdEncoder))
+    module = norse.torch.from_nir(nir.read(report.path), dt=1.0)
+    theirs, found = spikes_of(module, images, norse.torch.IAFCell)
+    assert {nodes_of(name) for name in own} == found.keys()
+    assert all(torch.equal(found[nodes_of(name)], spikes) for name, spikes in own.items())
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+
+
+def test_the_graph_says_what_images_it_takes(trained, digits):
+    graph = nir.read(trained[1].path)
+    assert json.loads(graph.metadata["class_names"]) == digits[1].class_names
+    assert json.loads(graph.metadata["mean"]) == list(digits[1].mean)
+    assert graph.metadata["architecture"] == "msnn_resnet12_tiny"
+    assert graph.nodes["input"].input_type["input"].tolist() == [1, 16, 16]
+    assert graph.nodes["output"].output_type["output"].tolist() == [10]
+
+
+@pytest.mark.parametrize(
+    ("size", "arguments"),
+    [
+        (8, {}),
+        (9, {"context": "isolated"}),
+        (1, {"drop_path_rate": 0.2, "drop_rate": 0.1}),
+        (7, {"norm": False, "threshold": 0.1, "global_pool": "avg"}),
+        (10, {"learn_threshold": "channel", "in_chans": 3}),
+        (12, {"learn_threshold": "layer", "norm": False, "depths": (2,), "widths": (1,)}),
+        (6, {"windows": "alternate", "depths": (1,), "widths": (8,), "neuron": "soft_reset", "mlp_ratio": 0.5}),
+    ],
+    ids=str,
+)
+def test_networks_of_every_kind(size, arguments, tmp_path):
+    given = {**SINGLE, **arguments}
+    if given["windows"] != "single":  # refused, also where every map of this size is one window
+        with pytest.raises(ConfigurationError, match="its neurons visit windows"):
+            export(checkpoint(tmp_path, size=size, **given), to="nir", out=tmp_path / "x.nir")
+        given["windows"] = "single"
+    source = checkpoint(tmp_path, size=size, **given)
+    report = export(source, to="nir", out=tmp_path / "x.nir")
+    assert report.differ <= 1
+    network = read_source(source).network
+    images = torch.rand(16, given["in_chans"], size, size)
+    ours, own = spikes_of(fold_batch_norm(network), images, (Spike, ThresholdEncoder))
+    values = by_hand(nir.read(tmp_path / "x.nir"), images.numpy())
+    spikes = {nodes_of(name): spikes.numpy() for name, spikes in own.items()}
+    assert spikes.keys() == {name for name in values if name.endswith("_spikes")}
+    other = sum((values[name] != found).sum() for name, found in spikes.items())
+    assert other <= 1e-4 * sum(found.size for found in spikes.values()), "but for rounding at thresholds"
+    if not other:
+        np.testing.assert_allclose(values["output"], ours.numpy(), rtol=0, atol=1e-4)
+
+
+def test_a_channel_that_always_or_never_fires(tmp_path):
+    """Whose batch norm has a scale of 0, so that no threshold of the stream stands for it; and one that falls."""
+    network = timm.create_model("msnn_resnet12_tiny", **SINGLE).eval()
+    norm = network.stages[0].blocks[0].encoder1.norm
+    with torch.no_grad():
+        norm.weight[:3] = torch.tensor([0.0, 0.0, -1.0])
+        norm.bias[:3] = torch.tensor([1.0, 0.0, 0.5])
+    source = Source("x", network, "msnn_resnet12_tiny", network.arguments, ["a", "b", "c"], (1, 8, 8))
+    our_nir.write(source, tmp_path / "x.nir", torch.Size((1, 8, 8)), "float32")
+    images = torch.randn(4, 1, 8, 8)
+    values = by_hand(nir.read(tmp_path / "x.nir"), images.numpy())
+    found = values["stage0_block0_encoder1_spikes"]
+    assert found[:, 0].all()
+    assert not found[:, 1].any()
+    np.testing.assert_array_equal(found[:, 2], values["stem"][:, 2] <= 0)
+    with torch.no_grad():
+        np.testing.assert_allclose(values["output"], network(images).numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"network": "msnn_vit12_tiny", "widths": (24, 24)}, "NIR has no spiking self-attention"),
+        ({"network": "msnn_rnn12_tiny"}, r"NIR has no recurrent cell \(lstm\)"),
+        ({"windows": "alternate"}, r"its neurons visit windows \(dilated, non_dilated\), which NIR has not"),
+        ({"time_steps": 2}, "it has 2 time steps, and only networks of one map to NIR"),
+        ({"spiking": False}, "its neurons are rectifiers, which NIR has not"),
+        ({"mlp": "gelu"}, "NIR has no GELU"),
+        ({"global_pool": "max"}, "its read-out is not the mean over the map and a linear layer"),
+        ({"coding": "bernoulli"}, "draws its spikes at random"),
+    ],
+    ids=str,
+)
+def test_what_nir_cannot_say_is_refused(arguments, message, tmp_path):
+    source = checkpoint(tmp_path, **{**SINGLE, "depths": (2, 2), **arguments})
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        export(source, to="nir", out=tmp_path / "x.nir")
+    assert "\n" not in str(refused.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.ckpt"]
+
+
+def test_entries_and_converted_networks_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"msnn_resnet12_tiny.digits cannot be written as NIR: its neurons"):
+        export("msnn_resnet12_tiny.digits", to="nir", out=tmp_path / "x.nir")
+    network = timm.create_model("resnet18_cifar", channels=(8, 8, 8, 8), num_classes=3, in_chans=1).eval()
+    converted = lightning_msnn.convert(network, torch.rand(8, 1, 16, 16))
+    arguments = {
+        "source": "resnet18_cifar",
+        "source_kwargs": {"channels": (8, 8, 8, 8)},
+        "layers": converted_layers(converted),
+    }
+    source = checkpoint(tmp_path, "spiking", 16, num_classes=3, in_chans=1, **arguments)
+    with pytest.raises(ConfigurationError, match="is not one of this package's own networks"):
+        export(source, to="nir", out=tmp_path / "x.nir")
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nirtorch", None)
+    with pytest.raises(ConfigurationError, match=r"nir needs nir and nirtorch .*pip install 'lightning-msnn\[nir\]'"):
+        export(checkpoint(tmp_path, **SINGLE), to="nir", out=tmp_path / "x.nir")
+
+
+def _nothing(file):
+    file.write_bytes(b"nothing")
+
+
+def _half(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _without(name):
+    def change(file):
+        with h5py.File(file, "a") as opened:
+            del opened[name]
+
+    return change
+
+
+def _renamed(file):
+    """A name that would be code where a reader makes code of it."""
+    with h5py.File(file, "a") as opened:
+        nodes, name = opened["node/nodes"], '"+__import__("os")+"'
+        nodes.move("stem", name)
+        edges = [[name if end == b"stem" else end.decode() for end in edge] for edge in opened["node/edges"][()]]
+        del opened["node/edges"]
+        opened["node"].create_dataset("edges", data=edges, dtype=h5py.string_dtype())
+
+
+def _set(name, value):
+    def change(file):
+        with h5py.File(file, "a") as opened:
+            shape = opened[name].shape
+            del opened[name]
+            opened[name] = np.full(shape, value, np.float32)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _nothing,
+        _half,
+        _renamed,
+        _without("node"),
+        _without("node/edges"),
+        _without("node/nodes/stem"),
+        _without("node/nodes/read_out/weight"),
+        _set("node/nodes/stage0_block0_mixer1_spikes/r", 0.0),
+        _set("node/nodes/stage0_block0_mixer1_spikes/r", np.nan),
+        _set("node/nodes/stage0_block0_mixer1_spikes/v_threshold", np.nan),
+        _set("node/nodes/stage1_merge/weight", np.inf),
+    ],
+)
+def test_damaged_graphs_are_refused(damage, trained, tmp_path):
+    file = tmp_path / "x.nir"
+    shutil.copy(trained[1].path, file)
+    damage(file)
+    with pytest.raises(ConfigurationError, match="nirtorch cannot read 'x.nir': ") as refused:
+        our_nir.run(file)
+    assert "\n" not in str(refused.value)
