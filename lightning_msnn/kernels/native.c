@@ -1,7 +1,7 @@
 /* Layers of neurons on a CPU: from a synapse's current to spikes in one pass forward, and in two backward.
  *
  * native.py compiles and calls this file; layer.py says what is computed. Maps lie in channels-last order, float32 or
- * bfloat16; everything between is float32. A group of images and a block of channels is a task of its own, whose maps
+ * bfloat16, spikes also as bytes; everything between is float32. A group of images and a block of channels is a task of its own, whose maps
  * fit into the cache. Sums by channel are kept by group, of which there are as many for one thread as for many, so that
  * results do not depend on the number of threads.
  */
@@ -37,7 +37,8 @@ typedef struct {
     int64_t in_overlaps, out_overlaps, padded; /* whether windows do where they are read and written; or have no pixel */
     int64_t whole;                     /* whether statistics, or the second pass back, are part of the call */
     int64_t form, omega, surrogate, soft, fires, batch_statistics, tau_stride, level_stride, leak_stride;
-    int64_t timed, bf16;               /* whether the layer is one time step of several: see before and after */
+    int64_t timed;                     /* whether the layer is one time step of several: see before and after */
+    int64_t bf16, bytes;               /* whether maps are bfloat16; whether spikes are bytes */
     double eps, threshold;
     const int32_t *in_index, *out_index, *other_index; /* windows by places: the pixel of each, its end where padded */
     const float *share;                /* of each pixel of the output: one over the number of windows that cover it */
@@ -93,8 +94,10 @@ static void pack(void *p, int64_t at, const float *x, int64_t n, int bf16) {
 }
 
 /* Store a step, which no rounding changes. */
-INLINE void store_step(void *p, int64_t i, int fires, int bf16) {
-    if (bf16)
+INLINE void store_step(void *p, int64_t i, int fires, int bf16, int bytes) {
+    if (bytes)
+        ((uint8_t *)p)[i] = (uint8_t)(fires != 0);
+    else if (bf16)
         ((uint16_t *)p)[i] = fires ? 0x3f80u : 0u;
     else
         ((float *)p)[i] = fires ? 1.0f : 0.0f;
@@ -360,7 +363,9 @@ INLINE float surrogate_of(int surrogate, float x) {
     }
 
 /* Merge, fire and write rows of the output, q their first pixel of the image. */
-INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bf16) {
+INLINE void write_rows(
+    const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bytes, int bf16
+) {
     float a = o->anneal ? *o->anneal : 1.0f;
     const float *level = t->threshold;
     for (int64_t r = 0; r < rows; r++, m += t->n) {
@@ -378,7 +383,7 @@ INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_
             for (int64_t c = 0; c < t->n; c++) store(o->out, at + c, m[c], bf16);
         } else if (!o->anneal) {
 #pragma omp simd
-            for (int64_t c = 0; c < t->n; c++) store_step(o->out, at + c, m[c] >= level[c], bf16);
+            for (int64_t c = 0; c < t->n; c++) store_step(o->out, at + c, m[c] >= level[c], bf16, bytes);
         } else {
 #define MIX(SOFT)                                                                                                      \
     _Pragma("omp simd") for (int64_t c = 0; c < t->n; c++) {                                                           \
@@ -408,7 +413,11 @@ static void read_out(const Call *o, const Task *t, float *x, int64_t row, int64_
 }
 
 static void write_in(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows) {
-    BY_TYPE(write_rows, m, q, row, rows)
+    if (o->bytes) {
+        BY_TYPE(write_rows, m, q, row, rows, 1)
+    } else {
+        BY_TYPE(write_rows, m, q, row, rows, 0)
+    }
 }
 
 /* Pieces of an image: for each, its first pixel and its first row in memory. */
@@ -449,7 +458,8 @@ INLINE Spot locate(const Call *o, const Task *t, int64_t b, int64_t i) {
 
 /* Visit the windows of an image: spikes, or sums of membranes on its map; and the membranes that are handed on. */
 INLINE void visit(
-    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int padded, int timed, int bf16
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int bytes, int padded, int timed,
+    int bf16
 ) {
     int64_t n = t->length;
     float theta = o->theta ? *o->theta : 0.0f;
@@ -479,10 +489,10 @@ INLINE void visit(
                 v = X(1), w = X(2), z = X(3);
             }
             if (fires) {
-                store_step(o->out, s.out[0] + c, u >= level[c], bf16);
-                store_step(o->out, s.out[1] + c, v >= level[c], bf16);
-                store_step(o->out, s.out[2] + c, w >= level[c], bf16);
-                store_step(o->out, s.out[3] + c, z >= level[c], bf16);
+                store_step(o->out, s.out[0] + c, u >= level[c], bf16, bytes);
+                store_step(o->out, s.out[1] + c, v >= level[c], bf16, bytes);
+                store_step(o->out, s.out[2] + c, w >= level[c], bf16, bytes);
+                store_step(o->out, s.out[3] + c, z >= level[c], bf16, bytes);
             }
             if (!fires || form == FIRST) u0[c] = u, u1[c] = v, u2[c] = w, u3[c] = z;
         }
@@ -621,12 +631,14 @@ INLINE void revisit(
     DO(SINE) DO(MEAN) DO(TANH) DO(EXPONENTIAL) DO(POLYNOMIAL) DO(PIECEWISE_LINEAR) DO(NONE)
 #define TIMED(FORM, OMEGA) ((OMEGA) == SINE || (OMEGA) == NONE) /* native.py says so, too */
 #define VISIT(FORM, OMEGA)                                                                                             \
-    if (AT_ONCE(FORM, OMEGA) && fires) {                                                                               \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, 0)                                                                        \
+    if (AT_ONCE(FORM, OMEGA) && fires && o->bytes) {                                                                   \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 1, 0, 0)                                                                     \
+    } else if (AT_ONCE(FORM, OMEGA) && fires) {                                                                        \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, 0, 0)                                                                     \
     } else if (TIMED(FORM, OMEGA) && o->timed) {                                                                       \
-        BY_TYPE(visit, b, FORM, OMEGA, 0, 1, 1)                                                                        \
+        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, 1, 1)                                                                     \
     } else {                                                                                                           \
-        BY_TYPE(visit, b, FORM, OMEGA, 0, 1, 0)                                                                        \
+        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, 1, 0)                                                                     \
     }
 #define REVISIT(FORM, OMEGA)                                                                                           \
     if (AT_ONCE(FORM, OMEGA) && fires) {                                                                               \
@@ -737,7 +749,7 @@ INLINE void pass_back(const Call *o, const Task *t, float *m, int64_t row, int64
 }
 
 /* Normalise and fire rows that are independent of each other, or add the stream to them. */
-INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int bf16) {
+INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int bytes, int bf16) {
     const float *scale = o->norm + 2 * o->channels + t->c0, *shift = o->norm + 3 * o->channels + t->c0;
     const float *level = t->threshold;
     for (int64_t r = 0; r < rows; r++) {
@@ -746,7 +758,7 @@ INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, i
         for (int64_t c = 0; c < t->n; c++) {
             float x = load(o->current, at + c, bf16);
             x = normed ? fmaf(x, scale[c], shift[c]) : x;
-            store_step(o->out, at + c, x >= level[c], bf16);
+            store_step(o->out, at + c, x >= level[c], bf16, bytes);
         }
     }
 }
@@ -776,10 +788,14 @@ static void forward(const Call *o, Task *t, int64_t tile) {
                 read_out(o, t, t->x, b, rows);
                 write_in(o, t, t->x, 0, b, rows);
                 BY_TYPE(keep_rows, t->x, b, rows)
+            } else if (o->fires && !o->anneal && !o->merged && o->norm && o->bytes) {
+                BY_TYPE(fire_rows, b, rows, 1, 1)
             } else if (o->fires && !o->anneal && !o->merged && o->norm) {
-                BY_TYPE(fire_rows, b, rows, 1)
+                BY_TYPE(fire_rows, b, rows, 1, 0)
+            } else if (o->fires && !o->anneal && !o->merged && o->bytes) {
+                BY_TYPE(fire_rows, b, rows, 0, 1)
             } else if (o->fires && !o->anneal && !o->merged) {
-                BY_TYPE(fire_rows, b, rows, 0)
+                BY_TYPE(fire_rows, b, rows, 0, 0)
             } else if (!o->fires && o->norm && !o->merged) {
                 BY_TYPE(add_stream, b, rows)
             } else {
