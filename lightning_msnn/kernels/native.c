@@ -1,16 +1,16 @@
 /* Layers of neurons on a CPU: from a synapse's current to spikes in one pass forward, and in two backward.
  *
  * native.py compiles and calls this file; layer.py says what is computed. Maps lie in channels-last order, float32 or
- * bfloat16, spikes also as bytes; everything between is float32. A group of images and a block of channels is a task of its own, whose maps
- * fit into the cache. Sums by channel are kept by group, of which there are as many for one thread as for many, so that
- * results do not depend on the number of threads.
+ * bfloat16, spikes also as bytes; everything between is float32. A group of images and a block of channels is a task of
+ * its own, whose maps fit into the cache. Sums by channel are kept by group, of which there are as many for one thread
+ * as for many, so that results do not depend on the number of threads.
  */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#if defined __AVX512BF16__ || defined __AVX512BW__
 #include <immintrin.h>
 #endif
 
@@ -94,13 +94,33 @@ static void pack(void *p, int64_t at, const float *x, int64_t n, int bf16) {
 }
 
 /* Store a step, which no rounding changes. */
-INLINE void store_step(void *p, int64_t i, int fires, int bf16, int bytes) {
-    if (bytes)
-        ((uint8_t *)p)[i] = (uint8_t)(fires != 0);
-    else if (bf16)
+INLINE void store_step(void *p, int64_t i, int fires, int bf16) {
+    if (bf16)
         ((uint16_t *)p)[i] = fires ? 0x3f80u : 0u;
     else
         ((float *)p)[i] = fires ? 1.0f : 0.0f;
+}
+
+/* Write as bytes which membranes reach their thresholds. Compilers make no vectors of loops that narrow so much. */
+static void store_bytes(void *p, int64_t at, const float *x, const float *level, int64_t n) {
+    uint8_t *bytes = (uint8_t *)p + at;
+    int64_t i = 0;
+#ifdef __AVX512BW__
+    for (; i + 64 <= n; i += 64) {
+        __mmask64 fire = 0;
+        for (int k = 0; k < 4; k++) {
+            __m512 u = _mm512_loadu_ps(x + i + 16 * k), v = _mm512_loadu_ps(level + i + 16 * k);
+            fire |= (__mmask64)_mm512_cmp_ps_mask(u, v, _CMP_GE_OQ) << (16 * k);
+        }
+        _mm512_storeu_si512(bytes + i, _mm512_maskz_set1_epi8(fire, 1));
+    }
+    for (; i + 16 <= n; i += 16) {
+        __mmask16 fire = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + i), _mm512_loadu_ps(level + i), _CMP_GE_OQ);
+        __m512i all = _mm512_maskz_set1_epi8((__mmask64)fire, 1);
+        memcpy(bytes + i, &all, 16);
+    }
+#endif
+    for (; i < n; i++) bytes[i] = x[i] >= level[i];
 }
 
 /* The product of two numbers in half turns, less the nearest whole number; its square; and in its bit the sign of sine
@@ -363,9 +383,7 @@ INLINE float surrogate_of(int surrogate, float x) {
     }
 
 /* Merge, fire and write rows of the output, q their first pixel of the image. */
-INLINE void write_rows(
-    const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bytes, int bf16
-) {
+INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bf16) {
     float a = o->anneal ? *o->anneal : 1.0f;
     const float *level = t->threshold;
     for (int64_t r = 0; r < rows; r++, m += t->n) {
@@ -381,9 +399,11 @@ INLINE void write_rows(
         } else if (!o->fires) {
 #pragma omp simd
             for (int64_t c = 0; c < t->n; c++) store(o->out, at + c, m[c], bf16);
+        } else if (o->bytes) {
+            store_bytes(o->out, at, m, level, t->n);
         } else if (!o->anneal) {
 #pragma omp simd
-            for (int64_t c = 0; c < t->n; c++) store_step(o->out, at + c, m[c] >= level[c], bf16, bytes);
+            for (int64_t c = 0; c < t->n; c++) store_step(o->out, at + c, m[c] >= level[c], bf16);
         } else {
 #define MIX(SOFT)                                                                                                      \
     _Pragma("omp simd") for (int64_t c = 0; c < t->n; c++) {                                                           \
@@ -413,11 +433,7 @@ static void read_out(const Call *o, const Task *t, float *x, int64_t row, int64_
 }
 
 static void write_in(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows) {
-    if (o->bytes) {
-        BY_TYPE(write_rows, m, q, row, rows, 1)
-    } else {
-        BY_TYPE(write_rows, m, q, row, rows, 0)
-    }
+    BY_TYPE(write_rows, m, q, row, rows)
 }
 
 /* Pieces of an image: for each, its first pixel and its first row in memory. */
@@ -488,14 +504,15 @@ INLINE void visit(
             } else {
                 v = X(1), w = X(2), z = X(3);
             }
-            if (fires) {
-                store_step(o->out, s.out[0] + c, u >= level[c], bf16, bytes);
-                store_step(o->out, s.out[1] + c, v >= level[c], bf16, bytes);
-                store_step(o->out, s.out[2] + c, w >= level[c], bf16, bytes);
-                store_step(o->out, s.out[3] + c, z >= level[c], bf16, bytes);
+            if (fires && !bytes) {
+                store_step(o->out, s.out[0] + c, u >= level[c], bf16);
+                store_step(o->out, s.out[1] + c, v >= level[c], bf16);
+                store_step(o->out, s.out[2] + c, w >= level[c], bf16);
+                store_step(o->out, s.out[3] + c, z >= level[c], bf16);
             }
-            if (!fires || form == FIRST) u0[c] = u, u1[c] = v, u2[c] = w, u3[c] = z;
+            if (!fires || bytes || form == FIRST) u0[c] = u, u1[c] = v, u2[c] = w, u3[c] = z;
         }
+        for (int k = 0; k < 4 && bytes; k++) store_bytes(o->out, s.out[k], t->u + k * n, level, n);
         for (int k = 0; k < 4 && !fires; k++) {
             float *m = t->merged + s.out_pixel[k] * t->n;
             const float *u = t->u + k * n;
@@ -749,7 +766,7 @@ INLINE void pass_back(const Call *o, const Task *t, float *m, int64_t row, int64
 }
 
 /* Normalise and fire rows that are independent of each other, or add the stream to them. */
-INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int bytes, int bf16) {
+INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int bf16) {
     const float *scale = o->norm + 2 * o->channels + t->c0, *shift = o->norm + 3 * o->channels + t->c0;
     const float *level = t->threshold;
     for (int64_t r = 0; r < rows; r++) {
@@ -758,7 +775,7 @@ INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, i
         for (int64_t c = 0; c < t->n; c++) {
             float x = load(o->current, at + c, bf16);
             x = normed ? fmaf(x, scale[c], shift[c]) : x;
-            store_step(o->out, at + c, x >= level[c], bf16, bytes);
+            store_step(o->out, at + c, x >= level[c], bf16);
         }
     }
 }
@@ -788,14 +805,10 @@ static void forward(const Call *o, Task *t, int64_t tile) {
                 read_out(o, t, t->x, b, rows);
                 write_in(o, t, t->x, 0, b, rows);
                 BY_TYPE(keep_rows, t->x, b, rows)
-            } else if (o->fires && !o->anneal && !o->merged && o->norm && o->bytes) {
-                BY_TYPE(fire_rows, b, rows, 1, 1)
-            } else if (o->fires && !o->anneal && !o->merged && o->norm) {
-                BY_TYPE(fire_rows, b, rows, 1, 0)
-            } else if (o->fires && !o->anneal && !o->merged && o->bytes) {
-                BY_TYPE(fire_rows, b, rows, 0, 1)
-            } else if (o->fires && !o->anneal && !o->merged) {
-                BY_TYPE(fire_rows, b, rows, 0, 0)
+            } else if (o->fires && !o->bytes && !o->anneal && !o->merged && o->norm) {
+                BY_TYPE(fire_rows, b, rows, 1)
+            } else if (o->fires && !o->bytes && !o->anneal && !o->merged) {
+                BY_TYPE(fire_rows, b, rows, 0)
             } else if (!o->fires && o->norm && !o->merged) {
                 BY_TYPE(add_stream, b, rows)
             } else {
