@@ -5,6 +5,7 @@ torch does so in float32, which holds every such sum below 2^24 exactly: the two
 """
 
 import logging
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -75,7 +76,9 @@ def _linear(
 def _in_floats(
     spikes: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, groups: int, fires: bool, residual: Tensor | None
 ) -> Tensor:
-    with torch.autocast(spikes.device.type, enabled=False):
+    device = spikes.device.type
+    narrow = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if narrow else nullcontext():
         sums = F.conv2d(spikes.float(), weight.float(), None, 1, weight.shape[2] // 2, 1, groups)
         current = sums * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
     if fires:
@@ -141,7 +144,9 @@ def convolve(
         current = y.view(batch, 2, 2, outputs).permute(0, 3, 1, 2)
     else:
         if "map" not in packed:
-            made = torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 0, [1, 1], [reach, reach], [1, 1], groups, None)
+            made = torch.ops.onednn.qconv_prepack(
+                weight.contiguous(), scale, 1.0, 0, [1, 1], [reach, reach], [1, 1], groups, None
+            )
             packed["map"] = made, scale, torch.zeros_like(scale).long(), bias
         dtype, name, bounds = (torch.uint8, "hardtanh", [0.0, 1.0]) if fires else (torch.float32, "none", [])
         current = torch.ops.onednn.qconv2d_pointwise(

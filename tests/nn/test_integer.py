@@ -238,9 +238,11 @@ def test_the_type_of_the_network_is_that_of_its_analogue_parts(name):
         if n in scales:
             assert torch.equal(buffer, scales[n])
     assert narrow.stem.conv.weight.dtype == torch.bfloat16
+    with torch.inference_mode():
+        wide = network(x)
+    assert torch.equal(network(x), wide), "what oneDNN keeps serves outside too"
     with torch.no_grad():
         assert narrow(x.bfloat16()).dtype == torch.bfloat16
-        wide = network(x)
         assert torch.equal(copy.deepcopy(network)(x), wide)
         assert copy.deepcopy(network).double()(x.double()).dtype == torch.float64
 
