@@ -292,7 +292,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     # Integers, beside a plain loop over them.
     "integers: the sum that reaches a threshold is rounded down": Mutation(
-        "nn/integer.py", ".ceil()", ".floor()", ("tests/nn/test_integer.py::test_sums_are_those_of_a_loop_over_integers",),
+        "nn/integer.py", ".ceil()", ".floor()",
+        ("tests/nn/test_integer.py::test_sums_are_those_of_a_loop_over_integers",),
     ),
     "integers: scales of all pixels at once in the wrong order": Mutation(
         "kernels/integer.py", "scale.repeat(4)", "scale.repeat_interleave(4)",
