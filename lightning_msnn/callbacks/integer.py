@@ -34,8 +34,8 @@ class IntegerInference(Callback):
             raise ConfigurationError(f"{type(pl_module).__name__} has no network that could have integer weights")
 
     def _begin(self, pl_module: pl.LightningModule) -> None:
-        self._network = pl_module.network
-        pl_module.network = to_integers(pl_module.network.eval())  # type: ignore[operator, union-attr]
+        self._network = pl_module.get_submodule("network")
+        pl_module.network = to_integers(self._network.eval())
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the integer network in the place of the network, whose weights are those of the checkpoint by now."""

@@ -39,7 +39,7 @@ def available() -> bool:
     """Whether oneDNN adds up integers here; where it does not, the log says so, once."""
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if torch.cpu._is_vnni_supported() or able.get("avx_vnni", False):
-        return bool(torch.backends.mkldnn.is_available())
+        return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     logger.warning("this processor has no 8-bit dot products (VNNI): integer weights are added up in float32")
     return False
 

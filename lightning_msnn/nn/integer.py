@@ -78,19 +78,15 @@ class IntegerConv2d(nn.Module):
         self.packed = Packed()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "IntegerConv2d":
-        kept = {name: getattr(self, name).dtype for name in ("scale", "bias")}
-        exact = {name: getattr(self, name) for name in kept}
-        super()._apply(fn, recurse)
-        for name, dtype in kept.items():
-            moved = getattr(self, name)
-            if moved.dtype != dtype:
-                setattr(self, name, exact[name].to(moved.device))
+        exact = self.scale, self.bias
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.scale, self.bias = (numbers.to(self.weight.device) for numbers in exact)
         self.packed = Packed()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.packed = Packed()
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map spikes ``(B, C, H, W)`` to currents, float32, or to spikes, bytes.
