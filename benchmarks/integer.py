@@ -5,7 +5,8 @@
     python -m benchmarks.integer --out                                # and into results/integer_<isa>.csv
 
 The contenders take turns in one process, in alternating order. A ratio is the median over the rounds of the ratio
-within a round, beside its quartiles. Integers run with the analogue stream in bf16 and in float32.
+within a round, beside its quartiles. One thread (``--threads 1``) is timed by its processor time, which other work on the
+machine hardly moves. Integers run with the analogue stream in bf16 and in float32.
 """
 
 from __future__ import annotations
@@ -56,12 +57,13 @@ def contenders(name: str) -> dict[str, tuple[nn.Module, torch.dtype]]:
 
 def timed(step: Callable[[], object], least: float) -> float:
     """Return the seconds of a step, the mean of as many as fill a time, after one that does not count."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     step()
-    count, start = 0, time.perf_counter()
-    while count == 0 or time.perf_counter() - start < least:
+    count, start = 0, clock()
+    while count == 0 or clock() - start < least:
         step()
         count += 1
-    return (time.perf_counter() - start) / count
+    return (clock() - start) / count
 
 
 @torch.inference_mode()
@@ -98,14 +100,16 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=["msnn_resnet12.c100"], help="entries of the zoo")
     parser.add_argument("--batch", type=int, nargs="+", default=[256, 1])
     parser.add_argument("--seconds", type=float, default=15.0, help="time of each race")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", action="store_true", help="write a CSV file too")
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     device, flags = processor()
     isa = os.environ.get("ONEDNN_MAX_CPU_ISA", next((name for name, flag in FLAGS.items() if flag in flags), "other"))
     kernels = getattr(kernels_of(images(1, 16)), "__name__", "reference").rpartition(".")[2]
     about = {
         "isa": isa.lower(),
-        "device": f"{torch.get_num_threads()} cores of {device}",
+        "device": f"{given.threads} cores of {device}",
         "versions": f"torch {version('torch')}, kernels: {kernels}",
         "date": date.today().isoformat(),
     }
