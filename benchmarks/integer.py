@@ -5,8 +5,8 @@
     python -m benchmarks.integer --out                                # and into results/integer_<isa>.csv
 
 The contenders take turns in one process, in alternating order. A ratio is the median over the rounds of the ratio
-within a round, beside its quartiles. One thread (``--threads 1``) is timed by its processor time, which other work on the
-machine hardly moves. Integers run with the analogue stream in bf16 and in float32.
+within a round, beside its quartiles. One thread (``--threads 1``) is timed by its processor time, which other work on
+the machine hardly moves. Integers run with the analogue stream in bf16 and in float32.
 """
 
 from __future__ import annotations
