@@ -80,9 +80,9 @@ def _in_floats(
     narrow = torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if narrow else nullcontext():
         sums = F.conv2d(spikes.float(), weight.float(), None, 1, weight.shape[2] // 2, 1, groups)
-        current = sums * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
     if fires:
-        return current.clamp(0.0, 1.0).to(torch.uint8)
+        return (sums >= 1.0 - bias.view(-1, 1, 1)).to(torch.uint8)
+    current = sums * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
     return current if residual is None else (current + residual).to(residual.dtype)
 
 
@@ -110,7 +110,7 @@ def convolve(
         bias: What is then added, float32 ``(O,)``.
         packed: Where what oneDNN makes of the weight is kept from call to call.
         groups: Groups of channels that do not see each other.
-        fires: Whether to return spikes: 1 where that is 1 or more, else 0. Scale and bias must then be whole numbers.
+        fires: Whether to return spikes: 1 where that is 1 or more, else 0. The scale must then be 1 and the bias whole.
         residual: Residual stream ``(B, O, H, W)`` that is added.
 
     Returns:

@@ -302,8 +302,8 @@ def test_refused():
     for arguments, reason in (
         ({"fuse": False}, "fuse must not be false"),
         ({"device": "cuda"}, "device must be 'cpu', not 'cuda'"),
-        ({"coding": "bernoulli"}, "draws its spikes"),
-        ({"spiking": False}, "a twin with rectifiers"),
+        ({"coding": "bernoulli", "pretrained": False}, "draws its spikes"),
+        ({"spiking": False, "pretrained": False}, "a twin with rectifiers"),
     ):
         with pytest.raises(ConfigurationError, match=reason):
             zoo.load("msnn_resnet12_tiny_digits", integer=True, **arguments)
