@@ -99,10 +99,13 @@ def layer_of(spec: str) -> Layer:
         spec: What the method returned.
     """
     form, omega, kind, surrogate, soft, *words = spec.split("|")
-    flags = [words[i] == "1" for i in (0, 1, 3, 4, 5, 6, 7)]
-    return Layer(
-        form, omega, kind, surrogate, soft, *flags[:2], int(words[2]), *flags[2:], float(words[8]), float(words[9])
+    windows_in, windows_out, keeps, training, synchronised, timed, narrow = (
+        words[i] == "1" for i in (0, 1, 3, 4, 5, 6, 7)
     )
+    return Layer(
+        form, omega, kind, surrogate, soft, windows_in, windows_out, int(words[2]), keeps, training, synchronised,
+        timed, narrow, float(words[8]), float(words[9]),
+    )  # fmt: skip
 
 
 class Parameters(TypedDict, total=False):

@@ -50,16 +50,15 @@ def _adds(dtype: torch.dtype) -> bool:
     byte, one = torch.zeros(1, 1, dtype=torch.uint8, device="cpu"), torch.ones(1, device="cpu")
     weight = torch.ops.onednn.qlinear_prepack(torch.zeros(1, 1, dtype=torch.int8, device="cpu"), None)
     try:
-        _linear(byte, weight, one, one, one.long(), False, torch.zeros(1, 1, dtype=dtype, device="cpu"))
+        _linear(byte, (weight, one, one, one.long()), False, torch.zeros(1, 1, dtype=dtype, device="cpu"))
     except RuntimeError:
         return False
     return True
 
 
-def _linear(
-    rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, zeros: Tensor, fires: bool, residual: Tensor | None
-) -> Tensor:
+def _linear(rows: Tensor, kept: tuple[Tensor, Tensor, Tensor, Tensor], fires: bool, residual: Tensor | None) -> Tensor:
     """A linear layer of rows of bytes: currents, the stream with them, or whether they reach 1, as bytes."""
+    weight, scale, bias, zeros = kept
     if residual is not None:
         added: Tensor = torch.ops.onednn.qlinear_pointwise(
             rows, 1.0, 0, weight, scale, zeros, residual, bias, 1.0, 0, residual.dtype, 1.0, 0, "add", 1.0, "none", [],
@@ -133,14 +132,14 @@ def convolve(
                 torch.zeros_like(scale).long(),
             )
         added = residual if residual is not None and _adds(residual.dtype) else None
-        y = _linear(_rows(spikes), *packed["pixel"], fires, None if added is None else _rows(added))
+        y = _linear(_rows(spikes), packed["pixel"], fires, None if added is None else _rows(added))
         residual = None if added is not None else residual
         current = y.view(batch, height, width, outputs).permute(0, 3, 1, 2)
     elif groups == 1 and reach == 1 and height == width == 2 and batch >= _FEWEST:
         if "pixels" not in packed:
             every = torch.ops.onednn.qlinear_prepack(dense_matrix(weight), None)
             packed["pixels"] = every, scale.repeat(4), bias.repeat(4), torch.zeros_like(scale).long().repeat(4)
-        y = _linear(_rows(spikes).view(batch, 4 * channels), *packed["pixels"], fires, None)
+        y = _linear(_rows(spikes).view(batch, 4 * channels), packed["pixels"], fires, None)
         current = y.view(batch, 2, 2, outputs).permute(0, 3, 1, 2)
     else:
         if "map" not in packed:

@@ -86,7 +86,7 @@ class IntegerConv2d(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.packed = Packed()
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map spikes ``(B, C, H, W)`` to currents, float32, or to spikes, bytes.

@@ -146,7 +146,7 @@ def _kernel(
         if _OMEGAS.get(omega) is not projection.omega:
             return None
     if spike is not None:
-        if type(spike) not in (Spike, ByteSpike) or "forward" in spike.__dict__:
+        if not isinstance(spike, Spike) or type(spike) not in (Spike, ByteSpike) or "forward" in spike.__dict__:
             return None
         surrogate, soft, threshold = spike.name, spike.soft, spike.threshold
         known = _SURROGATES.get(surrogate) is spike.surrogate and _SOFT.get(soft) is SOFT.get(soft)
