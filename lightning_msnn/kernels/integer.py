@@ -27,8 +27,11 @@ _FEWEST = 32
 """Images from which on a 3x3 convolution on two by two pixels is worth the matrix of every pixel with every other."""
 
 
-class Packed(dict[str, Any]):
+class Packed:
     """Weights in the order of oneDNN, which no file and no copy takes along: they are made where they are needed."""
+
+    def __init__(self) -> None:
+        self.forms: dict[str, Any] = {}
 
     def __reduce__(self) -> Any:
         return Packed, ()
@@ -120,35 +123,36 @@ def convolve(
         return _in_floats(spikes, weight, scale, bias, groups, fires, residual)
     if spikes.dtype != torch.uint8:
         spikes = spikes.to(torch.uint8)
+    forms = packed.forms
     batch, channels, height, width = spikes.shape
     outputs, reach = len(weight), weight.shape[2] // 2
     if groups == 1 and (reach == 0 or height == width == 1):  # only the middle of the kernel meets a pixel
-        if "pixel" not in packed:
+        if "pixel" not in forms:
             middle = weight[:, :, reach, reach].contiguous()
-            packed["pixel"] = (
+            forms["pixel"] = (
                 torch.ops.onednn.qlinear_prepack(middle, None),
                 scale,
                 bias,
                 torch.zeros_like(scale).long(),
             )
         added = residual if residual is not None and _adds(residual.dtype) else None
-        y = _linear(_rows(spikes), packed["pixel"], fires, None if added is None else _rows(added))
+        y = _linear(_rows(spikes), forms["pixel"], fires, None if added is None else _rows(added))
         residual = None if added is not None else residual
         current = y.view(batch, height, width, outputs).permute(0, 3, 1, 2)
     elif groups == 1 and reach == 1 and height == width == 2 and batch >= _FEWEST:
-        if "pixels" not in packed:
+        if "pixels" not in forms:
             every = torch.ops.onednn.qlinear_prepack(dense_matrix(weight), None)
-            packed["pixels"] = every, scale.repeat(4), bias.repeat(4), torch.zeros_like(scale).long().repeat(4)
-        y = _linear(_rows(spikes).view(batch, 4 * channels), packed["pixels"], fires, None)
+            forms["pixels"] = every, scale.repeat(4), bias.repeat(4), torch.zeros_like(scale).long().repeat(4)
+        y = _linear(_rows(spikes).view(batch, 4 * channels), forms["pixels"], fires, None)
         current = y.view(batch, 2, 2, outputs).permute(0, 3, 1, 2)
     else:
-        if "map" not in packed:
+        if "map" not in forms:
             made = torch.ops.onednn.qconv_prepack(
                 weight.contiguous(), scale, 1.0, 0, [1, 1], [reach, reach], [1, 1], groups, None
             )
-            packed["map"] = made, scale, torch.zeros_like(scale).long(), bias
+            forms["map"] = made, scale, torch.zeros_like(scale).long(), bias
         dtype, name, bounds = (torch.uint8, "hardtanh", [0.0, 1.0]) if fires else (torch.float32, "none", [])
         current = torch.ops.onednn.qconv2d_pointwise(
-            spikes, 1.0, 0, *packed["map"], [1, 1], [reach, reach], [1, 1], groups, 1.0, 0, dtype, name, bounds, ""
+            spikes, 1.0, 0, *forms["map"], [1, 1], [reach, reach], [1, 1], groups, 1.0, 0, dtype, name, bounds, ""
         )
     return current if residual is None else (current + residual).to(residual.dtype)
