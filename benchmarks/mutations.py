@@ -290,6 +290,23 @@ MUTATIONS: dict[str, Mutation] = {
         "models/msnn_rnn.py", "self.weight_ih_l0_reverse,\n            self.weight_hh_l0_reverse,",
         "self.weight_ih_l0,\n            self.weight_hh_l0,", (ONE_STEP,),
     ),
+    # Integers, beside a plain loop over them.
+    "integers: the sum that reaches a threshold is rounded down": Mutation(
+        "nn/integer.py", ".ceil()", ".floor()",
+        ("tests/nn/test_integer.py::test_sums_are_those_of_a_loop_over_integers",),
+    ),
+    "integers: scales of all pixels at once in the wrong order": Mutation(
+        "kernels/integer.py", "scale.repeat(4)", "scale.repeat_interleave(4)",
+        ("tests/nn/test_integer.py::test_sums_are_those_of_a_loop_over_integers",),
+    ),
+    "integers: scales follow the type of the network": Mutation(
+        "nn/integer.py", "self.scale, self.bias = (numbers.to(self.weight.device) for numbers in exact)", "pass",
+        ("tests/nn/test_integer.py::test_the_type_of_the_network_is_that_of_its_analogue_parts",),
+    ),
+    "integers: bytes of other windows": Mutation(
+        "kernels/native.c", "store_bytes(o->out, s.out[k], t->u + k * n, level, n);",
+        "store_bytes(o->out, s.out[k], t->u, level, n);", ("tests/kernels/test_native.py::test_bytes_are_the_spikes",),
+    ),
 }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from lightning_msnn.callbacks import (
     EMA,
     BestCheckpoint,
     EnergyMonitor,
+    IntegerInference,
     ParameterSummary,
     PredictionWriter,
     SpikeRateMonitor,
@@ -438,6 +439,7 @@ class MSNNCLI(LightningCLI):
             ("run.ema", float, 0.0, "Decay of the moving average of weights that is validated and kept; 0: none."),
             ("run.monitors", bool, True, "Whether energy and spike rates of tasks of this package are monitored."),
             ("predictions", str, "predictions.csv", "CSV file that predict writes."),
+            ("integer", bool, False, "Whether validate, test and predict run in integers of 8 bits, on a CPU."),
         ):  # fmt: skip
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
@@ -473,6 +475,8 @@ class MSNNCLI(LightningCLI):
         except Exception as error:  # whatever nested values make the parser raise
             raise ConfigurationError(f"the options cannot be read: {_sentence(error)}") from error
         self._compare(verb)
+        if verb == "fit" and self.config[verb].integer:
+            raise ConfigurationError("integer is for validate, test and predict: a training has no integer weights")
         seed = self.config[verb].seed_everything
         if not isinstance(seed, bool) and (seed is None or not 0 <= seed < 2**32):
             raise ConfigurationError(f"seed_everything must be true, false or an integer in [0, 2^32), not {seed}")
@@ -646,6 +650,7 @@ class MSNNCLI(LightningCLI):
         given: list[Callback] = config["callbacks"]
         checkpoints = config.get("enable_checkpointing") is not False
         first: list[Callback] = [EMA(run.ema)] if run.ema and verb == "fit" else []
+        first += [IntegerInference()] if self._get(self.config_init, "integer") else []
         then: list[Callback] = [TrainingCurves()] if verb == "fit" else []
         if run.monitors and verb in ("fit", "test") and isinstance(self.model, tasks.Task):
             spikes = any(isinstance(module, Spike) for module in self.model.modules())

@@ -21,11 +21,13 @@ from lightning_msnn.callbacks import EMA, parameter_summary
 from lightning_msnn.cli import MSNNCLI, _class_parser, configurations, main, read_checkpoint
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.kernels import integer
 from lightning_msnn.tasks import SpikingClassifier
 from tests.conftest import NETWORKS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = ["--config", str(CONFIGS / "quickstart.yaml")]
+PRETRAINED = ["--model.network", "msnn_resnet12_tiny.digits", "--model.pretrained", "true"]
 FEW_TESTS = ["--trainer.limit_test_batches", "1"]  # operations of the network and its twins are counted on them
 SHORT = [
     *QUICK,
@@ -173,6 +175,22 @@ def test_predict_writes_csv(checkpoint, images):
     assert all(row["class"] in map(str, range(10)) for row in rows)
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
     assert [p.name for p in Path().iterdir()] == ["predictions.csv"], "predict begins no run"
+
+
+@pytest.mark.parametrize("verb", ["test", "validate", "predict"])
+def test_integers(verb, images, monkeypatch):
+    seen, convolve = [], integer.convolve
+    monkeypatch.setattr("lightning_msnn.nn.integer.convolve", lambda *args: (seen.append(verb), convolve(*args))[1])
+    args = [verb, *PRETRAINED, "--trainer.accelerator", "cpu"]
+    args += ["--data.folder", str(images)] if verb == "predict" else FEW_TESTS if verb == "test" else []
+    main(args)
+    assert not seen
+    main([*args, "--integer", "true"])
+    assert seen
+
+
+def test_a_training_in_integers_is_refused(capsys):
+    fails(["fit", *SHORT, "--integer", "true"], "integer is for validate, test and predict", capsys)
 
 
 def test_predict_agrees_with_the_network(checkpoint, images):

@@ -3,6 +3,7 @@
 from lightning_msnn.callbacks.annealing import ANNEALING_SHAPES, SpikeAnnealing
 from lightning_msnn.callbacks.best_checkpoint import BestCheckpoint
 from lightning_msnn.callbacks.ema import EMA
+from lightning_msnn.callbacks.integer import IntegerInference
 from lightning_msnn.callbacks.monitors import EnergyMonitor, SpikeRateMonitor
 from lightning_msnn.callbacks.parameter_summary import ParameterSummary
 from lightning_msnn.callbacks.predictions import PredictionWriter
@@ -15,6 +16,7 @@ __all__ = [
     "THETA_SCHEDULES",
     "BestCheckpoint",
     "EnergyMonitor",
+    "IntegerInference",
     "ParameterSummary",
     "PredictionWriter",
     "SpikeAnnealing",

@@ -24,8 +24,9 @@ from lightning_msnn.models.msnn_rnn import Recurrence, SpikingRecurrence
 from lightning_msnn.models.registry import check_arguments, is_ours, own_arguments
 from lightning_msnn.models.weights import SCALE, dequantised
 from lightning_msnn.nn import AnalogueMLP, BernoulliEncoder, Spike, Synapse
+from lightning_msnn.nn.integer import quantised
 
-__all__ = ["load_weights", "quantised", "run", "synapses", "write"]
+__all__ = ["load_weights", "run", "synapses", "write"]
 
 
 def synapses(network: nn.Module) -> set[str]:
@@ -49,21 +50,6 @@ def synapses(network: nn.Module) -> set[str]:
         elif isinstance(module, SpikingLayer):
             found.add(f"{name}.weight")
     return found
-
-
-def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round weights to integers from -127 to 127, so that the largest of each output channel is one of the two.
-
-    Args:
-        weight: Weights, output channels first.
-
-    Returns:
-        Integers, int8, of that shape, and the scale of each output channel, float32: the weight is their product.
-    """
-    rows = weight.detach().float().flatten(1)
-    scale = rows.abs().amax(1) / 127
-    scale = torch.where(scale > 0, scale, 1.0)  # all weights are 0
-    return (rows / scale[:, None]).round().clamp(-127, 127).to(torch.int8).view(weight.shape), scale
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:

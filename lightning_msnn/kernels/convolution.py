@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["small_convolution"]
+__all__ = ["dense_matrix", "small_convolution"]
 
 
 def _dense(x: Tensor, weight: Tensor) -> bool:
@@ -23,8 +23,12 @@ def _dense(x: Tensor, weight: Tensor) -> bool:
     return x.shape[2] == x.shape[3] == 2 and weight.shape[2] == weight.shape[3] == 3 and weight.shape[1] == x.shape[1]
 
 
-def _matrix(weight: Tensor) -> Tensor:
-    """Make the matrix ``(4 O, 4 C)`` of a 3x3 kernel on two by two pixels, pixels before channels."""
+def dense_matrix(weight: Tensor) -> Tensor:
+    """Make the matrix ``(4 O, 4 C)`` of a 3x3 kernel on two by two pixels, pixels before channels.
+
+    Args:
+        weight: The kernel, ``(O, C, 3, 3)``.
+    """
     taps = weight.permute(0, 2, 3, 1)
     # For each pixel of the output, the part of the kernel that the four pixels of the input meet.
     return torch.cat([taps[:, i : i + 2, j : j + 2] for i in (1, 0) for j in (1, 0)]).flatten(1)
@@ -81,7 +85,7 @@ def small_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if _dense(x, weight):
         every = None if bias is None else bias.repeat(4)
-        return _maps(F.linear(_rows(x), _matrix(weight), every), len(weight))
+        return _maps(F.linear(_rows(x), dense_matrix(weight), every), len(weight))
     y = F.conv2d(x, weight, bias, padding=_padding(weight), groups=x.shape[1] // weight.shape[1])
     return y.contiguous(memory_format=torch.channels_last)
 
@@ -101,7 +105,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
         if _dense(x, weight):
-            grad_x = _maps(_rows(grad) @ _matrix(weight), x.shape[1])
+            grad_x = _maps(_rows(grad) @ dense_matrix(weight), x.shape[1])
         else:
             groups = x.shape[1] // weight.shape[1]
             geometry = ([1, 1], _padding(weight), [1, 1], False, [0, 0], groups)

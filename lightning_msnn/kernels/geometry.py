@@ -61,6 +61,7 @@ class Layer(NamedTuple):
         training: Whether the norm takes the statistics of the current, not the running ones.
         synchronised: Whether it takes those of all processes.
         timed: Whether the layer is one time step of several: the windows' membranes keep something from step to step.
+        bytes: Whether spikes are bytes, uint8, not of the current's type; in inference, on CPUs.
         threshold: Threshold, where none is learnt.
         eps: What the norm adds to the variance.
     """
@@ -77,6 +78,7 @@ class Layer(NamedTuple):
     training: bool = False
     synchronised: bool = False
     timed: bool = False
+    bytes: bool = False
     threshold: float = 0.5
     eps: float = 1e-5
 
@@ -85,7 +87,7 @@ class Layer(NamedTuple):
         return (
             f"{self.form}|{self.omega}|{self.kind}|{self.surrogate}|{self.soft}|{self.windows_in:d}|"
             f"{self.windows_out:d}|{self.handed}|{self.keeps:d}|{self.training:d}|{self.synchronised:d}|"
-            f"{self.timed:d}|{self.threshold!r}|{self.eps!r}"
+            f"{self.timed:d}|{self.bytes:d}|{self.threshold!r}|{self.eps!r}"
         )
 
 
@@ -97,10 +99,12 @@ def layer_of(spec: str) -> Layer:
         spec: What the method returned.
     """
     form, omega, kind, surrogate, soft, *words = spec.split("|")
-    windows_in, windows_out, keeps, training, synchronised, timed = (words[i] == "1" for i in (0, 1, 3, 4, 5, 6))
+    windows_in, windows_out, keeps, training, synchronised, timed, narrow = (
+        words[i] == "1" for i in (0, 1, 3, 4, 5, 6, 7)
+    )
     return Layer(
         form, omega, kind, surrogate, soft, windows_in, windows_out, int(words[2]), keeps, training, synchronised,
-        timed, float(words[7]), float(words[8]),
+        timed, narrow, float(words[8]), float(words[9]),
     )  # fmt: skip
 
 
@@ -334,12 +338,12 @@ def outputs(layer: Layer, at: Shapes, current: Tensor) -> tuple[Tensor, Tensor |
         at: Its shapes.
         current: Its current.
     """
-    out = _empty(at.out, current)
-    handed, kept = (None if shape is None else _empty(shape, current) for shape in (at.handed, at.kept))
-    return out, handed, _empty(at.out, out) if layer.keeps else None, kept
+    out = _empty(at.out, current, torch.uint8 if layer.bytes else current.dtype)
+    handed, kept = (None if shape is None else _empty(shape, current, current.dtype) for shape in (at.handed, at.kept))
+    return out, handed, _empty(at.out, current, current.dtype) if layer.keeps else None, kept
 
 
-def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
     if like.shape == shape:  # takes half the time
-        return torch.empty_like(like, memory_format=torch.channels_last)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+        return torch.empty_like(like, dtype=dtype, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)

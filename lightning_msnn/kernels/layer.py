@@ -112,6 +112,8 @@ def _run(
     given: Parameters,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     kernels: Any = kernels_of(current)
+    if layer.bytes and (kernels is not native or not layer.surrogate or given.get("anneal") is not None):
+        raise ValueError("spikes are bytes on CPUs and in inference alone")
     current = last(current)
     maps = [None if x is None else last(x, current.dtype) for x in (residual, other, before)]
     at = _checked(layer, size, current.shape, *(None if x is None else x.shape for x in maps))
@@ -289,6 +291,8 @@ def _compare(layer: Layer, current: Tensor, given: Parameters) -> Tensor | None:
     if level is not None and (level.dtype != current.dtype or level.numel() not in (1, current.shape[1])):
         return None
     threshold = layer.threshold if level is None else level.view(-1, 1, 1)
+    if layer.bytes:
+        return torch.ge(last(current), threshold).view(torch.uint8)
     return torch.ge(current, threshold, out=torch.empty_like(current, memory_format=torch.channels_last))
 
 

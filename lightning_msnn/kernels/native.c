@@ -1,16 +1,16 @@
 /* Layers of neurons on a CPU: from a synapse's current to spikes in one pass forward, and in two backward.
  *
  * native.py compiles and calls this file; layer.py says what is computed. Maps lie in channels-last order, float32 or
- * bfloat16; everything between is float32. A group of images and a block of channels is a task of its own, whose maps
- * fit into the cache. Sums by channel are kept by group, of which there are as many for one thread as for many, so that
- * results do not depend on the number of threads.
+ * bfloat16, spikes also as bytes; everything between is float32. A group of images and a block of channels is a task of
+ * its own, whose maps fit into the cache. Sums by channel are kept by group, of which there are as many for one thread
+ * as for many, so that results do not depend on the number of threads.
  */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#if defined __AVX512BF16__ || defined __AVX512BW__
 #include <immintrin.h>
 #endif
 
@@ -37,7 +37,8 @@ typedef struct {
     int64_t in_overlaps, out_overlaps, padded; /* whether windows do where they are read and written; or have no pixel */
     int64_t whole;                     /* whether statistics, or the second pass back, are part of the call */
     int64_t form, omega, surrogate, soft, fires, batch_statistics, tau_stride, level_stride, leak_stride;
-    int64_t timed, bf16;               /* whether the layer is one time step of several: see before and after */
+    int64_t timed;                     /* whether the layer is one time step of several: see before and after */
+    int64_t bf16, bytes;               /* whether maps are bfloat16; whether spikes are bytes */
     double eps, threshold;
     const int32_t *in_index, *out_index, *other_index; /* windows by places: the pixel of each, its end where padded */
     const float *share;                /* of each pixel of the output: one over the number of windows that cover it */
@@ -98,6 +99,28 @@ INLINE void store_step(void *p, int64_t i, int fires, int bf16) {
         ((uint16_t *)p)[i] = fires ? 0x3f80u : 0u;
     else
         ((float *)p)[i] = fires ? 1.0f : 0.0f;
+}
+
+/* Write as bytes which membranes reach their thresholds. Compilers make no vectors of loops that narrow so much. */
+static void store_bytes(void *p, int64_t at, const float *x, const float *level, int64_t n) {
+    uint8_t *bytes = (uint8_t *)p + at;
+    int64_t i = 0;
+#ifdef __AVX512BW__
+    for (; i + 64 <= n; i += 64) {
+        __mmask64 fire = 0;
+        for (int k = 0; k < 4; k++) {
+            __m512 u = _mm512_loadu_ps(x + i + 16 * k), v = _mm512_loadu_ps(level + i + 16 * k);
+            fire |= (__mmask64)_mm512_cmp_ps_mask(u, v, _CMP_GE_OQ) << (16 * k);
+        }
+        _mm512_storeu_si512(bytes + i, _mm512_maskz_set1_epi8(fire, 1));
+    }
+    for (; i + 16 <= n; i += 16) {
+        __mmask16 fire = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + i), _mm512_loadu_ps(level + i), _CMP_GE_OQ);
+        __m512i all = _mm512_maskz_set1_epi8((__mmask64)fire, 1);
+        memcpy(bytes + i, &all, 16);
+    }
+#endif
+    for (; i < n; i++) bytes[i] = x[i] >= level[i];
 }
 
 /* The product of two numbers in half turns, less the nearest whole number; its square; and in its bit the sign of sine
@@ -376,6 +399,8 @@ INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_
         } else if (!o->fires) {
 #pragma omp simd
             for (int64_t c = 0; c < t->n; c++) store(o->out, at + c, m[c], bf16);
+        } else if (o->bytes) {
+            store_bytes(o->out, at, m, level, t->n);
         } else if (!o->anneal) {
 #pragma omp simd
             for (int64_t c = 0; c < t->n; c++) store_step(o->out, at + c, m[c] >= level[c], bf16);
@@ -449,7 +474,8 @@ INLINE Spot locate(const Call *o, const Task *t, int64_t b, int64_t i) {
 
 /* Visit the windows of an image: spikes, or sums of membranes on its map; and the membranes that are handed on. */
 INLINE void visit(
-    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int padded, int timed, int bf16
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int bytes, int padded, int timed,
+    int bf16
 ) {
     int64_t n = t->length;
     float theta = o->theta ? *o->theta : 0.0f;
@@ -478,14 +504,15 @@ INLINE void visit(
             } else {
                 v = X(1), w = X(2), z = X(3);
             }
-            if (fires) {
+            if (fires && !bytes) {
                 store_step(o->out, s.out[0] + c, u >= level[c], bf16);
                 store_step(o->out, s.out[1] + c, v >= level[c], bf16);
                 store_step(o->out, s.out[2] + c, w >= level[c], bf16);
                 store_step(o->out, s.out[3] + c, z >= level[c], bf16);
             }
-            if (!fires || form == FIRST) u0[c] = u, u1[c] = v, u2[c] = w, u3[c] = z;
+            if (!fires || bytes || form == FIRST) u0[c] = u, u1[c] = v, u2[c] = w, u3[c] = z;
         }
+        for (int k = 0; k < 4 && bytes; k++) store_bytes(o->out, s.out[k], t->u + k * n, level, n);
         for (int k = 0; k < 4 && !fires; k++) {
             float *m = t->merged + s.out_pixel[k] * t->n;
             const float *u = t->u + k * n;
@@ -621,12 +648,14 @@ INLINE void revisit(
     DO(SINE) DO(MEAN) DO(TANH) DO(EXPONENTIAL) DO(POLYNOMIAL) DO(PIECEWISE_LINEAR) DO(NONE)
 #define TIMED(FORM, OMEGA) ((OMEGA) == SINE || (OMEGA) == NONE) /* native.py says so, too */
 #define VISIT(FORM, OMEGA)                                                                                             \
-    if (AT_ONCE(FORM, OMEGA) && fires) {                                                                               \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, 0)                                                                        \
+    if (AT_ONCE(FORM, OMEGA) && fires && o->bytes) {                                                                   \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 1, 0, 0)                                                                     \
+    } else if (AT_ONCE(FORM, OMEGA) && fires) {                                                                        \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, 0, 0)                                                                     \
     } else if (TIMED(FORM, OMEGA) && o->timed) {                                                                       \
-        BY_TYPE(visit, b, FORM, OMEGA, 0, 1, 1)                                                                        \
+        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, 1, 1)                                                                     \
     } else {                                                                                                           \
-        BY_TYPE(visit, b, FORM, OMEGA, 0, 1, 0)                                                                        \
+        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, 1, 0)                                                                     \
     }
 #define REVISIT(FORM, OMEGA)                                                                                           \
     if (AT_ONCE(FORM, OMEGA) && fires) {                                                                               \
@@ -776,9 +805,9 @@ static void forward(const Call *o, Task *t, int64_t tile) {
                 read_out(o, t, t->x, b, rows);
                 write_in(o, t, t->x, 0, b, rows);
                 BY_TYPE(keep_rows, t->x, b, rows)
-            } else if (o->fires && !o->anneal && !o->merged && o->norm) {
+            } else if (o->fires && !o->bytes && !o->anneal && !o->merged && o->norm) {
                 BY_TYPE(fire_rows, b, rows, 1)
-            } else if (o->fires && !o->anneal && !o->merged) {
+            } else if (o->fires && !o->bytes && !o->anneal && !o->merged) {
                 BY_TYPE(fire_rows, b, rows, 0)
             } else if (!o->fires && o->norm && !o->merged) {
                 BY_TYPE(add_stream, b, rows)

@@ -37,7 +37,7 @@ _INTEGERS = (
     *("images", "channels", "in_pixels", "in_slabs", "out_pixels", "out_slabs", "windows", "places", "run"),
     *("other_pixels", "handed", "groups", "block", "threads", "rows", "row_groups", "row_block"),
     *("in_overlaps", "out_overlaps", "padded", "whole", "form", "omega", "surrogate", "soft", "fires"),
-    *("batch_statistics", "tau_stride", "level_stride", "leak_stride", "timed", "bf16"),
+    *("batch_statistics", "tau_stride", "level_stride", "leak_stride", "timed", "bf16", "bytes"),
 )
 _POINTERS = (
     *("in_index", "out_index", "other_index", "share", "current", "residual", "other", "before", "weight", "bias"),
@@ -132,7 +132,7 @@ def _plan(
     if layer.surrogate:
         call.fires, call.surrogate, call.soft = 1, SURROGATES.index(layer.surrogate), SOFT.index(layer.soft)
     call.batch_statistics, call.eps, call.threshold = layer.training, layer.eps, layer.threshold
-    call.timed = layer.timed
+    call.timed, call.bytes = layer.timed, layer.bytes
     return call, at
 
 

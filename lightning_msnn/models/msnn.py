@@ -24,6 +24,7 @@ from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
 from lightning_msnn.nn.folding import ThresholdEncoder
+from lightning_msnn.nn.integer import IntegerMLP
 from lightning_msnn.nn.layer import normalise
 from lightning_msnn.nn.neuron import Neuron, Rectifier, Spike, Stream, stream, streaming
 
@@ -477,7 +478,7 @@ class MSNN(nn.Module):
         """
         spikes = ((name, module) for name, module in self.named_modules() if isinstance(module, Spike))
         layers = {name: module for name, module in spikes if module.carries}
-        if any(isinstance(module, ThresholdEncoder) for module in self.modules()):
+        if any(isinstance(module, ThresholdEncoder | IntegerMLP) for module in self.modules()):
             raise ConfigurationError(
                 "a network of one time step whose batch norms are folded has no membranes to carry on: "
                 "take steps with the network itself"

@@ -35,6 +35,8 @@ class ConvMixer(Mixer):
         ConfigurationError: If an argument is not allowed.
     """
 
+    byte_spikes = ("spike1", "spike2")
+
     def __init__(
         self,
         dim: int,

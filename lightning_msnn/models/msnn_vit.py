@@ -44,6 +44,8 @@ class AttentionMixer(Mixer):
         ConfigurationError: If an argument is not allowed.
     """
 
+    byte_spikes = ("spike2",)
+
     def __init__(
         self,
         dim: int,
@@ -117,6 +119,8 @@ class Position(nn.Module):
         dim: Channels.
         norm: Whether batch norm follows the convolution.
     """
+
+    byte_spikes = ("encoder",)
 
     def __init__(self, encoder: nn.Module, dim: int, norm: bool = True) -> None:
         super().__init__()

@@ -112,6 +112,8 @@ class MLP(nn.Module):
         neuron: What the neurons are like.
     """
 
+    byte_spikes = ("spike",)
+
     def __init__(
         self,
         dim: int,

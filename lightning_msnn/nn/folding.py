@@ -19,7 +19,6 @@ from lightning_msnn.nn.synapse import Synapse
 __all__ = ["ThresholdEncoder", "fold_batch_norm"]
 
 M = TypeVar("M", bound=nn.Module)
-_COMPARISON = Layer(surrogate="triangular", eps=0.0)
 
 
 class ThresholdEncoder(nn.Module):
@@ -36,6 +35,7 @@ class ThresholdEncoder(nn.Module):
     sign: Tensor
     zero: Tensor
     one: Tensor
+    comparison = Layer(surrogate="triangular", eps=0.0)
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -71,10 +71,10 @@ class ThresholdEncoder(nn.Module):
             raise ConfigurationError("a folded network has no gradient to its input: load the network without fuse")
         if covered(x):
             sign = {"weight": self.sign, "running_mean": self.zero, "running_var": self.one} if self.mixed else {}
-            return neurons(x, _COMPARISON, (x.shape[2], x.shape[3]), level=self.level, **sign)[0]
+            return neurons(x, self.comparison, (x.shape[2], x.shape[3]), level=self.level, **sign)[0]
         if self.mixed:
             x = x * self.sign.to(x.dtype).view(-1, 1, 1)
-        return (x >= self.level.to(x.dtype).view(-1, 1, 1)).to(x.dtype)
+        return (x >= self.level.to(x.dtype).view(-1, 1, 1)).to(torch.uint8 if self.comparison.bytes else x.dtype)
 
 
 def _fixed(module: nn.Module) -> nn.Module | None:

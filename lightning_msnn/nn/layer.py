@@ -23,7 +23,7 @@ from lightning_msnn.functional.windows import WINDOWS, count, merge, split
 from lightning_msnn.kernels import geometry
 from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import covered, neurons
-from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Membrane, Spike, stream
+from lightning_msnn.nn.neuron import ByteSpike, FixedDecay, LearntDecay, Membrane, Spike, stream
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
 __all__ = ["Cut", "cut_windows", "fire", "join_windows", "normalise"]
@@ -146,7 +146,7 @@ def _kernel(
         if _OMEGAS.get(omega) is not projection.omega:
             return None
     if spike is not None:
-        if type(spike) is not Spike or "forward" in spike.__dict__:
+        if not isinstance(spike, Spike) or type(spike) not in (Spike, ByteSpike) or "forward" in spike.__dict__:
             return None
         surrogate, soft, threshold = spike.name, spike.soft, spike.threshold
         known = _SURROGATES.get(surrogate) is spike.surrogate and _SOFT.get(soft) is SOFT.get(soft)
@@ -155,7 +155,7 @@ def _kernel(
         # In one time step the reset of a neuron model plays no part.
         if before is not None and spike.model.reset is not hard_reset:
             return None
-    if not covered(current, None if before is None else omega):
+    if not covered(current, None if before is None else omega) or (type(spike) is ByteSpike and not current.is_cpu):
         return None
     of_norm = _norm_arguments(norm, current)
     if of_norm is None:
@@ -173,7 +173,7 @@ def _kernel(
         tensors["leak"] = tensors["tau"] if learnt else torch.tensor(spike.tau_time, device=current.device)
     layer = Layer(
         form, omega, cut.kind, surrogate, soft, cut.windows_in, cut.windows_out, handed, keeps,
-        timed=before is not None, threshold=threshold, **flags,
+        timed=before is not None, bytes=type(spike) is ByteSpike, threshold=threshold, **flags,
     )  # fmt: skip
     out, membranes, merged, kept, found = neurons(
         current, layer, size, residual=residual, other=other, before=before, **tensors
@@ -371,6 +371,6 @@ def join_windows(windows: Tensor, kind: str, size: tuple[int, int], residual: Te
     """
     found = _kernel(windows, None, None, None, Cut(kind, True, False), size, residual=residual)
     if found is not None:
-        return found[0]
+        return found[0] if residual is None else found[0].to(residual.dtype)
     joined = merge(_windows(windows, count(kind, *size)), kind, *size)
     return joined if residual is None else residual + joined

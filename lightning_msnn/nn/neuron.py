@@ -23,6 +23,7 @@ from lightning_msnn.nn.projection import LearntProjection, make_projection
 
 __all__ = [
     "GRAINS",
+    "ByteSpike",
     "FixedDecay",
     "LearntDecay",
     "Membrane",
@@ -234,6 +235,22 @@ class Spike(nn.Module):
     def extra_repr(self) -> str:
         """Show threshold and surrogate."""
         return f"threshold={self.threshold if self.level is None else 'learnt'}, surrogate={self.name!r}"
+
+
+class ByteSpike(Spike):
+    """Neurons whose spikes are stored as bytes, uint8, which synapses with integer weights read.
+
+    Args:
+        spike: The neurons, in evaluation mode.
+    """
+
+    def __init__(self, spike: Spike) -> None:
+        super().__init__()
+        self.__dict__.update(spike.__dict__)
+
+    def fire(self, membrane: Tensor) -> Tensor:
+        """Return exact spikes of a membrane as bytes."""
+        return super().fire(membrane).to(torch.uint8)
 
 
 class Rectifier(nn.ReLU):

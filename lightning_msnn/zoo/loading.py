@@ -13,6 +13,7 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.registry import entry_cfg, is_ours, own_arguments
 from lightning_msnn.models.weights import entries, find, read_config, read_weights
 from lightning_msnn.nn.folding import fold_batch_norm
+from lightning_msnn.nn.integer import to_integers
 
 __all__ = ["fixed_images", "info", "list_models", "load", "transforms"]
 
@@ -48,7 +49,8 @@ def load(
     num_classes: int | None = None,
     in_chans: int | None = None,
     device: str | torch.device | None = None,
-    fuse: bool = False,
+    fuse: bool | None = None,
+    integer: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """Load a network of the zoo in eval mode.
@@ -61,13 +63,19 @@ def load(
         device: Device to move the network to.
         fuse: Fold batch norm into synapses and thresholds, which is faster, for inference only. Sums are rounded
             otherwise, so that a membrane next to its threshold may fire or not: logits of 2 to 3 % of the images
-            change, and hardly ever the class. A gradient to the input is refused.
+            change, and hardly ever the class. A gradient to the input is refused. By default only with ``integer``.
+        integer: Run the synapses that receive spikes in integers of 8 bits, on CPUs and for inference only: see
+            :func:`lightning_msnn.nn.integer.to_integers`. Weights are rounded to 8 bits; their sums are exact.
         **kwargs: Further arguments of the network, or ``features_only`` and ``out_indices`` of timm's.
 
     Raises:
-        ConfigurationError: If there is no such entry, its files are not what they should be, or an argument is not
-            allowed.
+        ConfigurationError: If there is no such entry, its files are not what they should be, an argument is not
+            allowed, or the network does not run in integers.
     """
+    if integer and fuse is False:
+        raise ConfigurationError("integer folds batch norm, so fuse must not be false beside it: leave it out")
+    if integer and device is not None and torch.device(device).type != "cpu":
+        raise ConfigurationError(f"integer is for CPUs, so device must be 'cpu', not {str(device)!r}")
     folder = find(name)
     cfg = entry_cfg(folder)
     if not timm.is_model(cfg.architecture) or not is_ours(cfg.architecture):
@@ -83,6 +91,8 @@ def load(
         cfg.architecture, pretrained, pretrained_cfg=cfg, num_classes=num_classes, in_chans=in_chans, **kwargs
     )
     model.eval()
+    if integer:
+        return to_integers(model)
     return (fold_batch_norm(model) if fuse else model).to(device)
 
 

@@ -234,6 +234,40 @@ def test_bf16_is_rounded_once(form, kind):
 
 
 @pytest.mark.parametrize("dtype", native.DTYPES)
+@pytest.mark.parametrize("channels", [5, 16, 70])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("windows_in", "windows_out"), itertools.product([False, True], repeat=2))
+@pytest.mark.parametrize("kind", geometry.KINDS)
+@pytest.mark.parametrize("form", geometry.FORMS)
+def test_bytes_are_the_spikes(form, kind, windows_in, windows_out, size, channels, dtype):
+    handed = channels if form == "first" else 0
+    layer = layer_of(
+        form, kind, windows_in, windows_out, surrogate="triangular", training=False, keeps=False, handed=handed
+    )
+    x = {k: v.detach() for k, v in operands(layer, size, channels, dtype=dtype).items() if k != "residual"}
+    current = x.pop("current")
+    with torch.no_grad():
+        current[0, :2, 0, 0] = torch.tensor([torch.nan, torch.inf])
+        expected = neurons(current, layer, size, **x)
+        found = neurons(current, layer._replace(bytes=True), size, **x)
+    assert found[0].dtype == torch.uint8
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found[0].to(dtype), expected[0])
+    assert 0 < int(found[0].sum()) < found[0].numel()
+    for a, b in zip(found[1:], expected[1:], strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+
+def test_bytes_are_for_inference():
+    x = torch.randn(2, 3, 4, 4)
+    layer = Layer("first", kind="grid", surrogate="triangular", bytes=True)
+    for wrong, given in ((layer, {"anneal": torch.tensor(0.5)}), (layer._replace(surrogate=""), {})):
+        with torch.no_grad(), pytest.raises(ValueError, match="in inference alone"):
+            neurons(x, wrong, (4, 4), tau=torch.tensor(0.1), **given)
+
+
+@pytest.mark.parametrize("dtype", native.DTYPES)
 @pytest.mark.parametrize("projection", PROJECTIONS)
 def test_what_is_not_finite_stays_so(projection, dtype):
     """A loss must show it, and it does not fire; no finite membrane leaves the range of a bounded projection."""

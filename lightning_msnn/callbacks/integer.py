@@ -1,0 +1,59 @@
+"""Inference in integers of 8 bits within a Trainer."""
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.nn.integer import to_integers
+
+__all__ = ["IntegerInference"]
+
+
+class IntegerInference(Callback):
+    """Validate, test and predict with integer weights: see :func:`lightning_msnn.nn.integer.to_integers`.
+
+    The module's ``network`` is back in its place at the end.
+
+    Raises:
+        ConfigurationError: Where a Trainer fits or is not on a CPU, or the module's network does not run in integers.
+    """
+
+    def __init__(self) -> None:
+        self._network: nn.Module | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what has no integer weights, before any work is done."""
+        if stage == "fit":
+            raise ConfigurationError("integer weights are for validate, test and predict, not for fit")
+        if (device := trainer.strategy.root_device.type) != "cpu":
+            raise ConfigurationError(
+                f"integer weights are for CPUs, so trainer.accelerator must be 'cpu', not {device!r}"
+            )
+        if not isinstance(getattr(pl_module, "network", None), nn.Module):
+            raise ConfigurationError(f"{type(pl_module).__name__} has no network that could have integer weights")
+
+    def _begin(self, pl_module: pl.LightningModule) -> None:
+        self._network = pl_module.get_submodule("network")
+        pl_module.network = to_integers(self._network.eval())
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the integer network in the place of the network, whose weights are those of the checkpoint by now."""
+        self._begin(pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the integer network in the place of the network."""
+        self._begin(pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the integer network in the place of the network."""
+        self._begin(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Put the network back."""
+        if self._network is not None:
+            pl_module.network, self._network = self._network, None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Put the network back."""
+        self.teardown(trainer, pl_module, "")

@@ -1,0 +1,228 @@
+"""Synapses in integers for inference: spikes are bytes, weights have 8 bits, and their sums are exact.
+
+A spike is 0 or 1, so nothing of a synapse's input is lost in 8 bits, and there is nothing to calibrate. Each output
+channel has a scale, by which its sum is multiplied once.
+"""
+
+from typing import Any, TypeVar
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.functional.spike import heaviside
+from lightning_msnn.kernels.integer import MOST, Packed, convolve
+from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder
+from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
+from lightning_msnn.nn.neuron import ByteSpike, Rectifier, Spike
+from lightning_msnn.nn.synapse import Synapse
+
+__all__ = ["ByteEncoder", "IntegerConv2d", "IntegerMLP", "IntegerSynapse", "quantised", "to_integers"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round weights to integers from -127 to 127, so that the largest of each output channel is one of the two.
+
+    Args:
+        weight: Weights, output channels first.
+
+    Returns:
+        Integers, int8, of that shape, and the scale of each output channel, float32: the weight is their product.
+    """
+    rows = weight.detach().float().flatten(1)
+    scale = rows.abs().amax(1) / 127
+    scale = torch.where(scale > 0, scale, 1.0)  # all weights are 0
+    return (rows / scale[:, None]).round().clamp(-127, 127).to(torch.int8).view(weight.shape), scale
+
+
+class IntegerConv2d(nn.Module):
+    """A convolution of spikes with integers of 8 bits, on maps that stay as large as they are.
+
+    Its numbers keep their types, whatever type the network is moved to.
+
+    Args:
+        conv: The convolution, of stride 1, without batch norm.
+        level: Threshold of neurons that its current goes to without delay, one or one for each output channel; they
+            then are part of it: whole numbers are compared with the least sum that reaches the threshold.
+
+    Raises:
+        ConfigurationError: If a weight is not finite, or more meet in an output channel than float32 can add up.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d, level: Tensor | float | None = None) -> None:
+        super().__init__()
+        weight, scale = quantised(conv.weight)
+        bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.detach().float()
+        if not (scale.isfinite().all() and bias.isfinite().all()):
+            raise ConfigurationError("weights must be finite to become integers, and some are not")
+        if weight[0].numel() > MOST:
+            raise ConfigurationError(
+                f"integers are added up {MOST} at most, and {weight[0].numel()} weights meet in an output channel"
+            )
+        self.fires = level is not None
+        if level is not None:
+            self.threshold = float(torch.as_tensor(level).flatten()[0])  # by which what counts spikes knows neurons
+            least = ((torch.as_tensor(level).double() - bias.double()) / scale.double()).ceil()
+            bias, scale = (1.0 - least.clamp(-(2.0**23), 2.0**23)).float(), torch.ones_like(scale)
+        self.groups = conv.groups
+        self.register_buffer("weight", weight.contiguous())
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+        self.packed = Packed()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "IntegerConv2d":
+        exact = self.scale, self.bias
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.scale, self.bias = (numbers.to(self.weight.device) for numbers in exact)
+        self.packed = Packed()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.packed = Packed()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map spikes ``(B, C, H, W)`` to currents, float32, or to spikes, bytes.
+
+        Args:
+            spikes: Spikes, bytes or of any other type.
+            residual: Residual stream ``(B, O, H, W)`` to which currents are added, in its type.
+        """
+        return convolve(spikes, self.weight, self.scale, self.bias, self.packed, self.groups, self.fires, residual)
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        outputs, inputs, side, _ = self.weight.shape
+        return f"{inputs * self.groups}, {outputs}, kernel_size={side}, groups={self.groups}, fires={self.fires}"
+
+
+class IntegerSynapse(nn.Module):
+    """A synapse of integer weights; its currents are float32.
+
+    Args:
+        synapse: The synapse, its batch norm folded.
+    """
+
+    def __init__(self, synapse: Synapse) -> None:
+        super().__init__()
+        self.conv = IntegerConv2d(synapse.conv)
+        self.norm = nn.Identity()
+
+    def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map spikes ``(B, C, H, W)`` to a current ``(B, O, H, W)``, and add a stream like it."""
+        current: Tensor = self.conv(spikes, residual)
+        return current
+
+
+class IntegerMLP(nn.Module):
+    """A channel mixer of integer weights; its neurons compare integers.
+
+    Args:
+        mlp: The channel mixer, its batch norms folded, of one time step.
+    """
+
+    def __init__(self, mlp: MLP) -> None:
+        super().__init__()
+        level = mlp.spike.threshold if mlp.spike.level is None else mlp.spike.level.detach()
+        self.fc1 = IntegerConv2d(mlp.fc1.conv, level)
+        self.fc2 = IntegerSynapse(mlp.fc2)
+
+    def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map spikes ``(B, dim, H, W)`` to a current of that shape, to which the residual stream is added."""
+        current: Tensor = self.fc2(self.fc1(spikes), residual)
+        return current
+
+
+class ByteEncoder(ThresholdEncoder):
+    """Spikes that leave the residual stream, stored as bytes.
+
+    Args:
+        encoder: The encoder, its batch norm folded into thresholds.
+    """
+
+    comparison = ThresholdEncoder.comparison._replace(bytes=True)
+
+    def __init__(self, encoder: ThresholdEncoder) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(encoder.__dict__)
+
+
+def _in_bytes(module: nn.Module) -> nn.Module:
+    """A layer of neurons whose spikes are bytes."""
+    if type(module) is ThresholdEncoder:
+        return ByteEncoder(module)
+    if type(module) is Spike:
+        return ByteSpike(module)
+    if type(module) is Encoder:
+        module.spike = _in_bytes(module.spike)  # type: ignore[assignment]
+    return module
+
+
+def _read_by_synapses(module: nn.Module) -> tuple[str, ...]:
+    """Names of the layers of neurons in a module whose spikes only synapses of integer weights read."""
+    if isinstance(module, Block):
+        entering = ("encoder1",) if "byte_spikes" in vars(type(module.mixer)) else ()
+        return entering + (("encoder2",) if isinstance(module.mlp, MLP | IntegerMLP) else ())
+    # Of a class itself: one derived from it may do something else with them.
+    names: tuple[str, ...] = vars(type(module)).get("byte_spikes", ())
+    return names
+
+
+def to_integers(model: M) -> M:
+    """Return a copy of a network for inference on CPUs whose synapses add up integers of 8 bits.
+
+    Batch norm is folded first. Every convolution and linear layer that receives spikes has integer weights then, with a
+    scale for each output channel; neurons between two of them compare integers, and spikes are bytes from one to the
+    next where nothing else reads them. Products of two activations (attention) and recurrent cells stay as they are, as
+    do stem, patch merging and read-out, which are in the type that the network is moved to.
+
+    Sums are exact. Weights are rounded to 8 bits, which changes logits, and the class of a few images.
+
+    Args:
+        model: Network in evaluation mode, on a CPU.
+
+    Returns:
+        The copy, for inference alone.
+
+    Raises:
+        ConfigurationError: If the network is in training mode or on another device, has rectifiers in the place of
+            spikes, draws its spikes (``coding: bernoulli``), or has no synapse of this package.
+    """
+    if model.training:
+        raise ConfigurationError("integer weights are for inference: call eval() first")
+    if device := next((str(p.device) for p in model.parameters() if p.device.type != "cpu"), ""):
+        raise ConfigurationError(f"integer weights are for CPUs, and the network is on {device}")
+    modules = list(model.modules())
+    if any(isinstance(module, Rectifier) for module in modules):
+        raise ConfigurationError("integer weights are for spikes, and this network is a twin with rectifiers")
+    if any(isinstance(module, BernoulliEncoder) for module in modules):
+        raise ConfigurationError("integer weights are for thresholds, and this network draws its spikes: bernoulli")
+    if any(isinstance(module, Spike) and module.model.fire is not heaviside for module in modules):
+        raise ConfigurationError(
+            "integer weights are for spikes of 0 and 1, and these neurons have a function of their own"
+        )
+    analogue = {part for module in modules if isinstance(module, AnalogueMLP) for part in (module.fc1, module.fc2)}
+    if not any(isinstance(module, Synapse) and module not in analogue for module in modules):
+        raise ConfigurationError(
+            f"integer weights are for synapses that receive spikes, and {type(model).__name__} has none"
+        )
+    folded = fold_batch_norm(model)
+    one_step = getattr(model, "time_steps", 1) == 1
+    for parent in list(folded.modules()):
+        for name in _read_by_synapses(parent):
+            setattr(parent, name, _in_bytes(getattr(parent, name)))
+        for name, child in parent.named_children():
+            if isinstance(child, DropPath):  # does nothing in inference, but keep the stream from being added at once
+                setattr(parent, name, nn.Identity())
+            elif type(child) is MLP and one_step:
+                setattr(parent, name, IntegerMLP(child))
+            elif type(child) is Synapse and not isinstance(parent, AnalogueMLP):
+                setattr(parent, name, IntegerSynapse(child))
+    return folded.requires_grad_(False)

@@ -1,0 +1,44 @@
+"""Integer inference within a Trainer."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from lightning_msnn.callbacks import IntegerInference
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.nn.integer import to_integers
+from lightning_msnn.tasks import SpikingClassifier
+from tests.models.test_registry import lively
+
+
+def trainer(accelerator="cpu"):
+    return pl.Trainer(
+        accelerator=accelerator, logger=False, callbacks=[IntegerInference()], enable_checkpointing=False,
+        enable_progress_bar=False, barebones=False, max_epochs=1,
+    )  # fmt: skip
+
+
+def test_predicts_in_integers_and_puts_the_network_back():
+    task, x = SpikingClassifier(), torch.randn(4, 3, 16, 16)
+    network = lively(task.network)
+    with torch.no_grad():
+        expected, own = to_integers(network)(x), network(x)
+    found = trainer().predict(task, torch.utils.data.DataLoader(x, batch_size=4))
+    assert torch.equal(found[0]["logits"], expected)
+    assert not torch.equal(expected, own)
+    assert task.network is network
+
+
+def test_refuses_a_training():
+    data = torch.utils.data.TensorDataset(torch.randn(4, 3, 16, 16), torch.arange(4))
+    with pytest.raises(ConfigurationError, match="not for fit"):
+        trainer().fit(SpikingClassifier(), torch.utils.data.DataLoader(data, batch_size=4))
+
+
+def test_refuses_a_module_without_a_network():
+    class Plain(pl.LightningModule):
+        def predict_step(self, batch):
+            return batch
+
+    with pytest.raises(ConfigurationError, match="Plain has no network"):
+        trainer().predict(Plain(), torch.utils.data.DataLoader(torch.randn(2, 3)))
