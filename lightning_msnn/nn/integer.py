@@ -60,7 +60,7 @@ class IntegerConv2d(nn.Module):
         super().__init__()
         weight, scale = quantised(conv.weight)
         bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.detach().float()
-        if not (scale.isfinite().all() and bias.isfinite().all()):
+        if not (conv.weight.isfinite().all() and bias.isfinite().all()):
             raise ConfigurationError("weights must be finite to become integers, and some are not")
         if weight[0].numel() > MOST:
             raise ConfigurationError(
