@@ -19,7 +19,7 @@ from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, list_files
 from lightning_msnn.data.base import Part
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
-__all__ = ["AudioDataModule", "LogMel", "augment_waves", "mask_maps", "mel_filters", "read_wav", "read_waves"]
+__all__ = ["AudioDataModule", "LogMel", "augment_waves", "mask_maps", "mel_filters", "read_wav", "read_waves", "warp_maps"]
 
 logger = logging.getLogger(__name__)
 
@@ -208,6 +208,26 @@ def mask_maps(maps: Tensor, width: int, dim: int) -> Tensor:
     return maps.masked_fill(masked[:, None, :, None] if dim == 2 else masked[:, None, None, :], 0.0)
 
 
+def warp_maps(maps: Tensor, stretch: float, transpose: float) -> Tensor:
+    """Play maps faster or slower and by a higher or lower voice, each by a draw of its own from torch's CPU generator.
+
+    The mel scale is nearly logarithmic where voices lie, so that a voice of another pitch or vocal tract is about the
+    same map moved along it.
+
+    Args:
+        maps: ``(B, 1, mels, frames)``; beyond a border its last value is repeated.
+        stretch: Largest share by which a map is stretched or shrunk in time about its middle; the draw is uniform.
+        transpose: Largest number of mel bands that it is moved by; the draw is uniform.
+    """
+    batch, _, mels, _ = maps.shape
+    drawn = 2 * torch.rand(2, batch) - 1
+    affine = torch.zeros(batch, 2, 3)
+    affine[:, 0, 0], affine[:, 1, 1] = 1 + stretch * drawn[0], 1.0
+    affine[:, 1, 2] = drawn[1] * transpose * 2 / mels
+    grid = nn.functional.affine_grid(affine.to(maps.device), list(maps.shape), align_corners=False)
+    return nn.functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+
+
 class AudioDataModule(ArrayDataModule):
     """Recordings in memory, made into log-mel maps ``(B, 1, mels, frames)`` a batch at a time on the device.
 
@@ -221,6 +241,8 @@ class AudioDataModule(ArrayDataModule):
         seconds: Length of a recording; of a longer one the loudest stretch is taken, a shorter one has silence around.
         shift: Most seconds that a training recording is moved in time.
         noise: Largest share of white noise in a training recording.
+        stretch: Largest share by which a training map is stretched or shrunk in time, in [0, 1).
+        transpose: Most mel bands that a training map is moved up or down, as by another voice.
         time_mask: Most frames of a training map that are masked.
         frequency_mask: Most mel bands of a training map that are masked.
         batch_size: Recordings a batch (on each device).
@@ -247,6 +269,8 @@ class AudioDataModule(ArrayDataModule):
         seconds: float = 0.8,
         shift: float = 0.1,
         noise: float = 0.3,
+        stretch: float = 0.15,
+        transpose: float = 2.0,
         time_mask: int = 6,
         frequency_mask: int = 4,
         batch_size: int = 64,
@@ -264,6 +288,10 @@ class AudioDataModule(ArrayDataModule):
             raise ConfigurationError(f"shift must be in [0, {seconds}), the seconds of a recording, not {shift!r}")
         self.shift = round(shift * self.rate)
         self.noise = check_number("noise", noise)
+        self.stretch = check_number("stretch", stretch, below_one=True)
+        if not (isinstance(transpose, int | float) and 0 <= transpose < mels):
+            raise ConfigurationError(f"transpose must be in [0, {mels}), the mel bands of a map, not {transpose!r}")
+        self.transpose = transpose
         masks = {"time_mask": (time_mask, frames), "frequency_mask": (frequency_mask, mels)}
         for name, (value, size) in masks.items():
             if check_integer(name, value, 0) >= size:
@@ -313,5 +341,7 @@ class AudioDataModule(ArrayDataModule):
             waves = augment_waves(waves, self.shift, self.noise)
         maps: Tensor = (self.log_mel.to(waves.device)(waves) - self.mean[0]) / self.std[0]
         if training:
+            if self.stretch or self.transpose:
+                maps = warp_maps(maps, self.stretch, self.transpose)
             maps = mask_maps(mask_maps(maps, self.frequency_mask, 2), self.time_mask, 3)
         return maps

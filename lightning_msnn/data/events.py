@@ -87,6 +87,7 @@ class EventFrames(ArrayDataModule):
         ConfigurationError: If a value is not allowed, or tonic is not installed.
     """
 
+    needs_root: ClassVar[bool] = False
     test_fraction: ClassVar[float] = 0.1
     test_seed: ClassVar[int] = 401843  # any constant; a change would let a published model see its test recordings
 
@@ -133,11 +134,14 @@ class EventFrames(ArrayDataModule):
         return self._size
 
     def check_part(self, part: Part | None) -> None:
-        """Refuse to predict: tonic has no files without classes."""
+        """Ask for a folder, which is made if it is not there; refuse to predict: tonic has no files without classes."""
         if part is None:
             raise ConfigurationError(
                 "predict is not for EventFrames: tonic reads labelled recordings, which test takes"
             )
+        if self.root is None or (self.root.exists() and not self.root.is_dir()):
+            given = "is not given" if self.root is None else f"{str(self.root)!r} is a file"
+            raise ConfigurationError(f"root {given}: EventFrames needs a folder for tonic's data sets, data.root")
 
     def _open(self, part: Part) -> tuple[Any, Sequence[int]]:
         """The data set of tonic, and which of its recordings are a part."""
@@ -157,8 +161,13 @@ class EventFrames(ArrayDataModule):
 
     def prepare_data(self) -> None:
         """Download the data set if it is not there."""
-        if self.root is not None and self.root.is_dir():
-            self._open("train")
+        self.check_part("train")
+        assert self.root is not None
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"cannot make the folder {str(self.root)!r}: {error.strerror}") from error
+        self._open("train")
 
     def read(self, part: Part) -> tuple[Tensor, Tensor]:
         """Count the events of a part, uint8, (N, [T,] C, H, W), or take the frames that were kept."""
