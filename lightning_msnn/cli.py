@@ -555,7 +555,12 @@ class MSNNCLI(LightningCLI):
         self._facts["model"] = {"num_classes": config["num_classes"], "in_chans": config["input_size"][0]}
         self._preprocessing = {field: config[field] for field in ("mean", "std", "class_names")}
         self._preprocessing["image_size"] = config["input_size"][1]
-        self._take_class("data", config.get("data", {}).get("class_path"), resumed=False)
+        of_data = config.get("data", {})
+        kind = self._take_class("data", of_data.get("class_path"), resumed=False)
+        if kind is not None:
+            allowed = _arguments(kind).keys() - OF_THE_MACHINE
+            settings = arguments_of_checkpoint(of_data.get("init_args"))
+            self._facts["data"] = {key: _plain(v) for key, v in settings.items() if key in allowed}
         self._know_size()
 
     def _know_size(self) -> None:
@@ -757,7 +762,7 @@ class MSNNCLI(LightningCLI):
     def before_predict(self) -> None:
         """Check the folder and have a CSV file written."""
         self._check()
-        if isinstance(self.model, tasks.SpikingClassifier):
+        if isinstance(self.model, tasks.SpikingClassifier | tasks.SpikingForecaster):
             writer = PredictionWriter(self._get(self.config_init, "predictions"))
             self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         else:

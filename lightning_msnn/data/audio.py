@@ -19,7 +19,16 @@ from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, list_files
 from lightning_msnn.data.base import Part
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
-__all__ = ["AudioDataModule", "LogMel", "augment_waves", "mask_maps", "mel_filters", "read_wav", "read_waves", "warp_maps"]
+__all__ = [
+    "AudioDataModule",
+    "LogMel",
+    "augment_waves",
+    "mask_maps",
+    "mel_filters",
+    "read_wav",
+    "read_waves",
+    "warp_maps",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +151,7 @@ class LogMel(nn.Module):
         samples: Samples of a wave.
         mels: Height of a map.
         frames: Width of a map; neighbours are ``samples // frames`` samples apart.
+        causal: Whether a frame depends on nothing that comes after it, so that a map can be made as the sound comes.
 
     Raises:
         ConfigurationError: If there are too few samples for the frames, or too few frequencies for the filters.
@@ -150,8 +160,9 @@ class LogMel(nn.Module):
     window: Tensor
     filters: Tensor
 
-    def __init__(self, rate: int, samples: int, mels: int, frames: int) -> None:
+    def __init__(self, rate: int, samples: int, mels: int, frames: int, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         self.n_fft = 2 ** math.ceil(math.log2(0.025 * rate))  # 25 ms or more, in which speech hardly changes
         self.hop, self.frames = samples // frames, frames
         if self.hop < 1:
@@ -165,11 +176,16 @@ class LogMel(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, waves: Tensor) -> Tensor:
-        """Map waves ``(B, samples)`` to decibels ``(B, 1, mels, frames)``, at most 80 below the loudest of each map."""
+        """Map waves ``(B, samples)`` to decibels ``(B, 1, mels, frames)``.
+
+        They are at most 80 below the loudest of the map, or if causal, of what came so far.
+        """
         spectrum = torch.stft(waves, self.n_fft, self.hop, window=self.window, pad_mode="constant", return_complex=True)
         power = self.filters @ spectrum.abs().square()[..., : self.frames]
         decibels = 10 * power.clamp(min=1e-10).log10()
-        return decibels.maximum(decibels.amax((1, 2), keepdim=True) - 80).unsqueeze(1)
+        loudest = decibels.amax(1, keepdim=True)
+        loudest = loudest.cummax(2).values if self.causal else loudest.amax(2, keepdim=True)
+        return decibels.maximum(loudest - 80).unsqueeze(1)
 
 
 def augment_waves(waves: Tensor, shift: int, noise: float) -> Tensor:
@@ -231,6 +247,9 @@ def warp_maps(maps: Tensor, stretch: float, transpose: float) -> Tensor:
 class AudioDataModule(ArrayDataModule):
     """Recordings in memory, made into log-mel maps ``(B, 1, mels, frames)`` a batch at a time on the device.
 
+    For several time steps a map is cut in time into as many parts, ``(B, T, 1, mels, frames / T)``, each made of what
+    was heard up to its end: a network's :meth:`~lightning_msnn.models.msnn.MSNN.step` takes them as they come.
+
     A data set is a subclass that states its classes and rate, and lists the files of its parts (``list_part``).
 
     Args:
@@ -238,6 +257,7 @@ class AudioDataModule(ArrayDataModule):
         folder: A wav file to predict, or a folder of them, its sub-folders included.
         mels: Height of a map: filters on the mel scale.
         frames: Width of a map.
+        time_steps: Parts that a map is cut into; ``frames`` is a multiple of it.
         seconds: Length of a recording; of a longer one the loudest stretch is taken, a shorter one has silence around.
         shift: Most seconds that a training recording is moved in time.
         noise: Largest share of white noise in a training recording.
@@ -254,6 +274,7 @@ class AudioDataModule(ArrayDataModule):
         ConfigurationError: If a value is not allowed.
     """
 
+    noun = "recordings"
     #: Class names in the order of their numbers.
     classes: ClassVar[list[str]]
     #: Sampling rate in Hz; recordings of another are resampled.
@@ -266,6 +287,7 @@ class AudioDataModule(ArrayDataModule):
         folder: str | None = None,
         mels: int = 32,
         frames: int = 40,
+        time_steps: int = 1,
         seconds: float = 0.8,
         shift: float = 0.1,
         noise: float = 0.3,
@@ -283,7 +305,10 @@ class AudioDataModule(ArrayDataModule):
         if not (isinstance(seconds, int | float) and 0 < seconds <= 60):
             raise ConfigurationError(f"seconds must be a number above 0 and at most 60, not {seconds!r}")
         self.samples = round(seconds * self.rate)
-        self.log_mel = LogMel(self.rate, self.samples, mels, frames)
+        self.time_steps = check_integer("time_steps", time_steps, 1)
+        if frames % time_steps:
+            raise ConfigurationError(f"frames must be a multiple of time_steps, {time_steps}, not {frames}")
+        self.log_mel = LogMel(self.rate, self.samples, mels, frames, causal=time_steps > 1)
         if not (isinstance(shift, int | float) and 0 <= shift < seconds):
             raise ConfigurationError(f"shift must be in [0, {seconds}), the seconds of a recording, not {shift!r}")
         self.shift = round(shift * self.rate)
@@ -307,8 +332,8 @@ class AudioDataModule(ArrayDataModule):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Mel bands and frames of a map."""
-        return self.mels, self.frames
+        """Mel bands and frames of a map, or of its parts."""
+        return self.mels, self.frames // self.time_steps
 
     def list_part(self, part: Part) -> tuple[list[Path], list[int]]:
         """Return the files of a part and their classes."""
@@ -334,8 +359,12 @@ class AudioDataModule(ArrayDataModule):
         files = list_files(self.folder, ".wav")
         return NamedDataset(read_waves(files, self.rate, self.samples), [str(file) for file in files])
 
+    def read_one(self, path: str | os.PathLike[str]) -> Tensor:
+        """Read a wav file as the input of a network, ``([T,] 1, mels, frames / T)``."""
+        return self.transform(read_waves([path], self.rate, self.samples), False)[0]
+
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
-        """Turn waves, int16, (B, samples), into normalised log-mel maps (B, 1, mels, frames)."""
+        """Turn waves, int16, (B, samples), into normalised log-mel maps, or their parts."""
         waves = inputs.float() / 32768
         if training:
             waves = augment_waves(waves, self.shift, self.noise)
@@ -344,4 +373,6 @@ class AudioDataModule(ArrayDataModule):
             if self.stretch or self.transpose:
                 maps = warp_maps(maps, self.stretch, self.transpose)
             maps = mask_maps(mask_maps(maps, self.frequency_mask, 2), self.time_mask, 3)
+        if self.time_steps > 1:
+            maps = maps.unflatten(3, (self.time_steps, -1)).permute(0, 3, 1, 2, 4).contiguous()
         return maps

@@ -28,8 +28,12 @@ logger = logging.getLogger(__name__)
 CACHE_FORMAT = 1
 
 
+#: Data sets of this package that are like those of tonic.
+OWN = {"SaccadedDigits": "lightning_msnn.data.saccades.SaccadedDigits"}
+
+
 def find_data_set(name: str) -> Any:
-    """Return a data set's class by its name in ``tonic.datasets``, or by its import path.
+    """Return a data set's class by its name in ``tonic.datasets`` or :data:`OWN`, or by its import path.
 
     Raises:
         ConfigurationError: If tonic is not installed, or there is no such class with camera and classes.
@@ -40,13 +44,13 @@ def find_data_set(name: str) -> Any:
         raise ConfigurationError(
             f"EventFrames needs tonic, and it cannot be imported ({error}): pip install 'lightning-msnn[events]'"
         ) from error
-    module, _, last = name.rpartition(".")
+    module, _, last = OWN.get(name, name).rpartition(".")
     try:
         found = getattr(import_module(module) if module else known, last, None)
     except ImportError as error:
         raise ConfigurationError(f"cannot import the data set {name!r}: {error}") from error
     if not _is_camera(found):
-        allowed = [other for other in known.__all__ if _is_camera(getattr(known, other))]
+        allowed = [*OWN, *(other for other in known.__all__ if _is_camera(getattr(known, other)))]
         raise ConfigurationError(
             f"unknown data set {name!r}: allowed are {', '.join(allowed)} and the import path of a class like these"
             f"{suggestion(name, allowed)}"
@@ -68,9 +72,9 @@ class EventFrames(ArrayDataModule):
     of the training frames. With one time step all events are in one frame. Frames are counted once and kept on disk.
 
     Args:
-        dataset: Name of a class in ``tonic.datasets``, such as ``DVSGesture``, ``CIFAR10DVS`` or ``NMNIST``, or the
-            import path of one like these. Its train and test part are used; where it has only one part, a tenth of each
-            class, always the same, is the test part.
+        dataset: Name of a class in ``tonic.datasets``, such as ``DVSGesture``, ``CIFAR10DVS`` or ``NMNIST``,
+            ``SaccadedDigits``, which needs no download, or the import path of one like these. Its train and test part
+            are used; where it has only one part, a tenth of each class, always the same, is the test part.
         root: Folder of tonic's data sets, to which it downloads what is not there.
         time_steps: Frames of a recording.
         size: Height and width of the frames; neighbouring pixels are added up. By default those of the camera.
@@ -87,7 +91,8 @@ class EventFrames(ArrayDataModule):
         ConfigurationError: If a value is not allowed, or tonic is not installed.
     """
 
-    needs_root: ClassVar[bool] = False
+    noun = "recordings"
+    makes_root = True
     test_fraction: ClassVar[float] = 0.1
     test_seed: ClassVar[int] = 401843  # any constant; a change would let a published model see its test recordings
 
@@ -134,14 +139,11 @@ class EventFrames(ArrayDataModule):
         return self._size
 
     def check_part(self, part: Part | None) -> None:
-        """Ask for a folder, which is made if it is not there; refuse to predict: tonic has no files without classes."""
+        """Refuse to predict: tonic has no files without classes."""
         if part is None:
             raise ConfigurationError(
                 "predict is not for EventFrames: tonic reads labelled recordings, which test takes"
             )
-        if self.root is None or (self.root.exists() and not self.root.is_dir()):
-            given = "is not given" if self.root is None else f"{str(self.root)!r} is a file"
-            raise ConfigurationError(f"root {given}: EventFrames needs a folder for tonic's data sets, data.root")
 
     def _open(self, part: Part) -> tuple[Any, Sequence[int]]:
         """The data set of tonic, and which of its recordings are a part."""
@@ -161,8 +163,8 @@ class EventFrames(ArrayDataModule):
 
     def prepare_data(self) -> None:
         """Download the data set if it is not there."""
-        self.check_part("train")
-        assert self.root is not None
+        if self.root is None:
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -38,6 +38,7 @@ class ForecastSeries(ArrayDataModule):
         ConfigurationError: If a value is not allowed.
     """
 
+    noun = "stretches"
     needs_root: ClassVar[bool] = False
 
     def __init__(
