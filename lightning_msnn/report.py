@@ -79,8 +79,8 @@ def _forecast_lead(name: str, task: SpikingForecaster, datamodule: Any) -> str:
             sums[key] = sums.get(key, 0.0) + float(((forecast - future).abs() / scale).sum())
     of = {key: total / values for key, total in sums.items()}
     return (
-        f"{name} forecasts {datamodule.source} with a mean absolute scaled error (MASE) of {of['network']:.3f}; "
-        f"repeating the last season has {of['seasonal_naive']:.3f}, the last value {of['naive']:.3f}. It"
+        f"Where repeating the last season of {datamodule.source} has a mean absolute scaled error (MASE) of "
+        f"{of['seasonal_naive']:.3f}, and repeating the last value {of['naive']:.3f}, {name} has {of['network']:.3f}"
     )
 
 
