@@ -733,12 +733,14 @@ class MSNNCLI(LightningCLI):
             self.model.check_data(self.datamodule)
         if self.subcommand != "fit":
             for name in ("mean", "std"):  # images are what the weights have learnt from
-                if name in self._preprocessing and hasattr(self.datamodule, name):
+                learns = isinstance(self.datamodule, data.ArrayDataModule)  # has none before it has read its data
+                if name in self._preprocessing and (learns or hasattr(self.datamodule, name)):
                     values = tuple(self._preprocessing[name])
                     channels = getattr(self.datamodule, "in_chans", None)
-                    if isinstance(self.datamodule, data.ImageDataModule) and len(values) != channels:
+                    ours = isinstance(self.datamodule, data.ImageDataModule | data.ArrayDataModule)
+                    if ours and len(values) != channels:
                         raise ConfigurationError(
-                            f"{self._source} has {name} {list(values)}, a number for each channel, but the images have "
+                            f"{self._source} has {name} {list(values)}, a number for each channel, but the data has "
                             f"{channels}"
                         )
                     setattr(self.datamodule, name, values)

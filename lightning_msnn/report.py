@@ -71,7 +71,8 @@ def _load(name: str) -> tuple[SpikingClassifier | SpikingForecaster, str, dict[s
 @torch.inference_mode()
 def _forecast_lead(name: str, task: SpikingForecaster, datamodule: Any) -> str:
     """A sentence on the scaled errors of forecasts of the test part, and of those that need no training."""
-    scale, sums, values = datamodule.naive_scale.repeat_interleave(task.horizon), {}, 0
+    scale, values = datamodule.naive_scale.repeat_interleave(task.horizon), 0
+    sums: dict[str, float] = {}
     for series, future in datamodule.test_dataloader():
         values += future.numel()
         naive = {key: x.flatten(1) for key, x in naive_forecasts(series, task.horizon, datamodule.season).items()}

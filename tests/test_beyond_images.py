@@ -5,6 +5,7 @@ import re
 import runpy
 import sys
 import wave
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 import torch
 import yaml
 
+from benchmarks.beyond_images import SETS, VARIANTS, command, table
 from lightning_msnn import data, zoo
-from lightning_msnn.cli import configurations, main
+from lightning_msnn.cli import MSNNCLI, configurations, main
 from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy import spread
 from lightning_msnn.energy.inputs import saliency
@@ -279,6 +281,47 @@ def test_a_resumed_training_ends_as_one_that_was_not_stopped(kind, digits, sales
     )
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+# The table
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", SETS)
+def test_commands_of_the_table_are_understood(name, variant, monkeypatch):
+    seen = []
+
+    def stop(self):
+        seen.append(self.config.fit)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MSNNCLI, "before_instantiate_classes", stop)
+    given = Namespace(fsdd="f", events="e", epochs=2, network="msnn_rnn12_tiny")
+    with pytest.raises(KeyboardInterrupt):
+        main(command(name, variant, 5, "folder", given)[3:])
+    (config,) = seen
+    assert (config.seed_everything, config.trainer.max_epochs) == (5, 2)
+    model = config.model.init_args
+    assert model.network == "msnn_rnn12_tiny"
+    assert (model.twin == "relu") == (variant == "twin")
+    kwargs = {"single": {"windows": "single"}, "isolated": {"context": "isolated"}, "four steps": {"time_steps": 4}}
+    assert (model.network_kwargs or {}) == kwargs.get(variant, {})
+
+
+def test_the_table_has_means_and_intervals():
+    made = [
+        {"data": name, "variant": "windows", "metric": metric, "test": test, "seasonal_naive": naive}
+        for name, metric, naive, tests in (
+            ("speech", "top1", "", ("0.97", "0.98", "0.99")),
+            ("airline", "mase", "1.25", ("0.9", "0.9")),
+            ("solar", "mase", "2", ("1.5",)),
+        )
+        for test in tests
+    ]
+    *_, speech, airline, solar = table(made).splitlines()
+    assert speech == "| speech, own split | 98.00 ± 2.48 | - | - | - | - |  |"  # 4.303 / sqrt(3)
+    assert airline == "| Airline (MASE) | 0.900 ± 0.000 | - | - | - | - | 1.250 |"
+    assert solar == "| solar (MASE) | 1.500 | - | - | - | - | 2.000 |"
 
 
 # Small parts

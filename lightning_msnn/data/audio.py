@@ -374,5 +374,5 @@ class AudioDataModule(ArrayDataModule):
                 maps = warp_maps(maps, self.stretch, self.transpose)
             maps = mask_maps(mask_maps(maps, self.frequency_mask, 2), self.time_mask, 3)
         if self.time_steps > 1:
-            maps = maps.unflatten(3, (self.time_steps, -1)).permute(0, 3, 1, 2, 4).contiguous()
+            maps = torch.unflatten(maps, 3, (self.time_steps, -1)).permute(0, 3, 1, 2, 4).contiguous()
         return maps

@@ -54,8 +54,10 @@ PREPROCESSING = (
     *("mels", "frames", "seconds", "splits", "test_speakers", "val_speaker"),
     *("length", "context", "horizon", "season", "columns", "test_fraction", "time_steps", "size"),
 )
-NAMES = ("problem", "source", "dataset")
+NAMES = ("problem", "source")
 """Those that a checkpoint may choose where they are plain names, and no paths."""
+MADE = "SaccadedDigits"
+"""The data set of events that it may choose: it is made, and others are downloaded."""
 LARGEST_IMAGE = 4096
 
 
@@ -111,6 +113,7 @@ def arguments_of_checkpoint(hparams: object) -> dict[str, Any]:
     hparams = hparams if isinstance(hparams, dict) else {}
     given = {name: value for name, value in hparams.items() if name in PREPROCESSING}
     given |= {name: hparams[name] for name in NAMES if re.fullmatch(r"[\w-]+", str(hparams.get(name, "")))}
+    given |= {"dataset": MADE} if hparams.get("dataset") == MADE else {}
     size = given.get("image_size")
     if isinstance(size, int) and size > LARGEST_IMAGE:
         raise ConfigurationError(f"image_size of a checkpoint must be at most {LARGEST_IMAGE}, not {size}")

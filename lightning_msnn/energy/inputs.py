@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_forecast", "draw_frames", "draw_recording", "draw_series", "saliency"]
 
 
-@torch.enable_grad()  # type: ignore[untyped-decorator]
+@torch.enable_grad()
 def saliency(network: nn.Module, inputs: Tensor) -> Tensor:
     """How much each place of an input counts for the class that a network chooses.
 
