@@ -93,8 +93,8 @@ def test_export_folding_and_features(name, context):
     torch.testing.assert_close(fold_batch_norm(model)(x), out)
     exported = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(exported(x), out)
-    for cls in ("hook", "fx"):
-        features = timm.create_model(name, features_only=True, feature_cls=cls, context=context)(x.float())
+    for kwargs in ({}, {"feature_cls": "fx"}):
+        features = timm.create_model(name, features_only=True, context=context, **kwargs)(x.float())
         assert [f.shape[2:] for f in features] == [(1, 23), (1, 12), (1, 6), (1, 3)]
 
 
