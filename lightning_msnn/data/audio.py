@@ -23,6 +23,7 @@ __all__ = [
     "AudioDataModule",
     "LogMel",
     "augment_waves",
+    "colour_maps",
     "mask_maps",
     "mel_filters",
     "read_wav",
@@ -244,6 +245,18 @@ def warp_maps(maps: Tensor, stretch: float, transpose: float) -> Tensor:
     return nn.functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
 
 
+def colour_maps(maps: Tensor, level: float) -> Tensor:
+    """Raise and lower the mel bands of maps smoothly, as another microphone does; drawn from torch's CPU generator.
+
+    Args:
+        maps: ``(B, 1, mels, frames)``.
+        level: Standard deviation of what is added, in the unit of the maps, at five places from the lowest band to the
+            highest; between them it is linear.
+    """
+    drawn = (level * torch.randn(len(maps), 1, 5, 1)).to(maps.device)
+    return maps + nn.functional.interpolate(drawn, (maps.shape[2], 1), mode="bilinear", align_corners=True)
+
+
 class AudioDataModule(ArrayDataModule):
     """Recordings in memory, made into log-mel maps ``(B, 1, mels, frames)`` a batch at a time on the device.
 
@@ -263,6 +276,8 @@ class AudioDataModule(ArrayDataModule):
         noise: Largest share of white noise in a training recording.
         stretch: Largest share by which a training map is stretched or shrunk in time, in [0, 1).
         transpose: Most mel bands that a training map is moved up or down, as by another voice.
+        colour: Standard deviation in decibels of what is added smoothly to the mel bands of a training map, as by
+            another microphone.
         time_mask: Most frames of a training map that are masked.
         frequency_mask: Most mel bands of a training map that are masked.
         batch_size: Recordings a batch (on each device).
@@ -291,8 +306,9 @@ class AudioDataModule(ArrayDataModule):
         seconds: float = 0.8,
         shift: float = 0.1,
         noise: float = 0.3,
-        stretch: float = 0.15,
-        transpose: float = 2.0,
+        stretch: float = 0.3,
+        transpose: float = 3.0,
+        colour: float = 3.0,
         time_mask: int = 6,
         frequency_mask: int = 4,
         batch_size: int = 64,
@@ -317,6 +333,9 @@ class AudioDataModule(ArrayDataModule):
         if not (isinstance(transpose, int | float) and 0 <= transpose < mels):
             raise ConfigurationError(f"transpose must be in [0, {mels}), the mel bands of a map, not {transpose!r}")
         self.transpose = transpose
+        if not (isinstance(colour, int | float) and 0 <= colour < 80):
+            raise ConfigurationError(f"colour must be a number of decibels in [0, 80), not {colour!r}")
+        self.colour = colour
         masks = {"time_mask": (time_mask, frames), "frequency_mask": (frequency_mask, mels)}
         for name, (value, size) in masks.items():
             if check_integer(name, value, 0) >= size:
@@ -372,6 +391,8 @@ class AudioDataModule(ArrayDataModule):
         if training:
             if self.stretch or self.transpose:
                 maps = warp_maps(maps, self.stretch, self.transpose)
+            if self.colour:
+                maps = colour_maps(maps, self.colour / self.std[0])
             maps = mask_maps(mask_maps(maps, self.frequency_mask, 2), self.time_mask, 3)
         if self.time_steps > 1:
             maps = torch.unflatten(maps, 3, (self.time_steps, -1)).permute(0, 3, 1, 2, 4).contiguous()
