@@ -559,7 +559,12 @@ class MSNNCLI(LightningCLI):
         self._facts["model"] = {"num_classes": config["num_classes"], "in_chans": config["input_size"][0]}
         self._preprocessing = {field: config[field] for field in ("mean", "std", "class_names")}
         self._preprocessing["image_size"] = config["input_size"][1]
-        self._take_class("data", config.get("data", {}).get("class_path"), resumed=False)
+        of_data = config.get("data", {})
+        kind = self._take_class("data", of_data.get("class_path"), resumed=False)
+        if kind is not None:
+            allowed = _arguments(kind).keys() - OF_THE_MACHINE
+            settings = arguments_of_checkpoint(of_data.get("init_args"))
+            self._facts["data"] = {key: _plain(v) for key, v in settings.items() if key in allowed}
         self._know_size()
 
     def _know_size(self) -> None:
@@ -733,12 +738,14 @@ class MSNNCLI(LightningCLI):
             self.model.check_data(self.datamodule)
         if self.subcommand != "fit":
             for name in ("mean", "std"):  # images are what the weights have learnt from
-                if name in self._preprocessing and hasattr(self.datamodule, name):
+                learns = isinstance(self.datamodule, data.ArrayDataModule)  # has none before it has read its data
+                if name in self._preprocessing and (learns or hasattr(self.datamodule, name)):
                     values = tuple(self._preprocessing[name])
                     channels = getattr(self.datamodule, "in_chans", None)
-                    if isinstance(self.datamodule, data.ImageDataModule) and len(values) != channels:
+                    ours = isinstance(self.datamodule, data.ImageDataModule | data.ArrayDataModule)
+                    if ours and len(values) != channels:
                         raise ConfigurationError(
-                            f"{self._source} has {name} {list(values)}, a number for each channel, but the images have "
+                            f"{self._source} has {name} {list(values)}, a number for each channel, but the data has "
                             f"{channels}"
                         )
                     setattr(self.datamodule, name, values)
@@ -762,7 +769,7 @@ class MSNNCLI(LightningCLI):
     def before_predict(self) -> None:
         """Check the folder and have a CSV file written."""
         self._check()
-        if isinstance(self.model, tasks.SpikingClassifier):
+        if isinstance(self.model, tasks.SpikingClassifier | tasks.SpikingForecaster):
             writer = PredictionWriter(self._get(self.config_init, "predictions"))
             self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         else:

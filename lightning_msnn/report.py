@@ -16,17 +16,20 @@ import torch
 from lightning_msnn import __version__, data, zoo
 from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy import NETWORK, PROFILES, SAMPLES, evenly, profile
+from lightning_msnn.energy.inputs import draw_forecast, draw_frames, draw_recording, draw_series, saliency
+from lightning_msnn.energy.pictures import png
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE
 from lightning_msnn.energy.report import compare, page
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.runs import read_checkpoint
-from lightning_msnn.tasks import SpikingClassifier
+from lightning_msnn.tasks import SpikingClassifier, SpikingForecaster
+from lightning_msnn.tasks.forecasting import naive_forecasts
 
 __all__ = ["main", "write_report"]
 
 
-def _load(name: str) -> tuple[SpikingClassifier, str, dict[str, Any]]:
+def _load(name: str) -> tuple[SpikingClassifier | SpikingForecaster, str, dict[str, Any]]:
     """Load a zoo entry or a checkpoint.
 
     Returns:
@@ -43,15 +46,18 @@ def _load(name: str) -> tuple[SpikingClassifier, str, dict[str, Any]]:
         )
         path = str(info.get("data", {}).get("class_path"))
         kind = choose({f"{data.__name__}.{name}": name for name in data.__all__}, path, "data set of a zoo entry")
-        return task.eval(), kind, {"image_size": info["input_size"][1]}
+        settings = arguments_of_checkpoint(info["data"].get("init_args"))
+        return task.eval(), kind, settings or {"image_size": info["input_size"][1]}
     content = read_checkpoint(name)
     kind = str((content.get("preprocessing") or {}).get("data"))
     if kind not in data.__all__ or "hyper_parameters" not in content:
         raise ConfigurationError(
             f"{name!r} does not say what data it was trained on: give a checkpoint of lightning-msnn"
         )
+    forecasts = "season" in (content["hyper_parameters"] or {})
+    task_class: Any = SpikingForecaster if forecasts else SpikingClassifier
     try:  # all that the training started from is in the checkpoint
-        task = SpikingClassifier.load_from_checkpoint(
+        loaded = task_class.load_from_checkpoint(
             name, map_location="cpu", weights_only=True, pretrained=False, init_from=None, teacher=None
         )
     except ConfigurationError:
@@ -59,7 +65,60 @@ def _load(name: str) -> tuple[SpikingClassifier, str, dict[str, Any]]:
     except Exception as error:  # whatever the values in a file make torch raise
         reason = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise ConfigurationError(f"{name!r} is of a network that cannot be made of it: {reason}") from error
-    return task.eval(), kind, arguments_of_checkpoint(content.get("datamodule_hyper_parameters"))
+    return loaded.eval(), kind, arguments_of_checkpoint(content.get("datamodule_hyper_parameters"))
+
+
+@torch.inference_mode()
+def _forecast_lead(name: str, task: SpikingForecaster, datamodule: Any) -> str:
+    """A sentence on the scaled errors of forecasts of the test part, and of those that need no training."""
+    scale, values = datamodule.naive_scale.repeat_interleave(task.horizon), 0
+    sums: dict[str, float] = {}
+    for series, future in datamodule.test_dataloader():
+        values += future.numel()
+        naive = {key: x.flatten(1) for key, x in naive_forecasts(series, task.horizon, datamodule.season).items()}
+        for key, forecast in {"network": task(series), **naive}.items():
+            sums[key] = sums.get(key, 0.0) + float(((forecast - future).abs() / scale).sum())
+    of = {key: total / values for key, total in sums.items()}
+    return (
+        f"Where repeating the last season of {datamodule.source} has a mean absolute scaled error (MASE) of "
+        f"{of['seasonal_naive']:.3f}, and repeating the last value {of['naive']:.3f}, {name} has {of['network']:.3f}"
+    )
+
+
+def _pictures(task: SpikingClassifier | SpikingForecaster, datamodule: Any) -> dict[str, bytes]:
+    """Pictures of the first test inputs of data that are no images, PNG by title."""
+    if not isinstance(datamodule, data.ArrayDataModule):
+        return {}
+    stored, targets = next(iter(datamodule.test_dataloader()))
+    made: dict[str, bytes] = {}
+    if isinstance(task, SpikingForecaster):
+        horizon, season = task.horizon, task.hparams["season"]
+        with torch.no_grad():
+            forecasts = {"network": task(stored[:1]).view(-1, horizon)}
+        forecasts |= {key: x[0] for key, x in naive_forecasts(stored[:1], horizon, season).items()}
+        of_first = {key: x[0] for key, x in forecasts.items()}
+        title = f"The first forecast of the test part of {datamodule.source}"
+        return {title: png(draw_forecast(stored[0, 0, 0], targets[0, :horizon], of_first, title))}
+    names = list(datamodule.class_names)
+    first = [int((targets == c).nonzero()[0]) for c in targets.unique()[:2]]  # one of each of two classes
+    inputs = datamodule.transform(stored[first], False)
+    salient = saliency(task.network, inputs)
+    with torch.no_grad():
+        chosen = task.network(inputs).argmax(1).tolist()
+    for row, index in enumerate(first):
+        title = f"{names[int(targets[index])]}, which the network takes for {names[chosen[row]]}"
+        if isinstance(datamodule, data.AudioDataModule):
+            maps = [x.reshape(-1, *x.shape[-2:]) for x in (inputs[row], salient[row])]  # parts of the time steps
+            mel, where = (torch.cat(list(parts), 1) for parts in maps)
+            figure = draw_recording(stored[index].float() / 32768, datamodule.rate, mel, where, title)
+        elif inputs.shape[-2] == 1:
+            variables = [f"variable {c}" for c in range(inputs.shape[1])]
+            figure = draw_series(inputs[row, :, 0], salient[row, 0], variables, title)
+        else:
+            frames, where = inputs[row].view(-1, *inputs.shape[-3:]), salient[row].view(-1, *inputs.shape[-2:])
+            figure = draw_frames(frames, where, title)
+        made[f"{row + 1}. {title}"] = png(figure)
+    return made
 
 
 def _run_of(name: str) -> Path | None:
@@ -83,8 +142,8 @@ def write_report(
         output: The page, by default ``report_<checkpoint>.html`` in the folder of the checkpoint's run, else
             ``<name>.html`` in the working folder.
         root: Folder of the data, by default that of the checkpoint or of the data set.
-        samples: Test images that are counted, spread evenly over the classes; accuracy is that of all.
-        batch_size: Images of a batch when accuracy is measured.
+        samples: Test inputs that are counted, spread evenly over the classes; accuracy is that of all.
+        batch_size: Inputs of a batch when accuracy is measured.
         on: Energy profile, or a YAML file of one.
 
     Returns:
@@ -113,10 +172,13 @@ def write_report(
     datamodule.prepare_data()
     datamodule.setup("test")
     facts = {"network": str(task.hparams["network"]), "data": kind}
-    top1, configuration, curves = {}, "", b""
+    top1, configuration, curves, lead = {}, "", b"", ""
     if name.endswith(".ckpt"):
         facts["checkpoint"] = name
-        top1[NETWORK] = zoo.evaluate(task, datamodule)["top1"]
+        if isinstance(task, SpikingForecaster):
+            lead = _forecast_lead(stem, task, datamodule)
+        else:
+            top1[NETWORK] = zoo.evaluate(task, datamodule)["top1"]
         if run is not None:
             configuration = (run / "config.yaml").read_text(encoding="utf-8")
             curves = (run / "curves.png").read_bytes() if (run / "curves.png").is_file() else b""
@@ -125,8 +187,12 @@ def write_report(
         configuration = json.dumps(info, indent=2)
         top1 = {c: info[key] for c, key in ((NETWORK, "top1"), ("ANN twin", "top1_ann_twin")) if key in info}
     facts |= {"page made": f"{date.today()}, lightning-msnn {__version__}, torch {torch.__version__}"}
-    records, networks = compare(task.network, task.twins, evenly(datamodule, samples), samples)
-    content = page(name, kind, records, networks[NETWORK], on, top1, facts, configuration, curves)
+    seen = (task.seen(inputs) for inputs in evenly(datamodule, samples))
+    records, networks = compare(task.network, task.twins, seen, samples)
+    content = page(
+        name, kind, records, networks[NETWORK], on, top1, facts, configuration, curves, lead,
+        _pictures(task, datamodule), getattr(datamodule, "noun", "images"),
+    )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
     return path

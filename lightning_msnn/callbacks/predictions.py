@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,8 @@ __all__ = ["PredictionWriter"]
 
 class PredictionWriter(Callback):
     """Write what ``predict_step`` returned to a CSV file with the columns file, class, probability.
+
+    A module with ``prediction_columns`` and ``prediction_rows(outputs)`` says its own.
 
     Rows are written batch by batch to ``<path>.part``, or ``<path>.part<n>`` on process n above 0, which stays if the
     prediction is interrupted. The file itself appears whole at the end; with several processes it has the rows of all,
@@ -51,14 +54,15 @@ class PredictionWriter(Callback):
             self._part = self.path.with_name(f"{self.path.name}.part{trainer.global_rank or ''}")
             try:
                 self._file = self._part.open("w", newline="", encoding="utf-8")
-                self._write([("file", "class", "probability")])
+                self._write([getattr(pl_module, "prediction_columns", _COLUMNS)])
             except OSError as error:
                 raise ConfigurationError(f"cannot write predictions to {str(self.path)!r}: {error.strerror}") from error
             self._rows = 0
 
-    def _write(self, rows: list[tuple[str, str, str]]) -> None:
+    def _write(self, rows: Sequence[Sequence[str | float]]) -> None:
         assert self._file is not None
-        csv.writer(self._file).writerows([[_plain(cell) for cell in row] for row in rows])
+        plain = [[_plain(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+        csv.writer(self._file).writerows(plain)
         self._file.flush()
         self._rows += len(rows)
 
@@ -72,9 +76,9 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the rows of a batch."""
-        probabilities = [f"{probability:.6f}" for probability in outputs["probability"].tolist()]
+        rows = getattr(pl_module, "prediction_rows", _rows)
         try:
-            self._write(list(zip(outputs["file"], outputs["class"], probabilities, strict=True)))
+            self._write(rows(outputs))
         except OSError as error:
             raise TrainingError(
                 f"predictions stopped, for {str(self._part)!r} cannot be written: {error.strerror}; "
@@ -114,6 +118,14 @@ class PredictionWriter(Callback):
             self._file = None
             if self._rows == 0:
                 self._part.unlink(missing_ok=True)
+
+
+_COLUMNS = ("file", "class", "probability")
+
+
+def _rows(outputs: Any) -> list[tuple[str, ...]]:
+    probabilities = [f"{probability:.6f}" for probability in outputs["probability"].tolist()]
+    return list(zip(outputs["file"], outputs["class"], probabilities, strict=True))
 
 
 def _plain(cell: str) -> str:

@@ -56,8 +56,12 @@ class ArrayDataModule(PartDataModule):
     #: Mean and standard deviation of each channel, in the unit of what ``transform`` normalises.
     mean: Sequence[float]
     std: Sequence[float]
+    #: What inputs are called, in the plural.
+    noun: ClassVar[str] = "samples"
     #: Whether ``root`` must be given.
     needs_root: ClassVar[bool] = True
+    #: Whether a folder is made there if there is none.
+    makes_root: ClassVar[bool] = False
     #: Folder of the data set, which a subclass takes as an argument if it has one.
     root: Path | None = None
 
@@ -107,7 +111,8 @@ class ArrayDataModule(PartDataModule):
             ConfigurationError: If something is missing, empty or does not fit.
         """
         part = choose(STAGES, stage, "stage")
-        if part is not None and self.needs_root and (self.root is None or not self.root.is_dir()):
+        made = self.makes_root and self.root is not None and not self.root.exists()
+        if part is not None and self.needs_root and not made and (self.root is None or not self.root.is_dir()):
             given = "is not given" if self.root is None else f"{str(self.root)!r} is not a folder"
             raise ConfigurationError(f"root {given}: {type(self).__name__} needs the folder of its files, data.root")
         self.check_part(part)
@@ -118,11 +123,12 @@ class ArrayDataModule(PartDataModule):
             self.check(name)
             part = STAGES[name]
             # What is tested or predicted is normalised by what the training inputs say.
-            if "train" not in self._datasets and (part == "train" or self._learns):
+            if "train" not in self._datasets and (part == "train" or (self._learns and "mean" not in vars(self))):
                 whole = ArrayDataset(*self.read("train"))
                 train, val = self.split(whole.targets)
                 self._datasets |= {"train": whole.select(train), "val": whole.select(val)}
-                self.prepare(whole.images[train])
+                if "mean" not in vars(self):  # as where a checkpoint has said them
+                    self.prepare(whole.images[train])
             if part == "test":
                 self._datasets["test"] = ArrayDataset(*self.read("test"))
             elif part is None:

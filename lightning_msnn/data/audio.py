@@ -19,7 +19,17 @@ from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, list_files
 from lightning_msnn.data.base import Part
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
-__all__ = ["AudioDataModule", "LogMel", "augment_waves", "mask_maps", "mel_filters", "read_wav", "read_waves"]
+__all__ = [
+    "AudioDataModule",
+    "LogMel",
+    "augment_waves",
+    "colour_maps",
+    "mask_maps",
+    "mel_filters",
+    "read_wav",
+    "read_waves",
+    "warp_maps",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +152,7 @@ class LogMel(nn.Module):
         samples: Samples of a wave.
         mels: Height of a map.
         frames: Width of a map; neighbours are ``samples // frames`` samples apart.
+        causal: Whether a frame depends on nothing that comes after it, so that a map can be made as the sound comes.
 
     Raises:
         ConfigurationError: If there are too few samples for the frames, or too few frequencies for the filters.
@@ -150,8 +161,9 @@ class LogMel(nn.Module):
     window: Tensor
     filters: Tensor
 
-    def __init__(self, rate: int, samples: int, mels: int, frames: int) -> None:
+    def __init__(self, rate: int, samples: int, mels: int, frames: int, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         self.n_fft = 2 ** math.ceil(math.log2(0.025 * rate))  # 25 ms or more, in which speech hardly changes
         self.hop, self.frames = samples // frames, frames
         if self.hop < 1:
@@ -165,11 +177,16 @@ class LogMel(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, waves: Tensor) -> Tensor:
-        """Map waves ``(B, samples)`` to decibels ``(B, 1, mels, frames)``, at most 80 below the loudest of each map."""
+        """Map waves ``(B, samples)`` to decibels ``(B, 1, mels, frames)``.
+
+        They are at most 80 below the loudest of the map, or if causal, of what came so far.
+        """
         spectrum = torch.stft(waves, self.n_fft, self.hop, window=self.window, pad_mode="constant", return_complex=True)
         power = self.filters @ spectrum.abs().square()[..., : self.frames]
         decibels = 10 * power.clamp(min=1e-10).log10()
-        return decibels.maximum(decibels.amax((1, 2), keepdim=True) - 80).unsqueeze(1)
+        loudest = decibels.amax(1, keepdim=True)
+        loudest = loudest.cummax(2).values if self.causal else loudest.amax(2, keepdim=True)
+        return decibels.maximum(loudest - 80).unsqueeze(1)
 
 
 def augment_waves(waves: Tensor, shift: int, noise: float) -> Tensor:
@@ -208,8 +225,43 @@ def mask_maps(maps: Tensor, width: int, dim: int) -> Tensor:
     return maps.masked_fill(masked[:, None, :, None] if dim == 2 else masked[:, None, None, :], 0.0)
 
 
+def warp_maps(maps: Tensor, stretch: float, transpose: float) -> Tensor:
+    """Play maps faster or slower and by a higher or lower voice, each by a draw of its own from torch's CPU generator.
+
+    The mel scale is nearly logarithmic where voices lie, so that a voice of another pitch or vocal tract is about the
+    same map moved along it.
+
+    Args:
+        maps: ``(B, 1, mels, frames)``; beyond a border its last value is repeated.
+        stretch: Largest share by which a map is stretched or shrunk in time about its middle; the draw is uniform.
+        transpose: Largest number of mel bands that it is moved by; the draw is uniform.
+    """
+    batch, _, mels, _ = maps.shape
+    drawn = 2 * torch.rand(2, batch) - 1
+    affine = torch.zeros(batch, 2, 3)
+    affine[:, 0, 0], affine[:, 1, 1] = 1 + stretch * drawn[0], 1.0
+    affine[:, 1, 2] = drawn[1] * transpose * 2 / mels
+    grid = nn.functional.affine_grid(affine.to(maps.device), list(maps.shape), align_corners=False)
+    return nn.functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+
+
+def colour_maps(maps: Tensor, level: float) -> Tensor:
+    """Raise and lower the mel bands of maps smoothly, as another microphone does; drawn from torch's CPU generator.
+
+    Args:
+        maps: ``(B, 1, mels, frames)``.
+        level: Standard deviation of what is added, in the unit of the maps, at five places from the lowest band to the
+            highest; between them it is linear.
+    """
+    drawn = (level * torch.randn(len(maps), 1, 5, 1)).to(maps.device)
+    return maps + nn.functional.interpolate(drawn, (maps.shape[2], 1), mode="bilinear", align_corners=True)
+
+
 class AudioDataModule(ArrayDataModule):
     """Recordings in memory, made into log-mel maps ``(B, 1, mels, frames)`` a batch at a time on the device.
+
+    For several time steps a map is cut in time into as many parts, ``(B, T, 1, mels, frames / T)``, each made of what
+    was heard up to its end: a network's :meth:`~lightning_msnn.models.msnn.MSNN.step` takes them as they come.
 
     A data set is a subclass that states its classes and rate, and lists the files of its parts (``list_part``).
 
@@ -218,9 +270,14 @@ class AudioDataModule(ArrayDataModule):
         folder: A wav file to predict, or a folder of them, its sub-folders included.
         mels: Height of a map: filters on the mel scale.
         frames: Width of a map.
+        time_steps: Parts that a map is cut into; ``frames`` is a multiple of it.
         seconds: Length of a recording; of a longer one the loudest stretch is taken, a shorter one has silence around.
         shift: Most seconds that a training recording is moved in time.
         noise: Largest share of white noise in a training recording.
+        stretch: Largest share by which a training map is stretched or shrunk in time, in [0, 1).
+        transpose: Most mel bands that a training map is moved up or down, as by another voice.
+        colour: Standard deviation in decibels of what is added smoothly to the mel bands of a training map, as by
+            another microphone.
         time_mask: Most frames of a training map that are masked.
         frequency_mask: Most mel bands of a training map that are masked.
         batch_size: Recordings a batch (on each device).
@@ -232,6 +289,7 @@ class AudioDataModule(ArrayDataModule):
         ConfigurationError: If a value is not allowed.
     """
 
+    noun = "recordings"
     #: Class names in the order of their numbers.
     classes: ClassVar[list[str]]
     #: Sampling rate in Hz; recordings of another are resampled.
@@ -244,9 +302,13 @@ class AudioDataModule(ArrayDataModule):
         folder: str | None = None,
         mels: int = 32,
         frames: int = 40,
+        time_steps: int = 1,
         seconds: float = 0.8,
         shift: float = 0.1,
         noise: float = 0.3,
+        stretch: float = 0.3,
+        transpose: float = 3.0,
+        colour: float = 3.0,
         time_mask: int = 6,
         frequency_mask: int = 4,
         batch_size: int = 64,
@@ -259,11 +321,21 @@ class AudioDataModule(ArrayDataModule):
         if not (isinstance(seconds, int | float) and 0 < seconds <= 60):
             raise ConfigurationError(f"seconds must be a number above 0 and at most 60, not {seconds!r}")
         self.samples = round(seconds * self.rate)
-        self.log_mel = LogMel(self.rate, self.samples, mels, frames)
+        self.time_steps = check_integer("time_steps", time_steps, 1)
+        if frames % time_steps:
+            raise ConfigurationError(f"frames must be a multiple of time_steps, {time_steps}, not {frames}")
+        self.log_mel = LogMel(self.rate, self.samples, mels, frames, causal=time_steps > 1)
         if not (isinstance(shift, int | float) and 0 <= shift < seconds):
             raise ConfigurationError(f"shift must be in [0, {seconds}), the seconds of a recording, not {shift!r}")
         self.shift = round(shift * self.rate)
         self.noise = check_number("noise", noise)
+        self.stretch = check_number("stretch", stretch, below_one=True)
+        if not (isinstance(transpose, int | float) and 0 <= transpose < mels):
+            raise ConfigurationError(f"transpose must be in [0, {mels}), the mel bands of a map, not {transpose!r}")
+        self.transpose = transpose
+        if not (isinstance(colour, int | float) and 0 <= colour < 80):
+            raise ConfigurationError(f"colour must be a number of decibels in [0, 80), not {colour!r}")
+        self.colour = colour
         masks = {"time_mask": (time_mask, frames), "frequency_mask": (frequency_mask, mels)}
         for name, (value, size) in masks.items():
             if check_integer(name, value, 0) >= size:
@@ -279,8 +351,8 @@ class AudioDataModule(ArrayDataModule):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Mel bands and frames of a map."""
-        return self.mels, self.frames
+        """Mel bands and frames of a map, or of its parts."""
+        return self.mels, self.frames // self.time_steps
 
     def list_part(self, part: Part) -> tuple[list[Path], list[int]]:
         """Return the files of a part and their classes."""
@@ -306,12 +378,22 @@ class AudioDataModule(ArrayDataModule):
         files = list_files(self.folder, ".wav")
         return NamedDataset(read_waves(files, self.rate, self.samples), [str(file) for file in files])
 
+    def read_one(self, path: str | os.PathLike[str]) -> Tensor:
+        """Read a wav file as the input of a network, ``([T,] 1, mels, frames / T)``."""
+        return self.transform(read_waves([path], self.rate, self.samples), False)[0]
+
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
-        """Turn waves, int16, (B, samples), into normalised log-mel maps (B, 1, mels, frames)."""
+        """Turn waves, int16, (B, samples), into normalised log-mel maps, or their parts."""
         waves = inputs.float() / 32768
         if training:
             waves = augment_waves(waves, self.shift, self.noise)
         maps: Tensor = (self.log_mel.to(waves.device)(waves) - self.mean[0]) / self.std[0]
         if training:
+            if self.stretch or self.transpose:
+                maps = warp_maps(maps, self.stretch, self.transpose)
+            if self.colour:
+                maps = colour_maps(maps, self.colour / self.std[0])
             maps = mask_maps(mask_maps(maps, self.frequency_mask, 2), self.time_mask, 3)
+        if self.time_steps > 1:
+            maps = torch.unflatten(maps, 3, (self.time_steps, -1)).permute(0, 3, 1, 2, 4).contiguous()
         return maps

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import tarfile
 import tempfile
 import zipfile
@@ -50,8 +51,13 @@ PREPROCESSING = (
     "erasing",
     "policy_groups",
     "train_sizes",
-    *("mels", "frames", "seconds", "length", "time_steps", "size", "context", "horizon", "season"),
+    *("mels", "frames", "seconds", "splits", "test_speakers", "val_speaker"),
+    *("length", "context", "horizon", "season", "columns", "test_fraction", "time_steps", "size"),
 )
+NAMES = ("problem", "source")
+"""Those that a checkpoint may choose where they are plain names, and no paths."""
+MADE = "SaccadedDigits"
+"""The data set of events that it may choose: it is made, and others are downloaded."""
 LARGEST_IMAGE = 4096
 
 
@@ -104,9 +110,10 @@ def arguments_of_checkpoint(hparams: object) -> dict[str, Any]:
     Raises:
         ConfigurationError: If the images would be larger than 4096 x 4096.
     """
-    given = (
-        {name: value for name, value in hparams.items() if name in PREPROCESSING} if isinstance(hparams, dict) else {}
-    )
+    hparams = hparams if isinstance(hparams, dict) else {}
+    given = {name: value for name, value in hparams.items() if name in PREPROCESSING}
+    given |= {name: hparams[name] for name in NAMES if re.fullmatch(r"[\w-]+", str(hparams.get(name, "")))}
+    given |= {"dataset": MADE} if hparams.get("dataset") == MADE else {}
     size = given.get("image_size")
     if isinstance(size, int) and size > LARGEST_IMAGE:
         raise ConfigurationError(f"image_size of a checkpoint must be at most {LARGEST_IMAGE}, not {size}")

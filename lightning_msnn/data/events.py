@@ -28,8 +28,12 @@ logger = logging.getLogger(__name__)
 CACHE_FORMAT = 1
 
 
+#: Data sets of this package that are like those of tonic.
+OWN = {"SaccadedDigits": "lightning_msnn.data.saccades.SaccadedDigits"}
+
+
 def find_data_set(name: str) -> Any:
-    """Return a data set's class by its name in ``tonic.datasets``, or by its import path.
+    """Return a data set's class by its name in ``tonic.datasets`` or :data:`OWN`, or by its import path.
 
     Raises:
         ConfigurationError: If tonic is not installed, or there is no such class with camera and classes.
@@ -40,13 +44,13 @@ def find_data_set(name: str) -> Any:
         raise ConfigurationError(
             f"EventFrames needs tonic, and it cannot be imported ({error}): pip install 'lightning-msnn[events]'"
         ) from error
-    module, _, last = name.rpartition(".")
+    module, _, last = OWN.get(name, name).rpartition(".")
     try:
         found = getattr(import_module(module) if module else known, last, None)
     except ImportError as error:
         raise ConfigurationError(f"cannot import the data set {name!r}: {error}") from error
     if not _is_camera(found):
-        allowed = [other for other in known.__all__ if _is_camera(getattr(known, other))]
+        allowed = [*OWN, *(other for other in known.__all__ if _is_camera(getattr(known, other)))]
         raise ConfigurationError(
             f"unknown data set {name!r}: allowed are {', '.join(allowed)} and the import path of a class like these"
             f"{suggestion(name, allowed)}"
@@ -68,9 +72,9 @@ class EventFrames(ArrayDataModule):
     of the training frames. With one time step all events are in one frame. Frames are counted once and kept on disk.
 
     Args:
-        dataset: Name of a class in ``tonic.datasets``, such as ``DVSGesture``, ``CIFAR10DVS`` or ``NMNIST``, or the
-            import path of one like these. Its train and test part are used; where it has only one part, a tenth of each
-            class, always the same, is the test part.
+        dataset: Name of a class in ``tonic.datasets``, such as ``DVSGesture``, ``CIFAR10DVS`` or ``NMNIST``,
+            ``SaccadedDigits``, which needs no download, or the import path of one like these. Its train and test part
+            are used; where it has only one part, a tenth of each class, always the same, is the test part.
         root: Folder of tonic's data sets, to which it downloads what is not there.
         time_steps: Frames of a recording.
         size: Height and width of the frames; neighbouring pixels are added up. By default those of the camera.
@@ -87,6 +91,8 @@ class EventFrames(ArrayDataModule):
         ConfigurationError: If a value is not allowed, or tonic is not installed.
     """
 
+    noun = "recordings"
+    makes_root = True
     test_fraction: ClassVar[float] = 0.1
     test_seed: ClassVar[int] = 401843  # any constant; a change would let a published model see its test recordings
 
@@ -157,8 +163,13 @@ class EventFrames(ArrayDataModule):
 
     def prepare_data(self) -> None:
         """Download the data set if it is not there."""
-        if self.root is not None and self.root.is_dir():
-            self._open("train")
+        if self.root is None:
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"cannot make the folder {str(self.root)!r}: {error.strerror}") from error
+        self._open("train")
 
     def read(self, part: Part) -> tuple[Tensor, Tensor]:
         """Count the events of a part, uint8, (N, [T,] C, H, W), or take the frames that were kept."""

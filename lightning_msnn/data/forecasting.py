@@ -38,6 +38,7 @@ class ForecastSeries(ArrayDataModule):
         ConfigurationError: If a value is not allowed.
     """
 
+    noun = "stretches"
     needs_root: ClassVar[bool] = False
 
     def __init__(
@@ -88,16 +89,6 @@ class ForecastSeries(ArrayDataModule):
         return [f"{variable}+{step}" for variable in range(self.in_chans) for step in range(1, self.horizon + 1)]
 
     @property
-    def mean(self) -> list[float]:  # type: ignore[override]
-        """Zeros: values are in the series' own unit."""
-        return [0.0] * self.in_chans
-
-    @property
-    def std(self) -> list[float]:  # type: ignore[override]
-        """Ones."""
-        return [1.0] * self.in_chans
-
-    @property
     def _ends(self) -> tuple[int, int, int]:
         """Where the values that are forecast in training, validation and test end."""
         total = self.values.shape[1]
@@ -112,6 +103,7 @@ class ForecastSeries(ArrayDataModule):
 
     def check_part(self, part: Part | None) -> None:
         """Read the series, and find whether each part has a forecast."""
+        self.mean, self.std = [0.0] * self.in_chans, [1.0] * self.in_chans  # values are in the series' own unit
         train, test, total = self._ends
         room = {"training": train - self.context, "validation": test - train, "test": total - test}
         for name, values in room.items():

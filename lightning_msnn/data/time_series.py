@@ -1,5 +1,6 @@
 """Time series to classify, in the .ts format of the UCR and UEA archives."""
 
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,6 +73,7 @@ class TimeSeries(ArrayDataModule):
         ConfigurationError: If a value is not allowed.
     """
 
+    noun = "series"
     needs_root: ClassVar[bool] = False
 
     def __init__(
@@ -88,6 +90,8 @@ class TimeSeries(ArrayDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, val_fraction, seed, num_workers)
+        if not re.fullmatch(r"[\w-]+", problem):
+            raise ConfigurationError(f"problem must be a name of letters, digits, '_' and '-', not {problem!r}")
         self.problem = problem
         self.length = None if length is None else check_integer("length", length, LEAST)
         self.noise, self.scale = check_number("noise", noise), check_number("scale", scale)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lightning_msnn.energy.profiles import KINDS
-from lightning_msnn.functional.windows import WINDOWS, Corners, Grid, side, split
+from lightning_msnn.functional.windows import WINDOWS, Corners, Grid, cut_by, side, split
+from lightning_msnn.functional.windows_1d import Interleaved, Pieces
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_energy", "draw_spike_rates", "draw_windows", "png", "window_maps"]
+__all__ = ["draw_energy", "draw_spike_rates", "draw_windows", "new_figure", "png", "window_maps"]
 
 MAX_BARS = 20
 """Bars that a picture of layers can hold and still be read."""
@@ -26,7 +27,8 @@ MAX_BARS = 20
 COLOURS = dict(zip(KINDS, ("#4477aa", "#cc6677", "#ddcc77", "#117733", "#999999", "#aa4499"), strict=True))
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a width and a height in inches, outside of matplotlib's global state."""
     from matplotlib.figure import Figure  # takes a second to import, which only pictures need
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -34,7 +36,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _bars(names: Sequence[str], label: str) -> tuple[Figure, Any]:
     """A figure for a horizontal bar for each name, the first on top, and its axes."""
-    figure = _figure(9.0, 0.24 * len(names) + 1.6)
+    figure = new_figure(9.0, 0.24 * len(names) + 1.6)
     axes = figure.subplots()
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -150,14 +152,15 @@ def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
-    figure = _figure(max(2.5 * columns + 0.9, 7.0), 2.7 * rows + 0.5)
+    figure = new_figure(max(2.5 * columns + 0.9, 7.0), 2.7 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False)
     largest = 100.0 * max(float(m["rate"].max()) for m in maps.values()) or 1.0
     for axes in grid.flat[len(maps) :]:
         axes.remove()
     for axes, (layer, one) in zip(grid.flat, maps.items(), strict=False):
         rate, kind = 100.0 * one["rate"], one["kind"]
-        image = axes.imshow(rate.numpy(), vmin=0.0, vmax=largest, cmap="viridis")
+        shape = "auto" if rate.shape[0] == 1 else "equal"  # a row would be too thin to see
+        image = axes.imshow(rate.numpy(), vmin=0.0, vmax=largest, cmap="viridis", aspect=shape)
         height, width = rate.shape
         parts = split(rate[None, None], kind) if not one["isolated"] else [rate[None, None]]
         if len(parts) > 1:
@@ -178,7 +181,15 @@ def _mark_windows(axes: Any, kind: str, height: int, width: int, rates: Sequence
 
     Outside of all others is what lies between the map's border and theirs. The rates of other windows are one line.
     """
-    if not isinstance(WINDOWS[kind], Corners) or isinstance(WINDOWS[kind], Grid):
+    cut = cut_by(kind, height)
+    if isinstance(cut, Pieces) and not isinstance(cut, Interleaved):
+        for start, rate in zip(cut.starts(width), rates, strict=True):
+            end = start + cut.side(width)
+            for x in {start, end} - {0, width}:
+                axes.axvline(x - 0.5, color="white", linewidth=0.7, alpha=0.7)
+            _write(axes, ((start + end) / 2 / width, 0.9), f"{rate:.0f}")
+        return
+    if not isinstance(cut, Corners) or isinstance(cut, Grid):
         _write(axes, (0.5, 0.9), " ".join(f"{r:.0f}" for r in rates))
         return
     h, w = side(kind, height), side(kind, width)

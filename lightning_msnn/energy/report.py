@@ -146,6 +146,9 @@ def page(
     facts: Mapping[str, str] | None = None,
     configuration: str = "",
     curves: bytes = b"",
+    lead: str = "",
+    inputs: Mapping[str, bytes] | None = None,
+    samples: str = "images",
 ) -> str:
     """Compose the page.
 
@@ -159,6 +162,9 @@ def page(
         facts: What else is to be said of the network and the page, such as date and version.
         configuration: Configuration that the network was trained with.
         curves: PNG file of the training curves.
+        lead: What the network achieves, where it does not classify.
+        inputs: PNG files of test inputs by their titles.
+        samples: What test inputs are called, in the plural.
 
     Returns:
         HTML.
@@ -191,18 +197,18 @@ def page(
         f"{column}: {operation} ({n} calls)" for column, c in columns.items() for operation, n in c["uncounted"].items()
     ]
     accuracy = "an unknown share" if summary["top1"] is None else f"{summary['top1']:.2f} %"
-    lead = (
-        f"{name} classifies {accuracy} of the test images of {data_set} and takes "
-        f"{summary['energy']['total'] * 1e6:.4g} µJ for one."
-    )
+    joules = f"{summary['energy']['total'] * 1e6:.4g} µJ"
+    lead = lead or f"{name} classifies {accuracy} of the test {samples} of {data_set}"
+    lead = f"{lead} and takes {joules} for one."
     parts = [
         f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{escape(name)}: accuracy and energy</title>"
         f"<style>{_STYLE}</style></head><body>\n<h1>{escape(name)}</h1>\n<p><b>{escape(lead)}</b> ",
         escape(factor_sentence(columns)) if "ANN twin" in columns else "",
-        f"</p>\n<p>Counted on {record.samples} test images of {escape(data_set)}, spread evenly over the classes. All "
-        "numbers are means for one image.</p>\n",
+        f"</p>\n<p>Counted on {record.samples} test {samples} of {escape(data_set)}, spread evenly over the classes. "
+        f"All numbers are means for one {'image' if samples == 'images' else 'of them'}.</p>\n",
         _table([("", ""), *(facts or {}).items()], "What this is") if facts else "",
         _picture(curves, "training curves") if curves else "",
+        *(_picture(content, title) for title, content in (inputs or {}).items()),
         _table(comparison, f"This network beside its twins. Energies: {hardware.source}", "energy"),
         "<h2>Energy</h2>\n",
         _picture(png(draw_energy(summary)), "energy by part"),

@@ -19,13 +19,15 @@ def spread(targets: Tensor, samples: int, seed: int = 0) -> Tensor:
     """Choose samples so that the numbers of any two classes differ by one at most, or a class is exhausted.
 
     Args:
-        targets: Classes, int64, ``(N,)``.
+        targets: Classes, int64, ``(N,)``; what are no classes, ``(N, ...)``, count as one.
         samples: How many to choose; all if there are no more.
         seed: Seed of the choice; torch's global generator is neither read nor moved.
 
     Returns:
         Sorted indices, int64, ``(min(samples, N),)``.
     """
+    if targets.dim() > 1 or targets.is_floating_point():
+        targets = torch.zeros(len(targets), dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(targets), generator=generator)
     _, classes, sizes = torch.unique(targets[shuffled], return_inverse=True, return_counts=True)

@@ -89,13 +89,15 @@ def _of_folder(source: Source, folder: Path) -> Samples:
 def _of_data(source: Source, root: str | Path | None) -> Samples | None:
     """Test images of the source's data, evenly of all classes; None where there is none to read."""
     from lightning_msnn import data as data_sets
+    from lightning_msnn.data.base import arguments_of_checkpoint
     from lightning_msnn.energy.sampling import evenly, spread
 
     # A file does not say what is imported.
     kind = getattr(data_sets, source.data, None) if source.data in data_sets.__all__ else None
     if not isinstance(kind, type) or (root is None and getattr(kind, "needs_root", True)):
         return None
-    given = {**source.settings, "batch_size": 250} | ({} if root is None else {"root": str(root)})
+    given = {**arguments_of_checkpoint(source.settings), "batch_size": 250}
+    given |= {} if root is None else {"root": str(root)}
     try:
         module = kind(**given)
     except TypeError as error:

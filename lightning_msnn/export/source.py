@@ -97,7 +97,7 @@ def read_source(source: str | Path, image_size: int | None = None) -> Source:
     return Source(
         folder.name, load(folder.name), config["architecture"], config["model_args"], config["class_names"], size,
         list(config["mean"]), list(config["std"]), data if package == "lightning_msnn.data" else "",
-        {"image_size": size[1]},
+        config.get("data", {}).get("init_args") or {"image_size": size[1]},
     )  # fmt: skip
 
 

@@ -12,21 +12,25 @@ grid           ``ceil(n / 2)``          every second pixel, phases (0, 0), (0, 1
                                         with zeros, which merging takes off again
 =============  =======================  ==============================================================================
 
-A map with a side of one pixel is too small to cut and is one window. Source: arXiv 2401.10843; grid as the grid
-partition of MaxViT (arXiv 2204.01697).
+A map with a side of one pixel is too small to cut into these and is one window; but a map of a single row, as a
+sequence is, is cut along it, into windows of the kind that :data:`OF_ONE_ROW` names in the place of each. Those, which
+cut any map along its width alone, stand in :mod:`lightning_msnn.functional.windows_1d`. Source: arXiv 2401.10843; grid
+as the grid partition of MaxViT (arXiv 2204.01697).
 
 A new kind is an object like :class:`WindowKind` and a line in :data:`WINDOWS`. It runs on the reference until a kernel
 lists its name.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["WINDOWS", "Corners", "Grid", "Single", "WindowKind", "count", "merge", "side", "split"]
+from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS
+
+__all__ = ["WINDOWS", "Corners", "Grid", "Single", "WindowKind", "count", "cut_by", "merge", "shape", "side", "split"]
 
 
 class WindowKind(Protocol):
@@ -52,6 +56,10 @@ class Single:
     def side(self, size: int) -> int:
         """The size of the map."""
         return size
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a window."""
+        return self.side(height), self.side(width)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The map alone."""
@@ -130,14 +138,24 @@ WINDOWS: dict[str, WindowKind] = {
     "non_dilated": Corners(lambda size: (size + 1) // 2),
     "dilated": Corners(lambda size: max(3 * size // 4, (size + 1) // 2)),
     "grid": Grid(),
+    **TIME_WINDOWS,
 }
 """Kinds of windows by the name that configurations use."""
 
 
-def _kind(name: str) -> WindowKind:
-    if name not in WINDOWS:
-        raise ValueError(f"unknown kind of windows: {name}")
-    return WINDOWS[name]
+def cut_by(kind: str, height: int) -> WindowKind:
+    """Return what cuts a map of so many rows: of one row, the kind in one dimension that takes its place.
+
+    Args:
+        kind: One of :data:`WINDOWS`.
+        height: Height of the map in pixels.
+
+    Raises:
+        ValueError: If ``kind`` is not known.
+    """
+    if kind not in WINDOWS:
+        raise ValueError(f"unknown kind of windows: {kind}")
+    return WINDOWS[OF_ONE_ROW.get(kind, kind) if height == 1 else kind]
 
 
 def count(kind: str, height: int, width: int) -> int:
@@ -151,7 +169,25 @@ def count(kind: str, height: int, width: int) -> int:
     Raises:
         ValueError: If ``kind`` is not known.
     """
-    return _kind(kind).count(height, width)
+    return cut_by(kind, height).count(height, width)
+
+
+def shape(kind: str, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the windows of a map in pixels, those of the map where it is one window.
+
+    Args:
+        kind: One of the kinds that are defined here.
+        height: Height of the map in pixels.
+        width: Width of the map in pixels.
+
+    Raises:
+        ValueError: If ``kind`` is not known.
+    """
+    windows: Any = cut_by(kind, height)
+    if windows.count(height, width) == 1:
+        return height, width
+    found: tuple[int, int] = windows.shape(height, width)
+    return found
 
 
 def side(kind: str, size: int) -> int:
@@ -164,7 +200,7 @@ def side(kind: str, size: int) -> int:
     Raises:
         ValueError: If ``kind`` is not known, or its windows are not cut alike on both axes.
     """
-    windows = _kind(kind)
+    windows = cut_by(kind, 0)
     if not isinstance(windows, Single):
         raise ValueError(f"windows of kind {kind} have no side that is the same on both axes")
     return windows.side(size)
@@ -183,7 +219,7 @@ def split(x: Tensor, kind: str) -> list[Tensor]:
     Raises:
         ValueError: If ``kind`` is not known.
     """
-    windows = _kind(kind)
+    windows = cut_by(kind, x.shape[2])
     return [x] if windows.count(x.shape[2], x.shape[3]) == 1 else windows.split(x)
 
 
@@ -202,5 +238,5 @@ def merge(windows: list[Tensor], kind: str, height: int, width: int) -> Tensor:
     Raises:
         ValueError: If ``kind`` is not known.
     """
-    kind_ = _kind(kind)
+    kind_ = cut_by(kind, height)
     return windows[0] if len(windows) == 1 else kind_.merge(windows, height, width)

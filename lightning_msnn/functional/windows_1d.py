@@ -44,6 +44,10 @@ class Pieces:
         """Width of a piece of a map of so many columns."""
         return self._side(size)
 
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a piece."""
+        return height, self.side(width)
+
     def starts(self, width: int) -> list[int]:
         """First column of each piece."""
         return [(k * (width - self.side(width)) + 1) // (PIECES - 1) for k in range(PIECES)]
@@ -54,13 +58,16 @@ class Pieces:
         return [x.narrow(3, start, self.side(width)) for start in self.starts(width)]
 
     def merge(self, windows: list[Tensor], height: int, width: int) -> Tensor:
-        """Put the pieces back; where they overlap, their mean."""
+        """Put the pieces back; where neighbours overlap, their mean. No more than two lie on a column."""
         side, starts = self.side(width), self.starts(width)
-        if side * PIECES == width:
-            return torch.cat(windows, 3)
-        spread = [F.pad(window, [start, width - start - side]) for start, window in zip(starts, windows, strict=True)]
-        over = [sum(start <= column < start + side for start in starts) for column in range(width)]
-        return torch.stack(spread).sum(0) / windows[0].new_tensor(over)
+        parts, ended = [], 0
+        for k, (start, window) in enumerate(zip(starts, windows, strict=True)):
+            following = starts[k + 1] if k + 1 < len(starts) else width
+            parts.append(window[..., ended - start : following - start])
+            ended = start + side
+            if (overlap := ended - following) > 0:
+                parts.append((window[..., side - overlap :] + windows[k + 1][..., :overlap]) * 0.5)
+        return torch.cat(parts, 3)
 
 
 class Interleaved(Pieces):

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from lightning_msnn.functional.windows import count, side, split
+from lightning_msnn.functional.windows import count, shape, split
 
 __all__ = [
     "FORMS",
@@ -39,7 +39,7 @@ SURROGATES = ("triangular", "rectangular", "arctan", "sigmoid")
 """Surrogate gradients."""
 SOFT = ("rectifier", "ramp", "graded")
 """What neurons return in training beside the step."""
-KINDS = ("single", "non_dilated", "dilated", "grid")
+KINDS = ("single", "non_dilated", "dilated", "grid", "time", "time_dilated", "time_grid")
 """Kinds of windows."""
 SUMS = 6
 """Sums by channel that a backward pass makes."""
@@ -216,7 +216,7 @@ def sizes(layer: Layer, height: int, width: int) -> Sizes:
     n, whole = count(layer.kind, height, width), (height, width)
     if n == 1:
         return Sizes(0, whole, whole, whole)
-    window = (side(layer.kind, height), side(layer.kind, width))
+    window = shape(layer.kind, height, width)
     return Sizes(n, window if layer.windows_in else whole, window if layer.windows_out else whole, window)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.models.weights import fitting
 
-__all__ = ["TWINS", "ann_twin", "calibrate", "snn_twin", "twins"]
+__all__ = ["TWINS", "EachFrame", "ann_twin", "calibrate", "snn_twin", "twins"]
 
 
 def _build(model: nn.Module, **changes: Any) -> nn.Module:
@@ -67,6 +67,25 @@ TWINS: dict[str, Callable[[nn.Module], nn.Module]] = {"relu": ann_twin}
 """Twins that can be trained in the place of a network, by the name that configurations use."""
 
 
+class EachFrame(nn.Module):
+    """A network of one time step that sees frames one by one, and whose outputs are averaged.
+
+    Args:
+        network: The network, of images ``(B, C, H, W)``.
+        frames: Number of frames.
+    """
+
+    def __init__(self, network: nn.Module, frames: int) -> None:
+        super().__init__()
+        self.network = network
+        self.steps_in_batch = frames  # for what counts operations of a sample
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map frames ``(B, T, C, H, W)`` to logits ``(B, num_classes)``."""
+        outputs: Tensor = self.network(frames.flatten(0, 1))
+        return torch.unflatten(outputs, 0, (-1, self.steps_in_batch)).mean(1)
+
+
 @torch.no_grad()
 def calibrate(twin: nn.Module, images: Tensor) -> nn.Module:
     """Set the running statistics of a twin's batch norms to those of some images, and put it in eval mode.
@@ -75,11 +94,13 @@ def calibrate(twin: nn.Module, images: Tensor) -> nn.Module:
 
     Args:
         twin: The twin.
-        images: Images as the network takes them, at least two.
+        images: Images as the network takes them, or frames ``(B, T, C, H, W)``, at least two.
 
     Returns:
-        The twin.
+        The twin; for frames, if it has one time step, as :class:`EachFrame`.
     """
+    if images.dim() == 5 and getattr(twin, "time_steps", 1) == 1:
+        twin = EachFrame(twin, images.shape[1])
     norms = [m for m in twin.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -97,12 +118,14 @@ def twins(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
 
     Args:
         model: The network.
-        images: Images ``(B, in_chans, H, W)`` that set the statistics of their batch norms.
+        images: Images ``(B, in_chans, H, W)`` that set the statistics of their batch norms; or frames
+            ``(B, T, in_chans, H, W)``, of which the second twin has as many time steps.
 
     Returns:
         Twins in eval mode by name; none for a network of which there are no twins.
     """
     if not getattr(model, "architecture", "") or not model.arguments.get("spiking", True):  # type: ignore[union-attr, operator]
         return {}
-    made = {"ANN twin": ann_twin(model), "SNN twin, T = 4": snn_twin(model, 4)}
+    steps = images.shape[1] if images.dim() == 5 else 4
+    made = {"ANN twin": ann_twin(model), f"SNN twin, T = {steps}": snn_twin(model, steps)}
     return {name: calibrate(twin, images) for name, twin in made.items()}

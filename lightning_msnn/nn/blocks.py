@@ -62,7 +62,8 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, in_dim, H, W)`` to ``(B, out_dim, ceil(H / 2), ceil(W / 2))``; an odd side is padded with zeros."""
-        x = F.pad(x, [0, x.shape[3] % 2, 0, x.shape[2] % 2])
+        of_one_row = x.shape[2] == 1 and x.shape[3] > 1
+        x = F.pad(x, [0, x.shape[3] % 2, 0, 0 if of_one_row else x.shape[2] % 2])
         return normalise(self.conv(x), self.norm)
 
 

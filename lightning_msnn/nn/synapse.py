@@ -118,6 +118,8 @@ class PointwiseConv2d(nn.Conv2d):
 class PatchConv2d(nn.Conv2d):
     """A 2x2 convolution of stride 2: one linear layer for all patches of four pixels.
 
+    On a map of a single row only the upper half of the kernel meets pixels.
+
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
@@ -128,6 +130,8 @@ class PatchConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 2, stride=2, bias=bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.shape[2] == 1:
+            return F.conv2d(input, weight[:, :, :1], bias, [2, 2])
         # An odd side has pixels in no patch.
         if _is_product(self, input, 2, 2) and input.shape[2] % 2 == input.shape[3] % 2 == 0:
             return _patches(input, weight, bias)

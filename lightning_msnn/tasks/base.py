@@ -236,6 +236,10 @@ class Task(pl.LightningModule):
         outputs: Tensor = self.network(images)
         return outputs
 
+    def seen(self, inputs: Tensor) -> Tensor:
+        """Return what the network is given for a task's inputs."""
+        return inputs
+
     def twins(self, images: Tensor) -> dict[str, nn.Module]:
         """Return the networks that a report compares this one with: with ReLU, and with LIF neurons at T = 4.
 
@@ -281,11 +285,17 @@ class Task(pl.LightningModule):
         """Compare the network's shape with that of the data before any work starts.
 
         Args:
-            datamodule: Anything; attributes ``num_classes`` and ``in_chans`` are compared if there.
+            datamodule: Anything; attributes ``num_classes``, ``in_chans`` and ``time_steps`` are compared if there.
 
         Raises:
-            ConfigurationError: If the number of classes or channels differs.
+            ConfigurationError: If the number of classes, channels or time steps differs.
         """
+        frames, steps = getattr(datamodule, "time_steps", 1), getattr(self.network, "time_steps", 1)
+        if frames > 1 and frames != steps:
+            raise ConfigurationError(
+                f"the network has {steps} time step{'s' * (steps > 1)}, but {type(datamodule).__name__} has {frames}: "
+                f"set model.network_kwargs to {{time_steps: {frames}}}"
+            )
         for name in ("num_classes", "in_chans"):
             theirs = getattr(datamodule, name, None)
             if theirs is not None and theirs != self.hparams[name]:

@@ -31,6 +31,11 @@ def naive_forecasts(series: Tensor, horizon: int, season: int) -> dict[str, Tens
     return {"naive": known[..., -1:].repeat(1, 1, horizon), "seasonal_naive": known[..., -season:][..., later]}
 
 
+def _spread(series: Tensor) -> Tensor:
+    """Standard deviation of each variable of a stretch, ``(B, C, 1, 1)``."""
+    return series.std(3, keepdim=True, correction=0).clamp(min=1e-6)
+
+
 class SpikingForecaster(Task):
     """A network of timm's registry forecasts a series: by how much it will differ from the season before.
 
@@ -122,10 +127,12 @@ class SpikingForecaster(Task):
         if images.shape[3] < season:
             raise ConfigurationError(f"a series must have at least {season} values, a season, not {images.shape[3]}")
         base = naive_forecasts(images, self.horizon, season)["seasonal_naive"]
-        spread, mean = torch.std_mean(images, 3, keepdim=True, correction=0)
-        spread = spread.clamp(min=1e-6)
-        outputs = super().forward((images - mean) / spread).view_as(base)
-        return (base + spread[:, :, 0] * outputs).flatten(1)
+        outputs = super().forward(self.seen(images)).view_as(base)
+        return (base + _spread(images)[:, :, 0] * outputs).flatten(1)
+
+    def seen(self, inputs: Tensor) -> Tensor:
+        """Return series less their mean, divided by their standard deviation, each stretch by itself."""
+        return (inputs - inputs.mean(3, keepdim=True)) / _spread(inputs)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the scaled absolute error of each forecast, ``(B,)``."""
@@ -138,6 +145,21 @@ class SpikingForecaster(Task):
             baseline: Any = self.baselines[f"{stage}_{name}"]
             baseline.update(forecast.flatten(1), future)
             self.log_dict(baseline, on_step=False, on_epoch=True)
+
+    prediction_columns = ("file", "variable", "step", "forecast", "naive", "seasonal_naive")
+    """What a row of the predictions of ``predict`` holds."""
+
+    def prediction_rows(self, outputs: dict[str, Any]) -> list[tuple[str | float, ...]]:
+        """Rows of what :meth:`predict_step` returned, one for each value that is forecast."""
+        forecasts = [outputs[name].cpu() for name in self.prediction_columns[3:]]
+        samples, variables, horizon = forecasts[0].shape
+        names = outputs["file"] or [str(i) for i in range(samples)]
+        return [
+            (names[i], variable, step + 1, *(float(f"{float(f[i, variable, step]):.6g}") for f in forecasts))
+            for i in range(samples)
+            for variable in range(variables)
+            for step in range(horizon)
+        ]
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Forecast what follows.

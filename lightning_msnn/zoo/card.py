@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from lightning_msnn import data as data_sets
 from lightning_msnn.energy import FACTORS
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
 from lightning_msnn.models.weights import read_config
@@ -82,6 +83,16 @@ def _analogue(config: dict[str, Any]) -> str:
     return ", ".join(part for part, there in parts.items() if there)
 
 
+def _preprocessing(config: dict[str, Any]) -> str:
+    """How inputs that are no images are made."""
+    made = config.get("data", {}).get("init_args")
+    if not made:
+        return ""
+    kind = getattr(data_sets, config["data"]["class_path"].rpartition(".")[2], None)
+    rate = {"rate": f"{kind.rate} Hz"} if hasattr(kind, "rate") else {}
+    return _listed({**rate, **made, "mean": config["mean"], "std": config["std"]})
+
+
 def _listed(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
@@ -99,6 +110,9 @@ def write_card(folder: Path) -> None:
     given = config.get
     channels, height, width = config["input_size"]
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
+    kind = getattr(data_sets, str(config.get("data", {}).get("class_path")).rpartition(".")[2], None)
+    noun = getattr(kind, "noun", "images")
+    what = f"{height}x{width} {colours} images" if noun == "images" else f"{noun}, {channels}x{height}x{width} each"
     name, path = f"{config['architecture']}.{config['tag']}", str(config.get("data", {}).get("class_path", "-"))
     sampled = config.get("energy_sampling", "the first of the data set")
     length = [f"{config[unit]} {unit}" for unit in ("epochs", "steps") if unit in config]
@@ -106,7 +120,7 @@ def write_card(folder: Path) -> None:
     counts = {field: f"{given(field, 0) / 1e6:.2f} M for an image" for field in ("accumulates", "multiply_accumulates")}
     # A row is there if the field that it is about is.
     rows = [
-        ("top1", "test top-1", f"{given('top1')} % of {given('top1_images')} images that no training has seen"),
+        ("top1", "test top-1", f"{given('top1')} % of {given('top1_images')} {noun} that no training has seen"),
         ("top5", "test top-5", f"{given('top5')} %"),
         (
             "top1_ann_twin",
@@ -118,13 +132,14 @@ def write_card(folder: Path) -> None:
         ("spike_rate", "spike rate", f"{given('spike_rate')} spikes per neuron and image"),
         ("accumulates", "accumulates", counts["accumulates"]),
         ("multiply_accumulates", "multiply-accumulates", f"{counts['multiply_accumulates']} ({_analogue(config)})"),
-        ("energy_images", "spikes and operations", f"counted on {given('energy_images')} test images, {sampled}"),
+        ("energy_images", "spikes and operations", f"counted on {given('energy_images')} test {noun}, {sampled}"),
         ("sha256", "weights", f"{given('weights', 'float32')}, sha256 `{given('sha256')}`"),
         ("command", "made by", f"`{given('command')}`, then `python -m lightning_msnn.zoo export`"),
         ("init_from", "started from", f"`{given('init_from')}`"),
         ("teacher", "learnt also from", f"`{given('teacher')}`"),
         (None, "recipe", ", ".join(part for part in run if part)),
         ("settings", "settings", _listed(given("settings", {}))),
+        (None, "preprocessing", _preprocessing(config)),
         (None, "on", ", ".join(config[part] for part in ("hardware", "date") if part in config)),
         ("versions", "versions", _listed(given("versions", {}))),
         (None, "data", ", ".join(part for part in (f"`{path}`", given("data_licence")) if part)),
@@ -135,7 +150,8 @@ def write_card(folder: Path) -> None:
         if field in config
         for twin in [given(f"{field}_ann_twin")]
     ]
-    data = "" if path.endswith(".Digits") else f" --data <folder of {path.rpartition('.')[2]}>"
+    needed = getattr(kind, "needs_root", True)
+    data = "" if not needed else f" --data <folder of {path.rpartition('.')[2]}>"
     lines = [
         "---",
         _front_matter(config, path.rpartition(".")[2]).rstrip(),
@@ -143,7 +159,7 @@ def write_card(folder: Path) -> None:
         "",
         f"# {name}",
         "",
-        f"`{config['architecture']}` for {config['num_classes']} classes of {height}x{width} {colours} images.",
+        f"`{config['architecture']}` for {config['num_classes']} classes of {what}.",
         "",
         "| | |",
         "|---|---|",

@@ -18,6 +18,7 @@ from timm.models._hub import save_config_for_hf
 
 from lightning_msnn import __version__
 from lightning_msnn import data as data_sets
+from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy.pictures import draw_energy, png
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
 from lightning_msnn.models.registry import default_cfg, is_ours
@@ -34,6 +35,9 @@ _NOT_SETTINGS = {
 }
 """Hyper-parameters that an entry says elsewhere, or that are of the machine."""
 
+_OF_TRAINING = {"batch_size", "val_fraction", "seed"}
+"""Arguments of data that say nothing of what a network is given in a test."""
+
 
 def _public(source: str | None) -> str | None:
     """Return the name of an entry, of a network, or of a checkpoint without its folder, which is of the machine."""
@@ -44,12 +48,17 @@ def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
     """What a checkpoint knows of the run that wrote it."""
     hparams, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters") or {}
     name = str(content["preprocessing"].get("data"))
+    of_data: dict[str, Any]
     if name in data_sets.__all__:
         name = f"{data_sets.__name__}.{name}"
     seeds = [part["shuffle_seed"] for part in content.values() if isinstance(part, dict) and "shuffle_seed" in part]
     settings = {key: v for key, v in {**data, **hparams}.items() if key not in _NOT_SETTINGS and v is not None}
+    kind, of_data = getattr(data_sets, name.rpartition(".")[2], None), {"class_path": name}
+    if isinstance(kind, type) and issubclass(kind, data_sets.ArrayDataModule):  # images have a size, and no more
+        init_args = arguments_of_checkpoint(data)
+        of_data["init_args"] = {key: v for key, v in init_args.items() if key not in _OF_TRAINING and v is not None}
     facts = {
-        "data": {"class_path": name},
+        "data": of_data,
         # What it takes to make the entry includes what these took.
         "init_from": _public(content.get("started_from")),
         "teacher": _public(hparams.get("teacher")),
@@ -91,6 +100,8 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
             architecture,
         )
     network_name = content.get("hyper_parameters", {}).get("network")
+    if "season" in content.get("hyper_parameters", {}):
+        raise ConfigurationError(f"{str(checkpoint)!r} is of a forecaster, not of a classifier, as entries are")
     if str(network_name).partition(".")[0] != architecture or not seen:
         raise ConfigurationError(f"{str(checkpoint)!r} is of network {network_name!r}, not of {architecture!r}")
     target = Path(folder) / name
@@ -111,9 +122,11 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
         (made / WEIGHTS_FILE).write_bytes(weights)
         try:
             size, mean, std = seen["image_size"], tuple(seen["mean"]), tuple(seen["std"])
+            height, width = (size, size) if isinstance(size, int) else size
             network.pretrained_cfg = default_cfg(  # type: ignore[assignment]
-                size, len(content["class_names"]), len(mean), mean=mean, std=std, architecture=architecture, tag=tag
-            )
+                height, len(content["class_names"]), len(mean), input_size=(len(mean), height, width), mean=mean,
+                std=std, architecture=architecture, tag=tag,
+            )  # fmt: skip
             facts = {
                 "sha256": hashlib.sha256(weights).hexdigest(),
                 "weights": "float16" if half else "float32",

@@ -97,19 +97,31 @@ def load(
 
 
 def transforms(name: str) -> Any:
-    """Return the preprocessing of an entry, a function from a PIL image to the network's input ``(C, H, W)``.
+    """Return the preprocessing of an entry, a function to the network's input ``(C, H, W)``.
+
+    It takes a PIL image, or the path of a wav file where the entry was trained on recordings.
 
     Args:
         name: Name of the entry, in either spelling.
 
     Raises:
-        ConfigurationError: If there is no such entry.
+        ConfigurationError: If there is no such entry, or it was trained on neither.
     """
+    config = info(name)
+    if "init_args" in config.get("data", {}):
+        from lightning_msnn.zoo.verification import make_data  # which takes Lightning
+
+        module: Any = make_data(config)
+        if not hasattr(module, "read_one"):
+            raise ConfigurationError(f"{name} takes neither images nor recordings: use {type(module).__name__}")
+        return module.read_one
     return create_transform(**resolve_data_config(entry_cfg(find(name)).to_dict()))
 
 
 def fixed_images(config: dict[str, Any]) -> Tensor:
     """Return two images that are the same everywhere, to compare logits with those of a card.
+
+    Of data that are no images, whose values have no bounds, they lie between -2 and 2 once normalised.
 
     Args:
         config: What :func:`info` says of the entry.
@@ -122,5 +134,7 @@ def fixed_images(config: dict[str, Any]) -> Tensor:
         *(torch.arange(size) for size in (2, channels, height, width)), indexing="ij"
     )
     pixels = (row * (7 + 4 * image) + column * 13 + channel * 29) % 256
+    if "init_args" in config.get("data", {}):
+        return pixels / 255 * 4 - 2
     mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
     return (pixels / 255 - mean) / std

@@ -8,7 +8,8 @@ from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from lightning_msnn import data as data_sets
-from lightning_msnn.data.base import ImageDataModule
+from lightning_msnn.data.arrays import ArrayDataModule
+from lightning_msnn.data.base import ImageDataModule, arguments_of_checkpoint
 from lightning_msnn.energy import FACTORS, NETWORK, evenly, summarize
 from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError
@@ -16,7 +17,7 @@ from lightning_msnn.models.twins import ann_twin, calibrate
 from lightning_msnn.models.weights import find
 from lightning_msnn.zoo.loading import fixed_images, info, load
 
-__all__ = ["ENERGIES", "TOLERANCES", "evaluate", "figures", "test_data", "verify"]
+__all__ = ["ENERGIES", "TOLERANCES", "evaluate", "figures", "make_data", "test_data", "verify"]
 
 BATCH = 250
 """Images of a batch."""
@@ -34,6 +35,40 @@ membrane next to its threshold then fires or does not: of all spikes that is one
 0.1 percentage points or one image, whatever is more, and logits of the fixed images by 0.001."""
 
 
+def make_data(config: dict[str, Any], **given: Any) -> ImageDataModule | ArrayDataModule:
+    """Make the data module of an entry, with the preprocessing that its network was trained on.
+
+    Args:
+        config: What :func:`~lightning_msnn.zoo.info` says of the entry.
+        **given: Further arguments of the data module.
+
+    Raises:
+        ConfigurationError: If its data is not one of :mod:`lightning_msnn.data`.
+    """
+    path = str(config.get("data", {}).get("class_path"))
+    package, _, name = path.rpartition(".")
+    kind = getattr(data_sets, name, None) if name in data_sets.__all__ else None
+    known = isinstance(kind, type) and issubclass(kind, ImageDataModule | ArrayDataModule)
+    # A file does not say what is imported.
+    if package != data_sets.__name__ or not known:
+        raise ConfigurationError(
+            f"the data of {config['architecture']}.{config['tag']} is {path}, which is not one of "
+            f"{data_sets.__name__}: give the data module itself, zoo.measure(name, data_module)"
+        )
+    assert isinstance(kind, type)
+    if issubclass(kind, ImageDataModule):
+        return kind(image_size=config["input_size"][1], **given)
+    settings = arguments_of_checkpoint(config["data"].get("init_args"))
+    try:
+        module: ArrayDataModule = kind(**{**settings, **given})
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{config['architecture']}.{config['tag']} gives {name} arguments that it does not have: {error}"
+        ) from error
+    module.mean, module.std = list(config["mean"]), list(config["std"])
+    return module
+
+
 def test_data(
     config: dict[str, Any], data: str | Path | LightningDataModule | None, batch_size: int
 ) -> LightningDataModule:
@@ -41,9 +76,9 @@ def test_data(
 
     Args:
         config: What :func:`~lightning_msnn.zoo.info` says of the entry.
-        data: Folder of the data set; digits need none. Or the data module itself, which it must be where the entry's
+        data: Folder of the data set; some need none. Or the data module itself, which it must be where the entry's
             is none of :mod:`lightning_msnn.data`.
-        batch_size: Images of a batch.
+        batch_size: Inputs of a batch.
 
     Raises:
         ConfigurationError: If the data is not there, or is not what the entry was made for.
@@ -51,18 +86,10 @@ def test_data(
     if isinstance(data, LightningDataModule):
         module = data
     else:
-        path = str(config.get("data", {}).get("class_path"))
-        package, _, name = path.rpartition(".")
-        kind = getattr(data_sets, name, None) if name in data_sets.__all__ else None
-        # A file does not say what is imported.
-        if package != data_sets.__name__ or not isinstance(kind, type) or not issubclass(kind, ImageDataModule):
-            raise ConfigurationError(
-                f"the data of {config['architecture']}.{config['tag']} is {path}, which is not one of "
-                f"{data_sets.__name__}: give the data module itself, zoo.measure(name, data_module)"
-            )
         given: dict[str, Any] = {} if data is None else {"root": str(data)}
-        module = kind(batch_size=batch_size, image_size=config["input_size"][1], num_workers=0, **given)
-        module.check("test")
+        made = make_data(config, batch_size=batch_size, num_workers=0, **given)
+        made.check("test")
+        module = made
     module.prepare_data()
     module.setup("test")
     for field, ours in (("class_names", config["class_names"]), ("mean", config["mean"]), ("std", config["std"])):

@@ -6,7 +6,16 @@ import torch
 from lightning.pytorch import Trainer
 from scipy.io import wavfile
 
-from lightning_msnn.data.audio import LogMel, augment_waves, mask_maps, mel_filters, read_wav, read_waves
+from lightning_msnn.data.audio import (
+    LogMel,
+    augment_waves,
+    colour_maps,
+    mask_maps,
+    mel_filters,
+    read_wav,
+    read_waves,
+    warp_maps,
+)
 from lightning_msnn.data.speech_commands import SpeechCommands
 from lightning_msnn.data.spoken_digits import SpokenDigits
 from lightning_msnn.errors import ConfigurationError
@@ -142,6 +151,46 @@ def test_masks_are_bands(dim):
     assert lost.sum(0).min() > 0
 
 
+def test_a_warped_map_is_moved_and_stretched():
+    """A map that is linear in band and time shows where it was read: one affine function of both."""
+    bands, times = torch.meshgrid(torch.arange(24.0), torch.arange(30.0), indexing="ij")
+    maps = torch.stack([bands, times])[:, None].repeat(100, 1, 1, 1)  # each draw is of one map
+    warped = warp_maps(maps, 0.4, 3.0)
+    moved = warped[0::2, 0, 8:16, 10:20] - bands[8:16, 10:20]
+    assert (moved.flatten(1).std(1) < 1e-4).all()
+    assert -3.001 < moved.min() < -2
+    assert 2 < moved.max() < 3.001
+    middle = warped[1::2, 0, 8, 10:20]
+    speed = middle.diff(dim=1)
+    assert (speed.std(1) < 1e-3).all()
+    assert 0.599 < speed.min() < 0.75
+    assert 1.25 < speed.max() < 1.401
+    torch.testing.assert_close(middle[:, 4:6].mean(1), torch.full((100,), 14.5))
+    assert torch.equal(warp_maps(maps, 0.0, 0.0).round(decimals=3), maps)
+
+
+def test_colour_is_the_same_at_all_times_and_of_its_level():
+    added = colour_maps(torch.zeros(2000, 1, 9, 7), 0.5)
+    assert torch.equal(added, added[..., :1].expand_as(added))
+    knots = added[:, 0, ::2, 0]
+    assert 0.48 < knots.std() < 0.52
+    torch.testing.assert_close(added[:, 0, 1::2, 0], (knots[:, 1:] + knots[:, :-1]) / 2)
+
+
+def test_parts_are_the_map_and_do_not_know_what_comes_after(digits):
+    whole, parts = (SpokenDigits(root=str(digits), time_steps=steps) for steps in (1, 4))
+    assert (whole.image_size, parts.image_size) == ((32, 40), (32, 10))
+    waves = torch.randint(-20000, 20000, (3, 6400), dtype=torch.int16)
+    cut = parts.transform(waves, False)
+    assert cut.shape == (3, 4, 1, 32, 10)
+    torch.testing.assert_close(torch.cat(list(cut.unbind(1)), 3), whole.transform(waves, False))  # it is never silent
+    later = waves.clone()
+    later[:, 3 * 1600 + 128 :] = 0
+    later[:, 5000:] = 32767
+    assert torch.equal(parts.transform(later, False)[:, :3], cut[:, :3])
+    assert not torch.equal(parts.transform(later, False)[:, 3], cut[:, 3])
+
+
 def test_own_split_holds_out_the_first_five_indices(digits):
     module = SpokenDigits(root=str(digits), val_fraction=0.25)
     test, train = (module.list_part(part)[0] for part in ("test", "train"))
@@ -173,6 +222,10 @@ def test_speakers_are_held_out(digits):
         ({"shift": 0.8}, r"shift must be in \[0, 0.8\)"),
         ({"noise": 2}, r"noise must be a number in \[0, 1\], not 2"),
         ({"time_mask": 40}, "time_mask must be smaller than 40"),
+        ({"stretch": 1}, r"stretch must be a number in \[0, 1\), not 1"),
+        ({"transpose": 32}, r"transpose must be in \[0, 32\)"),
+        ({"colour": -1}, r"colour must be a number of decibels in \[0, 80\), not -1"),
+        ({"time_steps": 3}, "frames must be a multiple of time_steps, 3, not 40"),
         ({"root": 3}, "root must be the path of a folder, not 3"),
     ],
 )

@@ -34,13 +34,13 @@ from lightning_msnn.nn.layer import Cut, fire, normalise
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C compiler")
 LAST = torch.channels_last
-SIZES = [(8, 8), (7, 5), (4, 6), (2, 2), (1, 4)]
+SIZES = [(8, 8), (7, 5), (4, 6), (2, 2), (1, 4), (1, 11)]
 
 
 def operands(layer, size, channels=19, batch=3, dtype=torch.float32, by_channel=True, level=False, affine=True, leak=0):
     """Random tensors for a layer, by name; those that are given gradients are leaves."""
     n = count(layer.kind, *size)
-    window = (side(layer.kind, size[0]), side(layer.kind, size[1])) if n > 1 else size
+    window = split(torch.empty(1, 1, *size), layer.kind)[0].shape[2:]
     whole, apart = (batch, channels, *size), (n * batch, channels, *window)
     made = {"current": torch.randn(apart if layer.windows_in else whole)}
     if affine:

@@ -55,7 +55,14 @@ class PlainNetwork:
     @staticmethod
     def cut(x: Tensor, kind: str) -> list[Tensor]:
         height, width = x.shape[2:]
-        if kind == "single" or min(height, width) == 1:
+        if kind != "single" and width >= 4 and (height == 1 or kind.startswith("time")):
+            quarter = math.ceil(width / 4)
+            if kind.endswith("grid"):
+                padded = F.pad(x, [0, 4 * quarter - width])
+                return [padded[..., k::4] for k in range(4)]
+            w = quarter if kind in ("non_dilated", "time") else max(math.floor(width * 3 / 8), quarter)
+            return [x[..., i : i + w] for i in (round(k * (width - w) / 3) for k in range(4))]
+        if kind == "single" or min(height, width) == 1 or kind.startswith("time"):
             return [x]
         if kind == "grid":
             padded = F.pad(x, [0, width % 2, 0, height % 2])

@@ -103,3 +103,14 @@ def test_networks_without_a_name_have_no_twin():
             twin(nn.Sequential())
     with pytest.raises(ConfigurationError, match="time_steps .* at least 1, not 0"):
         snn_twin(timm.create_model("msnn_resnet12_tiny"), time_steps=0)
+
+
+def test_twins_of_frames_see_them_one_by_one():
+    model = timm.create_model("msnn_resnet12_tiny", num_classes=10, time_steps=3, depths=(1, 1), widths=(8, 8)).eval()
+    frames = torch.randn(6, 3, 3, 16, 16)
+    made = twins(model, frames)
+    assert list(made) == ["ANN twin", "SNN twin, T = 3"]
+    plain = made["ANN twin"].network
+    expected = torch.stack([plain(frame) for frame in frames.unbind(1)]).mean(0)
+    torch.testing.assert_close(made["ANN twin"](frames), expected)
+    assert made["SNN twin, T = 3"](frames).shape == (6, 10)

@@ -276,7 +276,7 @@ def test_heads_must_fit():
 
 @pytest.mark.parametrize("projection", PROJECTIONS)
 @pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2), (1, 4)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2), (1, 4), (1, 15)])
 def test_batched_windows_equal_the_published_loop(windows, size, projection):
     mixer = ConvMixer(5, windows, "isolated", neuron=Neuron(projection=projection, tau=0.4, threshold=0.0)).eval()
     x = (torch.rand(2, 5, *size) < 0.5).float()
@@ -306,7 +306,7 @@ def shared_loop(mixer, spikes):
 
 @pytest.mark.parametrize("projection", PROJECTIONS)
 @pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2), (1, 4)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2), (1, 4), (1, 15)])
 def test_shared_context_equals_its_formula(windows, size, projection):
     mixer = ConvMixer(5, windows, "shared", neuron=Neuron(projection=projection, tau=0.4, threshold=0.0))
     x = (torch.rand(2, 5, *size) < 0.5).float()
@@ -390,7 +390,7 @@ def test_fused_scans_equal_plain_ones_in_a_mixer(kind, windows, context, project
     for mixer in (fused, plain):
         for spike in (mixer.spike1, mixer.spike2):
             spike.register_forward_hook(lambda m, args, out: fired.append(out))
-    for size in [(8, 8), (7, 10), (1, 4)]:
+    for size in [(8, 8), (7, 10), (1, 15), (4, 1)]:
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-9)):
             spikes = (torch.rand(3, 6, *size) < 0.5).to(dtype).to(memory_format=torch.channels_last)
             a, b = fused.to(dtype)(spikes), plain.to(dtype)(spikes)

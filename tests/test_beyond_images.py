@@ -1,0 +1,362 @@
+"""Recordings, series, forecasts and events through the command line, reports, the zoo and the example of a stream."""
+
+import csv
+import re
+import runpy
+import sys
+import wave
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from benchmarks.beyond_images import SETS, VARIANTS, command, table
+from lightning_msnn import data, zoo
+from lightning_msnn.cli import MSNNCLI, configurations, main
+from lightning_msnn.data.base import arguments_of_checkpoint
+from lightning_msnn.energy import spread
+from lightning_msnn.energy.inputs import saliency
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.report import main as report
+from lightning_msnn.runs import read_checkpoint
+from lightning_msnn.tasks import SpikingClassifier, SpikingForecaster
+from lightning_msnn.zoo.__main__ import main as zoo_main
+from tests.conftest import ROOT
+
+SHORT = [
+    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.limit_train_batches", "2", "--trainer.enable_model_summary", "false", "--run.name", "r"),
+    *("--trainer.limit_test_batches", "1"),
+]
+SMALL = "{depths: [1, 1], widths: [8, 8]}"
+LAST = "runs/r/version_0/checkpoints/last.ckpt"
+
+
+def tone(path, hertz, rate=8000, seconds=0.5):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = 20000 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(samples.astype("<i2").tobytes())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["lightning-msnn"])
+    return tmp_path
+
+
+@pytest.fixture
+def digits(here):
+    for digit in range(10):
+        for speaker in ("theo", "yweweler", "nicolas", "ada"):
+            for index in (0, 5, 6):
+                tone(here / "fsdd" / f"{digit}_{speaker}_{index}.wav", 200 + 150 * digit + 5 * index)
+    return here / "fsdd"
+
+
+def fit(*args, small=SMALL):
+    main(["fit", *args, *SHORT, "--model.network_kwargs", small, "--run.monitors", "false"])
+
+
+def rows(file):
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+SPEECH = ["--config", "data/spoken_digits", "--config", "recipe/tiny", "--data.root", "fsdd"]
+
+
+def test_speech_from_fit_to_a_zoo_entry(digits, here, capsys, monkeypatch):
+    fit(*SPEECH, "--data.frames", "32", "--data.splits", "speakers")
+    main(["test", "--ckpt_path", LAST, "--data.root", "fsdd", *SHORT[:2], "--run.monitors", "false"])
+    tone(here / "some" / "one.wav", 400, rate=16000)
+    tone(here / "some" / "two.wav", 900)
+    for folder, number in (("some", 2), ("some/two.wav", 1)):
+        main(["predict", "--ckpt_path", LAST, "--data.folder", folder, *SHORT[:2]])
+        assert [Path(row["file"]).name for row in rows("predictions.csv")] == ["one.wav", "two.wav"][2 - number :]
+    report([LAST, "--root", "fsdd", "--output", "r.html", "--samples", "20"])
+    page = Path("r.html").read_text()
+    assert "of the test recordings of SpokenDigits and takes" in page
+    assert len(re.findall(r'alt="\d\. \d, which the network takes for \d"', page)) == 2
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(here / "zoo"))
+    zoo_main(["export", LAST, "msnn_resnet12_tiny.mine", "--data", "fsdd"])
+    zoo_main(["verify", "msnn_resnet12_tiny.mine", "--data", "fsdd"])
+    info = zoo.info("msnn_resnet12_tiny.mine")
+    assert info["top1_images"] == 60, "the recordings of two speakers"
+    made = info["data"]["init_args"]
+    assert (made["mels"], made["frames"], made["splits"]) == (32, 32, "speakers")
+    assert not {"root", "folder", "batch_size", "seed"} & made.keys()
+    network, read = zoo.load("msnn_resnet12_tiny.mine"), zoo.transforms("msnn_resnet12_tiny.mine")
+    seen = read("some/two.wav")
+    assert seen.shape == tuple(info["input_size"]) == (1, 32, 32)
+    said = network(seen[None]).softmax(1).max(1)
+    (row,) = rows("predictions.csv")
+    assert row["class"] == info["class_names"][int(said.indices)]
+    assert float(row["probability"]) == pytest.approx(float(said.values), abs=1e-5)
+    main(["predict", "--model.network", "msnn_resnet12_tiny.mine", "--model.pretrained", "true", "--data.folder",
+          "some/two.wav", *SHORT[:2]])  # fmt: skip
+    assert rows("predictions.csv") == [row]
+    card = Path("zoo/msnn_resnet12_tiny.mine/README.md").read_text()
+    assert "for 10 classes of recordings, 1x32x32 each." in card
+    assert "rate 8000 Hz" in card
+    assert "mels 32, frames 32" in card
+    report(["msnn_resnet12_tiny.mine", "--root", "fsdd", "--output", "e.html", "--samples", "20"])
+    assert "of the test recordings" in Path("e.html").read_text()
+
+
+def listen(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return runpy.run_path(str(ROOT / "examples" / "listen.py"))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_stream_says_what_the_batch_says(digits, steps, monkeypatch, capsys):
+    small = SMALL[:-1] + f", time_steps: {steps}}}"
+    fit(*SPEECH, "--data.time_steps", str(steps), small=small)
+    program = listen(monkeypatch)
+    capsys.readouterr()
+    program["main"]([LAST, "fsdd/3_ada_0.wav"])
+    *parts, last = capsys.readouterr().out.splitlines()
+    assert len(parts) == steps
+    assert re.search(r"\d: [\d.]+ ms after a part at most; [\d.]+ million accumulates and [\d.]+ million mul", last)
+    source = program["read_source"](LAST)
+    module = data.SpokenDigits(**arguments_of_checkpoint(source.settings))
+    waves = data.audio.read_waves(["fsdd/3_ada_0.wav", "fsdd/7_ada_5.wav"], module.rate, module.samples)
+    listener = program["Listener"](source.network.double(), module).eval()  # no rounding across a threshold
+    with torch.no_grad():
+        expected = source.network(module.transform(waves, False).double())
+    for heard, whole in zip(waves, expected, strict=True):
+        said = list(listener.hear(heard))
+        torch.testing.assert_close(said[-1][2], whole, rtol=1e-9, atol=1e-9)
+        assert [s[0] for s in said] == sorted({s[0] for s in said})
+        assert said[-1][0] == pytest.approx(0.8)
+        assert said[0][0] < 0.8 or steps == 1
+
+
+def test_a_stream_of_other_data_is_refused(here, monkeypatch, capsys):
+    main(["fit", "--config", "quickstart", *SHORT, "--run.monitors", "false"])
+    program = listen(monkeypatch)
+    for args, said in (([LAST, "x.wav"], "not trained on recordings"), (["no.ckpt", "x.wav"], "no checkpoint at")):
+        with pytest.raises(SystemExit):
+            program["main"](args)
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_frames_and_time_steps_must_fit(digits, capsys):
+    with pytest.raises(SystemExit):
+        fit(*SPEECH, "--data.time_steps", "4")
+    assert "the network has 1 time step, but SpokenDigits has 4: set model.network_kwargs to {time_steps: 4}" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.fixture
+def series(here):
+    pytest.importorskip("aeon", reason="aeon, of the extra time-series, is not installed")
+    random = np.random.default_rng(0)
+    for part in ("TRAIN", "TEST"):
+        lines = ["@problemName Waves", "@timeStamps false", "@missing false", "@univariate true", "@equalLength true",
+                 "@classLabel true up down", "@data"]  # fmt: skip
+        for number in range(24):
+            slope = 1 - 2 * (number % 2)
+            values = slope * np.arange(20) + random.normal(5, 1, 20)
+            lines.append(",".join(f"{v:.4f}" for v in values) + f":{'up' if slope == 1 else 'down'}")
+        (here / f"Waves_{part}.ts").write_text("\n".join(lines) + "\n")
+    return here
+
+
+def test_series_from_fit_to_a_zoo_entry(series, monkeypatch):
+    fit("--config", "data/time_series", "--config", "recipe/series", "--data.problem", "Waves", "--data.root", ".")
+    main(["test", "--ckpt_path", LAST, "--data.root", ".", *SHORT[:2], "--run.monitors", "false"])
+    main(["predict", "--ckpt_path", LAST, "--data.root", ".", "--data.folder", "Waves_TEST.ts", *SHORT[:2]])
+    assert len(rows("predictions.csv")) == 24
+    report([LAST, "--root", ".", "--output", "r.html"])
+    assert "of the test series of TimeSeries" in Path("r.html").read_text()
+    assert 'alt="1. up, which the network takes for' in Path("r.html").read_text()
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(series / "zoo"))
+    zoo_main(["export", LAST, "msnn_resnet12_tiny.waves", "--data", "."])
+    zoo_main(["verify", "msnn_resnet12_tiny.waves", "--data", "."])
+    info = zoo.info("msnn_resnet12_tiny.waves")
+    assert info["input_size"] == [1, 1, 20]
+    assert info["data"]["init_args"]["problem"] == "Waves"
+    with pytest.raises(ConfigurationError, match="takes neither images nor recordings: use TimeSeries"):
+        zoo.transforms("msnn_resnet12_tiny.waves")
+
+
+@pytest.fixture
+def sales(here):
+    time = np.arange(90)
+    values = 5 + time / 9 + np.sin(2 * np.pi * time / 6) + np.random.default_rng(0).normal(0, 0.1, 90)
+    (here / "sales.csv").write_text("day,sold\n" + "".join(f"{t},{v:.4f}\n" for t, v in zip(time, values, strict=True)))
+    return "sales.csv"
+
+
+FORECAST = ["--config", "data/forecasting", "--config", "recipe/series", "--data.context", "12", "--data.horizon", "4",
+            "--data.season", "6"]  # fmt: skip
+
+
+@pytest.mark.parametrize("twin", [[], ["--model.twin", "relu"]], ids=["spiking", "twin"])
+def test_a_forecast_from_fit_to_its_report(sales, twin, capsys):
+    main(["fit", *FORECAST, "--data.source", sales, *SHORT, *twin])
+    assert "energy, times the first column" in capsys.readouterr().out
+    best = Path("runs/r/version_0/checkpoints/best.ckpt")
+    assert best.is_file(), "chosen by val/mase"
+    main(["test", "--ckpt_path", str(best), "--data.source", sales, *SHORT[:2], "--run.monitors", "false"])
+    assert "test/seasonal_naive_mase" in capsys.readouterr().out
+    main(["predict", "--ckpt_path", str(best), "--data.source", sales, *SHORT[:2]])
+    said = rows("predictions.csv")
+    assert list(said[0]) == ["file", "variable", "step", "forecast", "naive", "seasonal_naive"]
+    assert [(row["variable"], row["step"]) for row in said] == [("0", str(step)) for step in range(1, 5)]
+    known = [float(row["sold"]) for row in rows(sales)]
+    assert [float(row["naive"]) for row in said] == pytest.approx([known[-1]] * 4, rel=1e-4)
+    assert [float(row["seasonal_naive"]) for row in said] == pytest.approx(known[-6:-2], rel=1e-4)
+    with pytest.raises(SystemExit):
+        zoo_main(["export", str(best), "msnn_resnet12_tiny.sold"])
+    assert "is of a forecaster, not of a classifier" in capsys.readouterr().err
+
+
+def test_a_report_of_a_forecast_has_its_errors(here):
+    pytest.importorskip("aeon", reason="aeon, of the extra time-series, is not installed")
+    fit("--config", "data/forecasting", "--config", "recipe/series")
+    report([LAST, "--output", "r.html", "--samples", "8"])
+    page = Path("r.html").read_text()
+    found = re.search(r"the last season of Airline has a mean .* of [\d.]+, and .*, last has ([\d.]+) and takes", page)
+    content = read_checkpoint(LAST)
+    task = SpikingForecaster.load_from_checkpoint(LAST, weights_only=True).eval()
+    module = data.ForecastSeries(**arguments_of_checkpoint(content["datamodule_hyper_parameters"]))
+    module.setup("test")
+    errors = [(task(x) - y).abs() for x, y in module.test_dataloader()]
+    scale = float(module.naive_scale)
+    assert float(found[1]) == pytest.approx(float(torch.cat(errors).mean() / scale), abs=1e-3)
+    assert 'alt="The first forecast of the test part of Airline"' in page
+
+
+def test_events_by_name(here, monkeypatch):
+    pytest.importorskip("tonic", reason="tonic, of the extra events, is not installed")
+    from lightning_msnn.data import saccades
+
+    few = saccades.load_digits()
+    kept = slice(0, 120)
+    few.data, few.images, few.target = few.data[kept], few.images[kept], few.target[kept]
+    monkeypatch.setattr(saccades, "load_digits", lambda: few)
+    four = SMALL[:-1] + ", time_steps: 4}"
+    fit("--config", "data/events", "--config", "recipe/tiny", "--data.root", "new/events", "--data.time_steps", "4",
+        small=four)  # fmt: skip
+    main(["test", "--ckpt_path", LAST, "--data.root", "new/events", *SHORT[:2], "--run.monitors", "false"])
+    report([LAST, "--root", "new/events", "--output", "r.html", "--samples", "8"])
+    page = Path("r.html").read_text()
+    assert "of the test recordings of EventFrames" in page
+    assert len(re.findall(r'alt="\d\. \d[^"]*, which the network takes for', page)) == 2
+
+
+# What is told of a training
+
+
+KINDS = {
+    "speech": (SPEECH, SMALL),
+    "forecast": ([*FORECAST, "--data.source", "sales.csv"], SMALL),
+    "frames": ([*SPEECH, "--data.time_steps", "4"], SMALL[:-1] + ", time_steps: 4}"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_training_ends_as_one_that_was_not_stopped(kind, digits, sales):
+    args, small = KINDS[kind]
+    more = [
+        *SHORT[:2], *SHORT[4:6], "--trainer.limit_train_batches", "3", "--model.network_kwargs", small,
+        "--run.monitors", "false", "--run.test", "false", "--data.batch_size", "8", "--model.schedule", "constant",
+    ]  # fmt: skip
+    main(["fit", *args, *more, "--run.name", "whole", "--trainer.max_epochs", "2"])
+    main(["fit", *args, *more, "--run.name", "cut", "--trainer.max_epochs", "1"])
+    main(["fit", *args, *more, "--run.name", "cut", "--trainer.max_epochs", "2", "--ckpt_path", "last"])
+    whole, cut = (
+        read_checkpoint(f"runs/{name}/version_0/checkpoints/last.ckpt")["state_dict"] for name in ("whole", "cut")
+    )
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+# The table
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", SETS)
+def test_commands_of_the_table_are_understood(name, variant, monkeypatch):
+    seen = []
+
+    def stop(self):
+        seen.append(self.config.fit)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MSNNCLI, "before_instantiate_classes", stop)
+    given = Namespace(fsdd="f", events="e", epochs=2, network="msnn_rnn12_tiny")
+    with pytest.raises(KeyboardInterrupt):
+        main(command(name, variant, 5, "folder", given)[3:])
+    (config,) = seen
+    assert (config.seed_everything, config.trainer.max_epochs) == (5, 2)
+    model = config.model.init_args
+    assert model.network == "msnn_rnn12_tiny"
+    assert (model.twin == "relu") == (variant == "twin")
+    kwargs = {"single": {"windows": "single"}, "isolated": {"context": "isolated"}, "four steps": {"time_steps": 4}}
+    assert (model.network_kwargs or {}) == kwargs.get(variant, {})
+
+
+def test_the_table_has_means_and_intervals():
+    made = [
+        {"data": name, "variant": "windows", "metric": metric, "test": test, "seasonal_naive": naive}
+        for name, metric, naive, tests in (
+            ("speech", "top1", "", ("0.97", "0.98", "0.99")),
+            ("airline", "mase", "1.25", ("0.9", "0.9")),
+            ("solar", "mase", "2", ("1.5",)),
+        )
+        for test in tests
+    ]
+    *_, speech, airline, solar = table(made).splitlines()
+    assert speech == "| speech, own split | 98.00 ± 2.48 | - | - | - | - |  |"  # 4.303 / sqrt(3)
+    assert airline == "| Airline (MASE) | 0.900 ± 0.000 | - | - | - | - | 1.250 |"
+    assert solar == "| solar (MASE) | 1.500 | - | - | - | - | 2.000 |"
+
+
+# Small parts
+
+
+def test_saliency_is_zero_where_nothing_is_and_at_most_one():
+    task = SpikingClassifier("msnn_resnet12_tiny", in_chans=2).eval()
+    x = torch.randn(3, 2, 1, 40)
+    x[..., 30:] = 0.0
+    found = saliency(task.network, x)
+    assert found.shape == (3, 1, 40)
+    assert not found[..., 30:].any()
+    assert torch.equal(found.amax((1, 2)), torch.ones(3))
+
+
+def test_what_are_no_classes_is_chosen_evenly_of_all():
+    chosen = spread(torch.randn(50, 3), 20)
+    assert len(chosen.unique()) == 20
+    assert torch.equal(chosen, spread(torch.zeros(50, dtype=torch.int64), 20))
+
+
+def test_a_checkpoint_chooses_names_and_no_paths():
+    given = {"problem": "Waves", "source": "../../secret.csv", "dataset": "os.path", "root": "/", "mels": 8}
+    assert arguments_of_checkpoint(given) == {"problem": "Waves", "mels": 8}
+    with pytest.raises(ConfigurationError, match="problem must be a name of letters, digits, '_' and '-', not '../x'"):
+        data.TimeSeries("../x")
+
+
+@pytest.mark.parametrize("recipe", ["recipe/tiny", "recipe/series"])
+@pytest.mark.parametrize("name", [n for n in configurations() if n.startswith("data/")])
+def test_tiny_recipes_go_with_all_data(name, recipe):
+    """A recipe for tiny networks has no option that some data, or some task, does not have."""
+    said = yaml.safe_load(configurations()[recipe].read_text())
+    own = yaml.safe_load(configurations()[name].read_text())
+    kind = getattr(data, own["data"]["class_path"].rpartition(".")[2])
+    assert said["data"].keys() <= {"batch_size"}
+    assert not own["data"].get("init_args", {}).keys() & said["data"].keys(), "so that their order does not matter"
+    assert hasattr(kind, "setup")
