@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "nn": {"functional", "kernels"},
     "models": {"functional", "kernels", "nn"},
     "conversion": {"functional", "nn", "models"},
-    "energy": {"functional"},
+    "energy": {"functional", "nn"},
     "metrics": {"energy"},
     "data": {"runs"},
     "runs": {"models"},
