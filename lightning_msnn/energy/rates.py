@@ -1,7 +1,7 @@
 """Spike rates by a law, from the weights of a network alone: see ``docs/rates.md`` for its derivation.
 
-Batch norm makes the current of a channel nearly Gaussian with mean ``beta`` and deviation ``|gamma|``. What the scans of
-:mod:`lightning_msnn.functional.membrane` make of it is followed by running those very functions on linear forms of
+Batch norm makes the current of a channel nearly Gaussian with mean ``beta`` and deviation ``|gamma|``. What the scans
+of :mod:`lightning_msnn.functional.membrane` make of it is followed by running those very functions on linear forms of
 currents (:class:`Form`) in the place of tensors; windows are known by what their own ``split`` and ``merge`` do to
 numbered pixels, and projections by quadrature of their own function.
 """
@@ -27,7 +27,7 @@ from lightning_msnn.nn.folding import ThresholdEncoder
 from lightning_msnn.nn.layer import watched
 from lightning_msnn.nn.neuron import Membrane, Rectifier, Spike
 
-__all__ = ["CORRELATION", "Form", "RateLaw", "gaussian_tail", "input_size_of", "predict_rates"]
+__all__ = ["CORRELATION", "Form", "RateLaw", "evaluating", "gaussian_tail", "input_size_of", "predict_rates"]
 
 CORRELATION = 0.2
 """Correlation of a channel's current at two places of an image. Measured, ``docs/rates.md``: 0.05 to 0.35."""
@@ -114,8 +114,7 @@ def _geometry(kind: WindowKind, height: int, width: int, windows_out: bool) -> G
         where = inverse[:, 1:].T
         site = torch.arange(1, height * width + 1)
     seen = pixel.T[where]  # (S, k, j): the pixel of window j where window k covers the site
-    begun = torch.ones(n, n, dtype=torch.bool).tril()  # window k carries what the windows up to it saw
-    there = (weight > 0)[:, :, None] & begun & (seen > 0)
+    there = (weight > 0)[:, :, None] & (seen > 0)
     flat = torch.where(there, seen, 0).flatten(1)
     same = (flat[:, :, None] == flat[:, None, :]) & (flat > 0)[:, :, None]
     own = there & (seen == site[:, None, None])
@@ -153,7 +152,9 @@ class Sources:
     def variable(self, group: str, k: int, mean: Tensor) -> Form:
         """Return the variable of window ``k`` as a form; it is 0 where it is padding."""
         there = self.valid[group][:, k].to(mean.dtype)
-        return Form(self, mean[:, None] * there, {(group, k): torch.ones_like(mean)[:, None] * there}, 0.0 * mean[:, None])
+        return Form(
+            self, mean[:, None] * there, {(group, k): torch.ones_like(mean)[:, None] * there}, 0.0 * mean[:, None]
+        )
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,9 @@ class _Trace:
         spike, norm, membrane, cut = given["spike"], given["norm"], given["membrane"], given["cut"]
         name = self.names.get(spike, type(spike).__name__)
         if isinstance(spike, Rectifier) or not isinstance(spike, Spike):
-            raise ConfigurationError(f"{name} is a {type(spike).__name__}, which has no spike rate: give the spiking network")
+            raise ConfigurationError(
+                f"{name} is a {type(spike).__name__}, which has no spike rate: give the spiking network"
+            )
         if spike.model.fire is not heaviside:
             raise ConfigurationError(f"{name} does not fire at a threshold alone, which the law of spike rates is of")
         if spike.time_steps > 1:
@@ -300,7 +303,9 @@ class _Trace:
             if not known and not (isinstance(given["other"], Tensor) and not bool(given["other"].any())):
                 several = WINDOWS[cut.kind].count(*layer.size) > 1
                 if several:
-                    raise ConfigurationError(f"{name} is coupled with membranes of which the law of spike rates knows nothing")
+                    raise ConfigurationError(
+                        f"{name} is coupled with membranes of which the law of spike rates knows nothing"
+                    )
         self.layers.append(layer)
         self._remember(out[1], layer)
         if out[2] is not None:
@@ -308,7 +313,7 @@ class _Trace:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Put a network in evaluation mode for a while."""
     training = [module for module in network.modules() if module.training]
     network.eval()
@@ -367,7 +372,7 @@ class RateLaw:
                 )
         parameter = next(network.parameters())
         trace = _Trace(network)
-        with torch.no_grad(), _evaluating(network), watched(trace):
+        with torch.no_grad(), evaluating(network), watched(trace):
             network(parameter.new_zeros(1, *self.input_size))
         self._layers = trace.layers
         found = {layer.spike for layer in trace.layers}
@@ -379,6 +384,16 @@ class RateLaw:
                 )
         if not self._layers:
             raise ConfigurationError(f"{type(network).__name__} has no layer of neurons, so it has no spike rates")
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers of neurons in the order in which they fire."""
+        return [layer.name for layer in self._layers]
+
+    @property
+    def norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
+        """Their batch norms."""
+        return [layer.norm for layer in self._layers]
 
     def __call__(self) -> dict[str, Tensor]:
         """Return the rate of each channel, ``(C,)`` in float64, by the name of the layer of neurons.
@@ -484,7 +499,9 @@ class RateLaw:
         assert isinstance(variance, Tensor)
         lean = torch.zeros_like(mean)
         for group in sources.variance:
-            at = torch.stack([torch.stack([forms[k].weights.get((group, j), zero) for j in range(n)]) for k in range(n)])
+            at = torch.stack(
+                [torch.stack([forms[k].weights.get((group, j), zero) for j in range(n)]) for k in range(n)]
+            )
             # (k, j, C, S): share of the variable of window j in what fires, by way of window k.
             each = torch.stack([weight[k] * at[k][..., geometry.offset[:, k]] for k in range(n)])
             flat = each.flatten(0, 1)
@@ -503,9 +520,7 @@ class RateLaw:
         return mean, variance, lean
 
 
-def _tail(
-    norm: nn.modules.batchnorm._BatchNorm, level: Tensor, lean: Tensor, rest: Tensor, variance: Tensor
-) -> Tensor:
+def _tail(norm: nn.modules.batchnorm._BatchNorm, level: Tensor, lean: Tensor, rest: Tensor, variance: Tensor) -> Tensor:
     """Probability that ``lean (I - beta)``, and independent noise, reach a level.
 
     Args:

@@ -384,7 +384,9 @@ class Membrane(nn.Module):
             unused = tau * self.projection(seen, seen)
         return [currents[0] + 0.0 * unused.to(currents[0].dtype)]
 
-    def carry(self, currents: list[Any], other: Sequence[Any], tau: Tensor, omega: Callable[..., Any] | None) -> list[Any]:
+    def carry(
+        self, currents: list[Any], other: Sequence[Any], tau: Tensor, omega: Callable[..., Any] | None
+    ) -> list[Any]:
         """Run the scan of this form on tensors, or on whatever adds and is multiplied as they do.
 
         Args:
