@@ -4,8 +4,8 @@
     python -m benchmarks.rates measure msnn_resnet12.c100 --data <folder>   # 128 test images, some minutes
     python -m benchmarks.rates report                                       # tables and picture of docs/rates.md
 
-Each entry is measured as it is, and for each theta with the batch norms' statistics left as they are and renewed on other
-images than those that are measured. A row of ``results/rates_<entry>.csv`` is a layer of neurons.
+Each entry is measured as it is, and for each theta with the statistics of batch norms left as they are and renewed on
+other images than those that are measured. A row of ``results/rates_<entry>.csv`` is a layer of neurons.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.tasks import SpikingClassifier
 
-__all__ = ["describe", "main"]
+__all__ = ["describe", "main", "make_parser"]
 
 _WARMUP = 2  # steps that are not timed
 
@@ -194,8 +194,8 @@ def _text(found: dict[str, Any]) -> str:
     )
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line of the verb."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb."""
     parser = argparse.ArgumentParser(prog="lightning-msnn describe", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("network", help="name of a network or of a zoo entry")
     parser.add_argument("--data", default="Digits", help="data set, a class of lightning_msnn.data (default: Digits)")
@@ -206,7 +206,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="device to train on (default: cpu)")
     parser.add_argument("--precision", default="32-true", help="32-true or bf16-mixed (default: 32-true)")
     parser.add_argument("--imports", action="append", default=[], help=HELP)
-    given = parser.parse_args(args)
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line of the verb."""
+    given = make_parser().parse_args(args)
     try:
         import_files(given.imports)
         found = describe(

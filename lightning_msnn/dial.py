@@ -24,7 +24,7 @@ from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.report import load_task
 from lightning_msnn.tasks import SpikingClassifier
 
-__all__ = ["dial", "main", "raise_thresholds"]
+__all__ = ["dial", "main", "make_parser", "raise_thresholds"]
 
 _FURTHEST = 4.0  # deviations
 _NORMS = nn.modules.batchnorm._BatchNorm
@@ -162,8 +162,8 @@ def dial(
     }
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line of the verb."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb."""
     parser = argparse.ArgumentParser(prog="lightning-msnn dial", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", help="name of a zoo entry, or path of a checkpoint of lightning-msnn fit")
     parser.add_argument("--energy", type=float, required=True, help="share of the energy that is wanted, in (0, 1)")
@@ -173,7 +173,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of the norms (default: 0.001)")
     parser.add_argument("--precision", default="32-true", help="precision of the training (default: 32-true)")
     parser.add_argument("--imports", action="append", default=[], help=HELP)
-    given = parser.parse_args(args)
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line of the verb."""
+    given = make_parser().parse_args(args)
     try:
         import_files(given.imports)
         found = dial(

@@ -42,9 +42,11 @@ class Noise(nn.Module):
         correlation: Of the current at any two places of a map.
     """
 
-    def __init__(self, kind, form, projection="sine", theta=0.7, isolated=False, correlation=0.0, size=(6, 8)):
+    def __init__(
+        self, kind, form, projection="sine", theta=0.25, tau=0.45, isolated=False, correlation=0.0, size=(6, 8)
+    ):
         super().__init__()
-        neuron = Neuron(tau=0.45, projection=projection, theta=theta)
+        neuron = Neuron(tau=tau, projection=projection, theta=theta)
         self.norms = nn.ModuleList([norm(), norm()])
         self.membranes = nn.ModuleList(
             [Membrane("recurrent" if form == "recurrent" else "first", neuron, CHANNELS, kind),
@@ -93,25 +95,26 @@ def compare(network, tolerance):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", WINDOWS)
 def test_every_kind_of_windows_at_every_size(kind, size):
-    compare(Noise(kind, "coupled", "none", size=size), 0.01)
+    compare(Noise(kind, "coupled", "none", size=size), 0.015)
 
 
+@pytest.mark.parametrize(("tau", "theta", "tolerance"), [(0.45, 0.25, 0.02), (0.15, 0.9, 0.01)])
 @pytest.mark.parametrize("projection", PROJECTIONS)
 @pytest.mark.parametrize("kind", [kind for kind in WINDOWS if kind != "single"])
-def test_every_projection_with_every_kind_of_windows(kind, projection):
-    compare(Noise(kind, "coupled", projection), 0.02)
+def test_every_projection_with_every_kind_of_windows(kind, projection, tau, theta, tolerance):
+    compare(Noise(kind, "coupled", projection, theta, tau), tolerance)
 
 
 @pytest.mark.parametrize("theta", [0.0, 0.25, 0.9])
 @pytest.mark.parametrize("isolated", [False, True])
 @pytest.mark.parametrize("form", ["first", "coupled"])
 def test_theta_and_both_contexts(form, isolated, theta):
-    compare(Noise("dilated", form, "sine", theta, isolated), 0.02)
+    compare(Noise("dilated", form, "sine", theta, 0.2, isolated), 0.015)
 
 
 @pytest.mark.parametrize("kind", ["non_dilated", "grid"])
 def test_the_map_of_recurrent_networks(kind):
-    compare(Noise(kind, "recurrent", size=(6, 8)), 0.02)
+    compare(Noise(kind, "recurrent"), 0.02)
 
 
 @pytest.mark.parametrize("correlation", [0.3, 0.8])
