@@ -1,7 +1,7 @@
 """The law of spike rates beside the rates that are measured, for entries of the zoo.
 
     python -m benchmarks.rates measure msnn_resnet12_tiny.digits            # a file of results/ for each entry
-    python -m benchmarks.rates measure msnn_resnet12.c100 --data <folder>   # 128 test images, some minutes
+    python -m benchmarks.rates measure msnn_resnet12.c100 --data <folder>   # 100 test images, a minute
     python -m benchmarks.rates report                                       # tables and picture of docs/rates.md
 
 Each entry is measured as it is, and for each theta with the statistics of batch norms left as they are and renewed on
@@ -36,12 +36,37 @@ THETAS = (0.0, 0.1, 0.25, 0.5, 0.7, 0.9)
 
 def by_channel(x: Tensor) -> Tensor:
     """``(B, C, H, W)`` as ``(C, values)``."""
-    return x.transpose(0, 1).flatten(1).double()
+    return x.transpose(0, 1).flatten(1)
+
+
+def distribution(current: Tensor, norm: Any) -> dict[str, float]:
+    """How a current, less the running mean and by the running deviation, is distributed: means over the channels."""
+    mean, var = (x.view(-1, 1, 1) for x in (norm.running_mean, norm.running_var))
+    z = (current - mean) / (var + norm.eps).sqrt()
+    values = by_channel(z).double()
+    centred = values - values.mean(1, keepdim=True)
+    spread = centred.square().mean(1).clamp(min=1e-12)
+    places = z.shape[2] * z.shape[3]
+    together = z.double().mean((2, 3)).var(0, correction=0) / spread
+    return {
+        "mean": float(values.mean(1).abs().mean()),
+        "deviation": float(spread.sqrt().mean()),
+        "skewness": float((centred.pow(3).mean(1) / spread.pow(1.5)).abs().mean()),
+        "excess": float((centred.square().square().mean(1) / spread.square()).mean() - 3.0),
+        "correlation": float((together.mean() * places - 1) / (places - 1)) if places > 1 else 0.0,
+    }
 
 
 @torch.no_grad()
-def measure(network: nn.Module, law: RateLaw, images: Tensor) -> list[dict[str, Any]]:
-    """Run a network on images; return a row for each layer of neurons."""
+def measure(network: nn.Module, law: RateLaw, images: Tensor, looks: bool = False) -> list[dict[str, Any]]:
+    """Run a network on images; return a row for each layer of neurons.
+
+    Args:
+        network: The network.
+        law: Its law.
+        images: Images.
+        looks: Whether the distributions of currents are looked at.
+    """
     names = {module: name for name, module in network.named_modules()}
     predicted = law()
     rows: list[dict[str, Any]] = []
@@ -50,16 +75,8 @@ def measure(network: nn.Module, law: RateLaw, images: Tensor) -> list[dict[str, 
         if what != "fire":
             return
         name, norm, membrane = names[given["spike"]], given["norm"], given["membrane"]
-        rate, said = by_channel(out[0]).mean(1), predicted[name]
+        rate, said = by_channel(out[0]).mean(1).double(), predicted[name]
         alone = gaussian_tail((given["spike"].threshold - norm.bias.double()) / norm.weight.double().abs())
-        current = given["current"].double()
-        mean, var = (x.double().view(-1, 1, 1) for x in (norm.running_mean, norm.running_var))
-        z = (current - mean) / (var + norm.eps).sqrt()
-        values = by_channel(z)
-        centred = values - values.mean(1, keepdim=True)
-        spread = centred.square().mean(1).clamp(min=1e-12)
-        places = z.shape[2] * z.shape[3]
-        together = z.mean((2, 3)).var(0, correction=0) / spread
         rows.append(
             {
                 "layer": name,
@@ -69,11 +86,7 @@ def measure(network: nn.Module, law: RateLaw, images: Tensor) -> list[dict[str, 
                 "channels": float((said - rate).abs().mean()),
                 "alone": float(alone.mean()),
                 "alone_channels": float((alone - rate).abs().mean()),
-                "mean": float(values.mean(1).abs().mean()),
-                "deviation": float(spread.sqrt().mean()),
-                "skewness": float((centred.pow(3).mean(1) / spread.pow(1.5)).abs().mean()),
-                "excess": float((centred.pow(4).mean(1) / spread.square()).mean() - 3.0),
-                "correlation": float((together.mean() * places - 1) / (places - 1)) if places > 1 else 0.0,
+                **(distribution(given["current"], norm) if looks else {}),
             }
         )
 
@@ -96,7 +109,7 @@ def measure_entry(name: str, data: str | None, samples: int) -> None:
     renewing, measuring = images[::2], images[1::2]
     law = RateLaw(network)
     state = {key: value.clone() for key, value in network.state_dict().items()}
-    rows = [{"theta": "", "renewed": 0, **row} for row in measure(network, law, measuring)]
+    rows = [{"theta": "", "renewed": 0, **row} for row in measure(network, law, measuring, looks=True)]
     for theta in THETAS:
         network.load_state_dict(state)
         set_theta(network, theta)
@@ -192,7 +205,7 @@ def main() -> None:
     measuring = commands.add_parser("measure")
     measuring.add_argument("entries", nargs="+")
     measuring.add_argument("--data")
-    measuring.add_argument("--samples", type=int, default=128)
+    measuring.add_argument("--samples", type=int, default=100)
     commands.add_parser("report")
     given = parser.parse_args()
     if given.command == "report":

@@ -27,7 +27,7 @@ from lightning_msnn.nn.folding import ThresholdEncoder
 from lightning_msnn.nn.layer import watched
 from lightning_msnn.nn.neuron import Membrane, Rectifier, Spike
 
-__all__ = ["CORRELATION", "Form", "RateLaw", "evaluating", "gaussian_tail", "input_size_of", "predict_rates"]
+__all__ = ["CORRELATION", "Form", "RateLaw", "evaluating", "gaussian_tail", "input_size_of", "predict_rates", "project"]
 
 CORRELATION = 0.2
 """Correlation of a channel's current at two places of an image. Measured, ``docs/rates.md``: 0.05 to 0.35."""
@@ -205,7 +205,7 @@ class Form:
         return self.covariance(self) + self.noise
 
 
-def _project(omega: Callable[..., Tensor], a: Form, b: Form) -> Form:
+def project(omega: Callable[..., Tensor], a: Form, b: Form) -> Form:
     """What a projection makes of two membranes: the best linear form, and the rest as noise.
 
     Mean, covariances and variance are integrals over a plane by Gauss and Hermite.
@@ -483,7 +483,7 @@ class RateLaw:
                 sources.variance[group] = variance
                 other = [sources.variable(group, k, mean) for k in range(n)]
         tau = membrane.decay().double()
-        omega = None if membrane.projection is None else partial(_project, membrane.projection)
+        omega = None if membrane.projection is None else partial(project, membrane.projection)
         return membrane.carry(currents, other, tau.flatten()[:, None] if tau.dim() else tau, omega)
 
     def _sites(

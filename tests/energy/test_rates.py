@@ -1,6 +1,7 @@
 """The law of spike rates against simulation, on synthetic Gaussian currents and on trained networks."""
 
 import copy
+import math
 
 import pytest
 import timm
@@ -10,7 +11,7 @@ from torch import nn
 from lightning_msnn import convert, zoo
 from lightning_msnn.energy import OperationCounter, count_operations, energy, evenly, predict_rates, synaptic_operations
 from lightning_msnn.energy.expected import EnergyLaw
-from lightning_msnn.energy.rates import RateLaw
+from lightning_msnn.energy.rates import RateLaw, Sources, project
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS, WINDOWS
 from lightning_msnn.models.twins import ann_twin, calibrate
@@ -130,6 +131,26 @@ def test_without_windows_it_is_one_tail_of_a_normal_distribution():
         torch.tensor(0.5)
     )
     torch.testing.assert_close(law["spikes.0"].float(), expected)
+
+
+@pytest.mark.parametrize("theta", [0.1, 0.25, 0.5, 0.9])
+def test_moments_of_the_sine_by_characteristic_functions(theta):
+    """Over ``a`` in closed form, over ``b`` by a fine sum."""
+    (m_a, m_b), (v_a, v_b) = torch.randn(2, 5, dtype=torch.float64), torch.rand(2, 5, dtype=torch.float64) + 0.1
+    one = torch.ones(1, 1, dtype=torch.float64)
+    sources = Sources({"a": v_a, "b": v_b}, {"a": one, "b": one}, {"a": one[None], "b": one[None]})
+    radian = torch.tensor(theta)
+    made = project(
+        lambda a, b: PROJECTIONS["sine"](a, b, radian), sources.variable("a", 0, m_a), sources.variable("b", 0, m_b)
+    )
+    z = torch.linspace(-8.0, 8.0, 4001, dtype=torch.float64)
+    density = torch.exp(-0.5 * z * z) * (z[1] - z[0]) / math.sqrt(2.0 * math.pi)
+    w = math.pi * theta * torch.cos(math.pi * theta * (m_b[:, None] + v_b.sqrt()[:, None] * z))
+    first = 2.0 * torch.sin(w * m_a[:, None]) * torch.exp(-0.5 * w * w * v_a[:, None])
+    second = 2.0 - 2.0 * torch.cos(2.0 * w * m_a[:, None]) * torch.exp(-2.0 * w * w * v_a[:, None])
+    mean = (first * density).sum(1)
+    torch.testing.assert_close(made.mean[:, 0], mean, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(made.variance()[:, 0], (second * density).sum(1) - mean**2, atol=1e-2, rtol=1e-2)
 
 
 def test_windows_of_the_users_own(monkeypatch):
