@@ -64,7 +64,7 @@ def raise_thresholds(network: nn.Module, law: EnergyLaw, joules: float) -> float
             f"the energy must be between {least:.3g} and {most:.3g} joules, which is as far as thresholds are moved, "
             f"not {joules:.3g}"
         )
-    for _ in range(20):
+    for _ in range(14):
         middle = (low + high) / 2
         low, high = (middle, high) if expected(middle) > joules else (low, middle)
     return (low + high) / 2
@@ -136,7 +136,7 @@ def dial(
         if module_name and not isinstance(module, _NORMS) and any(True for _ in module.parameters(recurse=False))
     ]
     hparams = dict(task.hparams) | {
-        "freeze": fixed, "pretrained": False, "init_from": None, "lr": lr, "lr_base_size": None, "layer_decay": None,
+        "freeze": fixed, "init_from": None, "lr": lr, "lr_base_size": None, "layer_decay": None,
         "schedule": "cosine", "warmup_epochs": 0.1, "mixup": 0.0, "cutmix": 0.0, "target_rate": None,
         "target_energy": target, "teacher": name, "teacher_weight": 0.9, "convert": False,
     }  # fmt: skip

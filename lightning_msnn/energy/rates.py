@@ -35,8 +35,6 @@ CORRELATION = 0.2
 _NODES = 12
 _FEWEST = 8  # channels, for the signs of their means to say anything
 
-Key = tuple[str, int]
-
 
 def gaussian_tail(x: Tensor) -> Tensor:
     """``Q(x)``, the probability that a standard normal variable is ``x`` or more."""
@@ -65,6 +63,7 @@ class Geometry:
         offset: Offset of each window at a site, ``(S, n)``.
         weight: Share of each window in what fires at a site, ``(S, n)``.
         share: Share of the sites, ``(S,)``.
+        of_place: Site of each place that fires, ``(H W,)``, or of all windows' one after another.
         same: Whether window ``j`` at the place where window ``k`` covers a site sees the same pixel as ``j'`` at that
             of ``k'``, ``(S, n, n, n, n)`` by ``k, j, k', j'``.
         seen: Whether it sees the pixel of the site itself, ``(S, n, n)`` by ``k, j``.
@@ -75,6 +74,7 @@ class Geometry:
     offset: Tensor
     weight: Tensor
     share: Tensor
+    of_place: Tensor
     same: Tensor
     seen: Tensor
 
@@ -119,7 +119,7 @@ def _geometry(kind: WindowKind, height: int, width: int, windows_out: bool) -> G
     same = (flat[:, :, None] == flat[:, None, :]) & (flat > 0)[:, :, None]
     own = there & (seen == site[:, None, None])
     signature = [weight, offsets[where].double(), own.flatten(1).double(), same.flatten(1).double()]
-    unique, counts = torch.unique(torch.cat(signature, 1), dim=0, return_counts=True)
+    unique, of_place, counts = torch.unique(torch.cat(signature, 1), dim=0, return_inverse=True, return_counts=True)
     parts = unique.split([n, n, n * n, n**4], 1)
     return Geometry(
         valid=kinds[:, :n],
@@ -127,6 +127,7 @@ def _geometry(kind: WindowKind, height: int, width: int, windows_out: bool) -> G
         offset=parts[1].long(),
         weight=parts[0],
         share=counts.double() / counts.sum(),
+        of_place=of_place,
         same=parts[3].unflatten(1, (n, n, n, n)) > 0,
         seen=parts[2].unflatten(1, (n, n)) > 0,
     )
@@ -149,12 +150,12 @@ class Sources:
     valid: dict[str, Tensor]
     chain: dict[str, Tensor]
 
-    def variable(self, group: str, k: int, mean: Tensor) -> Form:
-        """Return the variable of window ``k`` as a form; it is 0 where it is padding."""
-        there = self.valid[group][:, k].to(mean.dtype)
-        return Form(
-            self, mean[:, None] * there, {(group, k): torch.ones_like(mean)[:, None] * there}, 0.0 * mean[:, None]
-        )
+    def variable(self, group: str, k: int, mean: Tensor, deviation: Tensor | float = 1.0) -> Form:
+        """Return the variable of window ``k``, times a number, as a form; it is 0 where it is padding."""
+        there = self.valid[group][:, k].to(mean.dtype).expand(len(mean), -1)
+        weights = there.new_zeros(self.valid[group].shape[1], *there.shape)
+        weights[k] = there * torch.as_tensor(deviation).reshape(-1, 1)
+        return Form(self, mean[:, None] * there, {group: weights}, torch.zeros_like(there))
 
 
 @dataclass(frozen=True)
@@ -164,25 +165,25 @@ class Form:
     Args:
         sources: The variables.
         mean: Its mean.
-        weights: Weight of each variable, by group and window.
+        weights: Weights of the variables, ``(n, C, D)`` by group.
         noise: Variance of what no linear form of the variables is.
     """
 
     sources: Sources
     mean: Tensor
-    weights: Mapping[Key, Tensor]
+    weights: Mapping[str, Tensor]
     noise: Tensor
 
     def __add__(self, other: Form) -> Form:
         """Sum of two membranes."""
         weights = dict(self.weights)
-        for key, weight in other.weights.items():
-            weights[key] = weights[key] + weight if key in weights else weight
+        for group, weight in other.weights.items():
+            weights[group] = weights[group] + weight if group in weights else weight
         return Form(self.sources, self.mean + other.mean, weights, self.noise + other.noise)
 
     def __rmul__(self, tau: Tensor) -> Form:
         """Decay, a scalar or ``(C, 1)``."""
-        weights = {key: tau * weight for key, weight in self.weights.items()}
+        weights = {group: tau * weight for group, weight in self.weights.items()}
         return Form(self.sources, tau * self.mean, weights, tau * tau * self.noise)
 
     @classmethod
@@ -193,11 +194,10 @@ class Form:
     def covariance(self, other: Form) -> Tensor:
         """Covariance with another form of the same variables, ``(C, D)``, without noise."""
         total = torch.zeros_like(self.mean)
-        for (group, k), weight in self.weights.items():
-            for (group_, j), weight_ in other.weights.items():
-                if group == group_:
-                    chain = self.sources.chain[group][:, k, j].to(weight.dtype)
-                    total = total + weight * weight_ * chain * self.sources.variance[group][:, None]
+        for group in self.weights.keys() & other.weights.keys():
+            chain = self.sources.chain[group].permute(1, 2, 0)[:, :, None]  # (n, n, 1, D)
+            pairs = (chain * other.weights[group]).sum(1)
+            total = total + (self.weights[group] * pairs).sum(0) * self.sources.variance[group][:, None]
         return total
 
     def variance(self) -> Tensor:
@@ -343,7 +343,7 @@ class _Fired:
 
     rate: Tensor
     forms: list[Form]
-    mean: Tensor
+    mean: Tensor  # (C, places), of the membrane that fires
     variance: Tensor
 
 
@@ -432,9 +432,7 @@ class RateLaw:
         level = torch.as_tensor(level, device=device, dtype=beta.dtype).expand_as(beta)[:, None] - mean
         rate = _tail(layer.norm, level, lean, rest, variance)
         rate = (rate * geometry.share).sum(1)
-        overall = (mean * geometry.share).sum(1)
-        spread = ((variance + (mean - overall[:, None]).square()) * geometry.share).sum(1)
-        return _Fired(rate, forms, overall, spread)
+        return _Fired(rate, forms, mean[:, geometry.of_place], variance[:, geometry.of_place])
 
     def _correlated(self, same: Tensor) -> Tensor:
         """Correlation of variables that are the same or not."""
@@ -454,7 +452,7 @@ class RateLaw:
         other: list[Form] = []
         if membrane.form != "first":
             before = layer.before
-            channels, n = layer.channels, len(currents)
+            channels = layer.channels
             group = "other"
             sources.valid[group], sources.chain[group] = geometry.valid, chain
             if isinstance(before, _Layer) and membrane.form == "coupled":
@@ -468,30 +466,51 @@ class RateLaw:
                     Form(
                         sources,
                         u.mean[-channels:],
-                        {(group, k): weight[-channels:] for (of, k), weight in u.weights.items() if of == "own"},
+                        {group: u.weights["own"][:, -channels:]},
                         u.noise[-channels:],
                     )
                     for u in first
                 ]
             else:
-                like = currents[0].mean[:, 0]
-                mean, variance = torch.zeros_like(like), torch.zeros_like(like)
+                # The map that a recurrent layer receives: the mean of each window's places, and what they deviate by.
+                shape = (1, len(currents[0].mean), *layer.size)
+                mean = variance = currents[0].mean.new_zeros(shape)
                 if isinstance(before, _Layer):
-                    mean, variance = fired[id(before)].mean, fired[id(before)].variance
+                    mean, variance = (
+                        self._on_map(x, before) for x in (fired[id(before)].mean, fired[id(before)].variance)
+                    )
                 elif before is not None:
                     mean, variance = before.bias.double(), before.weight.double().square()
-                sources.variance[group] = variance
-                other = [sources.variable(group, k, mean) for k in range(n)]
+                    mean, variance = (x.view(1, -1, 1, 1).expand(shape) for x in (mean, variance))
+                sources.variance[group] = torch.ones_like(currents[0].mean[:, 0])
+                kind = WINDOWS[layer.kind]
+                for k, (m, v) in enumerate(zip(kind.split(mean), kind.split(variance), strict=True)):
+                    middle = m.mean((0, 2, 3))
+                    around = v.mean((0, 2, 3)) + m.var((0, 2, 3), correction=0)
+                    other.append(sources.variable(group, k, middle, around.clamp(min=1e-24).sqrt()))
         tau = membrane.decay().double()
         omega = None if membrane.projection is None else partial(project, membrane.projection)
         return membrane.carry(currents, other, tau.flatten()[:, None] if tau.dim() else tau, omega)
+
+    def _on_map(self, x: Tensor, layer: _Layer) -> Tensor:
+        """Put moments of what fires ``(C, places)`` on the map ``(1, C, H, W)``, the mean where windows overlap."""
+        if not layer.windows_out:
+            return x.view(1, len(x), *layer.size)
+        kind = WINDOWS[layer.kind]
+        n = kind.count(*layer.size)
+        side = kind.split(x.new_zeros(1, 1, *layer.size))[0].shape[2:] if n > 1 else layer.size
+        windows = [window.view(1, len(x), *side) for window in x.chunk(n, 1)]
+        return kind.merge(windows, *layer.size) if n > 1 else windows[0]
 
     def _sites(
         self, layer: _Layer, forms: list[Form], geometry: Geometry, sources: Sources
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and variance of what fires at each site, and its slope on the site's own current, all ``(C, S)``."""
         n = len(forms)
-        zero = torch.zeros_like(forms[0].mean)
+        if n == 1:
+            one = torch.ones_like(forms[0].mean)
+            return forms[0].mean, forms[0].variance(), one
+        nothing = torch.zeros_like(forms[0].mean).expand(n, -1, -1)
         weight = geometry.weight.T  # (n, S)
         mean = sum(weight[k] * forms[k].mean[:, geometry.offset[:, k]] for k in range(n))
         variance = sum(weight[k] ** 2 * forms[k].noise[:, geometry.offset[:, k]] for k in range(n))
@@ -499,9 +518,7 @@ class RateLaw:
         assert isinstance(variance, Tensor)
         lean = torch.zeros_like(mean)
         for group in sources.variance:
-            at = torch.stack(
-                [torch.stack([forms[k].weights.get((group, j), zero) for j in range(n)]) for k in range(n)]
-            )
+            at = torch.stack([form.weights.get(group, nothing) for form in forms])
             # (k, j, C, S): share of the variable of window j in what fires, by way of window k.
             each = torch.stack([weight[k] * at[k][..., geometry.offset[:, k]] for k in range(n)])
             flat = each.flatten(0, 1)
@@ -511,8 +528,8 @@ class RateLaw:
                 # The currents of two windows are two even where they see one pixel.
                 same = torch.eye(n * n, dtype=torch.bool, device=same.device).expand(len(same), -1, -1)
                 seen = at_home.expand(len(same), -1) & (geometry.weight > 0).repeat_interleave(n, 1)
-            correlation = self._correlated(same)
-            covariance = torch.einsum("acs,bcs,sab->cs", flat, flat, correlation)
+            by_site = flat.permute(2, 1, 0)  # (S, C, k j)
+            covariance = (by_site @ self._correlated(same) * by_site).sum(2).T
             variance = variance + sources.variance[group][:, None] * covariance
             if group == "own":
                 toward = self._correlated(seen).T[:, None]

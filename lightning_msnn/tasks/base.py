@@ -25,7 +25,7 @@ from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import find, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
 from lightning_msnn.tasks.conversion import convert_network, converted_twins, fit_neurons
-from lightning_msnn.tasks.dial import Dial, check_targets
+from lightning_msnn.tasks.dial import EVERY, Dial, check_targets
 from lightning_msnn.tasks.distillation import Teacher, distillation_loss
 
 __all__ = ["SCHEDULES", "Task", "check_positive", "named_groups"]
@@ -396,8 +396,8 @@ class Task(pl.LightningModule):
             distilled = distillation_loss(outputs, self.teacher(mixed), self.hparams["teacher_temperature"])
             loss = torch.lerp(loss, distilled, self.hparams["teacher_weight"])
             self.log("train/distillation", distilled)
-        if self.dial is not None:
-            loss = loss + self._dialled(self.dial, inputs, batch_idx)
+        if self.dial is not None and batch_idx % EVERY == 0:
+            loss = loss + EVERY * self._dialled(self.dial, inputs, batch_idx)
         self.train_metrics.update(outputs.detach().float(), targets)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)

@@ -14,10 +14,13 @@ from lightning_msnn.energy.expected import EnergyLaw
 from lightning_msnn.energy.rates import evaluating
 from lightning_msnn.errors import ConfigurationError, check_number
 
-__all__ = ["WARMUP", "Dial", "check_targets"]
+__all__ = ["EVERY", "WARMUP", "Dial", "check_targets"]
 
 WARMUP = 0.3
 """Share of the training in which the regulariser grows from nothing to its full weight."""
+
+EVERY = 4
+"""Steps from one pull of the regulariser to the next, which is as many times as strong."""
 
 _WIDTH = 0.02  # excess, as a logarithm, from which on the pull grows no more
 _PULL = 1.0  # nats of the loss for each factor of e above the target

@@ -75,7 +75,7 @@ class Noise(nn.Module):
         where = {"cut": Cut(self.kind, windows, self.isolated), "size": self.size}
         other = torch.zeros(len(x), CHANNELS, *self.size) if self.form == "recurrent" else None
         first = [self.draw(len(x)), self.norms[0], self.spikes[0], self.membranes[0], other]
-        out = fire(*first, **where, handed=CHANNELS, keeps=True)
+        out = fire(*first, **where, handed=0 if other is not None else CHANNELS, keeps=True)
         other = out[2] if self.form == "recurrent" else out[1]
         second = fire(self.draw(len(x)), self.norms[1], self.spikes[1], self.membranes[1], other, **where)
         return out[0], second[0]
