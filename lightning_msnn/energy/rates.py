@@ -154,7 +154,7 @@ class Sources:
         """Return the variable of window ``k``, times a number, as a form; it is 0 where it is padding."""
         there = self.valid[group][:, k].to(mean.dtype).expand(len(mean), -1)
         weights = there.new_zeros(self.valid[group].shape[1], *there.shape)
-        weights[k] = there * torch.as_tensor(deviation).reshape(-1, 1)
+        weights[k] = there * (deviation[:, None] if isinstance(deviation, Tensor) else deviation)
         return Form(self, mean[:, None] * there, {group: weights}, torch.zeros_like(there))
 
 
