@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.functional.projection import sine
 from lightning_msnn.functional.spike import heaviside
 from lightning_msnn.functional.windows import WINDOWS, WindowKind
 from lightning_msnn.nn.blocks import BernoulliEncoder
@@ -46,6 +47,14 @@ def _nodes() -> tuple[Tensor, Tensor]:
     """Nodes and weights of Gauss and Hermite for the mean of a function of a standard normal variable."""
     x, w = np.polynomial.hermite_e.hermegauss(_NODES)
     return torch.tensor(x), torch.tensor(w / w.sum())
+
+
+@lru_cache
+def _grid() -> tuple[Tensor, Tensor]:
+    """Evenly spaced nodes for means of functions that turn too fast for the polynomials of Gauss and Hermite."""
+    x = torch.linspace(-5.0, 5.0, 40, dtype=torch.float64)
+    weights = torch.exp(-0.5 * x * x)
+    return x, weights / weights.sum()
 
 
 # Windows
@@ -205,29 +214,60 @@ class Form:
         return self.covariance(self) + self.noise
 
 
-def project(omega: Callable[..., Tensor], a: Form, b: Form) -> Form:
+def project(projection: Callable[..., Tensor], a: Form, b: Form) -> Form:
     """What a projection makes of two membranes: the best linear form, and the rest as noise.
 
-    Mean, covariances and variance are integrals over a plane by Gauss and Hermite.
+    With ``z`` and ``x`` independent standard normal variables, ``b`` is its mean and deviation times ``z``, and ``a``
+    what follows from ``b``, and a deviation times ``x``. The mean over ``x`` is in closed form where there is one.
+
+    Args:
+        projection: The projection, a module or a function of two tensors.
+        a: Its first argument.
+        b: Its second argument.
     """
-    nodes, weights = (x.to(a.mean) for x in _nodes())
-    var_a, var_b = a.variance().clamp(min=1e-12), b.variance().clamp(min=1e-12)
-    dev_a = var_a.sqrt()
-    lean = a.covariance(b) / var_a
-    rest = (var_b - lean * lean * var_a).clamp(min=1e-12).sqrt()
-    x = (dev_a[..., None, None] * nodes[:, None]).expand(*dev_a.shape, len(nodes), len(nodes))
-    y = lean[..., None, None] * x + rest[..., None, None] * nodes
-    both = weights[:, None] * weights
-    value = omega(a.mean[..., None, None] + x, b.mean[..., None, None] + y)
-    mean = (value * both).sum((-1, -2))
-    away = value - mean[..., None, None]
-    # Weights of the least squares: those of two independent variables, then of a and b.
-    of_rest = (away * nodes * both).sum((-1, -2)) / rest
-    of_x = (away * nodes[:, None] * both).sum((-1, -2)) / dev_a
-    of_a, of_b = of_x - of_rest * lean, of_rest
-    noise = (away.square() * both).sum((-1, -2)) - (of_x * dev_a).square() - (of_rest * rest).square()
-    linear = of_a * a + of_b * b
+    closed = _CLOSED.get(getattr(projection, "omega", None))
+    z, weights = (values.to(a.mean) for values in (_nodes() if closed is None else _grid()))
+    var_b = b.variance().clamp(min=1e-12)
+    dev_b, lean = var_b.sqrt(), a.covariance(b) / var_b
+    rest = (a.variance() - lean * lean * var_b).clamp(min=1e-12).sqrt()
+    b_at = b.mean[..., None] + dev_b[..., None] * z
+    a_at = a.mean[..., None] + (lean * dev_b)[..., None] * z
+    if closed is None:
+        first, slope, second = _integrated(projection, a_at, rest[..., None], b_at)
+    else:
+        first, slope, second = closed(projection, a_at, rest[..., None], b_at)
+    mean = (first * weights).sum(-1)
+    of_z, of_x = (first * z * weights).sum(-1), (slope * weights).sum(-1)
+    noise = (second * weights).sum(-1) - mean.square() - of_z.square() - of_x.square()
+    of_a = of_x / rest
+    linear = of_a * a + (of_z / dev_b - lean * of_a) * b
     return Form(a.sources, mean, linear.weights, noise.clamp(min=0.0) + linear.noise)
+
+
+Moments = tuple[Tensor, Tensor, Tensor]
+"""Means of a projection, of it times ``x``, and of its square, over ``x``."""
+
+
+def _integrated(projection: Callable[..., Tensor], a: Tensor, deviation: Tensor, b: Tensor) -> Moments:
+    """Moments by Gauss and Hermite."""
+    x, weights = (values.to(a) for values in _nodes())
+    seen = a[..., None] + deviation[..., None] * x
+    value = projection(seen, b[..., None].expand_as(seen))
+    return (value * weights).sum(-1), (value * x * weights).sum(-1), (value.square() * weights).sum(-1)
+
+
+def _of_sine(projection: Any, a: Tensor, deviation: Tensor, b: Tensor) -> Moments:
+    """Moments of the sine by the characteristic function of a normal variable."""
+    angle = math.pi * projection.radian().to(a)
+    w = angle * torch.cos(angle * b)
+    fading = torch.exp(-0.5 * (w * deviation).square())
+    first = 2.0 * torch.sin(w * a) * fading
+    slope = 2.0 * w * deviation * torch.cos(w * a) * fading
+    return first, slope, 2.0 - 2.0 * torch.cos(2.0 * w * a) * fading**4
+
+
+_CLOSED: dict[Any, Callable[..., Moments]] = {sine: _of_sine}
+"""Moments in closed form, by the function; every other projection is integrated."""
 
 
 # The layers of a network
