@@ -31,7 +31,7 @@ from lightning_msnn.nn.neuron import Membrane, Rectifier, Spike
 __all__ = ["CORRELATION", "Form", "RateLaw", "evaluating", "gaussian_tail", "input_size_of", "predict_rates", "project"]
 
 CORRELATION = 0.2
-"""Correlation of a channel's current at two places of an image. Measured, ``docs/rates.md``: 0.05 to 0.35."""
+"""Correlation of a channel's current at two places of an image: measured, 0.05 to 0.35 but for attention and cells."""
 
 _NODES = 12
 _FEWEST = 8  # channels, for the signs of their means to say anything
