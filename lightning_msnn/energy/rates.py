@@ -591,7 +591,8 @@ def _tail(norm: nn.modules.batchnorm._BatchNorm, level: Tensor, lean: Tensor, re
         return gaussian_tail(level / variance.clamp(min=1e-24).sqrt())
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    mean, var = norm.running_mean.double()[:, None, None], norm.running_var.double()[:, None, None]
+    mean = norm.running_mean.double()[:, None, None]
+    var = norm.running_var.double()[:, None, None].clamp(min=1e-12)
     gamma = norm.weight.double()[:, None, None]
     nodes, weights = (x.to(level) for x in _nodes())
     left = level[..., None] - rest.clamp(min=1e-24).sqrt()[..., None] * nodes
@@ -600,7 +601,8 @@ def _tail(norm: nn.modules.batchnorm._BatchNorm, level: Tensor, lean: Tensor, re
     # Reached where the count is at least this, or for a negative slope at most.
     count = mean + left / slope
     shape = mean.square() / var
-    above = torch.special.gammaincc(shape.expand_as(count), (count * mean / var).clamp(min=0.0))
+    # Not from 0 on, where the density of many is infinite.
+    above = torch.special.gammaincc(shape.expand_as(count), (count * mean / var).clamp(min=1e-6))
     return (torch.where(slope > 0, above, 1.0 - above) * weights).sum(-1)
 
 

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial, wraps
 from inspect import signature
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,9 @@ class Cut:
 
 WHOLE = Cut()
 
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
+
 Watcher = Callable[[str, dict[str, Any], Any], None]
 """What is told of each call of :func:`fire`, :func:`normalise` and :func:`join_windows`: name, arguments, output."""
 
@@ -68,17 +71,17 @@ def watched(watcher: Watcher) -> Iterator[None]:
         _WATCHER.reset(token)
 
 
-def _tells(function: Callable[..., Any]) -> Callable[..., Any]:
+def _tells(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
     """Tell the watcher, if there is one, of each call of a function."""
 
     @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
         out = function(*args, **kwargs)
         watcher = None if torch.compiler.is_dynamo_compiling() else _WATCHER.get()
         if watcher is not None:
             bound = signature(function).bind(*args, **kwargs)
             bound.apply_defaults()
-            watcher(function.__name__, bound.arguments, out)
+            watcher(function.__name__, dict(bound.arguments), out)
         return out
 
     return call

@@ -251,6 +251,15 @@ def test_every_network_has_a_law_with_a_gradient(name, arguments):
     assert any(n.endswith("theta_logit") for n in moved) == ("learn_theta" in arguments)
 
 
+@pytest.mark.parametrize("name", DIGITS)
+def test_the_gradient_of_trained_networks_is_finite(name):
+    network = zoo.load(name)
+    torch.stack([rate.sum() for rate in predict_rates(network).values()]).sum().backward()
+    found = [p.grad for p in network.parameters() if p.grad is not None]
+    assert found
+    assert all(bool(grad.isfinite().all()) for grad in found)
+
+
 def test_its_gradient_is_its_derivative():
     network = Noise("dilated", "coupled")
     law = RateLaw(network, (1, 1, 1))
