@@ -78,12 +78,12 @@ def test_the_loss_is_of_what_exceeds_the_target_and_grows_in():
         Dial(network, (1, 16, 16), target_rate=1.1 * rate),
         Dial(network, (1, 16, 16), target_rate=0.9 * rate),
     )
-    assert float(below(1.0)[0]) == 0.0
-    assert float(above(0.0)[0]) == 0.0
-    assert 0.0 < float(above(0.15)[0]) == pytest.approx(float(above(0.3)[0]) / 2)
-    assert float(above(0.3)[0]) == float(above(1.0)[0])
+    assert below(1.0)[0].item() == 0.0
+    assert above(0.0)[0].item() == 0.0
+    assert 0.0 < above(0.15)[0].item() == pytest.approx(above(0.3)[0].item() / 2)
+    assert above(0.3)[0].item() == above(1.0)[0].item()
     below.ratio = 1.3
-    assert float(below(1.0)[0]) > 0.0, "what is measured counts"
+    assert below(1.0)[0].item() > 0.0, "what is measured counts"
     above(1.0)[0].backward()
     assert any(
         p.grad is not None and bool((p.grad > 0).any()) for n, p in network.named_parameters() if "norm.bias" in n

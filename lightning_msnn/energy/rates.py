@@ -632,7 +632,7 @@ def predict_rates(
         >>> import timm
         >>> from lightning_msnn.energy import predict_rates
         >>> rates = predict_rates(timm.create_model("msnn_resnet12_tiny", num_classes=10), (3, 32, 32))
-        >>> round(float(rates["stages.0.blocks.0.encoder1.spike"][0]), 4)  # Q(0.5)
+        >>> round(rates["stages.0.blocks.0.encoder1.spike"][0].item(), 4)  # Q(0.5)
         0.3085
     """
     return RateLaw(network, input_size, correlation)()
