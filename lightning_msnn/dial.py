@@ -128,7 +128,8 @@ def dial(
     top1 = zoo.evaluate(task, datamodule)["top1"]
     target = share * before
     # What is measured differs from the law by a factor that thresholds hardly change.
-    ratio = before / float(law.joules(law.rates()))
+    with torch.no_grad():
+        ratio = before / float(law.joules(law.rates()))
     deviations = raise_thresholds(network, law, target / ratio)
     fixed = [
         module_name
