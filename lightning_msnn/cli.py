@@ -1,6 +1,7 @@
 """The command line: ``lightning-msnn fit|validate|test|predict``, a LightningCLI for any module and any data.
 
-``lightning-msnn export`` is no training: :mod:`lightning_msnn.export` has its command line.
+``lightning-msnn export``, ``describe`` and ``dial`` have command lines of their own: :mod:`lightning_msnn.export`,
+:mod:`lightning_msnn.describe` and :mod:`lightning_msnn.dial`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from lightning_msnn.callbacks import (
     TrainingCurves,
 )
 from lightning_msnn.data.base import arguments_of_checkpoint
+from lightning_msnn.describe import main as describe
+from lightning_msnn.dial import main as dial
 from lightning_msnn.errors import ConfigurationError, TrainingError, UnknownNameError, check_yaml, suggestion
 from lightning_msnn.export.__main__ import main as export
 from lightning_msnn.imports import HELP, explained, import_files
@@ -80,6 +83,9 @@ EPOCHS = 30
 
 IMPORTS = "run.imports"
 """Option that names files of the user's own."""
+
+OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"export": export, "describe": describe, "dial": dial}
+"""Verbs that are no training of LightningCLI, each with a command line of its own."""
 
 _LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
 
@@ -450,8 +456,8 @@ class MSNNCLI(LightningCLI):
         args = list(sys.argv[1:] if args is None else args)
         verbs = self._subcommand_parsers
         if not args or (not args[0].startswith("-") and args[0] not in verbs):
-            given = f", not {args[0]!r}{suggestion(args[0], (*verbs, 'export'))}" if args else ""
-            raise ConfigurationError(f"the first argument must be one of {', '.join(verbs)}, export{given}")
+            given = f", not {args[0]!r}{suggestion(args[0], (*verbs, *OTHERS))}" if args else ""
+            raise ConfigurationError(f"the first argument must be one of {', '.join((*verbs, *OTHERS))}{given}")
         self._facts: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
         self._preprocessing: dict[str, Any] = {}
         self._source = ""
@@ -833,8 +839,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments, those of the process if None.
     """
     args = sys.argv[1:] if args is None else args
-    if args and args[0] == "export":
-        return export(args[1:])
+    if args and args[0] in OTHERS:
+        return OTHERS[args[0]](args[1:])
     loggers = [f"lightning.pytorch.loggers.{name}" for name in _LOCAL_LOGGERS]
     try:
         MSNNCLI(
@@ -845,7 +851,7 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_callback=None,  # ours is added with the other callbacks
             seed_everything_default=0,
             parser_class=_Parser,
-            parser_kwargs={"version": __version__, "epilog": "One more: lightning-msnn export --help"},
+            parser_kwargs={"version": __version__, "epilog": f"More, each with --help: {', '.join(OTHERS)}"},
             trainer_defaults={"logger": [{"class_path": p, "init_args": {"save_dir": "runs"}} for p in loggers]},
             load_from_checkpoint_support=False,  # hyper-parameters are plain values already
             args=args,

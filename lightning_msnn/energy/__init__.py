@@ -3,6 +3,7 @@
 from lightning_msnn.energy.counting import OperationCounter, Record, count_operations, layer_names
 from lightning_msnn.energy.measures import energy, saturated_neurons, silent_neurons, spike_rate, synaptic_operations
 from lightning_msnn.energy.profiles import PROFILES, Profile, load_profiles, profile
+from lightning_msnn.energy.rates import predict_rates
 from lightning_msnn.energy.sampling import SAMPLES, evenly, spread
 from lightning_msnn.energy.summary import (
     FACTORS,
@@ -31,6 +32,7 @@ __all__ = [
     "factors",
     "layer_names",
     "load_profiles",
+    "predict_rates",
     "profile",
     "saturated_neurons",
     "silent_neurons",

@@ -8,10 +8,13 @@ and of the spikes lie, which a :class:`Cut` says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +29,7 @@ from lightning_msnn.kernels.layer import covered, neurons
 from lightning_msnn.nn.neuron import ByteSpike, FixedDecay, LearntDecay, Membrane, Spike, stream
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
-__all__ = ["Cut", "cut_windows", "fire", "join_windows", "normalise"]
+__all__ = ["Cut", "cut_windows", "fire", "join_windows", "normalise", "watched"]
 
 Membranes = Tensor | list[Tensor]
 """Membranes of windows that one layer hands to the next: one after another as a batch, or a list over the windows."""
@@ -48,6 +51,41 @@ class Cut:
 
 
 WHOLE = Cut()
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
+
+Watcher = Callable[[str, dict[str, Any], Any], None]
+"""What is told of each call of :func:`fire`, :func:`normalise` and :func:`join_windows`: name, arguments, output."""
+
+_WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Tell of every layer that runs here, however its modules hang together; a compiled network tells nothing."""
+    token = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
+
+
+def _tells(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+    """Tell the watcher, if there is one, of each call of a function."""
+
+    @wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+        out = function(*args, **kwargs)
+        watcher = None if torch.compiler.is_dynamo_compiling() else _WATCHER.get()
+        if watcher is not None:
+            bound = signature(function).bind(*args, **kwargs)
+            bound.apply_defaults()
+            watcher(function.__name__, dict(bound.arguments), out)
+        return out
+
+    return call
+
 
 # What the kernels compute, by the names that they know it by. Another definition under one of the names is not it.
 _OMEGAS = {name: PROJECTIONS[name] for name in geometry.OMEGAS}
@@ -242,6 +280,7 @@ def _batch(other: Membranes | None) -> Tensor | None:
     return batch if isinstance(batch, Tensor) and batch.dim() == 4 else None
 
 
+@_tells
 def fire(
     current: Tensor,
     norm: nn.Module | None,
@@ -323,6 +362,7 @@ def _join_steps(steps: Sequence[Tensor], windows: int) -> Tensor:
     return torch.cat([window for each in zip(*(_windows(s, windows) for s in steps), strict=True) for window in each])
 
 
+@_tells
 def normalise(current: Tensor, norm: nn.Module, residual: Tensor | None = None) -> Tensor:
     """Apply batch norm, and add the residual stream.
 
@@ -360,6 +400,7 @@ def cut_windows(x: Tensor, kind: str) -> Tensor:
     return torch.cat(split(x, kind)) if found is None else found[0]
 
 
+@_tells
 def join_windows(windows: Tensor, kind: str, size: tuple[int, int], residual: Tensor | None = None) -> Tensor:
     """Put a batch of windows back on the map, their mean where they overlap, and add the residual stream.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -393,10 +394,7 @@ class Membrane(nn.Module):
         tau = self.decay()
         if len(currents) > 1:
             # Under autocast the currents are narrower than the parameter, which must not widen the scan.
-            decay = tau.to(currents[0].dtype)
-            if self.projection is None:
-                return scan(currents, decay)
-            return _COUPLED[self.form](currents, other, decay, self.projection)
+            return self.carry(currents, other, tau.to(currents[0].dtype), self.projection)
         if not (self.learnt and self.training):
             return currents
         # A parameter without a gradient would stop data-parallel training.
@@ -405,6 +403,19 @@ class Membrane(nn.Module):
             seen = (other or currents)[0]
             unused = tau * self.projection(seen, seen)
         return [currents[0] + 0.0 * unused.to(currents[0].dtype)]
+
+    def carry(
+        self, currents: list[Any], other: Sequence[Any], tau: Tensor, omega: Callable[..., Any] | None
+    ) -> list[Any]:
+        """Run the scan of this form on tensors, or on whatever adds and is multiplied as they do.
+
+        Args:
+            currents: Synaptic currents of the windows in order, two or more.
+            other: Membranes that these are coupled with.
+            tau: Decay from window to window.
+            omega: The projection, None for layer 1.
+        """
+        return scan(currents, tau) if omega is None else _COUPLED[self.form](currents, other, tau, omega)
 
     def decay_over_time(self, membrane: Tensor) -> Tensor:
         """Return the decay from time step to time step in the type of a membrane."""

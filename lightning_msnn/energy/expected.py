@@ -1,0 +1,142 @@
+"""Energy and synaptic operations that a network is expected to need, from its weights alone.
+
+Rates come from the law of :mod:`lightning_msnn.energy.rates`, and what a spike costs from the counting engine: it
+counts an image with all neurons silent, with all of them firing, and with some, which tells the layers of neurons that
+synapses listen to apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from lightning_msnn.energy.counting import OperationCounter, Record
+from lightning_msnn.energy.profiles import COLUMN, DEFAULT_PROFILE, Profile, energy_by_kind
+from lightning_msnn.energy.profiles import profile as find_profile
+from lightning_msnn.energy.rates import RateLaw, evaluating
+
+__all__ = ["EnergyLaw"]
+
+_CHANGED = 1e-9  # of the largest difference
+
+
+class _Answer:
+    """How amounts of the modules of a network depend on the rates of its layers of neurons.
+
+    Each is ``silent + rise (linear r + (1 - linear) r^2)``, where ``r`` is the rate of the layer that it listens to: a
+    product of two spikes grows with the square.
+
+    Args:
+        silent: Amounts of the modules with all neurons silent, float64, ``(modules,)``.
+        half: With half of them firing, at random.
+        full: With all of them firing.
+        source: Number of the layer that each module listens to, int64, ``(modules,)``.
+    """
+
+    def __init__(self, silent: Tensor, half: Tensor, full: Tensor, source: Tensor) -> None:
+        self.silent = float(silent.sum())
+        rise = full - silent
+        listens = rise.abs() > _CHANGED * rise.abs().max()
+        self.rise, self.source = rise[listens], source[listens]
+        self.linear = (4.0 * (half - silent)[listens] / self.rise - 1.0).clamp(0.0, 1.0)
+
+    def __call__(self, rates: Tensor) -> Tensor:
+        """Return the amount of an image for the mean rate of each layer of neurons, ``(layers,)``."""
+        r = rates[self.source.to(rates.device)]
+        linear, rise = self.linear.to(r), self.rise.to(r)
+        return self.silent + (rise * (linear * r + (1.0 - linear) * r * r)).sum()
+
+
+class EnergyLaw:
+    """Expected energy and operations of an image, a function of the weights with a gradient to them.
+
+    Args:
+        network: A network that :class:`~lightning_msnn.energy.rates.RateLaw` knows.
+        input_size: Channels, height and width of its images; by default those of its weights.
+        profile: Energy profile, or its name.
+
+    Raises:
+        ConfigurationError: If there is no such profile, or the law does not know the network.
+    """
+
+    def __init__(
+        self, network: nn.Module, input_size: Sequence[int] | None = None, profile: str | Profile = DEFAULT_PROFILE
+    ) -> None:
+        hardware = find_profile(profile)
+        self.rates = RateLaw(network, input_size)
+        names = self.rates.layers
+        neurons = [network.get_submodule(name) for name in names]
+        parameter = next(network.parameters())
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn(1, *self.rates.input_size, generator=generator).to(parameter)
+
+        def count(fires: Callable[[int, Tensor], Tensor]) -> Record:
+            with torch.no_grad(), evaluating(network), OperationCounter(network) as counter:
+                handles = [
+                    neuron.register_forward_hook(_forced(i, fires), prepend=True) for i, neuron in enumerate(neurons)
+                ]
+                try:
+                    network(image)
+                finally:
+                    for handle in handles:
+                        handle.remove()
+            return counter.record()
+
+        def coin(i: int, spikes: Tensor) -> Tensor:
+            order = torch.rand(spikes.numel(), generator=generator).argsort()  # exactly every second one
+            return (order % 2).view(spikes.shape).to(spikes)
+
+        silent, full, half = (
+            count(lambda i, x: torch.zeros_like(x)), count(lambda i, x: torch.ones_like(x)), count(coin)
+        )  # fmt: skip
+        # In one count for each digit of its number in base 2, counted from 1, a layer fires where the digit is 1.
+        digits = len(names).bit_length()
+        told = [count(lambda i, x, d=d: torch.full_like(x, float((i + 1) >> d & 1))) for d in range(digits)]
+
+        def answer(amounts: Callable[[Record], Tensor]) -> _Answer:
+            low, high = amounts(silent), amounts(full)
+            middle = (low + high) / 2
+            number = sum(((amounts(record) > middle) != (high < low)).long() << d for d, record in enumerate(told))
+            assert isinstance(number, Tensor)
+            return _Answer(low, amounts(half), high, (number - 1).clamp(0, len(names) - 1))
+
+        def joules(record: Record) -> Tensor:
+            kinds = energy_by_kind(record.counts, 1.0, record.parameters, hardware)
+            return torch.stack(list(kinds.values())).sum(0)
+
+        self._joules = answer(joules)
+        self._accumulates = answer(lambda record: record.counts[:, COLUMN["accumulates"]].double())
+
+    def _means(self, rates: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([rates[name].mean() for name in self.rates.layers])
+
+    def joules(self, rates: Mapping[str, Tensor]) -> Tensor:
+        """Joules of an image for given rates, a scalar.
+
+        Args:
+            rates: Rates of each layer of neurons, as the law predicts or someone has measured them.
+        """
+        return self._joules(self._means(rates))
+
+    def accumulates(self, rates: Mapping[str, Tensor]) -> Tensor:
+        """Accumulates of an image for given rates, a scalar."""
+        return self._accumulates(self._means(rates))
+
+    def rate(self, rates: Mapping[str, Tensor]) -> Tensor:
+        """Rate weighted by operations: accumulates as a share of those that there would be if all neurons fired."""
+        everything = self._accumulates(torch.ones(len(self.rates.layers), dtype=torch.float64))
+        return self.accumulates(rates) / everything
+
+
+def _forced(i: int, fires: Callable[[int, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """A forward hook that puts other spikes in the place of a layer's."""
+
+    def force(module: nn.Module, given: Any, spikes: Tensor) -> Tensor:
+        with _disable_current_modes():  # else the counter takes what is made of nothing but numbers for weights
+            return fires(i, spikes)
+
+    return force
