@@ -133,7 +133,7 @@ def describe(
     for i in range(_WARMUP + steps):
         start = time.perf_counter()
         optimizer.zero_grad()
-        loss().backward()
+        torch.autograd.backward(loss())
         optimizer.step()
         if on.type == "cuda":
             torch.cuda.synchronize(on)

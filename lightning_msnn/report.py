@@ -89,7 +89,8 @@ def _pictures(task: SpikingClassifier | SpikingForecaster, datamodule: Any) -> d
     """Pictures of the first test inputs of data that are no images, PNG by title."""
     if not isinstance(datamodule, data.ArrayDataModule):
         return {}
-    stored, targets = next(iter(datamodule.test_dataloader()))
+    loader: Any = datamodule.test_dataloader()
+    stored, targets = next(iter(loader))
     made: dict[str, bytes] = {}
     if isinstance(task, SpikingForecaster):
         horizon, season = task.horizon, task.hparams["season"]
@@ -97,7 +98,7 @@ def _pictures(task: SpikingClassifier | SpikingForecaster, datamodule: Any) -> d
             forecasts = {"network": task(stored[:1]).view(-1, horizon)}
         forecasts |= {key: x[0] for key, x in naive_forecasts(stored[:1], horizon, season).items()}
         of_first = {key: x[0] for key, x in forecasts.items()}
-        title = f"The first forecast of the test part of {datamodule.source}"
+        title = f"The first forecast of the test part of {datamodule.hparams['source']}"
         return {title: png(draw_forecast(stored[0, 0, 0], targets[0, :horizon], of_first, title))}
     names = list(datamodule.class_names)
     first = [int((targets == c).nonzero()[0]) for c in targets.unique()[:2]]  # one of each of two classes

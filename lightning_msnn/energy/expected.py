@@ -90,12 +90,16 @@ class EnergyLaw:
             order = torch.rand(spikes.numel(), generator=generator).argsort()  # exactly every second one
             return (order % 2).view(spikes.shape).to(spikes)
 
-        silent, full, half = (
-            count(lambda i, x: torch.zeros_like(x)), count(lambda i, x: torch.ones_like(x)), count(coin)
-        )  # fmt: skip
+        silent = count(lambda i, x: torch.zeros_like(x))
+        full = count(lambda i, x: torch.ones_like(x))
+        half = count(coin)
         # In one count for each digit of its number in base 2, counted from 1, a layer fires where the digit is 1.
         digits = len(names).bit_length()
-        told = [count(lambda i, x, d=d: torch.full_like(x, float((i + 1) >> d & 1))) for d in range(digits)]
+
+        def digit(d: int) -> Callable[[int, Tensor], Tensor]:
+            return lambda i, x: torch.full_like(x, float((i + 1) >> d & 1))
+
+        told = [count(digit(d)) for d in range(digits)]
 
         def answer(amounts: Callable[[Record], Tensor]) -> _Answer:
             low, high = amounts(silent), amounts(full)

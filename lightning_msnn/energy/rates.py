@@ -89,7 +89,7 @@ class Geometry:
 
 
 @lru_cache(maxsize=256)
-def _geometry(kind: WindowKind, height: int, width: int, windows_out: bool) -> Geometry:
+def _geometry(kind: Any, height: int, width: int, windows_out: bool) -> Geometry:
     """Find out what a kind of windows does to a map.
 
     Raises:
@@ -452,7 +452,7 @@ class RateLaw:
         beta, gamma = layer.norm.bias.double(), layer.norm.weight.double()
         level = layer.spike.threshold if layer.spike.level is None else layer.spike.level.double()
         device = beta.device
-        kind = WINDOWS[layer.kind]
+        kind: Any = WINDOWS[layer.kind]
         geometry = _geometry(kind, *layer.size, layer.windows_out)
         geometry = Geometry(**{name: value.to(device) for name, value in vars(geometry).items()})
         n = geometry.valid.shape[1]

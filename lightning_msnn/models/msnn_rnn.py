@@ -176,7 +176,7 @@ class SpikingRecurrence(Recurrence):
             tokens,
             torch.cat((self.weight_ih_l0, self.weight_ih_l0_reverse)),
             torch.cat((self.bias_ih_l0, self.bias_ih_l0_reverse)),
-        ).unflatten(2, (2, -1))
+        ).view(batch, tokens.shape[1], 2, -1)
         forwards, backwards = current.unbind(2)
         currents = torch.stack((forwards, backwards.flip(1))).transpose(1, 2)  # (2, L, B, gates H)
         weight = torch.stack((self.weight_hh_l0, self.weight_hh_l0_reverse)).transpose(1, 2).to(current.dtype)

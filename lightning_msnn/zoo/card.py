@@ -88,7 +88,7 @@ def _preprocessing(config: dict[str, Any]) -> str:
     made = config.get("data", {}).get("init_args")
     if not made:
         return ""
-    kind = getattr(data_sets, config["data"]["class_path"].rpartition(".")[2], None)
+    kind: Any = getattr(data_sets, config["data"]["class_path"].rpartition(".")[2], None)
     rate = {"rate": f"{kind.rate} Hz"} if hasattr(kind, "rate") else {}
     return _listed({**rate, **made, "mean": config["mean"], "std": config["std"]})
 

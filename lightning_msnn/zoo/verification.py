@@ -60,11 +60,12 @@ def make_data(config: dict[str, Any], **given: Any) -> ImageDataModule | ArrayDa
         return kind(image_size=config["input_size"][1], **given)
     settings = arguments_of_checkpoint(config["data"].get("init_args"))
     try:
-        module: ArrayDataModule = kind(**{**settings, **given})
+        module = kind(**{**settings, **given})
     except TypeError as error:
         raise ConfigurationError(
             f"{config['architecture']}.{config['tag']} gives {name} arguments that it does not have: {error}"
         ) from error
+    assert isinstance(module, ArrayDataModule)
     module.mean, module.std = list(config["mean"]), list(config["std"])
     return module
 
