@@ -69,7 +69,7 @@ CLAIMS = {
         max(zoo.info(name)["top1"] for name in OWN if name.endswith(".c100")) < 72.31
     ),
     "comes with those that make it smaller": lambda: "zeros skipped | with memory traffic | both" in README,
-    "| NIR | [no]": lambda: "nir" not in FORMATS,
+    "| NIR | [one window, one step]": lambda: "nir" in FORMATS,
     "| neuron models | [two]": lambda: len(NEURONS) == 2,
     f"| lightning_msnn {__version__} |": lambda: True,
     "none trained yet": lambda: not any("EventFrames" in str(zoo.info(name).get("data")) for name in OWN),
