@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "export": {"conversion", "data", "energy", "functional", "imports", "models", "nn", "runs", "zoo"},
     "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
     "describe": {"imports", "data", "energy", "models", "report", "tasks"},
-    "dial": {"imports", "energy", "report", "tasks", "zoo"},
+    "dial": {"imports", "data", "energy", "report", "tasks", "zoo"},
     "cli": {
         "callbacks",
         "data",
