@@ -275,6 +275,7 @@ class _Given:
         self.classes = dict(DEFAULTS)
         self._known = _actions(parser)
         self._parts: list[tuple[str, Any, list[str]]] = []
+        self._unknown: list[tuple[str, Any]] | None = []  # of a class that a file may yet name; None: none will
         tokens = list(args)
         while tokens:
             first = tokens.pop(0)
@@ -311,11 +312,24 @@ class _Given:
                 _check_value(parser, name, known[name], key, value)
         elif name.startswith("-") or name in ("help", "print_config"):
             return
+        elif section in BASES and section not in self.values and self._unknown is not None:
+            self._unknown.append((key, value))
+            return
         elif section in BASES or not any(name.startswith(f"{other}.") for other in known):
             owner = f" of {_path(self.classes[section])}" if section in BASES else ""
             hint, allowed = suggestion(name, known), f": allowed are {', '.join(known)}"
             raise ConfigurationError(f"unknown option {key!r}{owner}{hint or allowed}")
         self.values[f"{section}.{name}" if section in BASES else name] = value
+
+    def settle(self) -> None:
+        """Check what waited for the classes that a checkpoint or an entry names, now that they are known.
+
+        Raises:
+            ConfigurationError: If an option does not exist or its value is of the wrong type.
+        """
+        waited, self._unknown = self._unknown or [], None
+        for key, value in waited:
+            self._note(key, value)
 
     def arguments(self, front: dict[str, Any], back: dict[str, Any]) -> list[str]:
         """Return the command line that the parser reads.
@@ -473,6 +487,7 @@ class MSNNCLI(LightningCLI):
             self._know_checkpoint(verb, content)
         elif verb != "fit":
             self._know_entry()
+        self._given.settle()
         self._link(verbs[verb])
         try:
             self.config = parser.parse_args([verb, *self._given.arguments(self._facts, back)])

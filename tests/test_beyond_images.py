@@ -1,8 +1,10 @@
 """Recordings, series, forecasts and events through the command line, reports, the zoo and the example of a stream."""
 
 import csv
+import os
 import re
 import runpy
+import subprocess
 import sys
 import wave
 from argparse import Namespace
@@ -100,14 +102,19 @@ def test_speech_from_fit_to_a_zoo_entry(digits, here, capsys, monkeypatch):
     (row,) = rows("predictions.csv")
     assert row["class"] == info["class_names"][int(said.indices)]
     assert float(row["probability"]) == pytest.approx(float(said.values), abs=1e-5)
-    main(["predict", "--model.network", "msnn_resnet12_tiny.mine", "--model.pretrained", "true", "--data.folder",
-          "some/two.wav", *SHORT[:2]])  # fmt: skip
+    # timm knows the entries that were there when the package was imported: in a new process.
+    words = ["predict", "--model.network", "msnn_resnet12_tiny.mine", "--model.pretrained", "true"]
+    words += ["--data.folder", "some/two.wav", *SHORT[:2]]
+    path = os.pathsep.join([str(ROOT), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-m", "lightning_msnn", *words], check=True, env=environment)
     assert rows("predictions.csv") == [row]
     card = Path("zoo/msnn_resnet12_tiny.mine/README.md").read_text()
     assert "for 10 classes of recordings, 1x32x32 each." in card
     assert "rate 8000 Hz" in card
     assert "mels 32, frames 32" in card
-    report(["msnn_resnet12_tiny.mine", "--root", "fsdd", "--output", "e.html", "--samples", "20"])
+    words = ["msnn_resnet12_tiny.mine", "--root", "fsdd", "--output", "e.html", "--samples", "20"]
+    subprocess.run([sys.executable, "-m", "lightning_msnn.report", *words], check=True, env=environment)
     assert "of the test recordings" in Path("e.html").read_text()
 
 
@@ -205,7 +212,9 @@ FORECAST = ["--config", "data/forecasting", "--config", "recipe/series", "--data
 @pytest.mark.parametrize("twin", [[], ["--model.twin", "relu"]], ids=["spiking", "twin"])
 def test_a_forecast_from_fit_to_its_report(sales, twin, capsys):
     main(["fit", *FORECAST, "--data.source", sales, *SHORT, *twin])
-    assert "energy, times the first column" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "energy" in said
+    assert ("energy, times the first column" in said) == (not twin), "a twin has none to be compared with"
     best = Path("runs/r/version_0/checkpoints/best.ckpt")
     assert best.is_file(), "chosen by val/mase"
     main(["test", "--ckpt_path", str(best), "--data.source", sales, *SHORT[:2], "--run.monitors", "false"])
