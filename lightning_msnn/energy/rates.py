@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional.projection import sine
 from lightning_msnn.functional.spike import heaviside
-from lightning_msnn.functional.windows import WINDOWS, WindowKind
+from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.nn.blocks import BernoulliEncoder
 from lightning_msnn.nn.folding import ThresholdEncoder
 from lightning_msnn.nn.layer import watched
