@@ -1,7 +1,7 @@
 """The command line: ``lightning-msnn fit|validate|test|predict``, a LightningCLI for any module and any data.
 
-``lightning-msnn export``, ``describe`` and ``dial`` have command lines of their own: :mod:`lightning_msnn.export`,
-:mod:`lightning_msnn.describe` and :mod:`lightning_msnn.dial`.
+``lightning-msnn export`` and ``describe`` have command lines of their own: :mod:`lightning_msnn.export` and
+:mod:`lightning_msnn.describe`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from lightning_msnn.callbacks import (
 )
 from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.describe import main as describe
-from lightning_msnn.dial import main as dial
 from lightning_msnn.errors import ConfigurationError, TrainingError, UnknownNameError, check_yaml, suggestion
 from lightning_msnn.export.__main__ import main as export
 from lightning_msnn.imports import HELP, explained, import_files
@@ -84,7 +83,7 @@ EPOCHS = 30
 IMPORTS = "run.imports"
 """Option that names files of the user's own."""
 
-OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"export": export, "describe": describe, "dial": dial}
+OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"export": export, "describe": describe}
 """Verbs that are no training of LightningCLI, each with a command line of its own."""
 
 _LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
@@ -866,7 +865,10 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_callback=None,  # ours is added with the other callbacks
             seed_everything_default=0,
             parser_class=_Parser,
-            parser_kwargs={"version": __version__, "epilog": f"More, each with --help: {', '.join(OTHERS)}"},
+            parser_kwargs={
+                "version": __version__,
+                "epilog": f"More, each with --help: {', '.join(f'lightning-msnn {verb}' for verb in OTHERS)}",
+            },
             trainer_defaults={"logger": [{"class_path": p, "init_args": {"save_dir": "runs"}} for p in loggers]},
             load_from_checkpoint_support=False,  # hyper-parameters are plain values already
             args=args,

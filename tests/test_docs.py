@@ -26,7 +26,6 @@ from torch.distributed.run import get_args_parser
 
 from lightning_msnn.cli import MSNNCLI, main
 from lightning_msnn.describe import make_parser as describing
-from lightning_msnn.dial import make_parser as dialling
 from lightning_msnn.export import FORMATS
 from lightning_msnn.export.__main__ import make_parser
 from tests.conftest import ROOT
@@ -105,8 +104,8 @@ def parse_lightning(args, monkeypatch):
     if args[0] == "export":  # which is no training
         assert make_parser().parse_args(args[1:]).to in FORMATS
         return
-    if args[0] in (others := {"describe": describing, "dial": dialling}):
-        others[args[0]]().parse_args(args[1:])
+    if args[0] == "describe":
+        describing().parse_args(args[1:])
         return
     for i, (option, value) in enumerate(pairwise(list(args))):
         if option == "--config" and isinstance(yaml.safe_load(value), dict):  # a configuration that stands on the page

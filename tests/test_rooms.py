@@ -25,12 +25,10 @@ MAY_IMPORT = {
     "export": {"conversion", "data", "energy", "functional", "imports", "models", "nn", "runs", "zoo"},
     "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
     "describe": {"imports", "data", "energy", "models", "report", "tasks"},
-    "dial": {"imports", "data", "energy", "report", "tasks", "zoo"},
     "cli": {
         "callbacks",
         "data",
         "describe",
-        "dial",
         "energy",
         "export",
         "imports",

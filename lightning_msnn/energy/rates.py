@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional.projection import sine
 from lightning_msnn.functional.spike import heaviside
-from lightning_msnn.functional.windows import WINDOWS
+from lightning_msnn.functional.windows import cut_by
 from lightning_msnn.nn.blocks import BernoulliEncoder
 from lightning_msnn.nn.folding import ThresholdEncoder
 from lightning_msnn.nn.layer import watched
@@ -341,7 +341,7 @@ class _Trace:
             layer.channels = norm.num_features
             known = layer.before is not None
             if not known and not (isinstance(given["other"], Tensor) and not bool(given["other"].any())):
-                several = WINDOWS[cut.kind].count(*layer.size) > 1
+                several = cut_by(cut.kind, layer.size[0]).count(*layer.size) > 1
                 if several:
                     raise ConfigurationError(
                         f"{name} is coupled with membranes of which the law of spike rates knows nothing"
@@ -452,7 +452,7 @@ class RateLaw:
         beta, gamma = layer.norm.bias.double(), layer.norm.weight.double()
         level = layer.spike.threshold if layer.spike.level is None else layer.spike.level.double()
         device = beta.device
-        kind: Any = WINDOWS[layer.kind]
+        kind: Any = cut_by(layer.kind, layer.size[0])
         geometry = _geometry(kind, *layer.size, layer.windows_out)
         geometry = Geometry(**{name: value.to(device) for name, value in vars(geometry).items()})
         n = geometry.valid.shape[1]
@@ -523,7 +523,7 @@ class RateLaw:
                     mean, variance = before.bias.double(), before.weight.double().square()
                     mean, variance = (x.view(1, -1, 1, 1).expand(shape) for x in (mean, variance))
                 sources.variance[group] = torch.ones_like(currents[0].mean[:, 0])
-                kind = WINDOWS[layer.kind]
+                kind = cut_by(layer.kind, layer.size[0])
                 for k, (m, v) in enumerate(zip(kind.split(mean), kind.split(variance), strict=True)):
                     middle = m.mean((0, 2, 3))
                     around = v.mean((0, 2, 3)) + m.var((0, 2, 3), correction=0)
@@ -536,7 +536,7 @@ class RateLaw:
         """Put moments of what fires ``(C, places)`` on the map ``(1, C, H, W)``, the mean where windows overlap."""
         if not layer.windows_out:
             return x.view(1, len(x), *layer.size)
-        kind = WINDOWS[layer.kind]
+        kind = cut_by(layer.kind, layer.size[0])
         n = kind.count(*layer.size)
         side = kind.split(x.new_zeros(1, 1, *layer.size))[0].shape[2:] if n > 1 else layer.size
         windows = [window.view(1, len(x), *side) for window in x.chunk(n, 1)]

@@ -171,12 +171,12 @@ class SpikingRecurrence(Recurrence):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Read tokens ``(B, L, input_size)`` in both directions and return ``(B, L, 2 hidden_size)``."""
-        batch = len(tokens)
+        batch, length, _ = tokens.shape
         current = F.linear(
             tokens,
             torch.cat((self.weight_ih_l0, self.weight_ih_l0_reverse)),
             torch.cat((self.bias_ih_l0, self.bias_ih_l0_reverse)),
-        ).view(batch, tokens.shape[1], 2, -1)
+        ).view(batch, length, 2, -1)
         forwards, backwards = current.unbind(2)
         currents = torch.stack((forwards, backwards.flip(1))).transpose(1, 2)  # (2, L, B, gates H)
         weight = torch.stack((self.weight_hh_l0, self.weight_hh_l0_reverse)).transpose(1, 2).to(current.dtype)

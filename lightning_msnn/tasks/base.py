@@ -25,7 +25,6 @@ from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import find, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
 from lightning_msnn.tasks.conversion import convert_network, converted_twins, fit_neurons
-from lightning_msnn.tasks.dial import EVERY, Dial, check_targets
 from lightning_msnn.tasks.distillation import Teacher, distillation_loss
 
 __all__ = ["SCHEDULES", "Task", "check_positive", "named_groups"]
@@ -103,9 +102,6 @@ class Task(pl.LightningModule):
             any pretrained network of timm's. Only ``fit`` loads it, and no checkpoint holds it.
         teacher_weight: Share of the teacher in the loss, in (0, 1]; the targets have the rest.
         teacher_temperature: What logits are divided by before the teacher's classes are compared with the student's.
-        target_rate: Spike rate to train towards, weighted by the operations that spikes cause, in (0, 1]; what exceeds
-            it is part of the loss, from nothing at the start to its full weight after 30 % of the training.
-        target_energy: Likewise joules of an image under the default energy profile, in the place of a rate.
 
     Raises:
         ConfigurationError: If an argument is not allowed, or the data does not fit the network.
@@ -134,8 +130,6 @@ class Task(pl.LightningModule):
         teacher: str | None = None,
         teacher_weight: float = 0.5,
         teacher_temperature: float = 2.0,
-        target_rate: float | None = None,
-        target_energy: float | None = None,
     ) -> None:
         super().__init__()
         if optimizer not in (known := timm.optim.list_optimizers()):
@@ -168,7 +162,6 @@ class Task(pl.LightningModule):
             raise ConfigurationError("teacher_weight must be above 0, not 0: leave out the teacher")
         if not (math.isfinite(teacher_temperature) and teacher_temperature > 0.0):
             raise ConfigurationError(f"teacher_temperature must be a finite number above 0, not {teacher_temperature}")
-        check_targets(target_rate, target_energy)
         self.save_hyperparameters()
         given = dict(network_kwargs or {})
         if img_size is not None and timm.get_pretrained_cfg(network.partition(".")[0]).fixed_input_size:
@@ -196,8 +189,6 @@ class Task(pl.LightningModule):
         self._groups = named_groups(self.network, weight_decay, layer_decay)
         self._planned_steps: int | None = None
         self.teacher: Teacher | None = None
-        self.dial: Dial | None = None
-        self._ratio: float | None = None
         self.class_names: list[str] = [str(i) for i in range(num_classes)]
         self.preprocessing: dict[str, Any] = {}
         metrics = MetricCollection(dict(self.make_metrics(num_classes)))
@@ -337,16 +328,6 @@ class Task(pl.LightningModule):
                 }
         if stage == "fit":
             self.load_teacher()
-            size = getattr(datamodule, "image_size", None)
-            targets = {name: self.hparams[name] for name in ("target_rate", "target_energy")}
-            if any(target is not None for target in targets.values()):
-                if size is None:
-                    raise ConfigurationError(
-                        f"a target of rate or energy needs the size of the images: {type(datamodule).__name__} has no "
-                        "image_size"
-                    )
-                sides = [size, size] if isinstance(size, int) else size
-                self.dial = Dial(self.network, (self.hparams["in_chans"], *sides), **targets)
 
     def on_fit_start(self) -> None:
         """Let the teacher have the device and the precision of the training."""
@@ -370,7 +351,6 @@ class Task(pl.LightningModule):
         checkpoint["network_arguments"] = dict(getattr(self.network, "arguments", {}))
         checkpoint["started_from"] = self._started_from
         checkpoint["planned_steps"] = self._planned_steps
-        checkpoint["dial_ratio"] = self._ratio if self.dial is None else self.dial.ratio
         # Whoever loads the checkpoint needs no longer what the training started from.
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**self.hparams, "init_from": None}
 
@@ -380,7 +360,6 @@ class Task(pl.LightningModule):
         self.preprocessing = dict(checkpoint.get("preprocessing", self.preprocessing))
         self._started_from = checkpoint.get("started_from", self._started_from)
         self._planned_steps = checkpoint.get("planned_steps")
-        self._ratio = checkpoint.get("dial_ratio")
 
     # Steps
 
@@ -406,25 +385,11 @@ class Task(pl.LightningModule):
             distilled = distillation_loss(outputs, self.teacher(mixed), self.hparams["teacher_temperature"])
             loss = torch.lerp(loss, distilled, self.hparams["teacher_weight"])
             self.log("train/distillation", distilled)
-        if self.dial is not None and batch_idx % EVERY == 0:
-            loss = loss + EVERY * self._dialled(self.dial, inputs, batch_idx)
         self.train_metrics.update(outputs.detach().float(), targets)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
         self.log("train/lr", max(group["lr"] for group in self.optimizers().param_groups))  # type: ignore[union-attr]
         return loss
-
-    def _dialled(self, dial: Dial, inputs: Tensor, batch_idx: int) -> Tensor:
-        """Return the loss of what exceeds the target, and log what is expected."""
-        if batch_idx == 0:
-            dial.measure(self.network, inputs.to(self.dtype))
-        elif self._ratio is not None:  # a training that is resumed within an epoch
-            dial.ratio = self._ratio
-        self._ratio = None
-        with torch.autocast(inputs.device.type, enabled=False):
-            loss, seen = dial(self.global_step / max(1.0, float(self.trainer.estimated_stepping_batches)))
-        self.log_dict(seen)
-        return loss.to(torch.float32)
 
     def _begin(self, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         """Begin an evaluation with sums that lose no digit to their order."""

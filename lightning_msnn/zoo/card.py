@@ -86,7 +86,7 @@ def _analogue(config: dict[str, Any]) -> str:
 def _preprocessing(config: dict[str, Any]) -> str:
     """How inputs that are no images are made."""
     made = config.get("data", {}).get("init_args")
-    if not made:
+    if not isinstance(made, dict) or not made:
         return ""
     kind: Any = getattr(data_sets, config["data"]["class_path"].rpartition(".")[2], None)
     rate = {"rate": f"{kind.rate} Hz"} if hasattr(kind, "rate") else {}

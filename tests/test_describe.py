@@ -1,0 +1,53 @@
+"""What a network will cost, before it is trained."""
+
+import gc
+import time
+
+import pytest
+import torch
+
+from lightning_msnn.cli import main
+from lightning_msnn.describe import describe
+from lightning_msnn.energy.expected import EnergyLaw
+from lightning_msnn.tasks import SpikingClassifier
+
+
+def expected(network):
+    law = EnergyLaw(network, (1, 16, 16))
+    with torch.no_grad():
+        return float(law.joules(law.rates()))
+
+
+def test_describe_says_what_a_training_needs():
+    found = describe("msnn_resnet12_tiny", "Digits", batch_size=64, image_size=16, steps=5)
+    task = SpikingClassifier("msnn_resnet12_tiny", 10, 1).train()
+    assert found["parameters"] == sum(p.numel() for p in task.network.parameters())
+    assert found["operations"]["dense"] > found["operations"]["accumulates"] > 0
+    assert found["energy"] == pytest.approx(expected(task.network), rel=0.05)
+    assert found["images"] == pytest.approx(0.9 * 0.8 * 1797, rel=0.01)
+    optimizer = torch.optim.AdamW(task.parameters(), fused=True)
+    images, targets = torch.randn(64, 1, 16, 16), torch.randint(10, (64,))
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        task.loss(task(images), targets).backward()
+        optimizer.step()
+        times.append(time.perf_counter() - start)
+    assert found["step"] == pytest.approx(sorted(times[2:])[3], rel=1.0)  # machines that run tests are busy
+    gc.collect()
+    stream = 4 * 64 * 16 * 8 * 8  # bytes of the stream after the stem
+    assert 10 * stream < found["activations"] < 200 * stream
+    twice = describe("msnn_resnet12_tiny", "Digits", batch_size=128, image_size=16, steps=1)
+    assert twice["activations"] == pytest.approx(2 * found["activations"], rel=0.1)
+
+
+def test_the_verb_describe(capsys):
+    main(["describe", "msnn_vit12_tiny", "--data", "Digits", "--batch_size", "8", "--steps", "1"])
+    said = capsys.readouterr().out
+    for what in ("parameters", "operations an image", "activations a step", "time an epoch", "energy an image"):
+        assert what in said
+    with pytest.raises(SystemExit) as stop:
+        main(["describe", "msnn_vit12_tiny", "--data", "Digit"])
+    assert stop.value.code == 2
+    assert "did you mean 'Digits'?" in capsys.readouterr().err
