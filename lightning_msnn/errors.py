@@ -8,6 +8,7 @@ __all__ = [
     "ConfigurationError",
     "TrainingError",
     "UnknownNameError",
+    "brief",
     "check_integer",
     "check_number",
     "check_yaml",
@@ -47,6 +48,11 @@ class TrainingError(RuntimeError):
     The message is one sentence that says where it stopped and what was saved; the command line prints it without a
     traceback and exits with status 1.
     """
+
+
+def brief(error: BaseException) -> str:
+    """Return what an error of another library says, on one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]
 
 
 def suggestion(name: str, allowed: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "zoo": {"imports", "nn", "models", "energy", "data", "runs"},
     "export": {"conversion", "data", "energy", "functional", "imports", "models", "nn", "runs", "zoo"},
     "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
-    "describe": {"imports", "data", "energy", "models", "report", "tasks"},
+    "describe": {"imports", "data", "energy", "tasks"},
     "cli": {
         "callbacks",
         "data",

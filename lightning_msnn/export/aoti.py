@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.export.program import trace
 from lightning_msnn.export.source import Source
 
@@ -44,7 +44,7 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
                 program, package_path=str(file), inductor_configs={"aot_inductor.metadata": source.facts()}
             )
         except Exception as error:  # whatever stops torch or its compiler
-            reason = " ".join(str(error).split())[:300]
+            reason = brief(error)
             raise ConfigurationError(f"{source.name} cannot be compiled by AOTInductor: {reason}") from error
 
 
@@ -60,6 +60,6 @@ def run(file: Path) -> Callable[[Tensor], Tensor]:
     try:
         module: Callable[[Tensor], Tensor] = torch._inductor.aoti_load_package(str(file))
     except Exception as error:  # whatever the bytes make torch raise
-        reason = " ".join(str(error).split())[:300]
+        reason = brief(error)
         raise ConfigurationError(f"AOTInductor cannot read {file.name!r}: {reason}") from error
     return module

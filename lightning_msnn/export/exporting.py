@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError, choose
+from lightning_msnn.errors import ConfigurationError, brief, choose
 from lightning_msnn.export import aoti, nir, onnx, program, weights
 from lightning_msnn.export.samples import Samples, find_samples
 from lightning_msnn.export.source import Source, read_source
@@ -190,7 +190,7 @@ def _compare(source: Source, samples: Samples, form: Format, file: Path, lossy: 
     try:
         theirs = _logits(run, samples.images)
     except Exception as error:  # whatever stops a runtime
-        reason = " ".join(str(error).split())[:300]
+        reason = brief(error)
         raise ConfigurationError(f"{form.runtime} cannot run {source.name}, so nothing is written: {reason}") from error
     if theirs.shape != ours.shape or not theirs.isfinite().all():
         raise ConfigurationError(

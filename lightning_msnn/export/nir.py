@@ -18,7 +18,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.export.source import Source
 from lightning_msnn.functional.spike import heaviside
 from lightning_msnn.models.msnn import MSNN, Stage
@@ -273,7 +273,7 @@ def run(file: Path) -> Callable[[Tensor], Tensor]:
                 raise ValueError(f"node {name} has values that are not finite, or a resistance of 0")
         module = nirtorch.nir_to_torch(graph, {nir.IF: _Neurons, nir.Affine: _affine}).eval()
     except Exception as error:  # whatever the bytes make h5py, nir and nirtorch raise
-        reason = " ".join(str(error).split())[:300]
+        reason = brief(error)
         raise ConfigurationError(f"nirtorch cannot read {file.name!r}: {reason}") from error
 
     def logits(images: Tensor) -> Tensor:

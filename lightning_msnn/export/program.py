@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.export.source import Source
 from lightning_msnn.nn.folding import fold_batch_norm
 
@@ -39,7 +39,7 @@ def trace(source: Source, shape: torch.Size) -> torch.export.ExportedProgram:
                 fold_batch_norm(source.network), (torch.zeros(2, *shape),), dynamic_shapes=({0: batch},)
             )
         except Exception as error:  # whatever stops the exporter
-            reason = " ".join(str(error).split())[:300]
+            reason = brief(error)
             raise ConfigurationError(f"{source.name} cannot be exported by torch: {reason}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the code
@@ -83,6 +83,6 @@ def run(file: Path) -> Callable[[Tensor], Tensor]:
     try:
         module: Callable[[Tensor], Tensor] = torch.export.load(file).module()
     except Exception as error:  # whatever the bytes make torch raise
-        reason = " ".join(str(error).split())[:300]
+        reason = brief(error)
         raise ConfigurationError(f"torch cannot read {file.name!r}: {reason}") from error
     return module

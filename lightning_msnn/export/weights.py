@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.conversion import SpikingLayer
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.export.source import Source
 from lightning_msnn.models.msnn_rnn import Recurrence, SpikingRecurrence
 from lightning_msnn.models.registry import check_arguments, is_ours, own_arguments
@@ -147,7 +147,7 @@ def load_weights(file: str | Path) -> nn.Module:
         network: nn.Module = timm.create_model(architecture, **arguments)
         network.load_state_dict(state)
     except Exception as error:  # whatever the values in a file make torch raise
-        reason = " ".join(str(error).split())[:300]
+        reason = brief(error)
         raise ConfigurationError(f"{str(path)!r} does not fit network {architecture!r}: {reason}") from error
     return network.eval()
 

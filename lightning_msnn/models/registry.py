@@ -17,7 +17,7 @@ from timm.models._hub import download_from_hf
 from timm.models._registry import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError, choose, suggestion
+from lightning_msnn.errors import ConfigurationError, brief, choose, suggestion
 from lightning_msnn.models.msnn import MSNN
 from lightning_msnn.models.weights import (
     CONFIG_FILE,
@@ -322,7 +322,7 @@ def _folder(cfg: PretrainedCfg, pretrained: bool, cache_dir: str | Path | None) 
             if pretrained:  # beside it
                 download_from_hf(cfg.hf_hub_id, WEIGHTS_FILE, cache_dir)
         except OSError as error:  # which errors of huggingface_hub are
-            reason = " ".join(str(error).split())[:300]
+            reason = brief(error)
             raise ConfigurationError(f"weights of {cfg.hf_hub_id} cannot be fetched from the hub: {reason}") from error
         return folder
     if cfg.source == "local-dir":

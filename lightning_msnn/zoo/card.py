@@ -83,12 +83,11 @@ def _analogue(config: dict[str, Any]) -> str:
     return ", ".join(part for part, there in parts.items() if there)
 
 
-def _preprocessing(config: dict[str, Any]) -> str:
+def _preprocessing(config: dict[str, Any], kind: Any) -> str:
     """How inputs that are no images are made."""
     made = config.get("data", {}).get("init_args")
     if not isinstance(made, dict) or not made:
         return ""
-    kind: Any = getattr(data_sets, config["data"]["class_path"].rpartition(".")[2], None)
     rate = {"rate": f"{kind.rate} Hz"} if hasattr(kind, "rate") else {}
     return _listed({**rate, **made, "mean": config["mean"], "std": config["std"]})
 
@@ -139,7 +138,7 @@ def write_card(folder: Path) -> None:
         ("teacher", "learnt also from", f"`{given('teacher')}`"),
         (None, "recipe", ", ".join(part for part in run if part)),
         ("settings", "settings", _listed(given("settings", {}))),
-        (None, "preprocessing", _preprocessing(config)),
+        (None, "preprocessing", _preprocessing(config, kind)),
         (None, "on", ", ".join(config[part] for part in ("hardware", "date") if part in config)),
         ("versions", "versions", _listed(given("versions", {}))),
         (None, "data", ", ".join(part for part in (f"`{path}`", given("data_licence")) if part)),
