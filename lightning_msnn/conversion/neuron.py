@@ -24,13 +24,13 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, membrane: Tensor, threshold: Tensor) -> Tensor:
         ctx.save_for_backward(membrane, threshold)
-        return (membrane >= threshold).to(membrane.dtype)
+        return torch.ge(membrane, threshold, out=torch.empty_like(membrane))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         membrane, threshold = ctx.saved_tensors
-        grad = grads[0] * (triangular((membrane - threshold) / threshold) / threshold)
-        return grad.to(membrane.dtype), -grad.sum_to_size(threshold.shape).to(threshold.dtype)
+        grad = triangular(membrane / threshold - 1.0).mul_(grads[0]).div_(threshold)
+        return grad, -grad.sum_to_size(threshold.shape)
 
 
 class WindowMembrane(nn.Module):
@@ -84,11 +84,11 @@ class RectifierSpike(Spike):
         share = self.share(x)
         if share is None:
             return spikes
-        scale = self.log_scale.exp().view(self.shape)
+        scale = self.log_scale.exp().view(self.shape).to(x.dtype)
         soft = x  # to which the rectifier has been applied
         if self.soft != "rectifier":
             soft = scale * SOFT[self.soft](x / scale, spikes, threshold / scale)
-        return (share * scale * spikes + (1.0 - share) * soft).to(x.dtype)
+        return soft * (1.0 - share) + spikes * (share * scale)
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:

@@ -52,7 +52,7 @@ def triangular(x: Tensor) -> Tensor:
     Returns:
         The surrogate derivative, shape and data type of ``x``.
     """
-    return (1.0 - x.abs()).clamp(min=0.0)
+    return (1.0 - x.abs()).clamp_(min=0.0)
 
 
 def arctan(x: Tensor) -> Tensor:
