@@ -24,7 +24,7 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, membrane: Tensor, threshold: Tensor) -> Tensor:
         ctx.save_for_backward(membrane, threshold)
-        return torch.ge(membrane, threshold, out=torch.empty_like(membrane))
+        return (membrane >= threshold).to(membrane.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:

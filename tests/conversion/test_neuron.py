@@ -153,3 +153,18 @@ def test_windows(windows):
         threshold = spiking[0].neuron.log_threshold.exp().view(-1, 1, 1)
         assert torch.equal(spiking[0].neuron(x) > 0, merged >= threshold)
     torch.testing.assert_close(fold_batch_norm(model.eval())(images), model(images))
+
+
+def test_a_network_is_traced_whole():
+    """No graph break, so that a compiler sees neurons and synapses at once."""
+    torch.manual_seed(0)
+    source = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    model = convert(source, x).train()
+    set_annealing(model, 0.3)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    expected, found = model(x), compiled(x)
+    torch.testing.assert_close(found, expected)
+    parameters = list(model.parameters())
+    wanted = torch.autograd.grad(expected.square().sum(), parameters)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), parameters), wanted)

@@ -233,13 +233,15 @@ def test_bf16_is_rounded_once(form, kind):
     assert torch.equal(out.float()[~near], (merged.float() >= spiking.threshold).float()[~near])
 
 
-@pytest.mark.parametrize("dtype", native.DTYPES)
-@pytest.mark.parametrize("channels", [5, 16, 70])
-@pytest.mark.parametrize("size", SIZES)
+BYTES = list(zip(itertools.product(native.DTYPES, [5, 16, 70]), itertools.cycle(SIZES)))  # each pair, each size
+
+
+@pytest.mark.parametrize(("of", "size"), BYTES)
 @pytest.mark.parametrize(("windows_in", "windows_out"), itertools.product([False, True], repeat=2))
 @pytest.mark.parametrize("kind", geometry.KINDS)
 @pytest.mark.parametrize("form", geometry.FORMS)
-def test_bytes_are_the_spikes(form, kind, windows_in, windows_out, size, channels, dtype):
+def test_bytes_are_the_spikes(form, kind, windows_in, windows_out, size, of):
+    dtype, channels = of
     handed = channels if form == "first" else 0
     layer = layer_of(
         form, kind, windows_in, windows_out, surrogate="triangular", training=False, keeps=False, handed=handed
