@@ -151,6 +151,8 @@ def _short(value: Any) -> str:
 
 def _sentence(error: BaseException) -> str:
     """What an error says, in one line; its type too where it says little."""
+    while str(error).startswith("Does not validate against any of the Union") and (within := error.__cause__):
+        error = within  # what a class raised, without all of its arguments
     said = " ".join(str(error).split())
     return said if isinstance(error, ConfigurationError | OSError) else f"{type(error).__name__} {said}".strip()
 

@@ -531,6 +531,18 @@ def test_the_verb_alone_trains():
     assert content["hyper_parameters"]["in_chans"] == 1
 
 
+def test_what_another_library_says_comes_without_what_it_was_given(monkeypatch, capsys):
+    def offline(*_, **__):
+        raise OSError("the hub cannot be reached")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--model.network", "resnet18", "--model.pretrained", "true"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "lightning-msnn: error: model, data or trainer cannot be made as given: the hub cannot be reached"
+
+
 def test_the_end_of_a_training_is_known(monkeypatch):
     seen = []
 
