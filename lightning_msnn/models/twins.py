@@ -28,7 +28,7 @@ def _build(model: nn.Module, **changes: Any) -> nn.Module:
     name, arguments = getattr(model, "architecture", ""), getattr(model, "arguments", None)
     if not name or not isinstance(arguments, dict):
         raise ConfigurationError(
-            f"{type(model).__name__} does not say how it was built, so it has no twin: make it by timm.create_model"
+            f"{type(model).__name__} has no twin: a twin is that of a spiking network made by timm.create_model"
         )
     with torch.random.fork_rng(devices=[]):  # that a twin is made must not change the training
         twin: nn.Module = timm.create_model(name, **{**arguments, **changes})

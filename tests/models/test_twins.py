@@ -99,7 +99,7 @@ def test_snn_twin_fires_at_every_step():
 
 def test_networks_without_a_name_have_no_twin():
     for twin in (ann_twin, snn_twin):
-        with pytest.raises(ConfigurationError, match="Sequential does not say how it was built"):
+        with pytest.raises(ConfigurationError, match="Sequential has no twin"):
             twin(nn.Sequential())
     with pytest.raises(ConfigurationError, match="time_steps .* at least 1, not 0"):
         snn_twin(timm.create_model("msnn_resnet12_tiny"), time_steps=0)
