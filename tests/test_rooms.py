@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "tasks": {"conversion", "energy", "functional", "nn", "models", "metrics", "runs"},
     "callbacks": {"functional", "nn", "energy", "metrics", "runs"},
     "imports": {"functional", "models", "energy"},
-    "zoo": {"imports", "nn", "models", "energy", "data", "runs"},
+    "zoo": {"imports", "nn", "models", "conversion", "energy", "data", "runs"},
     "export": {"conversion", "data", "energy", "functional", "imports", "models", "nn", "runs", "zoo"},
     "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
     "describe": {"imports", "data", "energy", "tasks"},

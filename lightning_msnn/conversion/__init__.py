@@ -5,6 +5,7 @@ from lightning_msnn.conversion.converting import (
     calibrate,
     convert,
     converted_layers,
+    converted_twins,
     make_layers_spiking,
 )
 from lightning_msnn.conversion.layers import SpikingLayer, revert
@@ -24,6 +25,7 @@ __all__ = [
     "calibrate",
     "convert",
     "converted_layers",
+    "converted_twins",
     "image_shape",
     "make_layers_spiking",
     "one_bit_quantiser",

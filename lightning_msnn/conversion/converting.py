@@ -10,14 +10,23 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.conversion.layers import SpikingLayer, copied, make_spiking, replace
+from lightning_msnn.conversion.layers import SpikingLayer, copied, make_spiking, replace, revert
 from lightning_msnn.conversion.neuron import RectifierSpike
 from lightning_msnn.conversion.tracing import Plan, convertible, trace
 from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.functional.windows import WINDOWS, count
+from lightning_msnn.models.twins import calibrate as take_statistics
 from lightning_msnn.nn import Spike, set_annealing
 
-__all__ = ["ALTERNATE", "assign_windows", "calibrate", "convert", "converted_layers", "make_layers_spiking"]
+__all__ = [
+    "ALTERNATE",
+    "assign_windows",
+    "calibrate",
+    "convert",
+    "converted_layers",
+    "converted_twins",
+    "make_layers_spiking",
+]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -143,3 +152,18 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
             hook.remove()
         for module, training in modes.items():
             module.training = training
+
+
+def converted_twins(network: nn.Module, images: Tensor) -> dict[str, nn.Module] | None:
+    """Return the ANN twin of a converted network: its source, with the weights that it has now.
+
+    Args:
+        network: The network.
+        images: Images ``(B, in_chans, H, W)`` that set the statistics of the twin's batch norms.
+
+    Returns:
+        The twin in eval mode by name; None for a network that is not converted.
+    """
+    if not any(isinstance(module, SpikingLayer) for module in network.modules()):
+        return None
+    return {"ANN twin": take_statistics(revert(network), images)}

@@ -10,26 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
 from lightning_msnn.conversion.converting import assign_windows, make_layers_spiking
+from lightning_msnn.conversion.sources import read_entry
 from lightning_msnn.conversion.tracing import trace
 from lightning_msnn.errors import ConfigurationError, suggestion
 from lightning_msnn.models.registry import zoo_cfgs
-from lightning_msnn.models.weights import WEIGHTS_FILE, read_config, read_weights
 
 __all__ = ["adopt", "image_shape", "spiking"]
 
 default_cfgs = generate_default_cfgs(zoo_cfgs("spiking"))
 
-own_arguments = ("source", "source_kwargs", "layers")
+own_arguments = ("source", "source_kwargs", "layers", "global_pool")
 """Arguments that a file may give, see :func:`lightning_msnn.models.registry.own_arguments`."""
 
 # What says where weights are fetched from, and the like: nothing that a network is made of.
@@ -108,15 +106,7 @@ def spiking(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     Raises:
         ConfigurationError: If an argument is not allowed, or there are no weights.
     """
-    cfg = resolve_pretrained_cfg(
-        "spiking", kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
-    )
-    if cfg.file and Path(cfg.file).name == WEIGHTS_FILE:
-        folder = Path(cfg.file).parent
-        kwargs = {**read_config(folder)["model_args"], **kwargs}
-        cfg = replace(cfg, state_dict=read_weights(folder) if pretrained else None)
-    elif pretrained:
-        raise ConfigurationError("no weights for spiking: name a zoo entry, or convert a network that is trained")
+    cfg, kwargs = read_entry("spiking", pretrained, kwargs, own_arguments)
     own = timm.get_pretrained_cfg(kwargs.get("source", ""), allow_unregistered=True)
     if own is not None:  # where stem and read-out are, for other numbers of channels and classes
         cfg = replace(cfg, first_conv=own.first_conv, classifier=own.classifier)

@@ -37,6 +37,7 @@ __all__ = [
     "default_cfg",
     "entry_cfg",
     "is_ours",
+    "of_entry",
     "own_arguments",
     "zoo_cfgs",
 ]
@@ -271,18 +272,9 @@ def create(
                 f"pretrained are {', '.join(timm.list_pretrained('msnn*')) or 'none'}"
             )
         cfg = get_arch_pretrained_cfgs(variant)[tagged[0]]
-    stated = kwargs.get("pretrained_model_args") or {}  # what timm has read in the config.json of a local-dir or hf-hub
-    check_arguments(stated, allowed | {"preset"}, f"the config.json of {cfg.file or cfg.hf_hub_id}")
+    stated = kwargs.get("pretrained_model_args") or {}
     given_numbers = {name for name in ("theta", "tau") if name in kwargs and kwargs[name] != stated.get(name)}
-    if (folder := _folder(cfg, pretrained, kwargs.get("cache_dir"))) is not None:
-        # An entry says how its network was made, and its weights are read here, where their hash is checked.
-        if cfg.source is not None:
-            cfg = entry_cfg(folder)
-        config, weights = read_config(folder), cfg.state_dict or (read_weights(folder) if pretrained else None)
-        if config["architecture"] != variant:
-            raise ConfigurationError(f"{folder} is of {config['architecture']}, not of {variant}")
-        kwargs = {**check_arguments(config["model_args"], allowed, folder / CONFIG_FILE, weights), **kwargs}
-        cfg = replace(cfg, state_dict=weights, url=None, hf_hub_id=None, custom_load=False)
+    cfg, kwargs, folder = of_entry(cfg, variant, pretrained, kwargs, allowed)
     kwargs = {**(defaults or {}), **kwargs}
     # All that decides what the network computes, so that later defaults leave it as it is.
     arguments = {**_defaults(MSNN), **_defaults(network), **{k: v for k, v in kwargs.items() if k in allowed}}
@@ -310,6 +302,39 @@ def create(
     # Else every copy of the network would carry its weights twice.
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
     return model
+
+
+def of_entry(
+    cfg: PretrainedCfg, variant: str, pretrained: bool, kwargs: Mapping[str, Any], allowed: Collection[str]
+) -> tuple[PretrainedCfg, dict[str, Any], Path | None]:
+    """Read what the entry that a pretrained configuration is of, if it is of one, says of its network.
+
+    Args:
+        cfg: timm's configuration: of the zoo, a ``local-dir:`` or ``hf-hub:``.
+        variant: Registered name of the network.
+        pretrained: Whether to read the entry's weights, whose sha256 is checked.
+        kwargs: What timm was given for the network; it comes before what the entry says.
+        allowed: Names of the arguments that a file may give, ``preset`` aside.
+
+    Returns:
+        The configuration, with the weights in its ``state_dict``; the arguments; and the entry's folder, or None.
+
+    Raises:
+        ConfigurationError: If the entry's files are not what they should be, or of another network.
+    """
+    stated = kwargs.get("pretrained_model_args") or {}  # what timm has read in the config.json of a local-dir or hf-hub
+    check_arguments(stated, {*allowed, "preset"}, f"the config.json of {cfg.file or cfg.hf_hub_id}")
+    folder = _folder(cfg, pretrained, kwargs.get("cache_dir"))
+    if folder is None:
+        return cfg, dict(kwargs), None
+    # An entry says how its network was made, and its weights are read here, where their hash is checked.
+    if cfg.source is not None:
+        cfg = entry_cfg(folder)
+    config, weights = read_config(folder), cfg.state_dict or (read_weights(folder) if pretrained else None)
+    if config["architecture"] != variant:
+        raise ConfigurationError(f"{folder} is of {config['architecture']}, not of {variant}")
+    kwargs = {**check_arguments(config["model_args"], allowed, folder / CONFIG_FILE, weights), **kwargs}
+    return replace(cfg, state_dict=weights, url=None, hf_hub_id=None, custom_load=False), kwargs, folder
 
 
 def _folder(cfg: PretrainedCfg, pretrained: bool, cache_dir: str | Path | None) -> Path | None:

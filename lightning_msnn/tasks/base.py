@@ -20,11 +20,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
+from lightning_msnn.conversion import converted_twins
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, check_integer, check_number, choose, suggestion
 from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import find, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
-from lightning_msnn.tasks.conversion import convert_network, converted_twins, fit_neurons
+from lightning_msnn.tasks.conversion import convert_network, fit_neurons
 from lightning_msnn.tasks.distillation import Teacher, distillation_loss
 
 __all__ = ["SCHEDULES", "Task", "check_positive", "named_groups"]

@@ -9,24 +9,21 @@ import lightning.pytorch as pl
 import timm
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_msnn.conversion import (
     RectifierSpike,
-    SpikingLayer,
     adopt,
     assign_windows,
     calibrate,
     image_shape,
-    revert,
     trace,
 )
 from lightning_msnn.errors import ConfigurationError, check_integer, suggestion
-from lightning_msnn.models.twins import calibrate as take_statistics
 from lightning_msnn.models.weights import find, read_config
 from lightning_msnn.runs.checkpoints import is_checkpoint, read_checkpoint
 
-__all__ = ["convert_network", "converted_twins", "fit_neurons"]
+__all__ = ["convert_network", "fit_neurons"]
 
 _OPTIONS = ("image_size", "windows", "teacher")
 
@@ -104,18 +101,3 @@ def fit_neurons(task: pl.LightningModule, network: nn.Module, batch: Any) -> Non
     for neuron in (module for module in network.modules() if isinstance(module, RectifierSpike)):
         for value in (neuron.log_threshold, neuron.log_scale):
             value.data.copy_(task.trainer.strategy.reduce(value.data.clone(), reduce_op="mean"))
-
-
-def converted_twins(network: nn.Module, images: Tensor) -> dict[str, nn.Module] | None:
-    """Return the ANN twin of a converted network: its source, with the weights that it has now.
-
-    Args:
-        network: The network.
-        images: Images ``(B, in_chans, H, W)`` that set the statistics of the twin's batch norms.
-
-    Returns:
-        The twin in eval mode by name; None for a network that is not converted.
-    """
-    if not any(isinstance(module, SpikingLayer) for module in network.modules()):
-        return None
-    return {"ANN twin": take_statistics(revert(network), images)}

@@ -1,5 +1,6 @@
 """Figures of an entry: measured on its real test set, and compared with those of its card."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from lightning_msnn import data as data_sets
+from lightning_msnn.conversion import converted_twins
 from lightning_msnn.data.arrays import ArrayDataModule
 from lightning_msnn.data.base import ImageDataModule, arguments_of_checkpoint
 from lightning_msnn.energy import FACTORS, NETWORK, evenly, summarize
@@ -15,6 +17,7 @@ from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.twins import ann_twin, calibrate
 from lightning_msnn.models.weights import find
+from lightning_msnn.nn import Spike
 from lightning_msnn.zoo.loading import fixed_images, info, load
 
 __all__ = ["ENERGIES", "TOLERANCES", "evaluate", "figures", "make_data", "test_data", "verify"]
@@ -123,6 +126,13 @@ def evaluate(model: nn.Module, data: LightningDataModule, device: str | torch.de
     return {"top1": top1, "top5": top5, "top1_images": images}
 
 
+def _ann_twin(network: nn.Module, images: torch.Tensor) -> dict[str, nn.Module]:
+    """The ANN twin of a network by name, with the statistics of images; none for one without spikes, its own twin."""
+    if not any(isinstance(module, Spike) for module in network.modules()):
+        return {}
+    return converted_twins(network, images) or {"ANN twin": calibrate(ann_twin(network), images)}
+
+
 def figures(
     config: dict[str, Any],
     network: nn.Module,
@@ -143,12 +153,7 @@ def figures(
         Figures by the name that ``config.json`` has for them; and the summary of all that was counted.
     """
     accuracy = evaluate(evaluated or network, data, device)
-    rectifies = not getattr(network, "arguments", {}).get("spiking", True)  # and so is its own twin
-    records, _ = compare(
-        network,
-        lambda images: {} if rectifies else {"ANN twin": calibrate(ann_twin(network), images)},
-        (images.to(device) for images in evenly(data)),
-    )
+    records, _ = compare(network, partial(_ann_twin, network), (images.to(device) for images in evenly(data)))
     summaries = {column: summarize(record) for column, record in records.items()}
     own = summaries[NETWORK]
     with torch.no_grad():

@@ -88,6 +88,28 @@ def test_from_a_trained_network_to_a_report_and_an_entry(source, tmp_path, monke
     torch.testing.assert_close(fused(images), loaded(images))
 
 
+def test_cards_of_a_converted_network_and_its_source(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "zoo"))
+    network = ("resnet18_cifar", 10, 1)
+    options = {"network_kwargs": {"channels": [4, 4, 4, 4]}}
+    fit(tmp_path / "source", SpikingClassifier(*network, **options), epochs=1)
+    source = str(tmp_path / "source" / "last.ckpt")
+    converted = SpikingClassifier(*network, **options, init_from=source, convert={"image_size": 16})
+    fit(tmp_path / "converted", converted, epochs=1)
+    cards = {}
+    for name, folder in (("resnet18_cifar.digits", "source"), ("spiking.resnet18_cifar_digits", "converted")):
+        zoo.export(tmp_path / folder / "last.ckpt", name, tmp_path / "zoo", half=True)
+        zoo.measure(name)
+        zoo.verify(name)
+        cards[folder] = zoo.info(name)
+    assert cards["source"]["accumulates"] == 0 < cards["converted"]["accumulates"]
+    assert "spike_rate" not in cards["source"]
+    assert "energy_joules_ann_twin" not in cards["source"]
+    twin = cards["converted"]["energy_joules_ann_twin"]
+    assert twin == pytest.approx(cards["source"]["energy_joules"], rel=0.01)
+    assert cards["converted"]["energy_joules"] < twin
+
+
 class StopEarly(pl.Callback):
     """Stop after the first epoch of those that are planned."""
 
