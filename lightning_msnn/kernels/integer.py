@@ -26,12 +26,15 @@ MOST = 2**24 // 127
 _FEWEST = 32
 """Images from which on a 3x3 convolution on two by two pixels is worth the matrix of every pixel with every other."""
 
+_SHAPES = 4
+"""Shapes of maps for which the order of the weights is kept."""
+
 
 class Packed:
     """Weights in the order of oneDNN, which no file and no copy takes along: they are made where they are needed."""
 
     def __init__(self) -> None:
-        self.forms: dict[str, Any] = {}
+        self.forms: dict[Any, Any] = {}
 
     def __reduce__(self) -> Any:
         return Packed, ()
@@ -146,13 +149,16 @@ def convolve(
         y = _linear(_rows(spikes).view(batch, 4 * channels), forms["pixels"], fires, None)
         current = y.view(batch, 2, 2, outputs).permute(0, 3, 1, 2)
     else:
-        if "map" not in forms:
+        shape = tuple(spikes.shape)
+        if shape not in forms:  # oneDNN's order depends on it, and weights in another would be put in order each time
             made = torch.ops.onednn.qconv_prepack(
-                weight.contiguous(), scale, 1.0, 0, [1, 1], [reach, reach], [1, 1], groups, None
+                weight.contiguous(), scale, 1.0, 0, [1, 1], [reach, reach], [1, 1], groups, list(shape)
             )
-            forms["map"] = made, scale, torch.zeros_like(scale).long(), bias
+            if len(shapes := [form for form in forms if isinstance(form, tuple)]) == _SHAPES:
+                del forms[shapes[0]]
+            forms[shape] = made, scale, torch.zeros_like(scale).long(), bias
         dtype, name, bounds = (torch.uint8, "hardtanh", [0.0, 1.0]) if fires else (torch.float32, "none", [])
         current = torch.ops.onednn.qconv2d_pointwise(
-            spikes, 1.0, 0, *forms["map"], [1, 1], [reach, reach], [1, 1], groups, 1.0, 0, dtype, name, bounds, ""
+            spikes, 1.0, 0, *forms[shape], [1, 1], [reach, reach], [1, 1], groups, 1.0, 0, dtype, name, bounds, ""
         )
     return current if residual is None else (current + residual).to(residual.dtype)

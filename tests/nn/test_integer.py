@@ -93,6 +93,22 @@ def test_sums_are_those_of_a_loop_over_integers(shape, kind):
     assert np.array_equal(fired.numpy(), reached >= levels.double().numpy().reshape(-1, 1, 1))
 
 
+@pytest.mark.skipif(not integer.available(), reason="no 8-bit dot products")
+def test_weights_are_kept_in_order_for_a_few_shapes():
+    torch.manual_seed(0)
+    weight = torch.randint(-127, 128, (9, 5, 3, 3), dtype=torch.int8)
+    scale, bias, packed = torch.rand(9), torch.randn(9), integer.Packed()
+    for size in (*range(3, 12), 3):
+        spikes = torch.randint(0, 2, (2, 5, size, size), dtype=torch.uint8).contiguous(
+            memory_format=torch.channels_last
+        )
+        found = integer.convolve(spikes, weight, scale, bias, packed)
+        expected = integer._in_floats(spikes, weight, scale, bias, 1, False, None)
+        assert torch.equal(found, expected)
+        assert tuple(spikes.shape) in packed.forms
+        assert len(packed.forms) <= 4
+
+
 def test_weights_by_hand():
     weight = torch.tensor([[1.0, -0.5, 0.0], [0.0, 0.0, 0.0], [-2.54, 1.27, 0.02]]).view(3, 3, 1, 1)
     integers, scale = quantised(weight)
