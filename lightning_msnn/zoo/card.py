@@ -10,7 +10,7 @@ import yaml
 from lightning_msnn import data as data_sets
 from lightning_msnn.energy import FACTORS
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
-from lightning_msnn.models.weights import read_config
+from lightning_msnn.models.weights import entries, read_config
 from lightning_msnn.zoo.loading import info
 from lightning_msnn.zoo.verification import ENERGIES
 
@@ -193,6 +193,8 @@ def write_card(folder: Path) -> None:
 def table(names: list[str]) -> str:
     """Return accuracy, spike rate and energy of entries as a Markdown table.
 
+    A twin that was trained is what the entry's facts say of it, or the entry of the same name with ``_relu``.
+
     Args:
         names: Names of the entries.
     """
@@ -200,9 +202,11 @@ def table(names: list[str]) -> str:
     head += ["times less than the ANN twin", "zeros skipped", "with memory traffic", "both"]
     rows = [head, ["---"] * len(head)]
     for name in names:
-        config = info(name)
+        config, relu = info(name), f"{name}_relu"
+        trained = info(relu) if relu in entries() else {}
         top1 = f"{config['top1']} % of {config.get('top1_images')}" if "top1" in config else "-"
-        twin = f"{config['top1_ann_twin']} %" if "top1_ann_twin" in config else "-"
+        accuracy = config.get("top1_ann_twin", trained.get("top1"))
+        twin = "-" if accuracy is None else f"{accuracy} %"
         energy = _micro(config["energy_joules"]) if "energy_joules" in config else "-"
         cells = [f"`{name}`", top1, twin, str(config.get("spike_rate", "-")), energy]
         rows.append([*cells, *(_times(config, field) for field in _ENERGIES)])
