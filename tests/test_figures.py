@@ -105,7 +105,8 @@ def convert() -> list[str]:
     def share(name: str, size: int, **arguments: Any) -> float:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            plan = trace(timm.create_model(name, **arguments).eval(), torch.zeros(1, 3, size, size))
+            model = timm.create_model(name, num_classes=10, **arguments).eval()
+            plan = trace(model, torch.zeros(1, 3, size, size))
         return 100 * sum(row.operations for row in plan.spiking) / sum(row.operations for row in plan.rows)
 
     most = [share(name, 32) for name in ("resnet18", "resnet50", "regnetx_002", "densenet121")]
@@ -117,6 +118,17 @@ def convert() -> list[str]:
         f"squeeze-and-excitation (SiLU) | {share('efficientnet_b0', 32):.0f} %",
         f"MLP (GELU) | {share('convnext_femto', 32):.0f} %, {vit:.0f} %",
     ]
+
+
+def test_the_table_that_a_dry_run_prints() -> None:
+    """Lines of the page's table, all but one for those left out."""
+    page = (ROOT / "docs" / "convert.md").read_text(encoding="utf-8")
+    shown = page.partition("```\nlayer ")[2].partition("```")[0].splitlines()[2:]
+    with torch.no_grad():
+        plan = trace(timm.create_model("resnet18").eval(), torch.zeros(1, 3, 224, 224))
+    printed = [line.split() for line in str(plan).splitlines()]
+    assert len(shown) > 4
+    assert not [line for line in shown if line != "..." and line.split() not in printed]
 
 
 def experiment(data: str, name: str, field: str = "top1") -> float:
@@ -194,6 +206,7 @@ def minutes(command: str) -> str:
 
 
 QUICKSTART = "lightning-msnn fit --config quickstart"
+(MINE,) = (line["command"] for line in TRAININGS if line["page"] == "own-images.md")
 
 SENTENCES: dict[str, Callable[[], list[str]]] = {
     "README.md": lambda: [table(OWN), f"about {minutes(QUICKSTART)}, with no download"],
@@ -202,9 +215,9 @@ SENTENCES: dict[str, Callable[[], list[str]]] = {
     "docs/energy.md": energy,
     "docs/experiments.md": experiments_page,
     "docs/fine-tune.md": lambda: [*by_hand("fine-tune.md"), f"One image is {100 / 359:.2f} points"],
-    "docs/own-images.md": lambda: [*by_hand("own-images.md")],
+    "docs/own-images.md": lambda: [*by_hand("own-images.md"), f"took {minutes(MINE)} of one core"],
     "docs/paper.md": lambda: [figure for row in paper().values() for figure in row],
-    "docs/runs.md": lambda: [*by_hand("runs.md")],
+    "docs/runs.md": lambda: [*by_hand("runs.md"), f"(Zen 4), {minutes(QUICKSTART)}, "],
     "docs/training.md": lambda: [*training(), f"about {minutes(QUICKSTART)} on 2 CPU cores"],
 }
 """Figures on pages, as the files have them, in enough words to be found."""
@@ -224,6 +237,7 @@ SETTINGS: dict[str, str] = {
     "docs/getting-started.md": r"Python 3\.11, 3\.12 or 3\.13",
     "docs/own-images.md": "more than a few minutes",
     "docs/paper.md": r"arXiv 2401\.10843|\| (?:72\.41|72\.31) %|\| a third|theta 0\.3|at 0\.7 and 0\.9|theta 0\.25",
+    "docs/rates.md": r"begin with, 0\.1, that is at most 4 %|one number \(0\.2",
     "docs/training.md": r"smoothing 0\.1|half of the batches",
 }
 """What looks like a measurement and is none: settings, targets, versions, and figures of the paper's."""
