@@ -17,7 +17,7 @@ import pytest
 import timm
 import torch
 
-from benchmarks import experiments, speed
+from benchmarks import experiments, rates, speed
 from lightning_msnn import zoo
 from lightning_msnn.conversion.tracing import trace
 from lightning_msnn.energy import PROFILES
@@ -172,6 +172,15 @@ def energy() -> list[str]:
     ]
 
 
+def rates_page() -> list[str]:
+    rows = [row for row in rates.read()["msnn_resnet12.c100"] if row["theta"] == ""]
+    first, others = (
+        statistics.mean(float(row["excess"]) for row in rows if row["layer"].startswith("stages.0.") == wanted)
+        for wanted in (True, False)
+    )
+    return [f"an excess of {first:.1f} in `msnn_resnet12.c100`, where the mean of the other stages is {others:.1f}"]
+
+
 def hours(name: str) -> str:
     """How long an entry was trained, as its card says."""
     found = re.search(r"[\d.]+(?= hours)", zoo.info(name)["hardware"])
@@ -217,6 +226,7 @@ SENTENCES: dict[str, Callable[[], list[str]]] = {
     "docs/fine-tune.md": lambda: [*by_hand("fine-tune.md"), f"One image is {100 / 359:.2f} points"],
     "docs/own-images.md": lambda: [*by_hand("own-images.md"), f"took {minutes(MINE)} of one core"],
     "docs/paper.md": lambda: [figure for row in paper().values() for figure in row],
+    "docs/rates.md": rates_page,
     "docs/runs.md": lambda: [*by_hand("runs.md"), f"(Zen 4), {minutes(QUICKSTART)}, "],
     "docs/training.md": lambda: [*training(), f"about {minutes(QUICKSTART)} on 2 CPU cores"],
 }
