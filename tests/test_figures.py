@@ -181,6 +181,17 @@ def rates_page() -> list[str]:
     return [f"an excess of {first:.1f} in `msnn_resnet12.c100`, where the mean of the other stages is {others:.1f}"]
 
 
+def export_page() -> list[str]:
+    row = found_in("eight_bits.csv", entry="msnn_resnet12.c100")
+    images, other = int(row["images"]), int(row["other_class"])
+    top1, before = (float(row[f"top1_{kind}"]) for kind in ("int8", "float32"))
+    return [
+        f"of {images:,} test images of CIFAR-100, `msnn_resnet12.c100` in `int8` ({float(row['MB']):.0f} MB) gave "
+        f"{100 * other / images:.0f} % another class, and {top1:.1f} % the right one, where it was {before:.1f} %: "
+        f"{row['loss_points']} points less, with a standard error of {row['standard_error']}"
+    ]
+
+
 def hours(name: str) -> str:
     """How long an entry was trained, as its card says."""
     found = re.search(r"[\d.]+(?= hours)", zoo.info(name)["hardware"])
@@ -223,6 +234,7 @@ SENTENCES: dict[str, Callable[[], list[str]]] = {
     "docs/convert.md": convert,
     "docs/energy.md": energy,
     "docs/experiments.md": experiments_page,
+    "docs/export.md": export_page,
     "docs/fine-tune.md": lambda: [*by_hand("fine-tune.md"), f"One image is {100 / 359:.2f} points"],
     "docs/own-images.md": lambda: [*by_hand("own-images.md"), f"took {minutes(MINE)} of one core"],
     "docs/paper.md": lambda: [figure for row in paper().values() for figure in row],
