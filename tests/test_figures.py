@@ -184,11 +184,10 @@ def rates_page() -> list[str]:
 def export_page() -> list[str]:
     row = found_in("eight_bits.csv", entry="msnn_resnet12.c100")
     images, other = int(row["images"]), int(row["other_class"])
-    top1, before = (float(row[f"top1_{kind}"]) for kind in ("int8", "float32"))
     return [
         f"of {images:,} test images of CIFAR-100, `msnn_resnet12.c100` in `int8` ({float(row['MB']):.0f} MB) gave "
-        f"{100 * other / images:.0f} % another class, and {top1:.1f} % the right one, where it was {before:.1f} %: "
-        f"{row['loss_points']} points less, with a standard error of {row['standard_error']}"
+        f"{100 * other / images:.0f} % another class, and {row['top1_int8']} % the right one, where it was "
+        f"{zoo.info('msnn_resnet12.c100')['top1']} %: a difference with a standard error of {row['standard_error']} points"
     ]
 
 
