@@ -183,11 +183,11 @@ def rates_page() -> list[str]:
 
 def export_page() -> list[str]:
     row = found_in("eight_bits.csv", entry="msnn_resnet12.c100")
-    images, other = int(row["images"]), int(row["other_class"])
+    images, other, top1 = int(row["images"]), int(row["other_class"]), zoo.info("msnn_resnet12.c100")["top1"]
     return [
         f"of {images:,} test images of CIFAR-100, `msnn_resnet12.c100` in `int8` ({float(row['MB']):.0f} MB) gave "
         f"{100 * other / images:.0f} % another class, and {row['top1_int8']} % the right one, where it was "
-        f"{zoo.info('msnn_resnet12.c100')['top1']} %: a difference with a standard error of {row['standard_error']} points"
+        f"{top1} %: a difference with a standard error of {row['standard_error']} points"
     ]
 
 
