@@ -148,7 +148,7 @@ def tables(found: dict[str, list[dict[str, Any]]]) -> str:
         groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             groups[row["theta"], row["renewed"]].append(row)
-        for theta in ["", *(str(t) for t in THETAS)]:
+        for theta in ["", *(f"{t:g}" for t in THETAS)]:
             cells = [theta or "its own"]
             for renewed in "01":
                 cells += [f"{x:.3f}" for x in error(groups[theta, renewed])] if groups[theta, renewed] else ["", ""]

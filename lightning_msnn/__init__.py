@@ -4,7 +4,7 @@ Layers, timm models, a zoo of trained networks, Lightning tasks, data and callba
 networks with timm, so that ``timm.create_model("msnn_resnet12")`` finds them.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,5 +1,6 @@
-"""The errors that a user can do something about: a wrong configuration, file or argument, and a training that broke."""
+"""What a user can do something about: a wrong configuration, file or argument, a training that broke, an old name."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
@@ -13,6 +14,7 @@ __all__ = [
     "check_number",
     "check_yaml",
     "choose",
+    "deprecated",
     "suggestion",
 ]
 
@@ -53,6 +55,24 @@ class TrainingError(RuntimeError):
 def brief(error: BaseException) -> str:
     """Return what an error of another library says, on one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
+
+
+def deprecated(old: str, new: str, gone_in: str) -> None:
+    """Warn whoever called the caller that what it used is to go.
+
+    In the function whose name or argument goes, or in ``__getattr__`` of the module that a name goes from.
+
+    Args:
+        old: What was used, as it was written ("lightning_msnn.energy.rates", "theta_end=").
+        new: What to write instead.
+        gone_in: The version that has it no more.
+
+    Example:
+        >>> def rates(network):
+        ...     deprecated("rates", "predict_rates", "0.4.0")
+        ...     return predict_rates(network)
+    """
+    warnings.warn(f"{old} goes in version {gone_in}: use {new}", DeprecationWarning, stacklevel=3)
 
 
 def suggestion(name: str, allowed: Iterable[str]) -> str:

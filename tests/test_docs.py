@@ -89,7 +89,11 @@ def folder(tmp_path, monkeypatch, own_definitions):
         "class Module(LightningModule):\n    pass\nclass DataModule(LightningDataModule):\n    pass\n"
     )
     runs = {"quickstart": "digits.Digits", "twin": "digits.Digits", "mine": "folder.ImageFolder"}
-    for run, data in {**runs, "msnn_resnet12_cifar100": "cifar.CIFAR100"}.items():
+    runs |= {
+        "msnn_resnet12_cifar100": "cifar.CIFAR100",
+        "msnn_resnet12_tiny_spokendigits": "spoken_digits.SpokenDigits",
+    }
+    for run, data in runs.items():
         file = tmp_path / "runs" / run / "version_0" / "checkpoints" / "best.ckpt"
         file.parent.mkdir(parents=True)
         known = {"model": "lightning_msnn.tasks.SpikingClassifier", "data": f"lightning_msnn.data.{data}"}
@@ -165,6 +169,7 @@ def test_a_command_is_understood(page, command, folder, monkeypatch, capsys):
         case _:
             assert (program, *args) in {
                 ("python3", "-m", "venv", ".venv"),
+                ("source", ".venv/bin/activate"),
                 *(("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)),
                 *(("mkdocs", "build", "--strict"), ("pre-commit", "install")),
             }

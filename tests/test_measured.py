@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import experiments, speed
+from benchmarks import experiments, rates, speed
 from lightning_msnn import __version__, zoo
 from lightning_msnn.export import FORMATS
 from lightning_msnn.functional import NEURONS
@@ -172,6 +172,11 @@ def test_trainings_by_hand() -> None:
 def test_experiments() -> None:
     made = experiments.tables(experiments.lines())
     assert between(DOCS / "experiments.md", "<!-- tables -->", "<!-- end of tables -->") == made.strip()
+
+
+def test_rates() -> None:
+    """Of all entries that were measured; those that were trained anew are measured anew."""
+    assert between(DOCS / "rates.md", "<!-- tables -->", "<!-- end of tables -->") == rates.tables(rates.read())
 
 
 def test_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

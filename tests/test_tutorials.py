@@ -44,8 +44,8 @@ def lines(page):
     """Commands of a page that need no other data than there is, with what they set in the environment."""
     found = [line for block in blocks(ROOT / "docs" / f"{page}.md", "bash") for line in commands(block.text)]
     for line in found:
-        if "cifar" not in line and not line.startswith("python3 -m venv"):
-            yield [word.removeprefix(".venv/bin/") for word in shlex.split(line)]
+        if "cifar" not in line and not line.startswith(("python3 -m venv", "source ", "pip install ")):
+            yield shlex.split(line)
 
 
 def run(words, monkeypatch):

@@ -10,7 +10,7 @@ import yaml
 from lightning_msnn import data as data_sets
 from lightning_msnn.energy import FACTORS
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
-from lightning_msnn.models.weights import read_config
+from lightning_msnn.models.weights import entries, read_config
 from lightning_msnn.zoo.loading import info
 from lightning_msnn.zoo.verification import ENERGIES
 
@@ -27,19 +27,36 @@ _TABLE = "| energy of one image, 45 nm CMOS | network | ANN twin with these weig
 _HUB_DATA = {
     "CIFAR10": "uoft-cs/cifar10",
     "CIFAR100": "uoft-cs/cifar100",
+    "SpeechCommands": "google/speech_commands",
     "TinyImageNet200": "zh-plus/tiny-imagenet",
 }
 """Names of data sets on the hub, by class of :mod:`lightning_msnn.data`."""
 
+_HUB_TASKS: dict[type, str] = {
+    data_sets.AudioDataModule: "audio-classification",
+    data_sets.EventFrames: "video-classification",
+    data_sets.TimeSeries: "time-series-classification",
+}
+"""Tasks of data that are no images."""
 
-def _front_matter(config: dict[str, Any], data: str) -> str:
-    """What the hub reads of a card: licence, data set and results, in YAML."""
-    spiking = config["model_args"].get("spiking", True)
+_NOT_OF_THE_HUB = {"time-series-classification"}
+"""Tasks that the hub has no list of models for: a tag and the results say them."""
+
+
+def _hub_task(kind: Any) -> str:
+    """The task of a class of data: that of images, also of data that are not known."""
+    found = (task for base, task in _HUB_TASKS.items() if isinstance(kind, type) and issubclass(kind, base))
+    return next(found, "image-classification")
+
+
+def _front_matter(config: dict[str, Any], data: str, kind: Any) -> str:
+    """What the hub reads of a card: licence, task, data set and results, in YAML."""
+    spiking, task = config["model_args"].get("spiking", True), _hub_task(kind)
     matter: dict[str, Any] = {
         "library_name": "timm",
         "license": config.get("license"),
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", *(["spiking-neural-network"] if spiking else [])],
+        "pipeline_tag": None if task in _NOT_OF_THE_HUB else task,
+        "tags": [task, "timm", *(["spiking-neural-network"] if spiking else [])],
         "datasets": [_HUB_DATA[data]] if data in _HUB_DATA else None,
     }
     accuracies = {"top1": "Top-1 accuracy", "top5": "Top-5 accuracy"}
@@ -48,7 +65,7 @@ def _front_matter(config: dict[str, Any], data: str) -> str:
     ]
     if figures:
         result = {
-            "task": {"type": "image-classification", "name": "Image Classification"},
+            "task": {"type": task, "name": task.replace("-", " ").title()},
             "dataset": {"type": _HUB_DATA.get(data, data.lower()), "name": data, "split": "test"},
             "metrics": figures,
         }
@@ -153,7 +170,7 @@ def write_card(folder: Path) -> None:
     data = "" if not needed else f" --data <folder of {path.rpartition('.')[2]}>"
     lines = [
         "---",
-        _front_matter(config, path.rpartition(".")[2]).rstrip(),
+        _front_matter(config, path.rpartition(".")[2], kind).rstrip(),
         "---",
         "",
         f"# {name}",
@@ -176,6 +193,8 @@ def write_card(folder: Path) -> None:
 def table(names: list[str]) -> str:
     """Return accuracy, spike rate and energy of entries as a Markdown table.
 
+    A twin that was trained is what the entry's facts say of it, or the entry of the same name with ``_relu``.
+
     Args:
         names: Names of the entries.
     """
@@ -183,9 +202,11 @@ def table(names: list[str]) -> str:
     head += ["times less than the ANN twin", "zeros skipped", "with memory traffic", "both"]
     rows = [head, ["---"] * len(head)]
     for name in names:
-        config = info(name)
+        config, relu = info(name), f"{name}_relu"
+        trained = info(relu) if relu in entries() else {}
         top1 = f"{config['top1']} % of {config.get('top1_images')}" if "top1" in config else "-"
-        twin = f"{config['top1_ann_twin']} %" if "top1_ann_twin" in config else "-"
+        accuracy = config.get("top1_ann_twin", trained.get("top1"))
+        twin = "-" if accuracy is None else f"{accuracy} %"
         energy = _micro(config["energy_joules"]) if "energy_joules" in config else "-"
         cells = [f"`{name}`", top1, twin, str(config.get("spike_rate", "-")), energy]
         rows.append([*cells, *(_times(config, field) for field in _ENERGIES)])

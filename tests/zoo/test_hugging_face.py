@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from lightning_msnn import zoo
+from lightning_msnn import data, zoo
 from lightning_msnn.export import export
 from lightning_msnn.models.weights import FACTS, entries, read_config
 from lightning_msnn.zoo.card import write_card
@@ -120,14 +121,41 @@ def test_what_is_damaged_is_refused(name, message, found):
 def test_cards_are_in_the_format_of_the_hub(name):
     text = (entries()[name] / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\n")
-    data, config = ModelCard(text).data, zoo.info(name)
-    assert (data.library_name, data.license, data.pipeline_tag) == ("timm", "apache-2.0", "image-classification")
-    assert data.model_name == name
-    top1 = next(result for result in data.eval_results if result.metric_name == "Top-1 accuracy")
+    card, config = ModelCard(text).data, zoo.info(name)
+    assert (card.library_name, card.license, card.pipeline_tag) == ("timm", "apache-2.0", "image-classification")
+    assert card.model_name == name
+    top1 = next(result for result in card.eval_results if result.metric_name == "Top-1 accuracy")
     assert (top1.metric_type, top1.metric_value, top1.dataset_split) == ("accuracy", config["top1"], "test")
     assert top1.dataset_name == config["data"]["class_path"].rpartition(".")[2]
-    assert data.datasets == (["uoft-cs/cifar100"] if top1.dataset_name == "CIFAR100" else None)
-    assert ("spiking-neural-network" in data.tags) == config["model_args"]["spiking"]
+    assert card.datasets == (["uoft-cs/cifar100"] if top1.dataset_name == "CIFAR100" else None)
+    assert ("spiking-neural-network" in card.tags) == config["model_args"]["spiking"]
+
+
+TASKS = {
+    "SpeechCommands": ("audio-classification", "audio-classification"),
+    "SpokenDigits": ("audio-classification", "audio-classification"),
+    "EventFrames": ("video-classification", "video-classification"),
+    "TimeSeries": (None, "time-series-classification"),  # the hub has forecasts of series alone
+}
+"""Classes of data that are no images, with the task that the hub lists a card under, and that of its results."""
+
+
+CLASSIFIED = [name for name in data.__all__ if not re.search("DataModule|Augmentation|Forecast", name)]
+
+
+@pytest.mark.parametrize("name", CLASSIFIED)
+def test_the_task_of_a_card_is_that_of_its_data(name, tmp_path):
+    folder = own_entry(tmp_path, "mine")
+    content = json.loads((folder / "config.json").read_text())
+    content[FACTS] |= {"top1": 50.0, "data": {"class_path": f"lightning_msnn.data.{name}"}}
+    (folder / "config.json").write_text(json.dumps(content))
+    write_card(folder)
+    card = ModelCard((folder / "README.md").read_text()).data
+    listed, measured = TASKS.get(name, ("image-classification",) * 2)
+    assert card.pipeline_tag == listed
+    assert [result.task_type for result in card.eval_results] == [measured]
+    assert measured in card.tags
+    assert ("image-classification" in card.tags) == (measured == "image-classification")
 
 
 def test_a_card_says_nothing_that_is_not_known(tmp_path):

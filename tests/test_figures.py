@@ -1,0 +1,293 @@
+"""Every figure on a page that was measured is that of a file which a command writes.
+
+What a page says in a sentence is made anew here from cards, results and trainings; what it has between marks
+(``<!-- x -->``) is made anew in ``test_measured.py``. What then still looks like a measurement is a setting, or
+the figure of another, and is listed.
+"""
+
+import csv
+import math
+import re
+import statistics
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from benchmarks import experiments, rates, speed
+from lightning_msnn import zoo
+from lightning_msnn.conversion.tracing import trace
+from lightning_msnn.energy import PROFILES
+from lightning_msnn.zoo.card import table
+from tests.conftest import ROOT
+from tests.test_measured import OWN, TRAININGS, flat, paper
+
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md"]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+RESULTS = ROOT / "benchmarks" / "results"
+
+NUMBER = r"\d[\d,]*(?:\.\d+)?"
+WORDS = "(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|half an?|an?)"
+UNITS = r"(?:%|times|points?|[pµm]?J|Mi?B|ms|s|seconds?|minutes?|hours?|images/s)"
+MEASURED = re.compile(
+    rf"(?<![\w.-])(?:{NUMBER} ?%|{NUMBER} {UNITS}(?!\w)|\d+\.\d+(?![\d.]*\w)"
+    rf"|{WORDS} (?:minutes?|hours?|seconds?|points?|times)\b)|\b(?:a third|a quarter|an eighth|half of)\b"
+)
+"""What looks like a measurement: a number with a unit or a decimal point, or such a thing in words."""
+
+
+def text(page: str) -> str:
+    """What a page says in sentences and tables of its own: no blocks of code, no blocks between marks, no addresses."""
+    whole = (ROOT / page).read_text(encoding="utf-8")
+    whole = re.sub(r"^( *)```.*?^\1```$", "", whole, flags=re.MULTILINE | re.DOTALL)
+    whole = re.sub(r"<!-- (\w+) -->.*?<!-- end of \1 -->", "", whole, flags=re.DOTALL)
+    return flat(re.sub(r"\]\([^)]*\)", "]", whole))
+
+
+def found_in(name: str, **wanted: str) -> dict[str, str]:
+    """The row of a file of results with these values."""
+    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+        (row,) = (row for row in csv.DictReader(file) if wanted.items() <= row.items())
+    return row
+
+
+def resnet(name: str, **wanted: str) -> dict[str, str]:
+    return found_in(name, network="msnn_resnet12", precision="bf16", **wanted)
+
+
+# Sentences by page
+
+
+def benchmarks() -> list[str]:
+    shipped = {"contender": speed.SHIPPED}
+    amx, avx = (resnet("train_cpu.csv", isa=isa, **shipped) for isa in ("amx", "avx512"))
+    floor = resnet("train_cpu.csv", isa="avx512", contender=speed.FLOOR)
+    low, middle, high = (f"{float(amx[f'speed_relative_to_before_{part}']):.2f}" for part in ("q1", "median", "q3"))
+    cell = {name: [c.strip() for c in line.split("|")[1:-1]] for name, line in training_rows().items()}
+    many, grid = (
+        resnet("infer_cpu.csv", batch="256", contender=contender) for contender in (speed.SHIPPED, "grid windows")
+    )
+    one = resnet("infer_cpu.csv", batch="1", contender=speed.SHIPPED)
+
+    def memory(batch: int) -> str:
+        own, before = (
+            float(resnet("memory_cpu.csv", batch=str(batch), contender=contender)["MiB"])
+            for contender in (speed.SHIPPED, speed.BEFORE)
+        )
+        return f"{own / before:.2f}"
+
+    def twin(row: dict[str, str]) -> str:
+        return f"{float(row['speed_relative_to_twin_median']):.2f}"
+
+    return [
+        f"with AMX: {middle} (quartiles {low} and {high})",
+        f"with AVX-512 alone: {float(avx['speed_relative_to_before_median']):.2f}.",
+        f"takes {1 / float(floor['speed_relative_to_shipped_median']):.2f} of a step",
+        f"of the ReLU twin: {cell[speed.OWN][1]} of the twin with torch's own layers; {twin(amx)} of the twin that has",
+        f"batch 256: {twin(many)}. With grid windows, which do not overlap, {twin(grid)}.",
+        f"batch 1: {twin(one)}.",
+        f"batch 128: {memory(128)} ({memory(512)} at 512).",
+    ]
+
+
+def training_rows() -> dict[str, str]:
+    """Lines of the page's table of training, which is compared with its file elsewhere."""
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").partition("| Training step")[2]
+    return {line.split("|")[1].strip(): line for line in page.partition("\n\n")[0].splitlines()[2:]}
+
+
+def convert() -> list[str]:
+    """Of networks of timm's with random weights: which layers receive spikes does not hang on them."""
+
+    def share(name: str, size: int, **arguments: Any) -> float:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            model = timm.create_model(name, num_classes=10, **arguments).eval()
+            plan = trace(model, torch.zeros(1, 3, size, size))
+        return 100 * sum(row.operations for row in plan.spiking) / sum(row.operations for row in plan.rows)
+
+    most = [share(name, 32) for name in ("resnet18", "resnet50", "regnetx_002", "densenet121")]
+    vit = share("vit_tiny_patch16_224", 32, img_size=32)
+    return [
+        f"all but stem and read-out | {min(most):.0f} to {max(most):.0f} %",
+        f"behind an average | {share('vgg11_bn', 32):.0f} %",
+        f"the one behind it | {share('mobilenetv2_100', 32):.0f} %",
+        f"squeeze-and-excitation (SiLU) | {share('efficientnet_b0', 32):.0f} %",
+        f"MLP (GELU) | {share('convnext_femto', 32):.0f} %, {vit:.0f} %",
+    ]
+
+
+def test_the_table_that_a_dry_run_prints() -> None:
+    """Lines of the page's table, all but one for those left out."""
+    page = (ROOT / "docs" / "convert.md").read_text(encoding="utf-8")
+    shown = page.partition("```\nlayer ")[2].partition("```")[0].splitlines()[2:]
+    with torch.no_grad():
+        plan = trace(timm.create_model("resnet18").eval(), torch.zeros(1, 3, 224, 224))
+    printed = [line.split() for line in str(plan).splitlines()]
+    assert len(shown) > 4
+    assert not [line for line in shown if line != "..." and line.split() not in printed]
+
+
+def experiment(data: str, name: str, field: str = "top1") -> float:
+    """Mean over the seeds."""
+    return statistics.mean(line[field] for line in experiments.lines() if (line["data"], line["name"]) == (data, name))
+
+
+def experiments_page() -> list[str]:
+    digits, tenth, large = "digits", "cifar100_tenth", "cifar100"
+    sine = "projection sine theta {}"
+    hours = [line["seconds"] / 3600 for line in experiments.lines() if line["data"] == large]
+    lost = [experiment(digits, sine.format(0.25)) - experiment(digits, sine.format(theta)) for theta in (0.7, 0.9)]
+    falls = [experiment(tenth, sine.format(theta)) for theta in (0.25, 0.7, 0.9)]
+    resnet12, vit12, rnn12 = (experiment(tenth, name) for name in ("default", "family msnn_vit12", "family msnn_rnn12"))
+    single, grid, alternate = (experiment(large, f"windows {w}") for w in ("single", "alternate_grid", "alternate"))
+    error = 100 * math.sqrt(single / 100 * (1 - single / 100) / 5000)
+    rising = [experiment(tenth, sine.format(theta), "spike_rate") for theta in (0.1, 0.9)]
+    return [
+        f"{min(hours):.1f} to {max(hours):.1f} hours a training",
+        f"it loses {lost[0]:.0f} and {lost[1]:.0f} points on digits",
+        f"falls from {falls[0]:.1f} to {falls[1]:.1f} and {falls[2]:.1f} % on a tenth of CIFAR-100",
+        f"is at {single:.1f} %, `alternate_grid` at {grid:.1f} and `alternate` at {alternate:.1f}",
+        f"on 5,000 images is {error:.1f} points",
+        f"by {vit12 - resnet12:.1f} points, the recurrent network behind by {resnet12 - rnn12:.1f}",
+        f"rises from {rising[0]:.3f} to {rising[1]:.3f} as theta",
+        f"is at {experiment(large, 'windows alternate', 'spike_rate'):.2f} after 10 epochs",
+    ]
+
+
+def energy() -> list[str]:
+    prices = PROFILES["cmos_45nm"].prices
+    tiny = [zoo.info(name) for name in zoo.list_models("*_tiny.digits")]
+    shrunk = [
+        c[f"energy_joules_memory{skip}_ann_twin"] / c[f"energy_joules_memory{skip}"]
+        for c in tiny
+        for skip in ("", "_zeros_skipped")
+    ]
+    return [
+        f"({prices['multiply_accumulates']:g} pJ a multiply-accumulate, {prices['accumulates']:g} pJ an accumulate",
+        f"for the tiny networks to between {min(shrunk):.1f} and {max(shrunk):.1f}",
+    ]
+
+
+def rates_page() -> list[str]:
+    rows = [row for row in rates.read()["msnn_resnet12.c100"] if row["theta"] == ""]
+    first, others = (
+        statistics.mean(float(row["excess"]) for row in rows if row["layer"].startswith("stages.0.") == wanted)
+        for wanted in (True, False)
+    )
+    return [f"an excess of {first:.1f} in `msnn_resnet12.c100`, where the mean of the other stages is {others:.1f}"]
+
+
+def export_page() -> list[str]:
+    row = found_in("eight_bits.csv", entry="msnn_resnet12.c100")
+    images, other, top1 = int(row["images"]), int(row["other_class"]), zoo.info("msnn_resnet12.c100")["top1"]
+    return [
+        f"of {images:,} test images of CIFAR-100, `msnn_resnet12.c100` in `int8` ({float(row['MB']):.0f} MB) gave "
+        f"{100 * other / images:.0f} % another class, and {row['top1_int8']} % the right one, where it was "
+        f"{top1} %: a difference with a standard error of {row['standard_error']} points"
+    ]
+
+
+def hours(name: str) -> str:
+    """How long an entry was trained, as its card says."""
+    found = re.search(r"[\d.]+(?= hours)", zoo.info(name)["hardware"])
+    assert found, f"the card of {name} does not say how long"
+    return found[0]
+
+
+def training() -> list[str]:
+    return [
+        f"were trained, the latter in {hours('msnn_resnet12.c100')} hours on one CPU core",
+        f"in {hours('msnn_vit12.c100')} and {hours('msnn_rnn12.c100')} hours on 2 CPU cores",
+    ]
+
+
+def by_hand(page: str) -> list[str]:
+    """Trainings that a page has by hand."""
+    return [
+        figure
+        for line in TRAININGS
+        if line["page"] == page
+        for figure in (
+            f"{', '.join(f'{top1}' for top1 in line['top1'])} %",
+            *([f"{statistics.mean(line['top1']):.2f} %"] if len(line["top1"]) > 1 else []),
+        )
+    ]
+
+
+def minutes(command: str) -> str:
+    """How long a training by hand took, in words."""
+    (line,) = (line for line in TRAININGS if line["command"] == command)
+    return {1: "a minute", 2: "two minutes", 3: "three minutes"}[round(line["minutes"])]
+
+
+QUICKSTART = "lightning-msnn fit --config quickstart"
+(MINE,) = (line["command"] for line in TRAININGS if line["page"] == "own-images.md")
+
+SENTENCES: dict[str, Callable[[], list[str]]] = {
+    "README.md": lambda: [table(OWN), f"about {minutes(QUICKSTART)}, with no download"],
+    "benchmarks/README.md": benchmarks,
+    "docs/convert.md": convert,
+    "docs/energy.md": energy,
+    "docs/experiments.md": experiments_page,
+    "docs/export.md": export_page,
+    "docs/fine-tune.md": lambda: [*by_hand("fine-tune.md"), f"One image is {100 / 359:.2f} points"],
+    "docs/own-images.md": lambda: [*by_hand("own-images.md"), f"took {minutes(MINE)} of one core"],
+    "docs/paper.md": lambda: [figure for row in paper().values() for figure in row],
+    "docs/rates.md": rates_page,
+    "docs/runs.md": lambda: [*by_hand("runs.md"), f"(Zen 4), {minutes(QUICKSTART)}, "],
+    "docs/training.md": lambda: [*training(), f"about {minutes(QUICKSTART)} on 2 CPU cores"],
+}
+"""Figures on pages, as the files have them, in enough words to be found."""
+
+SETTINGS: dict[str, str] = {
+    "README.md": r"Norse \d\.\d\.\d",
+    "CHANGELOG.md": r"torch \d\.\d+|torchvision 0\.27|[Ww]ith 2\.10 and 2\.11|before 2\.10|Lemaire et al",
+    "CONTRIBUTING.md": "version 1\\.0|up to 100 MB",
+    "SECURITY.md": "20 times its size|before 1\\.0",
+    "benchmarks/README.md": r"at 1\.\d+ times the speed|with 0\.8 times|\(three times as many",
+    "docs/beyond-images.md": r"CC BY-SA 4\.0|for a second of sound",
+    "docs/concepts.md": r"threshold \(0\.5\)|from 0\.1;|program uses 0\.25",
+    "docs/distil.md": "the first 60 %",
+    "docs/energy.md": r"NeuroBench 2\.3 and SpikingJelly 2\.0",
+    "docs/experiments.md": r"fixed at 0\.4|default of 0\.1|theta 0\.3|at 0\.7 and 0\.9|theta is 0\.25|0\.1 to 0\.9",
+    "docs/export.md": r"more than 5 %|\] 2\.0 and \[Norse\] 1\.1|snnTorch 1\.0",
+    "docs/getting-started.md": r"Python 3\.11, 3\.12 or 3\.13",
+    "docs/own-images.md": "more than a few minutes",
+    "docs/paper.md": r"arXiv 2401\.10843|\| (?:72\.41|72\.31) %|\| a third|theta 0\.3|at 0\.7 and 0\.9|theta 0\.25",
+    "docs/rates.md": r"begin with, 0\.1, that is at most 4 %|one number \(0\.2",
+    "docs/training.md": r"smoothing 0\.1|half of the batches",
+}
+"""What looks like a measurement and is none: settings, targets, versions, and figures of the paper's."""
+
+
+@pytest.mark.parametrize("page", SENTENCES)
+def test_a_page_says_what_was_measured(page: str) -> None:
+    missing = [sentence for sentence in SENTENCES[page]() if flat(sentence) not in text(page)]
+    assert not missing, "the files say so, and the page does not"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_has_no_other_figure(page: str) -> None:
+    left = text(page)
+    for sentence in SENTENCES.get(page, list)():
+        left = left.replace(flat(sentence), " ")
+    left = re.sub(r"`[^`]*`", "`", left)
+    if page in SETTINGS:
+        left = re.sub(SETTINGS[page], " ", left)
+    found = [left[max(0, m.start() - 40) : m.end() + 20] for m in MEASURED.finditer(left)]
+    assert not found, "no file has these: a sentence above, a setting, or not on the page"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["it takes 12.5 µJ", "by 3 %", "in two hours", "is at 0.71", "2,100 images/s", "a third"]
+)
+def test_a_figure_is_seen(wrong: str) -> None:
+    """And what is none is not."""
+    assert MEASURED.search(wrong)
+    assert not MEASURED.search(
+        "maps of 32x32, CIFAR-100, 5 epochs on 2 cores, msnn_resnet12.c100, lightning_msnn 0.2.0"
+    )
