@@ -33,6 +33,9 @@ _ROUNDING = 2e-6
 
 _TRIALS = 8
 
+_LONGEST = 255
+"""Bytes of a file's name that disks hold."""
+
 _MOVED = 1e-3
 """Difference of logits that a spike makes, and rounding alone does not."""
 
@@ -117,8 +120,7 @@ def export(
     kept = form.dtypes[0] if dtype is None else dtype
     if kept not in form.dtypes:
         raise ConfigurationError(f"dtype of {to} must be {' or '.join(form.dtypes)}, not {dtype!r}")
-    path = Path(out).expanduser()
-    place = _check_path(path, form.suffix, to)
+    path, place = _check_path(out, form.suffix, to)
     known = read_source(source, image_size)
     if known.random and to != "weights":
         raise ConfigurationError(
@@ -126,19 +128,27 @@ def export(
             "with: allowed is weights"
         )
     samples = find_samples(known, data, images)
+    ours = _own_logits(known, samples)
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".export-") as folder:
             file = Path(folder) / path.name
             form.write(known, file, samples.images.shape[1:], kept)
-            report = _compare(known, samples, form, file, lossy=kept != "float32")
+            report = _compare(known, samples, ours, form, file, lossy=kept != "float32")
             _settle(file, path)
     except OSError as error:
         raise ConfigurationError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     return report._replace(path=path)
 
 
-def _check_path(path: Path, suffix: str, to: str) -> Path:
-    """Check that a file can be written; return a folder of its disk that exists."""
+def _check_path(out: str | Path, suffix: str, to: str) -> tuple[Path, Path]:
+    """Check that a file can be written; return its path, and a folder of its disk that exists."""
+    try:
+        path = Path(out).expanduser()
+        os.fspath(path).encode()
+    except (TypeError, RuntimeError, UnicodeEncodeError) as error:  # no path, no such user, no text
+        raise ConfigurationError(f"out must be the path of a file, not {out!r}") from error
+    if "\0" in str(path) or len(os.fsencode(path.name)) > _LONGEST:
+        raise ConfigurationError(f"out must be a name that a disk can hold, not {out!r}")
     if path.suffix != suffix:
         raise ConfigurationError(f"out must end with {suffix} for {to}, not be {str(path)!r}")
     if os.path.lexists(path):
@@ -148,7 +158,7 @@ def _check_path(path: Path, suffix: str, to: str) -> Path:
         raise ConfigurationError(f"cannot write {str(path)!r}: {str(place)!r} is not a folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigurationError(f"cannot write {str(path)!r}: {str(place)!r} is read-only")
-    return place
+    return path, place
 
 
 def _settle(file: Path, path: Path) -> None:
@@ -179,13 +189,32 @@ def _logits(run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         return torch.cat([run(batch) for batch in _batches(images)]).float()
 
 
-def _compare(source: Source, samples: Samples, form: Format, file: Path, lossy: bool) -> Report:
-    """Run a file, and compare it with the network.
+def _own_logits(source: Source, samples: Samples) -> Tensor:
+    """Run a network itself, before anything is written of it.
+
+    Raises:
+        ConfigurationError: If it cannot, or its outputs are not finite logits of its classes.
+    """
+    try:
+        ours = _logits(source.network, samples.images)
+    except Exception as error:  # whatever stops a network
+        reason = brief(error)
+        raise ConfigurationError(f"{source.name} itself cannot run on {samples.what}: {reason}") from error
+    if ours.dim() != 2 or ours.shape[1] != len(source.class_names):
+        raise ConfigurationError(
+            f"{source.name} names {len(source.class_names)} classes, but returns {tuple(ours.shape[1:])} for an image"
+        )
+    if not ours.isfinite().all():
+        raise ConfigurationError(f"{source.name} itself finds logits that are not finite in {samples.what}")
+    return ours
+
+
+def _compare(source: Source, samples: Samples, ours: Tensor, form: Format, file: Path, lossy: bool) -> Report:
+    """Run a file, and compare it with the logits of the network.
 
     Raises:
         ConfigurationError: If more classes differ than rounding explains.
     """
-    ours = _logits(source.network, samples.images)
     run = form.run(file)
     try:
         theirs = _logits(run, samples.images)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.export.source import Source
 from lightning_msnn.nn.folding import fold_batch_norm
 
@@ -110,7 +110,8 @@ def run(file: Path) -> Callable[[Tensor], Tensor]:
         file: A file that :func:`write` has written.
 
     Raises:
-        ConfigurationError: If a package is missing, or onnxruntime cannot read the file.
+        ConfigurationError: If a package is missing, onnxruntime cannot read the file, or it takes or returns something
+            else than one that :func:`write` has written.
     """
     _, onnxruntime = _packages()
     options = onnxruntime.SessionOptions()
@@ -119,9 +120,10 @@ def run(file: Path) -> Callable[[Tensor], Tensor]:
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class of their own
-        raise ConfigurationError(
-            f"onnxruntime cannot read {file.name!r}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise ConfigurationError(f"onnxruntime cannot read {file.name!r}: {brief(error)}") from error
+    ends = [[end.name for end in found] for found in (session.get_inputs(), session.get_outputs())]
+    if ends != [["image"], ["logits"]]:
+        raise ConfigurationError(f"{file.name!r} maps {ends[0]} to {ends[1]}, and 'image' to 'logits' is needed")
 
     def logits(images: Tensor) -> Tensor:
         found = session.run(["logits"], {"image": np.ascontiguousarray(images.numpy())})[0]

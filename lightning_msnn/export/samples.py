@@ -58,7 +58,7 @@ def find_samples(source: Source, data: str | Path | None = None, folder: str | P
             "classified; give images"
         )
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(DRAWN, *source.input_size, generator=generator)
+    pixels = torch.rand(DRAWN, *source.shape, generator=generator)
     return Samples(_normalised(source, pixels), None, "random images (seed 0), since no real ones were given")
 
 
@@ -74,9 +74,9 @@ def _of_folder(source: Source, folder: Path) -> Samples:
     from lightning_msnn.data.reading import decode_files, list_folder
 
     channels, height, width = source.input_size
-    if height != width or channels not in (1, 3):
+    if height != width or channels not in (1, 3) or source.shape != source.input_size:
         raise ConfigurationError(
-            f"images must not be given: {source.name} takes {channels} x {height} x {width}, and image files are "
+            f"images must not be given: {source.name} takes {' x '.join(map(str, source.shape))}, and image files are "
             "square ones of 1 or 3 channels"
         )
     files = list_folder(folder)

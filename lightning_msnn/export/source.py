@@ -48,6 +48,12 @@ class Source:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input: ``input_size``, after the number of frames where data gives a network one for each step."""
+        frames = self.settings.get("time_steps", 1)
+        return (frames, *self.input_size) if isinstance(frames, int) and frames > 1 else self.input_size
+
+    @property
     def random(self) -> bool:
         """Whether the network draws random numbers, so that no two calls agree."""
         return any(isinstance(module, BernoulliEncoder) for module in self.network.modules())
@@ -59,7 +65,7 @@ class Source:
             "architecture": self.architecture,
             "lightning_msnn": __version__,
             "class_names": json.dumps(self.class_names),
-            "input_size": json.dumps(list(self.input_size)),
+            "input_size": json.dumps(list(self.shape)),
             "in_chans": json.dumps(self.input_size[0]),
             "mean": json.dumps(self.mean),
             "std": json.dumps(self.std),
@@ -112,6 +118,11 @@ def _of_checkpoint(name: str, image_size: int | None) -> Source:
     from lightning_msnn.runs.checkpoints import network_of, read_checkpoint
 
     content = read_checkpoint(name)
+    if "season" in (content.get("hyper_parameters") or {}):
+        raise ConfigurationError(
+            f"{name!r} is of a forecaster, and what it adds to its network's outputs would not come along: allowed are "
+            "classifiers"
+        )
     network = network_of(content, name).float().eval()
     arguments = dict(getattr(network, "arguments", None) or {})
     architecture = str(getattr(network, "architecture", "") or content["hyper_parameters"]["network"])
