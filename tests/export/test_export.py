@@ -504,6 +504,31 @@ def test_a_network_that_hears_a_frame_in_each_step(tmp_path):
         export(source, to="onnx", out=tmp_path / "x.onnx", images=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("preprocessing", {"image_size": [60000, 60000]}, "must have at most 16777216 pixels, not 60000 x 60000"),
+        (
+            "datamodule_hyper_parameters",
+            {"time_steps": 10**9},
+            "has data of 1000000000 time steps, and its network has 1",
+        ),
+    ],
+)
+def test_a_stranger_s_checkpoint_takes_no_memory(field, value, message, tmp_path):
+    source = checkpoint(tmp_path, **SMALL)
+    content = torch.load(source)
+    content[field] = value
+    torch.save(content, source)
+    with pytest.raises(ConfigurationError, match=message):
+        export(source, to="weights", out=tmp_path / "x.safetensors")
+
+
+def test_large_images_are_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "_VALUES", 5 * 64)
+    assert export(checkpoint(tmp_path, **SMALL), to="weights", out=tmp_path / "x.safetensors").images == 5
+
+
 def test_a_forecaster_is_refused(tmp_path):
     source = checkpoint(tmp_path, **SMALL)
     content = torch.load(source)
