@@ -229,7 +229,7 @@ def create_with(architecture: str, arguments: Mapping[str, Any], weights: Mappin
     try:
         with torch.device("meta"):
             plan = timm.create_model(architecture, **arguments).state_dict()
-    except RuntimeError:  # a network that computes with numbers while it is made
+    except (ConfigurationError, RuntimeError):  # which it raises again, or it computes with numbers while it is made
         plan = dict(weights)
     wrong = {n for n in plan.keys() | weights.keys() if n not in plan or n not in weights}
     wrong |= {n for n in plan.keys() & weights.keys() if plan[n].shape != weights[n].shape}
