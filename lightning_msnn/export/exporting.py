@@ -19,6 +19,7 @@ from lightning_msnn.errors import ConfigurationError, brief, choose
 from lightning_msnn.export import aoti, nir, onnx, program, weights
 from lightning_msnn.export.samples import Samples, find_samples
 from lightning_msnn.export.source import Source, read_source
+from lightning_msnn.nn.integer import to_integers
 
 __all__ = ["FORMATS", "Format", "Report", "export"]
 
@@ -59,7 +60,7 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
-    "onnx": Format(".onnx", onnx.write, onnx.run, "onnxruntime"),
+    "onnx": Format(".onnx", onnx.write, onnx.run, "onnxruntime", ("float32", "int8")),
     "torch": Format(".pt2", program.write, program.run, "torch.export"),
     "aoti": Format(".pt2", aoti.write, aoti.run, "AOTInductor"),
     "nir": Format(".nir", nir.write, nir.run, "nirtorch"),
@@ -133,7 +134,8 @@ def export(
         with tempfile.TemporaryDirectory(dir=place, prefix=".export-") as folder:
             file = Path(folder) / path.name
             form.write(known, file, samples.images.shape[1:], kept)
-            report = _compare(known, samples, ours, form, file, lossy=kept != "float32")
+            exact = known.network if kept == "float32" else to_integers(known.network) if to == "onnx" else None
+            report = _compare(known, samples, ours, form, file, exact)
             _settle(file, path)
     except OSError as error:
         raise ConfigurationError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
@@ -209,11 +211,14 @@ def _own_logits(source: Source, samples: Samples) -> Tensor:
     return ours
 
 
-def _compare(source: Source, samples: Samples, ours: Tensor, form: Format, file: Path, lossy: bool) -> Report:
-    """Run a file, and compare it with the logits of the network.
+def _compare(
+    source: Source, samples: Samples, ours: Tensor, form: Format, file: Path, exact: nn.Module | None
+) -> Report:
+    """Run a file, and compare it with the logits of its network.
 
     Raises:
-        ConfigurationError: If more classes differ than rounding explains.
+        ConfigurationError: If more classes differ from those of ``exact`` than rounding explains, the network that the
+            file stands for: with weights of 8 bits, not the source's own, and None if nothing else computes with them.
     """
     run = form.run(file)
     try:
@@ -226,21 +231,28 @@ def _compare(source: Source, samples: Samples, ours: Tensor, form: Format, file:
             f"{form.runtime} returns {tuple(theirs.shape)} for {source.name}, not {tuple(ours.shape)} finite logits: "
             "nothing is written"
         )
-    other = ours.argmax(1) != theirs.argmax(1)
-    differ, count = int(other.sum()), len(other)
-    if differ and not lossy:
-        wrong = differ - int(_at_threshold(source.network, samples.images[other], ours[other]).sum())
-        if wrong or differ > max(1, MOST * count):
-            raise ConfigurationError(
-                f"{form.runtime} finds another class in {differ} of {count} images, {wrong} of them not explained by "
-                "rounding at thresholds: nothing is written"
-            )
+    if exact is not None:
+        expected = ours if exact is source.network else _logits(exact, samples.images)
+        _check_classes(exact, samples.images, expected, theirs, form.runtime)
+    differ, count = int((ours.argmax(1) != theirs.argmax(1)).sum()), len(ours)
     top1 = None
     if samples.targets is not None:
         own, its = (100 * (found.argmax(1) == samples.targets).double().mean().item() for found in (ours, theirs))
         top1 = (own, its)
     largest = float((ours - theirs).abs().max())
     return Report(file, file.stat().st_size, count, samples.what, differ, largest, top1, form.runtime)
+
+
+def _check_classes(network: nn.Module, images: Tensor, ours: Tensor, theirs: Tensor, runtime: str) -> None:
+    """Refuse other classes of a file than rounding explains."""
+    other = ours.argmax(1) != theirs.argmax(1)
+    differ, count = int(other.sum()), len(other)
+    wrong = differ - int(_at_threshold(network, images[other], ours[other]).sum()) if differ else 0
+    if wrong or differ > max(1, MOST * count):
+        raise ConfigurationError(
+            f"{runtime} finds another class in {differ} of {count} images, {wrong} of them not explained by rounding "
+            "at thresholds: nothing is written"
+        )
 
 
 @torch.no_grad()

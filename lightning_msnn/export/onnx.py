@@ -1,4 +1,4 @@
-"""ONNX: batch norm folded, any batch size, standard operators alone, metadata inside."""
+"""ONNX: batch norm folded, any batch size, standard operators alone, metadata inside; in floats or integers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.export.source import Source
 from lightning_msnn.nn.folding import fold_batch_norm
+from lightning_msnn.nn.integer import IntegerConv2d, quantised, to_integers
 
 __all__ = ["OPSET", "run", "write"]
+
+_ZEROS = {"zero_of_spikes": np.uint8(0).reshape(()), "zero_of_weights": np.uint8(128).reshape(())}
+"""Zero points of ``ConvInteger``."""
 
 OPSET = 18
 """Version of ONNX's operators; runtimes from 2023 on know it."""
@@ -40,13 +44,15 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
         source: The network.
         file: The file.
         shape: Shape of one input.
-        dtype: ``"float32"``.
+        dtype: ``"float32"``, or ``"int8"`` for synapses that add up integers, see :func:`to_integers`.
 
     Raises:
-        ConfigurationError: If a package is missing, or the network has an operation that ONNX has not.
+        ConfigurationError: If a package is missing, the network has an operation that ONNX has not, or integers are
+            not for it.
     """
     onnx, _ = _packages()
     folded = fold_batch_norm(source.network)
+    integers = _round(folded, to_integers(source.network)) if dtype == "int8" else {}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -66,6 +72,8 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
     assert program is not None
     model = program.model_proto
     _tidy(model)
+    if integers:
+        _add_up_integers(onnx, model.graph, integers)
     for key, value in source.facts().items():
         model.metadata_props.add(key=key, value=value)
     model.producer_name, model.doc_string = "lightning_msnn", f"{source.name}: {source.architecture}"
@@ -74,6 +82,62 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
     if foreign:
         raise ConfigurationError(f"{source.name} needs operators that ONNX has not: {', '.join(sorted(foreign))}")
     file.write_bytes(model.SerializeToString())
+
+
+def _round(folded: nn.Module, integer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Round the weights of a folded network that are integers in another; return integers and scales by their names."""
+    found = {}
+    for name, module in integer.named_modules():
+        if isinstance(module, IntegerConv2d):
+            label = f"{name}.conv" if module.fires else name  # neurons are part of it
+            weight: Any = folded.get_submodule(label).weight
+            whole, scale = quantised(weight)
+            weight.data = whole * scale.view(-1, 1, 1, 1)
+            found[f"{label}.weight"] = whole, scale
+    return found
+
+
+def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Put ``ConvInteger`` of spikes as bytes, the scale and the bias in the place of convolutions.
+
+    Runtimes have it for weights of no sign alone: they are 128 more than they are, which is their zero point. What
+    reads a part of a kernel, where a map is one row, stays as it is.
+    """
+    made, known = [], {name: onnx.numpy_helper.from_array(array, name) for name, array in _ZEROS.items()}
+
+    def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        made.append(onnx.helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def keep(name: str, array: np.ndarray[Any, Any]) -> str:
+        known[name] = onnx.numpy_helper.from_array(array, name)
+        return name
+
+    arrays = {value.name: value for value in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Conv" or node.input[1] not in integers:
+            made.append(node)
+            continue
+        (spikes, weight, *bias), out = node.input, node.output[0]
+        whole, scale = integers[weight]
+        kept = keep(f"{weight}.integers", (whole.numpy().astype(np.int16) + 128).astype(np.uint8))
+        spikes = add("Cast", [spikes], f"{out}.bytes", to=onnx.TensorProto.UINT8)
+        add("ConvInteger", [spikes, kept, *_ZEROS], f"{out}.sums")
+        made[-1].attribute.extend(node.attribute)
+        sums = add("Cast", [f"{out}.sums"], f"{out}.floats", to=onnx.TensorProto.FLOAT)
+        scales = keep(f"{weight}.scale", scale.view(-1, 1, 1).numpy())
+        if not bias:
+            add("Mul", [sums, scales], out)
+            continue
+        scaled = add("Mul", [sums, scales], f"{out}.scaled")
+        values = onnx.numpy_helper.to_array(arrays[bias[0]])
+        add("Add", [scaled, keep(f"{bias[0]}.by_channel", values.reshape(-1, 1, 1))], out)
+    del graph.node[:]
+    graph.node.extend(made)
+    used = {name for node in made for name in node.input}
+    left = [value for value in graph.initializer if value.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend([*left, *known.values()])
 
 
 def _nodes(model: Any) -> list[Any]:

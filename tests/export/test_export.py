@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,7 @@ from lightning_msnn.export import FORMATS, Format, export, exporting, load_weigh
 from lightning_msnn.export.weights import synapses
 from lightning_msnn.models.msnn_rnn import CELLS, Recurrence
 from lightning_msnn.models.weights import FACTS, entries, read_weights
-from lightning_msnn.nn.integer import to_integers
+from lightning_msnn.nn.integer import IntegerConv2d, to_integers
 
 TINY = [name for name in entries() if "_tiny." in name]
 DIGITS = "msnn_resnet12_tiny.digits"
@@ -119,7 +120,9 @@ def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some)
             export(name, to=to, out=out)
         return
     if dtype == "int8" and not spiking:
-        with pytest.raises(ConfigurationError, match="int8 is for weights that meet spikes"):
+        with pytest.raises(
+            ConfigurationError, match=r"int8 is for weights that meet spikes|integer weights are for spikes"
+        ):
             export(name, to=to, out=out, dtype=dtype)
         return
     report = made(name, to, dtype)
@@ -202,6 +205,58 @@ def test_spikes_stay_binary_in_onnx(name, made, digits):
     cells = sum(isinstance(m, Recurrence) for m in network.modules())
     assert binary == len(synapses(network)) - cells  # a cell has weights of two directions
     assert sum(n.op_type == "BatchNormalization" for n in model.graph.node) <= 1 + 12 * (cells > 0 or "vit" in name)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_onnx_adds_up_integers(name, made, digits):
+    """Each sum, by a product of integers in NumPy, and the classes of the network in integers."""
+    report, network = made(name, "onnx", "int8"), zoo.load(name, integer=True)
+    images = digits[0]
+    theirs = torch.from_numpy(session(report.path).run(None, {"image": images.numpy()})[0])
+    ours = network(images)
+    assert (ours.argmax(1) != theirs.argmax(1)).sum() <= 1, "but for rounding at thresholds"
+    assert ((ours - theirs).abs().amax(1) > 1e-3).double().mean() < 0.05
+    assert report.size < 0.6 * made(name, "onnx").size
+
+    model = onnx.load(report.path)
+    onnx.checker.check_model(model)
+    sums = [node for node in model.graph.node if node.op_type == "ConvInteger"]
+    integers = {n: m for n, m in network.named_modules() if isinstance(m, IntegerConv2d)}
+    assert len(sums) == len(integers)
+    seen = [name for node in sums for name in (node.input[0], node.output[0])]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(x) for x in seen)
+    run = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    values = dict(zip(seen, run.run(seen, {"image": images[:3].numpy()}), strict=True))
+    weights = {value.name: onnx.numpy_helper.to_array(value) for value in model.graph.initializer}
+    for node in sums:
+        label = node.input[1].removesuffix(".weight.integers")
+        own = integers[label] if label in integers else integers[label.removesuffix(".conv")]
+        weight = weights[node.input[1]].astype(np.int64) - 128
+        assert np.array_equal(weight, own.weight.numpy())
+        spikes, reach = values[node.input[0]], weight.shape[2] // 2
+        assert spikes.dtype == np.uint8
+        assert spikes.max() <= 1
+        padded = np.pad(spikes, ((0, 0), (0, 0), (reach, reach), (reach, reach))).astype(np.int64)
+        windows = sliding_window_view(padded, weight.shape[2:], (2, 3))
+        if own.groups > 1:
+            expected = np.einsum("bchwij,cij->bchw", windows, weight[:, 0])
+        else:
+            expected = np.einsum("bchwij,ocij->bohw", windows, weight, optimize=True)
+        assert np.array_equal(values[node.output[0]], expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"size": (1, 13), "context": "isolated", "norm": False},
+        {"time_steps": 2, "windows": "grid"},
+        {"network": "msnn_rnn12_tiny", "cell": "spiking_gru", "mlp": "gelu"},
+    ],
+    ids=str,
+)
+def test_onnx_in_integers_of_every_kind(arguments, tmp_path):
+    report = export(checkpoint(tmp_path, **{**SMALL, **arguments}), to="onnx", out=tmp_path / "x.onnx", dtype="int8")
+    assert any(node.op_type == "ConvInteger" for node in onnx.load(report.path).graph.node)
 
 
 # torch.export
@@ -566,7 +621,7 @@ def _bernoulli(folder):
         ({"out": "there.onnx"}, "'there.onnx' exists, and nothing is overwritten"),
         ({"out": "link.onnx"}, "'link.onnx' exists, and nothing is overwritten"),
         ({"out": "there.onnx/x.onnx"}, "there.onnx' is not a folder"),
-        ({"dtype": "int8"}, "dtype of onnx must be float32, not 'int8'"),
+        ({"dtype": "float16"}, "dtype of onnx must be float32 or int8, not 'float16'"),
         ({"to": "weights", "out": "x.safetensors", "dtype": "int4"}, "must be float32 or float16 or int8, not 'int4'"),
         ({"source": "msnn_resnet12_tiny_digit"}, "unknown zoo entry 'msnn_resnet12_tiny_digit': allowed are"),
         ({"source": "there.onnx"}, "'there.onnx' is no source: give a checkpoint"),
