@@ -103,7 +103,11 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
     Runtimes have it for weights of no sign alone: they are 128 more than they are, which is their zero point. What
     reads a part of a kernel, where a map is one row, stays as it is.
     """
-    made, known = [], {name: onnx.numpy_helper.from_array(array, name) for name, array in _ZEROS.items()}
+    made, replaced, known = (
+        [],
+        set(),
+        {name: onnx.numpy_helper.from_array(array, name) for name, array in _ZEROS.items()},
+    )
 
     def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         made.append(onnx.helper.make_node(op, inputs, [output], **attributes))
@@ -119,6 +123,7 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
             made.append(node)
             continue
         (spikes, weight, *bias), out = node.input, node.output[0]
+        replaced |= {weight, *bias}
         whole, scale = integers[weight]
         kept = keep(f"{weight}.integers", (whole.numpy().astype(np.int16) + 128).astype(np.uint8))
         spikes = add("Cast", [spikes], f"{out}.bytes", to=onnx.TensorProto.UINT8)
@@ -135,7 +140,7 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
     del graph.node[:]
     graph.node.extend(made)
     used = {name for node in made for name in node.input}
-    left = [value for value in graph.initializer if value.name in used]
+    left = [value for value in graph.initializer if value.name in used or value.name not in replaced]
     del graph.initializer[:]
     graph.initializer.extend([*left, *known.values()])
 
