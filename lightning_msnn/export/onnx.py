@@ -103,11 +103,9 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
     Runtimes have it for weights of no sign alone: they are 128 more than they are, which is their zero point. What
     reads a part of a kernel, where a map is one row, stays as it is.
     """
-    made, replaced, known = (
-        [],
-        set(),
-        {name: onnx.numpy_helper.from_array(array, name) for name, array in _ZEROS.items()},
-    )
+    made: list[Any] = []
+    replaced: set[str] = set()
+    known = {name: onnx.numpy_helper.from_array(array, name) for name, array in _ZEROS.items()}
 
     def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         made.append(onnx.helper.make_node(op, inputs, [output], **attributes))
