@@ -100,12 +100,13 @@ def _round(folded: nn.Module, integer: nn.Module) -> dict[str, tuple[Tensor, Ten
 def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Tensor]]) -> None:
     """Put ``ConvInteger`` of spikes as bytes, the scale and the bias in the place of convolutions.
 
-    Runtimes have it for weights of no sign alone: they are 128 more than they are, which is their zero point. What
-    reads a part of a kernel, where a map is one row, stays as it is.
+    Runtimes have it for weights of no sign alone: 128 is added to them, and is their zero point. Of a kernel that meets a
+    single row or pixel, a part is read.
     """
     made: list[Any] = []
-    replaced: set[str] = set()
     known = {name: onnx.numpy_helper.from_array(array, name) for name, array in _ZEROS.items()}
+    arrays = {value.name: value for value in graph.initializer}
+    slices = {node.output[0]: node for node in graph.node if node.op_type == "Slice"}
 
     def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         made.append(onnx.helper.make_node(op, inputs, [output], **attributes))
@@ -115,15 +116,19 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
         known[name] = onnx.numpy_helper.from_array(array, name)
         return name
 
-    arrays = {value.name: value for value in graph.initializer}
     for node in graph.node:
-        if node.op_type != "Conv" or node.input[1] not in integers:
+        weight, parts = node.input[1] if node.op_type == "Conv" else "", []
+        while weight in slices:
+            parts.append(slices[weight])
+            weight = slices[weight].input[0]
+        if weight not in integers:
             made.append(node)
             continue
-        (spikes, weight, *bias), out = node.input, node.output[0]
-        replaced |= {weight, *bias}
+        (spikes, _, *bias), out = node.input, node.output[0]
         whole, scale = integers[weight]
         kept = keep(f"{weight}.integers", (whole.numpy().astype(np.int16) + 128).astype(np.uint8))
+        for part in reversed(parts):
+            kept = add("Slice", [kept, *part.input[1:]], f"{out}.{part.output[0]}")
         spikes = add("Cast", [spikes], f"{out}.bytes", to=onnx.TensorProto.UINT8)
         add("ConvInteger", [spikes, kept, *_ZEROS], f"{out}.sums")
         made[-1].attribute.extend(node.attribute)
@@ -135,12 +140,16 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
         scaled = add("Mul", [sums, scales], f"{out}.scaled")
         values = onnx.numpy_helper.to_array(arrays[bias[0]])
         add("Add", [scaled, keep(f"{bias[0]}.by_channel", values.reshape(-1, 1, 1))], out)
-    del graph.node[:]
-    graph.node.extend(made)
-    used = {name for node in made for name in node.input}
-    left = [value for value in graph.initializer if value.name in used or value.name not in replaced]
-    del graph.initializer[:]
-    graph.initializer.extend([*left, *known.values()])
+    used = {value.name for value in graph.output}
+    left = []
+    for node in reversed(made):  # without the slices and weights that nothing reads any more
+        if node.op_type != "Slice" or node.output[0] in used:
+            used.update(node.input)
+            left.append(node)
+    constants = [value for value in graph.initializer if value.name in used]
+    for field, content in ((graph.node, left[::-1]), (graph.initializer, [*constants, *known.values()])):
+        del field[:]
+        field.extend(content)
 
 
 def _nodes(model: Any) -> list[Any]:
