@@ -100,8 +100,8 @@ def _round(folded: nn.Module, integer: nn.Module) -> dict[str, tuple[Tensor, Ten
 def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Tensor]]) -> None:
     """Put ``ConvInteger`` of spikes as bytes, the scale and the bias in the place of convolutions.
 
-    Runtimes have it for weights of no sign alone: 128 is added to them, and is their zero point. Of a kernel that meets a
-    single row or pixel, a part is read.
+    Runtimes have it for weights of no sign alone: 128 is added to them, and is their zero point. Where a kernel meets a
+    single row or pixel, a part of it is read.
     """
     made: list[Any] = []
     known = {name: onnx.numpy_helper.from_array(array, name) for name, array in _ZEROS.items()}
