@@ -266,8 +266,8 @@ def _check_order(nir: Any, graph: Any) -> None:
     TopologicalSorter(before).prepare()  # a ValueError where there is a circle
     first = [type(graph.nodes[name]) for name, sources in before.items() if not sources]
     last = [type(graph.nodes[name]) for name in graph.nodes.keys() - {source for source, _ in graph.edges}]
-    if (first, last) != ([nir.Input], [nir.Output]):
-        raise ValueError("its nodes do not all lie between one input and one output")
+    if (first, last) != ([nir.Input], [nir.Output]) or any(type(n) is nir.NIRGraph for n in graph.nodes.values()):
+        raise ValueError("its nodes do not all lie, each by itself, between one input and one output")
 
 
 def run(file: Path) -> Callable[[Tensor], Tensor]:

@@ -117,7 +117,8 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
         return name
 
     for node in graph.node:
-        weight, parts = node.input[1] if node.op_type == "Conv" else "", []
+        weight: str = node.input[1] if node.op_type == "Conv" else ""
+        parts: list[Any] = []
         while weight in slices:
             parts.append(slices[weight])
             weight = slices[weight].input[0]
@@ -141,7 +142,7 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
         values = onnx.numpy_helper.to_array(arrays[bias[0]])
         add("Add", [scaled, keep(f"{bias[0]}.by_channel", values.reshape(-1, 1, 1))], out)
     used = {value.name for value in graph.output}
-    left = []
+    left: list[Any] = []
     for node in reversed(made):  # without the slices and weights that nothing reads any more
         if node.op_type != "Slice" or node.output[0] in used:
             used.update(node.input)
