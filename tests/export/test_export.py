@@ -216,7 +216,7 @@ def test_onnx_adds_up_integers(name, made, digits):
     ours = network(images)
     assert (ours.argmax(1) != theirs.argmax(1)).sum() <= 1, "but for rounding at thresholds"
     assert ((ours - theirs).abs().amax(1) > 1e-3).double().mean() < 0.05
-    assert report.size < 0.6 * made(name, "onnx").size
+    assert report.size < (0.9 if "rnn" in name else 0.6) * made(name, "onnx").size, "cells stay in float32"
 
     model = onnx.load(report.path)
     onnx.checker.check_model(model)
