@@ -114,7 +114,7 @@ def main() -> None:
         "date": date.today().isoformat(),
     }
     rows: list[dict[str, Any]] = []
-    for name in given.names:
+    for name in map(zoo.resolve, given.names):
         networks = contenders(name)
         for batch in given.batch:
             rows += rows_of(race(networks, batch, given.seconds), {"network": name}, batch)

@@ -40,9 +40,9 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(file), inductor_configs={"aot_inductor.metadata": source.facts()}
-            )
+            # As many threads as the process that runs it has, not as this one.
+            options = {"aot_inductor.metadata": source.facts(), "cpp.dynamic_threads": True}
+            torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
         except Exception as error:  # whatever stops torch or its compiler
             reason = brief(error)
             raise ConfigurationError(f"{source.name} cannot be compiled by AOTInductor: {reason}") from error

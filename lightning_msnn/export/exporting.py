@@ -19,6 +19,7 @@ from lightning_msnn.errors import ConfigurationError, brief, choose
 from lightning_msnn.export import aoti, nir, onnx, program, weights
 from lightning_msnn.export.samples import Samples, find_samples
 from lightning_msnn.export.source import Source, read_source
+from lightning_msnn.nn.integer import to_integers
 
 __all__ = ["FORMATS", "Format", "Report", "export"]
 
@@ -32,6 +33,9 @@ _ROUNDING = 2e-6
 """Relative change of weights that stands for what sums lose when they are added up in another order."""
 
 _TRIALS = 8
+
+_LONGEST = 255
+"""Bytes of a file's name that disks hold."""
 
 _MOVED = 1e-3
 """Difference of logits that a spike makes, and rounding alone does not."""
@@ -56,7 +60,7 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
-    "onnx": Format(".onnx", onnx.write, onnx.run, "onnxruntime"),
+    "onnx": Format(".onnx", onnx.write, onnx.run, "onnxruntime", ("float32", "int8")),
     "torch": Format(".pt2", program.write, program.run, "torch.export"),
     "aoti": Format(".pt2", aoti.write, aoti.run, "AOTInductor"),
     "nir": Format(".nir", nir.write, nir.run, "nirtorch"),
@@ -117,8 +121,7 @@ def export(
     kept = form.dtypes[0] if dtype is None else dtype
     if kept not in form.dtypes:
         raise ConfigurationError(f"dtype of {to} must be {' or '.join(form.dtypes)}, not {dtype!r}")
-    path = Path(out).expanduser()
-    place = _check_path(path, form.suffix, to)
+    path, place = _check_path(out, form.suffix, to)
     known = read_source(source, image_size)
     if known.random and to != "weights":
         raise ConfigurationError(
@@ -126,19 +129,28 @@ def export(
             "with: allowed is weights"
         )
     samples = find_samples(known, data, images)
+    ours = _own_logits(known, samples)
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".export-") as folder:
             file = Path(folder) / path.name
             form.write(known, file, samples.images.shape[1:], kept)
-            report = _compare(known, samples, form, file, lossy=kept != "float32")
+            exact = known.network if kept == "float32" else to_integers(known.network) if to == "onnx" else None
+            report = _compare(known, samples, ours, form, file, exact)
             _settle(file, path)
     except OSError as error:
         raise ConfigurationError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     return report._replace(path=path)
 
 
-def _check_path(path: Path, suffix: str, to: str) -> Path:
-    """Check that a file can be written; return a folder of its disk that exists."""
+def _check_path(out: str | Path, suffix: str, to: str) -> tuple[Path, Path]:
+    """Check that a file can be written; return its path, and a folder of its disk that exists."""
+    try:
+        path = Path(out).expanduser()
+        os.fspath(path).encode()
+    except (TypeError, RuntimeError, UnicodeEncodeError) as error:  # no path, no such user, no text
+        raise ConfigurationError(f"out must be the path of a file, not {out!r}") from error
+    if "\0" in str(path) or len(os.fsencode(path.name)) > _LONGEST:
+        raise ConfigurationError(f"out must be a name that a disk can hold, not {out!r}")
     if path.suffix != suffix:
         raise ConfigurationError(f"out must end with {suffix} for {to}, not be {str(path)!r}")
     if os.path.lexists(path):
@@ -148,7 +160,7 @@ def _check_path(path: Path, suffix: str, to: str) -> Path:
         raise ConfigurationError(f"cannot write {str(path)!r}: {str(place)!r} is not a folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigurationError(f"cannot write {str(path)!r}: {str(place)!r} is read-only")
-    return place
+    return path, place
 
 
 def _settle(file: Path, path: Path) -> None:
@@ -179,13 +191,35 @@ def _logits(run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         return torch.cat([run(batch) for batch in _batches(images)]).float()
 
 
-def _compare(source: Source, samples: Samples, form: Format, file: Path, lossy: bool) -> Report:
-    """Run a file, and compare it with the network.
+def _own_logits(source: Source, samples: Samples) -> Tensor:
+    """Run a network itself, before anything is written of it.
 
     Raises:
-        ConfigurationError: If more classes differ than rounding explains.
+        ConfigurationError: If it cannot, or its outputs are not finite logits of its classes.
     """
-    ours = _logits(source.network, samples.images)
+    try:
+        ours = _logits(source.network, samples.images)
+    except Exception as error:  # whatever stops a network
+        reason = brief(error)
+        raise ConfigurationError(f"{source.name} itself cannot run on {samples.what}: {reason}") from error
+    if ours.dim() != 2 or ours.shape[1] != len(source.class_names):
+        raise ConfigurationError(
+            f"{source.name} names {len(source.class_names)} classes, but returns {tuple(ours.shape[1:])} for an image"
+        )
+    if not ours.isfinite().all():
+        raise ConfigurationError(f"{source.name} itself finds logits that are not finite in {samples.what}")
+    return ours
+
+
+def _compare(
+    source: Source, samples: Samples, ours: Tensor, form: Format, file: Path, exact: nn.Module | None
+) -> Report:
+    """Run a file, and compare it with the logits of its network.
+
+    Raises:
+        ConfigurationError: If more classes differ from those of ``exact`` than rounding explains, the network that the
+            file stands for: with weights of 8 bits, not the source's own, and None if nothing else computes with them.
+    """
     run = form.run(file)
     try:
         theirs = _logits(run, samples.images)
@@ -197,21 +231,28 @@ def _compare(source: Source, samples: Samples, form: Format, file: Path, lossy: 
             f"{form.runtime} returns {tuple(theirs.shape)} for {source.name}, not {tuple(ours.shape)} finite logits: "
             "nothing is written"
         )
-    other = ours.argmax(1) != theirs.argmax(1)
-    differ, count = int(other.sum()), len(other)
-    if differ and not lossy:
-        wrong = differ - int(_at_threshold(source.network, samples.images[other], ours[other]).sum())
-        if wrong or differ > max(1, MOST * count):
-            raise ConfigurationError(
-                f"{form.runtime} finds another class in {differ} of {count} images, {wrong} of them not explained by "
-                "rounding at thresholds: nothing is written"
-            )
+    if exact is not None:
+        expected = ours if exact is source.network else _logits(exact, samples.images)
+        _check_classes(exact, samples.images, expected, theirs, form.runtime)
+    differ, count = int((ours.argmax(1) != theirs.argmax(1)).sum()), len(ours)
     top1 = None
     if samples.targets is not None:
         own, its = (100 * (found.argmax(1) == samples.targets).double().mean().item() for found in (ours, theirs))
         top1 = (own, its)
     largest = float((ours - theirs).abs().max())
     return Report(file, file.stat().st_size, count, samples.what, differ, largest, top1, form.runtime)
+
+
+def _check_classes(network: nn.Module, images: Tensor, ours: Tensor, theirs: Tensor, runtime: str) -> None:
+    """Refuse other classes of a file than rounding explains."""
+    other = ours.argmax(1) != theirs.argmax(1)
+    differ, count = int(other.sum()), len(other)
+    wrong = differ - int(_at_threshold(network, images[other], ours[other]).sum()) if differ else 0
+    if wrong or differ > max(1, MOST * count):
+        raise ConfigurationError(
+            f"{runtime} finds another class in {differ} of {count} images, {wrong} of them not explained by rounding "
+            "at thresholds: nothing is written"
+        )
 
 
 @torch.no_grad()

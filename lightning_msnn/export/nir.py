@@ -10,6 +10,7 @@ the read-out into its weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,22 @@ def _affine(node: Any) -> nn.Linear:
     return made
 
 
+def _check_order(nir: Any, graph: Any) -> None:
+    """Check that all of a graph lies between one input and one output: in any other, readers look without end.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    before: dict[str, list[str]] = {name: [] for name in graph.nodes}
+    for source, target in graph.edges:
+        before[target].append(source)
+    TopologicalSorter(before).prepare()  # a ValueError where there is a circle
+    first = [type(graph.nodes[name]) for name, sources in before.items() if not sources]
+    last = [type(graph.nodes[name]) for name in graph.nodes.keys() - {source for source, _ in graph.edges}]
+    if (first, last) != ([nir.Input], [nir.Output]) or any(type(n) is nir.NIRGraph for n in graph.nodes.values()):
+        raise ValueError("its nodes do not all lie, each by itself, between one input and one output")
+
+
 def run(file: Path) -> Callable[[Tensor], Tensor]:
     """Return a function from images to logits that nirtorch wires up of the graph.
 
@@ -267,6 +284,7 @@ def run(file: Path) -> Callable[[Tensor], Tensor]:
         graph = nir.read(file)
         if not all(name.isidentifier() for name in graph.nodes):  # nirtorch makes code of them
             raise ValueError("its nodes have other names than letters, digits and '_'")
+        _check_order(nir, graph)
         for name, node in graph.nodes.items():
             values = [value for value in vars(node).values() if isinstance(value, np.ndarray)]
             if not all(np.isfinite(value).all() for value in values) or (type(node) is nir.IF and not node.r.all()):

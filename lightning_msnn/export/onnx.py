@@ -1,4 +1,4 @@
-"""ONNX: batch norm folded, any batch size, standard operators alone, metadata inside."""
+"""ONNX: batch norm folded, any batch size, standard operators alone, metadata inside; in floats or integers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.export.source import Source
 from lightning_msnn.nn.folding import fold_batch_norm
+from lightning_msnn.nn.integer import IntegerConv2d, quantised, to_integers
 
 __all__ = ["OPSET", "run", "write"]
+
+_ZEROS = {"zero_of_spikes": np.uint8(0).reshape(()), "zero_of_weights": np.uint8(128).reshape(())}
+"""Zero points of ``ConvInteger``."""
 
 OPSET = 18
 """Version of ONNX's operators; runtimes from 2023 on know it."""
@@ -40,13 +44,15 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
         source: The network.
         file: The file.
         shape: Shape of one input.
-        dtype: ``"float32"``.
+        dtype: ``"float32"``, or ``"int8"`` for synapses that add up integers, see :func:`to_integers`.
 
     Raises:
-        ConfigurationError: If a package is missing, or the network has an operation that ONNX has not.
+        ConfigurationError: If a package is missing, the network has an operation that ONNX has not, or integers are
+            not for it.
     """
     onnx, _ = _packages()
     folded = fold_batch_norm(source.network)
+    integers = _round(folded, to_integers(source.network)) if dtype == "int8" else {}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -66,6 +72,8 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
     assert program is not None
     model = program.model_proto
     _tidy(model)
+    if integers:
+        _add_up_integers(onnx, model.graph, integers)
     for key, value in source.facts().items():
         model.metadata_props.add(key=key, value=value)
     model.producer_name, model.doc_string = "lightning_msnn", f"{source.name}: {source.architecture}"
@@ -74,6 +82,75 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
     if foreign:
         raise ConfigurationError(f"{source.name} needs operators that ONNX has not: {', '.join(sorted(foreign))}")
     file.write_bytes(model.SerializeToString())
+
+
+def _round(folded: nn.Module, integer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Round the weights of a folded network that are integers in another; return integers and scales by their names."""
+    found = {}
+    for name, module in integer.named_modules():
+        if isinstance(module, IntegerConv2d):
+            label = f"{name}.conv" if module.fires else name  # neurons are part of it
+            weight: Any = folded.get_submodule(label).weight
+            whole, scale = quantised(weight)
+            weight.data = whole * scale.view(-1, 1, 1, 1)
+            found[f"{label}.weight"] = whole, scale
+    return found
+
+
+def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Put ``ConvInteger`` of spikes as bytes, the scale and the bias in the place of convolutions.
+
+    Runtimes have it for weights of no sign alone: 128 is added to them, and is their zero point. Where a kernel meets a
+    single row or pixel, a part of it is read.
+    """
+    made: list[Any] = []
+    known = {name: onnx.numpy_helper.from_array(array, name) for name, array in _ZEROS.items()}
+    arrays = {value.name: value for value in graph.initializer}
+    slices = {node.output[0]: node for node in graph.node if node.op_type == "Slice"}
+
+    def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        made.append(onnx.helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def keep(name: str, array: np.ndarray[Any, Any]) -> str:
+        known[name] = onnx.numpy_helper.from_array(array, name)
+        return name
+
+    for node in graph.node:
+        weight: str = node.input[1] if node.op_type == "Conv" else ""
+        parts: list[Any] = []
+        while weight in slices:
+            parts.append(slices[weight])
+            weight = slices[weight].input[0]
+        if weight not in integers:
+            made.append(node)
+            continue
+        (spikes, _, *bias), out = node.input, node.output[0]
+        whole, scale = integers[weight]
+        kept = keep(f"{weight}.integers", (whole.numpy().astype(np.int16) + 128).astype(np.uint8))
+        for part in reversed(parts):
+            kept = add("Slice", [kept, *part.input[1:]], f"{out}.{part.output[0]}")
+        spikes = add("Cast", [spikes], f"{out}.bytes", to=onnx.TensorProto.UINT8)
+        add("ConvInteger", [spikes, kept, *_ZEROS], f"{out}.sums")
+        made[-1].attribute.extend(node.attribute)
+        sums = add("Cast", [f"{out}.sums"], f"{out}.floats", to=onnx.TensorProto.FLOAT)
+        scales = keep(f"{weight}.scale", scale.view(-1, 1, 1).numpy())
+        if not bias:
+            add("Mul", [sums, scales], out)
+            continue
+        scaled = add("Mul", [sums, scales], f"{out}.scaled")
+        values = onnx.numpy_helper.to_array(arrays[bias[0]])
+        add("Add", [scaled, keep(f"{bias[0]}.by_channel", values.reshape(-1, 1, 1))], out)
+    used = {value.name for value in graph.output}
+    left: list[Any] = []
+    for node in reversed(made):  # without the slices and weights that nothing reads any more
+        if node.op_type != "Slice" or node.output[0] in used:
+            used.update(node.input)
+            left.append(node)
+    constants = [value for value in graph.initializer if value.name in used]
+    for field, content in ((graph.node, left[::-1]), (graph.initializer, [*constants, *known.values()])):
+        del field[:]
+        field.extend(content)
 
 
 def _nodes(model: Any) -> list[Any]:
@@ -110,7 +187,8 @@ def run(file: Path) -> Callable[[Tensor], Tensor]:
         file: A file that :func:`write` has written.
 
     Raises:
-        ConfigurationError: If a package is missing, or onnxruntime cannot read the file.
+        ConfigurationError: If a package is missing, onnxruntime cannot read the file, or it takes or returns something
+            else than one that :func:`write` has written.
     """
     _, onnxruntime = _packages()
     options = onnxruntime.SessionOptions()
@@ -119,9 +197,10 @@ def run(file: Path) -> Callable[[Tensor], Tensor]:
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class of their own
-        raise ConfigurationError(
-            f"onnxruntime cannot read {file.name!r}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise ConfigurationError(f"onnxruntime cannot read {file.name!r}: {brief(error)}") from error
+    ends = [[end.name for end in found] for found in (session.get_inputs(), session.get_outputs())]
+    if ends != [["image"], ["logits"]]:
+        raise ConfigurationError(f"{file.name!r} maps {ends[0]} to {ends[1]}, and 'image' to 'logits' is needed")
 
     def logits(images: Tensor) -> Tensor:
         found = session.run(["logits"], {"image": np.ascontiguousarray(images.numpy())})[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,10 @@ NUMBER = 500
 """Images that a file is run on, at most."""
 
 DRAWN = 64
-"""Images that are drawn where there are no others."""
+"""Images that are drawn where there are no others, at most."""
+
+_VALUES = 2**25
+"""Values of all images that are drawn, but for two images."""
 
 
 class Samples(NamedTuple):
@@ -58,7 +62,8 @@ def find_samples(source: Source, data: str | Path | None = None, folder: str | P
             "classified; give images"
         )
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(DRAWN, *source.input_size, generator=generator)
+    number = max(2, min(DRAWN, _VALUES // math.prod(source.shape)))
+    pixels = torch.rand(number, *source.shape, generator=generator)
     return Samples(_normalised(source, pixels), None, "random images (seed 0), since no real ones were given")
 
 
@@ -74,9 +79,9 @@ def _of_folder(source: Source, folder: Path) -> Samples:
     from lightning_msnn.data.reading import decode_files, list_folder
 
     channels, height, width = source.input_size
-    if height != width or channels not in (1, 3):
+    if height != width or channels not in (1, 3) or source.shape != source.input_size:
         raise ConfigurationError(
-            f"images must not be given: {source.name} takes {channels} x {height} x {width}, and image files are "
+            f"images must not be given: {source.name} takes {' x '.join(map(str, source.shape))}, and image files are "
             "square ones of 1 or 3 channels"
         )
     files = list_folder(folder)

@@ -48,6 +48,12 @@ class Source:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input: ``input_size``, and before it the steps where data has a frame for each."""
+        frames = self.settings.get("time_steps", 1)
+        return (frames, *self.input_size) if isinstance(frames, int) and frames > 1 else self.input_size
+
+    @property
     def random(self) -> bool:
         """Whether the network draws random numbers, so that no two calls agree."""
         return any(isinstance(module, BernoulliEncoder) for module in self.network.modules())
@@ -59,7 +65,7 @@ class Source:
             "architecture": self.architecture,
             "lightning_msnn": __version__,
             "class_names": json.dumps(self.class_names),
-            "input_size": json.dumps(list(self.input_size)),
+            "input_size": json.dumps(list(self.shape)),
             "in_chans": json.dumps(self.input_size[0]),
             "mean": json.dumps(self.mean),
             "std": json.dumps(self.std),
@@ -108,10 +114,15 @@ def _check_size(given: int | None, size: tuple[int, ...], name: str) -> None:
 
 def _of_checkpoint(name: str, image_size: int | None) -> Source:
     # Here, since they take Lightning, which entries do not.
-    from lightning_msnn.data.base import arguments_of_checkpoint
+    from lightning_msnn.data.base import LARGEST_IMAGE, arguments_of_checkpoint
     from lightning_msnn.runs.checkpoints import network_of, read_checkpoint
 
     content = read_checkpoint(name)
+    if "season" in (content.get("hyper_parameters") or {}):
+        raise ConfigurationError(
+            f"{name!r} is of a forecaster, and what it adds to its network's outputs would not come along: allowed are "
+            "classifiers"
+        )
     network = network_of(content, name).float().eval()
     arguments = dict(getattr(network, "arguments", None) or {})
     architecture = str(getattr(network, "architecture", "") or content["hyper_parameters"]["network"])
@@ -133,6 +144,13 @@ def _of_checkpoint(name: str, image_size: int | None) -> Source:
         raise ConfigurationError(f"{name!r} does not say what images it is for: {reason}") from error
     if len(mean) != len(std) or len(mean) not in (0, channels):
         raise ConfigurationError(f"{name!r} has mean {mean} and std {std}, but images of {channels} channels")
+    if size[1] * size[2] > LARGEST_IMAGE**2:
+        raise ConfigurationError(
+            f"images of {name!r} must have at most {LARGEST_IMAGE**2} pixels, not {size[1]} x {size[2]}"
+        )
+    frames, steps = settings.get("time_steps", 1), getattr(network, "time_steps", 1)
+    if frames not in (1, steps):
+        raise ConfigurationError(f"{name!r} has data of {frames!r} time steps, and its network has {steps}")
     _check_size(image_size, size, name)
     return Source(
         Path(name).name, network, architecture, arguments, names, size, mean, std, str(seen.get("data", "")), settings

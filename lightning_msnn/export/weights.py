@@ -21,7 +21,7 @@ from lightning_msnn.conversion import SpikingLayer
 from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.export.source import Source
 from lightning_msnn.models.msnn_rnn import Recurrence, SpikingRecurrence
-from lightning_msnn.models.registry import check_arguments, is_ours, own_arguments
+from lightning_msnn.models.registry import check_arguments, create_with, is_ours, own_arguments
 from lightning_msnn.models.weights import SCALE, dequantised
 from lightning_msnn.nn import AnalogueMLP, BernoulliEncoder, Spike, Synapse
 from lightning_msnn.nn.integer import quantised
@@ -144,8 +144,7 @@ def load_weights(file: str | Path) -> nn.Module:
         )
     check_arguments(arguments, own_arguments(architecture), repr(str(path)), state)
     try:
-        network: nn.Module = timm.create_model(architecture, **arguments)
-        network.load_state_dict(state)
+        network = create_with(architecture, arguments, state)
     except Exception as error:  # whatever the values in a file make torch raise
         reason = brief(error)
         raise ConfigurationError(f"{str(path)!r} does not fit network {architecture!r}: {reason}") from error

@@ -271,7 +271,7 @@ class MSNN(nn.Module):
         )
         self.stem = Stem(in_chans, widths[0], norm)
         thetas = _for_each_block(theta, depths)
-        rates = torch.linspace(0.0, drop_path_rate, sum(depths)).tolist()
+        rates = torch.linspace(0.0, drop_path_rate, sum(depths), device="cpu").tolist()
         stages: list[nn.Module] = []
         self.feature_info: list[dict[str, Any]] = []
         for i, width in enumerate(widths):

@@ -34,6 +34,7 @@ __all__ = [
     "PRESETS",
     "check_arguments",
     "create",
+    "create_with",
     "default_cfg",
     "entry_cfg",
     "is_ours",
@@ -190,7 +191,8 @@ def check_arguments(
         arguments: Arguments by name.
         allowed: Names of those that a file may give, see :func:`own_arguments`.
         source: The file, for the message.
-        weights: Tensors of the file, if known. No number of a network that they fit is above all of their sizes.
+        weights: Tensors of the file, if known. No number of a network that they fit is above all of their sizes, and
+            each of its blocks has one of them.
 
     Raises:
         ConfigurationError: If another argument is among them, or a number is too large.
@@ -205,7 +207,38 @@ def check_arguments(
         for name, value in arguments.items():
             if any(number > largest for number in _numbers(value)):
                 raise ConfigurationError(f"{source} is refused: its weights are not those of {name} {value!r}")
+        depths = arguments.get("depths")
+        if sum(_numbers(depths)) > len(weights):
+            raise ConfigurationError(f"{source} is refused: its weights are not those of depths {depths!r}")
     return dict(arguments)
+
+
+def create_with(architecture: str, arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """Make a registered network with the weights of a file.
+
+    Arguments of a file may ask for a network larger than the memory: it is made without any first.
+
+    Args:
+        architecture: Registered name.
+        arguments: Its arguments, checked.
+        weights: All its tensors by name.
+
+    Raises:
+        ValueError: If they are not those of the network by name and shape.
+        Exception: Whatever the arguments make the network raise.
+    """
+    try:
+        with torch.device("meta"):
+            plan = timm.create_model(architecture, **arguments).state_dict()
+    except (ConfigurationError, RuntimeError):  # which it raises again, or it computes with numbers while it is made
+        plan = dict(weights)
+    wrong = {n for n in plan.keys() | weights.keys() if n not in plan or n not in weights}
+    wrong |= {n for n in plan.keys() & weights.keys() if plan[n].shape != weights[n].shape}
+    if wrong:
+        raise ValueError(f"{len(wrong)} weights are missing, too many or of another shape, such as {min(wrong)}")
+    network: nn.Module = timm.create_model(architecture, **arguments)
+    network.load_state_dict(weights)
+    return network
 
 
 def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collection[str]) -> dict[str, Tensor]:

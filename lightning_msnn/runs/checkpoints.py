@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
-from lightning_msnn.models.registry import check_arguments, is_ours, own_arguments
+from lightning_msnn.models.registry import check_arguments, create_with, is_ours, own_arguments
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -211,14 +211,12 @@ def network_of(content: dict[str, Any], path: str | Path, named: str | None = No
     # The arguments of an entry that it was started from are among those with which the network was made.
     name = name.partition(".")[0] if made else name
     try:
-        network: nn.Module = timm.create_model(name, **(made or given))
-        network.load_state_dict(state)
+        return create_with(name, made or given, state)
     except Exception as error:  # whatever the values in a file make torch raise
         reason = " ".join(str(error).split())
         raise ConfigurationError(
             f"{str(path)!r} is of network {name!r}, which cannot be made of it: {reason}"
         ) from error
-    return network
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -1,7 +1,9 @@
 """Compiled programs, and files of every format that are damaged or that their runtime cannot run."""
 
 import shutil
+import zipfile
 
+import onnx
 import pytest
 import torch
 
@@ -46,6 +48,14 @@ def test_a_compiled_program_says_what_images_it_takes(compiled):
 def test_a_compiled_program_has_none_of_our_operators(compiled):
     content = compiled[1].path.read_bytes()
     assert b"lightning_msnn::" not in content
+
+
+def test_a_compiled_program_has_the_threads_of_what_runs_it(compiled):
+    """It was compiled on one thread, as tests are."""
+    assert torch.get_num_threads() == 1
+    with zipfile.ZipFile(compiled[1].path) as package:
+        code = b"".join(package.read(name) for name in package.namelist() if name.endswith(".so"))
+    assert b"GOMP_parallel" in code or b"__kmpc_fork_call" in code
 
 
 def test_without_a_compiler_there_is_no_compiled_program(tmp_path, monkeypatch):
@@ -97,6 +107,16 @@ def test_damaged_compiled_programs_are_refused_in_one_sentence(spoilt, compiled,
     with pytest.raises(ConfigurationError, match="AOTInductor cannot read 'x.pt2'") as refused:
         aoti.run(file)
     assert "\n" not in str(refused.value)
+
+
+def test_a_stranger_s_graph_is_refused_in_one_sentence(tmp_path):
+    """A graph that onnxruntime reads, of other ends."""
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "x.onnx")
+    with pytest.raises(ConfigurationError, match=r"'x.onnx' maps \['x'\] to \['y'\], and 'image' to 'logits' is"):
+        FORMATS["onnx"].run(tmp_path / "x.onnx")
 
 
 def test_a_runtime_that_fails_is_one_sentence(tmp_path, monkeypatch):

@@ -294,6 +294,16 @@ def _renamed(file):
         opened["node"].create_dataset("edges", data=edges, dtype=h5py.string_dtype())
 
 
+def _edges(change):
+    def edit(file):
+        with h5py.File(file, "a") as opened:
+            edges = change([[end.decode() for end in edge] for edge in opened["node/edges"][()]])
+            del opened["node/edges"]
+            opened["node"].create_dataset("edges", data=edges, dtype=h5py.string_dtype())
+
+    return edit
+
+
 def _set(name, value):
     def change(file):
         with h5py.File(file, "a") as opened:
@@ -318,6 +328,11 @@ def _set(name, value):
         _set("node/nodes/stage0_block0_mixer1_spikes/r", np.nan),
         _set("node/nodes/stage0_block0_mixer1_spikes/v_threshold", np.nan),
         _set("node/nodes/stage1_merge/weight", np.inf),
+        # In which nirtorch would look for an order without end.
+        _edges(lambda edges: [edge for edge in edges if edge[1] != "output"]),
+        _edges(lambda edges: [*edges, ["read_out", "stem"]]),
+        _edges(lambda edges: [edge for edge in edges if edge[1] != "stage1_merge"]),
+        _edges(lambda edges: [*edges, ["read_out", "nowhere"]]),
     ],
 )
 def test_damaged_graphs_are_refused(damage, trained, tmp_path):
