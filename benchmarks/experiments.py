@@ -1,10 +1,10 @@
 """What the parts of the method and of its training are worth.
 
-    python benchmarks/experiments.py run digits
-    python benchmarks/experiments.py run cifar100_tenth --root data/cifar100
-    python benchmarks/experiments.py run cifar100 --root data/cifar100
-    python benchmarks/experiments.py run recipe --root data/cifar100
-    python benchmarks/experiments.py report
+    python -m benchmarks.experiments run digits
+    python -m benchmarks.experiments run cifar100_tenth --root data/cifar100
+    python -m benchmarks.experiments run cifar100 --root data/cifar100
+    python -m benchmarks.experiments run recipe --root data/cifar100
+    python -m benchmarks.experiments report
 
 ``run`` appends a line of JSON to ``docs/experiments.jsonl`` for each training that ends, and leaves out those that are
 there: it can be stopped and started again at any time. ``--share 1/2`` runs every second one, for two processes side
@@ -37,6 +37,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
+from benchmarks.pages import fill
 from lightning_msnn.callbacks import SpikeAnnealing
 from lightning_msnn.data import CIFAR100, Digits
 from lightning_msnn.data.datasets import Loader, collate
@@ -389,10 +390,7 @@ def report() -> None:
     done = lines()
     draw_surfaces(DOCS / "omega_surfaces.png")
     draw_theta(done, DOCS / "theta.png")
-    page = DOCS / "experiments.md"
-    before, _, rest = page.read_text().partition("<!-- tables -->")
-    after = rest.partition("<!-- end of tables -->")[2]
-    page.write_text(f"{before}<!-- tables -->\n\n{tables(done)}\n\n<!-- end of tables -->{after}")
+    fill(DOCS / "experiments.md", "tables", tables(done))
 
 
 def main() -> None:

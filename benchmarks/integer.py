@@ -3,6 +3,7 @@
     python -m benchmarks.integer                                      # AMX, where the processor has it
     ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python -m benchmarks.integer  # AVX-512 with VNNI alone
     python -m benchmarks.integer --out                                # and into results/integer_<isa>.csv
+    python -m benchmarks.integer report                               # the table of docs/export.md
 
 The contenders take turns in one process, in alternating order. A ratio is the median over the rounds of the ratio
 within a round, beside its quartiles. One thread (``--threads 1``) is timed by its processor time, which other work on
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 
 from benchmarks.contenders import images
+from benchmarks.pages import fill
 from benchmarks.speed import FLAGS, processor
 from lightning_msnn import zoo
 from lightning_msnn.kernels.layer import kernels_of
@@ -34,6 +36,8 @@ from lightning_msnn.models.twins import ann_twin, calibrate
 from lightning_msnn.nn.folding import fold_batch_norm
 
 RESULTS = Path(__file__).resolve().parent / "results"
+PAGE = RESULTS.parent.parent / "docs" / "export.md"
+ISAS = {"amx": "with AMX", "avx512_core_bf16": "AVX-512 with VNNI alone"}
 FOLDED, TWIN, NARROW, WIDE = "folded, bf16", "ReLU twin, folded, bf16", "integers, bf16", "integers, float32"
 
 
@@ -94,15 +98,40 @@ def rows_of(times: dict[str, list[float]], place: dict[str, Any], batch: int) ->
     return rows
 
 
+def table() -> str:
+    """The table of what is measured: of each processor, times as fast as the folded network and as the trained twin."""
+    lines = [
+        f"| processor | batch | {FOLDED} | {NARROW} | times as fast as folded | as {TWIN} |",
+        "|---|---|---|---|---|---|",
+    ]
+    sources = []
+    for file in sorted(RESULTS.glob("integer_*.csv")):
+        with file.open(newline="", encoding="utf-8") as opened:
+            rows = [row for row in csv.DictReader(opened) if row["contender"] in (FOLDED, NARROW)]
+        for folded, own in zip(rows[::2], rows[1::2], strict=True):
+            ratios = [
+                f"{float(own[f'relative_to_{of}_median']):.2f} "
+                f"({float(own[f'relative_to_{of}_q1']):.2f} to {float(own[f'relative_to_{of}_q3']):.2f})"
+                for of in ("folded", "twin")
+            ]
+            times = [f"{float(row['ms']):.1f} ms" for row in (folded, own)]
+            lines.append(" | ".join([f"| {ISAS.get(own['isa'], own['isa'])}", own["batch"], *times, *ratios]) + " |")
+        sources.append(f"`{rows[0]['network']}`, {rows[0]['device']}; {rows[0]['versions']}; {rows[0]['date']}.")
+    return "\n".join([*lines, "", *dict.fromkeys(sources)])
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["msnn_resnet12.c100"], help="entries of the zoo")
+    parser.add_argument("names", nargs="*", default=["msnn_resnet12.c100"], help="entries of the zoo, or 'report'")
     parser.add_argument("--batch", type=int, nargs="+", default=[256, 1])
     parser.add_argument("--seconds", type=float, default=15.0, help="time of each race")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", action="store_true", help="write a CSV file too")
     given = parser.parse_args()
+    if given.names == ["report"]:
+        fill(PAGE, "integers", table())
+        return
     torch.set_num_threads(given.threads)
     device, flags = processor()
     isa = os.environ.get("ONEDNN_MAX_CPU_ISA", next((name for name, flag in FLAGS.items() if flag in flags), "other"))

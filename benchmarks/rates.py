@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.pages import fill
 from lightning_msnn import zoo
 from lightning_msnn.energy import evenly
 from lightning_msnn.energy.rates import RateLaw, gaussian_tail
@@ -191,10 +192,7 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> None:
 def report() -> None:
     """Write tables into the page, and the picture."""
     found = read()
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- tables -->\n")
-    after = rest.partition("<!-- end of tables -->")[2]
-    text = f"{before}<!-- tables -->\n{tables(found)}\n<!-- end of tables -->{after}"
-    PAGE.write_text(text, encoding="utf-8")
+    fill(PAGE, "tables", tables(found))
     draw(found)
 
 

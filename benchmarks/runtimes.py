@@ -27,9 +27,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.pages import fill
 from benchmarks.speed import PAUSE, processor, shown
 from benchmarks.worker import _timed
-from lightning_msnn import zoo
+from lightning_msnn import __version__, zoo
 from lightning_msnn.export import FORMATS, export
 from lightning_msnn.models.weights import WEIGHTS_FILE, find
 
@@ -120,7 +121,7 @@ def measure(name: str, folder: Path, rounds: int) -> None:
     files, rows = prepare(name, folder), []
     about = {
         "device": f"{torch.get_num_threads()} cores of {processor()[0]}",
-        "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "onnxruntime", "lightning_msnn")),
+        "versions": f"torch {version('torch')}, onnxruntime {version('onnxruntime')}, lightning_msnn {__version__}",
         "date": date.today().isoformat(),
     }
     begun = starts(name, folder, files)
@@ -151,8 +152,8 @@ def write(rows: list[dict[str, Any]]) -> None:
             writer.writerow({key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()})
 
 
-def report() -> None:
-    """Write the table of what is measured into the page; the words around it stay."""
+def table() -> str:
+    """The table of what is measured."""
     with RESULTS.open(newline="") as file:
         rows = list(csv.DictReader(file))
     found = {(row["runtime"], int(row["batch"])): row for row in rows}
@@ -169,9 +170,7 @@ def report() -> None:
             f"| {float(few['MB']):.0f} MB | {float(few['start_s']):.1f} s |"
         )
     lines += ["", f"{rows[0]['device']}; {rows[0]['versions']}; {rows[0]['date']}."]
-    head, _, rest = PAGE.read_text().partition("<!-- runtimes -->")
-    tail = rest.partition("<!-- end of runtimes -->")[2]
-    PAGE.write_text(f"{head}<!-- runtimes -->\n" + "\n".join(lines) + f"\n<!-- end of runtimes -->{tail}")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -191,7 +190,7 @@ def main() -> None:
             prepare(name, given.files)
             return
         measure(name, given.files, given.rounds)
-    report()
+    fill(PAGE, "runtimes", table())
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import DEVICE, LOOP, SHIPPED, TWIN, images, make
+from benchmarks.pages import fill
 from lightning_msnn.energy import count_operations
 from lightning_msnn.kernels.layer import kernels_of
 
@@ -361,8 +362,6 @@ def plot(file: Path) -> bool:
 def report() -> None:
     """Write the tables and the picture of ``results`` into ``README.md``; the words around them stay."""
     page, picture = HERE / "README.md", HERE / "scaling.png"
-    head, _, rest = page.read_text().partition("<!-- tables -->")
-    tail = rest.partition("<!-- end of tables -->")[2]
     text, sources = [], []
     for command in TABLES:
         lines, found = table(command)
@@ -371,7 +370,7 @@ def report() -> None:
     text += [f"{source}.  " for source in dict.fromkeys(sources)]
     if plot(picture):
         text += ["", f"![Speed relative to the ReLU twin]({picture.name})"]
-    page.write_text(f"{head}<!-- tables -->\n" + "\n".join(text).strip() + f"\n<!-- end of tables -->{tail}")
+    fill(page, "tables", "\n".join(text))
 
 
 def main() -> None:

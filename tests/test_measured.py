@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import experiments, rates, speed
+from benchmarks import experiments, integer, rates, runtimes, speed
+from benchmarks.pages import fill
 from lightning_msnn import __version__, zoo
 from lightning_msnn.export import FORMATS
 from lightning_msnn.functional import NEURONS
@@ -174,9 +175,22 @@ def test_experiments() -> None:
     assert between(DOCS / "experiments.md", "<!-- tables -->", "<!-- end of tables -->") == made.strip()
 
 
+def test_exports() -> None:
+    page = DOCS / "export.md"
+    assert between(page, "<!-- runtimes -->", "<!-- end of runtimes -->") == runtimes.table()
+    assert between(page, "<!-- integers -->", "<!-- end of integers -->") == integer.table()
+
+
+def test_a_page_without_marks(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("<!-- tables -->\nold\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="once each"):
+        fill(tmp_path / "page.md", "tables", "new")
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == "<!-- tables -->\nold\n"
+
+
 def test_rates() -> None:
     """Of all entries that were measured; those that were trained anew are measured anew."""
-    assert between(DOCS / "rates.md", "<!-- tables -->", "<!-- end of tables -->") == rates.tables(rates.read())
+    assert between(DOCS / "rates.md", "<!-- tables -->", "<!-- end of tables -->") == rates.tables(rates.read()).strip()
 
 
 def test_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,14 +119,18 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
     for node in graph.node:
         weight: str = node.input[1] if node.op_type == "Conv" else ""
         parts: list[Any] = []
+        cut: tuple[slice, slice] | None = None
         while weight in slices:
             parts.append(slices[weight])
             weight = slices[weight].input[0]
+        if weight in arrays and weight not in integers:
+            weight, cut = _owner(onnx.numpy_helper.to_array(arrays[weight]), integers)
         if weight not in integers:
             made.append(node)
             continue
         (spikes, _, *bias), out = node.input, node.output[0]
         whole, scale = integers[weight]
+        whole = whole if cut is None else whole[:, :, cut[0], cut[1]]
         kept = keep(f"{weight}.integers", (whole.numpy().astype(np.int16) + 128).astype(np.uint8))
         for part in reversed(parts):
             kept = add("Slice", [kept, *part.input[1:]], f"{out}.{part.output[0]}")
@@ -151,6 +155,20 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
     for field, content in ((graph.node, left[::-1]), (graph.initializer, [*constants, *known.values()])):
         del field[:]
         field.extend(content)
+
+
+def _owner(
+    array: np.ndarray[Any, Any], integers: dict[str, tuple[Tensor, Tensor]]
+) -> tuple[str, tuple[slice, slice] | None]:
+    """Find of which weight an array without a name of its own is the middle, cut out when the graph was made."""
+    for name, (whole, scale) in integers.items():
+        if whole.shape[:2] == array.shape[:2]:
+            starts = [(a - b) // 2 for a, b in zip(whole.shape[2:], array.shape[2:], strict=True)]
+            rows, columns = (slice(i, i + side) for i, side in zip(starts, array.shape[2:], strict=True))
+            part = whole[:, :, rows, columns] * scale.view(-1, 1, 1, 1)
+            if part.shape == array.shape and np.array_equal(part.numpy(), array):
+                return name, (rows, columns)
+    return "", None
 
 
 def _nodes(model: Any) -> list[Any]:
