@@ -51,7 +51,7 @@ def _hub_task(kind: Any) -> str:
 
 def _front_matter(config: dict[str, Any], data: str, kind: Any) -> str:
     """What the hub reads of a card: licence, task, data set and results, in YAML."""
-    spiking, task = config["model_args"].get("spiking", True), _hub_task(kind)
+    spiking, task = _spikes(config), _hub_task(kind)
     matter: dict[str, Any] = {
         "library_name": "timm",
         "license": config.get("license"),
@@ -85,16 +85,24 @@ def _times(config: dict[str, Any], name: str) -> str:
     return f"{twin / own:.1f}" if own and twin else "-"
 
 
+def _spikes(config: dict[str, Any]) -> bool:
+    """Whether the network of an entry has spikes: as it was counted, or as its arguments say."""
+    return "spike_rate" in config if "accumulates" in config else bool(config["model_args"].get("spiking", True))
+
+
 def _analogue(config: dict[str, Any]) -> str:
     """Name the parts of a network whose inputs are no spikes."""
-    if not config["model_args"].get("spiking", True):
+    arguments = config["model_args"]
+    if not _spikes(config):
         return "all of them: neurons are rectifiers"
+    if "layers" in arguments:  # of a converted network
+        return f"all but the {len(arguments['layers'])} layers that `config.json` names"
     parts = {
         "stem": True,
         "patch merging": True,
         "state of the recurrent cells": config["architecture"].startswith("msnn_rnn")
-        and config["model_args"].get("cell") not in SPIKING_CELLS,
-        "channel mixers": config["model_args"].get("mlp") == "gelu",
+        and arguments.get("cell") not in SPIKING_CELLS,
+        "channel mixers": arguments.get("mlp") == "gelu",
         "read-out": True,
     }
     return ", ".join(part for part, there in parts.items() if there)

@@ -97,7 +97,8 @@ def test_cards_of_a_converted_network_and_its_source(tmp_path, monkeypatch):
     converted = SpikingClassifier(*network, **options, init_from=source, convert={"image_size": 16})
     fit(tmp_path / "converted", converted, epochs=1)
     cards = {}
-    for name, folder in (("resnet18_cifar.digits", "source"), ("spiking.resnet18_cifar_digits", "converted")):
+    cards_of = {"resnet18_cifar.digits": "source", "spiking.resnet18_cifar_digits": "converted"}
+    for name, folder in cards_of.items():
         zoo.export(tmp_path / folder / "last.ckpt", name, tmp_path / "zoo", half=True)
         zoo.measure(name)
         zoo.verify(name)
@@ -108,6 +109,11 @@ def test_cards_of_a_converted_network_and_its_source(tmp_path, monkeypatch):
     twin = cards["converted"]["energy_joules_ann_twin"]
     assert twin == pytest.approx(cards["source"]["energy_joules"], rel=0.01)
     assert cards["converted"]["energy_joules"] < twin
+    source_card, card = ((tmp_path / "zoo" / name / "README.md").read_text() for name in cards_of)
+    assert "neurons are rectifiers" in source_card
+    assert "spiking-neural-network" not in source_card
+    assert f"all but the {len(converted_layers(converted.network))} layers" in card
+    assert "spiking-neural-network" in card
 
 
 class StopEarly(pl.Callback):
