@@ -33,7 +33,7 @@ from lightning_msnn.nn.integer import IntegerConv2d, to_integers
 
 TINY = [name for name in entries() if "_tiny." in name]
 DIGITS = "msnn_resnet12_tiny.digits"
-# Together, these take a quarter of an hour.
+# Together, these take long.
 DATA = os.environ.get("LIGHTNING_MSNN_DATA") if os.environ.get("LIGHTNING_MSNN_SLOW") else None
 SMALL = {"depths": (1, 1), "widths": (16, 24), "in_chans": 1, "num_classes": 3}
 
@@ -113,7 +113,7 @@ def some(monkeypatch):
 @pytest.mark.parametrize(("to", "dtype"), WAYS)
 def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some):
     out, spiking = tmp_path / f"x{FORMATS[to].suffix}", zoo.info(name)["model_args"]["spiking"]
-    if DATA is None and (to == "aoti" or (to == "onnx" and dtype == "int8" and name not in TINY)):
+    if DATA is None and (to == "aoti" or (to in ("onnx", "torch") and name not in TINY)):
         pytest.skip("takes minutes: only where LIGHTNING_MSNN_SLOW and LIGHTNING_MSNN_DATA are set")
     images = some(name)
     if to == "nir":
