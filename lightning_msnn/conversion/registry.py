@@ -8,7 +8,6 @@ It is the source's own class with other layers, so that what timm asks of a netw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -18,7 +17,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from lightning_msnn.conversion.converting import assign_windows, make_layers_spiking
-from lightning_msnn.conversion.sources import read_entry
+from lightning_msnn.conversion.sources import build
 from lightning_msnn.conversion.tracing import trace
 from lightning_msnn.errors import ConfigurationError, suggestion
 from lightning_msnn.models.registry import zoo_cfgs
@@ -106,18 +105,18 @@ def spiking(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     Raises:
         ConfigurationError: If an argument is not allowed, or there are no weights.
     """
-    cfg, kwargs = read_entry("spiking", pretrained, kwargs, own_arguments)
-    own = timm.get_pretrained_cfg(kwargs.get("source", ""), allow_unregistered=True)
-    if own is not None:  # where stem and read-out are, for other numbers of channels and classes
-        cfg = replace(cfg, first_conv=own.first_conv, classifier=own.classifier)
-    model: nn.Module = build_model_with_cfg(
+    return build(
         _build,
         "spiking",
         pretrained,
-        pretrained_cfg=cfg.to_dict(),
+        kwargs,
+        own_arguments,
+        _ends,
         feature_cfg={"feature_cls": "getter", "out_indices": None},
-        **kwargs,
     )
-    model._model_args = dict(getattr(model, "arguments", {}))  # type: ignore[assignment]  # for timm
-    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
-    return model
+
+
+def _ends(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Names of stem and read-out, which are the source's, for other numbers of channels and classes."""
+    own = timm.get_pretrained_cfg(arguments.get("source", ""), allow_unregistered=True)
+    return {} if own is None else {"first_conv": own.first_conv, "classifier": own.classifier}

@@ -1,39 +1,41 @@
 """Networks to convert that timm does not have: a ResNet for images of 32 by 32 pixels."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
-from timm.models._pretrained import PretrainedCfg
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.models.registry import of_entry, zoo_cfgs
 
-__all__ = ["SmallImageResNet", "read_entry", "resnet18_cifar"]
+__all__ = ["SmallImageResNet", "build", "resnet18_cifar"]
 
-default_cfgs = generate_default_cfgs(zoo_cfgs("resnet18_cifar"))
+_ENDS = {"first_conv": "conv1", "classifier": "fc"}
+
+default_cfgs = generate_default_cfgs({name: replace(cfg, **_ENDS) for name, cfg in zoo_cfgs("resnet18_cifar").items()})
 
 own_arguments = ("channels", "global_pool")
 """Arguments that a file may give, see :func:`lightning_msnn.models.registry.own_arguments`."""
 
 
-def read_entry(
-    variant: str, pretrained: bool, kwargs: Mapping[str, Any], own: Iterable[str]
-) -> tuple[PretrainedCfg, dict[str, Any]]:
-    """Read what the zoo entry that timm was asked for says of a network that has no weights but those of entries.
+def build(
+    network: Callable[..., nn.Module], variant: str, pretrained: bool, kwargs: Mapping[str, Any], own: Iterable[str],
+    ends: Callable[[Mapping[str, Any]], Mapping[str, Any]], **arguments: Any,
+) -> nn.Module:  # fmt: skip
+    """Build a network that has no weights but those of zoo entries, as timm builds its own.
 
     Args:
-        variant: Registered name of the network.
-        pretrained: Whether to read the entry's weights, whose sha256 is checked.
-        kwargs: What timm was given.
+        network: Its class, or a function that makes it.
+        variant: Its registered name.
+        pretrained: Whether to load an entry's weights, whose sha256 is checked.
+        kwargs: What timm was given; it comes before what the entry says.
         own: Names of the arguments that an entry may give beside the numbers of classes and channels.
-
-    Returns:
-        timm's configuration, with the weights; and the arguments of entry and caller, whose own come first.
+        ends: Function from the arguments to ``first_conv`` and ``classifier``, names of stem and read-out.
+        **arguments: Further arguments of timm's builder and of the network, which ``kwargs`` override.
 
     Raises:
         ConfigurationError: If there are no weights, or the entry's files are not what they should be.
@@ -43,7 +45,21 @@ def read_entry(
     cfg, given, folder = of_entry(cfg, variant, pretrained, given, {*own, "num_classes", "in_chans"})
     if pretrained and folder is None:
         raise ConfigurationError(f"no weights for {variant}: name a zoo entry, or convert a network that is trained")
-    return cfg, given
+    cfg = replace(cfg, **ends(given))
+    try:
+        model: nn.Module = build_model_with_cfg(
+            network, variant, pretrained, pretrained_cfg=cfg.to_dict(), **{**arguments, **given}
+        )
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever the values in a file make torch raise
+        if folder is None:
+            raise
+        raise ConfigurationError(f"{folder} does not fit {variant}: {brief(error)}") from error
+    named = {name: given[name] for name in own if name in given}
+    model._model_args = {**named, **getattr(model, "arguments", {})}  # type: ignore[assignment]  # for timm
+    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
+    return model
 
 
 class SmallImageResNet(ResNet):  # type: ignore[misc]
@@ -72,10 +88,5 @@ def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         pretrained: Whether to load the weights of its zoo entry.
         **kwargs: Arguments of :class:`timm.models.ResNet`.
     """
-    cfg, given = read_entry("resnet18_cifar", pretrained, kwargs, own_arguments)
-    cfg = replace(cfg, first_conv="conv1", classifier="fc")
-    arguments = {"block": BasicBlock, "layers": (2, 2, 2, 2), "pretrained_cfg": cfg.to_dict(), **given}
-    model: nn.Module = build_model_with_cfg(SmallImageResNet, "resnet18_cifar", pretrained, **arguments)
-    model._model_args = {name: given[name] for name in own_arguments if name in given}  # type: ignore[assignment]
-    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
-    return model
+    arguments = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
+    return build(SmallImageResNet, "resnet18_cifar", pretrained, kwargs, own_arguments, lambda _: _ENDS, **arguments)

@@ -109,6 +109,14 @@ def test_cards_of_a_converted_network_and_its_source(tmp_path, monkeypatch):
     twin = cards["converted"]["energy_joules_ann_twin"]
     assert twin == pytest.approx(cards["source"]["energy_joules"], rel=0.01)
     assert cards["converted"]["energy_joules"] < twin
+    for name in cards_of:
+        assert zoo.load(name, num_classes=3, in_chans=3)(torch.randn(2, 3, 16, 16)).shape == (2, 3)
+    config = tmp_path / "zoo" / "spiking.resnet18_cifar_digits" / "config.json"
+    content = json.loads(config.read_text())
+    content["model_args"]["source_kwargs"] = {"channels": [4, 4, 4, 8]}
+    config.write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match="does not fit spiking"):
+        zoo.load("spiking.resnet18_cifar_digits")
     source_card, card = ((tmp_path / "zoo" / name / "README.md").read_text() for name in cards_of)
     assert "neurons are rectifiers" in source_card
     assert "spiking-neural-network" not in source_card
