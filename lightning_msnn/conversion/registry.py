@@ -105,18 +105,5 @@ def spiking(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     Raises:
         ConfigurationError: If an argument is not allowed, or there are no weights.
     """
-    return build(
-        _build,
-        "spiking",
-        pretrained,
-        kwargs,
-        own_arguments,
-        _ends,
-        feature_cfg={"feature_cls": "getter", "out_indices": None},
-    )
-
-
-def _ends(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Names of stem and read-out, which are the source's, for other numbers of channels and classes."""
-    own = timm.get_pretrained_cfg(arguments.get("source", ""), allow_unregistered=True)
-    return {} if own is None else {"first_conv": own.first_conv, "classifier": own.classifier}
+    features = {"feature_cls": "getter", "out_indices": None}
+    return build(_build, "spiking", pretrained, kwargs, own_arguments, feature_cfg=features)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models.resnet import BasicBlock, ResNet
@@ -14,18 +15,22 @@ from lightning_msnn.models.registry import of_entry, zoo_cfgs
 
 __all__ = ["SmallImageResNet", "build", "resnet18_cifar"]
 
-_ENDS = {"first_conv": "conv1", "classifier": "fc"}
-
-default_cfgs = generate_default_cfgs({name: replace(cfg, **_ENDS) for name, cfg in zoo_cfgs("resnet18_cifar").items()})
+default_cfgs = generate_default_cfgs(
+    {name: replace(cfg, first_conv="conv1", classifier="fc") for name, cfg in zoo_cfgs("resnet18_cifar").items()}
+)
 
 own_arguments = ("channels", "global_pool")
 """Arguments that a file may give, see :func:`lightning_msnn.models.registry.own_arguments`."""
 
 
 def build(
-    network: Callable[..., nn.Module], variant: str, pretrained: bool, kwargs: Mapping[str, Any], own: Iterable[str],
-    ends: Callable[[Mapping[str, Any]], Mapping[str, Any]], **arguments: Any,
-) -> nn.Module:  # fmt: skip
+    network: Callable[..., nn.Module],
+    variant: str,
+    pretrained: bool,
+    kwargs: Mapping[str, Any],
+    own: Iterable[str],
+    **arguments: Any,
+) -> nn.Module:
     """Build a network that has no weights but those of zoo entries, as timm builds its own.
 
     Args:
@@ -34,7 +39,6 @@ def build(
         pretrained: Whether to load an entry's weights, whose sha256 is checked.
         kwargs: What timm was given; it comes before what the entry says.
         own: Names of the arguments that an entry may give beside the numbers of classes and channels.
-        ends: Function from the arguments to ``first_conv`` and ``classifier``, names of stem and read-out.
         **arguments: Further arguments of timm's builder and of the network, which ``kwargs`` override.
 
     Raises:
@@ -45,7 +49,10 @@ def build(
     cfg, given, folder = of_entry(cfg, variant, pretrained, given, {*own, "num_classes", "in_chans"})
     if pretrained and folder is None:
         raise ConfigurationError(f"no weights for {variant}: name a zoo entry, or convert a network that is trained")
-    cfg = replace(cfg, **ends(given))
+    # Where stem and read-out are, for other numbers of channels and classes.
+    ends = timm.get_pretrained_cfg(str(given.get("source", variant)), allow_unregistered=True)
+    if ends is not None:
+        cfg = replace(cfg, first_conv=ends.first_conv, classifier=ends.classifier)
     try:
         model: nn.Module = build_model_with_cfg(
             network, variant, pretrained, pretrained_cfg=cfg.to_dict(), **{**arguments, **given}
@@ -89,4 +96,4 @@ def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         **kwargs: Arguments of :class:`timm.models.ResNet`.
     """
     arguments = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
-    return build(SmallImageResNet, "resnet18_cifar", pretrained, kwargs, own_arguments, lambda _: _ENDS, **arguments)
+    return build(SmallImageResNet, "resnet18_cifar", pretrained, kwargs, own_arguments, **arguments)

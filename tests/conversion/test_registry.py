@@ -74,6 +74,7 @@ def test_export(source):
         ({"source": "resnet81"}, "unknown source 'resnet81' .* did you mean 'resnet18'"),
         ({"source": "hf-hub:someone/resnet18"}, "unknown source 'hf-hub:someone/resnet18'"),
         ({"source": "spiking"}, "unknown source 'spiking'"),
+        ({"source": 5}, "unknown source 5 "),
         ({"source": "resnet18", "source_kwargs": {"pretrained": True}}, "source_kwargs must not have pretrained"),
         ({"source": "resnet18", "source_kwargs": {"pretrained_cfg": {}}}, "must not have pretrained_cfg"),
         ({"source": "resnet18", "layers": {"layer1.0.conv3": "single"}}, "did you mean 'layer1.0.conv"),
