@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
+import torch
 from timm.layers import Conv2dSame
 from timm.layers import Linear as TimmLinear
 from timm.layers.conv2d_same import conv2d_same
@@ -14,8 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_msnn.conversion.neuron import RectifierSpike, WindowMembrane
+from lightning_msnn.nn.integer import IntegerConv2d
 
-__all__ = ["SYNAPSES", "SpikingLayer", "Threshold", "copied", "make_spiking", "replace", "revert"]
+__all__ = [
+    "SYNAPSES",
+    "FixedLayer",
+    "IntegerLayer",
+    "SpikingLayer",
+    "Threshold",
+    "copied",
+    "make_spiking",
+    "replace",
+    "revert",
+]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,8 +48,63 @@ class Threshold(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a rectifier's values to spikes of that shape."""
+        return self.fire(x).to(x.dtype)
+
+    def fire(self, x: Tensor) -> Tensor:
+        """Return where there are spikes, boolean."""
         membrane = x if self.membrane is None else self.membrane(x)
-        return (membrane >= self.threshold.to(x.dtype)).to(x.dtype)
+        return membrane >= self.threshold.to(x.dtype)
+
+
+def _is_plain(layer: nn.Conv2d) -> bool:
+    """Whether a convolution pads with zeros, as many at both ends."""
+    plain = SYNAPSES[type(layer).forward] is _convolve
+    return plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+class FixedLayer(nn.Sequential):
+    """A layer that receives spikes, for inference: thresholds, then the layer itself with ``lambda`` in its weights.
+
+    Args:
+        threshold: The thresholds.
+        layer: The layer.
+    """
+
+    def __init__(self, threshold: Threshold, layer: nn.Module) -> None:
+        super().__init__(threshold, layer)
+
+    def to_integers(self) -> nn.Module:
+        """Return the same with integer weights, or itself if they are not for such a layer."""
+        threshold, layer = self
+        assert isinstance(threshold, Threshold)
+        if isinstance(layer, nn.Linear):
+            conv = nn.Conv2d(layer.in_features, layer.out_features, 1, device="meta")
+            conv.weight, conv.bias = nn.Parameter(layer.weight[:, :, None, None]), layer.bias
+            return IntegerLayer(threshold, IntegerConv2d(conv))
+        if not (isinstance(layer, nn.Conv2d) and _is_plain(layer)):
+            return self
+        return IntegerLayer(threshold, IntegerConv2d(layer))
+
+
+class IntegerLayer(nn.Sequential):
+    """A layer that receives spikes and adds up integers; what it returns has the type of what it is given.
+
+    Args:
+        threshold: The thresholds.
+        conv: The convolution, or a linear layer as one of one pixel.
+    """
+
+    def __init__(self, threshold: Threshold, conv: IntegerConv2d) -> None:
+        super().__init__(threshold, conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a rectifier's values to the layer's output, shapes as those of the layer itself."""
+        threshold, conv = self
+        assert isinstance(threshold, Threshold)
+        spikes = threshold.fire(x).to(torch.uint8)
+        linear = threshold.threshold.dim() == 1
+        currents: Tensor = conv(spikes.reshape(-1, spikes.shape[-1], 1, 1) if linear else spikes)
+        return (currents.view(*spikes.shape[:-1], -1) if linear else currents).to(x.dtype)
 
 
 class SpikingLayer(nn.Module):
@@ -82,10 +149,10 @@ class SpikingLayer(nn.Module):
         return plain
 
     def for_inference(self) -> nn.Module:
-        """Return the same for inference: thresholds, then the layer itself with ``lambda`` in its weights."""
+        """Return the same for inference, see :class:`FixedLayer`."""
         plain = self.plain()
         plain.weight = nn.Parameter(self.scaled_weight().detach())
-        return nn.Sequential(Threshold(self.neuron), plain).eval()
+        return FixedLayer(Threshold(self.neuron), plain).eval()
 
 
 def _convolve(layer: Any, spikes: Tensor, weight: Tensor) -> Tensor:

@@ -88,9 +88,9 @@ def _round(folded: nn.Module, integer: nn.Module) -> dict[str, tuple[Tensor, Ten
     """Round the weights of a folded network that are integers in another; return integers and scales by their names."""
     found = {}
     for name, module in integer.named_modules():
-        if isinstance(module, IntegerConv2d):
-            label = f"{name}.conv" if module.fires else name  # neurons are part of it
-            weight: Any = folded.get_submodule(label).weight
+        label = f"{name}.conv" if getattr(module, "fires", False) else name  # neurons are part of it
+        if isinstance(module, IntegerConv2d) and isinstance(layer := folded.get_submodule(label), nn.Conv2d):
+            weight = layer.weight
             whole, scale = quantised(weight)
             weight.data = whole * scale.view(-1, 1, 1, 1)
             found[f"{label}.weight"] = whole, scale
@@ -130,6 +130,8 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
             continue
         (spikes, _, *bias), out = node.input, node.output[0]
         whole, scale = integers[weight]
+        if cut is None:  # the exporter multiplies a batch norm behind a convolution into its weights
+            scale = _scale(whole, torch.from_numpy(onnx.numpy_helper.to_array(arrays[weight]).copy()))
         whole = whole if cut is None else whole[:, :, cut[0], cut[1]]
         kept = keep(f"{weight}.integers", (whole.numpy().astype(np.int16) + 128).astype(np.uint8))
         for part in reversed(parts):
@@ -155,6 +157,12 @@ def _add_up_integers(onnx: Any, graph: Any, integers: dict[str, tuple[Tensor, Te
     for field, content in ((graph.node, left[::-1]), (graph.initializer, [*constants, *known.values()])):
         del field[:]
         field.extend(content)
+
+
+def _scale(whole: Tensor, weight: Tensor) -> Tensor:
+    """By how much the integers of each output channel are multiplied in a weight."""
+    rows, products = whole.flatten(1).double(), (whole * weight).flatten(1).double()
+    return (products.sum(1) / rows.square().sum(1).clamp(min=1.0)).float()
 
 
 def _owner(

@@ -7,7 +7,7 @@ torch does so in float32, which holds every such sum below 2^24 exactly: the two
 import logging
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_msnn.kernels.convolution import dense_matrix
 
-__all__ = ["MOST", "Packed", "available", "convolve"]
+__all__ = ["MOST", "Packed", "Steps", "available", "convolve"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,35 @@ _FEWEST = 32
 
 _SHAPES = 4
 """Shapes of maps for which the order of the weights is kept."""
+
+
+class Steps(NamedTuple):
+    """How a kernel goes over a map; by default one of 3x3 pixels over every pixel of a map that stays as large.
+
+    Args:
+        stride: Pixels from one place to the next, by axis.
+        padding: Zeros around the map, by axis.
+        dilation: Pixels from one weight of the kernel to the next, by axis.
+        groups: Groups of channels that do not see each other.
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+def _covered(spikes: Tensor, kernel: torch.Size, steps: Steps) -> bool:
+    """Whether oneDNN is used: where it was found to be exact.
+
+    On maps of one column after a stride, with dilation, and with more zeros than a kernel reaches, it reads beside the
+    map (oneDNN 3.12, which torch 2.13 has).
+    """
+    if steps.dilation != (1, 1) or steps.padding[0] > kernel[0] // 2 or steps.padding[1] > kernel[1] // 2:
+        return False
+    if steps.stride == (1, 1):
+        return True
+    return steps.stride == (2, 2) and spikes.shape[3] + 2 * steps.padding[1] >= kernel[1] + 2  # two columns or more
 
 
 class Packed:
@@ -79,12 +108,12 @@ def _linear(rows: Tensor, kept: tuple[Tensor, Tensor, Tensor, Tensor], fires: bo
 
 
 def _in_floats(
-    spikes: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, groups: int, fires: bool, residual: Tensor | None
+    spikes: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, steps: Steps, fires: bool, residual: Tensor | None
 ) -> Tensor:
     device = spikes.device.type
     narrow = torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if narrow else nullcontext():
-        sums = F.conv2d(spikes.float(), weight.float(), None, 1, weight.shape[2] // 2, 1, groups)
+        sums = F.conv2d(spikes.float(), weight.float(), None, *steps)
     if fires:
         return (sums >= 1.0 - bias.view(-1, 1, 1)).to(torch.uint8)
     current = sums * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
@@ -102,34 +131,40 @@ def convolve(
     scale: Tensor,
     bias: Tensor,
     packed: Packed,
-    groups: int = 1,
+    steps: Steps,
     fires: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Convolve spikes with integers, on maps that stay as large as they are.
+    """Convolve spikes with integers.
 
     Args:
         spikes: Spikes ``(B, C, H, W)``, best bytes in channels-last order.
-        weight: Integers, int8 ``(O, C / groups, k, k)``, k odd, at most :data:`MOST` for each output channel.
+        weight: Integers, int8 ``(O, C / groups, k, l)``, at most :data:`MOST` for each output channel.
         scale: What the sum of an output channel is multiplied by, float32 ``(O,)``.
         bias: What is then added, float32 ``(O,)``.
         packed: Where what oneDNN makes of the weight is kept from call to call.
-        groups: Groups of channels that do not see each other.
+        steps: How the kernel goes over the map.
         fires: Whether to return spikes: 1 where that is 1 or more, else 0. The scale must then be 1 and the bias whole.
-        residual: Residual stream ``(B, O, H, W)`` that is added.
+        residual: Residual stream, in the shape of the currents, that is added.
 
     Returns:
-        Currents, float32 ``(B, O, H, W)``; the residual stream with them, in its type; or spikes as bytes.
+        Currents, float32 ``(B, O, H', W')``; the residual stream with them, in its type; or spikes as bytes.
     """
     integers = type(spikes) is Tensor and spikes.is_cpu and spikes.numel() > 0
     if not integers or torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not available():
-        return _in_floats(spikes, weight, scale, bias, groups, fires, residual)
+        return _in_floats(spikes, weight, scale, bias, steps, fires, residual)
+    if weight.shape[2:] == (1, 1) and steps.padding == (0, 0) and steps.stride != (1, 1):  # the pixels that it meets
+        spikes = spikes[:, :, :: steps.stride[0], :: steps.stride[1]]
+        steps = steps._replace(stride=(1, 1))
+    if not _covered(spikes, weight.shape[2:], steps):
+        return _in_floats(spikes, weight, scale, bias, steps, fires, residual)
     if spikes.dtype != torch.uint8:
         spikes = spikes.to(torch.uint8)
     forms = packed.forms
     batch, channels, height, width = spikes.shape
     outputs, reach = len(weight), weight.shape[2] // 2
-    if groups == 1 and (reach == 0 or height == width == 1):  # only the middle of the kernel meets a pixel
+    alone = steps == Steps(padding=(reach, reach)) and weight.shape[2] == weight.shape[3] == 2 * reach + 1
+    if alone and (reach == 0 or height == width == 1):  # only the middle of the kernel meets a pixel
         if "pixel" not in forms:
             middle = weight[:, :, reach, reach].contiguous()
             forms["pixel"] = (
@@ -142,7 +177,7 @@ def convolve(
         y = _linear(_rows(spikes), forms["pixel"], fires, None if added is None else _rows(added))
         residual = None if added is not None else residual
         current = y.view(batch, height, width, outputs).permute(0, 3, 1, 2)
-    elif groups == 1 and reach == 1 and height == width == 2 and batch >= _FEWEST:
+    elif alone and reach == 1 and height == width == 2 and batch >= _FEWEST:
         if "pixels" not in forms:
             every = torch.ops.onednn.qlinear_prepack(dense_matrix(weight), None)
             forms["pixels"] = every, scale.repeat(4), bias.repeat(4), torch.zeros_like(scale).long().repeat(4)
@@ -151,14 +186,12 @@ def convolve(
     else:
         shape = tuple(spikes.shape)
         if shape not in forms:  # oneDNN's order depends on it, and weights in another would be put in order each time
-            made = torch.ops.onednn.qconv_prepack(
-                weight.contiguous(), scale, 1.0, 0, [1, 1], [reach, reach], [1, 1], groups, list(shape)
-            )
+            made = torch.ops.onednn.qconv_prepack(weight.contiguous(), scale, 1.0, 0, *steps, list(shape))
             if len(shapes := [form for form in forms if isinstance(form, tuple)]) == _SHAPES:
                 del forms[shapes[0]]
             forms[shape] = made, scale, torch.zeros_like(scale).long(), bias
         dtype, name, bounds = (torch.uint8, "hardtanh", [0.0, 1.0]) if fires else (torch.float32, "none", [])
         current = torch.ops.onednn.qconv2d_pointwise(
-            spikes, 1.0, 0, *forms[shape], [1, 1], [reach, reach], [1, 1], groups, 1.0, 0, dtype, name, bounds, ""
+            spikes, 1.0, 0, *forms[shape], *steps, 1.0, 0, dtype, name, bounds, ""
         )
     return current if residual is None else (current + residual).to(residual.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional.spike import heaviside
-from lightning_msnn.kernels.integer import MOST, Packed, convolve
+from lightning_msnn.kernels.integer import MOST, Packed, Steps, convolve
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 from lightning_msnn.nn.neuron import ByteSpike, Rectifier, Spike
@@ -39,12 +39,12 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class IntegerConv2d(nn.Module):
-    """A convolution of spikes with integers of 8 bits, on maps that stay as large as they are.
+    """A convolution of spikes with integers of 8 bits.
 
     Its numbers keep their types, whatever type the network is moved to.
 
     Args:
-        conv: The convolution, of stride 1, without batch norm.
+        conv: The convolution, without batch norm; what it pads with are zeros, as many at both ends.
         level: Threshold of neurons that its current goes to without delay, one or one for each output channel; they
             then are part of it: whole numbers are compared with the least sum that reaches the threshold.
 
@@ -71,7 +71,9 @@ class IntegerConv2d(nn.Module):
             self.threshold = float(torch.as_tensor(level).flatten()[0])  # by which what counts spikes knows neurons
             least = ((torch.as_tensor(level).double() - bias.double()) / scale.double()).ceil()
             bias, scale = (1.0 - least.clamp(-(2.0**23), 2.0**23)).float(), torch.ones_like(scale)
-        self.groups = conv.groups
+        assert not isinstance(conv.padding, str)
+        stride, padding, dilation = ((size[0], size[1]) for size in (conv.stride, conv.padding, conv.dilation))
+        self.steps = Steps(stride, padding, dilation, conv.groups)
         self.register_buffer("weight", weight.contiguous())
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
@@ -93,14 +95,15 @@ class IntegerConv2d(nn.Module):
 
         Args:
             spikes: Spikes, bytes or of any other type.
-            residual: Residual stream ``(B, O, H, W)`` to which currents are added, in its type.
+            residual: Residual stream, in the shape of the currents, to which they are added, in its type.
         """
-        return convolve(spikes, self.weight, self.scale, self.bias, self.packed, self.groups, self.fires, residual)
+        return convolve(spikes, self.weight, self.scale, self.bias, self.packed, self.steps, self.fires, residual)
 
     def extra_repr(self) -> str:
         """Show the sizes."""
-        outputs, inputs, side, _ = self.weight.shape
-        return f"{inputs * self.groups}, {outputs}, kernel_size={side}, groups={self.groups}, fires={self.fires}"
+        outputs, inputs, *kernel = self.weight.shape
+        sizes = "".join(f", {name}={size}" for name, size in self.steps._asdict().items())
+        return f"{inputs * self.steps.groups}, {outputs}, kernel_size={tuple(kernel)}{sizes}, fires={self.fires}"
 
 
 class IntegerSynapse(nn.Module):
@@ -181,7 +184,8 @@ def to_integers(model: M) -> M:
     Batch norm is folded first. Every convolution and linear layer that receives spikes has integer weights then, with a
     scale for each output channel; neurons between two of them compare integers, and spikes are bytes from one to the
     next where nothing else reads them. Products of two activations (attention) and recurrent cells stay as they are, as
-    do stem, patch merging and read-out, which are in the type that the network is moved to.
+    do stem, patch merging and read-out, which are in the type that the network is moved to. Of a converted network, so
+    do layers that are no convolution of images or linear layer, or pad with anything but zeros.
 
     Sums are exact. Weights are rounded to 8 bits, which changes logits, and the class of a few images.
 
@@ -193,14 +197,15 @@ def to_integers(model: M) -> M:
 
     Raises:
         ConfigurationError: If the network is in training mode or on another device, has rectifiers in the place of
-            spikes, draws its spikes (``coding: bernoulli``), or has no synapse of this package.
+            spikes, draws its spikes (``coding: bernoulli``), or no such layer receives spikes.
     """
     if model.training:
         raise ConfigurationError("integer weights are for inference: call eval() first")
     if device := next((str(p.device) for p in model.parameters() if p.device.type != "cpu"), ""):
         raise ConfigurationError(f"integer weights are for CPUs, and the network is on {device}")
     modules = list(model.modules())
-    if any(isinstance(module, Rectifier) for module in modules):
+    converted = any(callable(getattr(module, "for_inference", None)) for module in modules)
+    if not converted and any(isinstance(module, Rectifier) for module in modules):
         raise ConfigurationError("integer weights are for spikes, and this network is a twin with rectifiers")
     if any(isinstance(module, BernoulliEncoder) for module in modules):
         raise ConfigurationError("integer weights are for thresholds, and this network draws its spikes: bernoulli")
@@ -208,21 +213,22 @@ def to_integers(model: M) -> M:
         raise ConfigurationError(
             "integer weights are for spikes of 0 and 1, and these neurons have a function of their own"
         )
-    analogue = {part for module in modules if isinstance(module, AnalogueMLP) for part in (module.fc1, module.fc2)}
-    if not any(isinstance(module, Synapse) and module not in analogue for module in modules):
-        raise ConfigurationError(
-            f"integer weights are for synapses that receive spikes, and {type(model).__name__} has none"
-        )
     folded = fold_batch_norm(model)
     one_step = getattr(model, "time_steps", 1) == 1
     for parent in list(folded.modules()):
-        for name in _read_by_synapses(parent):
+        for name in () if converted else _read_by_synapses(parent):
             setattr(parent, name, _in_bytes(getattr(parent, name)))
         for name, child in parent.named_children():
             if isinstance(child, DropPath):  # does nothing in inference, but keep the stream from being added at once
                 setattr(parent, name, nn.Identity())
-            elif type(child) is MLP and one_step:
+            elif callable(getattr(child, "to_integers", None)):
+                setattr(parent, name, child.to_integers())  # type: ignore[operator]
+            elif type(child) is MLP and one_step and not converted:
                 setattr(parent, name, IntegerMLP(child))
-            elif type(child) is Synapse and not isinstance(parent, AnalogueMLP):
+            elif type(child) is Synapse and not (converted or isinstance(parent, AnalogueMLP)):
                 setattr(parent, name, IntegerSynapse(child))
+    if not any(isinstance(module, IntegerConv2d) for module in folded.modules()):
+        raise ConfigurationError(
+            f"integer weights are for synapses that receive spikes, and {type(model).__name__} has none"
+        )
     return folded.requires_grad_(False)

@@ -12,6 +12,7 @@ from lightning_msnn.energy import count_operations
 from lightning_msnn.models.twins import calibrate
 from lightning_msnn.nn import set_annealing
 from lightning_msnn.nn.folding import fold_batch_norm
+from lightning_msnn.nn.integer import IntegerConv2d, to_integers
 from tests.conversion.networks import IMAGES, NETWORKS
 
 
@@ -81,5 +82,16 @@ def test_from_the_network_to_spikes(name):
         binary = counts["multiply_accumulates"] == 0 < counts["dense"]
         assert binary if row.spiking else analogue, row.layer
     assert record.total("neurons") == 4 * sum(torch.Size(row.shape).numel() for row in plan.spiking)
+    folded, integers = fold_batch_norm(model), to_integers(model)
     with torch.no_grad():
-        close(fold_batch_norm(model)(IMAGES), model(IMAGES), 1e-5)
+        close(folded(IMAGES), model(IMAGES), 1e-5)
+    exact = {key: module for key, module in integers.named_modules() if isinstance(module, IntegerConv2d)}
+    by_hand = ("Conv2d", "Linear")  # others pad more at one end
+    assert len(exact) == sum(row.kind in by_hand for row in plan.spiking)
+    for key, module in exact.items():
+        weight = folded.get_submodule(key).weight
+        largest = weight.abs().flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1)) / 127
+        weight.data = torch.where(largest > 0, (weight / largest).round() * largest, 0.0)
+        assert torch.equal(module.weight.view_as(weight), (weight / largest).nan_to_num().round())
+    with torch.no_grad():
+        close(integers(IMAGES), folded(IMAGES), 1e-5)

@@ -25,7 +25,7 @@ from tests.conftest import NETWORKS, TINY
 from tests.models.test_registry import make
 from tests.nn.test_folding import varied
 
-SPIKING = [name for name in zoo.list_models() if zoo.info(name)["model_args"].get("spiking", True)]
+SPIKING = [name for name in zoo.list_models("msnn*") if "spike_rate" in zoo.info(name)]
 SHAPES = [  # channels in and out, kernel, groups, height, width, batch
     (5, 7, 3, 1, 5, 6, 2),
     (1, 1, 3, 1, 7, 3, 1),
@@ -93,6 +93,22 @@ def test_sums_are_those_of_a_loop_over_integers(shape, kind):
     assert np.array_equal(fired.numpy(), reached >= levels.double().numpy().reshape(-1, 1, 1))
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("kernel", [1, 2, 3, (1, 5)])
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 0, 1), (2, 0, 1), (2, 1, 1), ((1, 3), (2, 0), (2, 1))])
+def test_any_convolution(kernel, stride, padding, dilation, groups):
+    """As of a converted network, on a map that it fits and on one as small as it can be."""
+    conv = nn.Conv2d(6, 12, kernel, stride, padding, dilation, groups)
+    made = IntegerConv2d(conv)
+    exact = copy.deepcopy(conv).double().requires_grad_(False)
+    exact.weight.copy_(made.weight * made.scale.double().view(-1, 1, 1, 1))
+    smallest = [(k - 1) * d + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    for height, width in ((9, 11), smallest):
+        spikes = (torch.rand(2, 6, height, width) < 0.5).double()
+        torch.testing.assert_close(made(spikes), exact(spikes).float(), rtol=1e-6, atol=1e-6)
+        assert torch.equal(made(spikes), made(spikes.to(torch.uint8)))
+
+
 @pytest.mark.skipif(not integer.available(), reason="no 8-bit dot products")
 def test_weights_are_kept_in_order_for_a_few_shapes():
     torch.manual_seed(0)
@@ -102,8 +118,8 @@ def test_weights_are_kept_in_order_for_a_few_shapes():
         spikes = torch.randint(0, 2, (2, 5, size, size), dtype=torch.uint8).contiguous(
             memory_format=torch.channels_last
         )
-        found = integer.convolve(spikes, weight, scale, bias, packed)
-        expected = integer._in_floats(spikes, weight, scale, bias, 1, False, None)
+        found = integer.convolve(spikes, weight, scale, bias, packed, integer.Steps())
+        expected = integer._in_floats(spikes, weight, scale, bias, integer.Steps(), False, None)
         assert torch.equal(found, expected)
         assert tuple(spikes.shape) in packed.forms
         assert len(packed.forms) <= 4

@@ -128,7 +128,7 @@ def test_cards_are_in_the_format_of_the_hub(name):
     assert (top1.metric_type, top1.metric_value, top1.dataset_split) == ("accuracy", config["top1"], "test")
     assert top1.dataset_name == config["data"]["class_path"].rpartition(".")[2]
     assert card.datasets == (["uoft-cs/cifar100"] if top1.dataset_name == "CIFAR100" else None)
-    assert ("spiking-neural-network" in card.tags) == config["model_args"]["spiking"]
+    assert ("spiking-neural-network" in card.tags) == ("spike_rate" in config)
 
 
 TASKS = {

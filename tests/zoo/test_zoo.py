@@ -359,7 +359,7 @@ def test_logits_of_fixed_images_are_those_of_the_card(name):
 def test_config_and_card_agree(name, tmp_path):
     folder = entries()[name]
     config, card = zoo.info(name), (folder / "README.md").read_text()
-    spiking = config["model_args"]["spiking"]
+    spiking = "spike_rate" in config
     assert {"top5", "accumulates", "multiply_accumulates", "energy_joules"} <= set(config)
     assert {"spike_rate", "energy_joules_ann_twin"} & set(config) == (
         {"spike_rate", "energy_joules_ann_twin"} if spiking else set()
