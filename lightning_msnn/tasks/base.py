@@ -26,7 +26,7 @@ from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import find, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
 from lightning_msnn.tasks.conversion import convert_network, fit_neurons
-from lightning_msnn.tasks.distillation import Teacher, distillation_loss
+from lightning_msnn.tasks.distillation import Teacher, distillation_loss, feature_loss, watched
 
 __all__ = ["SCHEDULES", "Task", "check_positive", "named_groups"]
 
@@ -103,6 +103,9 @@ class Task(pl.LightningModule):
             any pretrained network of timm's. Only ``fit`` loads it, and no checkpoint holds it.
         teacher_weight: Share of the teacher in the loss, in (0, 1]; the targets have the rest.
         teacher_temperature: What logits are divided by before the teacher's classes are compared with the student's.
+        teacher_features: Weight of a further loss, at least 0: the square of the difference of what blocks of the
+            student and of the teacher return, as a share of the teacher's own; for a teacher with the student's blocks,
+            as its twin or the network that it was converted from.
 
     Raises:
         ConfigurationError: If an argument is not allowed, or the data does not fit the network.
@@ -131,6 +134,7 @@ class Task(pl.LightningModule):
         teacher: str | None = None,
         teacher_weight: float = 0.5,
         teacher_temperature: float = 2.0,
+        teacher_features: float = 0.0,
     ) -> None:
         super().__init__()
         if optimizer not in (known := timm.optim.list_optimizers()):
@@ -139,7 +143,8 @@ class Task(pl.LightningModule):
                 f"timm.optim.list_optimizers(){suggestion(optimizer, known)}"
             )
         choose(dict.fromkeys(SCHEDULES), schedule, "schedule")
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("warmup_epochs", warmup_epochs)):
+        positive = {"lr": lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
+        for name, value in {**positive, "teacher_features": teacher_features}.items():
             check_positive(name, value)
         if layer_decay is not None and check_number("layer_decay", layer_decay) == 0.0:
             raise ConfigurationError("layer_decay must be above 0, not 0: freeze what must not learn")
@@ -182,6 +187,8 @@ class Task(pl.LightningModule):
         self._to_fit = bool(convert)
         if convert:
             self.hparams.update(convert_network(self.network, self.hparams))
+        if teacher_features and self.hparams["teacher"] is None:
+            raise ConfigurationError(f"teacher_features must be 0 without a teacher, not {teacher_features}")
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         if freeze is not None:
@@ -190,6 +197,7 @@ class Task(pl.LightningModule):
         self._groups = named_groups(self.network, weight_decay, layer_decay)
         self._planned_steps: int | None = None
         self.teacher: Teacher | None = None
+        self._taught_blocks: list[str] = []
         self.class_names: list[str] = [str(i) for i in range(num_classes)]
         self.preprocessing: dict[str, Any] = {}
         metrics = MetricCollection(dict(self.make_metrics(num_classes)))
@@ -313,6 +321,8 @@ class Task(pl.LightningModule):
         """
         if self.hparams["teacher"] is not None and self.teacher is None:
             self.teacher = Teacher(self.hparams["teacher"], self.hparams["num_classes"], self.hparams["in_chans"])
+            if self.hparams["teacher_features"]:
+                self._taught_blocks = self.teacher.blocks_of(self.network)
 
     def setup(self, stage: str) -> None:
         """Check the data, take over the names of its classes, and load the teacher."""
@@ -374,7 +384,8 @@ class Task(pl.LightningModule):
         inputs, targets = self.unpack(batch)
         mixed, goals = self.mix(inputs, targets)
         try:
-            outputs = self(mixed)
+            with watched(self.network, self._taught_blocks) as features:
+                outputs = self(mixed)
         except ValueError as error:
             if len(mixed) > 1 or isinstance(error, ConfigurationError):
                 raise
@@ -383,9 +394,14 @@ class Task(pl.LightningModule):
             ) from error
         loss = self.loss(outputs.float(), goals)  # with many classes a sum of exponentials loses digits in bf16
         if self.teacher is not None:
-            distilled = distillation_loss(outputs, self.teacher(mixed), self.hparams["teacher_temperature"])
+            with watched(self.teacher.network, self._taught_blocks) as taught:
+                distilled = distillation_loss(outputs, self.teacher(mixed), self.hparams["teacher_temperature"])
             loss = torch.lerp(loss, distilled, self.hparams["teacher_weight"])
             self.log("train/distillation", distilled)
+            if self._taught_blocks:
+                apart = feature_loss(features, taught)
+                loss = loss + self.hparams["teacher_features"] * apart
+                self.log("train/features", apart)
         self.train_metrics.update(outputs.detach().float(), targets)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)

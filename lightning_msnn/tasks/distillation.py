@@ -1,11 +1,13 @@
-"""Knowledge distillation: a network learns from what a trained one says of the same images.
+"""Knowledge distillation: a network learns from what a trained one says of the same images, and from its blocks.
 
-Source: Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531.
+Sources: Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531; what blocks return is
+compared as in Romero and others, *FitNets: Hints for Thin Deep Nets*, arXiv 1412.6550.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -18,7 +20,7 @@ from lightning_msnn.models.weights import entries, find, read_config, resolve
 from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_of, read_checkpoint
 
-__all__ = ["Teacher", "distillation_loss"]
+__all__ = ["Teacher", "block_names", "distillation_loss", "feature_loss", "watched"]
 
 
 def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
@@ -37,6 +39,59 @@ def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Ten
     student = F.log_softmax(logits.float() / temperature, 1)
     teacher = F.log_softmax(taught.float() / temperature, 1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def feature_loss(features: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -> Tensor:
+    """How far what blocks of the student return is from what those of the teacher do.
+
+    Args:
+        features: What each block of the student returned.
+        taught: What those of the teacher did, in the same shapes.
+
+    Returns:
+        Mean square of the difference as a share of the mean square of the teacher's, the mean over the blocks.
+    """
+    shares = [
+        (features[name].float() - goal.float()).square().mean() / goal.float().square().mean().clamp(min=1e-12)
+        for name, goal in taught.items()
+    ]
+    return torch.stack(shares).mean()
+
+
+def block_names(network: nn.Module) -> list[str]:
+    """Return the names of a network's blocks: the parts of what timm's ``feature_info`` names."""
+    names: list[str] = []
+    for info in getattr(network, "feature_info", ()):
+        name = info["module"]
+        name = f"{name}.blocks" if hasattr(network.get_submodule(name), "blocks") else name
+        stage = network.get_submodule(name)
+        inner = isinstance(stage, nn.Sequential | nn.ModuleList)
+        names += [f"{name}.{part}" for part, _ in stage.named_children()] if inner else [name]
+    return names
+
+
+@contextmanager
+def watched(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Keep what modules of a network return while it runs.
+
+    Args:
+        network: The network.
+        names: Names of the modules.
+
+    Yields:
+        What each returned last, by its name.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Any:
+        return lambda module, args, output: kept.update({name: output})
+
+    handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Teacher:
@@ -105,6 +160,40 @@ class Teacher:
     def _check(self, theirs: Any, ours: int, name: str) -> None:
         if theirs != ours:
             raise ConfigurationError(f"the teacher must have the student's {name}, {ours}: {self.source} has {theirs}")
+
+    def blocks_of(self, student: nn.Module) -> list[str]:
+        """Return the names of the blocks that a student has too.
+
+        Args:
+            student: The student.
+
+        Raises:
+            ConfigurationError: If there is none, or one is of another size.
+        """
+        steps = [getattr(network, "time_steps", 1) for network in (student, self.network)]
+        if max(steps) > 1:
+            raise ConfigurationError(
+                "teacher_features is for networks of one time step: "
+                f"the student has {steps[0]}, {self.source} {steps[1]}"
+            )
+        theirs = block_names(self.network)
+        names = [name for name in block_names(student) if name in theirs]
+        if not names:
+            raise ConfigurationError(
+                "teacher_features needs a teacher with blocks of the student's names, as its twin or what it was "
+                f"converted from has: {self.source} has {', '.join(theirs[:3]) or 'none'}"
+            )
+        own, its = (
+            {info["module"]: f"{info['num_chs']} channels at 1/{info['reduction']} of the image" for info in infos}
+            for infos in (getattr(network, "feature_info", ()) for network in (student, self.network))
+        )
+        for name, size in own.items():
+            if its.get(name, size) != size:
+                raise ConfigurationError(
+                    f"teacher_features needs a teacher with blocks of the student's sizes: {name} of {self.source} has "
+                    f"{its[name]}, not {size}"
+                )
+        return names
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         """A copy of a student has the same teacher."""

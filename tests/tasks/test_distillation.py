@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_msnn import zoo
-from lightning_msnn.callbacks import EMA, EnergyMonitor
+from lightning_msnn.callbacks import EMA, EnergyMonitor, SpikeAnnealing
 from lightning_msnn.cli import main
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import Rectifier, Spike
-from lightning_msnn.runs import read_checkpoint
+from lightning_msnn.runs import RandomState, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier, Teacher, distillation_loss
+from lightning_msnn.tasks.distillation import block_names, feature_loss, watched
 from lightning_msnn.zoo.__main__ import main as zoo_main
 
 NETWORK = {"depths": [1, 1], "widths": [8, 8]}
@@ -252,3 +253,113 @@ def test_the_command_line_refuses_a_teacher_before_it_writes(tmp_path, monkeypat
     assert stopped.value.code == 2
     assert "num_classes, 10: resnet18.a1_in1k has 1000" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# What blocks return
+
+BLOCKS = ["stages.0.blocks.0", "stages.1.blocks.0"]
+
+
+@pytest.mark.parametrize(
+    ("network", "names"),
+    [
+        ("msnn_vit12_tiny", [f"stages.{i}.blocks.{j}" for i, depth in enumerate((2, 2, 6, 2)) for j in range(depth)]),
+        ("msnn_rnn12_tiny", [f"stages.{i}.feature" for i in range(4)]),
+        ("resnet18", ["act1", *(f"layer{i}.{j}" for i in range(1, 5) for j in range(2))]),
+        ("convnext_femto", [f"stages.{i}.blocks.{j}" for i, depth in enumerate((2, 2, 6, 2)) for j in range(depth)]),
+        ("vgg11_bn", [f"features.{i}" for i in (2, 6, 13, 20, 27)]),
+    ],
+)
+def test_names_of_blocks(network, names):
+    model = timm.create_model(network, num_classes=2)
+    assert block_names(model)[: len(names)] == names
+    with torch.no_grad(), watched(model.eval(), names) as kept:
+        model(torch.rand(1, 3, 32, 32))
+    assert list(kept) == names
+    assert all(isinstance(value, torch.Tensor) for value in kept.values())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_loss_of_blocks_by_hand():
+    ours, theirs = ({name: torch.randn(3, 2, 4, 4, dtype=torch.float64) for name in "ab"} for _ in range(2))
+    expected = sum(((ours[k] - theirs[k]) ** 2).sum() / (theirs[k] ** 2).sum() for k in "ab") / 2
+    torch.testing.assert_close(feature_loss(ours, theirs).double(), expected, rtol=1e-5, atol=0)
+    assert feature_loss(ours, ours) == 0
+
+
+def test_blocks_become_the_teachers(tmp_path):
+    """From other weights, taught by blocks and by a thousandth of the classes; the head and its classes aside."""
+    teacher, own = fit(tmp_path, twin="relu", epochs=2)
+    assert "train/features" not in own.callback_metrics
+    apart = []
+    for weight in (0.0, 30.0):
+        student, own = fit(
+            tmp_path / "s", twin="relu", epochs=6, teacher=str(tmp_path / "x.ckpt"), teacher_weight=0.001,
+            teacher_features=weight, lr=0.01,
+        )  # fmt: skip
+        assert student._taught_blocks == (BLOCKS if weight else [])
+        assert ("train/features" in own.callback_metrics) == bool(weight)
+        x = torch.rand(8, 1, 16, 16)
+        with torch.no_grad(), watched(student.network.eval(), BLOCKS) as ours:
+            student(x)
+        with torch.no_grad(), watched(teacher.network.eval(), BLOCKS) as theirs:
+            teacher(x)
+        apart.append(float(feature_loss(ours, theirs)))
+    assert apart[1] < 0.7 * apart[0]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_converted_network_learns_from_the_blocks_of_its_source(tmp_path, precision):
+    """At the start of an annealing they return the same, and in the end they do not."""
+    fit(tmp_path, twin="relu")
+    seen = []
+
+    class Log(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            seen.append(float(trainer.callback_metrics["train/features"]))
+
+    module, _ = fit(
+        tmp_path, SpikeAnnealing(until=0.5), Log(), epochs=2, network_kwargs={**NETWORK, "spiking": False},
+        init_from=str(tmp_path / "x.ckpt"), convert={"image_size": 16}, teacher_features=1.0, lr=0.0,
+        trainer={"precision": precision},
+    )  # fmt: skip
+    assert module._taught_blocks == BLOCKS
+    assert seen[0] < seen[1] < seen[4]
+
+
+def test_a_resumed_training_is_taught_by_blocks_too(tmp_path):
+    fit(tmp_path, twin="relu")
+    (tmp_path / "x.ckpt").rename(tmp_path / "teacher.ckpt")
+    options = {"teacher": str(tmp_path / "teacher.ckpt"), "teacher_features": 2.0}
+    whole, _ = fit(tmp_path, RandomState(), epochs=2, **options)
+    fit(tmp_path, RandomState(), epochs=1, **options)
+    resumed, _ = fit(tmp_path, RandomState(), epochs=2, ckpt_path=tmp_path / "x.ckpt", **options)
+    other, _ = fit(tmp_path, RandomState(), epochs=2, **{**options, "teacher_features": 0.0})
+    states = [module.network.state_dict() for module in (whole, resumed, other)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert not all(torch.equal(value, states[2][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"teacher_features": -1.0}, "teacher_features must be a finite number of at least 0, not -1.0"),
+        ({"teacher_features": math.nan}, "not nan"),
+        ({"teacher_features": 1.0}, "teacher_features must be 0 without a teacher, not 1.0"),
+        (
+            {"teacher_features": 1.0, "teacher": ENTRY, "network": "resnet18"},
+            f"with blocks of the student's names.*{ENTRY} has stages.0.blocks.0, stages.0.blocks.1",
+        ),
+        (
+            {"teacher_features": 1.0, "teacher": ENTRY, "network_kwargs": {"widths": (8, 16, 32, 64)}},
+            f"stages.0 of {ENTRY} has 16 channels at 1/2 of the image, not 8 channels at 1/2",
+        ),
+        (
+            {"teacher_features": 1.0, "teacher": ENTRY, "network_kwargs": {"time_steps": 2}},
+            f"networks of one time step: the student has 2, {ENTRY} 1",
+        ),
+    ],
+)
+def test_blocks_that_are_refused(given, message):
+    with pytest.raises(ConfigurationError, match=message):
+        SpikingClassifier(**{"network": "msnn_resnet12_tiny", "in_chans": 1, **given}).load_teacher()
