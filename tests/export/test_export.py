@@ -130,7 +130,7 @@ def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some)
     assert report.images == images
     assert (report.top1 is None) == (images == FEW)
     if dtype == "float32":
-        assert report.differ <= 1, "of spikes next to a threshold"
+        assert report.differ <= max(1, report.images // 200), "of spikes next to a threshold"
         assert report.top1 is None or report.top1[0] == pytest.approx(report.top1[1], abs=100 / report.images)
     elif report.top1 is not None:
         assert report.top1[1] > report.top1[0] - (4 if dtype == "int8" and name not in TINY else 2)
