@@ -40,12 +40,31 @@ SAMPLES = {"Digits": 359, "CIFAR100": 256}
 COLOURS = ["#3b6fb6", "#d9822b", "#3f9b5f", "#a4508b"]
 """Those of the four windows, as in ``windows.png``."""
 
-FAMILIES = {"msnn_resnet12": "#3b6fb6", "msnn_vit12": "#d9822b", "msnn_rnn12": "#3f9b5f"}
+FAMILIES = {
+    "msnn_resnet12": "#3b6fb6",
+    "msnn_vit12": "#d9822b",
+    "msnn_rnn12": "#3f9b5f",
+    "resnet18_cifar": "#8a5fb0",
+}
+DATA = {"CIFAR100": "CIFAR-100, 10,000 test images", "Digits": "digits, 359 test images"}
 
 
 def family(name: str) -> str:
-    """The family of an entry: its network's name without size and tag."""
-    return name.partition(".")[0].removesuffix("_tiny")
+    """The family of an entry: its network's name without size and tag, of a converted one that of its source."""
+    return str(zoo.info(name)["model_args"].get("source", name.partition(".")[0].removesuffix("_tiny")))
+
+
+def data_of(name: str) -> str:
+    """The data set of an entry."""
+    return str(zoo.info(name)["data"]["class_path"].rpartition(".")[2])
+
+
+def label_of(name: str) -> str:
+    """What a picture calls an entry."""
+    network, _, tag = name.partition(".")
+    if family(name).startswith("msnn"):
+        return network.removeprefix("msnn_") + (", trained ReLU twin" if tag.endswith("_relu") else "")
+    return family(name) + (", converted" if network == "spiking" else ", its source")
 
 
 def spiking_entries() -> list[str]:
@@ -221,11 +240,10 @@ def draw_energy() -> Figure:
     """Accuracy against energy for all entries and trained twins, from their cards."""
     names = [name for name in zoo.list_models() if {"top1", "energy_joules"} <= zoo.info(name).keys()]
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
-    panels = {"c100": "CIFAR-100, 10,000 test images", "digits": "digits, 359 test images"}
     axes = figure.subplots(1, 2)
-    for panel, (tag, title) in zip(axes, panels.items(), strict=True):
+    for panel, (data, title) in zip(axes, DATA.items(), strict=True):
         for name in names:
-            if not name.partition(".")[2].startswith(tag):
+            if data_of(name) != data:
                 continue
             config = zoo.info(name)
             spiking, colour = "spike_rate" in config, FAMILIES[family(name)]
@@ -236,9 +254,8 @@ def draw_energy() -> Figure:
             panel.plot(x[0], config["top1"], marker, color=colour, ms=10)
             panel.plot(x[1], config["top1"], marker, color=colour, ms=10, mfc="white", mew=2)
             size = "{1}x{2}".format(*config["input_size"])
-            label = name.partition(".")[0].removeprefix("msnn_") + ("" if spiking else ", trained ReLU twin")
-            label += f", {size}"
-            near = tag == "c100" and family(name) == "msnn_vit12"
+            label = f"{label_of(name)}, {size}"
+            near = data == "CIFAR100" and name.partition(".")[0] in ("msnn_vit12", "spiking", "resnet18_cifar")
             corner: dict[str, Any] = {"xy": (x[0], config["top1"]), "ha": "left"}
             if not spiking:
                 corner = {"xy": (x[1], config["top1"]), "ha": "right"}
@@ -262,9 +279,9 @@ def draw_rates(measured: dict[str, Any]) -> Figure:
     """Spike rate by layer of neurons, from input to output."""
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for panel, (tag, title) in zip(axes, {"c100": "CIFAR-100", "digits": "digits"}.items(), strict=True):
+    for panel, (data, title) in zip(axes, DATA.items(), strict=True):
         for name, one in measured["rates"].items():
-            if not name.partition(".")[2].startswith(tag):
+            if data_of(name) != data or not name.startswith("msnn"):
                 continue
             blocks: dict[str, list[float]] = {}
             for layer, rate in one["layers"].items():
@@ -273,10 +290,10 @@ def draw_rates(measured: dict[str, Any]) -> Figure:
             shift, colour = 0.2 * (list(FAMILIES).index(family(name)) - 1), FAMILIES[family(name)]
             places = [block + shift for block, rates in enumerate(blocks.values(), 1) for _ in rates]
             panel.plot(places, [r for rates in blocks.values() for r in rates], ".", color=colour, alpha=0.45, ms=6)
-            label = f"{name.partition('.')[0].removeprefix('msnn_')}: {100 * one['all']:.1f} % in all"
+            label = f"{label_of(name)}: {100 * one['all']:.1f} % in all"
             means = [statistics.mean(rates) for rates in blocks.values()]
             panel.plot(np.arange(1, len(means) + 1) + shift, means, "-", color=colour, label=label, lw=2)
-        panel.set_title(title)
+        panel.set_title(title.partition(",")[0])
         panel.set_xticks(range(1, 13))
         panel.set_xlabel("block (dots: its layers of neurons; line: their mean)")
         panel.grid(alpha=0.3, axis="y")
