@@ -21,9 +21,22 @@ from lightning_msnn.imports import HELP, import_files
 from lightning_msnn.report import load_task
 from lightning_msnn.tasks import SpikingClassifier
 
-__all__ = ["fit_arguments", "make_parser"]
+__all__ = ["SETTINGS", "fit_arguments", "make_parser"]
 
-RECIPE = "recipe/dial"
+SETTINGS: dict[str, Any] = {
+    "run.name": "dial",
+    "run.ema": 0.99,
+    "run.monitors": False,
+    "model.teacher_weight": 0.9,
+    "model.label_smoothing": 0.0,
+    "model.lr": 0.002,
+    "model.schedule": "cosine",
+    "model.warmup_epochs": 0.5,
+    "data.batch_size": 128,
+    "trainer.max_epochs": 5,
+    "trainer.log_every_n_steps": 20,
+}
+"""Options of the training, in whose place others can be given."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,11 +49,12 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb, whose errors are configuration errors."""
+    settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
     parser = _Parser(
         prog="lightning-msnn dial",
         allow_abbrev=False,
         description="Train a trained network towards a share of its energy or of its synaptic operations. All other "
-        f"options are those of lightning-msnn fit, beside what configs/{RECIPE}.yaml says.",
+        f"options are those of lightning-msnn fit; unless they are given: {settings}.",
     )
     parser.add_argument("source", help="name of a zoo entry, or checkpoint (.ckpt) of lightning-msnn fit")
     target = parser.add_mutually_exclusive_group(required=True)
@@ -111,8 +125,7 @@ def fit_arguments(args: Sequence[str]) -> list[str]:
     return [
         "fit",
         *(["--run.imports", json.dumps(imports)] if imports else []),
-        "--config",
-        RECIPE,
+        *(f"--{name}={_text(value)}" for name, value in SETTINGS.items()),
         "--data",
         f"{data.__name__}.{kind}",
         *(f"--data.{name}={_text(value)}" for name, value in of_data.items()),

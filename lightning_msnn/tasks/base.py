@@ -28,7 +28,7 @@ from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import find, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
 from lightning_msnn.tasks.conversion import convert_network, fit_neurons
-from lightning_msnn.tasks.dial import COUNTED, Dial, check_targets
+from lightning_msnn.tasks.dial import COUNTED, ENDLESS, Dial, check_targets
 from lightning_msnn.tasks.distillation import Teacher, distillation_loss
 
 __all__ = ["SCHEDULES", "Task", "check_positive", "named_groups"]
@@ -417,13 +417,21 @@ class Task(pl.LightningModule):
 
     def _dialled(self, dial: Dial) -> Tensor:
         """Return the regulariser of a step, and log what it is of."""
-        steps = max(1.0, float(self.trainer.estimated_stepping_batches))
-        share = 1.0 / (steps * self.trainer.accumulate_grad_batches)
+        share = 1.0 / (self._steps() * self.trainer.accumulate_grad_batches)
         measured = dial.measured()
-        loss = dial.loss(measured, self.global_step / steps, share, self._mean)
+        loss = dial.loss(measured, self._progress(), share, self._mean)
         self.log_dict({f"train/{name}": value.detach() for name, value in measured.items()})
         self.log("train/multiplier", dial.multiplier)
         return loss
+
+    def _steps(self) -> float:
+        """Steps of the training, or of what a dial takes for one where it has no end."""
+        steps = float(self.trainer.estimated_stepping_batches)
+        return max(1.0, steps) if math.isfinite(steps) else ENDLESS
+
+    def _progress(self) -> float:
+        """Share of the training that is over."""
+        return min(1.0, self.global_step / self._steps())
 
     def _mean(self, value: Tensor) -> Tensor:
         """Mean over the processes of a training."""
@@ -479,7 +487,8 @@ class Task(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Go by what was counted on the way to a target."""
         if self.dial is not None and self._dialling:
-            self.log_dict({f"val/{name}": value for name, value in self.dial.settle(self._mean).items()})
+            counted = self.dial.settle(self._progress(), self._mean)
+            self.log_dict({f"val/{name}": value for name, value in counted.items()})
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Accumulate loss and metrics of the test set."""

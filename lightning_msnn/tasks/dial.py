@@ -24,7 +24,7 @@ from lightning_msnn.energy.expected import CostOfRates
 from lightning_msnn.errors import ConfigurationError, check_number
 from lightning_msnn.nn import Spike
 
-__all__ = ["COUNTED", "TOLERANCE", "WARMUP", "Dial", "check_targets"]
+__all__ = ["COUNTED", "ENDLESS", "TOLERANCE", "WARMUP", "Dial", "check_targets"]
 
 WARMUP = 0.4
 """Share of the training in which the aim moves from what the network needs at its start to the target."""
@@ -32,12 +32,16 @@ WARMUP = 0.4
 TOLERANCE = 0.03
 """Excess, as a share of the target, up to which a network is taken to be at it."""
 
+ENDLESS = 10_000.0
+"""Steps after which a training that has no end is taken to be over."""
+
 COUNTED = (16, 32)
 """Batches of a validation that are counted, at most, evenly spread, and images of each."""
 
-_RISE = 30.0  # of the multiplier over a whole training, for each nat of excess
-_DAMPING = 10.0  # weight for each nat of excess at once
+_RISE = 20.0  # of the multiplier over a whole training, for each nat of excess
+_DAMPING = 20.0  # weight for each nat of excess at once
 _LARGEST = 100.0  # multiplier
+_APART = 2.0  # factor by which validation and steps may differ
 _MEMORY = 0.98  # of the mean over steps that validation is compared with
 
 
@@ -223,10 +227,11 @@ class Dial:
             [float(synaptic_operations(record)["accumulates"]) * n, float(energy(record)) * n, n], dtype=torch.float64
         )
 
-    def settle(self, agree: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def settle(self, progress: float, agree: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return what a validation has counted, ``rate`` and ``energy`` of a sample, and go by it from now on.
 
         Args:
+            progress: Share of the training that is over, in [0, 1].
             agree: Returns the mean of a tensor over the processes of a training.
         """
         assert self.cost is not None
@@ -236,8 +241,8 @@ class Dial:
         if not sums[2]:
             return {}
         found = {"rate": sums[0] / sums[2] / self.cost.most, "energy": sums[1] / sums[2]}
-        ratio = found[self.name] / self._state["mean"]
-        # Half of the way, as what is counted is of some images, and of weights that may be means over other steps.
-        self._state["ratio"] = ratio if self.counted is None else torch.sqrt(self._state["ratio"] * ratio)
+        ratio = (found[self.name] / self._state["mean"]).clamp(1.0 / _APART, _APART)
+        # In the end half of the way, as what is counted is of some images, and of weights that are a mean over steps.
+        self._state["ratio"] = ratio if progress < WARMUP else torch.sqrt(self._state["ratio"] * ratio)
         self.counted = found[self.name]
         return found
