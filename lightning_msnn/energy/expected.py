@@ -8,6 +8,7 @@ law of :mod:`lightning_msnn.energy.rates`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lightning_msnn.nn.blocks import BernoulliEncoder
 __all__ = ["CostOfRates", "EnergyLaw"]
 
 _CHANGED = 1e-9  # of the largest difference
+_WRONG = 0.01  # of the amount with all neurons firing
 
 
 class _Answer:
@@ -125,13 +127,33 @@ class CostOfRates:
             return lambda i, x: torch.full_like(x, float((i + 1) >> d & 1))
 
         told = [count(digit(d)) for d in range(digits)]
+        everyone = torch.arange(len(self.layers))
+
+        @cache
+        def alone() -> list[tuple[Record, Record]]:
+            """With half of the neurons of each layer firing and no other, and with all of them."""
+
+            def of(layer: int, fires: Callable[[int, Tensor], Tensor]) -> Record:
+                return count(lambda i, x: fires(i, x) if i == layer else torch.zeros_like(x))
+
+            return [(of(layer, coin), of(layer, lambda i, x: torch.ones_like(x))) for layer in everyone.tolist()]
 
         def answer(amounts: Callable[[Record], Tensor]) -> _Answer:
             low, high = amounts(silent), amounts(full)
             middle = (low + high) / 2
             number = sum(((amounts(record) > middle) != (high < low)).long() << d for d, record in enumerate(told))
             assert isinstance(number, Tensor)
-            return _Answer(low, amounts(half), high, (number - 1).clamp(0, len(self.layers) - 1))
+            found = _Answer(low, amounts(half), high, (number - 1).clamp(0, len(self.layers) - 1))
+            known = [
+                (found(((everyone + 1) >> d & 1).double()), amounts(record).sum()) for d, record in enumerate(told)
+            ]
+            if all(abs(float(a - b)) <= _WRONG * float(high.sum()) for a, b in known):
+                return found
+            # A module that listens to several layers: what each layer adds by itself.
+            halves, alls = (torch.stack([amounts(pair[i]).sum() for pair in alone()]) for i in (0, 1))
+            found = _Answer(low.sum().expand_as(alls), halves, alls, everyone)
+            found.silent = float(low.sum())
+            return found
 
         def joules(record: Record) -> Tensor:
             kinds = energy_by_kind(record.counts, 1.0, record.parameters, hardware)

@@ -242,7 +242,9 @@ class Dial:
             return {}
         found = {"rate": sums[0] / sums[2] / self.cost.most, "energy": sums[1] / sums[2]}
         ratio = (found[self.name] / self._state["mean"]).clamp(1.0 / _APART, _APART)
-        # In the end half of the way, as what is counted is of some images, and of weights that are a mean over steps.
-        self._state["ratio"] = ratio if progress < WARMUP else torch.sqrt(self._state["ratio"] * ratio)
+        # In the beginning statistics are rough, and the aim is far from the target; in the end half of the way, as what
+        # is counted is of some images, and of weights that are a mean over steps.
+        if progress >= WARMUP / 2:
+            self._state["ratio"] = ratio if progress < WARMUP else torch.sqrt(self._state["ratio"] * ratio)
         self.counted = found[self.name]
         return found

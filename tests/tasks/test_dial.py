@@ -65,7 +65,7 @@ def test_cost_of_measured_rates_is_what_the_engine_counts(kind):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_step_against_the_regulariser_alone_lowers_what_it_measures(kind):
     network, images = make(kind).train(), torch.randn(16, 3, 32, 32)
-    dial = Dial(network, target_energy=1.0)
+    dial = Dial(network, target_rate=0.1)
     dial.prepare(network, images)
     state = copy.deepcopy(network.state_dict())
     values = []
@@ -73,7 +73,7 @@ def test_a_step_against_the_regulariser_alone_lowers_what_it_measures(kind):
         torch.manual_seed(1)
         with dial.watching(network):
             network(images)
-        values.append(dial.measured()["energy"])
+        values.append(dial.measured()["rate"])
         if len(values) == 1:
             gradients = torch.autograd.grad(values[0].log(), list(network.parameters()), allow_unused=True)
             network.load_state_dict(state)
@@ -197,8 +197,9 @@ def test_it_goes_by_what_validation_counts():
     assert not dial.met, "nothing was counted yet"
     doubled = copy.deepcopy(toy)
     doubled.shift.data.fill_(9.0)  # all neurons fire
+    assert dial.settle(0.1, lambda x: x) == {}, "a validation that counted nothing says nothing"
     dial.count(doubled, lambda: doubled(images))
-    found = dial.settle(0.2, lambda x: x)
+    found = dial.settle(WARMUP - 0.01, lambda x: x)
     assert found["rate"] == 1.0
     assert float(dial._state["ratio"]) == pytest.approx(min(2.0, 1.0 / before))
     assert not dial.met
@@ -211,11 +212,10 @@ def test_it_goes_by_what_validation_counts():
 
 def test_the_aim_moves():
     """At the start nothing is asked for; the same rate is an excess later on."""
-    losses = []
+    losses, images = [], torch.randn(64, 4, 8, 8)
     for progress in (0.0, WARMUP / 2, WARMUP):
         toy = Toy(0.5)
         dial = Dial(toy, target_rate=0.1)
-        images = torch.randn(64, 4, 8, 8)
         dial.prepare(toy, images)
         with dial.watching(toy):
             toy(images)
