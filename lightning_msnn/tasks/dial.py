@@ -38,7 +38,7 @@ ENDLESS = 10_000.0
 COUNTED = (16, 32)
 """Batches of a validation that are counted, at most, evenly spread, and images of each."""
 
-_RISE = 20.0  # of the multiplier over a whole training, for each nat of excess
+_RISE = (20.0, 60.0)  # of the multiplier over a whole training for each nat of excess, while the aim moves and then
 _DAMPING = 20.0  # weight for each nat of excess at once
 _LARGEST = 100.0  # multiplier
 _APART = 2.0  # factor by which validation and steps may differ
@@ -202,7 +202,8 @@ class Dial:
             # Below its target it is pulled back up, unless it has always been there.
             weight = state["multiplier"] + _DAMPING * excess
             weight = torch.where(state["start"] > self.target, weight, weight.clamp(min=0.0))
-            state["multiplier"] = (state["multiplier"] + _RISE * share * excess).clamp(0.0, _LARGEST)
+            rise = _RISE[progress >= WARMUP] * share * excess
+            state["multiplier"] = (state["multiplier"] + rise).clamp(0.0, _LARGEST)
         return weight * torch.log(value / self.target)
 
     @property
