@@ -357,8 +357,10 @@ class Task(pl.LightningModule):
             fit_neurons(self, self.network, batch)
         self._to_fit = False
         if self.dial is not None:
+            size = self.preprocessing.get("image_size")  # which a training may begin below
+            sides = [size, size] if isinstance(size, int) else size
             with self.trainer.precision_plugin.forward_context():
-                self.dial.prepare(self.network, self.seen(self.unpack(batch)[0]))
+                self.dial.prepare(self.network, self.seen(self.unpack(batch)[0]), sides)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store class names, preprocessing of the images and how the network was made, as plain values."""

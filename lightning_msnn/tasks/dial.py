@@ -11,7 +11,7 @@ weights that checkpoints keep; what a step measures is corrected by the ratio of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -119,19 +119,21 @@ class Dial:
         """Whether the last validation counted no more than the target."""
         return self.counted is not None and self.counted <= self.target * (1.0 + TOLERANCE)
 
-    def prepare(self, network: nn.Module, inputs: Tensor) -> None:
+    def prepare(self, network: nn.Module, inputs: Tensor, sides: Sequence[int] | None = None) -> None:
         """Find out what spikes cost, once.
 
         Args:
             network: The network.
             inputs: A batch that it is called with.
+            sides: Height and width of samples in evaluation; by default those of the batch.
 
         Raises:
             ConfigurationError: If the target is less than a sample costs without any spike.
         """
         if self.cost is not None:
             return
-        sample = torch.randn(1, *inputs.shape[1:], generator=torch.Generator().manual_seed(0))
+        shape = inputs.shape[1:] if sides is None else (*inputs.shape[1:-2], *sides)
+        sample = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
         self.cost = CostOfRates(network, sample.to(inputs.device, next(network.parameters()).dtype))
         if self.name == "energy" and self.target <= self.cost.least:
             raise ConfigurationError(
@@ -170,8 +172,9 @@ class Dial:
         """Return ``rate`` and ``energy`` of the batch that was watched, with a gradient, scalars in float32."""
         assert self.cost is not None
         rates = {}
-        for name in self.cost.layers:
-            parts = self._fired[name]
+        silent = torch.zeros_like(torch.as_tensor(self._state["ratio"]))
+        for name in self.cost.layers:  # one that did not run cost nothing
+            parts = self._fired.get(name, [(silent, 1)])
             total = sum(n for _, n in parts)
             rates[name] = torch.stack([rate * (n / total) for rate, n in parts]).sum()
         self._fired = {}
