@@ -63,6 +63,23 @@ def check_targets(target_rate: float | None, target_energy: float | None) -> Non
         raise ConfigurationError(f"target_energy must be joules of a sample, above 0, not {target_energy!r}")
 
 
+class _Rate(torch.autograd.Function):
+    """Mean of spikes, float32; its gradient is that of the mean of what neurons returned.
+
+    Sums of each sample are added up in float32, since a sum in bfloat16 has three digits. torch's own mean of another
+    type writes a copy of its input, and a gradient as large.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, returned: Tensor, spikes: Tensor) -> Tensor:
+        ctx.shape, ctx.dtype = returned.shape, returned.dtype
+        return spikes.sum(tuple(range(1, spikes.dim()))).float().sum() / spikes.numel()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return (grads[0] / ctx.shape.numel()).to(ctx.dtype).expand(ctx.shape), None
+
+
 class Dial:
     """The regulariser of a training towards a rate or an energy, and its state.
 
@@ -163,9 +180,8 @@ class Dial:
 
     def _note(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         spikes: Tensor = output[0] if isinstance(output, tuple) else output
-        rate = spikes.mean(dtype=torch.float32)
-        if isinstance(module, Spike) and module.share(spikes) is not None:  # the rate of spikes, the gradient of both
-            rate = rate - rate.detach() + module.told(spikes).mean(dtype=torch.float32)
+        annealed = isinstance(module, Spike) and module.share(spikes) is not None
+        rate: Tensor = _Rate.apply(spikes, module.told(spikes) if annealed else spikes.detach())  # type: ignore
         self._fired.setdefault(name, []).append((rate, spikes.numel()))
 
     def measured(self) -> dict[str, Tensor]:
