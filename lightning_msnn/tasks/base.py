@@ -474,8 +474,8 @@ class Task(pl.LightningModule):
         self._evaluate(batch, "val", self.val_metrics, self.val_loss)
         if self.dial is not None and self._dialling:
             batches, images = COUNTED
-            number = self.trainer.num_val_batches
-            number = number[0] if isinstance(number, list) else number
+            numbers = self.trainer.num_val_batches
+            number = numbers[0] if isinstance(numbers, list) else numbers
             every = math.ceil(number / batches) if math.isfinite(number) else 1
             if batch_idx % every == 0 and batch_idx < every * batches:
                 inputs, _ = self.unpack(batch)

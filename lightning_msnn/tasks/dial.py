@@ -181,7 +181,8 @@ class Dial:
     def _note(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         spikes: Tensor = output[0] if isinstance(output, tuple) else output
         annealed = isinstance(module, Spike) and module.share(spikes) is not None
-        rate: Tensor = _Rate.apply(spikes, module.told(spikes) if annealed else spikes.detach())  # type: ignore
+        exact: Tensor = module.told(spikes) if annealed else spikes.detach()  # type: ignore[operator]
+        rate: Tensor = _Rate.apply(spikes, exact)  # type: ignore[no-untyped-call]
         self._fired.setdefault(name, []).append((rate, spikes.numel()))
 
     def measured(self) -> dict[str, Tensor]:
