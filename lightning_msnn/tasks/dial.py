@@ -127,9 +127,17 @@ class Dial:
         return {name: float(value) for name, value in self._state.items()} | {"counted": self.counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
-        self._state = {name: float(state[name]) for name in self._state}
-        self.counted = None if state["counted"] is None else float(state["counted"])
+        """Go on from what :meth:`state_dict` returned.
+
+        Raises:
+            ConfigurationError: If it is something else.
+        """
+        given = state if isinstance(state, dict) else {}
+        numbers, counted = [given.get(name) for name in self._state], given.get("counted")
+        if not all(isinstance(n, float) and 0.0 <= n < math.inf for n in [*numbers, counted or 0.0]):
+            raise ConfigurationError(f"the dial of a checkpoint must be numbers by name, not {state!r:.200}")
+        self._state = dict(zip(self._state, numbers, strict=True))
+        self.counted = counted
 
     @property
     def met(self) -> bool:

@@ -242,6 +242,13 @@ def test_its_state_is_plain_and_goes_on():
     assert dial.state_dict() == again.state_dict()
 
 
+@pytest.mark.parametrize("change", [{"multiplier": "1"}, {"ratio": float("nan")}, {"counted": [1.0]}, {"steps": None}])
+def test_a_state_that_is_none(change):
+    dial = Dial(Toy(0.5), target_rate=0.1)
+    with pytest.raises(ConfigurationError, match="the dial of a checkpoint must be numbers by name, not"):
+        dial.load_state_dict(dial.state_dict() | change)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
