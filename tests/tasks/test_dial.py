@@ -35,7 +35,7 @@ NETWORKS = {
     "several steps": ("msnn_resnet12_tiny", SMALL | {"time_steps": 2}),
     "attention": ("msnn_vit12_tiny", SMALL),
     "recurrent": ("msnn_rnn12_tiny", SMALL),
-    "spiking cell": ("msnn_rnn12_tiny", SMALL | {"cell": "spiking_lstm"}),
+    "spiking cell": ("msnn_rnn12_tiny", {"depths": (1, 1), "widths": (24, 24), "cell": "spiking_lstm"}),
 }
 """One for each way in which spikes come about."""
 
@@ -347,10 +347,10 @@ def test_the_verb_dial(tmp_path, monkeypatch, capsys):
     arguments = content["hyper_parameters"]
     assert arguments["teacher"] == ENTRY
     with pytest.raises(SystemExit):
-        main(["dial", str(path), "--energy", "0.2"])
+        main(["dial", str(path), "--energy", "0.2", "--samples", "16"])
     assert "energy must be above 0." in capsys.readouterr().err
     main([
-        "dial", str(path), "--energy", "0.95", "--trainer.max_steps", "2", "--run.test", "false",
+        "dial", str(path), "--energy", "0.95", "--samples", "16", "--trainer.max_steps", "2", "--run.test", "false",
         "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--run.name", "again",
     ])  # fmt: skip
     assert (tmp_path / "runs/again/version_0/checkpoints/last.ckpt").is_file()
