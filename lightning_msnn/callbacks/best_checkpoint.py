@@ -13,6 +13,11 @@ from lightning_msnn.errors import ConfigurationError
 __all__ = ["BestCheckpoint"]
 
 
+def _at_target(pl_module: pl.LightningModule) -> bool:
+    """Whether a module is at its target of rate or energy; true of one that has none."""
+    return getattr(pl_module, "at_target", True) is True
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Keep ``checkpoints/best.ckpt`` in the run's folder, where a metric was best so far.
 
@@ -58,11 +63,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _counts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Whether there is a metric, of a network that is at its target if it has one."""
-        return self.monitor in trainer.callback_metrics and getattr(pl_module, "at_target", True) is True
+        return self.monitor in trainer.callback_metrics and _at_target(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say if nothing was kept."""
-        if not self.best_model_path and self.monitor in trainer.callback_metrics:
+        if not self.best_model_path and not _at_target(pl_module):
             rank_zero_warn(
                 "no best.ckpt is kept: the network was above its target of rate or energy at every validation; train "
                 "longer, or towards a higher one"
