@@ -1,7 +1,7 @@
 """The command line: ``lightning-msnn fit|validate|test|predict``, a LightningCLI for any module and any data.
 
 ``lightning-msnn export`` and ``describe`` have command lines of their own: :mod:`lightning_msnn.export` and
-:mod:`lightning_msnn.describe`.
+:mod:`lightning_msnn.describe`. ``dial`` is a ``fit`` whose arguments :mod:`lightning_msnn.dial` completes.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from lightning_msnn.callbacks import (
 )
 from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.describe import main as describe
+from lightning_msnn.dial import fit_arguments
 from lightning_msnn.errors import ConfigurationError, TrainingError, UnknownNameError, check_yaml, suggestion
 from lightning_msnn.export.__main__ import main as export
 from lightning_msnn.imports import HELP, explained, import_files
@@ -85,6 +86,9 @@ IMPORTS = "run.imports"
 
 OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"export": export, "describe": describe}
 """Verbs that are no training of LightningCLI, each with a command line of its own."""
+
+MORE = (*OTHERS, "dial")
+"""Verbs that are not those of LightningCLI."""
 
 _LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
 
@@ -471,8 +475,8 @@ class MSNNCLI(LightningCLI):
         args = list(sys.argv[1:] if args is None else args)
         verbs = self._subcommand_parsers
         if not args or (not args[0].startswith("-") and args[0] not in verbs):
-            given = f", not {args[0]!r}{suggestion(args[0], (*verbs, *OTHERS))}" if args else ""
-            raise ConfigurationError(f"the first argument must be one of {', '.join((*verbs, *OTHERS))}{given}")
+            given = f", not {args[0]!r}{suggestion(args[0], (*verbs, *MORE))}" if args else ""
+            raise ConfigurationError(f"the first argument must be one of {', '.join((*verbs, *MORE))}{given}")
         self._facts: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
         self._preprocessing: dict[str, Any] = {}
         self._source = ""
@@ -859,6 +863,8 @@ def main(args: Sequence[str] | None = None) -> None:
         return OTHERS[args[0]](args[1:])
     loggers = [f"lightning.pytorch.loggers.{name}" for name in _LOCAL_LOGGERS]
     try:
+        if args and args[0] == "dial":
+            args = fit_arguments(args[1:])
         MSNNCLI(
             LightningModule,
             LightningDataModule,
@@ -869,7 +875,7 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_class=_Parser,
             parser_kwargs={
                 "version": __version__,
-                "epilog": f"More, each with --help: {', '.join(f'lightning-msnn {verb}' for verb in OTHERS)}",
+                "epilog": f"More, each with --help: {', '.join(f'lightning-msnn {verb}' for verb in MORE)}",
             },
             trainer_defaults={"logger": [{"class_path": p, "init_args": {"save_dir": "runs"}} for p in loggers]},
             load_from_checkpoint_support=False,  # hyper-parameters are plain values already

@@ -23,13 +23,16 @@ from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.tasks import SpikingClassifier
 
-__all__ = ["describe", "main", "make_parser"]
+__all__ = ["describe", "forget_peak", "main", "make_parser", "peak_memory"]
 
 _WARMUP = 2  # steps that are not timed
 
 
-def _peak(device: torch.device) -> int:
-    """Most bytes that this process, or the device, has held since :func:`_forget`."""
+_CPU = torch.device("cpu")
+
+
+def peak_memory(device: torch.device = _CPU) -> int:
+    """Most bytes that this process, or the device, has held since :func:`forget_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -39,7 +42,7 @@ def _peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _forget(device: torch.device) -> int:
+def forget_peak(device: torch.device = _CPU) -> int:
     """Begin to look for the peak anew; return what is held now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -47,7 +50,7 @@ def _forget(device: torch.device) -> int:
     clear = Path("/proc/self/clear_refs")
     with suppress(OSError):  # the peak is then that since the process began
         clear.write_text("5")
-    return _peak(device)
+    return peak_memory(device)
 
 
 def _activations(task: SpikingClassifier, loss: Any) -> int:
@@ -114,7 +117,7 @@ def describe(
     images = len(datamodule.train_dataloader().dataset)
     size, on = datamodule.image_size, torch.device(device)
     sides = (size, size) if isinstance(size, int) else tuple(size)
-    before = _forget(on)
+    before = forget_peak(on)
     task = SpikingClassifier(
         network, datamodule.num_classes, datamodule.in_chans, network_kwargs, pretrained="." in network
     ).to(on)
@@ -139,7 +142,7 @@ def describe(
             torch.cuda.synchronize(on)
         if i >= _WARMUP:
             times.append(time.perf_counter() - start)
-    memory = _peak(on) - before
+    memory = peak_memory(on) - before
     activations = _activations(task, loss)
     fresh = timm.create_model(
         network, pretrained="." in network, num_classes=datamodule.num_classes, in_chans=datamodule.in_chans,

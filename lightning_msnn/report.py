@@ -26,11 +26,14 @@ from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier, SpikingForecaster
 from lightning_msnn.tasks.forecasting import naive_forecasts
 
-__all__ = ["main", "write_report"]
+__all__ = ["load_task", "main", "write_report"]
 
 
-def _load(name: str) -> tuple[SpikingClassifier | SpikingForecaster, str, dict[str, Any]]:
+def load_task(name: str) -> tuple[SpikingClassifier | SpikingForecaster, str, dict[str, Any]]:
     """Load a zoo entry or a checkpoint.
+
+    Args:
+        name: Name of the entry, or path of the checkpoint.
 
     Returns:
         The task in eval mode, the name of its data set, and the arguments of its data.
@@ -161,7 +164,7 @@ def write_report(
     place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if path.is_dir() or not (path.is_file() or place.is_dir()) or not os.access(place, os.W_OK):
         raise ConfigurationError(f"cannot write the report to {str(path)!r}: give a file that can, by --output")
-    task, kind, arguments = _load(name)
+    task, kind, arguments = load_task(name)
     arguments |= {"batch_size": batch_size} | ({} if root is None else {"root": root})
     try:
         datamodule = getattr(data, kind)(**arguments)

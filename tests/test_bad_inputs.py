@@ -158,6 +158,8 @@ CASES: dict[str, Case] = {
     "base size is zero": (config("model: {lr_base_size: 0}"), "lr_base_size.*0"),
     "smoothing of one": (config("model: {label_smoothing: 1.0}"), r"label_smoothing.*\[0, 1\).*1.0"),
     "unknown optimizer": (config("model: {optimizer: adamww}"), "'adamww'.*did you mean 'adamw'"),
+    "two targets": (config("model: {target_rate: 0.1, target_energy: 1.0e-5}"), "target_rate must not be given beside"),
+    "target of a twin": (config("model: {target_rate: 0.1, twin: relu}"), "target_rate must be left out.*no neurons"),
     "wrong number of classes": (config("model: {num_classes: 12}"), "num_classes is 12.*Digits has 10"),
     "wrong number of channels": (config("model: {in_chans: 3}"), "in_chans is 3.*Digits has 1"),
     "class that is none of ours": (config("data: {class_path: os.system}"), "os.system"),

@@ -242,11 +242,11 @@ def test_wandb_by_one_line(monkeypatch):
     assert Path("runs/quickstart/version_0/metrics.csv").is_file(), "the default loggers stay"
 
 
-def test_at_most_23_configurations_are_shipped():
+def test_at_most_25_configurations_are_shipped():
     """One for each data set, of images, sounds, series and events; recipes and trainers are composed with them."""
     files = [file for file in CONFIGS.rglob("*") if file.is_file()]
     assert sorted(configurations().values()) == sorted(files)
-    assert len(files) <= 23
+    assert len(files) <= 25
 
 
 @pytest.mark.parametrize("recipe", [name for name in configurations() if name.startswith("recipe/")])
@@ -738,3 +738,29 @@ def test_a_task_of_ones_own(own):
         columns = {name for row in csv.DictReader(file) for name, value in row.items() if value}
     assert {"val/loss", "test/loss", "train/lr"} <= columns
     assert (run / "energy.json").is_file()
+
+
+def test_imagenet_from_a_small_folder_in_its_layout(tmp_path):
+    """Data, recipe and network for 224 pixels, from files of any size to a test of what was kept."""
+    names = ("n01440764", "n01443537")
+    for part, number in (("train", 6), ("val", 2)):
+        for label, name in enumerate(names):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = np.random.default_rng((label, i, number)).integers(0, 255, (60 + i, 90, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{name}_{i}.JPEG")
+    main([
+        "fit", "--config", "data/imagenet", "--config", "recipe/imagenet", "--data.root", str(tmp_path / "images"),
+        "--data.batch_size", "4", "--data.val_fraction", "0.2", "--trainer.max_epochs", "1",
+        "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.name", "imagenet",
+    ])  # fmt: skip
+    content = read_checkpoint("runs/imagenet/version_0/checkpoints/best.ckpt")
+    assert content["class_names"] == list(names)
+    assert content["hyper_parameters"]["network"] == "msnn_resnet20_224"
+    assert content["preprocessing"]["image_size"] == 224
+    weights = {name.partition("network.")[2]: value.shape for name, value in content["state_dict"].items()}
+    assert weights["stem.conv.weight"] == (48, 3, 7, 7)
+    assert weights["head.fc.weight"] == (2, 384)
+    with Path("runs/imagenet/version_0/metrics.csv").open() as file:
+        assert [row["test/top1"] for row in csv.DictReader(file) if row.get("test/top1")], "val/ is the test set"

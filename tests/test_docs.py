@@ -26,6 +26,7 @@ from torch.distributed.run import get_args_parser
 
 from lightning_msnn.cli import MSNNCLI, main
 from lightning_msnn.describe import make_parser as describing
+from lightning_msnn.dial import make_parser as dialling
 from lightning_msnn.export import FORMATS
 from lightning_msnn.export.__main__ import make_parser
 from tests.conftest import ROOT
@@ -111,6 +112,8 @@ def parse_lightning(args, monkeypatch):
     if args[0] == "describe":
         describing().parse_args(args[1:])
         return
+    if args[0] == "dial":  # a training whose other options are those of fit
+        args = ["fit", *dialling().parse_known_args(args[1:])[1]]
     for i, (option, value) in enumerate(pairwise(list(args))):
         if option == "--config" and isinstance(yaml.safe_load(value), dict):  # a configuration that stands on the page
             Path(f"page{i}.yaml").write_text(value)

@@ -218,6 +218,17 @@ def by_hand(page: str) -> list[str]:
     ]
 
 
+def dialled() -> list[str]:
+    """What a network needed and knew after its dial was turned, as shares of what it needed before."""
+    (line,) = (line for line in TRAININGS if line["page"] == "dial.md")
+    before = zoo.info("msnn_resnet12_tiny.digits")["top1"]
+    return [
+        f"needs {100 * line['operations']:.1f} % of the accumulates",
+        f"and {100 * line['energy']:.1f} % of its joules",
+        *(f"Top-1 {top1} %, where the entry has {before} %" for top1 in line["top1"]),
+    ]
+
+
 def minutes(command: str) -> str:
     """How long a training by hand took, in words."""
     (line,) = (line for line in TRAININGS if line["command"] == command)
@@ -231,6 +242,7 @@ SENTENCES: dict[str, Callable[[], list[str]]] = {
     "README.md": lambda: [table(OWN), f"about {minutes(QUICKSTART)}, with no download"],
     "benchmarks/README.md": benchmarks,
     "docs/convert.md": convert,
+    "docs/dial.md": dialled,
     "docs/energy.md": energy,
     "docs/experiments.md": experiments_page,
     "docs/export.md": export_page,
@@ -251,6 +263,7 @@ SETTINGS: dict[str, str] = {
     "benchmarks/README.md": r"at 1\.\d+ times the speed|with 0\.8 times|\(three times as many",
     "docs/beyond-images.md": r"CC BY-SA 4\.0|for a second of sound",
     "docs/concepts.md": r"threshold \(0\.5\)|from 0\.1;|program uses 0\.25",
+    "docs/dial.md": r"first 40 % of the|at most 3 % above|cosine from 0\.002|teacher weight 0\.9",
     "docs/distil.md": "the first 60 %",
     "docs/energy.md": r"NeuroBench 2\.3 and SpikingJelly 2\.0",
     "docs/experiments.md": r"fixed at 0\.4|default of 0\.1|theta 0\.3|at 0\.7 and 0\.9|theta is 0\.25|0\.1 to 0\.9",

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_msnn.data import Digits
 from lightning_msnn.runs import FiniteLoss
 from lightning_msnn.tasks import SpikingClassifier
-from tests.conftest import NETWORKS, TINY
+from tests.conftest import DISTINCT, TINY
 
 STEPS = 12
 
@@ -72,7 +72,7 @@ def test_same_seed_same_result(tmp_path: Path, name: str) -> None:
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_every_network_is_deterministic(name: str) -> None:
     """No operation without a deterministic implementation, forward and backward."""
     results = []

@@ -25,10 +25,12 @@ MAY_IMPORT = {
     "export": {"conversion", "data", "energy", "functional", "imports", "models", "nn", "runs", "zoo"},
     "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
     "describe": {"imports", "data", "energy", "tasks"},
+    "dial": {"imports", "data", "energy", "report", "tasks"},
     "cli": {
         "callbacks",
         "data",
         "describe",
+        "dial",
         "energy",
         "export",
         "imports",

@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_msnn.errors import ConfigurationError
@@ -13,10 +13,16 @@ from lightning_msnn.errors import ConfigurationError
 __all__ = ["BestCheckpoint"]
 
 
+def _at_target(pl_module: pl.LightningModule) -> bool:
+    """Whether a module is at its target of rate or energy; true of one that has none."""
+    return getattr(pl_module, "at_target", True) is True
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Keep ``checkpoints/best.ckpt`` in the run's folder, where a metric was best so far.
 
-    A training that does not log the metric keeps none, and says so at its end.
+    A training that does not log the metric keeps none, and says so at its end. On the way to a target of rate or energy
+    only a network that is at it counts.
 
     Args:
         monitor: Name of the metric.
@@ -47,15 +53,24 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where there is no validation, if the metric was logged."""
-        if self.monitor in trainer.callback_metrics:
+        if self._counts(trainer, pl_module):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after a validation, if the metric was logged."""
-        if self.monitor in trainer.callback_metrics:
+        if self._counts(trainer, pl_module):
             super().on_validation_end(trainer, pl_module)
+
+    def _counts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Whether there is a metric, of a network that is at its target if it has one."""
+        return self.monitor in trainer.callback_metrics and _at_target(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say if nothing was kept."""
-        if not self.best_model_path:
+        if not self.best_model_path and not _at_target(pl_module):
+            rank_zero_warn(
+                "no best.ckpt is kept: the network was above its target of rate or energy at every validation; train "
+                "longer, or towards a higher one"
+            )
+        elif not self.best_model_path:
             rank_zero_info("no best.ckpt is kept: %s was not logged", self.monitor)

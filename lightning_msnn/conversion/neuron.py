@@ -11,6 +11,7 @@ from lightning_msnn.functional.membrane import scan
 from lightning_msnn.functional.spike import SOFT, triangular
 from lightning_msnn.functional.windows import merge, split
 from lightning_msnn.nn import Spike, make_decay
+from lightning_msnn.nn.neuron import between
 
 __all__ = ["RectifierSpike", "WindowMembrane", "one_bit_quantiser"]
 
@@ -89,6 +90,11 @@ class RectifierSpike(Spike):
         if self.soft != "rectifier":
             soft = scale * SOFT[self.soft](x / scale, spikes, threshold / scale)
         return soft * (1.0 - share) + spikes * (share * scale)
+
+    def _between(self, returned: Tensor, share: Tensor) -> Tensor:
+        logs = (self.log_threshold.detach(), self.log_scale.detach())
+        threshold, scale = (x.exp().view(self.shape).to(returned.dtype) for x in logs)
+        return scale * between(threshold / scale, share, self.soft)
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "CODINGS",
     "MLPS",
     "MSNN",
+    "STEM_STRIDES",
     "WINDOW_SCHEDULES",
     "Stage",
     "State",
@@ -56,6 +57,9 @@ WINDOW_SCHEDULES: dict[str, tuple[str, str]] = {
 }
 """Kinds of windows in even and odd blocks of a stage, by the name that configurations use. A schedule that alternates
 has windows of the first kind throughout its last stage."""
+
+STEM_STRIDES = (2, 4)
+"""Strides of the stem: 4 for images of hundreds of pixels, whose first maps would be large."""
 
 MLPS = ("spiking", "gelu")
 """Channel mixers of the blocks: on spikes, or on the analogue stream as in the paper."""
@@ -174,6 +178,7 @@ class MSNN(nn.Module):
         global_pool: Pooling before the read-out (timm's names), ``""`` for none.
         depths: Number of blocks of each stage.
         widths: Channels of each stage.
+        stem_stride: Stride of the stem, 2 or 4.
         mlp_ratio: Hidden channels of the MLP as a multiple of the width.
         windows: Kinds of windows, one of :data:`WINDOW_SCHEDULES` or of :data:`lightning_msnn.functional.WINDOWS`.
         context: ``"shared"`` or ``"isolated"``: what a synapse sees beyond the border of a window.
@@ -211,6 +216,7 @@ class MSNN(nn.Module):
         global_pool: str = "avg",
         depths: Sequence[int] = (2, 2, 6, 2),
         widths: Sequence[int] = (48, 96, 192, 384),
+        stem_stride: int = 2,
         mlp_ratio: float = 3.0,
         windows: str = "alternate",
         context: str = "shared",
@@ -248,6 +254,8 @@ class MSNN(nn.Module):
             check_integer("each of depths and widths", value, 1)
         if sum(depths) > MOST_BLOCKS:
             raise ConfigurationError(f"depths must be {MOST_BLOCKS} blocks together at most, not {list(depths)}")
+        if stem_stride not in STEM_STRIDES:
+            raise ConfigurationError(f"stem_stride must be 2 or 4, not {stem_stride!r}")
         choose(dict.fromkeys(MLPS), mlp, "mlp")
         choose(dict.fromkeys(CODINGS), coding, "coding")
         kinds = window_kinds(windows, depths)
@@ -269,7 +277,7 @@ class MSNN(nn.Module):
         encoder: Callable[[int], nn.Module] = (
             partial(Encoder, norm=norm, neuron=alike) if coding == "threshold" else lambda dim: BernoulliEncoder()
         )
-        self.stem = Stem(in_chans, widths[0], norm)
+        self.stem = Stem(in_chans, widths[0], norm, stem_stride)
         thetas = _for_each_block(theta, depths)
         rates = torch.linspace(0.0, drop_path_rate, sum(depths), device="cpu").tolist()
         stages: list[nn.Module] = []
@@ -292,7 +300,7 @@ class MSNN(nn.Module):
             stage.steps_in_batch = time_steps  # type: ignore[assignment]  # for what counts operations of a sample
             stages.append(stage)
             self.feature_info.append(
-                {"num_chs": width, "reduction": 2 ** (i + 1), "module": self.feature_module.format(i)}
+                {"num_chs": width, "reduction": stem_stride * 2**i, "module": self.feature_module.format(i)}
             )
         self.stages = nn.ModuleList(stages)
         self.norm: nn.Module = nn.BatchNorm2d(self.num_features) if norm else nn.Identity()
@@ -494,7 +502,10 @@ class MSNN(nn.Module):
         return self.forward_head(features), State({name: around.after[layer] for name, layer in layers.items()})
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Map images ``(B, in_chans, H, W)`` to features ``(B, num_features, H / 16, W / 16)``, rounded up."""
+        """Map images ``(B, in_chans, H, W)`` to features ``(B, num_features, H / 16, W / 16)``, rounded up.
+
+        With a stem of stride 4 it is a 32nd of each side.
+        """
         return normalise(self._over_time(x, len(self.stages) - 1)[-1], self.norm)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from torch import Tensor, nn
 
 from lightning_msnn.models.msnn import MSNN
-from lightning_msnn.models.registry import create, zoo_cfgs
+from lightning_msnn.models.registry import DEPTHS, TWICE, create, imagenet_cfg, zoo_cfgs
 from lightning_msnn.nn.layer import fire
 from lightning_msnn.nn.mixer import Mixer
 from lightning_msnn.nn.neuron import Membrane, Neuron, Spike
@@ -80,7 +80,12 @@ class MSNNResNet(MSNN):
         super().__init__(ConvMixer, **kwargs)
 
 
-default_cfgs = generate_default_cfgs(zoo_cfgs("msnn_resnet12", "msnn_resnet12_tiny"))
+default_cfgs = generate_default_cfgs(
+    zoo_cfgs(
+        "msnn_resnet12", "msnn_resnet12_tiny", "msnn_resnet12_w2", "msnn_resnet20", "msnn_resnet20_w2", "msnn_resnet32"
+    )
+    | zoo_cfgs("msnn_resnet20_224", **imagenet_cfg())
+)
 
 
 @register_model
@@ -93,3 +98,33 @@ def msnn_resnet12(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def msnn_resnet12_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Twelve blocks, widths 16 to 32: under 0.3 M parameters, for tests and a first look."""
     return create(MSNNResNet, "msnn_resnet12_tiny", pretrained, {"widths": (16, 24, 32, 32)}, **kwargs)
+
+
+@register_model
+def msnn_resnet12_w2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Twelve blocks, twice as wide, widths 96 to 768: 55.6 M parameters."""
+    return create(MSNNResNet, "msnn_resnet12_w2", pretrained, {"widths": TWICE}, **kwargs)
+
+
+@register_model
+def msnn_resnet20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Twenty blocks, widths 48 to 384: 20.0 M parameters, 0.24 G operations at 32x32."""
+    return create(MSNNResNet, "msnn_resnet20", pretrained, {"depths": DEPTHS[20]}, **kwargs)
+
+
+@register_model
+def msnn_resnet20_w2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Twenty blocks, twice as wide, widths 96 to 768: 79.7 M parameters."""
+    return create(MSNNResNet, "msnn_resnet20_w2", pretrained, {"depths": DEPTHS[20], "widths": TWICE}, **kwargs)
+
+
+@register_model
+def msnn_resnet32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Thirty-two blocks, widths 48 to 384: 34.9 M parameters."""
+    return create(MSNNResNet, "msnn_resnet32", pretrained, {"depths": DEPTHS[32]}, **kwargs)
+
+
+@register_model
+def msnn_resnet20_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Twenty blocks, widths 48 to 384, a stem of stride 4: 3.5 G operations at 224x224."""
+    return create(MSNNResNet, "msnn_resnet20_224", pretrained, {"depths": DEPTHS[20], "stem_stride": 4}, **kwargs)

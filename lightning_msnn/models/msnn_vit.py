@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.msnn import MSNN, Stage
-from lightning_msnn.models.registry import create, zoo_cfgs
+from lightning_msnn.models.registry import DEPTHS, TWICE, create, zoo_cfgs
 from lightning_msnn.nn.layer import cut_windows, fire
 from lightning_msnn.nn.mixer import Mixer
 from lightning_msnn.nn.neuron import Membrane, Neuron, Spike
@@ -157,7 +157,9 @@ class MSNNViT(MSNN):
         return Stage(downsample, blocks, Position(encoder(width), width, norm))
 
 
-default_cfgs = generate_default_cfgs(zoo_cfgs("msnn_vit12", "msnn_vit12_tiny"))
+default_cfgs = generate_default_cfgs(
+    zoo_cfgs("msnn_vit12", "msnn_vit12_tiny", "msnn_vit12_w2", "msnn_vit20", "msnn_vit20_w2", "msnn_vit32")
+)
 
 
 @register_model
@@ -170,3 +172,27 @@ def msnn_vit12(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def msnn_vit12_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Twelve blocks, widths 24 and 48: under 0.3 M parameters, for tests and a first look."""
     return create(MSNNViT, "msnn_vit12_tiny", pretrained, {"widths": (24, 24, 48, 48)}, **kwargs)
+
+
+@register_model
+def msnn_vit12_w2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Twelve blocks, twice as wide, widths 96 to 768, 4 to 32 heads: 23.3 M parameters."""
+    return create(MSNNViT, "msnn_vit12_w2", pretrained, {"widths": TWICE}, **kwargs)
+
+
+@register_model
+def msnn_vit20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Twenty blocks, widths 48 to 384: 8.3 M parameters."""
+    return create(MSNNViT, "msnn_vit20", pretrained, {"depths": DEPTHS[20]}, **kwargs)
+
+
+@register_model
+def msnn_vit20_w2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Twenty blocks, twice as wide, widths 96 to 768: 33.0 M parameters."""
+    return create(MSNNViT, "msnn_vit20_w2", pretrained, {"depths": DEPTHS[20], "widths": TWICE}, **kwargs)
+
+
+@register_model
+def msnn_vit32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Thirty-two blocks, widths 48 to 384: 14.3 M parameters."""
+    return create(MSNNViT, "msnn_vit32", pretrained, {"depths": DEPTHS[32]}, **kwargs)

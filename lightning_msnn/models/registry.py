@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._hub import download_from_hf
@@ -30,13 +31,16 @@ from lightning_msnn.models.weights import (
 )
 
 __all__ = [
+    "DEPTHS",
     "MIN_SIZE",
     "PRESETS",
+    "TWICE",
     "check_arguments",
     "create",
     "create_with",
     "default_cfg",
     "entry_cfg",
+    "imagenet_cfg",
     "is_ours",
     "of_entry",
     "own_arguments",
@@ -45,6 +49,12 @@ __all__ = [
 
 MIN_SIZE = 8
 """Smallest side of an input image in pixels."""
+
+DEPTHS: dict[int, tuple[int, ...]] = {20: (2, 4, 12, 2), 32: (4, 4, 20, 4)}
+"""Blocks of each stage of deeper networks, by the number of all; twelve are the backbone's own."""
+
+TWICE = (96, 192, 384, 768)
+"""Widths of networks twice as wide."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -93,6 +103,18 @@ def default_cfg(size: int = 32, num_classes: int = 1000, in_chans: int = 3, **kw
     }
 
 
+def imagenet_cfg() -> dict[str, Any]:
+    """Return the fields of :func:`default_cfg` of networks for ImageNet: 224 pixels, a stem of stride 4."""
+    return {
+        "size": 224,
+        "pool_size": (7, 7),
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "crop_pct": 0.875,
+        "interpolation": "bilinear",
+    }
+
+
 def entry_cfg(folder: Path) -> PretrainedCfg:
     """Return timm's pretrained configuration of a zoo entry.
 
@@ -119,17 +141,19 @@ def entry_cfg(folder: Path) -> PretrainedCfg:
     return PretrainedCfg(**cfg)
 
 
-def zoo_cfgs(*architectures: str) -> dict[str, PretrainedCfg]:
+def zoo_cfgs(*architectures: str, **fields: Any) -> dict[str, PretrainedCfg]:
     """Return timm's pretrained configurations of architectures and of their zoo entries, by ``<architecture>.<tag>``.
 
     Without a tag, an architecture is untrained, with timm's usual 1,000 classes and 3 channels.
 
     Args:
         *architectures: Registered names.
+        **fields: Fields of untrained ones, see :func:`default_cfg`.
     """
     cfgs = {name: entry_cfg(f) for name, f in entries().items() if name.partition(".")[0] in architectures}
     # timm makes the first tag with weights the default of its architecture, unless a starred tag comes after it.
-    return cfgs | {f"{architecture}.untrained*": PretrainedCfg(**default_cfg()) for architecture in architectures}
+    untrained = PretrainedCfg(**default_cfg(**fields))
+    return cfgs | {f"{architecture}.untrained*": untrained for architecture in architectures}
 
 
 def _parameters(*classes: type[nn.Module]) -> set[str]:

@@ -27,21 +27,22 @@ __all__ = [
 
 @register_notrace_module  # runs on a kernel
 class Stem(nn.Module):
-    """Analogue 3x3 convolution of stride 2 with batch norm: pixels to the residual stream.
+    """Analogue convolution with batch norm, 3x3 of stride 2 or 7x7 of stride 4: pixels to the residual stream.
 
     Args:
         in_chans: Channels of the image.
         dim: Channels of the residual stream.
         norm: Whether batch norm follows; without it the convolution has a bias.
+        stride: 2, or 4 for images of many pixels.
     """
 
-    def __init__(self, in_chans: int, dim: int, norm: bool = True) -> None:
+    def __init__(self, in_chans: int, dim: int, norm: bool = True, stride: int = 2) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, dim, 3, stride=2, padding=1, bias=not norm)
+        self.conv = nn.Conv2d(in_chans, dim, 2 * stride - 1, stride, stride - 1, bias=not norm)
         self.norm: nn.Module = nn.BatchNorm2d(dim) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map an image ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / 2), ceil(W / 2))``."""
+        """Map an image ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / stride), ceil(W / stride))``."""
         return normalise(self.conv(x), self.norm)
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "Spike",
     "Stream",
     "annealed",
+    "between",
     "grain_size",
     "make_decay",
     "set_annealing",
@@ -196,6 +197,23 @@ class Spike(nn.Module):
         """Return exact spikes of a membrane."""
         return self.model.fire(membrane, self.surrogate, self.level_of(membrane))
 
+    def told(self, returned: Tensor) -> Tensor:
+        """Return the exact spikes behind what the neurons returned, without a gradient; while annealing, by its size.
+
+        Args:
+            returned: What :meth:`forward` returned, of its shape.
+        """
+        share = self.share(returned)
+        spikes = returned.detach()
+        if share is None:
+            return spikes
+        return (spikes > self._between(spikes, share.to(spikes.dtype))).to(spikes.dtype)
+
+    def _between(self, returned: Tensor, share: Tensor) -> Tensor:
+        """What lies between what neurons return just below their threshold and at it, while annealing."""
+        level = torch.as_tensor(self.level_of(returned), dtype=returned.dtype, device=returned.device).detach()
+        return between(level, share, self.soft)
+
     def reset(self, membrane: Tensor, spikes: Tensor, tau: Tensor | float) -> Tensor:
         """Return what a membrane hands to the next time step; its spikes may be annealed, those that reset it are not.
 
@@ -236,6 +254,18 @@ class Spike(nn.Module):
     def extra_repr(self) -> str:
         """Show threshold and surrogate."""
         return f"threshold={self.threshold if self.level is None else 'learnt'}, surrogate={self.name!r}"
+
+
+def between(level: Tensor, share: Tensor, soft: str) -> Tensor:
+    """What lies between ``a s + (1 - a) f(u)`` just below a threshold and at it.
+
+    Args:
+        level: Threshold, any shape.
+        share: Share ``a`` of the step.
+        soft: Name of the function ``f``, one of :data:`lightning_msnn.functional.SOFT`.
+    """
+    ends = [SOFT[soft](level, torch.full_like(level, s), level) for s in (0.0, 1.0)]
+    return 0.5 * (share + (1.0 - share) * (ends[0] + ends[1]))
 
 
 class ByteSpike(Spike):

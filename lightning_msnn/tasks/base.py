@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
 from inspect import signature
@@ -12,6 +13,7 @@ import lightning.pytorch as pl
 import timm
 import timm.optim
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
@@ -26,6 +28,7 @@ from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import find, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
 from lightning_msnn.tasks.conversion import convert_network, fit_neurons
+from lightning_msnn.tasks.dial import COUNTED, ENDLESS, Dial, check_targets
 from lightning_msnn.tasks.distillation import Teacher, distillation_loss, feature_loss, watched
 
 __all__ = ["SCHEDULES", "Task", "check_positive", "named_groups"]
@@ -106,6 +109,10 @@ class Task(pl.LightningModule):
         teacher_features: Weight of a further loss, at least 0: the square of the difference of what blocks of the
             student and of the teacher return, as a share of the teacher's own; for a teacher with the student's blocks,
             as its twin or the network that it was converted from.
+        target_rate: Spike rate to train towards, weighted by what spikes cause: accumulates of a sample as a share of
+            those that there would be if all neurons fired, in (0, 1]. What exceeds it is part of the loss, see
+            :mod:`lightning_msnn.tasks.dial`; a network that needs less is left alone.
+        target_energy: Likewise joules of a sample under the default energy profile, in the place of a rate.
 
     Raises:
         ConfigurationError: If an argument is not allowed, or the data does not fit the network.
@@ -135,6 +142,8 @@ class Task(pl.LightningModule):
         teacher_weight: float = 0.5,
         teacher_temperature: float = 2.0,
         teacher_features: float = 0.0,
+        target_rate: float | None = None,
+        target_energy: float | None = None,
     ) -> None:
         super().__init__()
         if optimizer not in (known := timm.optim.list_optimizers()):
@@ -168,6 +177,7 @@ class Task(pl.LightningModule):
             raise ConfigurationError("teacher_weight must be above 0, not 0: leave out the teacher")
         if not (math.isfinite(teacher_temperature) and teacher_temperature > 0.0):
             raise ConfigurationError(f"teacher_temperature must be a finite number above 0, not {teacher_temperature}")
+        check_targets(target_rate, target_energy)
         self.save_hyperparameters()
         given = dict(network_kwargs or {})
         if img_size is not None and timm.get_pretrained_cfg(network.partition(".")[0]).fixed_input_size:
@@ -189,6 +199,9 @@ class Task(pl.LightningModule):
             self.hparams.update(convert_network(self.network, self.hparams))
         if teacher_features and self.hparams["teacher"] is None:
             raise ConfigurationError(f"teacher_features must be 0 without a teacher, not {teacher_features}")
+        self.dial: Dial | None = None
+        if target_rate is not None or target_energy is not None:
+            self.dial = Dial(self.network, target_rate, target_energy)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         if freeze is not None:
@@ -349,10 +362,15 @@ class Task(pl.LightningModule):
             self.teacher.prepare(self.device, dtype, **normalised)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Fit the neurons of a network that has just been converted."""
+        """Fit the neurons of a network that has just been converted, and find out what spikes cost."""
         if self._to_fit and self.global_step == 0 and batch_idx == 0:
             fit_neurons(self, self.network, batch)
         self._to_fit = False
+        if self.dial is not None:
+            size = self.preprocessing.get("image_size")  # which a training may begin below
+            sides = [size, size] if isinstance(size, int) else size
+            with self.trainer.precision_plugin.forward_context():
+                self.dial.prepare(self.network, self.seen(self.unpack(batch)[0]), sides)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store class names, preprocessing of the images and how the network was made, as plain values."""
@@ -362,6 +380,8 @@ class Task(pl.LightningModule):
         checkpoint["network_arguments"] = dict(getattr(self.network, "arguments", {}))
         checkpoint["started_from"] = self._started_from
         checkpoint["planned_steps"] = self._planned_steps
+        if self.dial is not None:
+            checkpoint["dial"] = self.dial.state_dict()
         # Whoever loads the checkpoint needs no longer what the training started from.
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**self.hparams, "init_from": None}
 
@@ -371,6 +391,8 @@ class Task(pl.LightningModule):
         self.preprocessing = dict(checkpoint.get("preprocessing", self.preprocessing))
         self._started_from = checkpoint.get("started_from", self._started_from)
         self._planned_steps = checkpoint.get("planned_steps")
+        if self.dial is not None and "dial" in checkpoint:
+            self.dial.load_state_dict(checkpoint["dial"])
 
     # Steps
 
@@ -384,7 +406,8 @@ class Task(pl.LightningModule):
         inputs, targets = self.unpack(batch)
         mixed, goals = self.mix(inputs, targets)
         try:
-            with watched(self.network, self._taught_blocks) as features:
+            dialled = nullcontext() if self.dial is None else self.dial.watching(self.network)
+            with watched(self.network, self._taught_blocks) as features, dialled:
                 outputs = self(mixed)
         except ValueError as error:
             if len(mixed) > 1 or isinstance(error, ConfigurationError):
@@ -402,11 +425,41 @@ class Task(pl.LightningModule):
                 apart = feature_loss(features, taught)
                 loss = loss + self.hparams["teacher_features"] * apart
                 self.log("train/features", apart)
+        if self.dial is not None:
+            loss = loss + self._dialled(self.dial)
         self.train_metrics.update(outputs.detach().float(), targets)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
         self.log("train/lr", max(group["lr"] for group in self.optimizers().param_groups))  # type: ignore[union-attr]
         return loss
+
+    def _dialled(self, dial: Dial) -> Tensor:
+        """Return the regulariser of a step, and log what it is of."""
+        share = 1.0 / (self._steps() * self.trainer.accumulate_grad_batches)
+        measured = dial.measured()
+        loss = dial.loss(measured, self._progress(), share, self._mean)
+        self.log_dict({f"train/{name}": value.detach() for name, value in measured.items()})
+        self.log("train/multiplier", dial.multiplier)
+        return loss
+
+    def _steps(self) -> float:
+        """Steps of the training, or of what a dial takes for one where it has no end."""
+        steps = float(self.trainer.estimated_stepping_batches)
+        return max(1.0, steps) if math.isfinite(steps) else ENDLESS
+
+    def _progress(self) -> float:
+        """Share of the training that is over."""
+        return min(1.0, self.global_step / self._steps())
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """Mean over the processes of a training."""
+        mean: Tensor = self.trainer.strategy.reduce(value, reduce_op="mean")
+        return mean
+
+    @property
+    def at_target(self) -> bool:
+        """Whether the last validation found the network at its target of rate or energy; true if it has none."""
+        return self.dial is None or self.dial.met
 
     def _begin(self, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         """Begin an evaluation with sums that lose no digit to their order."""
@@ -433,8 +486,27 @@ class Task(pl.LightningModule):
         self._begin(self.test_metrics, self.test_loss)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Accumulate loss and metrics of the validation set."""
+        """Accumulate loss and metrics of the validation set; count what some of it costs on the way to a target."""
         self._evaluate(batch, "val", self.val_metrics, self.val_loss)
+        if self.dial is not None and self._dialling:
+            batches, images = COUNTED
+            numbers = self.trainer.num_val_batches
+            number = numbers[0] if isinstance(numbers, list) else numbers
+            every = math.ceil(number / batches) if math.isfinite(number) else 1
+            if batch_idx % every == 0 and batch_idx < every * batches:
+                inputs, _ = self.unpack(batch)
+                self.dial.count(self.network, lambda: self(inputs[:images]))
+
+    @property
+    def _dialling(self) -> bool:
+        """Whether this validation is one of a training towards a target."""
+        return self.dial is not None and self.dial.cost is not None and self.trainer.state.fn == TrainerFn.FITTING
+
+    def on_validation_epoch_end(self) -> None:
+        """Go by what was counted on the way to a target."""
+        if self.dial is not None and self._dialling:
+            counted = self.dial.settle(self._progress(), self._mean)
+            self.log_dict({f"val/{name}": value for name, value in counted.items()})
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Accumulate loss and metrics of the test set."""

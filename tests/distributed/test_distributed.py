@@ -80,8 +80,18 @@ def test_processes_agree_after_training(runs: Any, devices: int) -> None:
     for other in others:
         assert other["keys"] == first["keys"]
         assert other["fit"] == first["fit"]
+        assert other["dial"] == first["dial"]
         assert other["weights"].keys() == first["weights"].keys()
         assert all(torch.equal(other["weights"][name], value) for name, value in first["weights"].items())
+
+
+def test_processes_weigh_the_excess_over_a_target_alike(runs: Any) -> None:
+    """What they measure is of all their images, so that the weight is the same, and there is one."""
+    for devices in (1, 2, 3):
+        ranks = [rank["dial"] for rank in runs[devices][1]]
+        assert ranks[0]["multiplier"] > 0.0
+        assert ranks[0]["counted"] > 0.0
+        assert all(rank == ranks[0] for rank in ranks)
 
 
 def test_learning_rate_grows_with_the_images_of_a_step(runs: Any) -> None:

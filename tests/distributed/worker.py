@@ -44,7 +44,7 @@ def main(root: str, out: str, devices: int) -> None:
     data = ImageFolder(root=root, image_size=8, batch_size=16, val_fraction=0.35, cache_dir=f"{out}/cache")
     task = SpikingClassifier(
         "msnn_resnet12_tiny", num_classes=3, network_kwargs={"depths": [1, 1, 1, 1], "widths": [8] * 4}, mixup=0.5,
-        lr=0.001, lr_base_size=16,
+        lr=0.001, lr_base_size=16, target_rate=0.05,
     )  # fmt: skip
     options: dict[str, Any] = {
         "accelerator": "cpu", "devices": devices, "strategy": "ddp" if devices > 1 else "auto", "logger": False,
@@ -67,6 +67,7 @@ def main(root: str, out: str, devices: int) -> None:
         "lr": max(scheduler["initial_lr"] for scheduler in trainer.optimizers[0].param_groups),
         "drawn": watch.drawn,
         "steps": trainer.global_step,
+        "dial": None if task.dial is None else task.dial.state_dict(),
     }
     torch.save(result, Path(out) / f"rank_{trainer.global_rank}.pt")
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_msnn.energy import count_operations
 from lightning_msnn.energy.profiles import COLUMN
-from tests.conftest import NETWORKS
+from tests.conftest import DISTINCT
 from tests.energy.test_counting import lively
 
 SIZES = [16, 32, 48]
@@ -107,7 +107,7 @@ def whole_tensors_less_items(model, x):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_spikingjelly_to_the_unit(name, size):
     model, x = network(name), binary_image(size)
     record = count_operations(model, x)
@@ -124,7 +124,7 @@ def test_spikingjelly_to_the_unit(name, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_neurobench_to_the_unit(name, size):
     model, x = network(name), binary_image(size)
     theirs = neurobench(model, x)

@@ -14,7 +14,7 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.models import SPIKING_CELLS, ConvMixer, Recurrence
 from lightning_msnn.nn import Neuron, PatchMerging, Spike, Stem
-from tests.conftest import NETWORKS, TINY
+from tests.conftest import DISTINCT, TINY
 
 
 def lively(model, size=32):
@@ -325,11 +325,12 @@ def test_network_is_left_as_it_was():
     assert counter.record().total("accumulates") == twice
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_any_batch_split_gives_the_same_counts(name):
     for context in ("shared", "isolated"):
-        model = lively(timm.create_model(name, num_classes=10, context=context))
-        x = torch.randn(6, 3, 32, 32)
+        # In float64 rounding moves no membrane across its threshold.
+        model = lively(timm.create_model(name, num_classes=10, context=context)).double()
+        x = torch.randn(6, 3, 32, 32, dtype=torch.float64)
         whole = count_operations(model, x)
         parts = [count_operations(model, part) for part in x.split([1, 2, 3])]
         assert whole.samples == sum(p.samples for p in parts) == 6
@@ -344,7 +345,7 @@ def test_any_batch_split_gives_the_same_counts(name):
 
 @pytest.mark.parametrize(
     ("name", "kwargs"),
-    [*((name, {}) for name in NETWORKS), *(("msnn_rnn12_tiny", {"cell": cell}) for cell in SPIKING_CELLS)],
+    [*((name, {}) for name in DISTINCT), *(("msnn_rnn12_tiny", {"cell": cell}) for cell in SPIKING_CELLS)],
     ids=str,
 )
 def test_every_synapse_of_the_branches_is_accumulate_only(name, kwargs):

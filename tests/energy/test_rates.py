@@ -19,7 +19,7 @@ from lightning_msnn.nn import Membrane, Neuron, Projection, Spike, fire
 from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.nn.layer import Cut
 from lightning_msnn.zoo.verification import test_data as data_of
-from tests.conftest import NETWORKS
+from tests.conftest import DISTINCT, NETWORKS
 
 CHANNELS = 6
 DIGITS = ["msnn_resnet12_tiny.digits", "msnn_vit12_tiny.digits", "msnn_rnn12_tiny.digits"]
@@ -238,7 +238,7 @@ def test_trained_networks(name, theta):
     assert sum(channels) / len(channels) < 0.04
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 @pytest.mark.parametrize("arguments", [{}, {"context": "isolated"}, {"learn_threshold": True, "learn_theta": True}])
 def test_every_network_has_a_law_with_a_gradient(name, arguments):
     network = timm.create_model(name, num_classes=10, **arguments).train()

@@ -1,7 +1,9 @@
 """The contract of timm's models, for every registered network."""
 
 import copy
+import math
 import pickle
+import re
 import shutil
 
 import pytest
@@ -28,7 +30,7 @@ from lightning_msnn.nn import (
     Stem,
 )
 from lightning_msnn.nn.folding import fold_batch_norm
-from tests.conftest import NETWORKS, TINY
+from tests.conftest import DISTINCT, NETWORKS, TINY
 
 SIZES = [(8, 8), (32, 32), (31, 17), (8, 50), (64, 40)]
 
@@ -58,6 +60,35 @@ def test_size_of_resnet12():
     model = timm.create_model("msnn_resnet12", num_classes=100)
     assert 13e6 < sum(p.numel() for p in model.parameters()) < 15e6
     assert sum(len(stage.blocks) for stage in model.stages) == 12
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit"])
+def test_depths_and_widths_are_those_of_the_name(family):
+    """Numbers of blocks and widths by the name; parameters grow with them, and nothing else is different."""
+    others = [n for n in NETWORKS if re.fullmatch(rf"msnn_{family}\d+(_w2)?", n)]
+    assert {f"msnn_{family}{n}" for n in ("12", "20", "32", "12_w2", "20_w2")} == set(others)
+    with torch.device("meta"):
+        models = {name: timm.create_model(name) for name in others}
+    base = models[f"msnn_{family}12"].arguments
+    for name, model in models.items():
+        depth, wide = re.fullmatch(r"msnn_[a-z]+(\d+)(_w2)?", name).groups()
+        assert sum(len(stage.blocks) for stage in model.stages) == int(depth)
+        assert [i["num_chs"] for i in model.feature_info] == [w * (2 if wide else 1) for w in (48, 96, 192, 384)]
+        assert {k for k, v in model.arguments.items() if v != base[k]} <= {"depths", "widths"}
+    sizes = [sum(p.numel() for p in models[f"msnn_{family}{n}"].parameters()) for n in ("12", "20", "32", "12_w2")]
+    assert sizes == sorted(sizes)
+    assert 3.5 < sizes[3] / sizes[0] < 4.1
+
+
+def test_stem_of_stride_4():
+    with torch.device("meta"):
+        model = timm.create_model("msnn_resnet20_224")
+    assert model.stem.conv.stride == (4, 4)
+    assert [info["reduction"] for info in model.feature_info] == [4, 8, 16, 32]
+    assert model.pretrained_cfg["input_size"] == (3, 224, 224)
+    assert model.pretrained_cfg["pool_size"] == (7, 7)
+    with pytest.raises(ConfigurationError, match="stem_stride must be 2 or 4, not 3"):
+        make("msnn_resnet12_tiny", stem_stride=3)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -96,15 +127,17 @@ def test_channels_and_classes(name):
     assert model(torch.randn(2, 1, 16, 16)).shape == (2, 7)
     assert model.num_classes == 7
     assert make(name, num_classes=0).eval()(torch.randn(2, 3, 16, 16)).shape == (2, model.num_features)
-    assert make(name, num_classes=0, global_pool="").eval()(torch.randn(2, 3, 32, 32)).shape[2:] == (2, 2)
+    side = 64 // model.feature_info[-1]["reduction"]
+    assert make(name, num_classes=0, global_pool="").eval()(torch.randn(2, 3, 64, 64)).shape[2:] == (side, side)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_head(name):
     model = lively(make(name))
     x = torch.randn(2, 3, 32, 32)
     features = model.forward_features(x)
-    assert features.shape == (2, model.num_features, 2, 2)
+    side = 32 // model.feature_info[-1]["reduction"]
+    assert features.shape == (2, model.num_features, side, side)
     pre = model.forward_head(features, pre_logits=True)
     assert pre.shape == (2, model.head_hidden_size)
     torch.testing.assert_close(model.get_classifier()(pre), model(x))
@@ -127,13 +160,13 @@ def test_features_only(name):
     for out, channels, reduction in zip(
         outs, model.feature_info.channels(), model.feature_info.reduction(), strict=True
     ):
-        assert out.shape == (2, channels, 64 // reduction, 48 // reduction)
+        assert out.shape == (2, channels, 64 // reduction, math.ceil(48 / reduction))
     some = timm.create_model(name, features_only=True, out_indices=(0, 2))
     assert [o.shape[1] for o in some(torch.randn(2, 3, 32, 32))] == some.feature_info.channels()
     assert sum(p.numel() for p in some.parameters()) < sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_forward_intermediates(name):
     model = lively(make(name))
     x = torch.randn(2, 3, 32, 32)
@@ -151,7 +184,7 @@ def test_forward_intermediates(name):
         model.forward_intermediates(x, output_fmt="NLC")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_prune_intermediate_layers(name):
     model = lively(make(name))
     x = torch.randn(2, 3, 32, 32)
@@ -181,7 +214,7 @@ def test_no_weight_decay(name):
     assert {n for n in named if "decay" in n} <= spared
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_grad_checkpointing_changes_nothing(name):
     x = torch.randn(4, 3, 32, 32)
     model = make(name).train()
@@ -198,7 +231,7 @@ def test_grad_checkpointing_changes_nothing(name):
     assert all(m.track_running_stats for m in twin.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_export(name):
     model = lively(make(name))
     batch = torch.export.Dim("batch", min=2, max=64)
@@ -207,7 +240,7 @@ def test_export(name):
     torch.testing.assert_close(exported(x), model(x))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_compile_without_graph_breaks(name):
     torch._dynamo.reset()  # its limit of recompilations counts those of all networks
     model = lively(make(name, depths=(2, 1, 1, 1)))
@@ -219,7 +252,7 @@ def test_compile_without_graph_breaks(name):
     assert model.stem.conv.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_fx_features(name):
     model = lively(make(name))
     x = torch.randn(2, 3, 32, 32)
@@ -252,7 +285,7 @@ def test_fx_features_train(name, kwargs):
         torch.testing.assert_close(theirs[parameter].grad, p.grad)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_copies_and_pickles(name):
     model = lively(make(name))
     x = torch.randn(2, 3, 16, 16)
@@ -262,7 +295,7 @@ def test_copies_and_pickles(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_synapses_receive_nothing_but_spikes(name, context, dtype):
     """Every synapse but those of the analogue stem, patch merging and read-out sees 0 and 1 alone."""
     model = lively(make(name, context=context))
@@ -300,7 +333,7 @@ def test_spikes_are_binary_under_autocast(name):
     assert all(seen)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_stateless(name):
     """The same input gives the same output, whatever came in between."""
     model = lively(make(name))

@@ -9,14 +9,14 @@ from lightning_msnn.energy import count_operations, spike_rate
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.twins import ann_twin, calibrate, snn_twin, twins
 from lightning_msnn.nn import Rectifier, Spike
-from tests.conftest import NETWORKS, TINY
+from tests.conftest import DISTINCT, TINY
 
 
 def images(size=32):
     return torch.randn(4, 3, size, size)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_ann_twin(name):
     model = timm.create_model(name, num_classes=7).eval()
     twin = ann_twin(model)
@@ -33,7 +33,7 @@ def test_ann_twin(name):
         assert "decay" in key or torch.equal(value, model.state_dict()[key]), key
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_snn_twin(name):
     model = timm.create_model(name, num_classes=7, mlp_ratio=2.0, theta=0.3).eval()
     twin = snn_twin(model)

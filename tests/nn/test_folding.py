@@ -7,7 +7,7 @@ from torch import nn
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import CONTEXTS, BernoulliEncoder, Encoder, Neuron
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
-from tests.conftest import NETWORKS, TINY
+from tests.conftest import DISTINCT, TINY
 from tests.models.test_registry import lively, make
 
 
@@ -22,7 +22,7 @@ def varied(model):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_outputs_stay(name, context):
     """In float64 rounding moves no membrane across its threshold, so the outputs agree to the last digits."""
     model = varied(make(name, context=context)).double()

@@ -21,7 +21,7 @@ from lightning_msnn.nn.blocks import AnalogueMLP
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 from lightning_msnn.nn.integer import IntegerConv2d, IntegerMLP, IntegerSynapse, quantised, to_integers
 from lightning_msnn.nn.synapse import CentredConv2d, PointwiseConv2d
-from tests.conftest import NETWORKS, TINY
+from tests.conftest import DISTINCT, TINY
 from tests.models.test_registry import make
 from tests.nn.test_folding import varied
 
@@ -236,7 +236,7 @@ def test_features():
     assert any(isinstance(module, IntegerSynapse) for module in network.modules())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_a_processor_without_8_bit_dot_products(name, monkeypatch):
     """The same to the last bit, in plain torch."""
     network, x = to_integers(varied(make(name))), torch.randn(3, 3, 32, 32)
