@@ -46,7 +46,8 @@ def build(
     """
     given = dict(kwargs)
     cfg = resolve_pretrained_cfg(variant, given.pop("pretrained_cfg", None), given.pop("pretrained_cfg_overlay", None))
-    cfg, given, folder = of_entry(cfg, variant, pretrained, given, {*own, "num_classes", "in_chans"})
+    allowed = {*own, "num_classes", "in_chans"}
+    cfg, given, folder = of_entry(cfg, variant, pretrained, given, allowed)
     if pretrained and folder is None:
         raise ConfigurationError(f"no weights for {variant}: name a zoo entry, or convert a network that is trained")
     # Where stem and read-out are, for other numbers of channels and classes.
@@ -63,7 +64,7 @@ def build(
         if folder is None:
             raise
         raise ConfigurationError(f"{folder} does not fit {variant}: {brief(error)}") from error
-    named = {name: given[name] for name in own if name in given}
+    named = {name: value for name, value in given.items() if name in allowed}
     model._model_args = {**named, **getattr(model, "arguments", {})}  # type: ignore[assignment]  # for timm
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
     return model

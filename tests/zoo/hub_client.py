@@ -19,7 +19,7 @@ def same(network: torch.nn.Module, other: torch.nn.Module) -> bool:
     x = torch.randn(2, *network.pretrained_cfg["input_size"])
     with torch.no_grad():
         equal = torch.equal(network.eval()(x), other.eval()(x))
-    plain = [json.loads(json.dumps(n.arguments)) for n in (network, other)]
+    plain = [json.loads(json.dumps(n._model_args)) for n in (network, other)]
     return equal and plain[0] == plain[1]
 
 
