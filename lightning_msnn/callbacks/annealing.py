@@ -101,7 +101,8 @@ class SpikeAnnealing(Callback):
         share = self.share_at(trainer.global_step, self._total)
         sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
         if share < 1.0 and not sharded:
-            if batch_idx % self.every(trainer.num_training_batches) == 0:
+            # Neurons that the module fits to this batch have no spikes to take statistics of yet.
+            if batch_idx % self.every(trainer.num_training_batches) == 0 and not getattr(pl_module, "unfitted", False):
                 set_annealing(pl_module, None)
                 self._take_statistics(trainer, pl_module, batch)
             self._hold_statistics(pl_module)

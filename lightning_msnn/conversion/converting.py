@@ -58,10 +58,13 @@ def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = F
         ConfigurationError: If an argument is not allowed, or the network cannot be traced or has no such layers.
     """
     plan = trace(model, sample)
+    layers = assign_windows(plan, windows)
+    if not sample.isfinite().all():
+        raise ConfigurationError("the sample must be finite numbers, and some are not: neurons are fitted to them")
     if dry_run:
         sys.stdout.write(str(plan))
         return model
-    converted = make_layers_spiking(copied(model), assign_windows(plan, windows))
+    converted = make_layers_spiking(copied(model), layers)
     calibrate(converted, sample)
     if plan.approximate:
         counts = " and ".join(f"{n} layers from {name}" for name, n in plan.approximate.items())

@@ -7,7 +7,7 @@ It is the source's own class with other layers, so that what timm asks of a netw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 from lightning_msnn.conversion.converting import assign_windows, make_layers_spiking
 from lightning_msnn.conversion.sources import build
 from lightning_msnn.conversion.tracing import trace
-from lightning_msnn.errors import ConfigurationError, suggestion
+from lightning_msnn.errors import ConfigurationError, brief, check_integer, suggestion
 from lightning_msnn.models.registry import zoo_cfgs
 
 __all__ = ["adopt", "image_shape", "spiking"]
@@ -29,20 +29,29 @@ default_cfgs = generate_default_cfgs(zoo_cfgs("spiking"))
 own_arguments = ("source", "source_kwargs", "layers", "global_pool")
 """Arguments that a file may give, see :func:`lightning_msnn.models.registry.own_arguments`."""
 
+_OF_ALL = ("num_classes", "in_chans", "global_pool")
+
 # What says where weights are fetched from, and the like: nothing that a network is made of.
 _OF_BUILDERS = {*signature(timm.create_model).parameters, *signature(build_model_with_cfg).parameters} - {"kwargs"}
 
 
-def image_shape(model: nn.Module, size: int | None = None) -> tuple[int, int, int]:
+def image_shape(model: nn.Module, size: int | Sequence[int] | None = None) -> tuple[int, int, int]:
     """Return the shape ``(C, H, W)`` of the images that a network of timm's is traced with.
 
     Args:
         model: The network.
-        size: Side of the images in pixels; by default that of the network's own configuration.
+        size: Side of the images in pixels, or height and width; by default those of the network's own configuration.
+
+    Raises:
+        ConfigurationError: If the size is neither.
     """
-    channels, height, width = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
+    channels, *sides = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
     fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    height, width = (size, size) if size else (fixed or (height, width))
+    if size is not None:
+        sides = list(size) if isinstance(size, list | tuple) and len(size) == 2 else [size, size]
+    elif fixed:
+        sides = list(fixed)
+    height, width = (check_integer("image_size", side, 1) for side in sides)
     return getattr(model, "in_chans", channels), height, width
 
 
@@ -73,7 +82,8 @@ def _build(
     **kwargs: Any,
 ) -> nn.Module:
     """Build the source without weights and convert it; see :func:`spiking`."""
-    given = dict(source_kwargs or {})
+    # What builds the source is kept with it.
+    given = {name: value for name, value in kwargs.items() if name not in _OF_ALL} | dict(source_kwargs or {})
     if not isinstance(source, str) or not timm.is_model(source) or source == "spiking":
         hint = suggestion(str(source), timm.list_models())
         raise ConfigurationError(
@@ -81,13 +91,22 @@ def _build(
         )
     if refused := ", ".join(sorted(_OF_BUILDERS & given.keys())):
         raise ConfigurationError(f"source_kwargs must not have {refused}: allowed are arguments of the network itself")
-    model: nn.Module = timm.create_model(source, **{**kwargs, **given})
+    try:
+        model: nn.Module = timm.create_model(source, **{**kwargs, **given})
+    except TypeError as error:  # of an argument that it does not have
+        raise ConfigurationError(f"{source} cannot be built with {sorted(given)}: {brief(error)}") from error
+    if not isinstance(layers, Mapping | None):
+        raise ConfigurationError(f"layers must be kinds of windows by the names of layers, not {layers!r}")
     if layers is None:
         plan = trace(model, torch.empty(1, *image_shape(model, image_size), device="meta"))
         layers = assign_windows(plan, windows)
+    if kwargs.get("num_classes") == 0:  # and no classifier, which receives spikes in some
+        modules = dict(model.named_modules())
+        layers = {k: kind for k, kind in layers.items() if not isinstance(modules.get(k), nn.Identity)}
     adopt(model, source, given, layers)
     named = {name: getattr(model, name) for name in ("num_classes", "in_chans") if hasattr(model, name)}
-    model.arguments |= {**kwargs, **named}  # type: ignore[operator]
+    pooled = {name: kwargs[name] for name in ("global_pool",) if name in kwargs}
+    model.arguments |= {**pooled, **named}  # type: ignore[operator]
     return model
 
 

@@ -254,6 +254,8 @@ def trace(model: nn.Module, sample: Tensor) -> Plan:
         ConfigurationError: If the network cannot be traced or has no such layers.
     """
     name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"a network is converted, a torch.nn.Module, not {model!r:.80}")
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
             raise ConfigurationError(

@@ -85,15 +85,23 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
 
 
 def _round(folded: nn.Module, integer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Round the weights of a folded network that are integers in another; return integers and scales by their names."""
+    """Round the weights of a folded network that are integers in another.
+
+    Returns:
+        Integers and scales by their names, of convolutions; linear layers, of converted networks, add up the same in
+        float32.
+    """
     found = {}
     for name, module in integer.named_modules():
         label = f"{name}.conv" if getattr(module, "fires", False) else name  # neurons are part of it
-        if isinstance(module, IntegerConv2d) and isinstance(layer := folded.get_submodule(label), nn.Conv2d):
-            weight = layer.weight
-            whole, scale = quantised(weight)
-            weight.data = whole * scale.view(-1, 1, 1, 1)
-            found[f"{label}.weight"] = whole, scale
+        if isinstance(module, IntegerConv2d):
+            layer: Any = folded.get_submodule(label)
+            whole, scale = quantised(layer.weight)
+            layer.weight.data = whole * scale.view(-1, *[1] * (whole.dim() - 1))
+            if isinstance(layer, nn.Conv2d):
+                found[f"{label}.weight"] = whole, scale
+    if not found:
+        raise ConfigurationError("int8 in ONNX is for convolutions that receive spikes, and none does: give float32")
     return found
 
 

@@ -27,7 +27,7 @@ from lightning_msnn.errors import ConfigurationError, UnknownNameError, check_in
 from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import find, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
-from lightning_msnn.tasks.conversion import convert_network, fit_neurons
+from lightning_msnn.tasks.conversion import check_strategy, convert_network, fit_neurons
 from lightning_msnn.tasks.dial import COUNTED, ENDLESS, Dial, check_targets
 from lightning_msnn.tasks.distillation import Teacher, distillation_loss, feature_loss, watched
 
@@ -194,9 +194,13 @@ class Task(pl.LightningModule):
             taken = warm_start(self.network, weights, init_from)
             total = sum(parameter.numel() for parameter in self.network.parameters())
             rank_zero_info("started from %s: %.2f of %.2f million parameters", init_from, taken / 1e6, total / 1e6)
-        self._to_fit = bool(convert)
-        if convert:
+        self.unfitted = convert is not False
+        """Whether the neurons of a converted network are still to be fitted, to the first batch of a training."""
+        if convert is not False:
             self.hparams.update(convert_network(self.network, self.hparams))
+        elif "source" in given:  # of a network that was built converted: as it can be built again
+            built = dict(self.network.arguments)
+            self.hparams["network_kwargs"] = {k: v for k, v in built.items() if k not in ("num_classes", "in_chans")}
         if teacher_features and self.hparams["teacher"] is None:
             raise ConfigurationError(f"teacher_features must be 0 without a teacher, not {teacher_features}")
         self.dial: Dial | None = None
@@ -351,6 +355,8 @@ class Task(pl.LightningModule):
                     "std": list(datamodule.std),
                 }
         if stage == "fit":
+            if self.unfitted:
+                check_strategy(self.trainer.strategy)
             self.load_teacher()
 
     def on_fit_start(self) -> None:
@@ -363,9 +369,9 @@ class Task(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Fit the neurons of a network that has just been converted, and find out what spikes cost."""
-        if self._to_fit and self.global_step == 0 and batch_idx == 0:
+        if self.unfitted:
             fit_neurons(self, self.network, batch)
-        self._to_fit = False
+        self.unfitted = False
         if self.dial is not None:
             size = self.preprocessing.get("image_size")  # which a training may begin below
             sides = [size, size] if isinstance(size, int) else size
@@ -391,6 +397,7 @@ class Task(pl.LightningModule):
         self.preprocessing = dict(checkpoint.get("preprocessing", self.preprocessing))
         self._started_from = checkpoint.get("started_from", self._started_from)
         self._planned_steps = checkpoint.get("planned_steps")
+        self.unfitted = self.unfitted and not checkpoint.get("global_step")
         if self.dial is not None and "dial" in checkpoint:
             self.dial.load_state_dict(checkpoint["dial"])
 

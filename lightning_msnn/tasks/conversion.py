@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import timm
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -19,11 +20,11 @@ from lightning_msnn.conversion import (
     image_shape,
     trace,
 )
-from lightning_msnn.errors import ConfigurationError, check_integer, suggestion
+from lightning_msnn.errors import ConfigurationError, suggestion
 from lightning_msnn.models.weights import find, read_config
 from lightning_msnn.runs.checkpoints import is_checkpoint, read_checkpoint
 
-__all__ = ["convert_network", "fit_neurons"]
+__all__ = ["check_strategy", "convert_network", "fit_neurons"]
 
 _OPTIONS = ("image_size", "windows", "teacher")
 
@@ -44,13 +45,19 @@ def convert_network(network: nn.Module, hparams: Mapping[str, Any]) -> dict[str,
     Raises:
         ConfigurationError: If an option is not allowed, or the network cannot be converted.
     """
-    options = {} if hparams["convert"] is True else dict(hparams["convert"])
+    given = hparams["convert"]
+    if not isinstance(given, bool | Mapping):
+        raise ConfigurationError(f"convert must be true, false or a dictionary of {', '.join(_OPTIONS)}, not {given!r}")
+    options = dict(given) if isinstance(given, Mapping) else {}
     for name in options:
         if name not in _OPTIONS:
             hint = suggestion(name, _OPTIONS)
             raise ConfigurationError(f"unknown option {name!r} of convert: allowed are {', '.join(_OPTIONS)}{hint}")
-    size = options.get("image_size", hparams.get("img_size"))
-    shape = image_shape(network, None if size is None else check_integer("image_size of convert", size, 1))
+    if not isinstance(options.get("teacher", True), bool):
+        raise ConfigurationError(
+            f"teacher of convert must be true or false, not {options['teacher']!r}: another network is named by teacher"
+        )
+    shape = image_shape(network, options.get("image_size", hparams.get("img_size")))
     layers = assign_windows(trace(network, torch.empty(1, *shape, device="meta")), options.get("windows", "single"))
     own = getattr(network, "arguments", None)  # a twin of this package's says how it was built
     source = str(getattr(network, "architecture", hparams["network"].partition(".")[0]))
@@ -76,6 +83,10 @@ def _source_as_teacher(hparams: Mapping[str, Any]) -> str | None:
     if source is not None:
         known = read_checkpoint(source)["hyper_parameters"] if is_checkpoint(source) else read_config(find(source))
         classes, channels = known.get("num_classes"), known.get("in_chans", (known.get("input_size") or [None])[0])
+        named = str(known.get("network", known.get("architecture"))).partition(".")[0]
+        if named != hparams["network"].partition(".")[0]:  # some of its weights
+            rank_zero_info("no teacher: what the network started from is another one, %s", named)
+            return None
     elif hparams["pretrained"]:
         source = hparams["network"]
         cfg = timm.get_pretrained_cfg(source)
@@ -85,6 +96,15 @@ def _source_as_teacher(hparams: Mapping[str, Any]) -> str | None:
         return None
     rank_zero_info("the teacher is %s, the network itself before it was converted", source)
     return f"{hparams['network']}:{source}" if is_checkpoint(source) else str(source)
+
+
+def check_strategy(strategy: object) -> None:
+    """Raise a ConfigurationError for a strategy that shards the weights, with which no neurons can be fitted."""
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        raise ConfigurationError(
+            f"convert must be left out with {type(strategy).__name__}, which shards the weights: convert with another "
+            "strategy, for one step at least, and go on from its checkpoint"
+        )
 
 
 def fit_neurons(task: pl.LightningModule, network: nn.Module, batch: Any) -> None:

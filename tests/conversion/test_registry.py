@@ -81,8 +81,24 @@ def test_export(source):
         ({"source": "resnet18", "layers": {"layer1": "single"}}, "layer1 .* cannot receive spikes"),
         ({"source": "resnet18", "layers": {"layer1.0.conv1": "dil"}}, "unknown kind of windows 'dil'"),
         ({"source": "resnet18", "pretrained": True}, "no weights for spiking"),
+        ({"source": "resnet18", "layers": ["conv1"]}, r"layers must be kinds of windows by .*, not \['conv1'\]"),
+        ({"source": "resnet18", "image_size": "32"}, "image_size must be an integer of at least 1, not '32'"),
+        ({"source": "resnet18", "image_size": 0}, "image_size must be an integer of at least 1, not 0"),
+        ({"source": "resnet18", "window": "grid"}, r"resnet18 cannot be built with \['window'\]: .*'window'"),
+        ({"source": "resnet18", "source_kwargs": {"depth": 3}}, r"resnet18 cannot be built with \['depth'\]"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         timm.create_model("spiking", **arguments)
+
+
+def test_without_a_classifier_that_receives_spikes():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = timm.create_model("spiking", source="mobilenetv3_small_050", image_size=32, num_classes=10)
+        layers = converted_layers(model)
+        assert "classifier" in layers
+        features = timm.create_model("spiking", source="mobilenetv3_small_050", layers=layers, num_classes=0)
+    assert converted_layers(features).keys() == layers.keys() - {"classifier"}
+    assert features.eval()(torch.randn(1, 3, 32, 32)).shape == (1, model.head_hidden_size)

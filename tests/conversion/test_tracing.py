@@ -1,6 +1,7 @@
 """Where the input of a layer comes from, and what cannot be converted."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -131,6 +132,7 @@ class Weighted(nn.Conv2d):
         (Net(RECTIFIED["module"]), IMAGES.long(), "float .*not a tensor .* of torch.int64"),
         (Net(RECTIFIED["module"]), IMAGES[:0], r"batch of images, .* not a tensor \(0, 3, 8, 8\)"),
         (Net(RECTIFIED["module"]), [1, 2], "not list"),
+        (Net(RECTIFIED["module"]), IMAGES * math.inf, "the sample must be finite numbers"),
         (timm.create_model("msnn_resnet12_tiny"), torch.randn(2, 3, 16, 16), "has spiking neurons already"),
         (torch.compile(Net(RECTIFIED["module"])), IMAGES, "compiled or scripted OptimizedModule"),
     ],
@@ -148,6 +150,10 @@ def test_bad_input_is_one_sentence_and_changes_nothing(model, sample, message):
 def test_other_bad_arguments():
     with pytest.raises(ConfigurationError, match="unknown kind of windows 'dilate'.*did you mean 'dilated'"):
         lightning_msnn.convert(Net(RECTIFIED["module"]), IMAGES, "dilate")
+    with pytest.raises(ConfigurationError, match="unknown kind of windows 'dilate'"):
+        lightning_msnn.convert(Net(RECTIFIED["module"]), IMAGES, "dilate", dry_run=True)
+    with pytest.raises(ConfigurationError, match="a network is converted, a torch.nn.Module, not 'resnet18'"):
+        lightning_msnn.convert("resnet18", IMAGES)
     twice = lightning_msnn.convert(Net(RECTIFIED["module"]), IMAGES)
     with pytest.raises(ConfigurationError, match="has spiking neurons already"):
         lightning_msnn.convert(twice, IMAGES)

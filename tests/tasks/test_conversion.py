@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 from lightning_msnn import zoo
 from lightning_msnn.callbacks import EMA, EnergyMonitor, SpikeAnnealing, SpikeRateMonitor
@@ -14,14 +15,14 @@ from lightning_msnn.conversion import RectifierSpike, SpikingLayer, converted_la
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.report import write_report
-from lightning_msnn.runs import RandomState
+from lightning_msnn.runs import RandomState, network_of, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
+from lightning_msnn.tasks.conversion import check_strategy
 
 
 def fit(folder, task, *callbacks, epochs=2, ckpt_path=None, **options):
     trainer = pl.Trainer(
         max_epochs=epochs,
-        limit_train_batches=4,
         limit_val_batches=1,
         limit_test_batches=1,
         callbacks=[*callbacks, RandomState(), ModelCheckpoint(folder, save_last=True, save_top_k=0)],
@@ -29,7 +30,7 @@ def fit(folder, task, *callbacks, epochs=2, ckpt_path=None, **options):
         enable_model_summary=False,
         accelerator="cpu",
         default_root_dir=folder,
-        **{"logger": False, **options},
+        **{"limit_train_batches": 4, "logger": False, **options},
     )
     trainer.fit(task, datamodule=Digits(batch_size=32, num_workers=0), ckpt_path=ckpt_path, weights_only=True)
     return trainer
@@ -150,6 +151,8 @@ def test_the_teacher_is_the_network_where_classes_fit(source):
     assert other.hparams["teacher"] is None
     named = SpikingClassifier("test_resnet", 10, 1, init_from=source, teacher="other.ckpt", convert={"image_size": 16})
     assert named.hparams["teacher"] == "other.ckpt"
+    another = SpikingClassifier("resnet18_cifar", 10, 1, init_from=source, convert={"image_size": 16})
+    assert another.hparams["teacher"] is None, "some of its weights, and no network to learn from"
 
 
 def test_hyper_parameters_build_the_network_again(source):
@@ -160,6 +163,41 @@ def test_hyper_parameters_build_the_network_again(source):
     again = SpikingClassifier(**task.hparams)
     assert converted_layers(again.network) == kinds
     assert again.hparams == task.hparams
+
+
+@pytest.mark.parametrize(
+    "given", [{"windows": "alternate", "image_size": 16}, {"drop_path_rate": 0.1, "image_size": 16}]
+)
+def test_a_network_that_is_built_converted_reads_its_own_checkpoint(given, tmp_path):
+    task = SpikingClassifier("spiking", 10, 1, {"source": "test_resnet", **given})
+    fit(tmp_path, task, epochs=1)
+    again = SpikingClassifier.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert converted_layers(again.network) == converted_layers(task.network)
+    network = network_of(read_checkpoint(tmp_path / "last.ckpt"), str(tmp_path / "last.ckpt"))
+    assert all(torch.equal(value, task.network.state_dict()[key]) for key, value in network.state_dict().items())
+    assert again.hparams["network_kwargs"]["source_kwargs"] == {k: v for k, v in given.items() if k == "drop_path_rate"}
+
+
+def test_neurons_are_fitted_alike_with_an_annealing_and_without(source, tmp_path):
+    fitted = []
+    for callbacks in ((), (SpikeAnnealing(),)):
+        first = First()
+        fit(tmp_path, task_of(source), *callbacks, first, limit_train_batches=1, epochs=1)
+        fitted.append(first.fitted)
+    for ours, theirs in zip(*fitted, strict=True):  # a step of the optimizer comes after it
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3)
+
+
+def test_images_that_are_not_square():
+    task = SpikingClassifier("test_resnet", 3, 1, img_size=(24, 40), convert=True)
+    assert task(torch.randn(2, 1, 24, 40)).shape == (2, 3)
+    assert converted_layers(SpikingClassifier("test_resnet", 3, 1, convert={}).network)
+
+
+def test_sharded_weights_are_refused():
+    with pytest.raises(ConfigurationError, match="convert must be left out with FSDPStrategy"):
+        check_strategy(FSDPStrategy())
+    check_strategy(DDPStrategy())
 
 
 def test_the_twin_of_a_network_of_the_package():
@@ -175,7 +213,12 @@ def test_the_twin_of_a_network_of_the_package():
     ("options", "message"),
     [
         ({"size": 16}, "unknown option 'size' of convert: allowed are image_size"),
-        ({"image_size": 0}, "image_size of convert must be an integer of at least 1, not 0"),
+        ({"image_size": 0}, "image_size must be an integer of at least 1, not 0"),
+        ({"image_size": [16, 0]}, "image_size must be an integer of at least 1, not 0"),
+        ({"image_size": [16, 16, 16]}, r"image_size must be an integer of at least 1, not \[16, 16, 16\]"),
+        ({"teacher": "resnet34"}, "teacher of convert must be true or false, not 'resnet34'"),
+        ("true", "convert must be true, false or a dictionary of image_size, windows, teacher, not 'true'"),
+        (None, "not None"),
         ({"windows": "all"}, "unknown kind of windows 'all'"),
     ],
 )
