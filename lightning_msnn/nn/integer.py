@@ -185,7 +185,7 @@ def to_integers(model: M) -> M:
     scale for each output channel; neurons between two of them compare integers, and spikes are bytes from one to the
     next where nothing else reads them. Products of two activations (attention) and recurrent cells stay as they are, as
     do stem, patch merging and read-out, which are in the type that the network is moved to. Of a converted network, so
-    do layers that are no convolution of images or linear layer, or pad with anything but zeros.
+    do layers that are no convolution of images or linear layer, or do not pad with as many zeros at both ends.
 
     Sums are exact. Weights are rounded to 8 bits, which changes logits, and the class of a few images.
 
