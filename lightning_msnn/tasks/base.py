@@ -202,7 +202,8 @@ class Task(pl.LightningModule):
             built = dict(self.network.arguments)
             self.hparams["network_kwargs"] = {k: v for k, v in built.items() if k not in ("num_classes", "in_chans")}
         if teacher_features and self.hparams["teacher"] is None:
-            raise ConfigurationError(f"teacher_features must be 0 without a teacher, not {teacher_features}")
+            why = ": what is converted started at random, or from other classes, and teaches nothing" if convert else ""
+            raise ConfigurationError(f"teacher_features must be 0 without a teacher, not {teacher_features}{why}")
         self.dial: Dial | None = None
         if target_rate is not None or target_energy is not None:
             self.dial = Dial(self.network, target_rate, target_energy)

@@ -323,12 +323,13 @@ def test_a_training_that_is_interrupted_goes_on_exactly(tmp_path, options):
     assert module.dial.state_dict()["multiplier"] > 0.0
 
 
+@pytest.mark.filterwarnings("ignore:no best.ckpt is kept")  # of the second, which takes two steps
 def test_the_verb_dial(tmp_path, monkeypatch, capsys):
     """A part of the operations of an entry, counted on test images with the weights that are kept."""
     monkeypatch.chdir(tmp_path)
     main([
         "dial", ENTRY, "--operations", "0.8", "--data.batch_size", "32", "--model.lr", "0.004", "--run.ema", "0.9",
-        "--trainer.max_epochs", "3", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
+        "--trainer.max_epochs", "4", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
         "--run.test", "false",
     ])  # fmt: skip
     path = tmp_path / "runs/dial/version_0/checkpoints/best.ckpt"

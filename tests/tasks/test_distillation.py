@@ -345,7 +345,11 @@ def test_a_resumed_training_is_taught_by_blocks_too(tmp_path):
     [
         ({"teacher_features": -1.0}, "teacher_features must be a finite number of at least 0, not -1.0"),
         ({"teacher_features": math.nan}, "not nan"),
-        ({"teacher_features": 1.0}, "teacher_features must be 0 without a teacher, not 1.0"),
+        ({"teacher_features": 1.0}, "teacher_features must be 0 without a teacher, not 1.0$"),
+        (
+            {"teacher_features": 1.0, "network_kwargs": {"spiking": False}, "convert": {"image_size": 16}},
+            "not 1.0: what is converted started at random",
+        ),
         (
             {"teacher_features": 1.0, "teacher": ENTRY, "network": "resnet18"},
             f"with blocks of the student's names.*{ENTRY} has stages.0.blocks.0, stages.0.blocks.1",
