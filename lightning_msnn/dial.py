@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from lightning_msnn import data
 from lightning_msnn.energy import count_operations, energy, evenly, synaptic_operations
 from lightning_msnn.energy.expected import CostOfRates
-from lightning_msnn.errors import ConfigurationError, check_integer
+from lightning_msnn.errors import ConfigurationError, VerbParser, check_integer
 from lightning_msnn.imports import HELP, import_files
 from lightning_msnn.report import load_task
 from lightning_msnn.tasks import SpikingClassifier
@@ -39,18 +39,10 @@ SETTINGS: dict[str, Any] = {
 """Options of the training, in whose place others can be given."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are configuration errors."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what is wrong with the arguments."""
-        raise ConfigurationError(f"dial: {message}; see lightning-msnn dial --help")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb, whose errors are configuration errors."""
     settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
-    parser = _Parser(
+    parser = VerbParser(
         prog="lightning-msnn dial",
         allow_abbrev=False,
         description="Train a trained network towards a share of its energy or of its synaptic operations. All other "

@@ -1,14 +1,16 @@
 """What a user can do something about: a wrong configuration, file or argument, a training that broke, an old name."""
 
+import argparse
 import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 __all__ = [
     "ConfigurationError",
     "TrainingError",
     "UnknownNameError",
+    "VerbParser",
     "brief",
     "check_integer",
     "check_number",
@@ -50,6 +52,14 @@ class TrainingError(RuntimeError):
     The message is one sentence that says where it stopped and what was saved; the command line prints it without a
     traceback and exits with status 1.
     """
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser of a verb of ``lightning-msnn``, whose errors are configuration errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with the arguments."""
+        raise ConfigurationError(f"{self.prog.rpartition(' ')[2]}: {message}; see {self.prog} --help")
 
 
 def brief(error: BaseException) -> str:

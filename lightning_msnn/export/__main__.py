@@ -5,21 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, VerbParser
 from lightning_msnn.export.exporting import FORMATS, Report, export
 from lightning_msnn.imports import HELP, explained, import_files
 
 __all__ = ["main", "make_parser"]
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are configuration errors."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what is wrong with the arguments."""
-        raise ConfigurationError(f"export: {message}; see lightning-msnn export --help")
 
 
 def _told(source: str, to: str, report: Report) -> str:
@@ -36,7 +27,7 @@ def _told(source: str, to: str, report: Report) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb, whose errors are configuration errors."""
-    parser = _Parser(
+    parser = VerbParser(
         prog="lightning-msnn export",
         allow_abbrev=False,
         description="Write a trained network in another format. The file is run again before it gets its name: other "
