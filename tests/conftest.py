@@ -1,7 +1,6 @@
 """Shared fixtures."""
 
 import os
-import re
 import sys
 
 # Each of the processes that share the tests, and those that they start, has a core of its own.
@@ -25,10 +24,11 @@ from lightning_msnn.imports import TABLES
 
 NETWORKS = timm.list_models("msnn*")
 SLOW = bool(os.environ.get("LIGHTNING_MSNN_SLOW"))
-DISTINCT = [name for name in NETWORKS if SLOW or not re.search(r"_w2$|20$|32$|_224$", name)]
-"""Without those that are one of the others, only deeper, wider or with another stride of the stem: for what takes long
-and runs the same code in all of them. LIGHTNING_MSNN_SLOW=1 has all."""
 TINY = [name for name in NETWORKS if name.endswith("_tiny")]
+PAPER = ["msnn_resnet12", "msnn_vit12", "msnn_rnn12"]
+DISTINCT = NETWORKS if SLOW else TINY
+"""Without those that are a tiny one, only deeper, wider or with another stride of the stem: for what takes long and
+runs the same code in all of them. LIGHTNING_MSNN_SLOW=1 has all."""
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
 

@@ -7,12 +7,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, check_number, choose
 from lightning_msnn.functional.spike import SOFT
 from lightning_msnn.nn import Spike, set_annealing
+from lightning_msnn.runs.strategies import shards_weights
 
 __all__ = ["ANNEALING_SHAPES", "SpikeAnnealing"]
 
@@ -99,8 +99,7 @@ class SpikeAnnealing(Callback):
     ) -> None:
         """Set the share of this step; take statistics of exact spikes if it is their turn."""
         share = self.share_at(trainer.global_step, self._total)
-        sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
-        if share < 1.0 and not sharded:
+        if share < 1.0 and not shards_weights(trainer.strategy):
             # Neurons that the module fits to this batch have no spikes to take statistics of yet.
             if batch_idx % self.every(trainer.num_training_batches) == 0 and not getattr(pl_module, "unfitted", False):
                 set_annealing(pl_module, None)

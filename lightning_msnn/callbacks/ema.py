@@ -6,11 +6,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.runs.strategies import shards_weights
 
 __all__ = ["EMA"]
 
@@ -65,7 +65,7 @@ class EMA(WeightAveraging):
         Raises:
             ConfigurationError: If the strategy shards the weights, which Lightning cannot average.
         """
-        if stage == "fit" and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        if stage == "fit" and shards_weights(trainer.strategy):
             strategy = type(trainer.strategy).__name__
             raise ConfigurationError(f"EMA must be left out of the callbacks with {strategy}, which shards the weights")
         super().setup(trainer, pl_module, stage)

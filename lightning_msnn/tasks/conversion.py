@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import timm
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -23,6 +23,7 @@ from lightning_msnn.conversion import (
 from lightning_msnn.errors import ConfigurationError, suggestion
 from lightning_msnn.models.weights import find, read_config
 from lightning_msnn.runs.checkpoints import is_checkpoint, read_checkpoint
+from lightning_msnn.runs.strategies import shards_weights
 
 __all__ = ["check_strategy", "convert_network", "fit_neurons"]
 
@@ -98,9 +99,9 @@ def _source_as_teacher(hparams: Mapping[str, Any]) -> str | None:
     return f"{hparams['network']}:{source}" if is_checkpoint(source) else str(source)
 
 
-def check_strategy(strategy: object) -> None:
+def check_strategy(strategy: Strategy) -> None:
     """Raise a ConfigurationError for a strategy that shards the weights, with which no neurons can be fitted."""
-    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+    if shards_weights(strategy):
         raise ConfigurationError(
             f"convert must be left out with {type(strategy).__name__}, which shards the weights: convert with another "
             "strategy, for one step at least, and go on from its checkpoint"

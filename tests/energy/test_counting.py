@@ -14,7 +14,7 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.models import SPIKING_CELLS, ConvMixer, Recurrence
 from lightning_msnn.nn import Neuron, PatchMerging, Spike, Stem
-from tests.conftest import DISTINCT, TINY
+from tests.conftest import DISTINCT, PAPER, TINY
 
 
 def lively(model, size=32):
@@ -345,7 +345,7 @@ def test_any_batch_split_gives_the_same_counts(name):
 
 @pytest.mark.parametrize(
     ("name", "kwargs"),
-    [*((name, {}) for name in DISTINCT), *(("msnn_rnn12_tiny", {"cell": cell}) for cell in SPIKING_CELLS)],
+    [*((name, {}) for name in (*PAPER, *TINY)), *(("msnn_rnn12_tiny", {"cell": cell}) for cell in SPIKING_CELLS)],
     ids=str,
 )
 def test_every_synapse_of_the_branches_is_accumulate_only(name, kwargs):

@@ -30,7 +30,7 @@ from lightning_msnn.nn import (
     Stem,
 )
 from lightning_msnn.nn.folding import fold_batch_norm
-from tests.conftest import DISTINCT, NETWORKS, TINY
+from tests.conftest import DISTINCT, NETWORKS, PAPER, TINY
 
 SIZES = [(8, 8), (32, 32), (31, 17), (8, 50), (64, 40)]
 
@@ -295,7 +295,7 @@ def test_copies_and_pickles(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("name", [*PAPER, *TINY])
 def test_synapses_receive_nothing_but_spikes(name, context, dtype):
     """Every synapse but those of the analogue stem, patch merging and read-out sees 0 and 1 alone."""
     model = lively(make(name, context=context))
