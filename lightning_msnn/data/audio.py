@@ -22,8 +22,11 @@ from lightning_msnn.errors import ConfigurationError, check_integer, check_numbe
 __all__ = [
     "AudioDataModule",
     "LogMel",
+    "align_maps",
     "augment_waves",
     "colour_maps",
+    "find_sounds",
+    "level_maps",
     "mask_maps",
     "mel_filters",
     "read_wav",
@@ -32,6 +35,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+DEVIATION = 9.0
+"""Deviation of a map before it is levelled, in decibels: the median over recordings of SpokenDigits."""
 
 Wave = npt.NDArray[np.float32]
 
@@ -153,6 +159,7 @@ class LogMel(nn.Module):
         mels: Height of a map.
         frames: Width of a map; neighbours are ``samples // frames`` samples apart.
         causal: Whether a frame depends on nothing that comes after it, so that a map can be made as the sound comes.
+        depth: Decibels below the loudest value that are kept.
 
     Raises:
         ConfigurationError: If there are too few samples for the frames, or too few frequencies for the filters.
@@ -161,9 +168,11 @@ class LogMel(nn.Module):
     window: Tensor
     filters: Tensor
 
-    def __init__(self, rate: int, samples: int, mels: int, frames: int, causal: bool = False) -> None:
+    def __init__(
+        self, rate: int, samples: int, mels: int, frames: int, causal: bool = False, depth: float = 80.0
+    ) -> None:
         super().__init__()
-        self.causal = causal
+        self.causal, self.depth = causal, depth
         self.n_fft = 2 ** math.ceil(math.log2(0.025 * rate))  # 25 ms or more, in which speech hardly changes
         self.hop, self.frames = samples // frames, frames
         if self.hop < 1:
@@ -179,14 +188,14 @@ class LogMel(nn.Module):
     def forward(self, waves: Tensor) -> Tensor:
         """Map waves ``(B, samples)`` to decibels ``(B, 1, mels, frames)``.
 
-        They are at most 80 below the loudest of the map, or if causal, of what came so far.
+        They are at most ``depth`` below the loudest of the map, or if causal, of what came so far.
         """
         spectrum = torch.stft(waves, self.n_fft, self.hop, window=self.window, pad_mode="constant", return_complex=True)
         power = self.filters @ spectrum.abs().square()[..., : self.frames]
         decibels = 10 * power.clamp(min=1e-10).log10()
         loudest = decibels.amax(1, keepdim=True)
         loudest = loudest.cummax(2).values if self.causal else loudest.amax(2, keepdim=True)
-        return decibels.maximum(loudest - 80).unsqueeze(1)
+        return decibels.maximum(loudest - self.depth).unsqueeze(1)
 
 
 def augment_waves(waves: Tensor, shift: int, noise: float) -> Tensor:
@@ -245,6 +254,68 @@ def warp_maps(maps: Tensor, stretch: float, transpose: float) -> Tensor:
     return nn.functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
 
 
+def find_sounds(waves: Tensor, rate: int) -> Tensor:
+    """Find where sounds begin and end: what lies between the first and the last 20 ms within 35 dB of the loudest.
+
+    Args:
+        waves: float32, (B, samples).
+        rate: Sampling rate in Hz.
+
+    Returns:
+        Begin and end, (B, 2), as shares of the wave.
+    """
+    width = max(1, rate // 50)
+    hop = max(1, width // 4)
+    energy = nn.functional.avg_pool1d(waves.square().unsqueeze(1), width, hop, width // 2).squeeze(1)
+    loud = energy >= energy.amax(1, keepdim=True) * 10**-3.5
+    first, last = loud.int().argmax(1), loud.shape[1] - loud.flip(1).int().argmax(1)
+    return (torch.stack([first - 0.5, last - 0.5], 1) * (hop / waves.shape[1])).clamp(0, 1)
+
+
+def align_maps(maps: Tensor, sounds: Tensor, frames: int, stretch: float = 0.0, transpose: float = 0.0) -> Tensor:
+    """Cut maps to their sounds, with a twentieth on either side, and stretch these to one length.
+
+    In training ends and middle move, and the voice, each by a draw of its own from torch's CPU generator.
+
+    Args:
+        maps: ``(B, 1, mels, fine)``, finer in time than what is returned; beyond a border its last value is repeated.
+        sounds: Begin and end of each sound, (B, 2), as shares of the map (:func:`find_sounds`).
+        frames: Width of a map that is returned.
+        stretch: Largest share by which the sound is faster at its begin than at its end, or slower; each end moves by
+            at most an eighth of that share of its length.
+        transpose: Largest number of mel bands that a map is moved by.
+
+    Returns:
+        Maps, ``(B, 1, mels, frames)``.
+    """
+    batch, _, mels, _ = maps.shape
+    drawn = (2 * torch.rand(4, batch) - 1).to(maps.device) if stretch or transpose else maps.new_zeros(4, batch)
+    length = (sounds[:, 1] - sounds[:, 0]).clamp(min=1e-3)
+    begin = sounds[:, 0] - (0.05 + stretch / 8 * drawn[0]) * length
+    end = sounds[:, 1] + (0.05 + stretch / 8 * drawn[1]) * length
+    # Two values for each frame, whose mean is taken.
+    times = (torch.arange(2 * frames, device=maps.device) + 0.5) / (2 * frames)
+    times = times + stretch * drawn[2, :, None] * times * (1 - times)
+    times = begin[:, None] + (end - begin)[:, None] * times
+    bands = (torch.arange(mels, device=maps.device) + 0.5 + transpose * drawn[3, :, None]) / mels
+    grid = torch.stack(torch.broadcast_tensors(times[:, None, :], bands[:, :, None]), 3) * 2 - 1
+    read = nn.functional.grid_sample(maps, grid.to(maps.dtype), padding_mode="border", align_corners=False)
+    return nn.functional.avg_pool2d(read, (1, 2))
+
+
+def level_maps(maps: Tensor) -> Tensor:
+    """Take level and tilt out of maps: their mean over time, smoothed over nine mel bands, and their deviation.
+
+    What is taken out is that of a microphone and of a voice at large, and differs from one recording to the next.
+
+    Args:
+        maps: ``(B, 1, mels, frames)``.
+    """
+    mean = nn.functional.pad(maps.mean(3, keepdim=True), (0, 0, 4, 4), mode="replicate")
+    maps = maps - nn.functional.avg_pool2d(mean, (9, 1), 1)
+    return maps / maps.std((2, 3), keepdim=True).clamp(min=1e-3)
+
+
 def colour_maps(maps: Tensor, level: float) -> Tensor:
     """Raise and lower the mel bands of maps smoothly, as another microphone does; drawn from torch's CPU generator.
 
@@ -260,6 +331,9 @@ def colour_maps(maps: Tensor, level: float) -> Tensor:
 class AudioDataModule(ArrayDataModule):
     """Recordings in memory, made into log-mel maps ``(B, 1, mels, frames)`` a batch at a time on the device.
 
+    A recording is aligned: cut to its sound, which is stretched to the width of the map, and its level and tilt are
+    taken out, so that neither the speed of a speaker matters nor the microphone. With a stream this cannot be done.
+
     For several time steps a map is cut in time into as many parts, ``(B, T, 1, mels, frames / T)``, each made of what
     was heard up to its end: a network's :meth:`~lightning_msnn.models.msnn.MSNN.step` takes them as they come.
 
@@ -271,10 +345,12 @@ class AudioDataModule(ArrayDataModule):
         mels: Height of a map: filters on the mel scale.
         frames: Width of a map.
         time_steps: Parts that a map is cut into; ``frames`` is a multiple of it.
+        aligned: Whether recordings are aligned; None where ``time_steps`` is 1, and only there it can be.
         seconds: Length of a recording; of a longer one the loudest stretch is taken, a shorter one has silence around.
-        shift: Most seconds that a training recording is moved in time.
+        shift: Most seconds that a training recording is moved in time; one that is aligned is where its sound is.
         noise: Largest share of white noise in a training recording.
-        stretch: Largest share by which a training map is stretched or shrunk in time, in [0, 1).
+        stretch: Largest share by which a training map is stretched or shrunk in time, in [0, 1); one that is aligned is
+            faster at its begin than at its end, or slower, by it.
         transpose: Most mel bands that a training map is moved up or down, as by another voice.
         colour: Standard deviation in decibels of what is added smoothly to the mel bands of a training map, as by
             another microphone.
@@ -303,6 +379,7 @@ class AudioDataModule(ArrayDataModule):
         mels: int = 32,
         frames: int = 40,
         time_steps: int = 1,
+        aligned: bool | None = None,
         seconds: float = 0.8,
         shift: float = 0.1,
         noise: float = 0.3,
@@ -324,7 +401,20 @@ class AudioDataModule(ArrayDataModule):
         self.time_steps = check_integer("time_steps", time_steps, 1)
         if frames % time_steps:
             raise ConfigurationError(f"frames must be a multiple of time_steps, {time_steps}, not {frames}")
-        self.log_mel = LogMel(self.rate, self.samples, mels, frames, causal=time_steps > 1)
+        if aligned not in (None, False) and (aligned is not True or time_steps > 1):
+            raise ConfigurationError(
+                f"aligned must be true, false or left out, and true only with time_steps 1, not {aligned!r} with "
+                f"time_steps {time_steps}: a sound must be heard to its end for it"
+            )
+        self.aligned = time_steps == 1 if aligned is None else aligned
+        if self.aligned:
+            # Finer in time than the map, so that a short sound has as many values as a long one. What is more than 40
+            # decibels below the loudest is of the room.
+            fine = frames * max(1, min(4, self.samples // frames))
+            self.log_mel = LogMel(self.rate, self.samples, mels, fine, depth=40.0)
+            self.mean, self.std = (0.0,), (1.0,)  # each map has its own
+        else:
+            self.log_mel = LogMel(self.rate, self.samples, mels, frames, causal=time_steps > 1)
         if not (isinstance(shift, int | float) and 0 <= shift < seconds):
             raise ConfigurationError(f"shift must be in [0, {seconds}), the seconds of a recording, not {shift!r}")
         self.shift = round(shift * self.rate)
@@ -385,14 +475,19 @@ class AudioDataModule(ArrayDataModule):
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
         """Turn waves, int16, (B, samples), into normalised log-mel maps, or their parts."""
         waves = inputs.float() / 32768
+        stretch, transpose = (self.stretch, self.transpose) if training else (0.0, 0.0)
+        sounds = find_sounds(waves, self.rate) if self.aligned else None
         if training:
-            waves = augment_waves(waves, self.shift, self.noise)
-        maps: Tensor = (self.log_mel.to(waves.device)(waves) - self.mean[0]) / self.std[0]
+            waves = augment_waves(waves, 0 if self.aligned else self.shift, self.noise)
+        maps: Tensor = self.log_mel.to(waves.device)(waves)
+        if sounds is not None:
+            maps = level_maps(align_maps(maps, sounds, self.frames, stretch, transpose))
+        elif stretch or transpose:
+            maps = warp_maps(maps, stretch, transpose)
+        maps = (maps - self.mean[0]) / self.std[0]
         if training:
-            if self.stretch or self.transpose:
-                maps = warp_maps(maps, self.stretch, self.transpose)
             if self.colour:
-                maps = colour_maps(maps, self.colour / self.std[0])
+                maps = colour_maps(maps, self.colour / (DEVIATION if self.aligned else self.std[0]))
             maps = mask_maps(mask_maps(maps, self.frequency_mask, 2), self.time_mask, 3)
         if self.time_steps > 1:
             maps = torch.unflatten(maps, 3, (self.time_steps, -1)).permute(0, 3, 1, 2, 4).contiguous()

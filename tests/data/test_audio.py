@@ -8,8 +8,11 @@ from scipy.io import wavfile
 
 from lightning_msnn.data.audio import (
     LogMel,
+    align_maps,
     augment_waves,
     colour_maps,
+    find_sounds,
+    level_maps,
     mask_maps,
     mel_filters,
     read_wav,
@@ -169,6 +172,66 @@ def test_a_warped_map_is_moved_and_stretched():
     assert torch.equal(warp_maps(maps, 0.0, 0.0).round(decimals=3), maps)
 
 
+def silence(seconds):
+    return np.zeros(round(8000 * seconds))
+
+
+def test_sounds_are_found_where_they_are():
+    noise = 0.001 * np.random.default_rng(0).standard_normal(6400)
+    waves = [
+        np.concatenate([silence(0.8 - s - after), tone(440, seconds=s), silence(after)])
+        for s, after in ((0.3, 0.2), (0.1, 0))
+    ]
+    found = find_sounds(torch.from_numpy(np.stack([w + noise for w in waves])).float(), 8000) * 0.8
+    torch.testing.assert_close(found, torch.tensor([[0.3, 0.6], [0.7, 0.8]]), atol=0.015, rtol=0)
+    assert torch.equal(find_sounds(torch.zeros(1, 6400), 8000), torch.tensor([[0.0, 1.0]])), "silence is heard whole"
+
+
+def test_aligned_recordings_do_not_depend_on_place_speed_level_and_microphone():
+    """A chirp, later and slower, softer and brighter: the same map; a falling one is another."""
+
+    def chirp(begin, seconds, level, falling=False):
+        rate = 400 + 1500 * np.linspace(0, 1, round(8000 * seconds))
+        wave = np.sin(2 * np.pi * np.cumsum(rate[::-1] if falling else rate) / 8000) * level
+        return np.concatenate([silence(begin), wave, silence(0.8 - begin - seconds)])[:6400]
+
+    module = SpokenDigits()
+    waves = np.stack([chirp(0.1, 0.3, 1), chirp(0.25, 0.5, 0.2), chirp(0.1, 0.3, 1, falling=True)])
+    first, second, other = module.transform(torch.from_numpy(waves * 32767).short(), False)
+    assert first.shape == (1, 32, 40)
+    likeness = torch.nn.functional.cosine_similarity
+    assert likeness(first.flatten(), second.flatten(), 0) > 0.9
+    assert likeness(first.flatten(), other.flatten(), 0) < 0.5
+    maps = torch.randn(4, 1, 32, 20)
+    tilted = 3 * maps + torch.linspace(0, 12, 32)[:, None] - 40
+    torch.testing.assert_close(level_maps(tilted)[:, :, 5:-5], level_maps(maps)[:, :, 5:-5], atol=0.3, rtol=0)
+
+
+def test_aligned_maps_are_read_where_they_should_be():
+    """A map that is linear in band and time shows where it was read."""
+    bands, times = torch.meshgrid(torch.arange(24.0), torch.arange(200.0), indexing="ij")
+    maps = torch.stack([bands, times])[:, None].repeat(200, 1, 1, 1)
+    sounds = torch.tensor([0.2, 0.6]).expand(len(maps), 2)
+    band, time = (align_maps(maps, sounds, 22)[i, 0] for i in (0, 1))
+    torch.testing.assert_close(band, bands[:, :22])
+    # From 0.2 to 0.6 with a twentieth of 0.4 on either side: 22 frames of 0.02, whose middles these are.
+    torch.testing.assert_close(time[5], 200 * (0.18 + 0.02 * (torch.arange(22) + 0.5)) - 0.5, rtol=0, atol=0.01)
+    moved = align_maps(maps, sounds, 22, 0.6, 3.0)
+    off = (moved[0::2, 0] - bands[:, :22])[:, 8:16]
+    assert (off.flatten(1).std(1) < 1e-4).all()
+    assert -3.001 < off.min() < -2
+    assert 2 < off.max() < 3.001
+    time = moved[1::2, 0, 5]
+    assert (time.diff(dim=1) > 0).all(), "time goes on"
+    length = (time[:, -1] - time[:, 0]) / (22 - 1) * 22 / 200  # of what is read
+    assert 0.35 < length.min() < 0.42
+    assert 0.46 < length.max() < 0.52
+    speed = time.diff(dim=1)
+    ratio = speed[:, 0] / speed[:, -1]
+    assert ratio.min() < 0.35
+    assert ratio.max() > 2.8
+
+
 def test_colour_is_the_same_at_all_times_and_of_its_level():
     added = colour_maps(torch.zeros(2000, 1, 9, 7), 0.5)
     assert torch.equal(added, added[..., :1].expand_as(added))
@@ -178,7 +241,8 @@ def test_colour_is_the_same_at_all_times_and_of_its_level():
 
 
 def test_parts_are_the_map_and_do_not_know_what_comes_after(digits):
-    whole, parts = (SpokenDigits(root=str(digits), time_steps=steps) for steps in (1, 4))
+    whole, parts = (SpokenDigits(root=str(digits), time_steps=steps, aligned=False) for steps in (1, 4))
+    assert not SpokenDigits(root=str(digits), time_steps=4).aligned
     assert (whole.image_size, parts.image_size) == ((32, 40), (32, 10))
     waves = torch.randint(-20000, 20000, (3, 6400), dtype=torch.int16)
     cut = parts.transform(waves, False)
@@ -225,6 +289,11 @@ def test_speakers_are_held_out(digits):
         ({"stretch": 1}, r"stretch must be a number in \[0, 1\), not 1"),
         ({"transpose": 32}, r"transpose must be in \[0, 32\)"),
         ({"colour": -1}, r"colour must be a number of decibels in \[0, 80\), not -1"),
+        (
+            {"time_steps": 4, "aligned": True},
+            "aligned must be .* true only with time_steps 1, not True with time_steps 4",
+        ),
+        ({"aligned": "yes"}, "aligned must be true, false or left out, .* not 'yes'"),
         ({"time_steps": 3}, "frames must be a multiple of time_steps, 3, not 40"),
         ({"root": 3}, "root must be the path of a folder, not 3"),
     ],
