@@ -114,7 +114,9 @@ def _pictures(task: SpikingClassifier | SpikingForecaster, datamodule: Any) -> d
         if isinstance(datamodule, data.AudioDataModule):
             maps = [x.reshape(-1, *x.shape[-2:]) for x in (inputs[row], salient[row])]  # parts of the time steps
             mel, where = (torch.cat(list(parts), 1) for parts in maps)
-            figure = draw_recording(stored[index].float() / 32768, datamodule.rate, mel, where, title)
+            figure = draw_recording(
+                stored[index].float() / 32768, datamodule.rate, mel, where, datamodule.span(stored[index]), title
+            )
         elif inputs.shape[-2] == 1:
             variables = [f"variable {c}" for c in range(inputs.shape[1])]
             figure = draw_series(inputs[row, :, 0], salient[row, 0], variables, title)

@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 DEVIATION = 9.0
 """Deviation of a map before it is levelled, in decibels: the median over recordings of SpokenDigits."""
 
+MARGIN = 0.05
+"""Share of its length that an aligned map shows before and after a sound."""
+
 Wave = npt.NDArray[np.float32]
 
 
@@ -291,8 +294,8 @@ def align_maps(maps: Tensor, sounds: Tensor, frames: int, stretch: float = 0.0, 
     batch, _, mels, _ = maps.shape
     drawn = (2 * torch.rand(4, batch) - 1).to(maps.device) if stretch or transpose else maps.new_zeros(4, batch)
     length = (sounds[:, 1] - sounds[:, 0]).clamp(min=1e-3)
-    begin = sounds[:, 0] - (0.05 + stretch / 8 * drawn[0]) * length
-    end = sounds[:, 1] + (0.05 + stretch / 8 * drawn[1]) * length
+    begin = sounds[:, 0] - (MARGIN + stretch / 8 * drawn[0]) * length
+    end = sounds[:, 1] + (MARGIN + stretch / 8 * drawn[1]) * length
     # Two values for each frame, whose mean is taken.
     times = (torch.arange(2 * frames, device=maps.device) + 0.5) / (2 * frames)
     times = times + stretch * drawn[2, :, None] * times * (1 - times)
@@ -471,6 +474,13 @@ class AudioDataModule(ArrayDataModule):
     def read_one(self, path: str | os.PathLike[str]) -> Tensor:
         """Read a wav file as the input of a network, ``([T,] 1, mels, frames / T)``."""
         return self.transform(read_waves([path], self.rate, self.samples), False)[0]
+
+    def span(self, wave: Tensor) -> tuple[float, float]:
+        """Return where the map of a wave, int16, (samples,), begins and ends, in seconds."""
+        if not self.aligned:
+            return 0.0, self.samples / self.rate
+        begin, end = (find_sounds(wave[None].float(), self.rate)[0] * self.samples / self.rate).tolist()
+        return begin - MARGIN * (end - begin), end + MARGIN * (end - begin)
 
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
         """Turn waves, int16, (B, samples), into normalised log-mel maps, or their parts."""

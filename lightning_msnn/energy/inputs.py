@@ -37,7 +37,9 @@ def saliency(network: nn.Module, inputs: Tensor) -> Tensor:
     return places / largest.view(-1, *[1] * (places.dim() - 1))
 
 
-def draw_recording(wave: Tensor, rate: int, mel: Tensor, salient: Tensor, title: str) -> Figure:
+def draw_recording(
+    wave: Tensor, rate: int, mel: Tensor, salient: Tensor, span: tuple[float, float], title: str
+) -> Figure:
     """Draw a recording: its wave, its log-mel map, and where that counts.
 
     Args:
@@ -45,20 +47,21 @@ def draw_recording(wave: Tensor, rate: int, mel: Tensor, salient: Tensor, title:
         rate: Sampling rate in Hz.
         mel: Normalised log-mel map, ``(mels, frames)``.
         salient: Saliency of that shape.
+        span: Seconds at which the map begins and ends.
         title: What is heard, and what the network says.
     """
     figure = new_figure(7.0, 6.0)
-    rows = figure.subplots(3, 1)
+    rows = figure.subplots(3, 1, sharex=True)
     seconds = len(wave) / rate
     rows[0].plot(torch.linspace(0, seconds, len(wave)).numpy(), wave.numpy(), linewidth=0.5, color="#4477aa")
-    rows[0].set_xlim(0, seconds)
     rows[0].set_ylabel("wave")
     for axes, values, colours, label in (
         (rows[1], mel, "magma", "mel bands"),
         (rows[2], salient, "viridis", "mel bands,\nwhere they count"),
     ):
-        axes.imshow(values.numpy(), origin="lower", aspect="auto", cmap=colours, extent=(0, seconds, 0, len(values)))
+        axes.imshow(values.numpy(), origin="lower", aspect="auto", cmap=colours, extent=(*span, 0, len(values)))
         axes.set_ylabel(label)
+    rows[2].set_xlim(0, seconds)
     rows[2].set_xlabel("seconds")
     figure.suptitle(title)
     return figure
