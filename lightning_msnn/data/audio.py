@@ -284,8 +284,8 @@ def align_maps(maps: Tensor, sounds: Tensor, frames: int, stretch: float = 0.0, 
         maps: ``(B, 1, mels, fine)``, finer in time than what is returned; beyond a border its last value is repeated.
         sounds: Begin and end of each sound, (B, 2), as shares of the map (:func:`find_sounds`).
         frames: Width of a map that is returned.
-        stretch: Largest share by which the sound is faster at its begin than at its end, or slower; each end moves by
-            at most an eighth of that share of its length.
+        stretch: The middle of a sound moves by at most half of that share of its length, and at most a quarter, as if
+            it were spoken faster first and then slower, or the other way round; each end moves by a quarter of it.
         transpose: Largest number of mel bands that a map is moved by.
 
     Returns:
@@ -294,11 +294,11 @@ def align_maps(maps: Tensor, sounds: Tensor, frames: int, stretch: float = 0.0, 
     batch, _, mels, _ = maps.shape
     drawn = (2 * torch.rand(4, batch) - 1).to(maps.device) if stretch or transpose else maps.new_zeros(4, batch)
     length = (sounds[:, 1] - sounds[:, 0]).clamp(min=1e-3)
-    begin = sounds[:, 0] - (MARGIN + stretch / 8 * drawn[0]) * length
-    end = sounds[:, 1] + (MARGIN + stretch / 8 * drawn[1]) * length
+    begin = sounds[:, 0] - (MARGIN + stretch / 4 * drawn[0]) * length
+    end = sounds[:, 1] + (MARGIN + stretch / 4 * drawn[1]) * length
     # Two values for each frame, whose mean is taken.
     times = (torch.arange(2 * frames, device=maps.device) + 0.5) / (2 * frames)
-    times = times + stretch * drawn[2, :, None] * times * (1 - times)
+    times = times + min(2 * stretch, 1.0) * drawn[2, :, None] * times * (1 - times)
     times = begin[:, None] + (end - begin)[:, None] * times
     bands = (torch.arange(mels, device=maps.device) + 0.5 + transpose * drawn[3, :, None]) / mels
     grid = torch.stack(torch.broadcast_tensors(times[:, None, :], bands[:, :, None]), 3) * 2 - 1
@@ -352,8 +352,8 @@ class AudioDataModule(ArrayDataModule):
         seconds: Length of a recording; of a longer one the loudest stretch is taken, a shorter one has silence around.
         shift: Most seconds that a training recording is moved in time; one that is aligned is where its sound is.
         noise: Largest share of white noise in a training recording.
-        stretch: Largest share by which a training map is stretched or shrunk in time, in [0, 1); one that is aligned is
-            faster at its begin than at its end, or slower, by it.
+        stretch: Largest share by which a training map is stretched or shrunk in time, in [0, 1); in one that is aligned
+            the middle moves instead (:func:`~lightning_msnn.data.audio.align_maps`).
         transpose: Most mel bands that a training map is moved up or down, as by another voice.
         colour: Standard deviation in decibels of what is added smoothly to the mel bands of a training map, as by
             another microphone.
@@ -386,11 +386,11 @@ class AudioDataModule(ArrayDataModule):
         seconds: float = 0.8,
         shift: float = 0.1,
         noise: float = 0.3,
-        stretch: float = 0.3,
+        stretch: float = 0.35,
         transpose: float = 3.0,
-        colour: float = 3.0,
-        time_mask: int = 6,
-        frequency_mask: int = 4,
+        colour: float = 5.0,
+        time_mask: int = 8,
+        frequency_mask: int = 6,
         batch_size: int = 64,
         val_fraction: float = 0.1,
         seed: int = 0,

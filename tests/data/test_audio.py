@@ -216,7 +216,7 @@ def test_aligned_maps_are_read_where_they_should_be():
     torch.testing.assert_close(band, bands[:, :22])
     # From 0.2 to 0.6 with a twentieth of 0.4 on either side: 22 frames of 0.02, whose middles these are.
     torch.testing.assert_close(time[5], 200 * (0.18 + 0.02 * (torch.arange(22) + 0.5)) - 0.5, rtol=0, atol=0.01)
-    moved = align_maps(maps, sounds, 22, 0.6, 3.0)
+    moved = align_maps(maps, sounds, 22, 0.3, 3.0)
     off = (moved[0::2, 0] - bands[:, :22])[:, 8:16]
     assert (off.flatten(1).std(1) < 1e-4).all()
     assert -3.001 < off.min() < -2
