@@ -21,7 +21,8 @@ def _at_target(pl_module: pl.LightningModule) -> bool:
 class BestCheckpoint(ModelCheckpoint):
     """Keep ``checkpoints/best.ckpt`` in the run's folder, where a metric was best so far.
 
-    A training that does not log the metric keeps none, and says so at its end. On the way to a target of rate or energy
+    Of networks that are equally good it is the last, which has learnt for longer: few images tell few networks apart. A
+    training that does not log the metric keeps none, and says so at its end. On the way to a target of rate or energy
     only a network that is at it counts.
 
     Args:
@@ -50,6 +51,13 @@ class BestCheckpoint(ModelCheckpoint):
         if not all(score is None or (isinstance(score, Tensor) and score.numel() == 1) for score in scores):
             raise ConfigurationError("scores of the best checkpoints must be numbers, and one is not")
         super().load_state_dict(state_dict)
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """Whether a value is the best so far, or as good as that."""
+        if super().check_monitor_top_k(trainer, current):
+            return True
+        tie = current is not None and bool(current == self.best_model_score)
+        return bool(trainer.strategy.reduce_boolean_decision(tie))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where there is no validation, if the metric was logged."""

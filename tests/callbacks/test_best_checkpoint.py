@@ -1,0 +1,49 @@
+"""Which checkpoint is kept."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from lightning_msnn.callbacks import BestCheckpoint
+from lightning_msnn.runs import read_checkpoint
+
+
+class Scripted(pl.LightningModule):
+    """Logs one given value after the other."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values, self.layer = values, nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/top1", torch.tensor(self.values[self.current_epoch]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "epoch"),
+    [
+        ("max", [0.2, 0.9, 0.5], 1),
+        ("max", [1.0, 1.0, 1.0, 0.9], 2),
+        ("max", [0.5, 0.9, 0.9, 0.8, 0.9, 0.1], 4),
+        ("min", [0.5, 0.1, 0.1, 0.2], 2),
+        ("max", [float("nan"), 0.1, float("nan")], 1),
+    ],
+)
+def test_the_last_of_the_best_is_kept(mode, values, epoch, tmp_path):
+    best = BestCheckpoint(mode=mode)
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, max_epochs=len(values), callbacks=[best], logger=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(torch.ones(2, 1), 2)
+    trainer.fit(Scripted(values), loader, loader)
+    assert read_checkpoint(best.best_model_path)["epoch"] == epoch
+    assert float(best.best_model_score) == pytest.approx(values[epoch])
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["best.ckpt"]
