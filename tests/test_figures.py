@@ -118,7 +118,10 @@ def convert() -> list[str]:
     three = top["converted, 3 epochs, teacher weight 0.9"]
     exact = top["converted, 3 epochs, teacher weight 0.9, exact spikes from the first step"]
     scratch = top["not converted: spikes from the start, 12 epochs, no teacher"]
+    twin = top["source, `msnn_resnet12.c100_relu`, 55 epochs"]
+    spiking = top["converted, 5 epochs, teacher weight 0.9, `teacher_features` 2"]
     return [
+        f"is {twin - spiking:.1f} points above what became of it",
         f"what annealing gave, {three - exact:.1f} points",
         f"are {three - scratch:.1f} points behind the latter",
         *(f"| {line['label']} | {top1} % |" for line in tried for top1 in line["top1"]),
