@@ -301,7 +301,8 @@ def align_maps(maps: Tensor, sounds: Tensor, frames: int, stretch: float = 0.0, 
     times = times + min(2 * stretch, 1.0) * drawn[2, :, None] * times * (1 - times)
     times = begin[:, None] + (end - begin)[:, None] * times
     bands = (torch.arange(mels, device=maps.device) + 0.5 + transpose * drawn[3, :, None]) / mels
-    grid = torch.stack(torch.broadcast_tensors(times[:, None, :], bands[:, :, None]), 3) * 2 - 1
+    size = (batch, mels, 2 * frames)
+    grid = torch.stack([times[:, None, :].expand(size), bands[:, :, None].expand(size)], 3) * 2 - 1
     read = nn.functional.grid_sample(maps, grid.to(maps.dtype), padding_mode="border", align_corners=False)
     return nn.functional.avg_pool2d(read, (1, 2))
 
