@@ -30,11 +30,12 @@ from lightning_msnn.export.weights import synapses
 from lightning_msnn.models.msnn_rnn import CELLS, Recurrence
 from lightning_msnn.models.weights import FACTS, entries, read_weights
 from lightning_msnn.nn.integer import IntegerConv2d, to_integers
+from tests.conftest import SLOW
 
 TINY = [name for name in entries() if "_tiny." in name]
 DIGITS = "msnn_resnet12_tiny.digits"
 # Together, these take long.
-DATA = os.environ.get("LIGHTNING_MSNN_DATA") if os.environ.get("LIGHTNING_MSNN_SLOW") else None
+DATA = os.environ.get("LIGHTNING_MSNN_DATA") if SLOW else None
 SMALL = {"depths": (1, 1), "widths": (16, 24), "in_chans": 1, "num_classes": 3}
 
 
@@ -209,7 +210,7 @@ def test_spikes_stay_binary_in_onnx(name, made, digits):
     assert sum(n.op_type == "BatchNormalization" for n in model.graph.node) <= 1 + 12 * (cells > 0 or "vit" in name)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TINY if SLOW else [DIGITS])
 def test_onnx_adds_up_integers(name, made, digits):
     """Each sum, by a product of integers in NumPy, and the classes of the network in integers."""
     report, network = made(name, "onnx", "int8"), zoo.load(name, integer=True)
