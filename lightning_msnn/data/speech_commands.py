@@ -33,7 +33,7 @@ class SpeechCommands(AudioDataModule):
         "three", "tree", "two", "up", "visual", "wow", "yes", "zero",
     ]  # fmt: skip
     rate = 16000
-    # Those of SpokenDigits, in decibels; not measured on these recordings.
+    # Those of SpokenDigits, for maps that are not aligned; not measured on these recordings.
     mean = (-27.6,)
     std = (25.1,)
 

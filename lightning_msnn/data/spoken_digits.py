@@ -35,7 +35,7 @@ class SpokenDigits(AudioDataModule):
 
     classes: ClassVar[list[str]] = [str(digit) for digit in range(10)]
     rate = 8000
-    # Of the log-mel maps of recordings with an index of 5 or more, with the defaults, in decibels.
+    # Of the log-mel maps of recordings with an index of 5 or more, not aligned, in decibels.
     mean = (-27.6,)
     std = (25.1,)
 
