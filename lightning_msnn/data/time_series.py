@@ -13,7 +13,7 @@ from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, aeon_folde
 from lightning_msnn.data.base import Part
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
-__all__ = ["TimeSeries", "read_ts"]
+__all__ = ["TimeSeries", "read_ts", "warp_series"]
 
 LEAST = 4
 """Values of the shortest series that can be cut into four windows."""
@@ -49,6 +49,40 @@ def read_ts(file: Path) -> tuple[Series, list[str], list[str]]:
     return list(series), labels.tolist(), header["class_values"] or sorted(set(labels.tolist()))
 
 
+def warp_series(series: Tensor, warp: float, crop: float) -> Tensor:
+    """Play series unevenly and from a later to an earlier end, each by a draw of its own from torch's CPU generator.
+
+    Time warping and window slicing of augmentations (Iwana and Uchida, arXiv 2007.15951); lengths stay as they are, and
+    values between two are interpolated.
+
+    Args:
+        series: ``(B, C, 1, L)``, NaN after the end of a shorter one.
+        warp: Standard deviation of the logarithm of the speed, at five places; between them it is linear.
+        crop: Largest share of a series that is cut off, at both ends together; the draw is uniform.
+    """
+    batch, channels, _, size = series.shape
+    there = ~series[:, 0, 0].isnan()
+    last = there.sum(1, keepdim=True) - 1
+    share = torch.arange(size, device=series.device) / last.clamp(min=1)
+    speeds = torch.exp(warp * torch.randn(batch, 5)).to(series.device)
+    speed = _between(speeds.unsqueeze(1), 4 * share.clamp(max=1)).squeeze(1) * (share < 1)
+    time = speed.cumsum(1) - speed
+    time = time / (time + speed).amax(1, keepdim=True).clamp(min=1e-6)
+    cut, begin = (crop * torch.rand(batch, 1)).to(series.device), torch.rand(batch, 1).to(series.device)
+    places = (begin * cut + (1 - cut) * time).clamp(0, 1) * last
+    return _between(series.squeeze(2), places).masked_fill(~there.unsqueeze(1), torch.nan).view(batch, channels, 1, size)
+
+
+def _between(values: Tensor, places: Tensor) -> Tensor:
+    """Values ``(B, C, N)`` at places ``(B, L)`` from 0 to N - 1, linear between two."""
+    low = places.long().clamp(max=values.shape[2] - 1)
+    high = (low + 1).clamp(max=values.shape[2] - 1)
+    share = (places - low).unsqueeze(1)
+    low, high = (index.unsqueeze(1).expand(-1, values.shape[1], -1) for index in (low, high))
+    first, second = values.gather(2, low), values.gather(2, high)
+    return torch.where(share == 0, first, first + share * (second - first))  # a NaN behind the end times 0 is one
+
+
 class TimeSeries(ArrayDataModule):
     """Labelled series ``(B, C, 1, L)``: maps of one row, one channel for each variable.
 
@@ -64,6 +98,9 @@ class TimeSeries(ArrayDataModule):
         length: Values of a series, of which more are cut off; by default those of the longest that is trained on.
         noise: Standard deviation of the noise that a training series gets, as a multiple of its channel's.
         scale: Largest share by which a training series is stretched or shrunk in value.
+        warp: Standard deviation of the logarithm of the speed that a training series is played at
+            (:func:`~lightning_msnn.data.time_series.warp_series`).
+        crop: Largest share of a training series that is cut off, in [0, 1); the rest is stretched to its length.
         batch_size: Series a batch (on each device).
         val_fraction: Share of the training part that is split off for validation, in [0, 1).
         seed: Seed of that split.
@@ -84,6 +121,8 @@ class TimeSeries(ArrayDataModule):
         length: int | None = None,
         noise: float = 0.1,
         scale: float = 0.2,
+        warp: float = 0.3,
+        crop: float = 0.2,
         batch_size: int = 16,
         val_fraction: float = 0.1,
         seed: int = 0,
@@ -95,6 +134,7 @@ class TimeSeries(ArrayDataModule):
         self.problem = problem
         self.length = None if length is None else check_integer("length", length, LEAST)
         self.noise, self.scale = check_number("noise", noise), check_number("scale", scale)
+        self.warp, self.crop = check_number("warp", warp), check_number("crop", crop, below_one=True)
         self._held: dict[Path, Any] = {}
         self.save_hyperparameters()
         self.root, self.folder = self._path("root"), self._path("folder")
@@ -193,6 +233,8 @@ class TimeSeries(ArrayDataModule):
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
         """Normalise series (B, C, 1, L), fill what is not there with zeros, and add the mask."""
         variables = inputs.shape[1]
+        if training and (self.warp or self.crop):
+            inputs = warp_series(inputs, self.warp, self.crop)
         mean, std = (torch.tensor(x[:variables], device=inputs.device).view(-1, 1, 1) for x in (self.mean, self.std))
         values = (inputs - mean) / std
         if training:

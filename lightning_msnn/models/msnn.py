@@ -382,6 +382,9 @@ class MSNN(nn.Module):
         self.num_classes = check_integer("num_classes", num_classes, 0)
         self.head.reset(num_classes, global_pool)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        if self.arguments:  # twins are built with them
+            pooled = {} if global_pool is None else {"global_pool": global_pool}
+            self.arguments |= {"num_classes": self.num_classes, **pooled}
 
     def forward_intermediates(
         self,

@@ -3,7 +3,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_msnn.data.time_series import TimeSeries
+from lightning_msnn.data.time_series import TimeSeries, warp_series
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier
 
@@ -85,6 +85,52 @@ def test_series_of_one_length_have_no_mask(tmp_path):
     assert (module.in_chans, module.image_size) == (1, (1, 12))
     module.setup("test")
     assert module.on_after_batch_transfer(next(iter(module.test_dataloader())), 0)[0].shape == (10, 1, 1, 12)
+
+
+def rising(*lengths):
+    """Series that count up from 0, NaN behind the length of each; a second channel counts down."""
+    series = torch.arange(float(max(lengths))).repeat(len(lengths), 2, 1, 1)
+    series[:, 1] *= -1
+    for row, length in zip(series, lengths, strict=True):
+        row[..., length:] = torch.nan
+    return series
+
+
+def test_series_are_played_unevenly_in_their_own_order():
+    series = rising(50, 30, 2, 1)
+    torch.testing.assert_close(warp_series(series, 0.0, 0.0), series, equal_nan=True, atol=1e-4, rtol=0)
+    for warp, crop in ((0.5, 0.0), (0.0, 0.4), (0.5, 0.4)):
+        changed = warp_series(series, warp, crop)
+        assert torch.equal(changed.isnan(), series.isnan())
+        torch.testing.assert_close(changed[:, 1], -changed[:, 0], equal_nan=True)
+        for row, length in zip(changed[:, 0, 0], (50, 30, 2, 1), strict=True):
+            steps = row[:length].diff()
+            assert (steps > 0).all()
+            assert 0 <= row[0] <= crop * (length - 1) + 1e-4
+            assert (1 - crop) * (length - 1) - 1e-4 <= row[length - 1] - row[0] <= length - 1
+            if length > 2:
+                assert (steps.std() > 0.05) == (warp > 0)  # even without warping
+    assert not torch.equal(*warp_series(rising(50, 50), 0.5, 0.0))
+    torch.manual_seed(0)
+    first = warp_series(series, 0.3, 0.2)
+    torch.manual_seed(0)
+    assert torch.equal(warp_series(series, 0.3, 0.2).nan_to_num(), first.nan_to_num())
+
+
+def test_only_training_series_are_warped_and_their_mask_stays(problem):
+    module = TimeSeries("Waves", root=str(problem), noise=0.0, scale=0.0)
+    module.setup("fit")
+    series = module.train_dataloader().dataset[:8][0]
+    plain, warped = module.transform(series, False), module.transform(series, True)
+    assert torch.equal(plain[:, 2], warped[:, 2])
+    assert not torch.equal(plain[:, :2], warped[:, :2])
+    same = TimeSeries("Waves", root=str(problem), noise=0.0, scale=0.0, warp=0.0, crop=0.0)
+    same.setup("fit")
+    assert torch.equal(same.transform(series, True), plain)
+    with pytest.raises(ConfigurationError, match=r"crop must be a number in \[0, 1\), not 1"):
+        TimeSeries("Waves", crop=1)
+    with pytest.raises(ConfigurationError, match=r"warp must be a number in \[0, 1\], not -0.1"):
+        TimeSeries("Waves", warp=-0.1)
 
 
 def test_bad_series_are_named(problem, tmp_path):

@@ -150,6 +150,7 @@ def test_head(name):
     model.reset_classifier(5, "catavgmax")
     assert model(x).shape == (2, 5)
     assert model.head_hidden_size == 2 * model.num_features
+    assert ann_twin(model)(x).shape == (2, 5)  # and so is what is built after it
 
 
 @pytest.mark.parametrize("name", NETWORKS)
