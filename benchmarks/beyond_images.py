@@ -36,10 +36,10 @@ SOLAR = "--data.source solar --data.season 48 --data.context 96 --data.horizon 4
 SETS: dict[str, tuple[str, str]] = {
     "speech": ("speech, own split", "data/spoken_digits recipe/tiny --data.root {fsdd}"),
     "speakers": ("speech, unseen speakers", "data/spoken_digits recipe/tiny --data.root {fsdd} --data.splits speakers"),
-    "vowels": ("JapaneseVowels", "data/time_series recipe/series --data.problem JapaneseVowels"),
+    "vowels": ("JapaneseVowels", "data/time_series recipe/series --data.problem JapaneseVowels --data.noise 0.3"),
     "motions": ("BasicMotions", "data/time_series recipe/series --data.problem BasicMotions"),
     "italy": ("ItalyPowerDemand", "data/time_series recipe/series --data.problem ItalyPowerDemand"),
-    "arrowhead": ("ArrowHead", "data/time_series recipe/series --data.problem ArrowHead"),
+    "arrowhead": ("ArrowHead", "data/time_series recipe/series --data.problem ArrowHead --data.noise 0.03"),
     "airline": ("Airline (MASE)", "data/forecasting recipe/series"),
     "solar": ("solar (MASE)", f"data/forecasting recipe/series {SOLAR}"),
     "events": ("saccaded digits", "data/events recipe/tiny --data.root {events}"),
