@@ -70,7 +70,8 @@ def warp_series(series: Tensor, warp: float, crop: float) -> Tensor:
     time = time / (time + speed).amax(1, keepdim=True).clamp(min=1e-6)
     cut, begin = (crop * torch.rand(batch, 1)).to(series.device), torch.rand(batch, 1).to(series.device)
     places = (begin * cut + (1 - cut) * time).clamp(0, 1) * last
-    return _between(series.squeeze(2), places).masked_fill(~there.unsqueeze(1), torch.nan).view(batch, channels, 1, size)
+    played = _between(series.squeeze(2), places).masked_fill(~there.unsqueeze(1), torch.nan)
+    return played.view(batch, channels, 1, size)
 
 
 def _between(values: Tensor, places: Tensor) -> Tensor:
