@@ -34,7 +34,7 @@ fit() { # entry, recipe, options
 	}))
 	PYTHON
     python -m lightning_msnn.zoo export "$run/checkpoints/best.ckpt" "$entry" --data "$data" --folder "$out/zoo" \
-        --half --fields "$run/fields.json"
+        --dtype float16 --fields "$run/fields.json"
 }
 
 mkdir -p "$out/zoo"

@@ -203,8 +203,8 @@ def rates_page() -> list[str]:
     assert max(off["mib"]) <= 0
     return [
         f"an excess of {first:.1f} in `msnn_resnet12.c100`, where the mean of the other stages is {others:.1f}",
-        f"the memory that it says was at most {-100 * min(off['mib']):.0f} % less than the peak, and the time of a step "
-        f"at most {100 * max(map(abs, off['s'])):.0f} % off",
+        f"the memory that it says was at most {-100 * min(off['mib']):.0f} % less than the peak, and the time of a "
+        f"step at most {100 * max(map(abs, off['s'])):.0f} % off",
     ]
 
 

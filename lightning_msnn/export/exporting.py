@@ -20,6 +20,7 @@ from lightning_msnn.export import aoti, nir, onnx, program, weights
 from lightning_msnn.export.samples import Samples, find_samples
 from lightning_msnn.export.source import Source, read_source
 from lightning_msnn.nn.integer import to_integers
+from lightning_msnn.zoo.storing import DTYPES
 
 __all__ = ["FORMATS", "Format", "Report", "export"]
 
@@ -64,7 +65,7 @@ FORMATS: dict[str, Format] = {
     "torch": Format(".pt2", program.write, program.run, "torch.export"),
     "aoti": Format(".pt2", aoti.write, aoti.run, "AOTInductor"),
     "nir": Format(".nir", nir.write, nir.run, "nirtorch"),
-    "weights": Format(".safetensors", weights.write, weights.run, "lightning_msnn", ("float32", "float16", "int8")),
+    "weights": Format(".safetensors", weights.write, weights.run, "lightning_msnn", DTYPES),
 }
 """Formats by the name that the command line uses."""
 

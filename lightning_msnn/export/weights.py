@@ -1,8 +1,4 @@
-"""Weights in safetensors with all that it takes to rebuild the network: in 32 or 16 bits, or synapses in 8.
-
-A spike is 0 or 1, so a synapse adds up those weights that spikes meet. In 8 bits they are integers, and their sum is
-exact; it is multiplied once by the scale of its output channel. There is nothing to calibrate.
-"""
+"""Weights in safetensors with all that it takes to rebuild the network."""
 
 from __future__ import annotations
 
@@ -17,61 +13,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.conversion import SpikingLayer
 from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.export.source import Source
-from lightning_msnn.models.msnn_rnn import Recurrence, SpikingRecurrence
 from lightning_msnn.models.registry import check_arguments, create_with, is_ours, own_arguments
-from lightning_msnn.models.weights import SCALE, dequantised
-from lightning_msnn.nn import AnalogueMLP, BernoulliEncoder, Spike, Synapse
-from lightning_msnn.nn.integer import quantised
+from lightning_msnn.models.weights import dequantised
+from lightning_msnn.zoo.storing import stored
 
-__all__ = ["load_weights", "run", "synapses", "write"]
-
-
-def synapses(network: nn.Module) -> set[str]:
-    """Return the names of the weights that meet spikes, of every convolution, linear layer and recurrent cell.
-
-    Args:
-        network: A network of this package, converted ones included.
-    """
-    modules = dict(network.named_modules())
-    if not any(isinstance(module, Spike | BernoulliEncoder) for module in modules.values()):
-        return set()  # a twin with rectifiers
-    mlps = [name for name, module in modules.items() if isinstance(module, AnalogueMLP)]
-    analogue = {f"{name}.{part}" for name in mlps for part in ("fc1", "fc2")}
-    found = set()
-    for name, module in modules.items():
-        if isinstance(module, Synapse) and name not in analogue:
-            found.add(f"{name}.conv.weight")
-        elif isinstance(module, Recurrence):
-            kinds = ("ih", "hh") if isinstance(module, SpikingRecurrence) else ("ih",)
-            found |= {f"{name}.weight_{kind}_l0{way}" for kind in kinds for way in ("", "_reverse")}
-        elif isinstance(module, SpikingLayer):
-            found.add(f"{name}.weight")
-    return found
-
-
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
-
-
-def _in_8_bits(source: Source) -> dict[str, Tensor]:
-    """Synapses as integers with their scales, other matrices in float16, vectors (norms, decays, thresholds) as is."""
-    network, state, made = source.network, _state(source.network), {}
-    names = synapses(network)
-    if not names:
-        raise ConfigurationError(f"int8 is for weights that meet spikes, and {source.name} has none: give float16")
-    for name, module in network.named_modules():
-        if isinstance(module, SpikingLayer):  # integers are added up, so that what a spike stands for goes into them
-            state[f"{name}.weight"] = module.scaled_weight().detach()
-            state[f"{name}.neuron.log_scale"] = torch.zeros_like(module.neuron.log_scale)
-    for name, value in state.items():
-        if name in names:
-            made[name], made[name + SCALE] = quantised(value)
-        else:
-            made[name] = value.half() if value.is_floating_point() and value.dim() > 1 else value
-    return made
+__all__ = ["load_weights", "run", "write"]
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
@@ -91,22 +39,12 @@ def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
         source: The network.
         file: The file.
         shape: Not used; every format takes the same arguments.
-        dtype: ``"float32"``, ``"float16"`` for all, or ``"int8"`` for synapses and float16 for analogue matrices.
+        dtype: One of :data:`lightning_msnn.zoo.storing.DTYPES`.
 
     Raises:
-        ConfigurationError: If a weight is not finite or beyond float16, or nothing receives spikes in int8.
+        ConfigurationError: As :func:`lightning_msnn.zoo.storing.stored`.
     """
-    state = _state(source.network)
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise ConfigurationError(f"{name} of {source.name} has values that are not finite")
-    if dtype == "int8":
-        state = _in_8_bits(source)
-    elif dtype == "float16":
-        state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise ConfigurationError(f"{name} of {source.name} has values beyond float16")
+    state = stored(source.network, dtype, source.name)
     facts = source.facts() | {"arguments": json.dumps(dict(source.arguments)), "dtype": dtype}
     file.write_bytes(safetensors.torch.save(state, {"format": "pt", "sha256": _digest(state), **facts}))
 

@@ -14,6 +14,7 @@ from lightning_msnn.models.weights import find, read_config
 from lightning_msnn.zoo.card import table, write_card
 from lightning_msnn.zoo.exporting import export, measure
 from lightning_msnn.zoo.loading import info, list_models
+from lightning_msnn.zoo.storing import DTYPES
 from lightning_msnn.zoo.verification import verify
 
 __all__ = ["main"]
@@ -34,7 +35,7 @@ def _run(given: argparse.Namespace) -> str:
         return table(list_models())
     if given.command == "export":
         fields = json.loads(Path(given.fields).read_text(encoding="utf-8")) if given.fields else {}
-        folder = export(given.checkpoint, given.name, given.folder, given.half, **fields)
+        folder = export(given.checkpoint, given.name, given.folder, given.dtype, **fields)
         try:
             found = measure(folder, given.data)
         except ConfigurationError:
@@ -86,7 +87,9 @@ def main(args: Sequence[str] | None = None) -> None:
     exporting.add_argument("name", help="<architecture>.<tag>")
     exporting.add_argument("--data", help="folder of the data set (digits need none)")
     exporting.add_argument("--folder", default="zoo", help="folder of the zoo (default: zoo)")
-    exporting.add_argument("--half", action="store_true", help="float16 weights; the figures are theirs")
+    exporting.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="type of the weights in the file; the figures are theirs"
+    )
     exporting.add_argument("--fields", help="JSON file of further fields: command, recipe, epochs, seed, hardware, ...")
     for command in commands.choices.values():
         command.add_argument("--imports", action="append", default=[], help=HELP)

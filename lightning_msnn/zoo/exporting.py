@@ -23,8 +23,9 @@ from lightning_msnn.energy.pictures import draw_energy, png
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
 from lightning_msnn.models.registry import default_cfg, is_ours
 from lightning_msnn.models.weights import CONFIG_FILE, FACTS, WEIGHTS_FILE, find, read_config
-from lightning_msnn.runs.checkpoints import network_of, network_state, read_checkpoint
+from lightning_msnn.runs.checkpoints import network_of, read_checkpoint
 from lightning_msnn.zoo.card import PICTURE, write_card
+from lightning_msnn.zoo.storing import stored
 from lightning_msnn.zoo.verification import BATCH, figures, test_data
 
 __all__ = ["export", "measure"]
@@ -71,7 +72,9 @@ def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: bool = False, **fields: Any) -> Path:
+def export(
+    checkpoint: str | Path, name: str, folder: str | Path = "zoo", dtype: str = "float32", **fields: Any
+) -> Path:
     """Make a zoo entry of a Lightning checkpoint, with a card of what the run knows; nothing is measured.
 
     The weights are those that the checkpoint evaluates with: the moving average where there is one.
@@ -80,15 +83,16 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
         checkpoint: Checkpoint of a :class:`lightning_msnn.tasks.SpikingClassifier`.
         name: timm name of the entry, ``<architecture>.<tag>``, with any tag.
         folder: Folder of the zoo.
-        half: Whether to keep the weights in float16; the network that loads them still computes in float32.
+        dtype: Type of the weights in the file, one of :data:`lightning_msnn.zoo.storing.DTYPES`; the network that
+            loads them computes in float32.
         **fields: Further facts for ``config.json``, such as command, recipe and hardware; plain values.
 
     Returns:
         The folder of the entry.
 
     Raises:
-        ConfigurationError: If the checkpoint cannot be read or is of another network, a weight is beyond float16, a
-            field is not of its type, or the entry exists.
+        ConfigurationError: If the checkpoint cannot be read or is of another network, a weight is not finite or
+            beyond float16, nothing receives spikes in int8, a field is not of its type, or the entry exists.
     """
     content = read_checkpoint(checkpoint)
     seen = content.get("preprocessing")
@@ -107,14 +111,8 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
     target = Path(folder) / name
     if target.exists():
         raise ConfigurationError(f"{target} exists: remove it to make the entry anew")
-    network, state = network_of(content, checkpoint), network_state(content)
-    if half:
-        for key, value in state.items():
-            if value.is_floating_point():
-                state[key] = value.half()
-                if not state[key].isfinite().all():
-                    raise ConfigurationError(f"{key} of {str(checkpoint)!r} has values beyond float16")
-    weights = safetensors.torch.save(state, {"format": "pt"})
+    network = network_of(content, checkpoint)
+    weights = safetensors.torch.save(stored(network, dtype, repr(str(checkpoint))), {"format": "pt"})
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:
         made = Path(temporary) / name
@@ -129,7 +127,7 @@ def export(checkpoint: str | Path, name: str, folder: str | Path = "zoo", half: 
             )  # fmt: skip
             facts = {
                 "sha256": hashlib.sha256(weights).hexdigest(),
-                "weights": "float16" if half else "float32",
+                "weights": dtype,
                 **_run(content, checkpoint),
                 **fields,
             }

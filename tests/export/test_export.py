@@ -26,10 +26,10 @@ from lightning_msnn.cli import main
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.export import FORMATS, Format, export, exporting, load_weights, read_source, samples
-from lightning_msnn.export.weights import synapses
 from lightning_msnn.models.msnn_rnn import CELLS, Recurrence
 from lightning_msnn.models.weights import FACTS, entries, read_weights
 from lightning_msnn.nn.integer import IntegerConv2d, to_integers
+from lightning_msnn.zoo.storing import synapses
 from tests.conftest import SLOW
 
 TINY = [name for name in entries() if "_tiny." in name]

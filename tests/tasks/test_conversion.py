@@ -100,7 +100,7 @@ def test_cards_of_a_converted_network_and_its_source(tmp_path, monkeypatch):
     cards = {}
     cards_of = {"resnet18_cifar.digits": "source", "spiking.resnet18_cifar_digits": "converted"}
     for name, folder in cards_of.items():
-        zoo.export(tmp_path / folder / "last.ckpt", name, tmp_path / "zoo", half=True)
+        zoo.export(tmp_path / folder / "last.ckpt", name, tmp_path / "zoo", dtype="float16")
         zoo.measure(name)
         zoo.verify(name)
         cards[folder] = zoo.info(name)

@@ -22,6 +22,7 @@ from lightning_msnn.models.weights import FACTS, entries, read_config, read_weig
 from lightning_msnn.zoo import verification
 from lightning_msnn.zoo.__main__ import main as zoo_main
 from lightning_msnn.zoo.card import write_card
+from lightning_msnn.zoo.storing import synapses
 from tests.test_security import NETWORK, small_checkpoint
 
 ENTRIES = list(entries())
@@ -632,7 +633,7 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
     whole = load_file(tmp_path / "z" / name / "model.safetensors")
 
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "h"))
-    zoo_main([*arguments, str(tmp_path / "h"), "--half"])
+    zoo_main([*arguments, str(tmp_path / "h"), "--dtype", "float16"])
     half = load_file(tmp_path / "h" / name / "model.safetensors")
     assert {v.dtype for v in half.values()} == {torch.float16, torch.int64}
     assert all(torch.equal(half[k], whole[k].to(half[k].dtype)) for k in whole)
@@ -642,6 +643,24 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
     loaded = zoo.load(name)
     assert {v.dtype for v in loaded.state_dict().values()} == {torch.float32, torch.int64}
     assert all(torch.equal(v, half[k].to(v.dtype)) for k, v in loaded.state_dict().items())
+    zoo.verify(name)
+
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "i"))
+    zoo_main([*arguments, str(tmp_path / "i"), "--dtype", "int8"])
+    eighth = load_file(tmp_path / "i" / name / "model.safetensors")
+    named = synapses(loaded)
+    assert {k for k, v in eighth.items() if v.dtype == torch.int8} == named
+    assert "| weights | int8, sha256" in (tmp_path / "i" / name / "README.md").read_text()
+    for key, value in zoo.load(name).state_dict().items():
+        assert value.dtype == whole[key].dtype
+        rows = whole[key].flatten(1) if key in named else whole[key]
+        step = rows.abs().amax(1).view(-1, *[1] * (value.dim() - 1)) / 127 if key in named else 2**-9 * rows.abs()
+        assert ((value - whole[key]).abs() <= 0.5 * step + 1e-7).all(), "the nearest integer, or float16"
+    integers = {k: v for k, v in zoo.load(name, integer=True).state_dict().items() if v.dtype == torch.int8}
+    assert len(integers) == len(named)
+    for key, value in integers.items():  # those of the file; a norm that is folded in may turn signs
+        of_file = eighth[key] if key in eighth else eighth[key.replace(".weight", ".conv.weight")]
+        assert torch.equal(value.abs(), of_file.abs())
     zoo.verify(name)
 
     content = torch.load(tmp_path / "x.ckpt", weights_only=True)
@@ -655,7 +674,7 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
     content["preprocessing"]["data"] = "my_package.MyData"
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(ConfigurationError, match="stem.conv.weight of .* has values beyond float16"):
-        zoo.export(tmp_path / "x.ckpt", name, tmp_path / "n", half=True)
+        zoo.export(tmp_path / "x.ckpt", name, tmp_path / "n", dtype="float16")
     # Data of one's own is measured by the data module itself: a file does not say what is imported.
     folder = zoo.export(tmp_path / "x.ckpt", name, tmp_path / "n")
     with pytest.raises(ConfigurationError, match="is my_package.MyData, which is not one of lightning_msnn.data"):

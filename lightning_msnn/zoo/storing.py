@@ -1,0 +1,91 @@
+"""Weights of a network as a file keeps them: in 32 or 16 bits, or synapses in 8.
+
+A spike is 0 or 1, so a synapse adds up those weights that spikes meet. In 8 bits they are integers, and their sum is
+exact; it is multiplied once by the scale of its output channel. There is nothing to calibrate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_msnn.conversion import SpikingLayer
+from lightning_msnn.errors import ConfigurationError, choose
+from lightning_msnn.models.msnn_rnn import Recurrence, SpikingRecurrence
+from lightning_msnn.models.weights import SCALE
+from lightning_msnn.nn import AnalogueMLP, BernoulliEncoder, Spike, Synapse
+from lightning_msnn.nn.integer import quantised
+
+__all__ = ["DTYPES", "stored", "synapses"]
+
+DTYPES = ("float32", "float16", "int8")
+"""Types of weights in files: ``"float16"`` is for all, ``"int8"`` for synapses beside float16 for other matrices."""
+
+
+def synapses(network: nn.Module) -> set[str]:
+    """Return the names of the weights that meet spikes, of every convolution, linear layer and recurrent cell.
+
+    Args:
+        network: A network of this package, converted ones included.
+    """
+    modules = dict(network.named_modules())
+    if not any(isinstance(module, Spike | BernoulliEncoder) for module in modules.values()):
+        return set()  # a twin with rectifiers
+    mlps = [name for name, module in modules.items() if isinstance(module, AnalogueMLP)]
+    analogue = {f"{name}.{part}" for name in mlps for part in ("fc1", "fc2")}
+    found = set()
+    for name, module in modules.items():
+        if isinstance(module, Synapse) and name not in analogue:
+            found.add(f"{name}.conv.weight")
+        elif isinstance(module, Recurrence):
+            kinds = ("ih", "hh") if isinstance(module, SpikingRecurrence) else ("ih",)
+            found |= {f"{name}.weight_{kind}_l0{way}" for kind in kinds for way in ("", "_reverse")}
+        elif isinstance(module, SpikingLayer):
+            found.add(f"{name}.weight")
+    return found
+
+
+def stored(network: nn.Module, dtype: str, source: str) -> dict[str, Tensor]:
+    """Return the weights of a network as a file keeps them.
+
+    :func:`lightning_msnn.models.weights.dequantised` reads them.
+
+    Args:
+        network: The network, in float32.
+        dtype: One of :data:`DTYPES`.
+        source: What the network is of, for messages.
+
+    Raises:
+        ConfigurationError: If there is no such type, a weight is not finite or beyond float16, or int8 is asked for
+            and nothing receives spikes.
+    """
+    choose(dict.fromkeys(DTYPES), dtype, "type of weights")
+    state = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise ConfigurationError(f"{name} of {source} has values that are not finite")
+    if dtype == "float16":
+        state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    elif dtype == "int8":
+        state = _in_8_bits(network, state, source)
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise ConfigurationError(f"{name} of {source} has values beyond float16")
+    return state
+
+
+def _in_8_bits(network: nn.Module, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Synapses as integers with their scales, other matrices in float16, vectors (norms, decays, thresholds) as is."""
+    names, made = synapses(network), {}
+    if not names:
+        raise ConfigurationError(f"int8 is for weights that meet spikes, and {source} has none: give float16")
+    for name, module in network.named_modules():
+        if isinstance(module, SpikingLayer):  # integers are added up, so that what a spike stands for goes into them
+            state[f"{name}.weight"] = module.scaled_weight().detach()
+            state[f"{name}.neuron.log_scale"] = torch.zeros_like(module.neuron.log_scale)
+    for name, value in state.items():
+        if name in names:
+            made[name], made[name + SCALE] = quantised(value)
+        else:
+            made[name] = value.half() if value.is_floating_point() and value.dim() > 1 else value
+    return made
