@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,12 @@ DEVIATION = 9.0
 MARGIN = 0.05
 """Share of its length that an aligned map shows before and after a sound."""
 
+RATES = (1_000, 768_000)
+"""Sampling rates that are read, in Hz."""
+
+LOUDEST = 2.0**32
+"""Largest sample that is read."""
+
 Wave = npt.NDArray[np.float32]
 
 
@@ -68,8 +75,10 @@ def read_wav(path: str | os.PathLike[str]) -> tuple[Wave, int]:
             rate, samples = wavfile.read(path)
         if not samples.size:
             raise ValueError("it has no samples")
-        if not np.isfinite(samples).all():
-            raise ValueError("it has samples that are not finite numbers")
+        if not np.abs(samples.astype(np.float64)).max() <= LOUDEST:  # nor a NaN
+            raise ValueError("it has samples that are not finite numbers, or beyond 32 bits")
+        if not RATES[0] <= rate <= RATES[1]:
+            raise ValueError(f"its sampling rate is {rate} Hz, and must be from {RATES[0]} to {RATES[1]}")
     except Exception as error:  # the reader raises what it pleases where a header is damaged
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(f"cannot read the recording {os.fspath(path)!r}: {reason}") from error
@@ -95,8 +104,8 @@ def loudest(wave: Wave, samples: int) -> Wave:
 def read_waves(files: Sequence[str | os.PathLike[str]], rate: int, samples: int) -> Tensor:
     """Read recordings as waves of one rate and length, each at full level.
 
-    A recording of another rate is resampled, and how many were is said. Of a longer one the loudest stretch is taken;
-    a shorter one has silence on both sides.
+    A recording of another rate is resampled, and how many were is said. An offset is taken out. Of a longer one the
+    loudest stretch is taken; a shorter one has silence on both sides.
 
     Args:
         files: wav files.
@@ -110,23 +119,23 @@ def read_waves(files: Sequence[str | os.PathLike[str]], rate: int, samples: int)
         ConfigurationError: Naming a file that cannot be read.
     """
     waves = np.zeros((len(files), samples), np.int16)
-    rates: dict[int, int] = {}
 
-    def fill(index: int) -> None:
+    def fill(index: int) -> int:
         wave, found = read_wav(files[index])
         if found != rate:
             from scipy.signal import resample_poly  # slow to import
 
             divisor = math.gcd(rate, found)
             wave = resample_poly(wave, rate // divisor, found // divisor).astype(np.float32)
-            rates[found] = rates.get(found, 0) + 1
-        wave = loudest(wave, samples)
+        wave = loudest(wave - wave.mean(), samples)
         waves[index] = np.round(wave * (32767 / max(float(np.abs(wave).max()), 1e-6)))
+        return found
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(fill, range(len(files)), chunksize=64):
-            pass
+        rates = Counter(pool.map(fill, range(len(files)), chunksize=64))
     for found, number in rates.items():
+        if found == rate:
+            continue
         logger.warning("%d of %d recordings were resampled from %d to %d Hz", number, len(files), found, rate)
     return torch.from_numpy(waves)
 
@@ -414,8 +423,8 @@ class AudioDataModule(ArrayDataModule):
         if self.aligned:
             # Finer in time than the map, so that a short sound has as many values as a long one. What is more than 40
             # decibels below the loudest is of the room.
-            fine = frames * max(1, min(4, self.samples // frames))
-            self.log_mel = LogMel(self.rate, self.samples, mels, fine, depth=40.0)
+            hop = max(1, self.samples // (4 * frames))
+            self.log_mel = LogMel(self.rate, self.samples, mels, self.samples // hop, depth=40.0)
             self.mean, self.std = (0.0,), (1.0,)  # each map has its own
         else:
             self.log_mel = LogMel(self.rate, self.samples, mels, frames, causal=time_steps > 1)
@@ -492,6 +501,7 @@ class AudioDataModule(ArrayDataModule):
             waves = augment_waves(waves, 0 if self.aligned else self.shift, self.noise)
         maps: Tensor = self.log_mel.to(waves.device)(waves)
         if sounds is not None:
+            sounds = sounds * (self.samples / (self.log_mel.hop * self.log_mel.frames))  # the last few may be left out
             maps = level_maps(align_maps(maps, sounds, self.frames, stretch, transpose))
         elif stretch or transpose:
             maps = warp_maps(maps, stretch, transpose)

@@ -51,7 +51,7 @@ PREPROCESSING = (
     "erasing",
     "policy_groups",
     "train_sizes",
-    *("mels", "frames", "seconds", "splits", "test_speakers", "val_speaker"),
+    *("mels", "frames", "aligned", "seconds", "splits", "test_speakers", "val_speaker"),
     *("length", "context", "horizon", "season", "columns", "test_fraction", "time_steps", "size"),
 )
 NAMES = ("problem", "source")

@@ -207,6 +207,43 @@ def test_aligned_recordings_do_not_depend_on_place_speed_level_and_microphone():
     torch.testing.assert_close(level_maps(tilted)[:, :, 5:-5], level_maps(maps)[:, :, 5:-5], atol=0.3, rtol=0)
 
 
+@pytest.mark.parametrize("frames", [40, 90, 128, 300, 640])
+def test_the_place_of_a_sound_does_not_matter_whatever_the_width(frames):
+    """Not where a map has no whole number of samples to each frame either."""
+    module = SpokenDigits(frames=frames)
+    sweep = np.sin(2 * np.pi * np.cumsum(400 + 1500 * np.linspace(0, 1, 800)) / 8000)
+    waves = np.stack([np.concatenate([silence(at), sweep, silence(0.8)])[:6400] for at in (0.08, 0.3, 0.64)])
+    maps = module.transform(torch.from_numpy(waves * 32767).short(), False).flatten(1)
+    for other in maps[1:]:
+        assert torch.nn.functional.cosine_similarity(maps[0], other, 0) > 0.97
+
+
+def test_an_offset_of_a_microphone_does_not_hide_where_a_sound_is(tmp_path):
+    wave = np.concatenate([silence(0.2), 0.8 * tone(440, seconds=0.3), silence(0.3)])
+    for name, offset in (("a.wav", 0.0), ("b.wav", 0.05)):
+        wavfile.write(tmp_path / name, 8000, np.round((wave + offset) * 32767 * 0.9).astype(np.int16))
+    module = SpokenDigits()
+    plain, shifted = read_waves([tmp_path / "a.wav", tmp_path / "b.wav"], 8000, 6400)
+    assert module.span(plain) == pytest.approx(module.span(shifted), abs=0.01)
+    assert module.span(shifted) == pytest.approx((0.185, 0.515), abs=0.02)
+
+
+@pytest.mark.parametrize("rate", [0, 1, 999, 768_001, 2**31 - 1])
+def test_a_sampling_rate_of_nothing_that_sounds_is_refused(rate, tmp_path):
+    wavfile.write(tmp_path / "x.wav", 8000, np.zeros(800, np.int16))
+    content = bytearray((tmp_path / "x.wav").read_bytes())
+    content[24:32] = rate.to_bytes(4, "little") + (2 * rate).to_bytes(4, "little")
+    (tmp_path / "x.wav").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=rf"cannot read the recording '.*x.wav': its sampling rate is {rate} Hz"):
+        read_wav(tmp_path / "x.wav")
+
+
+def test_samples_beyond_any_width_are_refused(tmp_path):
+    wavfile.write(tmp_path / "x.wav", 8000, np.array([0.0, 1e300]))
+    with pytest.raises(ConfigurationError, match="has samples that are not finite numbers, or beyond 32 bits"):
+        read_wav(tmp_path / "x.wav")
+
+
 def test_aligned_maps_are_read_where_they_should_be():
     """A map that is linear in band and time shows where it was read."""
     bands, times = torch.meshgrid(torch.arange(24.0), torch.arange(200.0), indexing="ij")
