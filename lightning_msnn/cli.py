@@ -545,7 +545,9 @@ class MSNNCLI(LightningCLI):
     def _know_checkpoint(self, verb: str, content: dict[str, Any]) -> None:
         """Take model, data and preprocessing of a checkpoint where none are given."""
         known = content.get("cli") or {}
-        self._preprocessing = seen = content.get("preprocessing") or {}
+        self._preprocessing = seen = dict(content.get("preprocessing") or {})
+        if isinstance(content.get("class_names"), list):
+            seen["class_names"] = content["class_names"]
         if seen.get("data") in data.__all__:
             known = {"data": f"{data.__name__}.{seen['data']}", **known}
         for section, hparams in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
@@ -553,7 +555,7 @@ class MSNNCLI(LightningCLI):
             values = content.get(hparams)
             if isinstance(values, dict) and kind is self._given.classes[section]:
                 if section == "data" and verb != "fit":
-                    values = arguments_of_checkpoint(values)
+                    values = arguments_of_checkpoint(values, self._named(kind))
                 allowed = _arguments(kind).keys() - OF_THE_MACHINE
                 self._facts[section] = {name: _plain(v) for name, v in values.items() if name in allowed}
         self._know_size()
@@ -589,9 +591,14 @@ class MSNNCLI(LightningCLI):
         kind = self._take_class("data", of_data.get("class_path"), resumed=False)
         if kind is not None:
             allowed = _arguments(kind).keys() - OF_THE_MACHINE
-            settings = arguments_of_checkpoint(of_data.get("init_args"))
+            settings = arguments_of_checkpoint(of_data.get("init_args"), self._named(kind))
             self._facts["data"] = {key: _plain(v) for key, v in settings.items() if key in allowed}
         self._know_size()
+
+    def _named(self, kind: type) -> set[str] | None:
+        """Names of the arguments of data that the user gives; None for a class that is not of this package."""
+        of_data = {key.partition(".")[2] for key in self._given.values if key.startswith("data.")}
+        return of_data if getattr(data, kind.__name__, None) is kind else None
 
     def _know_size(self) -> None:
         if "image_size" in self._preprocessing and "image_size" in _arguments(self._given.classes["data"]):
@@ -776,13 +783,27 @@ class MSNNCLI(LightningCLI):
                         )
                     setattr(self.datamodule, name, values)
             if isinstance(self.model, tasks.Task) and "class_names" in self._preprocessing:
+                ours = [str(name) for name in self._preprocessing["class_names"]]
+                theirs = ours
+                if self.subcommand != "predict":
+                    theirs = [str(name) for name in getattr(self.datamodule, "class_names", ours)]
+                if theirs != ours and sorted(theirs) == sorted(ours):
+                    raise ConfigurationError(
+                        f"the data has its classes in another order than {self._source}: {_short(theirs)}, not "
+                        f"{_short(ours)}"
+                    )
                 self.model.class_names = list(self._preprocessing["class_names"])
 
     before_validate = before_test = _check
 
     def before_fit(self) -> None:
-        """Check the data and the teacher."""
+        """Check the data, also what the training ends by testing on, and the teacher."""
         self._check()
+        if self._get(self.config_init, "run").test and hasattr(self.datamodule, "check"):
+            try:
+                self.datamodule.check("test")
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{error}; --run.test false leaves out the test at the end") from error
         if isinstance(self.model, tasks.Task):
             self.model.load_teacher()
 

@@ -18,7 +18,7 @@ from lightning_msnn.energy import count_operations, energy, evenly, synaptic_ope
 from lightning_msnn.energy.expected import CostOfRates
 from lightning_msnn.errors import ConfigurationError, VerbParser, check_integer
 from lightning_msnn.imports import HELP, import_files
-from lightning_msnn.report import load_task
+from lightning_msnn.report import load_task, make_test_data
 from lightning_msnn.tasks import SpikingClassifier
 
 __all__ = ["SETTINGS", "fit_arguments", "make_parser"]
@@ -97,14 +97,10 @@ def fit_arguments(args: Sequence[str]) -> list[str]:
         raise ConfigurationError(f"{name} must be a share of what the network needs now, in (0, 1), not {share}")
     check_integer("samples", given.samples, 1)
     imports = import_files(given.imports)
-    task, kind, arguments = load_task(given.source)
+    task, kind, of_data = load_task(given.source, given.root)
     if not isinstance(task, SpikingClassifier):
         raise ConfigurationError(f"dial is for classifiers, whose teacher they are, and {given.source!r} is none")
-    of_data = arguments | ({} if given.root is None else {"root": given.root})
-    datamodule = getattr(data, kind)(**of_data)
-    datamodule.check("test")
-    datamodule.prepare_data()
-    datamodule.setup("test")
+    datamodule = make_test_data(task, kind, of_data)
     target = _target(task, datamodule, share, of_energy, given.samples)
     network, made = str(task.hparams["network"]), dict(getattr(task.network, "arguments", {}))
     if given.source.endswith(".ckpt"):

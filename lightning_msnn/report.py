@@ -29,11 +29,12 @@ from lightning_msnn.tasks.forecasting import naive_forecasts
 __all__ = ["load_task", "main", "write_report"]
 
 
-def load_task(name: str) -> tuple[SpikingClassifier | SpikingForecaster, str, dict[str, Any]]:
+def load_task(name: str, root: str | None = None) -> tuple[SpikingClassifier | SpikingForecaster, str, dict[str, Any]]:
     """Load a zoo entry or a checkpoint.
 
     Args:
         name: Name of the entry, or path of the checkpoint.
+        root: Folder of the data, or the file of a series to forecast, where the user gives one.
 
     Returns:
         The task in eval mode, the name of its data set, and the arguments of its data.
@@ -49,8 +50,9 @@ def load_task(name: str) -> tuple[SpikingClassifier | SpikingForecaster, str, di
         )
         path = str(info.get("data", {}).get("class_path"))
         kind = choose({f"{data.__name__}.{name}": name for name in data.__all__}, path, "data set of a zoo entry")
-        settings = arguments_of_checkpoint(info["data"].get("init_args"))
-        return task.eval(), kind, settings or {"image_size": info["input_size"][1]}
+        task.preprocessing = {"mean": info["mean"], "std": info["std"]}
+        settings = arguments_of_checkpoint(info["data"].get("init_args"), () if root is None else ("root",))
+        return task.eval(), kind, _at(kind, settings or {"image_size": info["input_size"][1]}, root)
     content = read_checkpoint(name)
     kind = str((content.get("preprocessing") or {}).get("data"))
     if kind not in data.__all__ or "hyper_parameters" not in content:
@@ -68,7 +70,42 @@ def load_task(name: str) -> tuple[SpikingClassifier | SpikingForecaster, str, di
     except Exception as error:  # whatever the values in a file make torch raise
         reason = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise ConfigurationError(f"{name!r} is of a network that cannot be made of it: {reason}") from error
-    return loaded.eval(), kind, arguments_of_checkpoint(content.get("datamodule_hyper_parameters"))
+    settings = arguments_of_checkpoint(
+        content.get("datamodule_hyper_parameters"), () if root is None else ("root", "source")
+    )
+    return loaded.eval(), kind, _at(kind, settings, root)
+
+
+def _at(kind: str, settings: dict[str, Any], root: str | None) -> dict[str, Any]:
+    """Arguments of data with the place that the user gives."""
+    place = "source" if kind == data.ForecastSeries.__name__ else "root"
+    return settings if root is None else {**settings, place: root}
+
+
+def make_test_data(task: SpikingClassifier | SpikingForecaster, kind: str, arguments: dict[str, Any]) -> Any:
+    """Return a data module, its test part ready, that normalises as when a task was trained.
+
+    Args:
+        task: What :func:`load_task` returned, as the rest.
+        kind: Name of the data set.
+        arguments: Its arguments.
+
+    Raises:
+        ConfigurationError: If the data is not there, or cannot be made of the arguments.
+    """
+    try:
+        datamodule = getattr(data, kind)(**arguments)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever the values in a file make torch raise
+        raise ConfigurationError(f"{kind} cannot be made of the arguments {arguments!r}: {error}") from error
+    datamodule.check("test")
+    if isinstance(datamodule, data.ArrayDataModule):
+        for name in {"mean", "std"} & task.preprocessing.keys():
+            setattr(datamodule, name, list(task.preprocessing[name]))
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    return datamodule
 
 
 @torch.inference_mode()
@@ -147,7 +184,7 @@ def write_report(
         name: Name of a zoo entry, or path of a checkpoint of ``lightning-msnn fit``.
         output: The page, by default ``report_<checkpoint>.html`` in the folder of the checkpoint's run, else
             ``<name>.html`` in the working folder.
-        root: Folder of the data, by default that of the checkpoint or of the data set.
+        root: Folder of the data, or the file of a series to forecast; by default that of the data set.
         samples: Test inputs that are counted, spread evenly over the classes; accuracy is that of all.
         batch_size: Inputs of a batch when accuracy is measured.
         on: Energy profile, or a YAML file of one.
@@ -166,17 +203,8 @@ def write_report(
     place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if path.is_dir() or not (path.is_file() or place.is_dir()) or not os.access(place, os.W_OK):
         raise ConfigurationError(f"cannot write the report to {str(path)!r}: give a file that can, by --output")
-    task, kind, arguments = load_task(name)
-    arguments |= {"batch_size": batch_size} | ({} if root is None else {"root": root})
-    try:
-        datamodule = getattr(data, kind)(**arguments)
-    except ConfigurationError:
-        raise
-    except Exception as error:  # whatever the values in a file make torch raise
-        raise ConfigurationError(f"{kind} cannot be made of the arguments in {name!r}: {error}") from error
-    datamodule.check("test")
-    datamodule.prepare_data()
-    datamodule.setup("test")
+    task, kind, arguments = load_task(name, root)
+    datamodule = make_test_data(task, kind, arguments | {"batch_size": batch_size})
     facts = {"network": str(task.hparams["network"]), "data": kind}
     top1, configuration, curves, lead = {}, "", b"", ""
     if name.endswith(".ckpt"):

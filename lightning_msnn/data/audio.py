@@ -423,8 +423,8 @@ class AudioDataModule(ArrayDataModule):
         if self.aligned:
             # Finer in time than the map, so that a short sound has as many values as a long one. What is more than 40
             # decibels below the loudest is of the room.
-            hop = max(1, self.samples // (4 * frames))
-            self.log_mel = LogMel(self.rate, self.samples, mels, self.samples // hop, depth=40.0)
+            fine = max(frames, self.samples // max(1, self.samples // (4 * frames)))
+            self.log_mel = LogMel(self.rate, self.samples, mels, fine, depth=40.0)
             self.mean, self.std = (0.0,), (1.0,)  # each map has its own
         else:
             self.log_mel = LogMel(self.rate, self.samples, mels, frames, causal=time_steps > 1)

@@ -8,6 +8,7 @@ import re
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -54,10 +55,10 @@ PREPROCESSING = (
     *("mels", "frames", "aligned", "seconds", "splits", "test_speakers", "val_speaker"),
     *("length", "context", "horizon", "season", "columns", "test_fraction", "time_steps", "size"),
 )
-NAMES = ("problem", "source")
-"""Those that a checkpoint may choose where they are plain names, and no paths."""
+CHOSEN = ("problem", "source", "dataset")
+"""Those that it may choose where they are plain names, and no paths."""
 MADE = "SaccadedDigits"
-"""The data set of events that it may choose: it is made, and others are downloaded."""
+"""The data set of events that is made; others are downloaded, to a folder that the user gives, and not without one."""
 LARGEST_IMAGE = 4096
 
 
@@ -99,21 +100,30 @@ def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tenso
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
-def arguments_of_checkpoint(hparams: object) -> dict[str, Any]:
+def arguments_of_checkpoint(hparams: object, named: Collection[str] | None = ()) -> dict[str, Any]:
     """Return those of a data module's hyper-parameters that a file may choose: what is done to images, and no more.
 
     Which files are read and written, downloads and numbers of processes are the user's own choice.
 
     Args:
         hparams: ``datamodule_hyper_parameters`` of a checkpoint.
+        named: Names of the arguments that the user gives. Of the rest none may say what data is read that the file may
+            not choose, as it would be other data without it; None if none is read.
 
     Raises:
-        ConfigurationError: If the images would be larger than 4096 x 4096.
+        ConfigurationError: If the images would be larger than 4096 x 4096, or the user must say what data to read.
     """
     hparams = hparams if isinstance(hparams, dict) else {}
     given = {name: value for name, value in hparams.items() if name in PREPROCESSING}
-    given |= {name: hparams[name] for name in NAMES if re.fullmatch(r"[\w-]+", str(hparams.get(name, "")))}
-    given |= {"dataset": MADE} if hparams.get("dataset") == MADE else {}
+    for name in CHOSEN:
+        value = hparams.get(name)
+        if isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
+            if name != "dataset" or value == MADE or "root" in (named or ()):
+                given[name] = value
+        elif value is not None and named is not None and name not in named:
+            raise ConfigurationError(
+                f"data.{name} must be given: it was {value!r} in training, which a file may not choose"
+            )
     size = given.get("image_size")
     if isinstance(size, int) and size > LARGEST_IMAGE:
         raise ConfigurationError(f"image_size of a checkpoint must be at most {LARGEST_IMAGE}, not {size}")

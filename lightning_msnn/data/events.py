@@ -177,8 +177,11 @@ class EventFrames(ArrayDataModule):
         path = self._cache_path(data_set, part)
         with contextlib.suppress(Exception):  # a cache that cannot be read is made again
             held = torch.load(str(path), weights_only=True, mmap=True)
-            if len(held["targets"]) == len(chosen):
-                return held["frames"], held["targets"]
+            frames, targets = held["frames"], held["targets"]
+            steps = () if self.time_steps == 1 else (self.time_steps,)
+            shapes = (len(chosen), *steps, self.in_chans, *self._size), (len(chosen),)
+            if (frames.shape, targets.shape) == shapes and (frames.dtype, targets.dtype) == (torch.uint8, torch.int64):
+                return frames, targets
         logger.info("counting the events of the %s part of %s once", part, self._class.__name__)
         frames = torch.empty((len(chosen), self.time_steps, self.in_chans, *self._size), dtype=torch.uint8)
         targets = torch.empty(len(chosen), dtype=torch.int64)
@@ -202,6 +205,8 @@ class EventFrames(ArrayDataModule):
         if not len(events):
             raise ValueError("it has no events")
         width, height, _ = self._class.sensor_size
+        if min(events["x"].min(), events["y"].min()) < 0:
+            raise ValueError("it has events to the left of the sensor or above it")
         x, y = (
             events[n].astype(np.int64) * s // of
             for n, s, of in zip("xy", self._size[::-1], (width, height), strict=True)

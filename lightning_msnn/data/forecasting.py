@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -68,7 +69,7 @@ class ForecastSeries(ArrayDataModule):
         """The series, float64, (C, L)."""
         if self._values is None:
             file = Path(self.source).expanduser()
-            if file.suffix != ".csv":
+            if re.fullmatch(r"[\w-]+", self.source):
                 file = aeon_folder() / self.source / f"{self.source}.csv"
             self._values = read_columns(file, self.columns)
         return self._values
@@ -105,6 +106,14 @@ class ForecastSeries(ArrayDataModule):
         """Read the series, and find whether each part has a forecast."""
         self.mean, self.std = [0.0] * self.in_chans, [1.0] * self.in_chans  # values are in the series' own unit
         train, test, total = self._ends
+        if part is None:
+            if total < self.context:
+                raise ConfigurationError(
+                    f"the series in {self.source!r} has {total} values, too few: a forecast is made from {self.context}"
+                )
+            return
+        if part == "test" and not self.test_fraction:
+            raise ConfigurationError("test_fraction must be above 0, not 0: nothing is left to test on")
         room = {"training": train - self.context, "validation": test - train, "test": total - test}
         for name, values in room.items():
             unused = (name == "validation" and not self.val_fraction) or (name == "test" and not self.test_fraction)
@@ -154,13 +163,22 @@ def read_columns(file: Path, columns: list[str] | None) -> Tensor:
         ConfigurationError: If a column is not there, or a value is not a finite number; the message says which.
     """
     try:
-        with open(file, newline="", encoding="utf-8") as lines:
+        with open(file, newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)
             names = list(reader.fieldnames or [])
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"cannot read the series in {str(file)!r}: {reason}") from error
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigurationError(f"{str(file)!r} has two columns {twice[0]!r}: each needs a name of its own")
+    if names and all(re.fullmatch(r"\s*[-+.\d][-+.\deE]*\s*", name) for name in names):
+        raise ConfigurationError(f"{str(file)!r} must begin with the names of its columns, and begins with {names}")
+    for place, row in enumerate(rows):
+        if None in row:
+            raise ConfigurationError(
+                f"row {place + 1} of {str(file)!r} has more values than the {len(names)} columns have names"
+            )
     chosen = names[-1:] if columns is None else columns
     if not chosen or not rows or (unknown := [name for name in chosen if name not in names]):
         lacks = f"column {unknown[0]!r}: it has {', '.join(names)}" if names and chosen and rows else "rows"

@@ -1,5 +1,6 @@
 """Scanned digits before a simulated event camera that moves as in N-MNIST. Needs the extra ``events``."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,9 @@ def write_events(file: Path, events: Events) -> None:
     t = events["t"]
     columns = [events["x"], events["y"], events["p"] << 7 | t >> 16, t >> 8 & 255, t & 255]
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.stack(columns, 1).astype(np.uint8).tofile(file)
+    part = file.with_suffix(f".{os.getpid()}")  # a file that is there is whole
+    np.stack(columns, 1).astype(np.uint8).tofile(part)
+    part.replace(file)
 
 
 class SaccadedDigits(NMNIST):  # type: ignore[misc]
@@ -80,13 +83,20 @@ class SaccadedDigits(NMNIST):  # type: ignore[misc]
     Training and test part are those of :class:`~lightning_msnn.data.Digits`.
     """
 
+    def _files(self) -> dict[int, Path]:
+        """Files of this part, by the number of their digit."""
+        targets = load_digits().target
+        parts = stratified_split(torch.from_numpy(targets), Digits.test_fraction, Digits.test_seed)
+        folder = Path(self.location_on_system, self.folder_name)
+        chosen = parts[self.folder_name == self.test_folder].tolist()
+        return {index: folder / str(targets[index]) / f"{index:05}.bin" for index in chosen}
+
     def _check_exists(self) -> bool:
-        return len(list(Path(self.location_on_system, self.folder_name).glob("*/*.bin"))) > 0
+        return all(file.is_file() for file in self._files().values())
 
     def download(self) -> None:
-        """Write the recordings of this part."""
-        digits = load_digits()
-        parts = stratified_split(torch.from_numpy(digits.target), Digits.test_fraction, Digits.test_seed)
-        for index in parts[self.folder_name == self.test_folder].tolist():
-            file = Path(self.location_on_system, self.folder_name, str(digits.target[index]), f"{index:05}.bin")
-            write_events(file, saccade(digits.images[index] / 16, index))
+        """Write those recordings of this part that are not there."""
+        images = load_digits().images
+        for index, file in self._files().items():
+            if not file.is_file():
+                write_events(file, saccade(images[index] / 16, index))

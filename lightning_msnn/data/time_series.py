@@ -224,7 +224,8 @@ class TimeSeries(ArrayDataModule):
         return NamedDataset(self._pad([values for values, _ in every]), [name for _, name in every])
 
     def prepare(self, inputs: Tensor) -> None:
-        """Take mean and standard deviation of each variable; the mask stays as it is."""
+        """Take mean and standard deviation of each variable, and the length; the mask stays as it is."""
+        self.hparams["length"] = self.length = self.image_size[1]
         values = inputs.double().transpose(0, 1).flatten(1)
         mean = values.nanmean(1)
         std = (values - mean[:, None]).square().nanmean(1).sqrt()

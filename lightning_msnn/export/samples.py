@@ -101,7 +101,7 @@ def _of_data(source: Source, root: str | Path | None) -> Samples | None:
     kind = getattr(data_sets, source.data, None) if source.data in data_sets.__all__ else None
     if not isinstance(kind, type) or (root is None and getattr(kind, "needs_root", True)):
         return None
-    given = {**arguments_of_checkpoint(source.settings), "batch_size": 250}
+    given = {**arguments_of_checkpoint(source.settings, ("root",)), "batch_size": 250}
     given |= {} if root is None else {"root": str(root)}
     try:
         module = kind(**given)

@@ -127,7 +127,7 @@ def _of_checkpoint(name: str, image_size: int | None) -> Source:
     arguments = dict(getattr(network, "arguments", None) or {})
     architecture = str(getattr(network, "architecture", "") or content["hyper_parameters"]["network"])
     seen = content.get("preprocessing") or {}
-    settings = arguments_of_checkpoint(content.get("datamodule_hyper_parameters"))
+    settings = arguments_of_checkpoint(content.get("datamodule_hyper_parameters"), ("root", "dataset"))
     try:
         channels = int(arguments.get("in_chans", content["hyper_parameters"].get("in_chans", 3)))
         sides = seen.get("image_size", image_size)

@@ -48,7 +48,7 @@ class MeanAbsoluteScaledError(Metric):
 
     def __init__(self, scale: Tensor, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", scale, persistent=False)
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("number", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 

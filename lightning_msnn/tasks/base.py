@@ -470,16 +470,17 @@ class Task(pl.LightningModule):
         return self.dial is None or self.dial.met
 
     def _begin(self, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
-        """Begin an evaluation with sums that lose no digit to their order."""
+        """Begin an evaluation with its sums at zero."""
         with torch.inference_mode(False):  # tensors made in inference mode could not be added to when fitting
-            if mean_loss.device.type != "mps":  # which has no float64
-                mean_loss.set_dtype(torch.float64)
             mean_loss.reset()
             metrics.reset()
 
     def _evaluate(self, batch: Any, stage: str, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         inputs, targets = self.unpack(batch)
         outputs = self(inputs).float()
+        if mean_loss.device.type != "mps":  # which has no float64
+            with torch.inference_mode(False):  # tensors made in inference mode could not be added to when fitting
+                mean_loss.set_dtype(torch.float64)  # each time, as Lightning gives metrics its own type
         mean_loss.update(self.losses(outputs, targets))
         metrics.update(outputs, targets)
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)

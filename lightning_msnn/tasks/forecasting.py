@@ -76,7 +76,7 @@ class SpikingForecaster(Task):
             raise ConfigurationError(f"num_classes must be a multiple of in_chans, {in_chans}, not {num_classes}")
         super().__init__(network, num_classes, in_chans, network_kwargs, pretrained, **kwargs)
         self.horizon = num_classes // in_chans
-        self.register_buffer("scale", torch.ones(num_classes))
+        self.register_buffer("scale", torch.ones(num_classes), persistent=False)  # it is of the data
         self.baselines = nn.ModuleDict(
             {
                 f"{stage}_{name}": MetricCollection({**self.make_metrics(num_classes)}, prefix=f"{stage}/{name}_")

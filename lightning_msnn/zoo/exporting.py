@@ -56,7 +56,7 @@ def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
     settings = {key: v for key, v in {**data, **hparams}.items() if key not in _NOT_SETTINGS and v is not None}
     kind, of_data = getattr(data_sets, name.rpartition(".")[2], None), {"class_path": name}
     if isinstance(kind, type) and issubclass(kind, data_sets.ArrayDataModule):  # images have a size, and no more
-        init_args = arguments_of_checkpoint(data)
+        init_args = arguments_of_checkpoint(data, ("root", "source"))
         of_data["init_args"] = {key: v for key, v in init_args.items() if key not in _OF_TRAINING and v is not None}
     facts = {
         "data": of_data,

@@ -144,3 +144,34 @@ def test_a_network_trains_on_frames(recordings, tmp_path):
     )  # fmt: skip
     trainer.fit(task, datamodule=module)
     assert trainer.test(task, datamodule=module, verbose=False)[0]["test/loss"] > 0
+
+
+def test_events_that_were_not_all_written_are_written_again(tmp_path, monkeypatch):
+    """As after an interruption; and what is there is left as it is."""
+    from lightning_msnn.data import saccades
+
+    few = load_digits()
+    few.data, few.target, few.images = few.data[:60], few.target[:60], few.images[:60]
+    monkeypatch.setattr(saccades, "load_digits", lambda: few)
+    first = saccades.SaccadedDigits(str(tmp_path), train=True)
+    files = sorted((tmp_path / "SaccadedDigits" / "Train").rglob("*"))
+    kept = next(file for file in files if file.is_file())
+    for file in files:
+        if file.is_file() and file != kept:
+            file.unlink()
+    before = kept.stat().st_mtime_ns
+    again = saccades.SaccadedDigits(str(tmp_path), train=True)
+    assert len(again) == len(first) > 30
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_frames_of_another_shape_in_the_cache_are_counted_again(recordings, tmp_path):
+    module = make(recordings, tmp_path)
+    module.setup("test")
+    expected = module.test_dataloader().dataset.images.clone()
+    for file in (tmp_path / "cache").iterdir():
+        held = torch.load(file, weights_only=True)
+        torch.save({"frames": held["frames"][:, :1], "targets": held["targets"]}, file)
+    module = make(recordings, tmp_path)
+    module.setup("test")
+    assert torch.equal(module.test_dataloader().dataset.images, expected)
