@@ -22,6 +22,7 @@ from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy import spread
 from lightning_msnn.energy.inputs import saliency
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.report import load_task, make_test_data
 from lightning_msnn.report import main as report
 from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier, SpikingForecaster
@@ -354,7 +355,91 @@ def test_what_are_no_classes_is_chosen_evenly_of_all():
 
 def test_a_checkpoint_chooses_names_and_no_paths():
     given = {"problem": "Waves", "source": "../../secret.csv", "dataset": "os.path", "root": "/", "mels": 8}
-    assert arguments_of_checkpoint(given) == {"problem": "Waves", "mels": 8}
+    for named in (("source", "dataset"), None):
+        assert arguments_of_checkpoint(given, named) == {"problem": "Waves", "mels": 8}
+    for named, name in (((), "source"), (("source",), "dataset"), (("dataset", "root"), "source")):
+        with pytest.raises(ConfigurationError, match=f"data.{name} must be given: it was '.*' in training, which a "):
+            arguments_of_checkpoint(given, named)
+    events = {"dataset": "DVSGesture"}  # downloaded to where the user says, or not at all
+    assert arguments_of_checkpoint(events) == {}
+    assert arguments_of_checkpoint(events, ("root",)) == events
+
+
+def inputs_of(checkpoint, root):
+    """Test inputs as a report of a checkpoint has them."""
+    task, kind, arguments = load_task(checkpoint, root)
+    module = make_test_data(task, kind, arguments)
+    return task, module, module.on_after_batch_transfer(next(iter(module.test_dataloader())), 0)[0]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_recordings_are_tested_as_they_were_trained_on(digits, aligned):
+    fit(*SPEECH, "--data.aligned", str(aligned).lower())
+    task, module, inputs = inputs_of(LAST, "fsdd")
+    mine = data.SpokenDigits(root="fsdd", aligned=aligned)
+    mine.setup()
+    assert (module.aligned, list(module.mean)) == (aligned, task.preprocessing["mean"])
+    assert torch.equal(inputs, mine.on_after_batch_transfer(next(iter(mine.test_dataloader())), 0)[0])
+
+
+def test_series_are_tested_as_they_were_trained_on(series):
+    """Though what lies where they are tested would say another length and another mean."""
+    fit("--config", "data/time_series", "--data.problem", "Waves", "--data.root", ".")
+    _, _, expected = inputs_of(LAST, ".")
+    other = series / "other"
+    other.mkdir()
+    (other / "Waves_TEST.ts").write_text((series / "Waves_TEST.ts").read_text())
+    lines = (series / "Waves_TRAIN.ts").read_text().splitlines()
+    for number, line in enumerate(lines[7:], 7):
+        values, label = line.split(":")
+        lines[number] = ",".join(str(100 * float(v) + 500) for v in values.split(",")[:14]) + f":{label}"
+    (other / "Waves_TRAIN.ts").write_text("\n".join(lines) + "\n")
+    _, module, inputs = inputs_of(LAST, "other")
+    assert module.length == 20
+    assert torch.equal(inputs, expected)
+
+
+def test_classes_in_another_order_are_refused(series, capsys):
+    fit("--config", "data/time_series", "--data.problem", "Waves", "--data.root", ".")
+    file = series / "Waves_TRAIN.ts"
+    file.write_text(file.read_text().replace("true up down", "true down up"))
+    with pytest.raises(SystemExit):
+        main(["test", "--ckpt_path", LAST, "--data.root", ".", *SHORT[:2], "--run.monitors", "false"])
+    assert re.search(
+        r"its classes in another order than .*: \['down', 'up'\], not \['up', 'down'\]", capsys.readouterr().err
+    )
+
+
+def test_a_series_of_ones_own_is_named_again(sales, capsys):
+    main(["fit", *FORECAST, "--data.source", sales, *SHORT])
+    tested = float(re.search(r"test/mase\D+([\d.]+)", capsys.readouterr().out)[1])
+    for verb in ("test", "predict"):
+        with pytest.raises(SystemExit):
+            main([verb, "--ckpt_path", LAST, *SHORT[:2]])
+        assert "data.source must be given: it was 'sales.csv' in training" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        report([LAST, "--output", "r.html"])
+    assert "data.source must be given" in capsys.readouterr().err
+    report([LAST, "--root", sales, "--output", "r.html"])
+    found = re.search(
+        r"the last season of .*sales.csv has a mean .*, last has ([\d.]+) and takes", Path("r.html").read_text()
+    )
+    assert float(found[1]) == pytest.approx(tested, abs=1e-3)
+
+
+def test_what_is_tested_at_the_end_is_looked_for_before_the_training(series, capsys):
+    (series / "Waves_TEST.ts").unlink()
+    words = ["fit", "--config", "data/time_series", "--data.problem", "Waves", "--data.root", "."]
+    with pytest.raises(SystemExit):
+        main([*words, *SHORT])
+    assert "no file 'Waves_TEST.ts' in '.': " in (said := capsys.readouterr().err)
+    assert "--run.test false leaves out the test at the end" in said
+    assert not list(series.rglob("*.ckpt"))
+    main([*words, *SHORT, "--run.test", "false"])
+    assert Path(LAST).is_file()
+
+
+def test_a_checkpoint_names_no_path():
     with pytest.raises(ConfigurationError, match="problem must be a name of letters, digits, '_' and '-', not '../x'"):
         data.TimeSeries("../x")
 

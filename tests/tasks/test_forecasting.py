@@ -1,4 +1,5 @@
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -128,12 +129,59 @@ def test_bad_series_are_named(file, arguments, message):
         make(file, **arguments).check("fit")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1.5\n2.5\n3.5\n", r"s.csv' must begin with the names of its columns, and begins with \['1.5'\]"),
+        ("a,a\n1,2\n", r"s.csv' has two columns 'a': each needs a name of its own"),
+        ("day,sold\nMonday,11,736\n", r"row 1 of '.*s.csv' has more values than the 2 columns have names"),
+    ],
+)
+def test_a_file_that_would_be_read_otherwise_than_it_was_meant_is_refused(file, text, message):
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        make(file).check("fit")
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_name(file):
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert make(file, columns=["time", "a"]).columns == ["time", "a"]
+    torch.testing.assert_close(make(file, columns=["a"]).values.numpy(), series()[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_predictions_need_the_context_alone(tmp_path):
+    (tmp_path / "now.CSV").write_text("value\n" + "".join(f"{v}\n" for v in range(CONTEXT)))
+    module = ForecastSeries(str(tmp_path / "now.CSV"), context=CONTEXT, horizon=HORIZON, season=SEASON)
+    module.setup("predict")
+    ((known, _),) = module.predict_dataloader()
+    assert known.flatten().tolist() == list(range(CONTEXT))
+    module = ForecastSeries(str(tmp_path / "now.CSV"), context=CONTEXT + 1, horizon=HORIZON, season=SEASON)
+    with pytest.raises(ConfigurationError, match=f"too few: a forecast is made from {CONTEXT + 1}"):
+        module.setup("predict")
+
+
+def test_errors_are_in_units_of_the_series_that_is_tested(file, tmp_path):
+    """Not of the one that was trained on: of a series in cents they are those of the series in euros."""
+    task = SpikingForecaster(num_classes=HORIZON, season=SEASON)
+    run = trainer(1)
+    run.fit(task, datamodule=make(file, columns=["a"]))
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    (tmp_path / "cents.csv").write_text("a\n" + "".join(f"{100 * v}\n" for v in series()[0]))
+    both = [make(file, columns=["a"]), make(tmp_path / "cents.csv", columns=["a"])]
+    first, second = (
+        trainer(1).test(task, datamodule=module, verbose=False, ckpt_path=tmp_path / "x.ckpt", weights_only=True)[0]
+        for module in both
+    )
+    assert second["test/seasonal_naive_mase"] == pytest.approx(first["test/seasonal_naive_mase"], rel=1e-4)
+    assert second["test/mase"] == pytest.approx(first["test/mase"], rel=1e-2)
+
+
 def test_bad_arguments_are_named(file):
     with pytest.raises(ConfigurationError, match="season must be at most 12, the context, not 13"):
         make(file, season=13)
     with pytest.raises(ConfigurationError, match=r"cannot read the series in '.*none.csv'"):
         make(file.with_name("none.csv")).check("fit")
-    file.write_text(file.read_text().replace("day 7,", "day 7,nan").replace("day 7,nan", "day 7,NaN,", 1))
+    file.write_text(re.sub("day 7,[^,]*", "day 7,NaN", file.read_text()))
     with pytest.raises(ConfigurationError, match=r"row 8 of '.*s.csv' has 'NaN' in column 'a'"):
         make(file).check("fit")
     with pytest.raises(ConfigurationError, match="model.season is 1, but ForecastSeries has 6: set model.season to 6"):
