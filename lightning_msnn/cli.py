@@ -783,16 +783,15 @@ class MSNNCLI(LightningCLI):
                         )
                     setattr(self.datamodule, name, values)
             if isinstance(self.model, tasks.Task) and "class_names" in self._preprocessing:
-                ours = [str(name) for name in self._preprocessing["class_names"]]
-                theirs = ours
+                known = [str(name) for name in self._preprocessing["class_names"]]
                 if self.subcommand != "predict":
-                    theirs = [str(name) for name in getattr(self.datamodule, "class_names", ours)]
-                if theirs != ours and sorted(theirs) == sorted(ours):
-                    raise ConfigurationError(
-                        f"the data has its classes in another order than {self._source}: {_short(theirs)}, not "
-                        f"{_short(ours)}"
-                    )
-                self.model.class_names = list(self._preprocessing["class_names"])
+                    theirs = [str(name) for name in getattr(self.datamodule, "class_names", known)]
+                    if theirs != known and sorted(theirs) == sorted(known):
+                        raise ConfigurationError(
+                            f"the data has its classes in another order than {self._source}: {_short(theirs)}, not "
+                            f"{_short(known)}"
+                        )
+                self.model.class_names = known
 
     before_validate = before_test = _check
 
