@@ -247,12 +247,15 @@ def by_hand(page: str) -> list[str]:
 
 def dialled() -> list[str]:
     """What a network needed and knew after its dial was turned, as shares of what it needed before."""
-    (line,) = (line for line in TRAININGS if line["page"] == "dial.md")
-    before = zoo.info("msnn_resnet12_tiny.digits")["top1"]
     return [
-        f"needs {100 * line['operations']:.1f} % of the accumulates",
-        f"and {100 * line['energy']:.1f} % of its joules",
-        *(f"Top-1 {top1} %, where the entry has {before} %" for top1 in line["top1"]),
+        figure
+        for line in TRAININGS
+        if line["page"] == "dial.md"
+        for figure in (
+            f"needs {100 * line['operations']:.1f} % of the accumulates",
+            f"and {100 * line['energy']:.1f} % of its joules",
+            f"Top-1 {line['top1'][0]} %, where the entry has {zoo.info(line['entry'])['top1']} %",
+        )
     ]
 
 
@@ -268,6 +271,7 @@ QUICKSTART = "lightning-msnn fit --config quickstart"
 SENTENCES: dict[str, Callable[[], list[str]]] = {
     "README.md": lambda: [table(OWN), f"about {minutes(QUICKSTART)}, with no download"],
     "benchmarks/README.md": benchmarks,
+    "docs/beyond-images.md": lambda: by_hand("beyond-images.md"),
     "docs/convert.md": convert,
     "docs/dial.md": dialled,
     "docs/energy.md": energy,
