@@ -32,6 +32,9 @@ RESULTS = Path(__file__).parent / "results" / "beyond_images.csv"
 FIELDS = ("data", "variant", "seed", "metric", "val", "test", "seasonal_naive", "energy_uj", "seconds", "command",
           "version", "date")  # fmt: skip
 
+FSDD, EVENTS = "data/spoken_digits", "data/events"
+"""Folders of the spoken and of the saccaded digits, if no others are given."""
+
 SOLAR = "--data.source solar --data.season 48 --data.context 96 --data.horizon 48"
 SETS: dict[str, tuple[str, str]] = {
     "speech": ("speech, own split", "data/spoken_digits recipe/tiny --data.root {fsdd}"),
@@ -61,7 +64,7 @@ OF_FRAMES = ("speech", "speakers", "events")
 
 def command(name: str, variant: str, seed: int, folder: str, given: argparse.Namespace) -> list[str]:
     """Return the command of one training."""
-    data, recipe, *options = SETS[name][1].format(fsdd=given.fsdd, events=given.events).split()
+    data, recipe, *options = (word.format(fsdd=given.fsdd, events=given.events) for word in SETS[name][1].split())
     more = [word.replace(":", ": ") if word.startswith("{") else word for word in VARIANTS[variant].split()]
     if variant == "four steps" and name in OF_FRAMES:
         more += ["--data.time_steps", "4"]
@@ -72,6 +75,14 @@ def command(name: str, variant: str, seed: int, folder: str, given: argparse.Nam
         "--model.network", given.network, "--seed_everything", str(seed), "--run.folder", folder, "--run.name", "run",
         "--trainer.enable_progress_bar", "false",
     ]  # fmt: skip
+
+
+def shown(name: str, variant: str, seed: int, given: argparse.Namespace) -> str:
+    """Return the command as the results have it, which says neither where data lies nor where a run goes."""
+    known = {"fsdd": FSDD, "events": EVENTS, "network": given.network, "epochs": given.epochs}
+    words = command(name, variant, seed, "", argparse.Namespace(**known))[3:]
+    place = words.index("--run.folder")
+    return " ".join(words[:place])
 
 
 def train(name: str, variant: str, seed: int, given: argparse.Namespace) -> dict[str, object]:
@@ -87,11 +98,11 @@ def train(name: str, variant: str, seed: int, given: argparse.Namespace) -> dict
     best = (min if metric == "mase" else max)(float(row[f"val/{metric}"]) for row in rows if row.get(f"val/{metric}"))
     naive = [row["test/seasonal_naive_mase"] for row in rows if row.get("test/seasonal_naive_mase")]
     (test,) = [float(row[f"test/{metric}"]) for row in rows if row.get(f"test/{metric}")]
-    shown = [word for word in words[3:] if not word.startswith(folder)]
     return {
         "data": name, "variant": variant, "seed": seed, "metric": metric, "val": f"{best:.6f}", "test": f"{test:.6f}",
         "seasonal_naive": naive[0] if naive else "", "energy_uj": f"{1e6 * columns[NETWORK]['energy']['total']:.4f}",
-        "seconds": f"{seconds:.0f}", "command": " ".join(shown), "version": __version__, "date": date.today(),
+        "seconds": f"{seconds:.0f}", "command": shown(name, variant, seed, given), "version": __version__,
+        "date": date.today(),
     }  # fmt: skip
 
 
@@ -105,23 +116,23 @@ def read() -> list[dict[str, str]]:
 
 def run(given: argparse.Namespace) -> None:
     """Run what is not there yet."""
-    there = {(row["data"], row["variant"], int(row["seed"])) for row in read()}
+    there = {row["command"] for row in read()}
     chosen = given.only.split(",") if given.only else list(SETS)
     if unknown := [name for name in chosen if name not in SETS]:
         raise SystemExit(f"unknown data {unknown[0]!r}: allowed are {', '.join(SETS)}")
     for seed, name, variant in product(map(int, given.seeds.split(",")), chosen, VARIANTS):
-        if (name, variant, seed) in there:
+        if shown(name, variant, seed, given) in there:
             continue
         sys.stdout.write(f"{name}, {variant}, seed {seed}: ")
         sys.stdout.flush()
         try:
             row = train(name, variant, seed, given)
         except subprocess.CalledProcessError as error:
-            sys.stdout.write(f"failed: {error.stderr.strip().splitlines()[-1]}\n")
+            sys.stdout.write(f"failed: {(error.stderr.strip().splitlines() or ['it says nothing'])[-1]}\n")
             continue
         new = not RESULTS.is_file()
         with RESULTS.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)
@@ -142,11 +153,13 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), _t(len(values)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    """Return the table in Markdown; accuracies in percent."""
+def table(rows: list[dict[str, str]], given: argparse.Namespace) -> str:
+    """Return the table in Markdown, of trainings of the network and the epochs asked for; accuracies in percent."""
+    seeds = {int(row["seed"]) for row in rows}
+    asked = {shown(name, variant, seed, given) for name, variant, seed in product(SETS, VARIANTS, seeds)}
     lines = [["data", *VARIANTS, "seasonal-naive"], ["---"] * (len(VARIANTS) + 2)]
     for name, (title, _) in SETS.items():
-        mine = [row for row in rows if row["data"] == name]
+        mine = [row for row in rows if row["data"] == name and row["command"] in asked]
         if not mine:
             continue
         percent, cells = mine[0]["metric"] == "top1", [title]
@@ -166,8 +179,8 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=["run", "report"])
-    parser.add_argument("--fsdd", default="data/spoken_digits", help="folder of the spoken digits")
-    parser.add_argument("--events", default="data/events", help="folder that the saccaded digits are written to")
+    parser.add_argument("--fsdd", default=FSDD, help="folder of the spoken digits")
+    parser.add_argument("--events", default=EVENTS, help="folder that the saccaded digits are written to")
     parser.add_argument("--only", help=f"data by comma: {','.join(SETS)} (default: all)")
     parser.add_argument("--seeds", default="0,1,2", help="by comma (default: 0,1,2)")
     parser.add_argument("--network", default="msnn_resnet12_tiny")
@@ -175,7 +188,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "run":
         run(given)
-    sys.stdout.write(table(read()))
+    sys.stdout.write(table(read(), given))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier, SpikingForecaster
 from lightning_msnn.tasks.forecasting import naive_forecasts
 
-__all__ = ["load_task", "main", "write_report"]
+__all__ = ["load_task", "main", "make_test_data", "write_report"]
 
 
 def load_task(name: str, root: str | None = None) -> tuple[SpikingClassifier | SpikingForecaster, str, dict[str, Any]]:

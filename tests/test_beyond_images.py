@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.beyond_images import SETS, VARIANTS, command, table
+from benchmarks.beyond_images import SETS, VARIANTS, command, shown, table
 from lightning_msnn import data, zoo
 from lightning_msnn.cli import MSNNCLI, configurations, main
 from lightning_msnn.data.base import arguments_of_checkpoint
@@ -319,16 +319,21 @@ def test_commands_of_the_table_are_understood(name, variant, monkeypatch):
 
 
 def test_the_table_has_means_and_intervals():
+    given = Namespace(fsdd="/my/fsdd", events="/my/events", epochs=None, network="msnn_resnet12_tiny")
     made = [
-        {"data": name, "variant": "windows", "metric": metric, "test": test, "seasonal_naive": naive}
+        {"data": name, "variant": "windows", "seed": str(seed), "metric": metric, "test": test,
+         "seasonal_naive": naive, "command": shown(name, "windows", seed, given)}
         for name, metric, naive, tests in (
             ("speech", "top1", "", ("0.97", "0.98", "0.99")),
             ("airline", "mase", "1.25", ("0.9", "0.9")),
             ("solar", "mase", "2", ("1.5",)),
         )
-        for test in tests
-    ]
-    *_, speech, airline, solar = table(made).splitlines()
+        for seed, test in enumerate(tests)
+    ]  # fmt: skip
+    assert not any("/my" in row["command"] for row in made), "a file of results has no path of a machine"
+    few = Namespace(**{**vars(given), "epochs": 1})
+    assert table(made, few).count("\n") == 2, "those of one epoch are others"
+    *_, speech, airline, solar = table(made, given).splitlines()
     assert speech == "| speech, own split | 98.00 ± 2.48 | - | - | - | - |  |"  # 4.303 / sqrt(3)
     assert airline == "| Airline (MASE) | 0.900 ± 0.000 | - | - | - | - | 1.250 |"
     assert solar == "| solar (MASE) | 1.500 | - | - | - | - | 2.000 |"
