@@ -112,6 +112,8 @@ def test_speech_from_fit_to_a_zoo_entry(digits, here, capsys, monkeypatch):
     assert rows("predictions.csv") == [row]
     card = Path("zoo/msnn_resnet12_tiny.mine/README.md").read_text()
     assert "for 10 classes of recordings, 1x32x32 each." in card
+    assert "M for a recording" in card
+    assert "| energy of one recording, 45 nm CMOS |" in card
     assert "rate 8000 Hz" in card
     assert "mels 32, frames 32" in card
     words = ["msnn_resnet12_tiny.mine", "--root", "fsdd", "--output", "e.html", "--samples", "20"]

@@ -25,7 +25,8 @@ def read_ts(file: Path) -> tuple[Series, list[str], list[str]]:
     """Read a .ts file with aeon's reader.
 
     Returns:
-        Series (C, L) of any lengths, the class of each, and the classes in the order of the header.
+        Series (C, L) of any lengths, the class of each, and the classes in the order of the header; no classes where
+        the header says that there are none.
 
     Raises:
         ConfigurationError: If aeon is not installed, or the file cannot be read, has no series or a missing value.
@@ -38,8 +39,8 @@ def read_ts(file: Path) -> tuple[Series, list[str], list[str]]:
     except Exception as error:  # the reader raises what it pleases where a file is damaged
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(f"cannot read the series in {str(file)!r}: {reason}") from error
-    if not header["classlabel"] or not len(series):
-        raise ConfigurationError(f"{str(file)!r} must hold series with class labels, and has none")
+    if not len(series):
+        raise ConfigurationError(f"{str(file)!r} must hold series, and has none")
     for number, values in enumerate(series, 1):
         if not np.isfinite(values).all():
             channel, place = np.argwhere(~np.isfinite(values))[0] + 1
@@ -189,6 +190,9 @@ class TimeSeries(ArrayDataModule):
         files = [self._file("train"), *([self._file("test")] if part == "test" else [])]
         if self.folder is not None and part is None:
             files += list_files(self.folder, ".ts")
+        for file in files if part == "test" else files[:1]:
+            if not self._read(file)[1]:
+                raise ConfigurationError(f"{str(file)!r} must hold series with class labels, and has none")
         variables = {file: len(self._read(file)[0][0]) for file in files}
         for file, number in variables.items():
             if number != variables[files[0]]:

@@ -21,7 +21,7 @@ PICTURE = "energy.png"
 
 _ENERGIES = {field: FACTORS[way] for field, way in ENERGIES.items()}
 
-_TABLE = "| energy of one image, 45 nm CMOS | network | ANN twin with these weights | times less |\n|---|---|---|---|"
+_TABLE = "| energy of one {one}, 45 nm CMOS | network | ANN twin with these weights | times less |\n|---|---|---|---|"
 
 
 _HUB_DATA = {
@@ -137,11 +137,13 @@ def write_card(folder: Path) -> None:
     kind = getattr(data_sets, str(config.get("data", {}).get("class_path")).rpartition(".")[2], None)
     noun = getattr(kind, "noun", "images")
     what = f"{height}x{width} {colours} images" if noun == "images" else f"{noun}, {channels}x{height}x{width} each"
+    one = noun if noun == "series" else noun.removesuffix("s")
+    of_one = f"{'an' if one[0] in 'aeiou' else 'a'} {one}"
     name, path = f"{config['architecture']}.{config['tag']}", str(config.get("data", {}).get("class_path", "-"))
     sampled = config.get("energy_sampling", "the first of the data set")
     length = [f"{config[unit]} {unit}" for unit in ("epochs", "steps") if unit in config]
     run = [given("recipe"), *length, f"seed {given('seed')}" if "seed" in config else None]
-    counts = {field: f"{given(field, 0) / 1e6:.2f} M for an image" for field in ("accumulates", "multiply_accumulates")}
+    counts = {field: f"{given(field, 0) / 1e6:.2f} M for {of_one}" for field in ("accumulates", "multiply_accumulates")}
     # A row is there if the field that it is about is.
     rows = [
         ("top1", "test top-1", f"{given('top1')} % of {given('top1_images')} {noun} that no training has seen"),
@@ -153,7 +155,7 @@ def write_card(folder: Path) -> None:
         ),
         ("time_steps", "time steps", f"{given('time_steps')}"),
         ("parameters", "parameters", f"{given('parameters', 0):,}"),
-        ("spike_rate", "spike rate", f"{given('spike_rate')} spikes per neuron and image"),
+        ("spike_rate", "spike rate", f"{given('spike_rate')} spikes per neuron and {one}"),
         ("accumulates", "accumulates", counts["accumulates"]),
         ("multiply_accumulates", "multiply-accumulates", f"{counts['multiply_accumulates']} ({_analogue(config)})"),
         ("energy_images", "spikes and operations", f"counted on {given('energy_images')} test {noun}, {sampled}"),
@@ -189,7 +191,7 @@ def write_card(folder: Path) -> None:
         "|---|---|",
         *(f"| {title} | {text} |" for field, title, text in rows if text and (field is None or field in config)),
         "",
-        *([_TABLE, *energies, ""] if energies else []),
+        *([_TABLE.format(one=one), *energies, ""] if energies else []),
         *([config["notes"], ""] if "notes" in config else []),
         f"Load it by `lightning_msnn.zoo.load({name.replace('.', '_')!r})`, and check it by "
         f"`python -m lightning_msnn.zoo verify {name}{data}`.",

@@ -155,6 +155,20 @@ def test_bad_series_are_named(problem, tmp_path):
         TimeSeries("Waves", root=str(problem)).check("fit")
 
 
+def test_series_to_predict_need_no_class_and_others_do(problem):
+    file = problem / "Waves" / "Waves_TEST.ts"
+    module = TimeSeries("Waves", root=str(problem), folder=str(file))
+    module.setup("predict")
+    expected = module.predict_dataloader().dataset.inputs
+    head, _, body = file.read_text().replace("@classLabel true up down", "@classLabel false").partition("@data\n")
+    file.write_text(f"{head}@data\n" + "".join(f"{line.rpartition(':')[0]}\n" for line in body.splitlines()))
+    module = TimeSeries("Waves", root=str(problem), folder=str(file))
+    module.setup("predict")
+    torch.testing.assert_close(module.predict_dataloader().dataset.inputs, expected, equal_nan=True)
+    with pytest.raises(ConfigurationError, match=r"Waves_TEST.ts' must hold series with class labels, and has none"):
+        module.setup("test")
+
+
 def test_series_that_aeon_ships_are_found_by_name():
     module = TimeSeries()
     module.check("fit")
