@@ -326,6 +326,11 @@ class _Given:
             raise ConfigurationError(f"unknown option {key!r}{owner}{hint or allowed}")
         self.values[f"{section}.{name}" if section in BASES else name] = value
 
+    def names(self, section: str) -> set[str]:
+        """Names of the arguments of a section, with those that wait for its class to be known."""
+        keys = [*self.values, *(key for key, _ in self._unknown or [])]
+        return {key.partition(".")[2].partition(".")[0] for key in keys if key.startswith(f"{section}.")}
+
     def settle(self) -> None:
         """Check what waited for the classes that a checkpoint or an entry names, now that they are known.
 
@@ -597,8 +602,7 @@ class MSNNCLI(LightningCLI):
 
     def _named(self, kind: type) -> set[str] | None:
         """Names of the arguments of data that the user gives; None for a class that is not of this package."""
-        of_data = {key.partition(".")[2] for key in self._given.values if key.startswith("data.")}
-        return of_data if getattr(data, kind.__name__, None) is kind else None
+        return self._given.names("data") if getattr(data, kind.__name__, None) is kind else None
 
     def _know_size(self) -> None:
         if "image_size" in self._preprocessing and "image_size" in _arguments(self._given.classes["data"]):

@@ -33,7 +33,7 @@ from lightning_msnn.zoo.storing import synapses
 from tests.conftest import SLOW
 
 TINY = [name for name in entries() if "_tiny." in name]
-DIGITS = "msnn_resnet12_tiny.digits"
+DIGITS, RECURRENT = "msnn_resnet12_tiny.digits", "msnn_rnn12_tiny.digits"
 # Together, these take long.
 DATA = os.environ.get("LIGHTNING_MSNN_DATA") if SLOW else None
 SMALL = {"depths": (1, 1), "widths": (16, 24), "in_chans": 1, "num_classes": 3}
@@ -114,7 +114,7 @@ def some(monkeypatch):
 @pytest.mark.parametrize(("to", "dtype"), WAYS)
 def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some):
     out, spiking = tmp_path / f"x{FORMATS[to].suffix}", "spike_rate" in zoo.info(name)
-    quick = TINY if (to, dtype) == ("onnx", "float32") else [DIGITS]
+    quick = [DIGITS, RECURRENT] if (to, dtype) == ("onnx", "float32") else [DIGITS]
     if DATA is None and (to == "aoti" or (to in ("onnx", "torch") and name not in quick)):
         pytest.skip("takes minutes: only where LIGHTNING_MSNN_SLOW and LIGHTNING_MSNN_DATA are set")
     images = some(name)
