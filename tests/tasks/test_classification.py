@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_msnn.callbacks import EMA, TrainingCurves
+from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier, named_groups
 from tests.conftest import NETWORKS
@@ -448,3 +449,12 @@ def test_moving_average_of_weights_in_pieces_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(type(t), "strategy", pl.strategies.FSDPStrategy.__new__(pl.strategies.FSDPStrategy))
     with pytest.raises(ConfigurationError, match="EMA must be left out of the callbacks with FSDPStrategy"):
         EMA().setup(t, SpikingClassifier(), "fit")
+
+
+def test_one_network_has_one_loss_however_often_it_is_validated():
+    """To the last bit, also in the first validation of a process."""
+    torch.manual_seed(0)
+    task = SpikingClassifier("msnn_resnet12_tiny", num_classes=10, in_chans=1)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    losses = [trainer.validate(task, datamodule=Digits(batch_size=16), verbose=False)[0]["val/loss"] for _ in range(3)]
+    assert losses[0] == losses[1] == losses[2]
