@@ -13,11 +13,7 @@ stopped and started again at any time. ``report`` prints a table in Markdown: th
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import math
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,12 +21,11 @@ from datetime import date
 from itertools import product
 from pathlib import Path
 
+from benchmarks.trainings import append, lightning_msnn, read, with_interval
 from lightning_msnn import __version__
 from lightning_msnn.energy import NETWORK
 
 RESULTS = Path(__file__).parent / "results" / "beyond_images.csv"
-FIELDS = ("data", "variant", "seed", "metric", "val", "test", "seasonal_naive", "energy_uj", "seconds", "command",
-          "version", "date")  # fmt: skip
 
 FSDD, EVENTS = "data/spoken_digits", "data/events"
 """Folders of the spoken and of the saccaded digits, if no others are given."""
@@ -71,28 +66,25 @@ def command(name: str, variant: str, seed: int, folder: str, given: argparse.Nam
     if given.epochs is not None:
         more += ["--trainer.max_epochs", str(given.epochs)]
     return [
-        sys.executable, "-m", "lightning_msnn", "fit", "--config", data, "--config", recipe, *options, *more,
-        "--model.network", given.network, "--seed_everything", str(seed), "--run.folder", folder, "--run.name", "run",
-        "--trainer.enable_progress_bar", "false",
+        "fit", "--config", data, "--config", recipe, *options, *more, "--model.network", given.network,
+        "--seed_everything", str(seed), "--run.folder", folder, "--run.name", "run",
     ]  # fmt: skip
 
 
 def shown(name: str, variant: str, seed: int, given: argparse.Namespace) -> str:
     """Return the command as the results have it, which says neither where data lies nor where a run goes."""
     known = {"fsdd": FSDD, "events": EVENTS, "network": given.network, "epochs": given.epochs}
-    words = command(name, variant, seed, "", argparse.Namespace(**known))[3:]
-    place = words.index("--run.folder")
-    return " ".join(words[:place])
+    words = command(name, variant, seed, "", argparse.Namespace(**known))
+    return " ".join(words[: words.index("--run.folder")])
 
 
 def train(name: str, variant: str, seed: int, given: argparse.Namespace) -> dict[str, object]:
     """Train one network, test it, and return its row."""
     with tempfile.TemporaryDirectory() as folder:
         words, begin = command(name, variant, seed, folder, given), time.perf_counter()
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        lightning_msnn(words)
         seconds, run = time.perf_counter() - begin, Path(folder) / "run" / "version_0"
-        with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read(run / "metrics.csv")
         columns = json.loads((run / "energy.json").read_text(encoding="utf-8"))["columns"]
     metric = "mase" if "data/forecasting" in words else "top1"
     best = (min if metric == "mase" else max)(float(row[f"val/{metric}"]) for row in rows if row.get(f"val/{metric}"))
@@ -106,17 +98,9 @@ def train(name: str, variant: str, seed: int, given: argparse.Namespace) -> dict
     }  # fmt: skip
 
 
-def read() -> list[dict[str, str]]:
-    """Return the rows so far."""
-    if not RESULTS.is_file():
-        return []
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def run(given: argparse.Namespace) -> None:
     """Run what is not there yet."""
-    there = {row["command"] for row in read()}
+    there = {row["command"] for row in read(RESULTS)}
     chosen = given.only.split(",") if given.only else list(SETS)
     if unknown := [name for name in chosen if name not in SETS]:
         raise SystemExit(f"unknown data {unknown[0]!r}: allowed are {', '.join(SETS)}")
@@ -127,30 +111,11 @@ def run(given: argparse.Namespace) -> None:
         sys.stdout.flush()
         try:
             row = train(name, variant, seed, given)
-        except subprocess.CalledProcessError as error:
-            sys.stdout.write(f"failed: {(error.stderr.strip().splitlines() or ['it says nothing'])[-1]}\n")
+        except RuntimeError as error:
+            sys.stdout.write(f"failed: {error}\n")
             continue
-        new = not RESULTS.is_file()
-        with RESULTS.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append(RESULTS, row)
         sys.stdout.write(f"{row['metric']} {row['test']} (validation {row['val']}) in {row['seconds']} s\n")
-
-
-def _t(values: int) -> float:
-    """Student's t of a 95 % interval for a mean of so many values."""
-    from scipy.stats import t  # slow to import
-
-    return float(t.ppf(0.975, values - 1))
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half of its 95 % interval; nan of a single value."""
-    if len(values) < 2:
-        return values[0], math.nan
-    return statistics.mean(values), _t(len(values)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def table(rows: list[dict[str, str]], given: argparse.Namespace) -> str:
@@ -165,11 +130,7 @@ def table(rows: list[dict[str, str]], given: argparse.Namespace) -> str:
         percent, cells = mine[0]["metric"] == "top1", [title]
         for variant in VARIANTS:
             values = [float(r["test"]) * (100 if percent else 1) for r in mine if r["variant"] == variant]
-            if not values:
-                cells.append("-")
-                continue
-            (mean, half), digits = interval(values), 2 if percent else 3
-            cells.append(f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}"))
+            cells.append(with_interval(values, 2 if percent else 3) if values else "-")
         naive = next((float(row["seasonal_naive"]) for row in mine if row["seasonal_naive"]), None)
         lines.append([*cells, "" if naive is None else f"{naive:.3f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -188,7 +149,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "run":
         run(given)
-    sys.stdout.write(table(read(), given))
+    sys.stdout.write(table(read(RESULTS), given))
 
 
 if __name__ == "__main__":

@@ -310,7 +310,7 @@ def test_commands_of_the_table_are_understood(name, variant, monkeypatch):
     monkeypatch.setattr(MSNNCLI, "before_instantiate_classes", stop)
     given = Namespace(fsdd="f", events="e", epochs=2, network="msnn_rnn12_tiny")
     with pytest.raises(KeyboardInterrupt):
-        main(command(name, variant, 5, "folder", given)[3:])
+        main(command(name, variant, 5, "folder", given))
     (config,) = seen
     assert (config.seed_everything, config.trainer.max_epochs) == (5, 2)
     model = config.model.init_args

@@ -1,0 +1,175 @@
+"""Accuracy against energy: the entry of CIFAR-100, dialled to less, in 8 bits, and its twin.
+
+    python -m benchmarks.frontier run --root data/cifar100
+    python -m benchmarks.frontier measure runs/dial/version_0/checkpoints/best.ckpt --root data/cifar100 --epochs 5
+    python -m benchmarks.frontier draw       # the table and the picture of docs/dial.md
+
+``run`` measures the entry and what is made of it, and dials it (``recipe/dial``) to each share of its synaptic
+operations; the checkpoint is the best of the validations at the target, on training images held out. Operations are
+counted on ``SAMPLES`` test images, accuracy is that of all of them. Rows go to
+``benchmarks/results/frontier_cifar100.csv``; what is there is left out, so that it can be stopped and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from benchmarks.pages import fill
+from benchmarks.trainings import append, lightning_msnn, read
+from lightning_msnn import __version__, zoo
+from lightning_msnn.energy import count_operations, energy, evenly, synaptic_operations
+from lightning_msnn.export import export, load_weights
+from lightning_msnn.runs import network_of, read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "frontier_cifar100.csv"
+PAGE, PICTURE = ROOT / "docs" / "dial.md", ROOT / "docs" / "frontier.png"
+ENTRY, TWIN = "msnn_resnet12.c100", "msnn_resnet12.c100_relu"
+SHARES = (0.75, 0.5, 0.35, 0.25)
+"""Shares of the entry's synaptic operations."""
+
+EPOCHS = 2
+SAMPLES = 512
+PROFILES = ("cmos_45nm", "cmos_45nm_int8")
+"""Those of the energies, in float32 and in 8 bits."""
+
+
+def words(share: float, epochs: int, root: str) -> list[str]:
+    """Return the arguments of a training towards a share of the operations."""
+    return [
+        "dial", ENTRY, "--operations", str(share), "--root", root, "--config", "recipe/dial",
+        "--trainer.max_epochs", str(epochs),
+    ]  # fmt: skip
+
+
+@torch.inference_mode()
+def measure(network: nn.Module, data: Any) -> dict[str, float]:
+    """Return accumulates and joules of an image, and top-1 in percent."""
+    amounts = dict.fromkeys(("accumulates", *PROFILES), 0.0)
+    number = 0
+    for images in evenly(data, SAMPLES):
+        record = count_operations(network, images)
+        amounts["accumulates"] += float(synaptic_operations(record)["accumulates"]) * len(images)
+        for profile in PROFILES:
+            amounts[profile] += float(energy(record, profile=profile)) * len(images)
+        number += len(images)
+    return {name: total / number for name, total in amounts.items()} | {"top1": zoo.evaluate(network, data)["top1"]}
+
+
+def add(point: str, command: str, network: nn.Module, data: Any) -> None:
+    """Measure a network, and append its row."""
+    found = measure(network, data)
+    append(
+        RESULTS,
+        {
+            "point": point, "accumulates": f"{found['accumulates']:.0f}",
+            **{f"uj_{profile}": f"{1e6 * found[profile]:.3f}" for profile in PROFILES}, "top1": f"{found['top1']:.2f}",
+            "command": command, "version": __version__, "date": date.today(),
+        },
+    )  # fmt: skip
+    sys.stdout.write(f"{point}: {found}\n")
+    sys.stdout.flush()
+
+
+def dialled(share: float, epochs: int) -> str:
+    """Name of a point."""
+    return f"dialled to {100 * share:.0f} %, {epochs} epochs"
+
+
+def checkpoint(path: Path, share: float, epochs: int, data: Any) -> None:
+    """Measure the checkpoint of a training that :func:`words` has."""
+    command = " ".join(["lightning-msnn", *words(share, epochs, "data/cifar100")])
+    add(dialled(share, epochs), command, network_of(read_checkpoint(path), path).eval(), data)
+
+
+def run(root: str, shares: tuple[float, ...]) -> None:
+    """Measure and train what is not there yet."""
+
+    def there(point: str) -> bool:
+        return any(row["point"] == point for row in read(RESULTS))
+
+    data = zoo.test_data(zoo.info(ENTRY), root, 250)
+    for point, name in (("entry", ENTRY), ("rectifier twin", TWIN)):
+        if not there(point):
+            add(point, f"python -m lightning_msnn.zoo verify {name} --data data/cifar100", zoo.load(name), data)
+    if not there("entry in 8 bits"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = export(ENTRY, to="weights", dtype="int8", out=Path(folder) / "x.safetensors").path
+            command = f"lightning-msnn export {ENTRY} --to weights --dtype int8 --out x.safetensors"
+            add("entry in 8 bits", command, load_weights(path).eval(), data)
+    for share in shares:
+        if there(dialled(share, EPOCHS)):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            where = ["--run.folder", folder, "--run.name", "run", "--run.test", "false"]
+            lightning_msnn([*words(share, EPOCHS, root), *where])
+            checkpoint(Path(folder) / "run" / "version_0" / "checkpoints" / "best.ckpt", share, EPOCHS, data)
+
+
+def profile_of(row: dict[str, str]) -> str:
+    """Energy profile of a point."""
+    return PROFILES["8 bits" in row["point"]]
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Return the table in Markdown."""
+    (entry,) = [row for row in rows if row["point"] == "entry"]
+    lines = ["| network | operations | energy | top-1 |", "|" + "---|" * 4]
+    for row in rows:
+        operations = float(row["accumulates"]) / float(entry["accumulates"])
+        joules = float(row[f"uj_{profile_of(row)}"])
+        share = "" if not operations else f"{100 * operations:.1f} %"
+        lines.append(f"| {row['point']} | {share} | {joules:.1f} uJ | {row['top1']} % |")
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, str]]) -> None:
+    """Draw accuracy over energy."""
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        joules, top1 = float(row[f"uj_{profile_of(row)}"]), float(row["top1"])
+        spikes = "twin" not in row["point"]
+        axes.plot(joules, top1, "o" if spikes else "s", color="#3b6fb6" if spikes else "#d9822b")
+        axes.annotate(row["point"], (joules, top1), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel="energy of an image (microjoules)", ylabel="top-1 on the test images (%)")
+    axes.margins(x=0.25, y=0.15)
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(PICTURE, dpi=120)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    running, measuring = commands.add_parser("run"), commands.add_parser("measure")
+    commands.add_parser("draw")
+    running.add_argument("--shares", type=float, nargs="+", default=SHARES)
+    measuring.add_argument("checkpoint", type=Path)
+    measuring.add_argument("--share", type=float, default=0.5, help="what it was dialled to")
+    measuring.add_argument("--epochs", type=int, required=True, help="for how long")
+    for command in (running, measuring):
+        command.add_argument("--root", default="data/cifar100", help="folder of CIFAR-100")
+    given = parser.parse_args()
+    if given.what == "run":
+        run(given.root, tuple(given.shares))
+    elif given.what == "measure":
+        data = zoo.test_data(zoo.info(ENTRY), given.root, 250)
+        checkpoint(given.checkpoint, given.share, given.epochs, data)
+    else:
+        rows = read(RESULTS)
+        draw(rows)
+        fill(PAGE, "frontier", table(rows))
+
+
+if __name__ == "__main__":
+    main()
