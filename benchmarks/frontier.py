@@ -26,7 +26,8 @@ from torch import nn
 from benchmarks.pages import fill
 from benchmarks.trainings import append, lightning_msnn, read
 from lightning_msnn import __version__, zoo
-from lightning_msnn.energy import count_operations, energy, evenly, synaptic_operations
+from lightning_msnn.energy import NETWORK, energy, evenly, synaptic_operations
+from lightning_msnn.energy.report import compare
 from lightning_msnn.export import export, load_weights
 from lightning_msnn.runs import network_of, read_checkpoint
 
@@ -54,15 +55,12 @@ def words(share: float, epochs: int, root: str) -> list[str]:
 @torch.inference_mode()
 def measure(network: nn.Module, data: Any) -> dict[str, float]:
     """Return accumulates and joules of an image, and top-1 in percent."""
-    amounts = dict.fromkeys(("accumulates", *PROFILES), 0.0)
-    number = 0
-    for images in evenly(data, SAMPLES):
-        record = count_operations(network, images)
-        amounts["accumulates"] += float(synaptic_operations(record)["accumulates"]) * len(images)
-        for profile in PROFILES:
-            amounts[profile] += float(energy(record, profile=profile)) * len(images)
-        number += len(images)
-    return {name: total / number for name, total in amounts.items()} | {"top1": zoo.evaluate(network, data)["top1"]}
+    record = compare(network, lambda images: {}, evenly(data, SAMPLES), SAMPLES)[0][NETWORK]
+    return {
+        "accumulates": float(synaptic_operations(record)["accumulates"]),
+        **{profile: float(energy(record, profile=profile)) for profile in PROFILES},
+        "top1": zoo.evaluate(network, data)["top1"],
+    }
 
 
 def add(point: str, command: str, network: nn.Module, data: Any) -> None:

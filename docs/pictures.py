@@ -1,10 +1,11 @@
 """Measure what the pages show, and draw it.
 
-    python docs/pictures.py measure --root data/cifar100   # docs/measured.json; again after an interruption
-    python docs/pictures.py draw                           # docs/pictures/*.png, needs no data
+    python docs/pictures.py measure --cifar100 data/cifar100 --spoken-digits data/spoken_digits   # docs/measured.json
+    python docs/pictures.py draw                                              # docs/pictures/*.png, needs no data
 
-``measure`` counts spikes of every entry of the zoo on test images, evenly of all classes, and operations of one entry
-beside its twins; what the file has already is left out, so delete it to measure anew. ``draw`` takes those counts, the
+``measure`` counts spikes of every entry of the zoo on test samples, evenly of all classes, and operations of one entry
+beside its twins; what the file has already is left out, so that it can be started again: delete the file to measure
+anew. ``draw`` takes those counts, the
 cards' figures, and membranes of an entry for a photograph that scikit-learn ships. Neither draws a random number.
 """
 
@@ -36,7 +37,7 @@ MEASURED = HERE / "measured.json"
 ENTRY = "msnn_resnet12.c100"
 """Entry whose operations are counted beside its twins, and whose membranes are drawn."""
 
-SAMPLES = {"Digits": 359, "CIFAR100": 256}
+SAMPLES = {"Digits": 359, "CIFAR100": 256, "SpokenDigits": 300}
 COLOURS = ["#3b6fb6", "#d9822b", "#3f9b5f", "#a4508b"]
 """Those of the four windows, as in ``windows.png``."""
 
@@ -46,7 +47,11 @@ FAMILIES = {
     "msnn_rnn12": "#3f9b5f",
     "resnet18_cifar": "#8a5fb0",
 }
-DATA = {"CIFAR100": "CIFAR-100, 10,000 test images", "Digits": "digits, 359 test images"}
+DATA = {
+    "CIFAR100": "CIFAR-100, 10,000 test images",
+    "Digits": "digits, 359 test images",
+    "SpokenDigits": "spoken digits, 300 recordings",
+}
 
 
 def family(name: str) -> str:
@@ -72,11 +77,11 @@ def spiking_entries() -> list[str]:
     return [name for name in zoo.list_models() if "spike_rate" in zoo.info(name)]
 
 
-def measure(root: str) -> None:
+def measure(roots: dict[str, str]) -> None:
     """Count, and write ``measured.json``.
 
     Args:
-        root: Folder of CIFAR-100.
+        roots: Folders of data sets, by the name of the class.
     """
     found: dict[str, Any] = {"entry": ENTRY, "rates": {}}
     if MEASURED.is_file():
@@ -85,8 +90,8 @@ def measure(root: str) -> None:
         if name in found["rates"]:
             continue
         config = zoo.info(name)
-        kind = config["data"]["class_path"].rpartition(".")[2]
-        data = zoo.test_data(config, None if kind == "Digits" else root, 64)
+        kind = data_of(name)
+        data = zoo.test_data(config, roots.get(kind), 64)
         samples = SAMPLES[kind]
         task = SpikingClassifier(
             name, num_classes=config["num_classes"], in_chans=config["input_size"][0], pretrained=True
@@ -239,8 +244,8 @@ def draw_raster(found: dict[str, Any]) -> Figure:
 def draw_energy() -> Figure:
     """Accuracy against energy for all entries and trained twins, from their cards."""
     names = [name for name in zoo.list_models() if {"top1", "energy_joules"} <= zoo.info(name).keys()]
-    figure = Figure(figsize=(10.5, 4.8), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure = Figure(figsize=(14.0, 4.8), layout="constrained")
+    axes = figure.subplots(1, len(DATA))
     for panel, (data, title) in zip(axes, DATA.items(), strict=True):
         for name in names:
             if data_of(name) != data:
@@ -263,7 +268,7 @@ def draw_energy() -> Figure:
             panel.annotate(label, xytext=(0, down), textcoords="offset points", fontsize=9, color=colour, **corner)
         panel.set_xscale("log")
         panel.set_title(title)
-        panel.set_xlabel("energy of one image (µJ, 45 nm CMOS)")
+        panel.set_xlabel(f"energy of one {'recording' if data == 'SpokenDigits' else 'image'} (µJ, 45 nm CMOS)")
         panel.margins(0.22, 0.25)
         panel.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("test top-1 (%)")
@@ -277,8 +282,8 @@ def draw_energy() -> Figure:
 
 def draw_rates(measured: dict[str, Any]) -> Figure:
     """Spike rate by layer of neurons, from input to output."""
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(14.0, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(DATA), sharey=True)
     for panel, (data, title) in zip(axes, DATA.items(), strict=True):
         for name, one in measured["rates"].items():
             if data_of(name) != data or not name.startswith("msnn"):
@@ -360,10 +365,12 @@ def draw() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("measure").add_argument("--root", required=True, help="folder of CIFAR-100")
+    measuring = verbs.add_parser("measure")
+    measuring.add_argument("--cifar100", required=True, help="its folder")
+    measuring.add_argument("--spoken-digits", required=True, help="their folder")
     verbs.add_parser("draw")
     given = parser.parse_args()
     if given.verb == "measure":
-        measure(given.root)
+        measure({"CIFAR100": given.cifar100, "SpokenDigits": given.spoken_digits})
     else:
         draw()

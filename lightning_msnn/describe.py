@@ -16,12 +16,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn import data
+from lightning_msnn import data, zoo
 from lightning_msnn.energy import count_operations, synaptic_operations
 from lightning_msnn.energy.expected import EnergyLaw
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.tasks import SpikingClassifier
+from lightning_msnn.zoo.verification import make_data
 
 __all__ = ["describe", "forget_peak", "main", "make_parser", "peak_memory"]
 
@@ -72,7 +73,7 @@ def _activations(task: SpikingClassifier, loss: Any) -> int:
 
 def describe(
     network: str,
-    kind: str = "Digits",
+    kind: str | None = None,
     root: str | None = None,
     batch_size: int = 128,
     image_size: int | None = None,
@@ -85,7 +86,8 @@ def describe(
 
     Args:
         network: Registered name of a network, or of a zoo entry.
-        kind: Data set, a class of :mod:`lightning_msnn.data`, which says size and number of images.
+        kind: Data set, a class of :mod:`lightning_msnn.data`, which says size and number of images; by default that
+            of a zoo entry, and ``"Digits"`` for any other network.
         root: Folder of the data.
         batch_size: Images of a step.
         image_size: Height and width of the images, by default the data's.
@@ -106,17 +108,22 @@ def describe(
     check_integer("batch_size", batch_size, 2)
     check_integer("steps", steps, 1)
     choose({"32-true": 1, "bf16-mixed": 1}, precision, "precision")
-    choose({name: name for name in data.__all__ if isinstance(getattr(data, name), type)}, kind, "data set")
     given: dict[str, Any] = {"batch_size": batch_size, "num_workers": 0}
     given |= {} if root is None else {"root": root}
-    given |= {} if image_size is None else {"image_size": image_size}
-    datamodule = getattr(data, kind)(**given)
+    if kind is None and "." in network:
+        entry = zoo.info(zoo.resolve(network))
+        sides = [] if image_size is None else [image_size] * 2
+        datamodule: Any = make_data({**entry, "input_size": [*entry["input_size"][: 3 - len(sides)], *sides]}, **given)
+    else:
+        kinds = {name: getattr(data, name) for name in data.__all__ if isinstance(getattr(data, name), type)}
+        given |= {} if image_size is None else {"image_size": image_size}
+        datamodule = choose(kinds, kind or "Digits", "data set")(**given)
     datamodule.check("fit")
     datamodule.prepare_data()
     datamodule.setup("fit")
     images = len(datamodule.train_dataloader().dataset)
     size, on = datamodule.image_size, torch.device(device)
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = [size, size] if isinstance(size, int) else list(size)
     before = forget_peak(on)
     task = SpikingClassifier(
         network, datamodule.num_classes, datamodule.in_chans, network_kwargs, pretrained="." in network
@@ -151,7 +158,7 @@ def describe(
     operations = synaptic_operations(count_operations(fresh, torch.randn(1, datamodule.in_chans, *sides)))
     found: dict[str, Any] = {
         "network": network,
-        "data": kind,
+        "data": type(datamodule).__name__,
         "image": [datamodule.in_chans, *sides],
         "batch_size": batch_size,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -201,7 +208,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
     parser = argparse.ArgumentParser(prog="lightning-msnn describe", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("network", help="name of a network or of a zoo entry")
-    parser.add_argument("--data", default="Digits", help="data set, a class of lightning_msnn.data (default: Digits)")
+    parser.add_argument("--data", help="data set, a class of lightning_msnn.data (default: a zoo entry's, else Digits)")
     parser.add_argument("--root", help="folder of the data (default: that of the data set)")
     parser.add_argument("--batch_size", type=int, default=128, help="images of a step (default: 128)")
     parser.add_argument("--image_size", type=int, help="height and width of the images (default: the data's)")

@@ -11,11 +11,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from lightning_msnn import data
-from lightning_msnn.energy import count_operations, energy, evenly, synaptic_operations
+from lightning_msnn.energy import NETWORK, energy, evenly, synaptic_operations
 from lightning_msnn.energy.expected import CostOfRates
+from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError, VerbParser, check_integer
 from lightning_msnn.imports import HELP, import_files
 from lightning_msnn.report import load_task, make_test_data
@@ -58,25 +57,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@torch.no_grad()
 def _target(task: SpikingClassifier, datamodule: Any, share: float, of_energy: bool, samples: int) -> float:
     """Joules of an image, or its rate weighted by operations, that a training is to reach."""
-    joules = accumulates = 0.0
-    number, cost = 0, None
-    for inputs in evenly(datamodule, samples):
-        seen = task.seen(inputs)
-        cost = cost or CostOfRates(task.network, seen[:1])
-        record = count_operations(task.network, seen)
-        number += len(seen)
-        joules += float(energy(record)) * len(seen)
-        accumulates += float(synaptic_operations(record)["accumulates"]) * len(seen)
-    assert cost is not None
-    if of_energy and share * joules / number <= cost.least:
+    seen = [task.seen(inputs) for inputs in evenly(datamodule, samples)]
+    cost = CostOfRates(task.network, seen[0][:1])
+    record = compare(task.network, lambda images: {}, seen, samples)[0][NETWORK]
+    if not of_energy:
+        return share * float(synaptic_operations(record)["accumulates"]) / cost.most
+    joules = float(energy(record))
+    if share * joules <= cost.least:
         raise ConfigurationError(
-            f"energy must be above {cost.least * number / joules:.3f}, the share that is left if no neuron fires, not "
-            f"{share}"
+            f"energy must be above {cost.least / joules:.3f}, the share that is left if no neuron fires, not {share}"
         )
-    return share * joules / number if of_energy else share * accumulates / number / cost.most
+    return share * joules
 
 
 def fit_arguments(args: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from lightning_msnn.cli import main
 from lightning_msnn.describe import describe
 from lightning_msnn.energy.expected import EnergyLaw
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier
 
 
@@ -51,3 +52,13 @@ def test_the_verb_describe(capsys):
         main(["describe", "msnn_vit12_tiny", "--data", "Digit"])
     assert stop.value.code == 2
     assert "did you mean 'Digits'?" in capsys.readouterr().err
+
+
+def test_an_entry_is_described_on_its_own_data(capsys):
+    found = describe("msnn_resnet12_tiny.digits", batch_size=8, steps=1)
+    assert (found["data"], found["image"]) == ("Digits", [1, 16, 16])
+    assert describe("msnn_resnet12_tiny.digits", batch_size=8, steps=1, image_size=12)["image"] == [1, 12, 12]
+    with pytest.raises(ConfigurationError, match=r"nowhere"):
+        describe("msnn_resnet12_tiny.fsdd", root="/nowhere", batch_size=8)
+    main(["describe", "msnn_resnet12_tiny.digits", "--batch_size", "8", "--steps", "1"])
+    assert "msnn_resnet12_tiny.digits on Digits, 1x16x16" in capsys.readouterr().out

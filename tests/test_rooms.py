@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "zoo": {"imports", "nn", "models", "conversion", "energy", "data", "runs"},
     "export": {"conversion", "data", "energy", "functional", "imports", "models", "nn", "runs", "zoo"},
     "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
-    "describe": {"imports", "data", "energy", "tasks"},
+    "describe": {"imports", "data", "energy", "tasks", "zoo"},
     "dial": {"imports", "data", "energy", "report", "tasks"},
     "cli": {
         "callbacks",

@@ -32,8 +32,12 @@ from lightning_msnn.nn.integer import IntegerConv2d, to_integers
 from lightning_msnn.zoo.storing import synapses
 from tests.conftest import SLOW
 
-TINY = [name for name in entries() if "_tiny." in name]
+TINY = [name for name in entries() if name.endswith("_tiny.digits")]
+LARGE = [name for name in entries() if zoo.info(name)["data"]["class_path"].endswith(".CIFAR100")]
 DIGITS, RECURRENT = "msnn_resnet12_tiny.digits", "msnn_rnn12_tiny.digits"
+QUICK = TINY if SLOW else [DIGITS, RECURRENT]
+"""Entries of which an ONNX file is made, which takes longest of all."""
+
 # Together, these take long.
 DATA = os.environ.get("LIGHTNING_MSNN_DATA") if SLOW else None
 SMALL = {"depths": (1, 1), "widths": (16, 24), "in_chans": 1, "num_classes": 3}
@@ -55,7 +59,7 @@ def made(tmp_path_factory):
     def make(name, to, dtype="float32"):
         if (name, to, dtype) not in done:
             out = folder / f"{name}.{to}.{dtype}{FORMATS[to].suffix}"
-            done[name, to, dtype] = export(name, to=to, out=out, dtype=dtype, data=DATA if name not in TINY else None)
+            done[name, to, dtype] = export(name, to=to, out=out, dtype=dtype, data=DATA if name in LARGE else None)
         return done[name, to, dtype]
 
     yield make
@@ -102,7 +106,7 @@ def some(monkeypatch):
     """How many images a zoo entry's file is run on: 500 real ones, all digits, or a few random ones."""
 
     def number(name):
-        if name not in TINY and DATA is None:
+        if name not in TINY and (DATA is None or name not in LARGE):
             monkeypatch.setattr(samples, "DRAWN", FEW)
             return FEW
         return 359 if zoo.info(name)["data"]["class_path"].endswith(".Digits") else samples.NUMBER
@@ -114,7 +118,7 @@ def some(monkeypatch):
 @pytest.mark.parametrize(("to", "dtype"), WAYS)
 def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some):
     out, spiking = tmp_path / f"x{FORMATS[to].suffix}", "spike_rate" in zoo.info(name)
-    quick = [DIGITS, RECURRENT] if (to, dtype) == ("onnx", "float32") else [DIGITS]
+    quick = QUICK if (to, dtype) == ("onnx", "float32") else [DIGITS]
     if DATA is None and (to == "aoti" or (to in ("onnx", "torch") and name not in quick)):
         pytest.skip("takes minutes: only where LIGHTNING_MSNN_SLOW and LIGHTNING_MSNN_DATA are set")
     images = some(name)
@@ -143,7 +147,7 @@ def test_8_bits_find_the_classes_of_integers(name, made, some):
     """The weights of an 8-bit file, added up in float32 and in integers, on the images of the file."""
     count = some(name)
     network = load_weights(made(name, "weights", "int8").path)
-    found = samples.find_samples(read_source(name), DATA if name not in TINY else None)
+    found = samples.find_samples(read_source(name), DATA if name in LARGE else None)
     wide = torch.cat([network(images) for images in found.images.split(64)])
     exact = to_integers(network)
     narrow = torch.cat([exact(images) for images in found.images.split(64)])
@@ -156,7 +160,7 @@ def test_8_bits_find_the_classes_of_integers(name, made, some):
 # ONNX
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", QUICK)
 def test_onnx_finds_the_classes_of_the_network(name, made, digits):
     report, network = made(name, "onnx"), zoo.load(name)
     images, targets = digits
@@ -175,7 +179,7 @@ def test_onnx_finds_the_classes_of_the_network(name, made, digits):
     assert report.top1[0] == pytest.approx(zoo.info(name)["top1"], abs=0.6)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", QUICK)
 def test_onnx_says_what_images_it_takes(name, made):
     path, config = made(name, "onnx").path, zoo.info(name)
     model = onnx.load(path)
@@ -194,7 +198,7 @@ def test_onnx_says_what_images_it_takes(name, made):
     assert str(Path(lightning_msnn.__file__).parent).encode() not in path.read_bytes(), "no path of this machine"
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", QUICK)
 def test_spikes_stay_binary_in_onnx(name, made, digits):
     """Every convolution that meets spikes in the network meets 0 and 1 in the graph, and no batch norm follows it."""
     model = onnx.load(made(name, "onnx").path)

@@ -366,12 +366,15 @@ def test_config_and_card_agree(name, tmp_path):
         {"spike_rate", "energy_joules_ann_twin"} if spiking else set()
     )
     assert config["sha256"] in card
-    assert f"{config['top1']} % of {config['top1_images']} images" in card
+    speech = config["data"]["class_path"].endswith(".SpokenDigits")
+    noun = "recordings" if speech else "images"
+    assert f"{config['top1']} % of {config['top1_images']} {noun}" in card
     digits = config["data"]["class_path"].endswith(".Digits")
     assert f"verify {name}`" in card if digits else f"verify {name} --data <folder of " in card
     assert (folder / "energy.png").is_file()
     recurrent = config["architecture"].startswith("msnn_rnn") and spiking
-    assert ("M for an image (stem, patch merging, state of the recurrent cells, read-out)" in card) == recurrent
+    of_one = "a recording" if speech else "an image"
+    assert (f"M for {of_one} (stem, patch merging, state of the recurrent cells, read-out)" in card) == recurrent
     shutil.copytree(folder, tmp_path / name)
     write_card(tmp_path / name)
     assert (tmp_path / name / "README.md").read_text() == card
