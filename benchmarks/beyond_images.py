@@ -7,7 +7,9 @@
 ``run`` trains one network after another by the command that a user would give, with the shipped recipes, and appends a
 row to ``benchmarks/results/beyond_images.csv`` for each that ends; what is there already is left out, so that it can be
 stopped and started again at any time. ``report`` prints a table in Markdown: the mean over the seeds, and half of its
-95 % interval (Student's t). The checkpoint is chosen by validation; the test part is read once, at the end.
+95 % interval (Student's t). The checkpoint is chosen by validation, of equally good ones the last: on series, of which
+few validate, that is nearly the end of the training. The test part is read once, at the end. With four time steps a
+network hears recordings as they come, so that these are not aligned: another task than that of the other columns.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import resource
 import sys
 import time
@@ -21,6 +23,7 @@ from lightning_msnn.energy import count_operations, synaptic_operations
 from lightning_msnn.energy.expected import EnergyLaw
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.imports import HELP, explained, import_files
+from lightning_msnn.models.weights import entries
 from lightning_msnn.tasks import SpikingClassifier
 from lightning_msnn.zoo.verification import make_data
 
@@ -44,10 +47,13 @@ def peak_memory(device: torch.device = _CPU) -> int:
 
 
 def forget_peak(device: torch.device = _CPU) -> int:
-    """Begin to look for the peak anew; return what is held now."""
+    """Begin to look for the peak anew; return what is held now, less what was freed."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    with suppress(OSError, AttributeError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
     clear = Path("/proc/self/clear_refs")
     with suppress(OSError):  # the peak is then that since the process began
         clear.write_text("5")
@@ -69,6 +75,34 @@ def _activations(task: SpikingClassifier, loss: Any) -> int:
         step = loss()  # alive while its tensors are told apart by their place
         del step
     return sum(kept.values())
+
+
+def _device(name: str) -> torch.device:
+    """A device that is there."""
+    try:
+        return torch.zeros(1, device=name).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(f"device {name!r} cannot be used here: {reason}") from error
+
+
+def _data(network: str, kind: str | None, root: str | None, batch_size: int, image_size: int | None) -> Any:
+    """The data module of a network that is described."""
+    given: dict[str, Any] = {"batch_size": batch_size, "num_workers": 0}
+    given |= {} if root is None else {"root": root}
+    every = (getattr(data, name) for name in data.__all__)
+    bases = (data.ImageDataModule, data.ArrayDataModule)
+    others = {*bases, data.AudioDataModule, data.ForecastSeries}
+    classified = {x.__name__: x for x in every if isinstance(x, type) and issubclass(x, bases) and x not in others}
+    config = zoo.info(network) if kind is None and network in entries() else None
+    kind = kind or (str(config["data"]["class_path"]).rpartition(".")[2] if config else "Digits")
+    made = choose(classified, kind, "data set")
+    if image_size is not None and not issubclass(made, data.ImageDataModule):
+        raise ConfigurationError(f"image_size is of images, and {kind} has none: leave it out")
+    if config:
+        sides = [] if image_size is None else [image_size] * 2
+        return make_data({**config, "input_size": [*config["input_size"][: 3 - len(sides)], *sides]}, **given)
+    return made(**given, **({} if image_size is None else {"image_size": image_size}))
 
 
 def describe(
@@ -108,29 +142,23 @@ def describe(
     check_integer("batch_size", batch_size, 2)
     check_integer("steps", steps, 1)
     choose({"32-true": 1, "bf16-mixed": 1}, precision, "precision")
-    given: dict[str, Any] = {"batch_size": batch_size, "num_workers": 0}
-    given |= {} if root is None else {"root": root}
-    if kind is None and "." in network:
-        entry = zoo.info(zoo.resolve(network))
-        sides = [] if image_size is None else [image_size] * 2
-        datamodule: Any = make_data({**entry, "input_size": [*entry["input_size"][: 3 - len(sides)], *sides]}, **given)
-    else:
-        kinds = {name: getattr(data, name) for name in data.__all__ if isinstance(getattr(data, name), type)}
-        given |= {} if image_size is None else {"image_size": image_size}
-        datamodule = choose(kinds, kind or "Digits", "data set")(**given)
+    on = _device(device)
+    network = {name.replace(".", "_"): name for name in entries()}.get(network, network)
+    datamodule = _data(network, kind, root, batch_size, image_size)
     datamodule.check("fit")
     datamodule.prepare_data()
     datamodule.setup("fit")
     images = len(datamodule.train_dataloader().dataset)
-    size, on = datamodule.image_size, torch.device(device)
+    size, frames = datamodule.image_size, getattr(datamodule, "time_steps", 1)
     sides = [size, size] if isinstance(size, int) else list(size)
+    shape = [*([frames] if frames > 1 else []), datamodule.in_chans, *sides]
     before = forget_peak(on)
     task = SpikingClassifier(
         network, datamodule.num_classes, datamodule.in_chans, network_kwargs, pretrained="." in network
     ).to(on)
     model: nn.Module = task.network
     optimizer = torch.optim.AdamW(task.parameters(), fused=True)
-    batch = torch.randn(batch_size, datamodule.in_chans, *sides, device=on)
+    batch = torch.randn(batch_size, *shape, device=on)
     targets = torch.randint(datamodule.num_classes, (batch_size,), device=on)
 
     def loss() -> Tensor:
@@ -155,7 +183,7 @@ def describe(
         network, pretrained="." in network, num_classes=datamodule.num_classes, in_chans=datamodule.in_chans,
         **network_kwargs,
     ).eval()  # fmt: skip
-    operations = synaptic_operations(count_operations(fresh, torch.randn(1, datamodule.in_chans, *sides)))
+    operations = synaptic_operations(count_operations(fresh, torch.randn(1, *shape)))
     found: dict[str, Any] = {
         "network": network,
         "data": type(datamodule).__name__,

@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from lightning_msnn import data
+from lightning_msnn import data, zoo
 from lightning_msnn.energy import NETWORK, energy, evenly, synaptic_operations
 from lightning_msnn.energy.expected import CostOfRates
 from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError, VerbParser, check_integer
 from lightning_msnn.imports import HELP, import_files
 from lightning_msnn.report import load_task, make_test_data
+from lightning_msnn.runs import network_of, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
 
 __all__ = ["SETTINGS", "fit_arguments", "make_parser"]
@@ -90,14 +92,21 @@ def fit_arguments(args: Sequence[str]) -> list[str]:
         raise ConfigurationError(f"{name} must be a share of what the network needs now, in (0, 1), not {share}")
     check_integer("samples", given.samples, 1)
     imports = import_files(given.imports)
+    of_checkpoint = given.source.endswith(".ckpt")
+    if not of_checkpoint and Path(given.source).is_file():
+        raise ConfigurationError(f"a checkpoint must be a file .ckpt, as teachers are, not {given.source!r}")
     task, kind, of_data = load_task(given.source, given.root)
+    if not of_checkpoint:  # images that the entry has seen must not choose what is kept
+        settings = zoo.info(given.source).get("settings", {})
+        of_data |= {name: settings[name] for name in ("val_fraction",) if name in settings}
     if not isinstance(task, SpikingClassifier):
         raise ConfigurationError(f"dial is for classifiers, whose teacher they are, and {given.source!r} is none")
     datamodule = make_test_data(task, kind, of_data)
     target = _target(task, datamodule, share, of_energy, given.samples)
-    network, made = str(task.hparams["network"]), dict(getattr(task.network, "arguments", {}))
-    if given.source.endswith(".ckpt"):
-        made = made or dict(task.hparams["network_kwargs"] or {})
+    network = str(task.hparams["network"])
+    if of_checkpoint:  # a fixed theta may be another than the one that the training began with
+        trained = network_of(read_checkpoint(given.source), given.source, network)
+        made = dict(getattr(trained, "arguments", {})) or dict(task.hparams["network_kwargs"] or {})
         made = {name: value for name, value in made.items() if name not in ("num_classes", "in_chans")}
         start = {"network": network.partition(".")[0], "network_kwargs": made, "init_from": given.source}
     else:

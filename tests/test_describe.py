@@ -60,5 +60,25 @@ def test_an_entry_is_described_on_its_own_data(capsys):
     assert describe("msnn_resnet12_tiny.digits", batch_size=8, steps=1, image_size=12)["image"] == [1, 12, 12]
     with pytest.raises(ConfigurationError, match=r"nowhere"):
         describe("msnn_resnet12_tiny.fsdd", root="/nowhere", batch_size=8)
-    main(["describe", "msnn_resnet12_tiny.digits", "--batch_size", "8", "--steps", "1"])
+    main(["describe", "msnn_resnet12_tiny_digits", "--batch_size", "8", "--steps", "1"])
     assert "msnn_resnet12_tiny.digits on Digits, 1x16x16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["msnn_resnet12_tiny.fsdd", "--image_size", "64"], "image_size is of images, and SpokenDigits has none"),
+        (["msnn_resnet12_tiny", "--data", "TimeSeries", "--image_size", "64"], "image_size is of images, and TimeSer"),
+        (["msnn_resnet12_tiny", "--data", "ImageDataModule"], "unknown data set 'ImageDataModule'"),
+        (["msnn_resnet12_tiny", "--data", "ForecastSeries"], "unknown data set 'ForecastSeries'"),
+        (["msnn_resnet12_tiny", "--device", "nowhere"], "device 'nowhere' cannot be used here"),
+        (["msnn_resnet12_tiny.digit"], "unknown"),
+    ],
+)
+def test_describe_refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["describe", *arguments])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1

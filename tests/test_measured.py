@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import experiments, integer, rates, runtimes, speed
+from benchmarks import experiments, frontier, integer, rates, runtimes, scaling, speed
 from benchmarks.pages import fill
+from benchmarks.trainings import read
 from lightning_msnn import __version__, zoo
 from lightning_msnn.export import FORMATS
 from lightning_msnn.functional import NEURONS
@@ -191,6 +192,12 @@ def test_a_page_without_marks(tmp_path: Path) -> None:
 def test_rates() -> None:
     """Of all entries that were measured; those that were trained anew are measured anew."""
     assert between(DOCS / "rates.md", "<!-- tables -->", "<!-- end of tables -->") == rates.tables(rates.read()).strip()
+
+
+def test_frontier_and_scaling() -> None:
+    made = frontier.table(read(frontier.RESULTS))
+    assert between(DOCS / "dial.md", "<!-- frontier -->", "<!-- end of frontier -->") == made
+    assert between(DOCS / "rates.md", "<!-- scaling -->", "<!-- end of scaling -->") == scaling.table()
 
 
 def test_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ MAY_IMPORT = {
     "zoo": {"imports", "nn", "models", "conversion", "energy", "data", "runs"},
     "export": {"conversion", "data", "energy", "functional", "imports", "models", "nn", "runs", "zoo"},
     "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
-    "describe": {"imports", "data", "energy", "tasks", "zoo"},
-    "dial": {"imports", "data", "energy", "report", "tasks"},
+    "describe": {"imports", "data", "energy", "models", "tasks", "zoo"},
+    "dial": {"imports", "data", "energy", "report", "runs", "tasks", "zoo"},
     "cli": {
         "callbacks",
         "data",

@@ -18,6 +18,9 @@ __all__ = ["TimeSeries", "read_ts", "warp_series"]
 LEAST = 4
 """Values of the shortest series that can be cut into four windows."""
 
+_LARGEST, _FINEST = 1e30, 1e-5
+"""Largest value of a series, and the smallest range of a channel as a share of that."""
+
 Series = list[npt.NDArray[np.float64]]
 
 
@@ -29,7 +32,8 @@ def read_ts(file: Path) -> tuple[Series, list[str], list[str]]:
         the header says that there are none.
 
     Raises:
-        ConfigurationError: If aeon is not installed, or the file cannot be read, has no series or a missing value.
+        ConfigurationError: If aeon is not installed, or the file cannot be read, has no series or a missing value, or
+            values that float32 cannot hold.
     """
     aeon_folder()
     from aeon.datasets import load_from_ts_file  # an optional extra, and slow to import
@@ -46,6 +50,14 @@ def read_ts(file: Path) -> tuple[Series, list[str], list[str]]:
             channel, place = np.argwhere(~np.isfinite(values))[0] + 1
             raise ConfigurationError(
                 f"series {number} in {str(file)!r} has no finite number at place {place} of channel {channel}: fill it"
+            )
+    for channel in range(len(series[0])):
+        low, high = min(float(x[channel].min()) for x in series), max(float(x[channel].max()) for x in series)
+        largest = max(abs(low), abs(high))
+        if largest > _LARGEST or 0 < high - low < largest * _FINEST:
+            raise ConfigurationError(
+                f"channel {channel + 1} of {str(file)!r} has values from {low!r} to {high!r}, which float32 cannot "
+                "hold apart: give other units, or subtract an offset"
             )
     return list(series), labels.tolist(), header["class_values"] or sorted(set(labels.tolist()))
 
@@ -234,7 +246,8 @@ class TimeSeries(ArrayDataModule):
         mean = values.nanmean(1)
         std = (values - mean[:, None]).square().nanmean(1).sqrt()
         more = [0.0] * self._masked
-        self.mean, self.std = [*mean.tolist(), *more], [*std.clamp(min=1e-6).tolist(), *(x + 1.0 for x in more)]
+        std = torch.where(std > 0, std, 1.0)  # of a constant, whatever its units
+        self.mean, self.std = [*mean.tolist(), *more], [*std.tolist(), *(x + 1.0 for x in more)]
 
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
         """Normalise series (B, C, 1, L), fill what is not there with zeros, and add the mask."""

@@ -318,7 +318,7 @@ def dequantised(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor
         if value.dtype == torch.int8:
             scale = state.get(name + SCALE)
             fits = scale is not None and scale.dtype == torch.float32 and scale.shape == value.shape[:1] != ()
-            if scale is None or not fits or not bool(((scale > 0) & (scale * 127).isfinite()).all()):
+            if scale is None or not fits or not bool(((scale > 0) & (scale * 128).isfinite()).all()):
                 raise ConfigurationError(
                     f"{source} is refused: {name} has 8 bits, and a finite scale above 0 is needed for each of its "
                     "output channels"

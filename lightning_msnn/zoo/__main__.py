@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ def _run(given: argparse.Namespace) -> str:
         return table(list_models())
     if given.command == "export":
         fields = json.loads(Path(given.fields).read_text(encoding="utf-8")) if given.fields else {}
+        if not isinstance(fields, dict):
+            raise ConfigurationError(f"{given.fields!r} must hold an object of JSON, not {type(fields).__name__}")
+        if own := sorted(signature(export).parameters.keys() & fields.keys()):
+            raise ConfigurationError(f"{own[0]!r} must not be in {given.fields!r}: it is an option of the command")
         folder = export(given.checkpoint, given.name, given.folder, given.dtype, **fields)
         try:
             found = measure(folder, given.data)

@@ -92,8 +92,11 @@ def export(
 
     Raises:
         ConfigurationError: If the checkpoint cannot be read or is of another network, a weight is not finite or
-            beyond float16, nothing receives spikes in int8, a field is not of its type, or the entry exists.
+            beyond float16, nothing receives spikes in int8, a field is not allowed or of its type, or the entry
+            exists.
     """
+    if own := sorted({"sha256", "weights"} & fields.keys()):
+        raise ConfigurationError(f"{own[0]} must not be among the fields: it is what the file of weights says")
     content = read_checkpoint(checkpoint)
     seen = content.get("preprocessing")
     architecture, _, tag = name.partition(".")

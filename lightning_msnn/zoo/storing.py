@@ -48,7 +48,8 @@ def synapses(network: nn.Module) -> set[str]:
 def stored(network: nn.Module, dtype: str, source: str) -> dict[str, Tensor]:
     """Return the weights of a network as a file keeps them.
 
-    :func:`lightning_msnn.models.weights.dequantised` reads them.
+    :func:`lightning_msnn.models.weights.dequantised` reads them. In 8 bits, what a spike of a converted network stands
+    for goes into the weights: its neurons can no longer anneal from rectifiers, nor be turned back into them.
 
     Args:
         network: The network, in float32.
@@ -56,7 +57,7 @@ def stored(network: nn.Module, dtype: str, source: str) -> dict[str, Tensor]:
         source: What the network is of, for messages.
 
     Raises:
-        ConfigurationError: If there is no such type, a weight is not finite or beyond float16, or int8 is asked for
+        ConfigurationError: If there is no such type, a weight is not finite or beyond the type, or int8 is asked for
             and nothing receives spikes.
     """
     choose(dict.fromkeys(DTYPES), dtype, "type of weights")
@@ -86,6 +87,8 @@ def _in_8_bits(network: nn.Module, state: dict[str, Tensor], source: str) -> dic
     for name, value in state.items():
         if name in names:
             made[name], made[name + SCALE] = quantised(value)
+            if not (made[name + SCALE] * 128).isfinite().all():
+                raise ConfigurationError(f"{name} of {source} has values beyond 8 bits with a scale")
         else:
             made[name] = value.half() if value.is_floating_point() and value.dim() > 1 else value
     return made

@@ -150,9 +150,27 @@ def test_bad_series_are_named(problem, tmp_path):
     write_ts(problem / "Waves", [[np.arange(9.0)]], ["up"], part="TEST")
     with pytest.raises(ConfigurationError, match=r"Waves_TEST.ts' have 1 variables, and those of training 2"):
         TimeSeries("Waves", root=str(problem)).check("test")
+    for wrong, far in ((lambda x: x + 1e9, r"10000000\d\d\.\d+"), (lambda x: x * 1e31, r"\d\.\d+e\+3\d")):
+        series, labels = waves(4, (12,), channels=1)
+        write_ts(tmp_path / "far", [[wrong(x) for x in one] for one in series], labels)
+        with pytest.raises(ConfigurationError, match=rf"channel 1 of '.*' has values from .* to {far}, which float32"):
+            TimeSeries("Waves", root=str(tmp_path / "far")).check("fit")
     (problem / "Waves" / "Waves_TRAIN.ts").write_text("@data\n1,2,x:up\n")
     with pytest.raises(ConfigurationError, match=r"cannot read the series in '.*Waves_TRAIN.ts'"):
         TimeSeries("Waves", root=str(problem)).check("fit")
+
+
+def test_units_of_a_series_do_not_count(tmp_path):
+    series, labels = waves(20, (12,), channels=1)
+    found = []
+    for unit in (1.0, 1e-9):
+        write_ts(tmp_path / "Waves", [[unit * x for x in one] for one in series], labels)
+        data = TimeSeries("Waves", root=str(tmp_path), noise=0, scale=0, warp=0, crop=0, batch_size=18)
+        data.setup("fit")
+        torch.manual_seed(0)
+        found.append(data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)[0])
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0].std() == pytest.approx(1.0, rel=0.05)
 
 
 def test_series_to_predict_need_no_class_and_others_do(problem):

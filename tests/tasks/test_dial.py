@@ -1,6 +1,7 @@
 """Training towards a rate or an energy: what a step measures, the weight of its excess, and where trainings end."""
 
 import copy
+import json
 from functools import partial
 from pathlib import Path
 
@@ -11,15 +12,16 @@ import torch
 from torch import nn
 
 from lightning_msnn import zoo
-from lightning_msnn.callbacks import EMA, BestCheckpoint, SpikeAnnealing
+from lightning_msnn.callbacks import EMA, BestCheckpoint, SpikeAnnealing, ThetaScheduler
 from lightning_msnn.cli import main
 from lightning_msnn.conversion import RectifierSpike
 from lightning_msnn.data import Digits
+from lightning_msnn.dial import fit_arguments
 from lightning_msnn.energy import OperationCounter, count_operations, energy, synaptic_operations
 from lightning_msnn.energy.expected import CostOfRates
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import SOFT
-from lightning_msnn.nn import Neuron, Spike, set_annealing
+from lightning_msnn.nn import Neuron, Projection, Spike, set_annealing
 from lightning_msnn.runs import network_of, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
 from lightning_msnn.tasks.dial import TOLERANCE, WARMUP, Dial
@@ -357,6 +359,24 @@ def test_the_verb_dial(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs/again/version_0/checkpoints/last.ckpt").is_file()
 
 
+def test_a_dial_begins_with_what_was_trained(tmp_path, monkeypatch):
+    """A fixed theta that a schedule has moved; images that an entry was trained on choose nothing."""
+    task = SpikingClassifier("msnn_resnet12_tiny", 10, 1)
+    trainer = pl.Trainer(max_steps=2, logger=False, accelerator="cpu", enable_progress_bar=False,
+                         enable_checkpointing=False, limit_val_batches=0, enable_model_summary=False,
+                         callbacks=ThetaScheduler("linear", theta=0.25, end=0.9, interval="step"))  # fmt: skip
+    trainer.fit(task, datamodule=Digits(image_size=16, num_workers=0))
+    trainer.save_checkpoint(tmp_path / "moved.ckpt")
+    theta = next(float(module.theta) for module in task.modules() if isinstance(module, Projection))
+    assert theta > 0.3
+    found = fit_arguments([str(tmp_path / "moved.ckpt"), "--operations", "0.5", "--samples", "8"])
+    (kwargs,) = (json.loads(word.partition("=")[2]) for word in found if word.startswith("--model.network_kwargs="))
+    assert kwargs["theta"] == pytest.approx(theta)
+    said = zoo.info(ENTRY) | {"settings": {"val_fraction": 0.3}}
+    monkeypatch.setattr(zoo, "info", lambda name: said)
+    assert "--data.val_fraction=0.3" in fit_arguments([ENTRY, "--operations", "0.5", "--samples", "8"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -370,6 +390,7 @@ def test_the_verb_dial(tmp_path, monkeypatch, capsys):
         ([ENTRY, "--energy", "0.9", "--samples", "0"], "samples must be an integer of at least 1, not 0"),
         (["msnn_resnet12_tiny.digit", "--energy", "0.9"], "msnn_resnet12_tiny.digit"),
         (["msnn_resnet12.c100_relu", "--energy", "0.9", "--root", "/nowhere"], "/nowhere"),
+        ([__file__, "--energy", "0.9"], "a checkpoint must be a file .ckpt"),
     ],
 )
 def test_the_verb_dial_refuses(arguments, message, capsys, tmp_path, monkeypatch):

@@ -635,6 +635,13 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert "started from" not in card
     whole = load_file(tmp_path / "z" / name / "model.safetensors")
 
+    for field in ("dtype", "sha256"):
+        (tmp_path / "wrong.json").write_text(json.dumps({field: "float16"}))
+        with pytest.raises(SystemExit, match="2"):
+            zoo_main([*arguments, str(tmp_path / "w"), "--fields", str(tmp_path / "wrong.json")])
+        assert f"{field}" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "h"))
     zoo_main([*arguments, str(tmp_path / "h"), "--dtype", "float16"])
     half = load_file(tmp_path / "h" / name / "model.safetensors")
@@ -678,6 +685,10 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(ConfigurationError, match="stem.conv.weight of .* has values beyond float16"):
         zoo.export(tmp_path / "x.ckpt", name, tmp_path / "n", dtype="float16")
+    content["state_dict"][f"network.{min(named)}"].view(-1)[0] = torch.finfo(torch.float32).max
+    torch.save(content, tmp_path / "y.ckpt")
+    with pytest.raises(ConfigurationError, match=f"{min(named)} of .* has values beyond 8 bits"):
+        zoo.export(tmp_path / "y.ckpt", name, tmp_path / "n", dtype="int8")
     # Data of one's own is measured by the data module itself: a file does not say what is imported.
     folder = zoo.export(tmp_path / "x.ckpt", name, tmp_path / "n")
     with pytest.raises(ConfigurationError, match="is my_package.MyData, which is not one of lightning_msnn.data"):
