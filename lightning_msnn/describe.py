@@ -96,13 +96,14 @@ def _data(network: str, kind: str | None, root: str | None, batch_size: int, ima
     classified = {x.__name__: x for x in every if isinstance(x, type) and issubclass(x, bases) and x not in others}
     config = zoo.info(network) if kind is None and network in entries() else None
     kind = kind or (str(config["data"]["class_path"]).rpartition(".")[2] if config else "Digits")
-    made = choose(classified, kind, "data set")
+    made: Any = choose(classified, kind, "data set")
     if image_size is not None and not issubclass(made, data.ImageDataModule):
         raise ConfigurationError(f"image_size is of images, and {kind} has none: leave it out")
     if config:
         sides = [] if image_size is None else [image_size] * 2
         return make_data({**config, "input_size": [*config["input_size"][: 3 - len(sides)], *sides]}, **given)
-    return made(**given, **({} if image_size is None else {"image_size": image_size}))
+    given |= {} if image_size is None else {"image_size": image_size}
+    return made(**given)
 
 
 def describe(
