@@ -29,6 +29,9 @@ PAPER = ["msnn_resnet12", "msnn_vit12", "msnn_rnn12"]
 DISTINCT = NETWORKS if SLOW else TINY
 """Without those that are a tiny one, only deeper, wider or with another stride of the stem: for what takes long and
 runs the same code in all of them. LIGHTNING_MSNN_SLOW=1 has all."""
+
+COMPILED = DISTINCT if SLOW else TINY[:1]
+"""Those that are compiled, which takes longest."""
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
 

@@ -30,7 +30,7 @@ from lightning_msnn.nn import (
     Stem,
 )
 from lightning_msnn.nn.folding import fold_batch_norm
-from tests.conftest import DISTINCT, NETWORKS, PAPER, TINY
+from tests.conftest import COMPILED, DISTINCT, NETWORKS, PAPER, TINY
 
 SIZES = [(8, 8), (32, 32), (31, 17), (8, 50), (64, 40)]
 
@@ -241,7 +241,7 @@ def test_export(name):
     torch.testing.assert_close(exported(x), model(x))
 
 
-@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("name", COMPILED)
 def test_compile_without_graph_breaks(name):
     torch._dynamo.reset()  # its limit of recompilations counts those of all networks
     model = lively(make(name, depths=(2, 1, 1, 1)))

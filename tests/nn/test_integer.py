@@ -21,7 +21,7 @@ from lightning_msnn.nn.blocks import AnalogueMLP
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 from lightning_msnn.nn.integer import IntegerConv2d, IntegerMLP, IntegerSynapse, quantised, to_integers
 from lightning_msnn.nn.synapse import CentredConv2d, PointwiseConv2d
-from tests.conftest import DISTINCT, TINY
+from tests.conftest import COMPILED, DISTINCT, TINY
 from tests.models.test_registry import make
 from tests.nn.test_folding import varied
 
@@ -279,7 +279,7 @@ def test_the_type_of_the_network_is_that_of_its_analogue_parts(name):
         assert copy.deepcopy(network).double()(x.double()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", COMPILED)
 def test_exports_and_compiles(name):
     network, x = to_integers(varied(make(name))), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
