@@ -5,10 +5,10 @@
     python -m benchmarks.frontier draw       # the table and the picture of docs/dial.md
 
 ``run`` measures the entry and what is made of it, and dials it (``recipe/dial``) to each share of its synaptic
-operations; the checkpoint is the best of the validations at the target, on training images held out. Operations are
-counted on ``SAMPLES`` test images, accuracy is that of all of them. In 8 bits accumulates alone are cheaper: all that
-does not meet spikes is computed as before. Rows go to
-``benchmarks/results/frontier_cifar100.csv``; what is there is left out, so that it can be stopped and started again.
+operations; the network is that after the last step, whether it is at its target or not. Operations are counted on
+``SAMPLES`` test images, accuracy is that of all of them. In 8 bits accumulates alone are cheaper: all that does not
+meet spikes is computed as before. Rows go to ``benchmarks/results/frontier_cifar100.csv``; what is there is left out,
+so that it can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def add(point: str, command: str, network: nn.Module, data: Any, in_8_bits: bool
 
 def dialled(share: float, epochs: int) -> str:
     """Name of a point."""
-    return f"dialled to {100 * share:.0f} %, {epochs} epochs"
+    return f"dialled towards {100 * share:.0f} %, {epochs} epochs"
 
 
 def checkpoint(path: Path, share: float, epochs: int, data: Any) -> None:
@@ -114,7 +114,7 @@ def run(root: str, shares: list[float], epochs: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             where = ["--run.folder", folder, "--run.name", "run", "--run.test", "false"]
             lightning_msnn([*words(share, epochs, root), *where])
-            checkpoint(Path(folder) / "run" / "version_0" / "checkpoints" / "best.ckpt", share, epochs, data)
+            checkpoint(Path(folder) / "run" / "version_0" / "checkpoints" / "last.ckpt", share, epochs, data)
 
 
 def table(rows: list[dict[str, str]]) -> str:
