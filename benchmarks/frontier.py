@@ -120,6 +120,7 @@ def run(root: str, shares: list[float], epochs: int) -> None:
 def table(rows: list[dict[str, str]]) -> str:
     """Return the table in Markdown."""
     (entry,) = [row for row in rows if row["point"] == "entry"]
+    rows = sorted(rows, key=lambda row: -float(row["energy_uj"]))
     lines = ["| network | operations | energy | top-1 |", "|" + "---|" * 4]
     for row in rows:
         operations = float(row["accumulates"]) / float(entry["accumulates"])

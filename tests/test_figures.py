@@ -295,7 +295,7 @@ SETTINGS: dict[str, str] = {
     "docs/beyond-images.md": r"CC BY-SA 4\.0|for a second of sound",
     "docs/concepts.md": r"threshold \(0\.5\)|from 0\.1;|program uses 0\.25",
     "docs/convert.md": "over 60 % of the steps",
-    "docs/dial.md": r"first 40 % of the|at most 3 % above|cosine from 0\.002|teacher weight 0\.9",
+    "docs/dial.md": r"first 40 % of the|at most 3 % above|cosine from 0\.002|teacher weight 0\.9|a rate of 0\.00[12]",
     "docs/distil.md": "the first 60 %",
     "docs/energy.md": r"NeuroBench 2\.3 and SpikingJelly 2\.0",
     "docs/experiments.md": r"fixed at 0\.4|default of 0\.1|theta 0\.3|at 0\.7 and 0\.9|theta is 0\.25|0\.1 to 0\.9",
@@ -303,7 +303,7 @@ SETTINGS: dict[str, str] = {
     "docs/getting-started.md": r"Python 3\.11, 3\.12 or 3\.13",
     "docs/own-images.md": "more than a few minutes",
     "docs/paper.md": r"arXiv 2401\.10843|\| (?:72\.41|72\.31) %|\| a third|theta 0\.3|at 0\.7 and 0\.9|theta 0\.25",
-    "docs/rates.md": r"begin with, 0\.1, that is at most 4 %|one number \(0\.2|the 95 % interval",
+    "docs/rates.md": r"begin with, 0\.1, that is at most 4 %|one number \(0\.2|the 95 % interval|a quarter of the operations|four times as many",
     "docs/training.md": r"smoothing 0\.1|half of the batches",
 }
 """What looks like a measurement and is none: settings, targets, versions, and figures of the paper's."""
