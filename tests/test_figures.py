@@ -303,7 +303,8 @@ SETTINGS: dict[str, str] = {
     "docs/getting-started.md": r"Python 3\.11, 3\.12 or 3\.13",
     "docs/own-images.md": "more than a few minutes",
     "docs/paper.md": r"arXiv 2401\.10843|\| (?:72\.41|72\.31) %|\| a third|theta 0\.3|at 0\.7 and 0\.9|theta 0\.25",
-    "docs/rates.md": r"begin with, 0\.1, that is at most 4 %|one number \(0\.2|the 95 % interval|a quarter of the operations|four times as many",
+    "docs/rates.md": r"begin with, 0\.1, that is at most 4 %|one number \(0\.2"
+    r"|the 95 % interval|a quarter of the operations|four times as many",
     "docs/training.md": r"smoothing 0\.1|half of the batches",
 }
 """What looks like a measurement and is none: settings, targets, versions, and figures of the paper's."""
