@@ -84,7 +84,7 @@ def add(point: str, command: str, network: nn.Module, data: Any, in_8_bits: bool
 
 def dialled(share: float, epochs: int) -> str:
     """Name of a point."""
-    return f"dialled towards {100 * share:.0f} %, {epochs} epochs"
+    return f"dialled towards {100 * share:.0f} %, {epochs} epoch{'s' * (epochs > 1)}"
 
 
 def checkpoint(path: Path, share: float, epochs: int, data: Any) -> None:
