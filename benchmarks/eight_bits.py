@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.trainings import read
 from lightning_msnn import zoo
 from lightning_msnn.export import export, load_weights
 
@@ -74,10 +75,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop, for each entry")
     given = parser.parse_args()
     for name in map(zoo.resolve, given.entry):
-        rows = {}
-        if RESULTS.exists():
-            with RESULTS.open(newline="") as file:
-                rows = {row["entry"]: row for row in csv.DictReader(file)}
+        rows: dict[str, Any] = {row["entry"]: row for row in read(RESULTS)}
         before = rows.get(name, {})
         unfinished = before and before["images"] != before["of"]
         counts = {key: int(before[key]) if unfinished else 0 for key in COUNTS}

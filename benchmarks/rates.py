@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import trainings
 from benchmarks.pages import fill
 from lightning_msnn import zoo
 from lightning_msnn.energy import evenly
@@ -126,11 +127,8 @@ def measure_entry(name: str, data: str | None, samples: int) -> None:
 
 def read() -> dict[str, list[dict[str, Any]]]:
     """Rows of all files by entry."""
-    found = {}
-    for path in sorted(RESULTS.glob("rates_*.csv")):
-        with path.open(encoding="utf-8") as file:
-            found[path.stem.removeprefix("rates_")] = [dict(row) for row in csv.DictReader(file)]
-    return found
+    paths = sorted(RESULTS.glob("rates_*.csv"))
+    return {path.stem.removeprefix("rates_"): trainings.read(path) for path in paths}
 
 
 def error(rows: list[dict[str, Any]], law: str = "predicted") -> tuple[float, float]:

@@ -16,10 +16,12 @@ import sys
 import tempfile
 import time
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 import timm
 import torch
+import yaml
 
 from benchmarks.pages import fill
 from benchmarks.trainings import append, lightning_msnn, read, with_interval
@@ -46,11 +48,11 @@ SEEDS = {"12 blocks, half as wide": (0, 1, 2)}
 """Where there is more than one."""
 
 
+@cache
 def cost(title: str) -> tuple[float, float]:
     """Return operations of an image if every neuron fired, and parameters."""
     name, given = NETWORKS[title]
-    widths = {"widths": tuple(map(int, given.partition("[")[2].rstrip("]}").split(",")))} if given else {}
-    network = timm.create_model(name, num_classes=100, **widths).eval()
+    network = timm.create_model(name, num_classes=100, **(yaml.safe_load(given) or {})).eval()
     with torch.no_grad():
         record = count_operations(network, torch.zeros(1, 3, SIZE, SIZE))
     return float(synaptic_operations(record)["dense"]), sum(p.numel() for p in network.parameters())

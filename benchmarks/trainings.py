@@ -39,12 +39,12 @@ def read(file: Path) -> list[dict[str, str]]:
 
 def append(file: Path, row: dict[str, Any]) -> None:
     """Append a row, after a header if the file is new; raise if that of the file is another."""
-    new = not file.is_file()
-    if not new and list(read(file)[0]) != list(row):
-        raise ValueError(f"{file} has columns {', '.join(read(file)[0])}, and the row {', '.join(row)}")
+    there = read(file)
+    if there and list(there[0]) != list(row):
+        raise ValueError(f"{file} has columns {', '.join(there[0])}, and the row {', '.join(row)}")
     with file.open("a", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, list(row), lineterminator="\n")
-        if new:
+        if not there:
             writer.writeheader()
         writer.writerow(row)
 

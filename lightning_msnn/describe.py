@@ -99,11 +99,8 @@ def _data(network: str, kind: str | None, root: str | None, batch_size: int, ima
     made: Any = choose(classified, kind, "data set")
     if image_size is not None and not issubclass(made, data.ImageDataModule):
         raise ConfigurationError(f"image_size is of images, and {kind} has none: leave it out")
-    if config:
-        sides = [] if image_size is None else [image_size] * 2
-        return make_data({**config, "input_size": [*config["input_size"][: 3 - len(sides)], *sides]}, **given)
     given |= {} if image_size is None else {"image_size": image_size}
-    return made(**given)
+    return make_data(config, **given) if config else made(**given)
 
 
 def describe(

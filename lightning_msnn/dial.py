@@ -98,7 +98,8 @@ def fit_arguments(args: Sequence[str]) -> list[str]:
     task, kind, of_data = load_task(given.source, given.root)
     if not of_checkpoint:  # images that the entry has seen must not choose what is kept
         settings = zoo.info(given.source).get("settings", {})
-        of_data |= {name: settings[name] for name in ("val_fraction",) if name in settings}
+        if "val_fraction" in settings:
+            of_data["val_fraction"] = settings["val_fraction"]
     if not isinstance(task, SpikingClassifier):
         raise ConfigurationError(f"dial is for classifiers, whose teacher they are, and {given.source!r} is none")
     datamodule = make_test_data(task, kind, of_data)

@@ -60,7 +60,7 @@ def make_data(config: dict[str, Any], **given: Any) -> ImageDataModule | ArrayDa
         )
     assert isinstance(kind, type)
     if issubclass(kind, ImageDataModule):
-        return kind(image_size=config["input_size"][1], **given)
+        return kind(**{"image_size": config["input_size"][1], **given})
     settings = arguments_of_checkpoint(config["data"].get("init_args"), given)
     try:
         module = kind(**{**settings, **given})
