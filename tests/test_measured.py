@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import experiments, frontier, integer, rates, runtimes, scaling, speed
+from benchmarks import beyond_images, experiments, frontier, integer, rates, runtimes, scaling, speed
 from benchmarks.pages import fill
 from benchmarks.trainings import read
 from lightning_msnn import __version__, zoo
@@ -194,10 +194,12 @@ def test_rates() -> None:
     assert between(DOCS / "rates.md", "<!-- tables -->", "<!-- end of tables -->") == rates.tables(rates.read()).strip()
 
 
-def test_frontier_and_scaling() -> None:
+def test_tables_of_trainings() -> None:
     made = frontier.table(read(frontier.RESULTS))
     assert between(DOCS / "dial.md", "<!-- frontier -->", "<!-- end of frontier -->") == made
     assert between(DOCS / "rates.md", "<!-- scaling -->", "<!-- end of scaling -->") == scaling.table()
+    made = beyond_images.table(read(beyond_images.RESULTS))
+    assert between(DOCS / "beyond-images.md", "<!-- beyond images -->", "<!-- end of beyond images -->") == made
 
 
 def test_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

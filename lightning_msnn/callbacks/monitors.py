@@ -149,10 +149,12 @@ class _Monitor(Callback):
     ) -> None:
         """Keep the images if this step logs."""
         self._begin(trainer)
-        if self.every_n_steps is None:
-            logs = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
-        else:
-            logs = (trainer.fit_loop.total_batch_idx + 1) % self.every_n_steps == 0
+        steps, every = trainer.fit_loop.total_batch_idx + 1, self.every_n_steps
+        if every is not None:
+            logs = steps % every == 0
+        elif logs := trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches:
+            before, every = steps - batch_idx - 1, max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set by a connector
+            logs = before == 0 or steps // every > before // every
         if logs:
             self._watch(pl_module)
 
@@ -210,7 +212,8 @@ class SpikeRateMonitor(_Monitor):
     images.
 
     Args:
-        every_n_steps: Training steps from one log to the next, None for the last step of each epoch.
+        every_n_steps: Training steps from one log to the next. None: the last step of an epoch, of the first and of all
+            that hold a multiple of the trainer's ``log_every_n_steps``.
         samples: Images of a test that are counted, spread evenly over the classes.
         network: Name of the network in the LightningModule; found if it is ``network``, ``model`` or the only module.
 
@@ -263,7 +266,8 @@ class EnergyMonitor(_Monitor):
 
     Args:
         profile: Name of an energy profile, or a YAML file of one.
-        every_n_steps: Training steps from one log to the next, None for the last step of each epoch.
+        every_n_steps: Training steps from one log to the next. None: the last step of an epoch, of the first and of all
+            that hold a multiple of the trainer's ``log_every_n_steps``.
         samples: Images of a test that are counted, spread evenly over the classes.
         network: Name of the network in the LightningModule; found if it is ``network``, ``model`` or the only module.
 

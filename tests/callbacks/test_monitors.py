@@ -81,7 +81,7 @@ def test_hooks_are_there_in_the_steps_that_log_alone(tmp_path):
 
 def test_once_an_epoch(tmp_path):
     module = Plain()
-    trainer(tmp_path, EnergyMonitor(), SpikeRateMonitor()).fit(module)
+    trainer(tmp_path, EnergyMonitor(), SpikeRateMonitor(), log_every_n_steps=6).fit(module)
     assert [i for i, hooked in enumerate(module.hooked) if hooked] == [5, 11]
     assert list(rows(tmp_path, "energy/all")) == [5, 11]
     # The last batch of the epoch; the learning rate is 0, so that the network is that of the end.
@@ -90,6 +90,14 @@ def test_once_an_epoch(tmp_path):
     assert rows(tmp_path, "energy/all")[5] == pytest.approx(float(energy(record)))
     assert rows(tmp_path, "energy/accumulates_per_image")[5] == pytest.approx(record.total("accumulates") / 4)
     assert rows(tmp_path, "spike_rate/1")[5] == pytest.approx(record.total("spikes") / record.total("neurons"))
+
+
+@pytest.mark.parametrize(("every", "logged"), [(1, [5, 11, 17, 23, 29]), (10, [5, 11, 23, 29]), (1000, [5])])
+def test_short_epochs_are_not_counted_each(every, logged, tmp_path):
+    module = Plain()
+    trainer(tmp_path, EnergyMonitor(), max_epochs=5, log_every_n_steps=every).fit(module)
+    assert [i for i, hooked in enumerate(module.hooked) if hooked] == logged
+    assert list(rows(tmp_path, "energy/all")) == logged
 
 
 @pytest.mark.filterwarnings("ignore:no neuron fired")
