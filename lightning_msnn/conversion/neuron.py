@@ -22,10 +22,15 @@ _TAU = 0.4
 class _Step(torch.autograd.Function):
     """``H(u - V)``; backward, a triangle of area 1 about ``V`` that is as wide as from 0 to ``2 V``."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, membrane: Tensor, threshold: Tensor) -> Tensor:
-        ctx.save_for_backward(membrane, threshold)
+    def forward(membrane: Tensor, threshold: Tensor) -> Tensor:
         return (membrane >= threshold).to(membrane.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:

@@ -92,11 +92,16 @@ SURROGATES: dict[str, Callable[[Tensor], Tensor]] = {
 class _Heaviside(torch.autograd.Function):
     """The step forward, the surrogate backward; of the forward pass it keeps the membrane alone."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, membrane: Tensor, threshold: float, surrogate: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(membrane)
-        ctx.threshold, ctx.surrogate = threshold, surrogate
+    def forward(membrane: Tensor, threshold: float, surrogate: Callable[[Tensor], Tensor]) -> Tensor:
         return (membrane >= threshold).to(membrane.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        membrane, ctx.threshold, ctx.surrogate = inputs
+        ctx.save_for_backward(membrane)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -125,6 +130,8 @@ def heaviside(
         return traced  # type: ignore[no-any-return]
     if isinstance(threshold, Tensor):
         membrane, threshold = membrane - threshold, 0.0
+    if not torch.is_grad_enabled():  # plain operations, which torch.jit.trace can write to a file
+        return (membrane >= threshold).to(membrane.dtype)
     spikes: Tensor = _Heaviside.apply(membrane, threshold, surrogate)  # type: ignore[no-untyped-call]
     return spikes
 

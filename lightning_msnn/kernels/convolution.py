@@ -5,8 +5,8 @@ few pixels. Here it is one product, with a matrix of what each pixel of the outp
 the backward pass. On two by two pixels the output and the gradient of the input are one product each, every pixel with
 every other.
 
-The operator is registered with torch once, for autograd and for tracing; the gradients are made of plain torch, so that
-it can be differentiated twice. :mod:`lightning_msnn.nn.synapse` says where it is the faster one.
+The gradients are made of plain torch, so that it can be differentiated twice. :mod:`lightning_msnn.nn.synapse` says
+where it is the faster one.
 """
 
 from typing import Any
@@ -71,7 +71,34 @@ def _padding(weight: Tensor) -> list[int]:
     return [weight.shape[2] // 2, weight.shape[3] // 2]
 
 
-@torch.library.custom_op("lightning_msnn::small_convolution", mutates_args=())
+class _SmallConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if _dense(x, weight):
+            every = None if bias is None else bias.repeat(4)
+            return _maps(F.linear(_rows(x), dense_matrix(weight), every), len(weight))
+        y = F.conv2d(x, weight, bias, padding=_padding(weight), groups=x.shape[1] // weight.shape[1])
+        return y.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            if _dense(x, weight):
+                grad_x = _maps(_rows(grad) @ dense_matrix(weight), x.shape[1])
+            else:
+                groups = x.shape[1] // weight.shape[1]
+                geometry = ([1, 1], _padding(weight), [1, 1], False, [0, 0], groups)
+                grad_x = torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, [True, False, False])[0]
+        if ctx.needs_input_grad[1]:
+            grad_weight = _grad_weight(grad, x, weight)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias
+
+
 def small_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve maps that stay as large as they are, as ``conv2d`` does.
 
@@ -83,38 +110,5 @@ def small_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         Maps ``(B, O, H, W)`` in channels-last order.
     """
-    if _dense(x, weight):
-        every = None if bias is None else bias.repeat(4)
-        return _maps(F.linear(_rows(x), dense_matrix(weight), every), len(weight))
-    y = F.conv2d(x, weight, bias, padding=_padding(weight), groups=x.shape[1] // weight.shape[1])
-    return y.contiguous(memory_format=torch.channels_last)
-
-
-@small_convolution.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    y = x.new_empty(x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
-    return y.to(memory_format=torch.channels_last)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    x, weight = ctx.saved_tensors
-    grad_x = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        if _dense(x, weight):
-            grad_x = _maps(_rows(grad) @ dense_matrix(weight), x.shape[1])
-        else:
-            groups = x.shape[1] // weight.shape[1]
-            geometry = ([1, 1], _padding(weight), [1, 1], False, [0, 0], groups)
-            grad_x = torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, [True, False, False])[0]
-    if ctx.needs_input_grad[1]:
-        grad_weight = _grad_weight(grad, x, weight)
-    if ctx.needs_input_grad[2]:
-        grad_bias = grad.sum((0, 2, 3))
-    return grad_x, grad_weight, grad_bias
-
-
-small_convolution.register_autograd(_backward, setup_context=_setup_context)
+    y: Tensor = _SmallConvolution.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return y

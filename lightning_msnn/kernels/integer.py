@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_msnn.kernels.convolution import dense_matrix
+from lightning_msnn.kernels.eager import eager
 
 __all__ = ["MOST", "Packed", "Steps", "available", "convolve"]
 
@@ -150,8 +150,8 @@ def convolve(
     Returns:
         Currents, float32 ``(B, O, H', W')``; the residual stream with them, in its type; or spikes as bytes.
     """
-    integers = type(spikes) is Tensor and spikes.is_cpu and spikes.numel() > 0
-    if not integers or torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not available():
+    integers = spikes.is_cpu and spikes.numel() > 0
+    if not integers or not eager(spikes) or not available():
         return _in_floats(spikes, weight, scale, bias, steps, fires, residual)
     if weight.shape[2:] == (1, 1) and steps.padding == (0, 0) and steps.stride != (1, 1):  # the pixels that it meets
         spikes = spikes[:, :, :: steps.stride[0], :: steps.stride[1]]

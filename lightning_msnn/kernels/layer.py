@@ -2,8 +2,9 @@
 
 Batch norm, scan over windows, merge and threshold run in one pass forward, after one that takes the statistics, and in
 two passes backward, which recompute from the current. :mod:`lightning_msnn.functional` says what a layer computes;
-:func:`covered` which layers run here, on which kernels; all others run on the reference. The operators are registered
-with torch once, for autograd and for ``torch.compile``. They have no second derivative.
+:func:`covered` which layers run here, on which kernels; all others run on the reference. Compilers see operators that
+are registered with torch once, for autograd too; any other training does without, as torch's dispatcher takes longer
+than a kernel on small maps. There is no second derivative.
 
 Maps are in channels-last order in memory, whatever order they come in. Windows are given to the kernels as tables of
 pixels, which are made by cutting a map of numbers.
@@ -16,9 +17,9 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_msnn.kernels import native
+from lightning_msnn.kernels.eager import eager
 from lightning_msnn.kernels.geometry import SUMS, Layer, Parameters, Shapes, last, layer_of, outputs, shapes
 
 __all__ = ["covered", "kernels_of", "neurons"]
@@ -45,14 +46,16 @@ def kernels_of(x: Tensor) -> ModuleType | None:
 def covered(x: Tensor, timed: str | None = None) -> bool:
     """Whether a layer runs on a kernel.
 
-    Not in an exported program, which is to run where this package is not installed, and not where something traces or
-    watches each operation.
+    Not in an exported program, which is to run where this package is not installed, and but for compilers not where
+    something traces, transforms or watches each operation.
 
     Args:
         x: Its current.
         timed: Projection of a layer that is one time step of several.
     """
-    if type(x) is not Tensor or x.numel() == 0 or torch.compiler.is_exporting() or is_in_torch_dispatch_mode():
+    if type(x) is not Tensor or x.numel() == 0 or torch.compiler.is_exporting():
+        return False
+    if not (torch.compiler.is_compiling() or eager(x)):
         return False
     kernels = kernels_of(x)
     return kernels is not None and (timed is None or timed in kernels.TIMED)
@@ -76,17 +79,20 @@ _SMALL = 2**17  # elements of a map for which torch's comparison is faster than 
 _INPUTS = ("current", "residual", "other", "before", *Parameters.__annotations__)
 
 
-@torch.library.custom_op(
-    "lightning_msnn::neurons",
-    mutates_args=(),
-    schema=f"(Tensor {', Tensor? '.join(_INPUTS)}, str spec, SymInt height, SymInt width)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _neurons(*inputs: Any) -> tuple[Tensor, ...]:
+def _neurons_of(*inputs: Any) -> tuple[Tensor, ...]:
     """See :func:`neurons`; the last output is the norm: mean, variance, scale and shift by channel."""
     current, residual, other, before, *tensors, spec, height, width = inputs
     given: Any = dict(zip(Parameters.__annotations__, tensors, strict=True))
     return _filled(*_run(layer_of(spec), (height, width), current, residual, other, before, given))
+
+
+_neurons = torch.library.custom_op(
+    "lightning_msnn::neurons",
+    _neurons_of,
+    mutates_args=(),
+    schema=f"(Tensor {', Tensor? '.join(_INPUTS)}, str spec, SymInt height, SymInt width)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 
 
 def _filled(
@@ -169,8 +175,7 @@ def _(*inputs: Any) -> tuple[Tensor, ...]:
     return _filled(*outputs(layer, shapes(layer, (height, width), current.shape), current), norm)
 
 
-@torch.library.custom_op("lightning_msnn::neurons_backward", mutates_args=())
-def _backward(
+def _run_backward(
     grad: Tensor,
     grad_handed: Tensor | None,
     grad_merged: Tensor | None,
@@ -211,6 +216,9 @@ def _backward(
     return by_current, by_other, by_before, sums
 
 
+_backward = torch.library.custom_op("lightning_msnn::neurons_backward", _run_backward, mutates_args=())
+
+
 @_backward.register_fake
 def _(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     current, other, before = args[3:6]
@@ -244,7 +252,9 @@ def _autograd(
     if grad is None:
         grad = outputs(layer, shapes(layer, size, current.shape), current)[0].zero_()
     parameters = (tau, theta, level, anneal, leak)
-    by_current, by_other, by_before, sums = _backward(
+    # The operator is what compilers see, refuses a second derivative, and takes several gradients at once.
+    backward: Any = _run_backward if eager(grad) and not torch.is_grad_enabled() else _backward
+    by_current, by_other, by_before, sums = backward(
         grad, grad_handed, grad_merged, grad_kept, current, other, before, norm, *parameters, ctx.spec, *size
     )
     grads: dict[str, Callable[[], Tensor]] = {
@@ -269,6 +279,18 @@ def _sum_to(by_channel: Tensor, parameter: Tensor) -> Tensor:
 
 
 _neurons.register_autograd(_autograd, setup_context=_setup)
+
+
+class _Neurons(torch.autograd.Function):
+    """The operator, without torch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        out = _neurons_of(*inputs)
+        _setup(ctx, inputs, out)
+        return out
+
+    backward = staticmethod(_autograd)
 
 
 @lru_cache(maxsize=1024)
@@ -328,9 +350,11 @@ def neurons(
     Raises:
         ValueError: If shapes do not fit each other.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+    compiling = torch.compiler.is_compiling()
+    if compiling or torch.is_grad_enabled():
         given = {"current": current, "residual": residual, "other": other, "before": before, **parameters}
-        out, handed, merged, kept, norm = _neurons(*[given.get(name) for name in _INPUTS], layer.spec(), *size)
+        operator: Any = _neurons if compiling else _Neurons.apply
+        out, handed, merged, kept, norm = operator(*[given.get(name) for name in _INPUTS], layer.spec(), *size)
         return out, handed, merged, kept, norm
     if layer.form == "still" and current.numel() <= _SMALL:
         spikes = _compare(layer, current, parameters)

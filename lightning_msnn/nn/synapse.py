@@ -10,9 +10,9 @@ import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_msnn.kernels.convolution import small_convolution
+from lightning_msnn.kernels.eager import eager
 from lightning_msnn.nn.layer import normalise
 
 __all__ = ["CentredConv2d", "PatchConv2d", "PointwiseConv2d", "Synapse", "product_is_faster"]
@@ -56,9 +56,9 @@ def _precision(x: Tensor) -> torch.dtype:
 
 def _is_product(conv: nn.Conv2d, x: Tensor, kernel: int, stride: int = 1) -> bool:
     """Whether a convolution is a matrix product: in training, where nothing traces or watches operations."""
-    if not conv.training or type(x) is not Tensor or x.device.type != "cpu" or x.dim() != 4:
+    if not conv.training or x.device.type != "cpu" or x.dim() != 4:
         return False
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    if not eager(x):
         return False
     depthwise = conv.groups > 1
     if depthwise and not conv.groups == conv.in_channels == conv.out_channels:

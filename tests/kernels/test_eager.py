@@ -1,0 +1,74 @@
+"""Kernels stay away where something traces, transforms or watches what is computed."""
+
+import io
+
+import pytest
+import timm
+import torch
+from torch.func import functional_call, grad, vmap
+
+from lightning_msnn import zoo
+
+FAMILIES = ("msnn_resnet12_tiny", "msnn_rnn12_tiny", "msnn_vit12_tiny")
+
+
+def make(family, training=False):
+    torch.manual_seed(0)
+    return timm.create_model(family, num_classes=3).train(training), torch.rand(3, 3, 16, 16)
+
+
+def traced(network, x):
+    """A network as ``torch.jit.trace`` sees it, written and read."""
+    with torch.no_grad(), io.BytesIO() as file:
+        torch.jit.save(torch.jit.trace(network, x, check_trace=False), file)
+        file.seek(0)
+        return torch.jit.load(file)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_traced_and_written(family):
+    network, x = make(family)
+    found, other = traced(network, x), torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(found(other), network(other))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kind", ["fuse", "integer"])
+def test_traced_for_inference(kind):
+    network = zoo.load("msnn_resnet12_tiny.digits", **{kind: True})
+    found, other = traced(network, torch.rand(2, 1, 16, 16)), torch.rand(2, 1, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(found(other), network(other))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_each_image(family):
+    network, x = make(family)
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+
+    def loss(parameters, image):
+        return functional_call(network, parameters, (image.unsqueeze(0),)).square().sum()
+
+    each = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
+    network(x).square().sum().backward()
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), p.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_several_gradients_at_once():
+    network, x = make("msnn_resnet12_tiny", training=True)
+    out, parameters = network(x).sum(0), list(network.parameters())
+    one = torch.autograd.grad(out[1], parameters, retain_graph=True)
+    every = torch.autograd.grad(out, parameters, torch.eye(3), is_grads_batched=True)
+    assert all(torch.equal(a, b[1]) for a, b in zip(one, every, strict=True))
+
+
+def test_a_second_derivative_is_refused():
+    network, x = make("msnn_resnet12_tiny", training=True)
+    first = torch.autograd.grad(network(x).square().sum(), list(network.parameters()), create_graph=True)
+    with pytest.raises(RuntimeError, match="neurons_backward"):
+        sum(g.square().sum() for g in first).backward()
