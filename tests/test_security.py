@@ -303,6 +303,13 @@ def test_tensor_that_says_to_be_larger_than_it_is() -> None:
         network_of(content, "x.ckpt")
 
 
+def test_weights_that_are_not_finite() -> None:
+    content = small_checkpoint()
+    content["state_dict"]["network.head.fc.weight"][0, 0] = float("nan")
+    with pytest.raises(ConfigurationError, match=r"head\.fc\.weight of a checkpoint has values that are not finite"):
+        network_of(content, "x.ckpt")
+
+
 @pytest.fixture
 def small_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small entry in a zoo of its own, the only folder that is written."""

@@ -281,7 +281,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
     Raises:
         ConfigurationError: If the file is missing and cannot be fetched, its sha256 is not the one in
-            ``config.json``, it is no safetensors file, or a scale of weights in 8 bits is not allowed.
+            ``config.json``, it is no safetensors file, a weight is not finite, or a scale of weights in 8 bits is not
+            allowed.
     """
     config = read_config(folder)
     expected = config["sha256"]
@@ -311,9 +312,10 @@ def dequantised(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor
         source: Where they are from, for the message.
 
     Raises:
-        ConfigurationError: If a scale is missing, of another shape, not finite, or not above 0.
+        ConfigurationError: If a weight is not finite, or a scale is missing, of another shape, not finite, or not
+            above 0.
     """
-    made = {}
+    made, scales = {}, {name + SCALE for name, value in state.items() if value.dtype == torch.int8}
     for name, value in state.items():
         if value.dtype == torch.int8:
             scale = state.get(name + SCALE)
@@ -324,8 +326,10 @@ def dequantised(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor
                     "output channels"
                 )
             made[name] = value.float() * scale.view(-1, *[1] * (value.dim() - 1))
-        elif not (name.endswith(SCALE) and state.get(name.removesuffix(SCALE), value).dtype == torch.int8):
+        elif name not in scales:
             made[name] = value.float() if value.is_floating_point() else value
+            if not made[name].isfinite().all():
+                raise ConfigurationError(f"{source} is refused: {name} has values that are not finite")
     return made
 
 

@@ -172,7 +172,7 @@ def network_state(content: dict[str, Any]) -> dict[str, Tensor]:
         content: Checkpoint of a :class:`lightning_msnn.tasks.SpikingClassifier`, as read.
 
     Raises:
-        ConfigurationError: If one is no tensor, or says to be larger than what there is of it.
+        ConfigurationError: If one is no tensor, says to be larger than what there is of it, or is not finite.
     """
     prefix, state = "network.", {}
     for name, value in content["state_dict"].items():
@@ -180,6 +180,8 @@ def network_state(content: dict[str, Any]) -> dict[str, Tensor]:
             whole = isinstance(value, Tensor) and value.layout is torch.strided
             if not whole or value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise ConfigurationError(f"{name} of a checkpoint is no tensor that is stored whole")
+            if value.is_floating_point() and not value.float().isfinite().all():
+                raise ConfigurationError(f"{name} of a checkpoint has values that are not finite")
             state[name[len(prefix) :]] = value.contiguous()
     return state
 

@@ -395,6 +395,7 @@ def _set_scale(value):
         (_set_scale(float("inf")), {}, "has 8 bits, and a finite scale above 0 is needed"),
         (_set_scale(3e38), {}, "has 8 bits, and a finite scale above 0 is needed"),
         (lambda s: s.pop(next(k for k in s if k.endswith("weight_scale"))), {}, "a finite scale above 0 is needed"),
+        (lambda s: s["head.fc.bias"][:1].fill_(float("nan")), {}, "head.fc.bias has values that are not finite"),
         (_set_scale(0.5), {}, "is damaged"),
         (lambda s: s["head.fc.bias"].add_(1), {}, "is damaged"),
         (lambda s: None, {"architecture": "msnn_vit12_tiny"}, "does not fit network 'msnn_vit12_tiny'"),
