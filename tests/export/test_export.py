@@ -540,14 +540,14 @@ def test_what_the_other_side_does_not_confirm_is_not_written(tmp_path, monkeypat
         ({"global_pool": ""}, {}, "mine.ckpt itself cannot run on random images"),
         ({}, {"class_names": ["a", "b"]}, r"mine.ckpt names 2 classes, but returns \(3,\) for an image"),
         ({"num_classes": 0}, {"class_names": []}, r"mine.ckpt names 0 classes, but returns \(24,\) for an image"),
-        ({}, {"state_dict": torch.nan}, "mine.ckpt itself finds logits that are not finite in random images"),
+        ({}, {"state_dict": 3e38}, "mine.ckpt itself finds logits that are not finite in random images"),
     ],
 )
 def test_networks_that_do_not_run_are_refused_before_any_work(to, arguments, change, message, tmp_path, monkeypatch):
     source = checkpoint(tmp_path, **{**SMALL, **arguments})
     content = torch.load(source)
     if isinstance(change.get("state_dict"), float):
-        content["state_dict"]["network.head.fc.bias"][0] = change["state_dict"]
+        content["state_dict"]["network.head.fc.weight"].fill_(change["state_dict"])
     else:
         content |= change
     torch.save(content, source)
