@@ -101,15 +101,18 @@ class TimeSeries(ArrayDataModule):
     """Labelled series ``(B, C, 1, L)``: maps of one row, one channel for each variable.
 
     Files are ``<problem>_TRAIN.ts`` and ``<problem>_TEST.ts``, the official split, in ``root/<problem>/`` or ``root``.
-    Where lengths differ, shorter series are padded with zeros, and a last channel is a mask, 1 where there are values.
-    Each channel is normalised by mean and standard deviation of the series that are trained on.
+    Where lengths differ, all series are stretched to one length, and a last channel says how long each was, as a share
+    of that; or they are padded with zeros, and the last channel is a mask, 1 where there are values. Each channel is
+    normalised by mean and standard deviation of the series that are trained on.
 
     Args:
         problem: Name of the problem.
         root: Folder of the files; by default that of the series that aeon's wheel ships (ArrowHead, BasicMotions,
             ItalyPowerDemand, JapaneseVowels and others).
         folder: A .ts file to predict, or a folder of them.
-        length: Values of a series, of which more are cut off; by default those of the longest that is trained on.
+        length: Values of a series in the network; by default those of the longest that is trained on.
+        aligned: Whether series of other lengths are stretched to that one, so that each window meets the same share of
+            every series; else shorter ones are padded, and longer ones cut off.
         noise: Standard deviation of the noise that a training series gets, as a multiple of its channel's.
         scale: Largest share by which a training series is stretched or shrunk in value.
         warp: Standard deviation of the logarithm of the speed that a training series is played at
@@ -133,6 +136,7 @@ class TimeSeries(ArrayDataModule):
         root: str | None = None,
         folder: str | None = None,
         length: int | None = None,
+        aligned: bool = True,
         noise: float = 0.1,
         scale: float = 0.2,
         warp: float = 0.3,
@@ -147,6 +151,7 @@ class TimeSeries(ArrayDataModule):
             raise ConfigurationError(f"problem must be a name of letters, digits, '_' and '-', not {problem!r}")
         self.problem = problem
         self.length = None if length is None else check_integer("length", length, LEAST)
+        self.aligned = aligned
         self.noise, self.scale = check_number("noise", noise), check_number("scale", scale)
         self.warp, self.crop = check_number("warp", warp), check_number("crop", crop, below_one=True)
         self._held: dict[Path, Any] = {}
@@ -176,13 +181,14 @@ class TimeSeries(ArrayDataModule):
         return self._read(self._file("train"))[2]
 
     @property
-    def _masked(self) -> bool:
+    def _uneven(self) -> bool:
+        """Whether series differ in length, so that there is a channel more."""
         return len({series.shape[1] for series in self._read(self._file("train"))[0]}) > 1
 
     @property
     def in_chans(self) -> int:
-        """Variables of a series, and the mask if there is one."""
-        return len(self._read(self._file("train"))[0][0]) + self._masked
+        """Variables of a series, and the channel of its length or mask if there is one."""
+        return len(self._read(self._file("train"))[0][0]) + self._uneven
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -218,47 +224,58 @@ class TimeSeries(ArrayDataModule):
             )
         _ = self.image_size
 
-    def _pad(self, series: Series) -> Tensor:
-        """Series (N, C, 1, L), NaN where there are no values."""
+    def _laid_out(self, series: Series) -> Tensor:
+        """Series (N, C, 1, L): stretched, with a channel of lengths if they differ; or NaN where there is nothing."""
         _, length = self.image_size
-        padded = torch.full((len(series), len(series[0]), 1, length), torch.nan)
-        for row, values in zip(padded, series, strict=True):
-            kept = values[:, :length]
-            row[:, 0, : kept.shape[1]] = torch.from_numpy(kept)
-        return padded
+        rows = torch.full((len(series), len(series[0]) + self._has_lengths, 1, length), torch.nan)
+        for row, values in zip(rows, series, strict=True):
+            variables, size = values.shape
+            if self.aligned:
+                places = torch.linspace(0, size - 1, length, dtype=torch.float64)
+                row[:variables, 0] = _between(torch.from_numpy(values).unsqueeze(0), places.unsqueeze(0))[0]
+                row[variables:] = size / length
+            else:
+                row[:, 0, :size] = torch.from_numpy(values[:, :length])
+        return rows
+
+    @property
+    def _has_lengths(self) -> bool:
+        return self.aligned and self._uneven
 
     def read(self, part: Part) -> tuple[Tensor, Tensor]:
-        """Return the series of a part, NaN where one is shorter, and their classes."""
+        """Return the series of a part, with their lengths or NaN where one is shorter, and their classes."""
         series, labels, _ = self._read(self._file(part))
-        return self._pad(series), torch.tensor([self.class_names.index(label) for label in labels])
+        return self._laid_out(series), torch.tensor([self.class_names.index(label) for label in labels])
 
     def read_unknown(self) -> NamedDataset:
         """Read what is to be predicted: each series is named by its file and number."""
         assert self.folder is not None
         files = list_files(self.folder, ".ts")
         every = [(values, f"{file}:{n}") for file in files for n, values in enumerate(self._read(file)[0], 1)]
-        return NamedDataset(self._pad([values for values, _ in every]), [name for _, name in every])
+        return NamedDataset(self._laid_out([values for values, _ in every]), [name for _, name in every])
 
     def prepare(self, inputs: Tensor) -> None:
-        """Take mean and standard deviation of each variable, and the length; the mask stays as it is."""
+        """Take mean and standard deviation of each variable, and the length; the last channel stays as it is."""
         self.hparams["length"] = self.length = self.image_size[1]
-        values = inputs.double().transpose(0, 1).flatten(1)
+        values = inputs[:, : self.in_chans - self._uneven].double().transpose(0, 1).flatten(1)
         mean = values.nanmean(1)
         std = (values - mean[:, None]).square().nanmean(1).sqrt()
-        more = [0.0] * self._masked
+        more = [0.0] * self._uneven
         std = torch.where(std > 0, std, 1.0)  # of a constant, whatever its units
         self.mean, self.std = [*mean.tolist(), *more], [*std.tolist(), *(x + 1.0 for x in more)]
 
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
-        """Normalise series (B, C, 1, L), fill what is not there with zeros, and add the mask."""
-        variables = inputs.shape[1]
+        """Normalise series (B, C, 1, L), fill what is not there with zeros, and add the channel of length or mask."""
+        variables = self.in_chans - self._uneven
         if training and (self.warp or self.crop):
             inputs = warp_series(inputs, self.warp, self.crop)
+        series, last = inputs[:, :variables], [inputs[:, variables:]]
         mean, std = (torch.tensor(x[:variables], device=inputs.device).view(-1, 1, 1) for x in (self.mean, self.std))
-        values = (inputs - mean) / std
+        values = (series - mean) / std
         if training:
             factor = 1 + self.scale * (2 * torch.rand(len(values), 1, 1, 1) - 1)
             noise = self.noise * torch.randn(values.shape)
             values = values * factor.to(values.device) + noise.to(values.device)
-        there = [(~inputs[:, :1].isnan()).to(values.dtype)] * self._masked
-        return torch.cat([values.nan_to_num(0.0), *there], 1)
+        if not self.aligned:
+            last = [(~series[:, :1].isnan()).to(values.dtype)] * self._uneven
+        return torch.cat([values.nan_to_num(0.0), *last], 1)

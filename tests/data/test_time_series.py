@@ -48,7 +48,7 @@ def problem(tmp_path):
 def test_parts_classes_and_sizes_are_the_files(problem):
     module = TimeSeries("Waves", root=str(problem))
     assert module.class_names == ["up", "down"]
-    assert module.in_chans == 3  # two variables and the mask
+    assert module.in_chans == 3  # two variables and the length
     assert module.image_size == (1, 20)
     module.setup()
     assert len(module.test_dataloader().dataset) == 11
@@ -58,7 +58,8 @@ def test_parts_classes_and_sizes_are_the_files(problem):
 
 def test_padding_mask_and_normalisation_are_of_the_training_series_alone(problem):
     series, labels = waves(40, (12, 20, 17))
-    module = TimeSeries("Waves", root=str(problem), batch_size=100)
+    module = TimeSeries("Waves", root=str(problem), batch_size=100, aligned=False)
+    assert module.in_chans == 3  # two variables and the mask
     module.setup()
     train = module.train_dataloader().dataset.indices.tolist()
     values = [np.concatenate([series[i][c] for i in train]) for c in range(2)]
@@ -78,10 +79,29 @@ def test_padding_mask_and_normalisation_are_of_the_training_series_alone(problem
             assert module.class_names[target] == labels[index]
 
 
-def test_series_of_one_length_have_no_mask(tmp_path):
+def test_series_are_stretched_and_say_how_long_they_were(problem):
+    module = TimeSeries("Waves", root=str(problem), batch_size=100)
+    module.setup()
+    series, labels = waves(11, (12, 25, 17), seed=1)
+    loader = module.test_dataloader()
+    batch, targets = module.on_after_batch_transfer(next(iter(loader)), 0)
+    for row, target, index in zip(batch, targets, loader.dataset.indices.tolist(), strict=True):
+        length = len(series[index][0])
+        wanted = np.stack([np.interp(np.linspace(0, length - 1, 20), range(length), x) for x in series[index]])
+        mean, std = np.array(module.mean[:2])[:, None], np.array(module.std[:2])[:, None]
+        np.testing.assert_allclose(row[:2, 0], (wanted - mean) / std, atol=1e-4)
+        assert torch.equal(row[2, 0], torch.full((20,), length / 20))
+        assert module.class_names[target] == labels[index]
+    seen = torch.stack([x for x, _ in module.train_dataloader().dataset])[:, :2].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(seen.mean(1), torch.tensor(module.mean[:2]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen.std(1, correction=0), torch.tensor(module.std[:2]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_series_of_one_length_have_no_channel_more(aligned, tmp_path):
     for part in ("TRAIN", "TEST"):
         write_ts(tmp_path, *waves(10, (16,), channels=1), part=part)
-    module = TimeSeries("Waves", root=str(tmp_path), length=12)
+    module = TimeSeries("Waves", root=str(tmp_path), length=12, aligned=aligned)
     assert (module.in_chans, module.image_size) == (1, (1, 12))
     module.setup("test")
     assert module.on_after_batch_transfer(next(iter(module.test_dataloader())), 0)[0].shape == (10, 1, 1, 12)
@@ -117,14 +137,15 @@ def test_series_are_played_unevenly_in_their_own_order():
     assert torch.equal(warp_series(series, 0.3, 0.2).nan_to_num(), first.nan_to_num())
 
 
-def test_only_training_series_are_warped_and_their_mask_stays(problem):
-    module = TimeSeries("Waves", root=str(problem), noise=0.0, scale=0.0)
+@pytest.mark.parametrize("aligned", [True, False])
+def test_only_training_series_are_warped_and_their_length_or_mask_stays(aligned, problem):
+    module = TimeSeries("Waves", root=str(problem), noise=0.0, scale=0.0, aligned=aligned)
     module.setup("fit")
     series = module.train_dataloader().dataset[:8][0]
     plain, warped = module.transform(series, False), module.transform(series, True)
     assert torch.equal(plain[:, 2], warped[:, 2])
     assert not torch.equal(plain[:, :2], warped[:, :2])
-    same = TimeSeries("Waves", root=str(problem), noise=0.0, scale=0.0, warp=0.0, crop=0.0)
+    same = TimeSeries("Waves", root=str(problem), noise=0.0, scale=0.0, warp=0.0, crop=0.0, aligned=aligned)
     same.setup("fit")
     assert torch.equal(same.transform(series, True), plain)
     with pytest.raises(ConfigurationError, match=r"crop must be a number in \[0, 1\), not 1"):
