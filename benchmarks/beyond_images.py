@@ -160,7 +160,7 @@ def main() -> None:
     if given.what == "run":
         run(given.only, given.seeds, given.fsdd, given.events)
     else:
-        fill(PAGE, "beyond images", table(read(RESULTS)))
+        fill(PAGE, "sequences", table(read(RESULTS)))
 
 
 if __name__ == "__main__":

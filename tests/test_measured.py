@@ -199,7 +199,7 @@ def test_tables_of_trainings() -> None:
     assert between(DOCS / "dial.md", "<!-- frontier -->", "<!-- end of frontier -->") == made
     assert between(DOCS / "rates.md", "<!-- scaling -->", "<!-- end of scaling -->") == scaling.table()
     made = beyond_images.table(read(beyond_images.RESULTS))
-    assert between(DOCS / "beyond-images.md", "<!-- beyond images -->", "<!-- end of beyond images -->") == made
+    assert between(DOCS / "beyond-images.md", "<!-- sequences -->", "<!-- end of sequences -->") == made
 
 
 def test_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
