@@ -1,7 +1,7 @@
 """Accuracy against energy: the entry of CIFAR-100, dialled to less, in 8 bits, and its twin.
 
     python -m benchmarks.frontier run --root data/cifar100
-    python -m benchmarks.frontier run --root data/cifar100 --shares 0.5 --epochs 5
+    python -m benchmarks.frontier run --root data/cifar100 --shares 0.5 --epochs 2
     python -m benchmarks.frontier draw       # the table and the picture of docs/dial.md
 
 ``run`` measures the entry and what is made of it, and dials it (``recipe/dial``) to each share of its synaptic
@@ -39,7 +39,7 @@ ENTRY, TWIN = "msnn_resnet12.c100", "msnn_resnet12.c100_relu"
 SHARES = (0.75, 0.5, 0.35, 0.25)
 """Shares of the entry's synaptic operations."""
 
-EPOCHS = 2
+EPOCHS = 5
 SAMPLES = 512
 INT8 = "cmos_45nm_int8"
 """Energy profile of accumulates of 8-bit weights."""

@@ -295,7 +295,8 @@ SETTINGS: dict[str, str] = {
     "docs/beyond-images.md": r"CC BY-SA 4\.0|for a second of sound|half of the 95 % interval",
     "docs/concepts.md": r"threshold \(0\.5\)|from 0\.1;|program uses 0\.25",
     "docs/convert.md": "over 60 % of the steps",
-    "docs/dial.md": r"first 40 % of the|at most 3 % above|cosine from 0\.002|teacher weight 0\.9|a rate of 0\.00[12]",
+    "docs/dial.md": r"first 40 % of the|at most 3 % above|cosine from 0\.002|teacher weight 0\.9|a rate of 0\.00[12]"
+    "|half of their batches",
     "docs/distil.md": "the first 60 %",
     "docs/energy.md": r"NeuroBench 2\.3 and SpikingJelly 2\.0",
     "docs/experiments.md": r"fixed at 0\.4|default of 0\.1|theta 0\.3|at 0\.7 and 0\.9|theta is 0\.25|0\.1 to 0\.9",
