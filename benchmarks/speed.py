@@ -35,6 +35,7 @@ import torch
 
 from benchmarks.contenders import DEVICE, LOOP, SHIPPED, TWIN, images, make
 from benchmarks.pages import fill
+from lightning_msnn import __version__
 from lightning_msnn.energy import count_operations
 from lightning_msnn.kernels.layer import kernels_of
 
@@ -247,13 +248,13 @@ def keep(command: str, rows: list[dict[str, Any]], isa: str | None) -> None:
     """Write rows into a command's file, in place of those of the same network, instruction set and precision."""
     name, flags = processor()
     has = [name for name, flag in FLAGS.items() if flag in flags]
-    packages = ("torch", "timm", "lightning_msnn", "spikingjelly")
+    packages = [f"{package} {version(package)}" for package in ("torch", "timm", "spikingjelly")]
     kernels = getattr(kernels_of(images(1, 16)), "__name__", "reference").rpartition(".")[2]
     about = {
         "isa": "cuda" if DEVICE.type == "cuda" else isa or [*has, "other"][0],
         "command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
         "device": f"{torch.get_num_threads()} cores of {name} (up to {[*has, 'other'][0]})",
-        "versions": ", ".join([*(f"{package} {version(package)}" for package in packages), f"kernels: {kernels}"]),
+        "versions": ", ".join([*packages, f"lightning_msnn {__version__}", f"kernels: {kernels}"]),
         "date": date.today().isoformat(),
     }
     if DEVICE.type == "cuda":
