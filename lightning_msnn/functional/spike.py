@@ -131,7 +131,7 @@ def heaviside(
     if isinstance(threshold, Tensor):
         membrane, threshold = membrane - threshold, 0.0
     if not torch.is_grad_enabled():  # plain operations, which torch.jit.trace can write to a file
-        return (membrane >= threshold).to(membrane.dtype)
+        return _Heaviside.forward(membrane, threshold, surrogate)
     spikes: Tensor = _Heaviside.apply(membrane, threshold, surrogate)  # type: ignore[no-untyped-call]
     return spikes
 
