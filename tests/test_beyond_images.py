@@ -314,6 +314,7 @@ def test_commands_of_the_table_are_understood(name, variant, monkeypatch):
     assert config.trainer.max_epochs == {"speech": 20, "speakers": 20, "events": 60}.get(name, -1)
     assert getattr(config.data.init_args, "root", None) == {"speech": "f", "speakers": "f", "events": "e"}.get(name)
     model = config.model.init_args
+    assert model.network == "msnn_resnet12_tiny"
     assert (model.twin == "relu") == (variant == "twin")
     kwargs = {"single": {"windows": "single"}, "isolated": {"context": "isolated"}, "four steps": {"time_steps": 4}}
     assert (model.network_kwargs or {}) == kwargs.get(variant, {})

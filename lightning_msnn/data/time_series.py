@@ -186,9 +186,13 @@ class TimeSeries(ArrayDataModule):
         return len({series.shape[1] for series in self._read(self._file("train"))[0]}) > 1
 
     @property
+    def _variables(self) -> int:
+        return len(self._read(self._file("train"))[0][0])
+
+    @property
     def in_chans(self) -> int:
         """Variables of a series, and the channel of its length or mask if there is one."""
-        return len(self._read(self._file("train"))[0][0]) + self._uneven
+        return self._variables + self._uneven
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -227,7 +231,8 @@ class TimeSeries(ArrayDataModule):
     def _laid_out(self, series: Series) -> Tensor:
         """Series (N, C, 1, L): stretched, with a channel of lengths if they differ; or NaN where there is nothing."""
         _, length = self.image_size
-        rows = torch.full((len(series), len(series[0]) + self._has_lengths, 1, length), torch.nan)
+        channels = len(series[0]) + (self.aligned and self._uneven)
+        rows = torch.full((len(series), channels, 1, length), torch.nan)
         for row, values in zip(rows, series, strict=True):
             variables, size = values.shape
             if self.aligned:
@@ -237,10 +242,6 @@ class TimeSeries(ArrayDataModule):
             else:
                 row[:, 0, :size] = torch.from_numpy(values[:, :length])
         return rows
-
-    @property
-    def _has_lengths(self) -> bool:
-        return self.aligned and self._uneven
 
     def read(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return the series of a part, with their lengths or NaN where one is shorter, and their classes."""
@@ -257,7 +258,7 @@ class TimeSeries(ArrayDataModule):
     def prepare(self, inputs: Tensor) -> None:
         """Take mean and standard deviation of each variable, and the length; the last channel stays as it is."""
         self.hparams["length"] = self.length = self.image_size[1]
-        values = inputs[:, : self.in_chans - self._uneven].double().transpose(0, 1).flatten(1)
+        values = inputs[:, : self._variables].double().transpose(0, 1).flatten(1)
         mean = values.nanmean(1)
         std = (values - mean[:, None]).square().nanmean(1).sqrt()
         more = [0.0] * self._uneven
@@ -266,7 +267,7 @@ class TimeSeries(ArrayDataModule):
 
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
         """Normalise series (B, C, 1, L), fill what is not there with zeros, and add the channel of length or mask."""
-        variables = self.in_chans - self._uneven
+        variables = self._variables
         if training and (self.warp or self.crop):
             inputs = warp_series(inputs, self.warp, self.crop)
         series, last = inputs[:, :variables], [inputs[:, variables:]]
