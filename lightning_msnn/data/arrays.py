@@ -1,5 +1,6 @@
 """The data module of data sets that fit into memory as tensors and are not images: sounds, series, events."""
 
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 from lightning_msnn.data.base import STAGES, Part, stratified_split
 from lightning_msnn.data.datasets import ArrayDataset, Batch
 from lightning_msnn.data.parts import PartDataModule
-from lightning_msnn.errors import ConfigurationError, choose
+from lightning_msnn.errors import ConfigurationError, check_integer, choose
 
 __all__ = ["ArrayDataModule", "NamedDataset", "aeon_folder", "list_files"]
 
@@ -48,6 +49,7 @@ class ArrayDataModule(PartDataModule):
         val_fraction: Share of the training part that is split off for validation, in [0, 1), the same for each class.
         seed: Seed of that split.
         num_workers: Worker processes of each loader; 0 loads in the main process.
+        min_batches: Batches of an epoch, at least: a smaller training part is met several times in one, in any order.
 
     Raises:
         ConfigurationError: If a value is not allowed.
@@ -64,6 +66,17 @@ class ArrayDataModule(PartDataModule):
     makes_root: ClassVar[bool] = False
     #: Folder of the data set, which a subclass takes as an argument if it has one.
     root: Path | None = None
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+        min_batches: int = 1,
+    ) -> None:
+        super().__init__(batch_size, val_fraction, seed, num_workers)
+        self.min_batches = check_integer("min_batches", min_batches, 1)
 
     # What a data set defines
 
@@ -126,13 +139,18 @@ class ArrayDataModule(PartDataModule):
             if "train" not in self._datasets and (part == "train" or (self._learns and "mean" not in vars(self))):
                 whole = ArrayDataset(*self.read("train"))
                 train, val = self.split(whole.targets)
-                self._datasets |= {"train": whole.select(train), "val": whole.select(val)}
+                self._datasets |= {"train": whole.select(self._of_an_epoch(train)), "val": whole.select(val)}
                 if "mean" not in vars(self):  # as where a checkpoint has said them
                     self.prepare(whole.images[train])
             if part == "test":
                 self._datasets["test"] = ArrayDataset(*self.read("test"))
             elif part is None:
                 self._datasets["predict"] = self.read_unknown()
+
+    def _of_an_epoch(self, train: Tensor) -> Tensor:
+        """The training inputs as often as it takes for ``min_batches`` on each device."""
+        devices = 1 if self.trainer is None else self.trainer.world_size
+        return train.repeat(max(1, math.ceil(self.min_batches * self.batch_size * devices / max(len(train), 1))))
 
     @property
     def _learns(self) -> bool:

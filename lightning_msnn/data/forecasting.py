@@ -34,6 +34,8 @@ class ForecastSeries(ArrayDataModule):
         batch_size: Stretches a batch (on each device).
         val_fraction: Share of the series, before the test part, whose values are forecast in validation.
         num_workers: Worker processes of each loader.
+        min_batches: Batches of an epoch, at least: a smaller training part is met several times in one, so that
+            validations and checkpoints are not all that a training does.
 
     Raises:
         ConfigurationError: If a value is not allowed.
@@ -53,8 +55,9 @@ class ForecastSeries(ArrayDataModule):
         batch_size: int = 16,
         val_fraction: float = 0.2,
         num_workers: int = 0,
+        min_batches: int = 1,
     ) -> None:
-        super().__init__(batch_size, val_fraction, 0, num_workers)
+        super().__init__(batch_size, val_fraction, 0, num_workers, min_batches)
         self.source, self.columns = source, columns
         self.context, self.horizon = check_integer("context", context, 4), check_integer("horizon", horizon, 1)
         self.season = check_integer("season", season, 1)

@@ -122,6 +122,8 @@ class TimeSeries(ArrayDataModule):
         val_fraction: Share of the training part that is split off for validation, in [0, 1).
         seed: Seed of that split.
         num_workers: Worker processes of each loader.
+        min_batches: Batches of an epoch, at least: a smaller training part is met several times in one, each time
+            augmented anew, so that validations and checkpoints are not all that a training does.
 
     Raises:
         ConfigurationError: If a value is not allowed.
@@ -145,8 +147,9 @@ class TimeSeries(ArrayDataModule):
         val_fraction: float = 0.1,
         seed: int = 0,
         num_workers: int = 0,
+        min_batches: int = 1,
     ) -> None:
-        super().__init__(batch_size, val_fraction, seed, num_workers)
+        super().__init__(batch_size, val_fraction, seed, num_workers, min_batches)
         if not re.fullmatch(r"[\w-]+", problem):
             raise ConfigurationError(f"problem must be a name of letters, digits, '_' and '-', not {problem!r}")
         self.problem = problem

@@ -214,6 +214,27 @@ def test_series_that_aeon_ships_are_found_by_name():
     assert (module.num_classes, module.in_chans, module.image_size) == (9, 13, (1, 26))
 
 
+@pytest.mark.parametrize(("least", "passes"), [(1, 1), (3, 1), (4, 2), (25, 9)])
+def test_an_epoch_of_few_series_meets_each_as_often(least, passes, problem):
+    """36 series train, in batches of 12."""
+    module = TimeSeries("Waves", root=str(problem), batch_size=12, min_batches=least)
+    module.setup("fit")
+    assert len(module.train_dataloader()) == 3 * passes
+    assert len(module.val_dataloader().dataset) == 4
+    met = torch.cat([series[:, 0, 0, 0] for series, _ in module.train_dataloader()])
+    values, times = met.unique(return_counts=True)
+    assert (len(values), set(times.tolist())) == (36, {passes})
+    assert len(met[:36].unique()) < 36 or passes == 1  # the passes are shuffled together
+    whole = TimeSeries("Waves", root=str(problem), batch_size=12)
+    whole.setup("fit")
+    assert (module.mean, module.std) == (whole.mean, whole.std)
+
+
+def test_the_number_of_batches_is_checked(problem):
+    with pytest.raises(ConfigurationError, match="min_batches must be an integer of at least 1, not 0"):
+        TimeSeries("Waves", root=str(problem), min_batches=0)
+
+
 @pytest.mark.parametrize("network", ["msnn_resnet12_tiny", "msnn_vit12_tiny", "msnn_rnn12_tiny"])
 def test_networks_take_maps_of_one_row(problem, network):
     module = TimeSeries("Waves", root=str(problem), folder=str(problem / "Waves" / "Waves_TEST.ts"))
