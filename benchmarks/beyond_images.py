@@ -38,7 +38,7 @@ FSDD, EVENTS = "data/spoken_digits", "data/events"
 SHORT = "--trainer.max_epochs 20 --model.warmup_epochs 4"
 """Of recordings: a third of the recipe."""
 
-SOLAR = "--data.source solar --data.season 48 --data.context 96 --data.horizon 48"
+CONSUMPTION = "--data.source Uschange --data.columns [Consumption] --data.season 4 --data.context 16 --data.horizon 4"
 SETS: dict[str, tuple[str, str]] = {
     "speech": ("speech, own split", f"data/spoken_digits recipe/tiny --data.root {{fsdd}} {SHORT}"),
     "speakers": (
@@ -50,7 +50,7 @@ SETS: dict[str, tuple[str, str]] = {
     "italy": ("ItalyPowerDemand", "data/time_series recipe/series --data.problem ItalyPowerDemand"),
     "arrowhead": ("ArrowHead", "data/time_series recipe/series --data.problem ArrowHead --data.noise 0.03"),
     "airline": ("Airline (MASE)", "data/forecasting recipe/series"),
-    "solar": ("solar (MASE)", f"data/forecasting recipe/series {SOLAR}"),
+    "consumption": ("consumption (MASE)", f"data/forecasting recipe/series {CONSUMPTION}"),
     "events": ("saccaded digits", "data/events recipe/tiny --data.root {events}"),
 }
 """Titles of the data sets, and what the command line says of them: two configurations, then options."""

@@ -327,16 +327,16 @@ def test_the_table_has_means_and_intervals():
         for name, metric, naive, tests in (
             ("speech", "top1", "", ("0.97", "0.98", "0.99")),
             ("airline", "mase", "1.25", ("0.9", "0.9")),
-            ("solar", "mase", "2", ("1.5",)),
+            ("consumption", "mase", "2", ("1.5",)),
         )
         for seed, test in enumerate(tests)
     ]  # fmt: skip
     others = [{**made[0], "command": made[0]["command"] + " --model.lr 1"}]
     assert table(others).count("\n") == 1, "those of other commands are left out"
-    *_, speech, airline, solar = table(made + others).splitlines()
+    *_, speech, airline, consumption = table(made + others).splitlines()
     assert speech == "| speech, own split | 98.00 ± 2.48 | - | - | - | - |  | 1.23 µJ |"  # 4.303 / sqrt(3)
     assert airline == "| Airline (MASE) | 0.900 ± 0.000 | - | - | - | - | 1.250 | 1.23 µJ |"
-    assert solar == "| solar (MASE) | 1.500 | - | - | - | - | 2.000 | 1.23 µJ |"
+    assert consumption == "| consumption (MASE) | 1.500 | - | - | - | - | 2.000 | 1.23 µJ |"
 
 
 # Small parts

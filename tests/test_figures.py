@@ -5,7 +5,6 @@ What a page says in a sentence is made anew here from cards, results and trainin
 the figure of another, and is listed.
 """
 
-import csv
 import math
 import re
 import statistics
@@ -18,6 +17,7 @@ import timm
 import torch
 
 from benchmarks import experiments, rates, speed
+from benchmarks.trainings import read
 from lightning_msnn import zoo
 from lightning_msnn.conversion.tracing import trace
 from lightning_msnn.energy import PROFILES
@@ -49,8 +49,7 @@ def text(page: str) -> str:
 
 def found_in(name: str, **wanted: str) -> dict[str, str]:
     """The row of a file of results with these values."""
-    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
-        (row,) = (row for row in csv.DictReader(file) if wanted.items() <= row.items())
+    (row,) = (row for row in read(RESULTS / name) if wanted.items() <= row.items())
     return row
 
 
@@ -194,8 +193,7 @@ def rates_page() -> list[str]:
         statistics.mean(float(row["excess"]) for row in rows if row["layer"].startswith("stages.0.") == wanted)
         for wanted in (True, False)
     )
-    with (RESULTS / "describe_cpu.csv").open(newline="", encoding="utf-8") as file:
-        described = list(csv.DictReader(file))
+    described = read(RESULTS / "describe_cpu.csv")
     off = {
         unit: [float(row[f"said_{unit}"]) / float(row[f"measured_{unit}"]) - 1 for row in described]
         for unit in ("mib", "s")
