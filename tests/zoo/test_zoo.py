@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from inspect import signature
 
 import pytest
@@ -23,6 +24,7 @@ from lightning_msnn.zoo import verification
 from lightning_msnn.zoo.__main__ import main as zoo_main
 from lightning_msnn.zoo.card import write_card
 from lightning_msnn.zoo.storing import synapses
+from tests.conftest import ROOT
 from tests.test_security import NETWORK, small_checkpoint
 
 ENTRIES = list(entries())
@@ -696,3 +698,9 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert zoo.measure(folder, Digits(batch_size=250))["top1_images"] == 359
     with pytest.raises(ConfigurationError, match=r"Digits has mean \[0.3053\], but the entry has \[0.5\]"):
         zoo.test_data(read_config(folder) | {"mean": [0.5]}, Digits(), 250)
+
+
+def test_all_entries_fit_into_a_wheel_of_100_mb():
+    """As a wheel packs them; the rest of the package is below 1 MB."""
+    packed = sum(len(zlib.compress(file.read_bytes())) for file in (ROOT / "zoo").rglob("*") if file.is_file())
+    assert packed < 99e6
