@@ -303,11 +303,14 @@ def test_tensor_that_says_to_be_larger_than_it_is() -> None:
         network_of(content, "x.ckpt")
 
 
-def test_weights_that_are_not_finite() -> None:
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     content = small_checkpoint()
     content["state_dict"]["network.head.fc.weight"][0, 0] = float("nan")
     with pytest.raises(ConfigurationError, match=r"head\.fc\.weight of a checkpoint has values that are not finite"):
         network_of(content, "x.ckpt")
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ConfigurationError, match=r"head\.fc\.weight of a checkpoint has values that are not finite"):
+        read_checkpoint(tmp_path / "x.ckpt")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from functools import partial
 from itertools import accumulate, islice
@@ -149,14 +150,21 @@ class _Monitor(Callback):
     ) -> None:
         """Keep the images if this step logs."""
         self._begin(trainer)
-        steps, every = trainer.fit_loop.total_batch_idx + 1, self.every_n_steps
-        if every is not None:
-            logs = steps % every == 0
-        elif logs := trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches:
-            before, every = steps - batch_idx - 1, max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set by a connector
-            logs = before == 0 or steps // every > before // every
+        if self.every_n_steps is not None:
+            logs = (trainer.fit_loop.total_batch_idx + 1) % self.every_n_steps == 0
+        else:
+            logs = self._ends_a_step_that_logs(trainer, batch_idx)
         if logs:
             self._watch(pl_module)
+
+    @staticmethod
+    def _ends_a_step_that_logs(trainer: pl.Trainer, batch_idx: int) -> bool:
+        """Whether a batch is the last of an epoch, or of the training, in which the trainer logs an optimizer step."""
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
+        steps = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        ends = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches or steps == trainer.max_steps
+        before = steps - math.ceil((batch_idx + 1) / trainer.accumulate_grad_batches)
+        return bool(ends) and every > 0 and (before == 0 or steps // every > before // every)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -130,7 +130,7 @@ def heaviside(
         return traced  # type: ignore[no-any-return]
     if isinstance(threshold, Tensor):
         membrane, threshold = membrane - threshold, 0.0
-    if not torch.is_grad_enabled():  # plain operations, which torch.jit.trace can write to a file
+    if torch.jit.is_tracing() and not torch.is_grad_enabled():  # plain operations, which it can write to a file
         return _Heaviside.forward(membrane, threshold, surrogate)
     spikes: Tensor = _Heaviside.apply(membrane, threshold, surrogate)  # type: ignore[no-untyped-call]
     return spikes

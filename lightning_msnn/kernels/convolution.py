@@ -36,7 +36,7 @@ def dense_matrix(weight: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     """Lay maps ``(B, C, H, W)`` out as ``(B, H W C)``."""
-    return x.permute(0, 2, 3, 1).flatten(1)
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
 
 
 def _maps(rows: Tensor, channels: int) -> Tensor:
@@ -63,7 +63,7 @@ def _grad_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         (batch, height - rows + 1, width - columns + 1, rows, columns * channels),
         (padded.stride(0), padded.stride(1), padded.stride(2), padded.stride(1), 1),
     )
-    product = grads.flatten(0, 2).t() @ met.reshape(-1, rows * columns * channels)
+    product = grads.reshape(-1, len(weight)).t() @ met.reshape(-1, rows * columns * channels)
     return product.view(len(weight), rows, columns, channels).permute(0, 3, 1, 2)
 
 

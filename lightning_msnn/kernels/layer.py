@@ -197,7 +197,9 @@ def _run_backward(
     layer, given = layer_of(spec), Parameters(tau=tau, theta=theta, level=level, anneal=anneal, leak=leak)
     kernels: Any = kernels_of(current)
     current, grad = last(current), last(grad, current.dtype)
-    grads = [None if g is None else last(g, current.dtype) for g in (grad_handed, grad_merged, grad_kept)]
+    # Of what a layer does not hand on, a compiler gives an empty gradient.
+    others = (grad_handed, grad_merged, grad_kept)
+    grads = [None if g is None or not g.numel() else last(g, current.dtype) for g in others]
     seen, past = (None if x is None else last(x, current.dtype) for x in (other, before))
     by_current, by_other, by_before, sums = kernels.backward(
         layer, (height, width), grad, *grads, current, seen, past, norm, given, not layer.synchronised

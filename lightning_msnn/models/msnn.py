@@ -112,14 +112,15 @@ class State(NamedTuple):
 def _recomputing(block: nn.Module, around: Stream | None) -> Iterator[None]:
     """Compute a block once more as it was computed, in what is left of its stream, and leave its statistics alone."""
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:  # they are handed over as before, but nothing is added to them
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         with streaming(around and Stream(around.before)):
             yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, number) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, number
 
 
 def recomputed(block: nn.Module, *inputs: Tensor) -> Any:

@@ -140,7 +140,7 @@ def _track(norm: nn.Module | None, found: Tensor | None, rows: int) -> None:
     """
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not norm.training or norm.running_mean is None:
         return
-    if not norm.track_running_stats:
+    if not norm.track_running_stats or norm.momentum == 0.0:
         return
     assert found is not None
     assert norm.running_var is not None

@@ -51,7 +51,8 @@ def product_is_faster(
 
 def _precision(x: Tensor) -> torch.dtype:
     """Type that a convolution of a tensor is computed in."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") and x.is_floating_point() else x.dtype
+    cast = torch.is_autocast_enabled("cpu") and x.is_floating_point() and x.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if cast else x.dtype
 
 
 def _is_product(conv: nn.Conv2d, x: Tensor, kernel: int, stride: int = 1) -> bool:

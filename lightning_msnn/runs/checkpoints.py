@@ -113,7 +113,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         Its content.
 
     Raises:
-        ConfigurationError: If there is no such file, it is not a Lightning checkpoint, or gives other arguments.
+        ConfigurationError: If there is no such file, it is not a Lightning checkpoint, gives other arguments, or has
+            weights of a network that are not finite.
     """
     if not Path(path).is_file():
         raise ConfigurationError(f"no checkpoint at {str(path)!r}: give the path of a .ckpt file")
@@ -147,6 +148,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         name, given = hparams.get("network"), hparams.get("network_kwargs")
         if isinstance(name, str) and timm.is_model(name) and isinstance(given, dict):
             check_arguments(given, own_arguments(name), repr(str(path)))
+            network_state(content)
         if "pretrained" in hparams:
             hparams["pretrained"] = False
     return content

@@ -100,6 +100,20 @@ def test_short_epochs_are_not_counted_each(every, logged, tmp_path):
     assert list(rows(tmp_path, "energy/all")) == logged
 
 
+@pytest.mark.parametrize(
+    ("options", "logged"),
+    [
+        ({"log_every_n_steps": 10, "accumulate_grad_batches": 3, "max_epochs": 10}, [1, 9, 19]),
+        ({"log_every_n_steps": 0}, []),
+        ({"log_every_n_steps": 2, "max_epochs": -1, "max_steps": 4}, [3]),
+    ],
+)
+def test_optimizer_steps_are_counted_as_the_trainer_does(options, logged, tmp_path):
+    trainer(tmp_path, EnergyMonitor(), **options).fit(Plain())
+    file = tmp_path / "run/version_0/metrics.csv"
+    assert (list(rows(tmp_path, "energy/all")) if file.exists() else []) == logged
+
+
 @pytest.mark.filterwarnings("ignore:no neuron fired")
 def test_training_is_the_same_with_monitors(tmp_path):
     """To the bit: what is counted is an evaluation of its own, also of one that draws numbers."""

@@ -5,7 +5,8 @@ import io
 import pytest
 import timm
 import torch
-from torch.func import functional_call, grad, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, vmap
 
 from lightning_msnn import zoo
 
@@ -59,12 +60,37 @@ def test_gradients_of_each_image(family):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_several_gradients_at_once():
-    network, x = make("msnn_resnet12_tiny", training=True)
+@pytest.mark.parametrize("images", [3, 32])
+def test_several_gradients_at_once(images):
+    """Of 32 images the gradient of a small kernel is another product."""
+    network, _ = make("msnn_resnet12_tiny", training=True)
+    x = torch.rand(images, 3, 16, 16)
     out, parameters = network(x).sum(0), list(network.parameters())
     one = torch.autograd.grad(out[1], parameters, retain_graph=True)
     every = torch.autograd.grad(out, parameters, torch.eye(3), is_grads_batched=True)
-    assert all(torch.equal(a, b[1]) for a, b in zip(one, every, strict=True))
+    for alone, together in zip(one, every, strict=True):
+        torch.testing.assert_close(alone, together[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("differentiated", [True, False])
+def test_a_forward_derivative_is_refused(differentiated):
+    """Spikes have none, whether gradients are on or not."""
+    network, x = make("msnn_resnet12_tiny")
+    with torch.set_grad_enabled(differentiated), pytest.raises(NotImplementedError, match="jvp"):
+        jvp(network, (x,), (torch.ones_like(x),))
+    with torch.set_grad_enabled(differentiated), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            network(dual)
+
+
+def test_float64_stays_what_it_is_under_autocast():
+    """As torch's own convolutions do."""
+    network, x = make("msnn_resnet12_tiny", training=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network.double()(x.double().contiguous(memory_format=torch.channels_last))
+    out.sum().backward()
+    assert out.dtype == torch.float64
 
 
 def test_a_second_derivative_is_refused():
