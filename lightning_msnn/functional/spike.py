@@ -130,8 +130,8 @@ def heaviside(
         return traced  # type: ignore[no-any-return]
     if isinstance(threshold, Tensor):
         membrane, threshold = membrane - threshold, 0.0
-    if torch.jit.is_tracing() and not torch.is_grad_enabled():  # plain operations, which it can write to a file
-        return _Heaviside.forward(membrane, threshold, surrogate)
+    if not torch.is_grad_enabled() and torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        return _Heaviside.forward(membrane, threshold, surrogate)  # plain operations, which it can write to a file
     spikes: Tensor = _Heaviside.apply(membrane, threshold, surrogate)  # type: ignore[no-untyped-call]
     return spikes
 
