@@ -21,6 +21,7 @@ from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy import spread
 from lightning_msnn.energy.inputs import saliency
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.export import export
 from lightning_msnn.report import load_task, make_test_data
 from lightning_msnn.report import main as report
 from lightning_msnn.runs import read_checkpoint
@@ -195,6 +196,10 @@ def test_series_from_fit_to_a_zoo_entry(series, monkeypatch):
     info = zoo.info("msnn_resnet12_tiny.waves")
     assert info["input_size"] == [1, 1, 20]
     assert info["data"]["init_args"]["problem"] == "Waves"
+    assert export(LAST, to="weights", out="x.safetensors", data=".").images == 24
+    assert export(LAST, to="weights", out="y.safetensors").top1 is None, (
+        "random series, as nobody says where others are"
+    )
     with pytest.raises(ConfigurationError, match="takes neither images nor recordings: use TimeSeries"):
         zoo.transforms("msnn_resnet12_tiny.waves")
 
