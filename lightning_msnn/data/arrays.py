@@ -45,11 +45,9 @@ class ArrayDataModule(PartDataModule):
     in it. Each process reads the parts that its stage needs.
 
     Args:
-        batch_size: Inputs a batch (on each device).
-        val_fraction: Share of the training part that is split off for validation, in [0, 1), the same for each class.
-        seed: Seed of that split.
-        num_workers: Worker processes of each loader; 0 loads in the main process.
+        *args: Of :class:`~lightning_msnn.data.parts.PartDataModule`.
         min_batches: Batches of an epoch, at least: a smaller training part is met several times in one, in any order.
+        **kwargs: Of the same.
 
     Raises:
         ConfigurationError: If a value is not allowed.
@@ -67,15 +65,8 @@ class ArrayDataModule(PartDataModule):
     #: Folder of the data set, which a subclass takes as an argument if it has one.
     root: Path | None = None
 
-    def __init__(
-        self,
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
-        seed: int = 0,
-        num_workers: int = 0,
-        min_batches: int = 1,
-    ) -> None:
-        super().__init__(batch_size, val_fraction, seed, num_workers)
+    def __init__(self, *args: Any, min_batches: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.min_batches = check_integer("min_batches", min_batches, 1)
 
     # What a data set defines

@@ -57,7 +57,7 @@ class ForecastSeries(ArrayDataModule):
         num_workers: int = 0,
         min_batches: int = 1,
     ) -> None:
-        super().__init__(batch_size, val_fraction, 0, num_workers, min_batches)
+        super().__init__(batch_size, val_fraction, 0, num_workers, min_batches=min_batches)
         self.source, self.columns = source, columns
         self.context, self.horizon = check_integer("context", context, 4), check_integer("horizon", horizon, 1)
         self.season = check_integer("season", season, 1)

@@ -149,7 +149,7 @@ class TimeSeries(ArrayDataModule):
         num_workers: int = 0,
         min_batches: int = 1,
     ) -> None:
-        super().__init__(batch_size, val_fraction, seed, num_workers, min_batches)
+        super().__init__(batch_size, val_fraction, seed, num_workers, min_batches=min_batches)
         if not re.fullmatch(r"[\w-]+", problem):
             raise ConfigurationError(f"problem must be a name of letters, digits, '_' and '-', not {problem!r}")
         self.problem = problem
