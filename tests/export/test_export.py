@@ -126,7 +126,7 @@ def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some)
         with pytest.raises(ConfigurationError, match=f"{name} cannot be written as NIR: "):
             export(name, to=to, out=out)
         return
-    if dtype == "int8" and not (spiking if to == "weights" else name.startswith("msnn") and spiking):
+    if dtype == "int8" and not spiking:
         with pytest.raises(
             ConfigurationError, match=r"int8 is for weights that meet spikes|integer weights are for s(pikes|ynapses)"
         ):
@@ -142,7 +142,7 @@ def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some)
         assert report.top1[1] > report.top1[0] - (4 if dtype == "int8" and name not in TINY else 2)
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.list_models("msnn*") if "spike_rate" in zoo.info(name)])
+@pytest.mark.parametrize("name", [name for name in zoo.list_models() if "spike_rate" in zoo.info(name)])
 def test_8_bits_find_the_classes_of_integers(name, made, some):
     """The weights of an 8-bit file, added up in float32 and in integers, on the images of the file."""
     count = some(name)
