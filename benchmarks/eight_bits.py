@@ -1,10 +1,12 @@
 """What weights in 8 bits cost: top-1 of zoo entries on their whole test set, with synapses in float32 and in int8.
 
     python -m benchmarks.eight_bits msnn_resnet12.c100 --data data/cifar100
-    python -m benchmarks.eight_bits msnn_rnn12.c100 --data data/cifar100 --seconds 300  # what is left, the next time
+    python -m benchmarks.eight_bits spiking.resnet18_cifar_c100 --data data/cifar100 --seconds 300  # then what is left
 
 The file is that of ``lightning-msnn export --to weights --dtype int8``, read back. Each entry has a line in
-``results/eight_bits.csv``; one that is not complete is gone on with, one that is complete is made anew.
+``results/eight_bits.csv``; one that is not complete is gone on with, one that is complete is made anew. An entry whose
+file has 8 bits already is refused: what can be compared is ``zoo export --dtype float32`` of its checkpoint, in a
+folder that ``LIGHTNING_MSNN_ZOO`` names.
 """
 
 from __future__ import annotations
@@ -74,7 +76,10 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the data set (digits need none)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop, for each entry")
     given = parser.parse_args()
-    for name in map(zoo.resolve, given.entry):
+    names = [zoo.resolve(name) for name in given.entry]
+    if there := [name for name in names if zoo.info(name)["weights"] == "int8"]:
+        parser.error(f"{there[0]} has 8 bits already: give an entry of its checkpoint in float32")
+    for name in names:
         rows: dict[str, Any] = {row["entry"]: row for row in read(RESULTS)}
         before = rows.get(name, {})
         unfinished = before and before["images"] != before["of"]

@@ -60,16 +60,19 @@ def test_gradients_of_each_image(family):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("images", [3, 32])
-def test_several_gradients_at_once(images):
-    """Of 32 images the gradient of a small kernel is another product."""
-    network, _ = make("msnn_resnet12_tiny", training=True)
-    x = torch.rand(images, 3, 16, 16)
-    out, parameters = network(x).sum(0), list(network.parameters())
+@pytest.mark.parametrize("repeats", [1, 11])
+def test_several_gradients_at_once(repeats):
+    """Of 32 images or more the gradient of a small kernel is another product."""
+    network, x = make("msnn_resnet12_tiny", training=True)
+    x = x.repeat(repeats, 1, 1, 1)
+    # Each image counts otherwise: batch norm takes the gradient of a plain sum to nothing but rounding.
+    out, parameters = (torch.randn(len(x), 1) * network(x)).sum(0), list(network.parameters())
     one = torch.autograd.grad(out[1], parameters, retain_graph=True)
     every = torch.autograd.grad(out, parameters, torch.eye(3), is_grads_batched=True)
-    for alone, together in zip(one, every, strict=True):
-        torch.testing.assert_close(alone, together[1], rtol=1e-4, atol=1e-5)
+    typical = torch.stack([gradient.abs().max() for gradient in one]).median()
+    assert typical > 1e-3
+    for alone, together in zip(one, every, strict=True):  # processors add up products of other sizes in other orders
+        torch.testing.assert_close(alone, together[1], rtol=1e-4, atol=1e-4 * float(typical))
 
 
 @pytest.mark.parametrize("differentiated", [True, False])
