@@ -252,9 +252,12 @@ typedef struct {
 /* Whether spikes leave the windows at once, and their gradients enter them so, without a map of membranes. */
 #define AT_ONCE(FORM, OMEGA) ((FORM) == FIRST || ((FORM) == COUPLED && (OMEGA) == SINE))
 
+/* Whether neurons return steps, or in training what is compiled for all of them: steps mixed with the rectifier. */
+static int common_soft(const Call *o) { return !o->anneal || o->soft == RECTIFIER; }
+
 static int fires_at_once(const Call *o) {
     int compiled = AT_ONCE(o->form, o->omega); /* for others it is not worth the compiler's time */
-    int bare = !o->anneal && !o->merged && !o->grad_merged && !o->timed;
+    int bare = common_soft(o) && !o->merged && !o->grad_merged && !o->timed;
     return o->fires && compiled && !o->out_overlaps && !o->padded && bare;
 }
 
@@ -372,6 +375,14 @@ INLINE float surrogate_of(int surrogate, float x) {
     return 1.0f - (y > 1.0f ? 1.0f : y);
 }
 
+/* The slope of what neurons return: the surrogate's of the step, in training mixed with that of soft (-1: none). */
+INLINE float slope_of(int surrogate, int soft, float u, float v, float a) {
+    float slope, h = surrogate_of(surrogate, u - v);
+    if (soft < 0) return h;
+    soft_of(soft, u, v, &slope, h);
+    return a * h + (1.0f - a) * slope;
+}
+
 /* A loop for what neurons return in training. */
 #define BY_SOFT(LOOP)                                                                                                  \
     if (o->soft == RECTIFIER) {                                                                                        \
@@ -381,6 +392,16 @@ INLINE float surrogate_of(int surrogate, float x) {
     } else {                                                                                                           \
         LOOP(GRADED)                                                                                                   \
     }
+
+/* Store a step, or in training its mixture with soft (-1: none), a of it the step. */
+INLINE void store_spike(void *p, int64_t i, float u, float v, float a, int soft, int bf16) {
+    if (soft < 0) {
+        store_step(p, i, u >= v, bf16);
+    } else {
+        float slope, y = soft_of(soft, u, v, &slope, 0.0f);
+        store(p, i, a * (u >= v ? 1.0f : 0.0f) + (1.0f - a) * y, bf16);
+    }
+}
 
 /* Merge, fire and write rows of the output, q their first pixel of the image. */
 INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bf16) {
@@ -403,13 +424,10 @@ INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_
             store_bytes(o->out, at, m, level, t->n);
         } else if (!o->anneal) {
 #pragma omp simd
-            for (int64_t c = 0; c < t->n; c++) store_step(o->out, at + c, m[c] >= level[c], bf16);
+            for (int64_t c = 0; c < t->n; c++) store_spike(o->out, at + c, m[c], level[c], a, -1, bf16);
         } else {
 #define MIX(SOFT)                                                                                                      \
-    _Pragma("omp simd") for (int64_t c = 0; c < t->n; c++) {                                                           \
-        float slope, y = soft_of(SOFT, m[c], level[c], &slope, 0.0f);                                                  \
-        store(o->out, at + c, a * (m[c] >= level[c] ? 1.0f : 0.0f) + (1.0f - a) * y, bf16);                            \
-    }
+    _Pragma("omp simd") for (int64_t c = 0; c < t->n; c++) store_spike(o->out, at + c, m[c], level[c], a, SOFT, bf16);
             BY_SOFT(MIX)
         }
         if (o->merged) {
@@ -474,11 +492,11 @@ INLINE Spot locate(const Call *o, const Task *t, int64_t b, int64_t i) {
 
 /* Visit the windows of an image: spikes, or sums of membranes on its map; and the membranes that are handed on. */
 INLINE void visit(
-    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int bytes, int padded, int timed,
-    int bf16
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int bytes, int soft, int padded,
+    int timed, int bf16
 ) {
     int64_t n = t->length;
-    float theta = o->theta ? *o->theta : 0.0f;
+    float theta = o->theta ? *o->theta : 0.0f, a = o->anneal ? *o->anneal : 1.0f;
     const float *tau = t->tau, *scale = t->scale, *shift = t->shift, *level = t->level;
     float *u0 = t->u, *u1 = u0 + n, *u2 = u1 + n, *u3 = u2 + n;
     if (!fires) memset(t->merged, 0, sizeof(float) * (size_t)((o->out_pixels + 1) * t->n));
@@ -505,10 +523,10 @@ INLINE void visit(
                 v = X(1), w = X(2), z = X(3);
             }
             if (fires && !bytes) {
-                store_step(o->out, s.out[0] + c, u >= level[c], bf16);
-                store_step(o->out, s.out[1] + c, v >= level[c], bf16);
-                store_step(o->out, s.out[2] + c, w >= level[c], bf16);
-                store_step(o->out, s.out[3] + c, z >= level[c], bf16);
+                store_spike(o->out, s.out[0] + c, u, level[c], a, soft, bf16);
+                store_spike(o->out, s.out[1] + c, v, level[c], a, soft, bf16);
+                store_spike(o->out, s.out[2] + c, w, level[c], a, soft, bf16);
+                store_spike(o->out, s.out[3] + c, z, level[c], a, soft, bf16);
             }
             if (!fires || bytes || form == FIRST) u0[c] = u, u1[c] = v, u2[c] = w, u3[c] = z;
         }
@@ -530,11 +548,11 @@ INLINE void visit(
 /* Back through the windows of an image. Where they do not overlap, gradients of spikes are taken and those of the current
  * given at once; else both are on the image's map in scratch memory. */
 INLINE void revisit(
-    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int surrogate, int in_overlaps, int padded,
-    int timed, int bf16
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int surrogate, int soft, int in_overlaps,
+    int padded, int timed, int bf16
 ) {
     int64_t n = t->length, step = o->places * n;
-    float theta = o->theta ? *o->theta : 0.0f;
+    float theta = o->theta ? *o->theta : 0.0f, a = o->anneal ? *o->anneal : 1.0f;
     const float *tau = t->tau, *scale = t->scale, *shift = t->shift, *level = t->level;
     float *by_tau = t->by_tau, *by_theta = t->by_theta;
     float *g0 = t->owed, *g1 = g0 + n, *g2 = g1 + n;
@@ -556,7 +574,7 @@ INLINE void revisit(
         const float *m2 = t->merged + s.out_pixel[2] * t->n, *m3 = t->merged + s.out_pixel[3] * t->n;
         const float *kept = t->kept + i * n;
 #define OWED(k, U)                                                                                                     \
-    ((surrogate < 0 ? m##k[c] : load(o->grad, s.out[k] + c, bf16) * surrogate_of(surrogate, (U) - level[c])) +         \
+    ((surrogate < 0 ? m##k[c] : load(o->grad, s.out[k] + c, bf16) * slope_of(surrogate, soft, U, level[c], a)) +       \
      (timed ? kept[k * step + c] : 0.0f))
 #pragma omp simd
         for (int64_t c = 0; c < n; c++) {
@@ -649,21 +667,25 @@ INLINE void revisit(
 #define TIMED(FORM, OMEGA) ((OMEGA) == SINE || (OMEGA) == NONE) /* native.py says so, too */
 #define VISIT(FORM, OMEGA)                                                                                             \
     if (AT_ONCE(FORM, OMEGA) && fires && o->bytes) {                                                                   \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 1, 0, 0)                                                                     \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 1, -1, 0, 0)                                                                 \
+    } else if (AT_ONCE(FORM, OMEGA) && fires && o->anneal) {                                                           \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, RECTIFIER, 0, 0)                                                          \
     } else if (AT_ONCE(FORM, OMEGA) && fires) {                                                                        \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, 0, 0)                                                                     \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, -1, 0, 0)                                                                 \
     } else if (TIMED(FORM, OMEGA) && o->timed) {                                                                       \
-        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, 1, 1)                                                                     \
+        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, -1, 1, 1)                                                                 \
     } else {                                                                                                           \
-        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, 1, 0)                                                                     \
+        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, -1, 1, 0)                                                                 \
     }
 #define REVISIT(FORM, OMEGA)                                                                                           \
-    if (AT_ONCE(FORM, OMEGA) && fires) {                                                                               \
-        BY_TYPE(revisit, b, FORM, OMEGA, TRIANGULAR, 0, 0, 0)                                                          \
+    if (AT_ONCE(FORM, OMEGA) && fires && o->anneal) {                                                                  \
+        BY_TYPE(revisit, b, FORM, OMEGA, TRIANGULAR, RECTIFIER, 0, 0, 0)                                               \
+    } else if (AT_ONCE(FORM, OMEGA) && fires) {                                                                        \
+        BY_TYPE(revisit, b, FORM, OMEGA, TRIANGULAR, -1, 0, 0, 0)                                                      \
     } else if (TIMED(FORM, OMEGA) && o->timed) {                                                                       \
-        BY_TYPE(revisit, b, FORM, OMEGA, -1, (int)o->in_overlaps, 1, 1)                                                \
+        BY_TYPE(revisit, b, FORM, OMEGA, -1, -1, (int)o->in_overlaps, 1, 1)                                            \
     } else {                                                                                                           \
-        BY_TYPE(revisit, b, FORM, OMEGA, -1, (int)o->in_overlaps, 1, 0)                                                \
+        BY_TYPE(revisit, b, FORM, OMEGA, -1, -1, (int)o->in_overlaps, 1, 0)                                            \
     }
 #define DISPATCH(NAME, DO)                                                                                             \
     static void NAME(const Call *o, const Task *t, int64_t b, int fires) {                                             \
@@ -766,16 +788,17 @@ INLINE void pass_back(const Call *o, const Task *t, float *m, int64_t row, int64
 }
 
 /* Normalise and fire rows that are independent of each other, or add the stream to them. */
-INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int bf16) {
+INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int soft, int bf16) {
     const float *scale = o->norm + 2 * o->channels + t->c0, *shift = o->norm + 3 * o->channels + t->c0;
     const float *level = t->threshold;
+    float a = o->anneal ? *o->anneal : 1.0f;
     for (int64_t r = 0; r < rows; r++) {
         int64_t at = (row + r) * o->channels + t->c0;
 #pragma omp simd
         for (int64_t c = 0; c < t->n; c++) {
             float x = load(o->current, at + c, bf16);
             x = normed ? fmaf(x, scale[c], shift[c]) : x;
-            store_step(o->out, at + c, x >= level[c], bf16);
+            store_spike(o->out, at + c, x, level[c], a, soft, bf16);
         }
     }
 }
@@ -797,6 +820,20 @@ INLINE void add_stream(const Call *o, const Task *t, int64_t row, int64_t rows, 
     }
 }
 
+#define FIRE(NORMED)                                                                                                   \
+    if (o->anneal) {                                                                                                   \
+        BY_TYPE(fire_rows, row, rows, NORMED, RECTIFIER)                                                               \
+    } else {                                                                                                           \
+        BY_TYPE(fire_rows, row, rows, NORMED, -1)                                                                      \
+    }
+static void fire_at_once(const Call *o, const Task *t, int64_t row, int64_t rows) {
+    if (o->norm) {
+        FIRE(1)
+    } else {
+        FIRE(0)
+    }
+}
+
 static void forward(const Call *o, Task *t, int64_t tile) {
     for (int64_t b = t->b0; b < t->b1; b += tile) {
         if (!o->windows) {
@@ -805,10 +842,8 @@ static void forward(const Call *o, Task *t, int64_t tile) {
                 read_out(o, t, t->x, b, rows);
                 write_in(o, t, t->x, 0, b, rows);
                 BY_TYPE(keep_rows, t->x, b, rows)
-            } else if (o->fires && !o->bytes && !o->anneal && !o->merged && o->norm) {
-                BY_TYPE(fire_rows, b, rows, 1)
-            } else if (o->fires && !o->bytes && !o->anneal && !o->merged) {
-                BY_TYPE(fire_rows, b, rows, 0)
+            } else if (o->fires && !o->bytes && common_soft(o) && !o->merged) {
+                fire_at_once(o, t, b, rows);
             } else if (!o->fires && o->norm && !o->merged) {
                 BY_TYPE(add_stream, b, rows)
             } else {
@@ -933,13 +968,7 @@ INLINE float owed_of(
     float g = load(o->grad, at, bf16);
     *x = load(o->current, at, bf16);
     if (surrogate < 0) return g;
-    float u = fmaf(*x, scale, shift), h = surrogate_of(surrogate, u - level);
-    if (soft >= 0) {
-        float slope;
-        soft_of(soft, u, level, &slope, h);
-        h = a * h + (1.0f - a) * slope;
-    }
-    return g * h;
+    return g * slope_of(surrogate, soft, fmaf(*x, scale, shift), level, a);
 }
 
 INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int surrogate, int soft, int bf16) {
@@ -1015,7 +1044,7 @@ BACK(owe_input, owe_current)
 
 /* Whether gradients are made twice. */
 static int is_twice(const Call *o) {
-    int common = !o->fires || (o->surrogate == TRIANGULAR && (!o->anneal || o->soft == RECTIFIER));
+    int common = !o->fires || (o->surrogate == TRIANGULAR && common_soft(o));
     return !o->windows && o->norm && !o->level && !o->grad_merged && o->whole && common;
 }
 
