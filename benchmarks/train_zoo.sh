@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
 # Train an entry of the zoo on one device, and a twin to teach it: weights, measured figures and card of both.
 #
-#   benchmarks/train_zoo.sh msnn_resnet12 data/cifar100 out                        # on CUDA, bf16
-#   EPOCHS=2 benchmarks/train_zoo.sh msnn_vit12 data/cifar100 out --trainer.accelerator cpu
+#   benchmarks/train_zoo.sh msnn_resnet12 cifar100 data/cifar100 out               # on CUDA, bf16
+#   EPOCHS=2 benchmarks/train_zoo.sh msnn_vit12 cifar10 data/cifar10 out --trainer.accelerator cpu
 #
 # What stops it does not matter: the same command goes on from the last checkpoint. out/zoo/<entry> is there when done;
 # LIGHTNING_MSNN_ZOO=out/zoo puts its entries in front of those that the package has.
 set -euo pipefail
-network=$1 data=$2 out=$3
-shift 3
+network=$1 data=$3 out=$4
+case $2 in
+cifar100) tag=c100 ;;
+cifar10) tag=c10 ;;
+*) echo "no entries are of the data set '$2': cifar100, cifar10" >&2 && exit 2 ;;
+esac
+of=data/$2
+shift 4
 epochs=${EPOCHS:-100}
 export LIGHTNING_MSNN_ZOO=$out/zoo
 
@@ -16,7 +22,7 @@ fit() { # entry, recipe, options
     entry=$1 recipe=$2
     shift 2
     test -e "$out/zoo/$entry" && return
-    lightning-msnn fit --config data/cifar100 --config "recipe/$recipe" --model.network "$network" --data.root "$data" \
+    lightning-msnn fit --config "$of" --config "recipe/$recipe" --model.network "$network" --data.root "$data" \
         --trainer.max_epochs "$epochs" --trainer.accelerator gpu \
         --run.folder "$out/runs" --run.name "$entry" --run.test false --ckpt_path last "$@"
     run=$(ls -td "$out/runs/$entry"/version_* | head -1)
@@ -38,6 +44,6 @@ fit() { # entry, recipe, options
 }
 
 mkdir -p "$out/zoo"
-fit "$network.c100_relu" twin "$@"
-fit "$network.c100" taught --model.teacher "$network.c100_relu" \
-    --model.init_from "$network.c100_relu" "$@"
+fit "$network.${tag}_relu" twin "$@"
+fit "$network.$tag" taught --model.teacher "$network.${tag}_relu" \
+    --model.init_from "$network.${tag}_relu" "$@"
