@@ -200,6 +200,11 @@ def test_series_from_fit_to_a_zoo_entry(series, monkeypatch):
     assert export(LAST, to="weights", out="y.safetensors").top1 is None, (
         "random series, as nobody says where others are"
     )
+    (series / "shipped").mkdir()
+    for part in ("TRAIN", "TEST"):
+        (series / "shipped" / f"Waves_{part}.ts").write_text(Path(f"Waves_{part}.ts").read_text().replace("up", "left"))
+    monkeypatch.setattr("lightning_msnn.data.time_series.aeon_folder", lambda: series / "shipped")
+    assert export(LAST, to="weights", out="z.safetensors").top1 is None, "others of that name are not these"
     with pytest.raises(ConfigurationError, match="takes neither images nor recordings: use TimeSeries"):
         zoo.transforms("msnn_resnet12_tiny.waves")
 

@@ -162,8 +162,10 @@ class _Monitor(Callback):
         """Whether a batch is the last of an epoch, or of the training, in which the trainer logs an optimizer step."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         steps = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-        ends = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches or steps == trainer.max_steps
-        before = steps - math.ceil((batch_idx + 1) / trainer.accumulate_grad_batches)
+        batches, together = batch_idx + 1, trainer.accumulate_grad_batches
+        ends = trainer.is_last_batch or batches == trainer.num_training_batches
+        ends = ends or (steps == trainer.max_steps and batches % together == 0)
+        before = steps - math.ceil(batches / together)
         return bool(ends) and every > 0 and (before == 0 or steps // every > before // every)
 
     def on_train_batch_end(

@@ -16,6 +16,9 @@ from lightning_msnn.errors import ConfigurationError, check_integer, choose
 
 __all__ = ["ArrayDataModule", "NamedDataset", "aeon_folder", "list_files"]
 
+MOST_BATCHES = 10_000
+"""Batches of an epoch that few samples are repeated for: the order of all of them is drawn at once."""
+
 
 class NamedDataset(Dataset[Batch]):
     """Inputs without targets, each with the name of its file.
@@ -46,7 +49,8 @@ class ArrayDataModule(PartDataModule):
 
     Args:
         *args: Of :class:`~lightning_msnn.data.parts.PartDataModule`.
-        min_batches: Batches of an epoch, at least: a smaller training part is met several times in one, in any order.
+        min_batches: Batches of an epoch on each device, at least: a smaller training part is met several times in one,
+            in any order. From 1 to :data:`MOST_BATCHES`.
         **kwargs: Of the same.
 
     Raises:
@@ -68,6 +72,8 @@ class ArrayDataModule(PartDataModule):
     def __init__(self, *args: Any, min_batches: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.min_batches = check_integer("min_batches", min_batches, 1)
+        if min_batches > MOST_BATCHES:
+            raise ConfigurationError(f"min_batches must be {MOST_BATCHES} at most, not {min_batches}")
 
     # What a data set defines
 
@@ -130,7 +136,7 @@ class ArrayDataModule(PartDataModule):
             if "train" not in self._datasets and (part == "train" or (self._learns and "mean" not in vars(self))):
                 whole = ArrayDataset(*self.read("train"))
                 train, val = self.split(whole.targets)
-                self._datasets |= {"train": whole.select(self._of_an_epoch(train)), "val": whole.select(val)}
+                self._datasets |= {"train": whole.select(train), "val": whole.select(val)}
                 if "mean" not in vars(self):  # as where a checkpoint has said them
                     self.prepare(whole.images[train])
             if part == "test":
@@ -138,10 +144,11 @@ class ArrayDataModule(PartDataModule):
             elif part is None:
                 self._datasets["predict"] = self.read_unknown()
 
-    def _of_an_epoch(self, train: Tensor) -> Tensor:
-        """The training inputs as often as it takes for ``min_batches`` on each device."""
-        devices = 1 if self.trainer is None else self.trainer.world_size
-        return train.repeat(max(1, math.ceil(self.min_batches * self.batch_size * devices / max(len(train), 1))))
+    def _passes(self, share: int) -> int:
+        """As often as it takes for ``min_batches``; a device has one batch in any case."""
+        if max(1, share // self.batch_size) >= self.min_batches:
+            return 1
+        return math.ceil(self.min_batches * self.batch_size / max(share, 1))
 
     @property
     def _learns(self) -> bool:

@@ -121,6 +121,8 @@ def _of_data(source: Source, root: str | Path | None) -> Samples | None:
     for name, ours in (("class_names", source.class_names), ("mean", source.mean), ("std", source.std)):
         theirs = list(getattr(module, name, ours))
         if ours and theirs != ours:
+            if root is None:  # data of that name, but others
+                return None
             raise ConfigurationError(f"{source.data} has {name} {theirs}, but {source.name} has {ours}")
     images = torch.cat(list(evenly(module, NUMBER)))
     chosen = targets[spread(targets, NUMBER)]

@@ -113,8 +113,8 @@ def _recomputing(block: nn.Module, around: Stream | None) -> Iterator[None]:
     """Compute a block once more as it was computed, in what is left of its stream, and leave its statistics alone."""
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:  # they are handed over as before, but nothing is added to them
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, (_, number) in zip(norms, kept, strict=True):  # nothing is added to what they have
+        norm.momentum, norm.num_batches_tracked = 0.0, None if number is None else number.clone()
     try:
         with streaming(around and Stream(around.before)):
             yield

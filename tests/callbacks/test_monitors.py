@@ -106,6 +106,7 @@ def test_short_epochs_are_not_counted_each(every, logged, tmp_path):
         ({"log_every_n_steps": 10, "accumulate_grad_batches": 3, "max_epochs": 10}, [1, 9, 19]),
         ({"log_every_n_steps": 0}, []),
         ({"log_every_n_steps": 2, "max_epochs": -1, "max_steps": 4}, [3]),
+        ({"log_every_n_steps": 1, "accumulate_grad_batches": 4, "max_epochs": -1, "max_steps": 3}, [1, 2]),
     ],
 )
 def test_optimizer_steps_are_counted_as_the_trainer_does(options, logged, tmp_path):

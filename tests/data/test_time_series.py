@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -230,9 +232,32 @@ def test_an_epoch_of_few_series_meets_each_as_often(least, passes, problem):
     assert (module.mean, module.std) == (whole.mean, whole.std)
 
 
-def test_the_number_of_batches_is_checked(problem):
-    with pytest.raises(ConfigurationError, match="min_batches must be an integer of at least 1, not 0"):
-        TimeSeries("Waves", root=str(problem), min_batches=0)
+@pytest.mark.parametrize(("least", "batches"), [(1, [36]), (2, [48, 48])])
+def test_a_batch_that_all_series_do_not_fill(least, batches, problem):
+    module = TimeSeries("Waves", root=str(problem), batch_size=48, min_batches=least)
+    module.setup("fit")
+    met = [series[:, 0, 0, 0] for series, _ in module.train_dataloader()]
+    assert [len(batch) for batch in met] == batches
+    assert len(torch.cat(met).unique()) == 36
+
+
+def test_the_number_of_batches_follows_devices_and_batch_size(problem):
+    module = TimeSeries("Waves", root=str(problem), batch_size=2, min_batches=20)
+    module.setup("fit")
+    assert len(module.train_dataloader()) == 36
+    module.batch_size = 12
+    assert len(module.train_dataloader()) == 21
+    module.trainer = Mock(world_size=2, global_rank=1)
+    assert len(module.train_dataloader()) == 21
+    assert len(module.train_dataloader().dataset) == 36
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [(0, "an integer of at least 1, not 0"), (10**20, f"10000 at most, not {10**20}")]
+)
+def test_the_number_of_batches_is_checked(wrong, said, problem):
+    with pytest.raises(ConfigurationError, match=f"min_batches must be {said}"):
+        TimeSeries("Waves", root=str(problem), min_batches=wrong)
 
 
 @pytest.mark.parametrize("network", ["msnn_resnet12_tiny", "msnn_vit12_tiny", "msnn_rnn12_tiny"])

@@ -215,11 +215,17 @@ def test_no_weight_decay(name):
     assert {n for n in named if "decay" in n} <= spared
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["kernels", "reference"])
+@pytest.mark.parametrize(
+    ("dtype", "synchronised"),
+    [(torch.float32, False), (torch.float64, False), (torch.float64, True)],
+    ids=["kernels", "reference", "synchronised"],
+)
 @pytest.mark.parametrize("name", DISTINCT)
-def test_grad_checkpointing_changes_nothing(name, dtype):
+def test_grad_checkpointing_changes_nothing(name, dtype, synchronised):
     x = torch.randn(4, 3, 32, 32, dtype=dtype)
     model = make(name).train().to(dtype)
+    if synchronised:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     grads, states = [], []
     for enable in (False, True):
         twin = copy.deepcopy(model)
@@ -230,7 +236,7 @@ def test_grad_checkpointing_changes_nothing(name, dtype):
     for a, b in zip(*grads, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
     torch.testing.assert_close(*states, rtol=0, atol=0, msg="statistics of batch norm follow a step once")
-    assert all(m.momentum for m in twin.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(m.momentum for m in twin.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm))
 
 
 @pytest.mark.parametrize("name", DISTINCT)
