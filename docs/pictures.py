@@ -1,6 +1,6 @@
 """Measure what the pages show, and draw it.
 
-    python docs/pictures.py measure --cifar100 data/cifar100 --spoken-digits data/spoken_digits   # docs/measured.json
+    python docs/pictures.py measure --cifar100 data/cifar100 --cifar10 data/cifar10 --spoken-digits data/spoken_digits
     python docs/pictures.py draw                                              # docs/pictures/*.png, needs no data
 
 ``measure`` counts spikes of every entry of the zoo on test samples, evenly of all classes, and operations of one entry
@@ -37,7 +37,7 @@ MEASURED = HERE / "measured.json"
 ENTRY = "msnn_resnet12.c100"
 """Entry whose operations are counted beside its twins, and whose membranes are drawn."""
 
-SAMPLES = {"Digits": 359, "CIFAR100": 256, "SpokenDigits": 300}
+SAMPLES = {"Digits": 359, "CIFAR100": 256, "CIFAR10": 256, "SpokenDigits": 300}
 COLOURS = ["#3b6fb6", "#d9822b", "#3f9b5f", "#a4508b"]
 """Those of the four windows, as in ``windows.png``."""
 
@@ -49,6 +49,7 @@ FAMILIES = {
 }
 DATA = {
     "CIFAR100": "CIFAR-100, 10,000 test images",
+    "CIFAR10": "CIFAR-10, 10,000 test images",
     "Digits": "digits, 359 test images",
     "SpokenDigits": "spoken digits, 300 recordings",
 }
@@ -367,10 +368,11 @@ if __name__ == "__main__":
     verbs = parser.add_subparsers(dest="verb", required=True)
     measuring = verbs.add_parser("measure")
     measuring.add_argument("--cifar100", required=True, help="its folder")
+    measuring.add_argument("--cifar10", required=True, help="its folder")
     measuring.add_argument("--spoken-digits", required=True, help="their folder")
     verbs.add_parser("draw")
     given = parser.parse_args()
     if given.verb == "measure":
-        measure({"CIFAR100": given.cifar100, "SpokenDigits": given.spoken_digits})
+        measure({"CIFAR100": given.cifar100, "CIFAR10": given.cifar10, "SpokenDigits": given.spoken_digits})
     else:
         draw()
