@@ -129,7 +129,7 @@ def test_cards_are_in_the_format_of_the_hub(name):
     top1 = next(result for result in card.eval_results if result.metric_name == "Top-1 accuracy")
     assert (top1.metric_type, top1.metric_value, top1.dataset_split) == ("accuracy", config["top1"], "test")
     assert top1.dataset_name == kind
-    assert card.datasets == (["uoft-cs/cifar100"] if top1.dataset_name == "CIFAR100" else None)
+    assert card.datasets == ([f"uoft-cs/{kind.lower()}"] if kind.startswith("CIFAR") else None)
     assert ("spiking-neural-network" in card.tags) == ("spike_rate" in config)
 
 
