@@ -16,7 +16,7 @@ import pytest
 import timm
 import torch
 
-from benchmarks import experiments, rates, speed
+from benchmarks import beyond_images, experiments, rates, speed
 from benchmarks.trainings import read
 from lightning_msnn import zoo
 from lightning_msnn.conversion.tracing import trace
@@ -247,6 +247,30 @@ def by_hand(page: str) -> list[str]:
     ]
 
 
+def sequences() -> list[str]:
+    rows = read(RESULTS / "beyond_images.csv")
+    joules = {(row["data"], row["variant"]): float(row["energy_uj"]) for row in rows if row["seed"] == "0"}
+    shares = {
+        variant: [
+            joules[data, variant] / joules[data, "windows"] for data in beyond_images.SETS if (data, variant) in joules
+        ]
+        for variant in ("single", "four steps")
+    }
+    single, four = shares["single"], shares["four steps"]
+    arrows = {
+        variant: statistics.mean(
+            100 * float(row["test"]) for row in rows if (row["data"], row["variant"]) == ("arrowhead", variant)
+        )
+        for variant in ("windows", "twin")
+    }
+    return [
+        *by_hand("beyond-images.md"),
+        f"the one without takes {100 * (1 - max(single)):.0f} to {100 * (1 - min(single)):.0f} % less energy",
+        f"take {min(four):.1f} to {max(four):.1f} times the energy",
+        f"{arrows['twin'] - arrows['windows']:.1f} points ahead on average",
+    ]
+
+
 def dialled() -> list[str]:
     """What a network needed and knew after its dial was turned, as shares of what it needed before."""
     floats = {row["entry"]: row["top1_float32"] for row in read(RESULTS / "eight_bits.csv")}
@@ -278,7 +302,7 @@ QUICKSTART = "lightning-msnn fit --config quickstart"
 SENTENCES: dict[str, Callable[[], list[str]]] = {
     "README.md": lambda: [table(OWN), f"about {minutes(QUICKSTART)}, with no download"],
     "benchmarks/README.md": benchmarks,
-    "docs/beyond-images.md": lambda: by_hand("beyond-images.md"),
+    "docs/beyond-images.md": sequences,
     "docs/convert.md": convert,
     "docs/dial.md": dialled,
     "docs/energy.md": energy,
