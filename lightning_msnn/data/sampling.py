@@ -48,8 +48,8 @@ class ShardSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         start, self.start = self.start, 0
-        everything = (index % self.size for index in super().__iter__()) if self.shuffle else self._in_order()
-        return islice(everything, start, None)
+        everything = super().__iter__() if self.shuffle else self._in_order()
+        return (index % self.size for index in islice(everything, start, None))
 
     def _in_order(self) -> Iterator[Any]:
         return iter(range(self.rank, self.size, self.num_replicas))

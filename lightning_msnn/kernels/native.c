@@ -826,7 +826,7 @@ INLINE void add_stream(const Call *o, const Task *t, int64_t row, int64_t rows, 
     } else {                                                                                                           \
         BY_TYPE(fire_rows, row, rows, NORMED, -1)                                                                      \
     }
-static void fire_at_once(const Call *o, const Task *t, int64_t row, int64_t rows) {
+static void fire(const Call *o, const Task *t, int64_t row, int64_t rows) {
     if (o->norm) {
         FIRE(1)
     } else {
@@ -843,7 +843,7 @@ static void forward(const Call *o, Task *t, int64_t tile) {
                 write_in(o, t, t->x, 0, b, rows);
                 BY_TYPE(keep_rows, t->x, b, rows)
             } else if (o->fires && !o->bytes && common_soft(o) && !o->merged) {
-                fire_at_once(o, t, b, rows);
+                fire(o, t, b, rows);
             } else if (!o->fires && o->norm && !o->merged) {
                 BY_TYPE(add_stream, b, rows)
             } else {
