@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -144,11 +145,13 @@ class ArrayDataModule(PartDataModule):
             elif part is None:
                 self._datasets["predict"] = self.read_unknown()
 
-    def _passes(self, share: int) -> int:
-        """As often as it takes for ``min_batches``; a device has one batch in any case."""
-        if max(1, share // self.batch_size) >= self.min_batches:
-            return 1
-        return math.ceil(self.min_batches * self.batch_size / max(share, 1))
+    def _of_an_epoch(self, dataset: ArrayDataset, devices: int) -> ArrayDataset:
+        """Each sample as often as it takes for ``min_batches``; a device has one batch in any case."""
+        size = len(dataset)
+        if not size or max(1, size // devices // self.batch_size) >= self.min_batches:
+            return dataset
+        passes = math.ceil(self.min_batches * self.batch_size * devices / size)
+        return dataset.select(torch.arange(size).repeat(passes))
 
     @property
     def _learns(self) -> bool:

@@ -122,16 +122,17 @@ class PartDataModule(LightningDataModule):
             raise RuntimeError(f"the {name} part is not loaded: call prepare_data() and setup() first")
         return self._datasets[name]
 
-    def _passes(self, share: int) -> int:
-        """How often an epoch meets each training sample, of which a device has a share."""
-        return 1
+    def _of_an_epoch(self, dataset: Any, devices: int) -> Any:
+        """The training part as an epoch meets it."""
+        return dataset
 
     def _loader(self, name: str) -> Loader:
         dataset = self._ready(name)
         training = name == "train"
         devices, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-        passes = self._passes(len(dataset) // devices) if training else 1
-        sampler = ShardSampler(dataset, devices, rank, training, self._seed_of_shuffle(), passes)
+        if training:
+            dataset = self._of_an_epoch(dataset, devices)
+        sampler = ShardSampler(dataset, devices, rank, training, self._seed_of_shuffle())
         if training:
             sampler.set_epoch(next(self._loaders))  # a Trainer sets the right one; else each loader is shuffled anew
         return Loader(
@@ -140,7 +141,7 @@ class PartDataModule(LightningDataModule):
             sampler=sampler,
             generator=torch.Generator(),
             # Batch norm fails on a last batch of one sample; but each device must be left at least one batch.
-            drop_last=training and passes * len(dataset) // devices >= self.batch_size,
+            drop_last=training and len(dataset) // devices >= self.batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,

@@ -24,19 +24,14 @@ class ShardSampler(DistributedSampler[Any]):
         rank: Number of this process.
         training: Whether to shuffle.
         seed: Seed of the order, the same on every process.
-        passes: How often an epoch of the training meets each image; all passes are shuffled together.
 
     Raises:
         ConfigurationError: If a process would have no image to evaluate.
     """
 
-    def __init__(
-        self, dataset: Dataset[Any], num_replicas: int, rank: int, training: bool, seed: int, passes: int = 1
-    ) -> None:
+    def __init__(self, dataset: Dataset[Any], num_replicas: int, rank: int, training: bool, seed: int) -> None:
+        super().__init__(dataset, num_replicas, rank, shuffle=training, seed=seed)
         size = len(dataset)  # type: ignore[arg-type]
-        # Torch's sampler asks for the length alone.
-        super().__init__(range(passes * size), num_replicas, rank, shuffle=training, seed=seed)  # type: ignore[arg-type]
-        self.size = size
         if not training:
             if size < num_replicas:
                 raise ConfigurationError(
@@ -49,10 +44,10 @@ class ShardSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         start, self.start = self.start, 0
         everything = super().__iter__() if self.shuffle else self._in_order()
-        return (index % self.size for index in islice(everything, start, None))
+        return islice(everything, start, None)
 
     def _in_order(self) -> Iterator[Any]:
-        return iter(range(self.rank, self.size, self.num_replicas))
+        return iter(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
 def even_batch_size(batch_size: int, images: int, processes: int) -> int:

@@ -249,7 +249,20 @@ def test_the_number_of_batches_follows_devices_and_batch_size(problem):
     assert len(module.train_dataloader()) == 21
     module.trainer = Mock(world_size=2, global_rank=1)
     assert len(module.train_dataloader()) == 21
-    assert len(module.train_dataloader().dataset) == 36
+    module.trainer = Mock(world_size=40, global_rank=39)
+    assert len(module.train_dataloader()) == 20, "fewer series than devices"
+    assert len(module._datasets["train"]) == 36
+
+
+@pytest.mark.parametrize("batches", [2, 1.0])
+def test_overfitting_on_fewer_series_than_a_batch(batches, problem):
+    module = TimeSeries("Waves", root=str(problem), batch_size=64, min_batches=5)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, overfit_batches=batches, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(SpikingClassifier("msnn_resnet12_tiny", num_classes=2, in_chans=3), datamodule=module)
+    assert trainer.global_step == (2 if batches == 2 else 5)
 
 
 @pytest.mark.parametrize(

@@ -418,7 +418,7 @@ def card_with(folder, **changes):
 
 def test_every_number_of_a_card_is_measured():
     """But for what no test set can tell."""
-    facts, told = json.loads((entries()[DIGITS] / "config.json").read_text())[FACTS], {"epochs", "seed"}
+    facts, told = json.loads((entries()[DIGITS] / "config.json").read_text())[FACTS], {"epochs", "seed", "top1_ann_twin"}
     assert {k for k, v in facts.items() if isinstance(v, int | float | list)} - told == MEASURED
 
 
@@ -674,6 +674,13 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
         of_file = eighth[key] if key in eighth else eighth[key.replace(".weight", ".conv.weight")]
         assert torch.equal(value.abs(), of_file.abs())
     zoo.verify(name)
+    file, other = tmp_path / "i" / name / "model.safetensors", zoo.load(name)
+    other.apply(lambda module: [torch.nn.init.zeros_(p) for p in module.parameters()])
+    timm.models.load_checkpoint(other, str(file), strict=False)
+    kept = zoo.load(name).state_dict()
+    assert all(torch.equal(value, kept[key]) for key, value in other.state_dict().items())
+    with pytest.raises(ConfigurationError, match="has 8 bits, and a finite scale above 0 is needed"):
+        other.load_state_dict({key: value for key, value in eighth.items() if key in kept})
 
     content = torch.load(tmp_path / "x.ckpt", weights_only=True)
     content["preprocessing"]["data"] = "CIFAR100"
