@@ -13,7 +13,7 @@ from lightning_msnn.conversion import SpikingLayer
 from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.models.msnn_rnn import Recurrence, SpikingRecurrence
 from lightning_msnn.models.weights import SCALE
-from lightning_msnn.nn import AnalogueMLP, BernoulliEncoder, Spike, Synapse
+from lightning_msnn.nn import AnalogueMLP, Synapse
 from lightning_msnn.nn.integer import quantised
 
 __all__ = ["DTYPES", "stored", "synapses"]
@@ -25,12 +25,12 @@ DTYPES = ("float32", "float16", "int8")
 def synapses(network: nn.Module) -> set[str]:
     """Return the names of the weights that meet spikes, of every convolution, linear layer and recurrent cell.
 
+    Of a twin with rectifiers they are the same, which meet what stands in the place of spikes there.
+
     Args:
         network: A network of this package, converted ones included.
     """
     modules = dict(network.named_modules())
-    if not any(isinstance(module, Spike | BernoulliEncoder) for module in modules.values()):
-        return set()  # a twin with rectifiers
     mlps = [name for name, module in modules.items() if isinstance(module, AnalogueMLP)]
     analogue = {f"{name}.{part}" for name in mlps for part in ("fc1", "fc2")}
     found = set()
