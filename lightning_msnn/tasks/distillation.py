@@ -58,11 +58,19 @@ def feature_loss(features: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -
     return torch.stack(shares).mean()
 
 
+def _stages(network: nn.Module) -> dict[str, str]:
+    """Return the names of a network's stages, and the size of what each makes of an image."""
+    # Where blocks pass on more than a map, timm finds it in a module beside them.
+    return {
+        info["module"].removesuffix(".feature"): f"{info['num_chs']} channels at 1/{info['reduction']} of the image"
+        for info in getattr(network, "feature_info", ())
+    }
+
+
 def block_names(network: nn.Module) -> list[str]:
     """Return the names of a network's blocks: the parts of what timm's ``feature_info`` names."""
     names: list[str] = []
-    for info in getattr(network, "feature_info", ()):
-        name = info["module"]
+    for name in _stages(network):
         name = f"{name}.blocks" if hasattr(network.get_submodule(name), "blocks") else name
         stage = network.get_submodule(name)
         inner = isinstance(stage, nn.Sequential | nn.ModuleList)
@@ -84,7 +92,8 @@ def watched(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tens
     kept: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
-        return lambda module, args, output: kept.update({name: output})
+        # Recurrent blocks return their membranes beside the map.
+        return lambda module, args, output: kept.update({name: output[0] if isinstance(output, tuple) else output})
 
     handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
@@ -183,10 +192,7 @@ class Teacher:
                 "teacher_features needs a teacher with blocks of the student's names, as its twin or what it was "
                 f"converted from has: {self.source} has {', '.join(theirs[:3]) or 'none'}"
             )
-        own, its = (
-            {info["module"]: f"{info['num_chs']} channels at 1/{info['reduction']} of the image" for info in infos}
-            for infos in (getattr(network, "feature_info", ()) for network in (student, self.network))
-        )
+        own, its = _stages(student), _stages(self.network)
         for name, size in own.items():
             if its.get(name, size) != size:
                 raise ConfigurationError(

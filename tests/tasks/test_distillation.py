@@ -260,13 +260,16 @@ def test_the_command_line_refuses_a_teacher_before_it_writes(tmp_path, monkeypat
 BLOCKS = ["stages.0.blocks.0", "stages.1.blocks.0"]
 
 
+OF_12 = [f"stages.{i}.blocks.{j}" for i, depth in enumerate((2, 2, 6, 2)) for j in range(depth)]
+
+
 @pytest.mark.parametrize(
     ("network", "names"),
     [
-        ("msnn_vit12_tiny", [f"stages.{i}.blocks.{j}" for i, depth in enumerate((2, 2, 6, 2)) for j in range(depth)]),
-        ("msnn_rnn12_tiny", [f"stages.{i}.feature" for i in range(4)]),
+        ("msnn_vit12_tiny", OF_12),
+        ("msnn_rnn12_tiny", OF_12),
         ("resnet18", ["act1", *(f"layer{i}.{j}" for i in range(1, 5) for j in range(2))]),
-        ("convnext_femto", [f"stages.{i}.blocks.{j}" for i, depth in enumerate((2, 2, 6, 2)) for j in range(depth)]),
+        ("convnext_femto", OF_12),
         ("vgg11_bn", [f"features.{i}" for i in (2, 6, 13, 20, 27)]),
     ],
 )
