@@ -1,7 +1,7 @@
 """What weights in 8 bits cost: top-1 of zoo entries on their whole test set, with synapses in float32 and in int8.
 
     python -m benchmarks.eight_bits msnn_vit12_tiny.digits
-    python -m benchmarks.eight_bits spiking.resnet18_cifar_c100 --data data/cifar100 --seconds 300  # then what is left
+    python -m benchmarks.eight_bits msnn_resnet12_tiny.fsdd --data data/spoken_digits --seconds 60  # then what is left
 
 The file is that of ``lightning-msnn export --to weights --dtype int8``, read back. Each entry has a line in
 ``results/eight_bits.csv``; one that is not complete is gone on with, one that is complete is made anew. An entry whose
