@@ -32,7 +32,10 @@ def _build(model: nn.Module, **changes: Any) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):  # that a twin is made must not change the training
         twin: nn.Module = timm.create_model(name, **{**arguments, **changes})
-    twin.load_state_dict(fitting(model.state_dict(), twin.state_dict()), strict=False)
+    own = twin.state_dict()
+    # A network in integers gives integers, whose scales calibrated batch norms take up.
+    weights = {name: value.to(own[name].dtype) for name, value in fitting(model.state_dict(), own).items()}
+    twin.load_state_dict(weights, strict=False)
     tensor = next(model.parameters())
     return twin.to(tensor.device, tensor.dtype).train(model.training)
 

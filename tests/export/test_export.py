@@ -155,7 +155,7 @@ def test_8_bits_find_the_classes_of_integers(name, made, some):
     assert len(wide) == count
     # A membrane next to its threshold moves the logits of its image, and where two classes are level, the class.
     assert (wide.argmax(1) != narrow.argmax(1)).sum() <= 1
-    assert ((wide - narrow).abs().amax(1) > 1e-3).double().mean() < 0.05
+    assert ((wide - narrow).abs().amax(1) > 1e-3).sum() < max(2, count / 20)
 
 
 # ONNX
