@@ -258,18 +258,18 @@ def sequences() -> list[str]:
     }
     single, four = shares["single"], [share for share in shares["four steps"] if share > 2]
     (parts,) = {f"{share:.1f}" for share in shares["four steps"] if share <= 2}
-    arrows = {
-        variant: statistics.mean(
-            100 * float(row["test"]) for row in rows if (row["data"], row["variant"]) == ("arrowhead", variant)
-        )
-        for variant in ("windows", "twin")
+    means = {
+        key: statistics.mean(100 * float(row["test"]) for row in rows if (row["data"], row["variant"]) == key)
+        for key in {(row["data"], row["variant"]) for row in rows}
     }
     return [
         *by_hand("beyond-images.md"),
         f"the one without takes {100 * (1 - max(single)):.0f} to {100 * (1 - min(single)):.0f} % less energy",
         f"take {min(four):.1f} to {max(four):.1f} times the energy",
         f"take {parts} times as much",
-        f"{arrows['twin'] - arrows['windows']:.1f} points ahead on average",
+        "ahead by {:.1f}, {:.1f}, {:.1f} and {:.1f} points".format(
+            *(means[data, "twin"] - means[data, "windows"] for data in ("speech", "speakers", "events", "arrowhead"))
+        ),
     ]
 
 
