@@ -56,6 +56,7 @@ TAUS = (0.1, 0.2, 0.4, "learnt")
 SEEDS = (0, 1, 2)
 EPOCHS = {"digits": 3, "cifar100_tenth": 6, "cifar100": 10, "recipe": 5}
 FAMILIES = ("msnn_resnet12", "msnn_vit12", "msnn_rnn12")
+RECURRENT = ("lstm", "spiking_lstm", "gru", "spiking_gru")
 RECIPE = {"lr": 0.004, "weight_decay": 0.05, "label_smoothing": 0.1, "schedule": "one_cycle", "warmup_epochs": 2}
 
 
@@ -65,6 +66,7 @@ def small_settings() -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = {"default": resnet}
     for name in FAMILIES[1:]:
         settings[f"family {name}"] = {"network": f"{name}_tiny"}
+    settings |= {f"cell {cell}": {"network": "msnn_rnn12_tiny", "cell": cell} for cell in RECURRENT}
     settings |= {f"windows {w}": {**resnet, "windows": w} for w in WINDOW_SCHEDULES if w != "alternate"}
     settings |= {f"context {c}": {**resnet, "context": c} for c in CONTEXTS if c != "shared"}
     for tau in TAUS[:-1]:
@@ -311,7 +313,7 @@ def tables(done: list[dict[str, Any]]) -> str:
         results[line["data"], line["name"]].append(line)
     text = []
     groups = {title: f"default|{prefix}" for title, prefix in SECTIONS.items()}
-    groups |= {f"projection {name}": f"projection {name}" for name in PROJECTIONS}
+    groups |= {"recurrent cell": "cell"} | {f"projection {name}": f"projection {name}" for name in PROJECTIONS}
     for title, prefixes in groups.items():
         head = "| setting | digits, top-1 | spike rate | a tenth of CIFAR-100, top-1 | spike rate |"
         text += [f"**{title[0].upper()}{title[1:]}**", "", head, "|---|---|---|---|---|"]
