@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.functional.windows import WINDOWS
-from lightning_msnn.models.weights import SCALE, dequantised
+from lightning_msnn.models.weights import dequantise_own
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
 from lightning_msnn.nn.folding import ThresholdEncoder
 from lightning_msnn.nn.integer import IntegerMLP
@@ -323,11 +323,8 @@ class MSNN(nn.Module):
     """Name of the module whose output is the feature of a stage, for FX feature extraction."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take weights in 8 bits too, as files of the zoo have them, wherever this network's own are not integers."""
-        own = {prefix + name for name, value in self.named_parameters() if value.is_floating_point()}
-        for name in [n for n, value in state_dict.items() if n in own and value.dtype == torch.int8]:
-            pair = {key: state_dict.pop(key) for key in (name, name + SCALE) if key in state_dict}
-            state_dict |= dequantised(pair, "the state_dict")
+        """Take weights in 8 bits too, as files of the zoo have them."""
+        dequantise_own(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def make_stage(

@@ -33,6 +33,7 @@ __all__ = [
     "NUMBERS",
     "SCALE",
     "WEIGHTS_FILE",
+    "dequantise_own",
     "dequantised",
     "entries",
     "find",
@@ -331,6 +332,23 @@ def dequantised(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor
             if not made[name].isfinite().all():
                 raise ConfigurationError(f"{source} is refused: {name} has values that are not finite")
     return made
+
+
+def dequantise_own(module: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
+    """Put floats in the place of a module's weights that a state dict has in 8 bits, unless the module has them so too.
+
+    Args:
+        module: What is about to load the state dict.
+        state: The state dict, changed in place.
+        prefix: What its names begin with.
+
+    Raises:
+        ConfigurationError: As :func:`dequantised`.
+    """
+    own = (prefix + name for name, value in module.named_parameters() if value.is_floating_point())
+    names = [name for name in own if name in state and state[name].dtype == torch.int8]
+    pairs = {key: state.pop(key) for name in names for key in (name, name + SCALE) if key in state}
+    state |= dequantised(pairs, "the state_dict")
 
 
 def fitting(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

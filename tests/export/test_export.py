@@ -144,10 +144,13 @@ def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some)
 
 
 @pytest.mark.parametrize("name", [name for name in zoo.list_models() if "spike_rate" in zoo.info(name)])
-def test_8_bits_find_the_classes_of_integers(name, made, some):
-    """The weights of an 8-bit file, added up in float32 and in integers, on the images of the file."""
+def test_8_bits_find_the_classes_of_integers(name, made, some, monkeypatch):
+    """The weights of an 8-bit file, added up in float32 and in integers, on the images of the file or twice as many."""
     count = some(name)
     network = load_weights(made(name, "weights", "int8").path)
+    if count == FEW:
+        count = 2 * FEW  # of which one may be next to a threshold
+        monkeypatch.setattr(samples, "DRAWN", count)
     found = samples.find_samples(read_source(name), DATA if name in LARGE else None)
     wide = torch.cat([network(images) for images in found.images.split(64)])
     exact = to_integers(network)
@@ -155,7 +158,7 @@ def test_8_bits_find_the_classes_of_integers(name, made, some):
     assert len(wide) == count
     # A membrane next to its threshold moves the logits of its image, and where two classes are level, the class.
     assert (wide.argmax(1) != narrow.argmax(1)).sum() <= 1
-    assert ((wide - narrow).abs().amax(1) > 1e-3).sum() < max(2, count / 20)
+    assert ((wide - narrow).abs().amax(1) > 1e-3).double().mean() < 0.05
 
 
 # ONNX

@@ -708,6 +708,14 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
         zoo.test_data(read_config(folder) | {"mean": [0.5]}, Digits(), 250)
 
 
+def test_timms_loader_reads_8_bits_of_a_converted_network():
+    name = "spiking.resnet18_cifar_c100"
+    kept, other = zoo.load(name).state_dict(), zoo.load(name)
+    other.apply(lambda module: [torch.nn.init.zeros_(p) for p in module.parameters()])
+    timm.models.load_checkpoint(other, str(entries()[name] / "model.safetensors"))
+    assert all(torch.equal(value, kept[key]) for key, value in other.state_dict().items())
+
+
 def test_all_entries_fit_into_a_wheel_of_100_mb():
     """As a wheel packs them; the rest of the package is below 1 MB."""
     packed = sum(len(zlib.compress(file.read_bytes())) for file in (ROOT / "zoo").rglob("*") if file.is_file())
