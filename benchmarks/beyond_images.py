@@ -39,8 +39,8 @@ FSDD, EVENTS = "data/spoken_digits", "data/events"
 SHORT = "--trainer.max_epochs 20 --model.warmup_epochs 4"
 """Of recordings: a third of the recipe."""
 
-ALL = "--data.val_fraction 0"
-"""Where so few series train that none of them can be spared to validate: the network is that after the last step."""
+ALL = "--data.val_fraction 0 --data.differences true"
+"""Where few series train: none is spared to validate, the network is that after the last step; differences too."""
 
 CONSUMPTION = "--data.source Uschange --data.columns [Consumption] --data.season 4 --data.context 16 --data.horizon 4"
 SETS: dict[str, tuple[str, str]] = {

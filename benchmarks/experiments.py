@@ -91,60 +91,75 @@ LARGE: dict[str, dict[str, Any]] = {
 
 
 ANNEALED: dict[str, Any] = {"kind": "rectifier", "until": 0.6}
-BASE: dict[str, Any] = {"task": {"weight_decay": 0.1}, "annealing": ANNEALED}
+BASE: dict[str, Any] = {
+    "task": {"weight_decay": 0.1},
+    "annealing": ANNEALED,
+    "network": {"widths": (24, 48, 96, 192)},
+    "data": {"batch_size": 128, "image_size": 24},
+}
+"""What recipes are compared on: half the channels and small images, so that so many trainings are a matter of hours."""
 TWIN = "the ReLU twin"
 """The setting whose checkpoint is the teacher, and the start, of those that have one."""
+STRONGER = "the ReLU twin with twice the channels"
+"""The setting whose checkpoint is a stronger teacher."""
 
 
 def recipes() -> dict[str, dict[str, Any]]:
-    """Return what recipes are compared for the large network; each but the first changes one thing of the first.
+    """Return what recipes are compared for ``msnn_resnet12``; each but the first changes one thing of the first.
 
     ``task`` holds arguments of :class:`SpikingClassifier`, ``annealing`` those of :class:`SpikeAnnealing`, ``data``
-    those of :class:`CIFAR100`, ``network`` those of the network. A value of ``TWIN`` is the checkpoint of that setting.
+    those of :class:`CIFAR100`, ``network`` those of the network. A value of ``TWIN`` or ``STRONGER`` is the checkpoint
+    of that setting.
     """
     taught = {"teacher": TWIN}
     sgd = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
-    found: dict[str, dict[str, Any]] = {
-        "annealed from a rectifier over 60 %": BASE,
-        "steps from the start": {"task": BASE["task"]},
-        TWIN: {"task": {**BASE["task"], "twin": "relu"}},
-    }
+    found: dict[str, dict[str, Any]] = {}
 
-    def change(name: str, **parts: Any) -> None:
-        found[name] = {**BASE, **parts}
-        found[name]["task"] = BASE["task"] | parts.get("task", {})
+    def add(name: str, without: str = "", **parts: Any) -> None:
+        found[name] = {part: {**value, **parts.get(part, {})} for part, value in BASE.items() if part != without}
 
-    change("taught by the twin, weight 0.5, temperature 2", task=taught)
-    change("from the twin", task={"init_from": TWIN})
-    change("from the twin and taught by it", task={"init_from": TWIN, **taught})
+    add("annealed from a rectifier over 60 %")
+    add("steps from the start", without="annealing")
+    add(TWIN, without="annealing", task={"twin": "relu"})
+    add(STRONGER, without="annealing", task={"twin": "relu"}, network={"widths": (48, 96, 192, 384)})
+    add("taught by the twin, weight 0.5, temperature 2", task=taught)
+    add("taught by the stronger twin, weight 0.5, temperature 2", task={"teacher": STRONGER})
+    add("from the twin", task={"init_from": TWIN})
+    add("from the twin and taught by it", task={"init_from": TWIN, **taught})
+    add("from the twin and taught by it, its blocks too", task={"init_from": TWIN, **taught, "teacher_features": 1.0})
+    add("from the twin and taught by it, steps from the start", without="annealing", task={"init_from": TWIN, **taught})
+    add("before: SGD, lr 0.1, decay 5e-4, steps from the start", without="annealing", task=sgd)
     for kind in ("ramp", "graded"):
-        change(f"annealed from {kind}", annealing={**ANNEALED, "kind": kind})
+        add(f"annealed from {kind}", annealing={"kind": kind})
     for until in (0.3, 0.9):
-        change(f"annealed over {until:.0%}", annealing={**ANNEALED, "until": until})
-    change("annealed along a cosine", annealing={**ANNEALED, "shape": "cosine"})
+        add(f"annealed over {until:.0%}", annealing={"until": until})
+    add("annealed along a cosine", annealing={"shape": "cosine"})
     for weight, temperature in ((0.8, 2.0), (1.0, 2.0), (0.5, 1.0), (0.5, 4.0)):
         more = {"teacher_weight": weight, "teacher_temperature": temperature}
-        change(f"taught by the twin, weight {weight}, temperature {temperature:g}", task={**taught, **more})
+        add(f"taught by the twin, weight {weight}, temperature {temperature:g}", task={**taught, **more})
     for surrogate in ("rectangular", "arctan", "sigmoid"):
-        change(f"surrogate {surrogate}", network={"surrogate": surrogate})
+        add(f"surrogate {surrogate}", network={"surrogate": surrogate})
     for threshold in (0.25, 1.0):
-        change(f"threshold {threshold}", network={"threshold": threshold})
+        add(f"threshold {threshold}", network={"threshold": threshold})
     for lr in (0.002, 0.008):
-        change(f"lr {lr}", task={"lr": lr})
+        add(f"lr {lr}", task={"lr": lr})
     for decay in (0.02, 0.3):
-        change(f"weight decay {decay}", task={"weight_decay": decay})
-    for batch in (64, 256):
-        change(f"batch {batch}", data={"batch_size": batch})
-    change("SGD, lr 0.1, decay 5e-4", task=sgd)
-    change("label smoothing 0", task={"label_smoothing": 0.0})
-    change("cutmix on half of the batches", task={"cutmix": 1.0, "mix_prob": 0.5})
-    change("mixup on half of the batches", task={"mixup": 0.2, "mix_prob": 0.5})
-    change("AutoAugment", data={"policy": "autoaugment"})
-    change("erasing 0.25", data={"erasing": 0.25})
-    change("32 pixels", data={"image_size": 32})
+        add(f"weight decay {decay}", task={"weight_decay": decay})
+    for batch in (64, 256, 512):
+        add(f"batch {batch}", data={"batch_size": batch})
+    add("SGD, lr 0.1, decay 5e-4", task=sgd)
+    for lr in (0.004, 0.02):
+        add(f"Muon, lr {lr}, batch 512", task={"optimizer": "muon", "lr": lr}, data={"batch_size": 512})
+    add("label smoothing 0", task={"label_smoothing": 0.0})
+    add("cutmix on half of the batches", task={"cutmix": 1.0, "mix_prob": 0.5})
+    add("mixup on half of the batches", task={"mixup": 0.2, "mix_prob": 0.5})
+    add("AutoAugment", data={"policy": "autoaugment"})
+    add("erasing 0.25", data={"erasing": 0.25})
+    add("sizes 16, 20 and 24 by epoch", data={"train_sizes": {0: 16, 2: 20, 4: 24}})
+    add("32 pixels", data={"image_size": 32})
     for windows in ("single", "alternate_grid"):
-        change(f"windows {windows}", network={"windows": windows})
-    change("theta learnt", network={"learn_theta": True})
+        add(f"windows {windows}", network={"windows": windows})
+    add("theta learnt", network={"learn_theta": True})
     return found
 
 
@@ -233,16 +248,16 @@ def lines() -> list[dict[str, Any]]:
 
 
 def resolved(settings: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Return a recipe's settings as :func:`train` takes them: the network flat, the twin by its checkpoint."""
-    twin = str(place(folder, TWIN, seed) / "checkpoints" / "last.ckpt")
-    task = {key: twin if value == TWIN else value for key, value in settings["task"].items()}
-    given = {"network": "msnn_resnet12", **settings.get("network", {}), "task": task}
+    """Return a recipe's settings as :func:`train` takes them: the network flat, the twins by their checkpoints."""
+    twins = {name: str(place(folder, name, seed) / "checkpoints" / "last.ckpt") for name in (TWIN, STRONGER)}
+    task = {key: twins.get(value, value) for key, value in settings["task"].items()}
+    given = {"network": "msnn_resnet12", **settings["network"], "task": task}
     return given | {key: settings[key] for key in ("annealing",) if key in settings}
 
 
 def place(folder: Path, name: str, seed: int) -> Path:
     """Return the folder of one training's checkpoint."""
-    return folder / f"{name} {seed}".replace(" ", "_").replace("%", "")
+    return folder / f"{name} {seed}".replace(" ", "_").replace("%", "").replace(":", "")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -270,9 +285,7 @@ def run(arguments: argparse.Namespace) -> None:
         if large or recipe:
             options["folder"] = place(arguments.folder, name, seed)
         if recipe:
-            data = CIFAR100(
-                **{"batch_size": 128, "image_size": 24, "val_fraction": 0.1, **kept, **given.get("data", {})}
-            )
+            data = CIFAR100(val_fraction=0.1, **kept, **given["data"])
             given = resolved(given, seed, arguments.folder)
         judge = train(data, given, seed, arguments.epochs, **options)
         line = {

@@ -97,13 +97,19 @@ def _between(values: Tensor, places: Tensor) -> Tensor:
     return torch.where(share == 0, first, first + share * (second - first))  # a NaN behind the end times 0 is one
 
 
+def _differences(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Central differences of series (C, L), one-sided at both ends; 0 of a single value."""
+    return np.zeros_like(values) if values.shape[1] == 1 else np.gradient(values, axis=1)
+
+
 class TimeSeries(ArrayDataModule):
     """Labelled series ``(B, C, 1, L)``: maps of one row, one channel for each variable.
 
     Files are ``<problem>_TRAIN.ts`` and ``<problem>_TEST.ts``, the official split, in ``root/<problem>/`` or ``root``.
     Where lengths differ, all series are stretched to one length, and a last channel says how long each was, as a share
     of that; or they are padded with zeros, and the last channel is a mask, 1 where there are values. Each channel is
-    normalised by mean and standard deviation of the series that are trained on.
+    normalised by mean and standard deviation of the series that are trained on. With ``differences`` a second channel
+    of each variable says how fast it changes: the shape of small notches, which the values alone show little of.
 
     Args:
         problem: Name of the problem.
@@ -124,6 +130,8 @@ class TimeSeries(ArrayDataModule):
         num_workers: Worker processes of each loader.
         min_batches: Batches of an epoch, at least: a smaller training part is met several times in one, each time
             augmented anew, so that validations and checkpoints are not all that a training does.
+        differences: Whether the central differences of each variable follow the variables as channels of their own;
+            they are taken of the file's values (MultiRocket reads series so too, arXiv 2102.00457).
 
     Raises:
         ConfigurationError: If a value is not allowed.
@@ -148,13 +156,14 @@ class TimeSeries(ArrayDataModule):
         seed: int = 0,
         num_workers: int = 0,
         min_batches: int = 1,
+        differences: bool = False,
     ) -> None:
         super().__init__(batch_size, val_fraction, seed, num_workers, min_batches=min_batches)
         if not re.fullmatch(r"[\w-]+", problem):
             raise ConfigurationError(f"problem must be a name of letters, digits, '_' and '-', not {problem!r}")
         self.problem = problem
         self.length = None if length is None else check_integer("length", length, LEAST)
-        self.aligned = aligned
+        self.aligned, self.differences = aligned, differences
         self.noise, self.scale = check_number("noise", noise), check_number("scale", scale)
         self.warp, self.crop = check_number("warp", warp), check_number("crop", crop, below_one=True)
         self._held: dict[Path, Any] = {}
@@ -190,11 +199,12 @@ class TimeSeries(ArrayDataModule):
 
     @property
     def _variables(self) -> int:
-        return len(self._read(self._file("train"))[0][0])
+        """Channels that have values: the variables, and their differences."""
+        return len(self._read(self._file("train"))[0][0]) * (1 + self.differences)
 
     @property
     def in_chans(self) -> int:
-        """Variables of a series, and the channel of its length or mask if there is one."""
+        """Variables of a series, their differences, and the channel of its length or mask if there is one."""
         return self._variables + self._uneven
 
     @property
@@ -234,6 +244,8 @@ class TimeSeries(ArrayDataModule):
     def _laid_out(self, series: Series) -> Tensor:
         """Series (N, C, 1, L): stretched, with a channel of lengths if they differ; or NaN where there is nothing."""
         _, length = self.image_size
+        if self.differences:
+            series = [np.concatenate([values, _differences(values)]) for values in series]
         channels = len(series[0]) + (self.aligned and self._uneven)
         rows = torch.full((len(series), channels, 1, length), torch.nan)
         for row, values in zip(rows, series, strict=True):

@@ -109,6 +109,43 @@ def test_series_of_one_length_have_no_channel_more(aligned, tmp_path):
     assert module.on_after_batch_transfer(next(iter(module.test_dataloader())), 0)[0].shape == (10, 1, 1, 12)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+def test_differences_are_channels_with_a_mean_and_deviation_of_their_own(aligned, problem):
+    plain, module = (
+        TimeSeries("Waves", root=str(problem), batch_size=100, aligned=aligned, differences=more)
+        for more in (False, True)
+    )
+    for data in (plain, module):
+        data.setup()
+    assert (plain.in_chans, module.in_chans) == (3, 5)  # two variables, their differences, and the length or mask
+    series, _ = waves(11, (12, 25, 17), seed=1)
+    loader = module.test_dataloader()
+    batch, _ = module.on_after_batch_transfer(next(iter(loader)), 0)
+    without, _ = plain.on_after_batch_transfer(next(iter(plain.test_dataloader())), 0)
+    assert torch.equal(batch[:, [0, 1, 4]], without)
+    for row, index in zip(batch, loader.dataset.indices.tolist(), strict=True):
+        changes = np.gradient(np.stack(series[index]), axis=1)
+        length = changes.shape[1]
+        if aligned:
+            changes = np.stack([np.interp(np.linspace(0, length - 1, 20), range(length), x) for x in changes])
+        kept = changes[:, :20]
+        mean, std = np.array(module.mean[2:4])[:, None], np.array(module.std[2:4])[:, None]
+        np.testing.assert_allclose(row[2:4, 0, : kept.shape[1]], (kept - mean) / std, atol=1e-4)
+        assert not row[:, 0, kept.shape[1] :].any()
+    seen = torch.cat([x[2:4].flatten(1) for x, _ in module.train_dataloader().dataset], 1).double()
+    torch.testing.assert_close(seen.nanmean(1).float(), torch.tensor(module.mean[2:4]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_series_of_a_single_value_has_no_differences(tmp_path):
+    for part in ("TRAIN", "TEST"):
+        write_ts(tmp_path, [[[3.0]], [[1.0, 2.0, 4.0, 7.0]]], ["up", "down"], part=part)
+    module = TimeSeries("Waves", root=str(tmp_path), differences=True, aligned=False, val_fraction=0)
+    module.setup("test")
+    row = module.test_dataloader().dataset[:][0]
+    assert torch.equal(row[0, :, 0, 0], torch.tensor([3.0, 0.0]))
+    assert torch.equal(row[1, 1, 0], torch.tensor([1.0, 1.5, 2.5, 3.0]))
+
+
 def rising(*lengths):
     """Series that count up from 0, NaN behind the length of each; a second channel counts down."""
     series = torch.arange(float(max(lengths))).repeat(len(lengths), 2, 1, 1)
