@@ -75,6 +75,9 @@ LINKED = {"num_classes": "num_classes", "in_chans": "in_chans", "img_size": "ima
 OF_THE_MACHINE = {"root", "folder", "cache_dir", "download", "num_workers", "pin_memory"}
 """Arguments of the data that say where it lies and how it is loaded: no checkpoint chooses them."""
 
+OF_THE_DATA = {"length"}
+"""Arguments of the data that are read off it where they are null, as they are in a run's ``config.yaml``."""
+
 AT_THE_START = {"pretrained": False, "init_from": None}
 """Arguments of the model that say what a training starts from, as a checkpoint leaves them."""
 
@@ -626,7 +629,7 @@ class MSNNCLI(LightningCLI):
             if section == "data" and verb != "fit":
                 continue
             for name in sorted(given & facts.keys() - AT_THE_START.keys()):
-                if ours[name] != facts[name]:
+                if ours[name] != facts[name] and not (ours[name] is None and name in OF_THE_DATA):
                     raise ConfigurationError(
                         f"{section}.{name} is {ours[name]!r}, but {self._source} has {facts[name]!r}: leave it out, or "
                         "train anew under another run.name"

@@ -182,8 +182,10 @@ def series(here):
     return here
 
 
-def test_series_from_fit_to_a_zoo_entry(series, monkeypatch):
-    fit("--config", "data/time_series", "--config", "recipe/series", "--data.problem", "Waves", "--data.root", ".")
+@pytest.mark.parametrize("more", [(), ("--data.differences", "true")], ids=["values", "differences"])
+def test_series_from_fit_to_a_zoo_entry(more, series, monkeypatch):
+    words = ("--config", "data/time_series", "--config", "recipe/series", "--data.problem", "Waves", "--data.root", ".")
+    fit(*words, *more)
     main(["test", "--ckpt_path", LAST, "--data.root", ".", *SHORT[:2], "--run.monitors", "false"])
     main(["predict", "--ckpt_path", LAST, "--data.root", ".", "--data.folder", "Waves_TEST.ts", *SHORT[:2]])
     assert len(rows("predictions.csv")) == 24
@@ -194,7 +196,7 @@ def test_series_from_fit_to_a_zoo_entry(series, monkeypatch):
     zoo_main(["export", LAST, "msnn_resnet12_tiny.waves", "--data", "."])
     zoo_main(["verify", "msnn_resnet12_tiny.waves", "--data", "."])
     info = zoo.info("msnn_resnet12_tiny.waves")
-    assert info["input_size"] == [1, 1, 20]
+    assert info["input_size"] == [1 + bool(more), 1, 20]
     assert info["data"]["init_args"]["problem"] == "Waves"
     assert export(LAST, to="weights", out="x.safetensors", data=".").images == 24
     assert export(LAST, to="weights", out="y.safetensors").top1 is None, (
@@ -412,6 +414,14 @@ def test_series_are_tested_as_they_were_trained_on(series):
     _, module, inputs = inputs_of(LAST, "other")
     assert module.length == 20
     assert torch.equal(inputs, expected)
+
+
+def test_the_configuration_of_a_run_goes_on_with_it(series):
+    fit("--config", "data/time_series", "--data.problem", "Waves", "--data.root", ".", "--data.differences", "true")
+    config = "runs/r/version_0/config.yaml"
+    main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    assert read_checkpoint(LAST)["epoch"] == 1
+    assert read_checkpoint(LAST)["datamodule_hyper_parameters"]["length"] == 20
 
 
 def test_classes_in_another_order_are_refused(series, capsys):

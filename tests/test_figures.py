@@ -270,6 +270,9 @@ def sequences() -> list[str]:
         "ahead by {:.1f}, {:.1f}, {:.1f} and {:.1f} points".format(
             *(means[data, "twin"] - means[data, "windows"] for data in ("speech", "speakers", "events", "arrowhead"))
         ),
+        "bring the network {:.1f} points on ArrowHead, and its twin {:.1f}".format(
+            *(means["arrowhead-differences", key] - means["arrowhead", key] for key in ("windows", "twin"))
+        ),
     ]
 
 

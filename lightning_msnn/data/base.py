@@ -53,7 +53,7 @@ PREPROCESSING = (
     "policy_groups",
     "train_sizes",
     *("mels", "frames", "aligned", "seconds", "splits", "test_speakers", "val_speaker"),
-    *("length", "context", "horizon", "season", "columns", "test_fraction", "time_steps", "size"),
+    *("length", "differences", "context", "horizon", "season", "columns", "test_fraction", "time_steps", "size"),
 )
 CHOSEN = ("problem", "source", "dataset")
 """Those that it may choose where they are plain names, and no paths."""

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from image_files import MakeTree, write_image
+from lightning.pytorch import LightningDataModule
 from PIL import Image
 
+from lightning_msnn import data
+from lightning_msnn.cli import OF_THE_MACHINE, _arguments
 from lightning_msnn.data import CIFAR10, CIFAR100, Digits, ImageDataModule, ImageFolder, TinyImageNet200
 from lightning_msnn.data import reading as reading_file
-from lightning_msnn.data.base import arguments_of_checkpoint, stratified_split
+from lightning_msnn.data.base import CHOSEN, PREPROCESSING, arguments_of_checkpoint, stratified_split
 from lightning_msnn.data.datasets import Loader
 from lightning_msnn.data.reading import IMAGE_SUFFIXES, decode_files, read_image
 from lightning_msnn.errors import ConfigurationError
@@ -314,6 +317,20 @@ def test_images_are_upright(tmp_path: Path, orientation: int) -> None:
 def test_broken_exif_is_no_reason_to_refuse_an_image(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "x.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert read_image(str(tmp_path / "x.png"), 4, 3)[:, 0, 0].tolist() == [1, 2, 3]
+
+
+TRAINING_ALONE = {
+    *("shift", "noise", "stretch", "transpose", "colour", "time_mask", "frequency_mask", "scale", "warp", "crop"),
+    *("min_batches", "in_memory", "dataset_kwargs"),
+}
+"""Arguments of data that change nothing of a network's inputs but in training, or are the user's own."""
+
+
+@pytest.mark.parametrize("name", data.__all__)
+def test_what_an_input_is_made_by_is_known_to_its_checkpoint(name: str) -> None:
+    kind = getattr(data, name)
+    if isinstance(kind, type) and issubclass(kind, LightningDataModule):
+        assert _arguments(kind).keys() <= {*PREPROCESSING, *CHOSEN, *OF_THE_MACHINE, *TRAINING_ALONE}
 
 
 def test_a_checkpoint_chooses_preprocessing_alone() -> None:
