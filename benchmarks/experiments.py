@@ -257,7 +257,7 @@ def resolved(settings: dict[str, Any], seed: int, folder: Path) -> dict[str, Any
 
 def place(folder: Path, name: str, seed: int) -> Path:
     """Return the folder of one training's checkpoint."""
-    return folder / f"{name} {seed}".replace(" ", "_").replace("%", "").replace(":", "")
+    return folder / f"{name} {seed}".translate(str.maketrans(" ", "_", "%:"))
 
 
 def run(arguments: argparse.Namespace) -> None:

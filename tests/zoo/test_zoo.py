@@ -375,8 +375,8 @@ def test_config_and_card_agree(name, tmp_path):
     digits = config["data"]["class_path"].endswith(".Digits")
     assert f"verify {name}`" in card if digits else f"verify {name} --data <folder of " in card
     assert (folder / "energy.png").is_file()
-    recurrent = config["architecture"].startswith("msnn_rnn") and spiking
-    recurrent = recurrent and config["model_args"].get("cell") not in SPIKING_CELLS  # which are fed back spikes
+    fed_back_spikes = config["model_args"].get("cell") in SPIKING_CELLS
+    recurrent = config["architecture"].startswith("msnn_rnn") and spiking and not fed_back_spikes
     of_one = "a recording" if speech else "an image"
     assert (f"M for {of_one} (stem, patch merging, state of the recurrent cells, read-out)" in card) == recurrent
     shutil.copytree(folder, tmp_path / name)
