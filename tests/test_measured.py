@@ -62,10 +62,18 @@ def training_speed() -> float:
     return float(row["speed_relative_to_twin_median"])
 
 
+def ahead_of_twins() -> int:
+    """How many of the entries whose card has the accuracy of their trained twin are more accurate."""
+    cards = [zoo.info(name) for name in OWN]
+    twins = [(card["top1"], card["top1_ann_twin"]) for card in cards if "top1_ann_twin" in card]
+    assert len(twins) > 5
+    return sum(spiking > twin for spiking, twin in twins)
+
+
 CLAIMS = {
     "a training step of the convolutional network takes as long as that of its twin": lambda: training_speed() > 0.95,
-    "The spiking networks are less accurate than their rectifier twin is when that is trained": lambda: (
-        max(zoo.info(name)["top1"] for name in OWN if name.endswith(".c100")) < TWIN["top1"]
+    "Of the spiking networks whose rectifier twin was trained too, all but one are less accurate than it": lambda: (
+        ahead_of_twins() == 1 and CARD["top1"] < TWIN["top1"]
     ),
     "the paper's accuracies are not reached here": lambda: (
         max(zoo.info(name)["top1"] for name in OWN if name.endswith(".c100")) < 72.31
