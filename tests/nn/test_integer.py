@@ -150,8 +150,8 @@ def spikes_of(network, x):
     found = {}
     for name, module in network.named_modules():
         if isinstance(module, Spike | ThresholdEncoder) or (isinstance(module, IntegerConv2d) and module.fires):
-            place = name.replace("mlp.fc1", "mlp.spike")
-            module.register_forward_hook(lambda m, given, out, calls=found.setdefault(place, []): calls.append(out))
+            calls = found.setdefault(name.replace("mlp.fc1", "mlp.spike"), [])
+            module.register_forward_hook(lambda m, given, out, calls=calls: calls.append(out))
     with torch.no_grad():
         network(x)
     return found
