@@ -1,10 +1,11 @@
 """What annealed spikes and a teacher add to a training step, in one run.
 
-    python -m benchmarks.recipe_cost [--network msnn_resnet12] [--rounds 15]
+    python -m benchmarks.recipe_cost [--rounds 15]
 
-Contenders take turns of 16 steps, bf16, batch 128, 32x32, so that each turn of the annealed network has its one pass
-for the statistics of exact spikes, as :class:`lightning_msnn.callbacks.SpikeAnnealing` takes them. The teacher is the
-network's ReLU twin, folded. Prints the median over the rounds of what each adds to the plain step, and the quartiles.
+Contenders take turns of 16 steps of ``msnn_resnet12``, bf16, batch 128, 32x32, so that each turn of the annealed one
+has its one pass for the statistics of exact spikes, as :class:`lightning_msnn.callbacks.SpikeAnnealing` takes them. The
+teacher is the network's trained ReLU twin, ``msnn_resnet12.c100_relu``. Prints the median over the rounds of what each
+adds to the plain step, and the quartiles.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from benchmarks.contenders import CLASSES, DEVICE, SHIPPED, TWIN, images, make
-from lightning_msnn.models.twins import calibrate
+from benchmarks.contenders import CLASSES, DEVICE, SHIPPED, images, make
 from lightning_msnn.nn import set_annealing
-from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.tasks import distillation_loss
+from lightning_msnn.tasks.distillation import Teacher
 
 STEPS = 16  # from one pass for statistics to the next, as the callback has them
 
 
-def contender(network: str, annealed: bool, taught: bool, batch: int) -> Callable[[], None]:
+def contender(annealed: bool, taught: bool, batch: int) -> Callable[[], None]:
     """Return a function that takes one turn."""
-    model, x = make(SHIPPED, network).train(), images(batch)
-    teacher = fold_batch_norm(calibrate(make(TWIN, network), images(32))).bfloat16() if taught else None
+    model, x = make(SHIPPED, "msnn_resnet12").train(), images(batch)
+    teacher = Teacher("msnn_resnet12.c100_relu", CLASSES, x.shape[1]) if taught else None
+    if teacher is not None:
+        teacher.prepare(DEVICE, torch.bfloat16)
     targets = torch.arange(batch, device=DEVICE) % CLASSES
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
@@ -38,9 +40,7 @@ def contender(network: str, annealed: bool, taught: bool, batch: int) -> Callabl
             logits = model(x)
         loss = F.cross_entropy(logits.float(), targets)
         if teacher is not None:
-            with torch.no_grad():
-                taught = teacher(x.bfloat16())
-            loss = torch.lerp(loss, distillation_loss(logits, taught, 2.0), 0.5)
+            loss = torch.lerp(loss, distillation_loss(logits, teacher(x), 2.0), 0.5)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -62,12 +62,11 @@ def contender(network: str, annealed: bool, taught: bool, batch: int) -> Callabl
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="msnn_resnet12")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch", type=int, default=128)
     given = parser.parse_args()
     flags = {"plain": (False, False), "annealed": (True, False), "taught": (False, True)}
-    turns = {name: contender(given.network, *flag, given.batch) for name, flag in flags.items()}
+    turns = {name: contender(*flag, given.batch) for name, flag in flags.items()}
     times: dict[str, list[float]] = {name: [] for name in turns}
     for i in range(given.rounds + 1):
         for name in list(turns)[:: 1 if i % 2 else -1]:

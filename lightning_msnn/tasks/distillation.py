@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from lightning_msnn.errors import ConfigurationError, suggestion
 from lightning_msnn.models.weights import entries, find, read_config, resolve
 from lightning_msnn.nn.folding import fold_batch_norm
+from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d, PointwiseConv2d
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_of, read_checkpoint
 
 __all__ = ["Teacher", "block_names", "distillation_loss", "feature_loss", "watched"]
@@ -140,6 +141,9 @@ class Teacher:
         else:
             network = self._named(source, num_classes, in_chans)
         self.network = fold_batch_norm(network.eval().requires_grad_(False))
+        for module in self.network.modules():
+            if isinstance(module, CentredConv2d | PatchConv2d | PointwiseConv2d):
+                module.train()  # matrix products where they are faster: what it says may round with the batch
 
     def _named(self, source: str, num_classes: int, in_chans: int) -> nn.Module:
         if any(source.replace(".", "_") == entry.replace(".", "_") for entry in entries()):

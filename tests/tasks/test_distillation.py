@@ -15,7 +15,7 @@ from lightning_msnn.callbacks import EMA, EnergyMonitor, SpikeAnnealing
 from lightning_msnn.cli import main
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.nn import Rectifier, Spike
+from lightning_msnn.nn import Rectifier, Spike, synapse
 from lightning_msnn.runs import RandomState, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier, Teacher, distillation_loss
 from lightning_msnn.tasks.distillation import block_names, feature_loss, watched
@@ -63,6 +63,26 @@ def test_the_loss_by_hand(temperature):
     assert distillation_loss(teacher, teacher, temperature).item() == pytest.approx(0.0, abs=1e-6)
     extreme = torch.tensor([[1e4, -1e4]])
     assert math.isfinite(distillation_loss(-extreme, extreme, temperature).item())
+
+
+def test_a_teacher_computes_small_maps_by_matrix_products(monkeypatch):
+    seen = []
+
+    def spy(x, *others):
+        seen.append(tuple(x.shape[2:]))
+        return pointwise(x, *others)
+
+    pointwise = synapse._pointwise
+    monkeypatch.setattr(synapse, "_pointwise", spy)
+    teacher, network = Teacher(ENTRY, 10, 1), zoo.load(ENTRY).to(memory_format=torch.channels_last)
+    teacher.prepare(torch.device("cpu"), torch.float32)
+    images = torch.randn(40, 1, 16, 16)
+    with torch.no_grad():
+        expected = network(images.to(memory_format=torch.channels_last))
+    assert not seen, "what a network says of an image does not depend on the batch"
+    agree = (teacher(images) - expected).abs().amax(1) < 1e-3  # others have a membrane next to its threshold
+    assert agree.float().mean() > 0.9
+    assert set(seen) == {(2, 2), (1, 1)}
 
 
 def test_half_of_the_loss_is_the_teachers(tmp_path):
