@@ -144,13 +144,15 @@ def entry_cfg(folder: Path) -> PretrainedCfg:
 def zoo_cfgs(*architectures: str, **fields: Any) -> dict[str, PretrainedCfg]:
     """Return timm's pretrained configurations of architectures and of their zoo entries, by ``<architecture>.<tag>``.
 
-    Without a tag, an architecture is untrained, with timm's usual 1,000 classes and 3 channels.
+    Those of more classes come first. Without a tag, an architecture is untrained, with timm's usual 1,000 classes and 3
+    channels.
 
     Args:
         *architectures: Registered names.
         **fields: Fields of untrained ones, see :func:`default_cfg`.
     """
     cfgs = {name: entry_cfg(f) for name, f in entries().items() if name.partition(".")[0] in architectures}
+    cfgs = dict(sorted(cfgs.items(), key=lambda entry: (-entry[1].num_classes, entry[0])))
     # timm makes the first tag with weights the default of its architecture, unless a starred tag comes after it.
     untrained = PretrainedCfg(**default_cfg(**fields))
     return cfgs | {f"{architecture}.untrained*": untrained for architecture in architectures}
@@ -299,7 +301,7 @@ def create(
     Args:
         network: Class of the network.
         variant: Its registered name.
-        pretrained: Whether to load the weights of its zoo entry, or of the first one if no tag names it.
+        pretrained: Whether to load the weights of its zoo entry; if no tag names it, of that with the most classes.
         defaults: Arguments of the class by which the variant differs; those of a zoo entry or a caller override them.
         **kwargs: Arguments of the class, or of timm's builder; ``preset`` stands for those of :data:`PRESETS`, which
             other arguments override.

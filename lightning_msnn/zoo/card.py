@@ -150,7 +150,7 @@ def write_card(folder: Path) -> None:
         ("top5", "test top-5", f"{given('top5')} %"),
         (
             "top1_ann_twin",
-            "its twin with rectifiers, trained alike",
+            "its twin with rectifiers, trained by itself",
             f"{given('top1_ann_twin')} % top-1 (`{given('command_ann_twin')}`)",
         ),
         ("time_steps", "time steps", f"{given('time_steps')}"),

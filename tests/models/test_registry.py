@@ -467,10 +467,12 @@ def test_bad_arguments(name, kwargs, message):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_pretrained_without_a_tag_takes_the_first_entry(name):
+def test_pretrained_without_a_tag_takes_the_entry_with_the_most_classes(name):
     entries = timm.list_pretrained(f"{name}.*")
     if entries:
-        assert timm.create_model(name, pretrained=True).pretrained_cfg["tag"] == entries[0].split(".")[1]
+        network = timm.create_model(name, pretrained=True)
+        assert network.num_classes == max(timm.get_pretrained_cfg(entry).num_classes for entry in entries)
+        assert f"{name}.{network.pretrained_cfg['tag']}" in entries
     else:
         with pytest.raises(ConfigurationError, match=f"no weights for {name}"):
             timm.create_model(name, pretrained=True)

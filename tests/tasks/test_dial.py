@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_msnn import zoo
 from lightning_msnn.callbacks import EMA, BestCheckpoint, SpikeAnnealing, ThetaScheduler
-from lightning_msnn.cli import main
+from lightning_msnn.cli import MSNNCLI, main
 from lightning_msnn.conversion import RectifierSpike
 from lightning_msnn.data import Digits
 from lightning_msnn.dial import fit_arguments
@@ -375,6 +375,21 @@ def test_a_dial_begins_with_what_was_trained(tmp_path, monkeypatch):
     said = zoo.info(ENTRY) | {"settings": {"val_fraction": 0.3}}
     monkeypatch.setattr(zoo, "info", lambda name: said)
     assert "--data.val_fraction=0.3" in fit_arguments([ENTRY, "--operations", "0.5", "--samples", "8"])
+
+
+def test_the_recipe_leaves_the_network_that_is_dialled(monkeypatch):
+    seen = []
+
+    def stop(self):
+        seen.append(self.config.fit.model.init_args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MSNNCLI, "before_instantiate_classes", stop)
+    other = "msnn_vit12_tiny.digits"
+    with pytest.raises(KeyboardInterrupt):
+        main(["dial", other, "--operations", "0.5", "--samples", "8", "--config", "recipe/dial"])
+    assert (seen[0].network, seen[0].pretrained, seen[0].teacher) == (other, True, other)
+    assert seen[0].teacher_features == 2
 
 
 @pytest.mark.parametrize(
