@@ -78,6 +78,12 @@ OF_THE_MACHINE = {"root", "folder", "cache_dir", "download", "num_workers", "pin
 OF_THE_DATA = {"length"}
 """Arguments of the data that are read off it where they are null, as they are in a run's ``config.yaml``."""
 
+OF_A_TRAINING = {
+    "run": ("ema",),
+    "trainer": ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+}
+"""Options by section that decide what a training makes of its data, and that a resumed one has as it had them."""
+
 AT_THE_START = {"pretrained": False, "init_from": None}
 """Arguments of the model that say what a training starts from, as a checkpoint leaves them."""
 
@@ -353,7 +359,8 @@ class _Given:
         """
         for section, kind in self.classes.items():
             self.parser.set_defaults({section: {"class_path": _path(kind)}})
-        parts = self._one_configuration({s: {"init_args": arguments} for s, arguments in front.items()})
+        known = {s: {"init_args": arguments} if s in BASES else arguments for s, arguments in front.items()}
+        parts = self._one_configuration(known)
         for name, content, raw in self._parts:
             section, _, rest = name.replace(".init_args.", ".").partition(".")
             rest = rest.partition(".")[0].removesuffix("+")
@@ -433,8 +440,13 @@ class _Record(SaveConfigCallback):
                 logger.log_hyperparams({"config": text})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Store the paths of the classes."""
-        checkpoint["cli"] = {section: self.config[section].class_path for section in BASES}
+        """Store the paths of the classes, and options that a training that goes on must have too."""
+        known = {section: self.config[section].class_path for section in BASES}
+        more = {
+            section: {name: self.config[section].get(name) for name in names}
+            for section, names in OF_A_TRAINING.items()
+        }
+        checkpoint["cli"] = known | _plain(more)
 
 
 class MSNNCLI(LightningCLI):
@@ -566,6 +578,10 @@ class MSNNCLI(LightningCLI):
                     values = arguments_of_checkpoint(values, self._named(kind))
                 allowed = _arguments(kind).keys() - OF_THE_MACHINE
                 self._facts[section] = {name: _plain(v) for name, v in values.items() if name in allowed}
+        for section, names in OF_A_TRAINING.items() if verb == "fit" else ():
+            values = known.get(section)
+            if isinstance(values, dict):
+                self._facts[section] = {name: values[name] for name in names if name in values}
         self._know_size()
 
     def _take_class(self, section: str, path: Any, resumed: bool) -> type | None:
@@ -624,7 +640,8 @@ class MSNNCLI(LightningCLI):
     def _compare(self, verb: str) -> None:
         """Refuse what is given otherwise than a checkpoint or an entry has it."""
         for section, facts in self._facts.items():
-            ours = _plain(self.config[verb][section].get("init_args", {}))  # none of a class without arguments
+            config = self.config[verb][section]
+            ours = _plain(config.get("init_args", {}) if section in BASES else config)  # none of a class without any
             given = {key.partition(".")[2] for key in self._given.values if key.startswith(f"{section}.")}
             if section == "data" and verb != "fit":
                 continue

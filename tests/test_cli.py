@@ -18,7 +18,7 @@ from PIL import Image
 import lightning_msnn
 from lightning_msnn import data, zoo
 from lightning_msnn.callbacks import EMA, parameter_summary
-from lightning_msnn.cli import MSNNCLI, _class_parser, configurations, main, read_checkpoint
+from lightning_msnn.cli import BASES, MSNNCLI, _class_parser, configurations, main, read_checkpoint
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.kernels import integer
@@ -208,10 +208,14 @@ def test_predict_agrees_with_the_network(checkpoint, images):
 def test_resume_goes_on_in_the_same_folder(tmp_path):
     args = [*LONGER, "--run.folder", str(tmp_path / "runs")]
     main(args)
-    main([*args, "--trainer.max_epochs", "2", "--ckpt_path", "last"])
+    # What the training made of its data it goes on with, whether it is given again or not.
+    main(["fit", "--run.name", "quickstart", *args[args.index("--run.folder") :], "--run.test", "false",
+          "--trainer.limit_train_batches", "3", "--trainer.max_epochs", "2", "--ckpt_path", "last"])  # fmt: skip
     assert [p.name for p in (tmp_path / "runs" / "quickstart").iterdir()] == ["version_0"]
     last = torch.load(tmp_path / "runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 6
+    assert last["cli"]["run"] == {"ema": 0.99}
+    assert "current_model_state" in last, "of the weights beside their average"
     main(args)
     assert {p.name for p in (tmp_path / "runs" / "quickstart").iterdir()} == {"version_0", "version_1"}
 
@@ -573,6 +577,9 @@ def test_version(capsys):
         (["--data.batch_size", "32"], "data.batch_size is 32, but .* has 64"),
         (["--data", "lightning_msnn.data.CIFAR100"], "data is .*CIFAR100, but .* has .*Digits"),
         (["--trainer.max_epochs", "7"], "cosine schedule .* ends at step 3, not at 21"),
+        (["--run.ema", "0.5"], "run.ema is 0.5, but .*last.ckpt has 0.99"),
+        (["--trainer.precision", "bf16-mixed"], "trainer.precision is 'bf16-mixed', but .*last.ckpt has '32-true'"),
+        (["--trainer.gradient_clip_val", "0.1"], "trainer.gradient_clip_val is 0.1, but .*last.ckpt has None"),
     ],
 )
 def test_a_resume_refuses_other_options(run, tmp_path, given, message, capsys):
@@ -713,7 +720,10 @@ def test_any_module_and_any_data(own, kind, classes, capsys):
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["last.ckpt"], "no val/top1 is logged"
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["hyper_parameters"] == {"width": 3, "num_classes": classes}, "the data's where it has one"
-    assert last["cli"] == {"model": "own_parts.Plain", "data": f"own_parts.{kind}"}
+    assert {section: last["cli"][section] for section in BASES} == {
+        "model": "own_parts.Plain",
+        "data": f"own_parts.{kind}",
+    }
     assert "test/error" in capsys.readouterr().out
     checkpoint = str(run / "checkpoints" / "last.ckpt")
     fails(["test", "--ckpt_path", checkpoint], "has own_parts.Plain: give --model own_parts.Plain", capsys)
