@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from benchmarks.beyond_images import SETS, VARIANTS, command, shown, table
+from benchmarks.trainings import read
 from lightning_msnn import data, zoo
 from lightning_msnn.cli import MSNNCLI, configurations, main
 from lightning_msnn.data.base import arguments_of_checkpoint
@@ -304,6 +305,13 @@ def test_a_resumed_training_ends_as_one_that_was_not_stopped(kind, digits, sales
     )
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    found = [
+        [row for row in read(Path(f"runs/{name}/version_0/metrics.csv")) if row["epoch"] == "1" and row["val/loss"]]
+        for name in ("whole", "cut")
+    ]
+    assert len(found[0]) == 1
+    validated = {name for name in found[0][0] if name.startswith("val/")}
+    assert {name: found[0][0][name] for name in validated} == {name: found[1][0][name] for name in validated}
 
 
 # The table
@@ -417,7 +425,8 @@ def test_series_are_tested_as_they_were_trained_on(series):
 
 
 def test_the_configuration_of_a_run_goes_on_with_it(series):
-    fit("--config", "data/time_series", "--data.problem", "Waves", "--data.root", ".", "--data.differences", "true")
+    args = ["--config", "data/time_series", "--data.problem", "Waves", "--data.root", ".", "--data.differences", "true"]
+    fit(*args, "--model.schedule", "constant")
     config = "runs/r/version_0/config.yaml"
     main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_epochs", "2"])
     assert read_checkpoint(LAST)["epoch"] == 1

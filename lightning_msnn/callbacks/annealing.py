@@ -58,13 +58,13 @@ class SpikeAnnealing(Callback):
         self.kind = kind
         self.until = until
         self.shape = shape
-        self._rise = choose(ANNEALING_SHAPES, shape, "shape of annealing")
+        choose(ANNEALING_SHAPES, shape, "shape of annealing")
         self._total = 1
         self._held: list[nn.modules.batchnorm._BatchNorm] = []
 
     def share_at(self, step: int, total: int) -> float:
         """Return the share ``a`` of the step after ``step`` of ``total`` optimizer steps."""
-        return self._rise(min(1.0, step / (self.until * max(1, total))))
+        return ANNEALING_SHAPES[self.shape](min(1.0, step / (self.until * max(1, total))))
 
     @staticmethod
     def every(batches: float) -> int:

@@ -69,8 +69,18 @@ class EMA(WeightAveraging):
             strategy = type(trainer.strategy).__name__
             raise ConfigurationError(f"EMA must be left out of the callbacks with {strategy}, which shards the weights")
         super().setup(trainer, pl_module, stage)
+        if stage == "fit":  # of a training before it, or a checkpoint that was tested; a resumed one is restored later
+            self._latest_update_step, self._latest_update_epoch = 0, -1
         if self._average_model is not None and trainer.precision == "64-true":
             self._average_model.double()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over what no checkpoint has, as the scale of a forecast's errors, which the data has just set."""
+        assert self._average_model is not None
+        for average, current in zip(self._average_model.module.modules(), pl_module.modules(), strict=True):
+            for name in current._non_persistent_buffers_set:
+                if (buffer := current._buffers[name]) is not None:
+                    average._buffers[name] = buffer.detach().clone()
 
     def _agree(self) -> None:
         """Let all processes have the statistics of batch norm that the first has averaged, as DDP does in training."""

@@ -6,6 +6,8 @@ import io
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
@@ -189,8 +191,10 @@ class _Monitor(Callback):
     ) -> None:
         """Keep the chosen images of the batch."""
         self._release()  # where the network was not called
+        if dataloader_idx or self._missing <= 0:  # rows are those of the first loader
+            return
         rows = None if self._rows is None else self._rows[batch_idx]
-        if dataloader_idx == 0 and self._missing > 0 and (rows is None or rows):
+        if rows is None or rows:
             self._watch(pl_module, rows)
 
 
@@ -316,11 +320,12 @@ class EnergyMonitor(_Monitor):
         if not self.columns or folder is None or not trainer.is_global_zero:
             return
         target = Path(folder) / "energy.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         content = {"unit": "joules, operations: for one sample", "profile": self.profile, "columns": self.columns}
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(target)
+        with _or_a_warning(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(target)
         _log_picture(draw_energy(self.columns[NETWORK]), "energy", folder, trainer)
 
     def table(self) -> str:
@@ -335,13 +340,24 @@ def _log_picture(figure: Figure, name: str, folder: str | Path | None, trainer: 
     """
     content = png(figure)
     if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / f"{name}.png").write_bytes(content)
+        with _or_a_warning(Path(folder) / f"{name}.png"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / f"{name}.png").write_bytes(content)
     for logger in trainer.loggers:
-        experiment = getattr(logger, "experiment", None)
-        if hasattr(logger, "log_image"):
-            from PIL import Image
+        with _or_a_warning(f"the picture {name!r} for {type(logger).__name__}"):
+            experiment = getattr(logger, "experiment", None)
+            if hasattr(logger, "log_image"):
+                from PIL import Image
 
-            logger.log_image(key=name, images=[Image.open(io.BytesIO(content))], step=trainer.global_step)
-        elif hasattr(experiment, "add_figure"):
-            experiment.add_figure(name, figure, global_step=trainer.global_step)  # type: ignore[union-attr]
+                logger.log_image(key=name, images=[Image.open(io.BytesIO(content))], step=trainer.global_step)
+            elif hasattr(experiment, "add_figure"):
+                experiment.add_figure(name, figure, global_step=trainer.global_step)  # type: ignore[union-attr]
+
+
+@contextmanager
+def _or_a_warning(what: object) -> Iterator[None]:
+    """Warn of a full disk or a server that is down: it is no reason to lose the test whose results come next."""
+    try:
+        yield
+    except Exception as error:  # each service has errors of its own
+        rank_zero_warn(f"{what} cannot be written ({str(error) or type(error).__name__})")

@@ -94,7 +94,7 @@ class PredictionWriter(Callback):
             dist.all_gather_object(parts, rows)
             if trainer.is_global_zero:
                 # A distributed sampler repeats files to give every process as many: a set takes the repeats out.
-                every = sorted({tuple(row) for part in parts for row in part})
+                every = sorted({tuple(row) for part in parts for row in part}, key=_order)
                 self._close()
                 with self._part.open("w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerows([head, *every])
@@ -121,6 +121,11 @@ class PredictionWriter(Callback):
 
 
 _COLUMNS = ("file", "class", "probability")
+
+
+def _order(row: Sequence[str]) -> list[tuple[int, float, str]]:
+    """Key that sorts cells that are whole numbers as numbers, before others."""
+    return [(0, float(cell), "") if cell.isdecimal() else (1, 0.0, cell) for cell in row]
 
 
 def _rows(outputs: Any) -> list[tuple[str, ...]]:

@@ -39,6 +39,11 @@ class TrainingCurves(Callback):
     def __init__(self, filename: str = "curves.png") -> None:
         self.filename = filename
         self.history: dict[str, list[tuple[int, float]]] = {}
+        self._fits = True
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Note whether a training begins: a checkpoint that is tested has curves of its own."""
+        self._fits = stage == "fit"
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the values of the epoch, after those of validation."""
@@ -82,5 +87,7 @@ class TrainingCurves(Callback):
         return {"history": {name: [list(p) for p in points] for name, points in self.history.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the curves of a checkpoint."""
+        """Continue the curves of a checkpoint that a training goes on from."""
+        if not self._fits:
+            return
         self.history = {name: [(int(e), float(v)) for e, v in points] for name, points in state_dict["history"].items()}

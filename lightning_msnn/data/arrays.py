@@ -169,7 +169,7 @@ def list_files(place: Path, suffix: str) -> list[Path]:
     Raises:
         ConfigurationError: If there is no such file.
     """
-    files = [place] if place.is_file() else sorted(place.rglob(f"*{suffix}")) if place.is_dir() else []
+    files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
     files = [file for file in files if file.suffix.lower() == suffix and not file.name.startswith(".")]
     if not files:
         raise ConfigurationError(f"{str(place)!r} must be a {suffix} file or a folder with some, and is not")

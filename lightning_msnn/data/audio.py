@@ -189,6 +189,11 @@ class LogMel(nn.Module):
         self.hop, self.frames = samples // frames, frames
         if self.hop < 1:
             raise ConfigurationError(f"frames must be at most {samples}, the samples of a recording, not {frames}")
+        if causal and self.n_fft // 2 > self.hop:  # a frame is made of that many samples behind where it begins
+            raise ConfigurationError(
+                f"frames must be at most {samples // (self.n_fft // 2)} with several time steps, not {frames}: "
+                "the last of a step would be made of sound that comes after it"
+            )
         filters = mel_filters(rate, self.n_fft, mels)
         if (filters.sum(1) == 0).any():
             raise ConfigurationError(

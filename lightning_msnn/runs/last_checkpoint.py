@@ -49,9 +49,11 @@ class LastCheckpoint(Checkpoint):
         self._trained_by = self._resumed = ""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the folder."""
+        """Find the folder, and forget an earlier training, or a checkpoint that was tested."""
         folder = trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)
         self._path = Path(folder) / "checkpoints" / "last.ckpt"
+        if stage == "fit":
+            self._saved_step, self._resumed = 0, ""
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -53,6 +53,11 @@ class RandomState(Callback):
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget the generators of a checkpoint that was tested."""
+        if stage == "fit":
+            self._restored = None
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the generators, after all that Lightning does before the first batch."""
         states, self._restored = self._restored, None

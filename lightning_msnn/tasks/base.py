@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
@@ -10,6 +11,7 @@ from inspect import signature
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import timm
 import timm.optim
 import torch
@@ -68,6 +70,15 @@ def check_positive(name: str, value: float) -> None:
     """Raise a ConfigurationError unless a value is a finite number of at least 0."""
     if not 0.0 <= value < math.inf:
         raise ConfigurationError(f"{name} must be a finite number of at least 0, not {value}")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy's as Python's, in dictionaries and lists too: what is read back is plain values."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 class Task(pl.LightningModule):
@@ -179,6 +190,7 @@ class Task(pl.LightningModule):
             raise ConfigurationError(f"teacher_temperature must be a finite number above 0, not {teacher_temperature}")
         check_targets(target_rate, target_energy)
         self.save_hyperparameters()
+        self.hparams.update(_plain(dict(self.hparams)))
         given = dict(network_kwargs or {})
         if img_size is not None and timm.get_pretrained_cfg(network.partition(".")[0]).fixed_input_size:
             given.setdefault("img_size", img_size)
@@ -356,6 +368,7 @@ class Task(pl.LightningModule):
                     "std": list(datamodule.std),
                 }
         if stage == "fit":
+            self._planned_steps = None  # of an earlier training; a resumed one is restored later
             if self.unfitted:
                 check_strategy(self.trainer.strategy)
             self.load_teacher()
@@ -391,6 +404,9 @@ class Task(pl.LightningModule):
             checkpoint["dial"] = self.dial.state_dict()
         # Whoever loads the checkpoint needs no longer what the training started from.
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**self.hparams, "init_from": None}
+        of_data = pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY
+        if of_data in checkpoint:
+            checkpoint[of_data] = _plain(dict(checkpoint[of_data]))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the names of the classes and the preprocessing."""
@@ -453,11 +469,17 @@ class Task(pl.LightningModule):
     def _steps(self) -> float:
         """Steps of the training, or of what a dial takes for one where it has no end."""
         steps = float(self.trainer.estimated_stepping_batches)
-        return max(1.0, steps) if math.isfinite(steps) else ENDLESS
+        return max(1.0, steps) if 0 <= steps < math.inf else ENDLESS  # -1 for data without a length
 
     def _progress(self) -> float:
         """Share of the training that is over."""
         return min(1.0, self.global_step / self._steps())
+
+    def _numbered(self, batch_idx: int, samples: int) -> list[str]:
+        """Names of samples that have none: batch and place, before them the process where there are several."""
+        several = self._trainer is not None and self.trainer.world_size > 1
+        process = f"{self.global_rank}/" if several else ""
+        return [f"{process}{batch_idx}/{i}" for i in range(samples)]
 
     def _mean(self, value: Tensor) -> Tensor:
         """Mean over the processes of a training."""
@@ -545,7 +567,13 @@ class Task(pl.LightningModule):
         optimizer: Optimizer = create_optimizer_v2(groups, h["optimizer"], lr=rate, **options)
         if h["schedule"] == "constant":
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 <= steps < math.inf:
+            raise ConfigurationError(
+                f"the {h['schedule']} schedule needs an end: set max_steps for data without a length or epochs without "
+                "a number, or schedule: constant"
+            )
+        total = int(steps)
         if self._planned_steps not in (None, total):
             raise ConfigurationError(
                 f"the {h['schedule']} schedule of the training that is resumed ends at step {self._planned_steps}, not "

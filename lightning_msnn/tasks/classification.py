@@ -75,7 +75,8 @@ class SpikingClassifier(Task):
             )
         super().__init__(network, num_classes, in_chans, network_kwargs, pretrained, **kwargs)
         self.class_weights: Tensor | None
-        self.register_buffer("class_weights", torch.tensor(class_weights) if class_weights else None, persistent=False)
+        weights = torch.tensor([float(weight) for weight in class_weights]) if class_weights else None
+        self.register_buffer("class_weights", weights, persistent=False)
         mixers = [
             *([v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []),
             *([v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []),
@@ -137,5 +138,5 @@ class SpikingClassifier(Task):
         probability, index = logits.softmax(1).max(1)
         names = [self.class_names[i] for i in index.tolist()]
         files = list(rest[0]) if rest and not isinstance(rest[0], Tensor) else []
-        files = files or [f"{batch_idx}/{i}" for i in range(len(names))]
+        files = files or self._numbered(batch_idx, len(names))
         return {"file": files, "class": names, "index": index, "probability": probability, "logits": logits}

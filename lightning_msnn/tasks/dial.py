@@ -155,6 +155,11 @@ class Dial:
         Raises:
             ConfigurationError: If the target is less than a sample costs without any spike.
         """
+        if any(not isinstance(value, Tensor) or value.device != inputs.device for value in self._state.values()):
+            self._state = {
+                name: torch.tensor(float(value), dtype=torch.float32, device=inputs.device)
+                for name, value in self._state.items()
+            }
         if self.cost is not None:
             return
         shape = inputs.shape[1:] if sides is None else (*inputs.shape[1:-2], *sides)
@@ -165,10 +170,6 @@ class Dial:
                 f"target_energy must be above {self.cost.least:.3g} joules, which a sample of this network costs if no "
                 f"neuron fires, not {self.target}"
             )
-        self._state = {
-            name: torch.tensor(float(value), dtype=torch.float32, device=inputs.device)
-            for name, value in self._state.items()
-        }
 
     # A training step
 

@@ -153,7 +153,7 @@ class SpikingForecaster(Task):
         """Rows of what :meth:`predict_step` returned, one for each value that is forecast."""
         forecasts = [outputs[name].cpu() for name in self.prediction_columns[3:]]
         samples, variables, horizon = forecasts[0].shape
-        names = outputs["file"] or [str(i) for i in range(samples)]
+        names = outputs["file"]
         return [
             (names[i], variable, step + 1, *(float(f"{float(f[i, variable, step]):.6g}") for f in forecasts))
             for i in range(samples)
@@ -169,9 +169,11 @@ class SpikingForecaster(Task):
             batch_idx: Number of the batch.
 
         Returns:
-            ``file`` (names, if given), and ``forecast``, ``naive`` and ``seasonal_naive``, each ``(B, C, horizon)``.
+            ``file`` (names, or numbers of batch and series where there are none), and ``forecast``, ``naive`` and
+            ``seasonal_naive``, each ``(B, C, horizon)``.
         """
         series, *rest = batch if isinstance(batch, list | tuple) else (batch,)
         forecast = self(series).float().unflatten(1, (-1, self.horizon))
         names = list(rest[0]) if rest and not isinstance(rest[0], Tensor) else []
+        names = names or self._numbered(batch_idx, len(series))
         return {"file": names, "forecast": forecast, **naive_forecasts(series, self.horizon, self.hparams["season"])}

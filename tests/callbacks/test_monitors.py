@@ -228,6 +228,33 @@ def test_loggers_that_take_images(tmp_path):
     assert run.logger.keys == ["energy", "spike_rate"], "no windows, no picture of them"
 
 
+class Broken(Recorder):
+    def log_image(self, key, images, step=None):
+        raise OSError("server is down")
+
+
+def test_a_logger_that_takes_no_more_images_leaves_the_results(tmp_path):
+    run = trainer(tmp_path, EnergyMonitor(), SpikeRateMonitor(), loggers=(Broken,))
+    with pytest.warns(UserWarning, match="the picture 'energy' for Broken cannot be written .server is down."):
+        run.test(Plain(), verbose=False)
+    assert (tmp_path / "run/version_0/energy.json").is_file()
+
+
+class TwoLoaders(Plain):
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        return super().test_step(batch, batch_idx)
+
+
+def test_of_two_loaders_the_first_is_watched(tmp_path):
+    monitor = EnergyMonitor()
+    module = TwoLoaders()
+    first, second = module.test_dataloader(), module.test_dataloader()
+    second = DataLoader(second.dataset, 1)
+    assert len(second) > len(first)
+    trainer(tmp_path, monitor, SpikeRateMonitor()).test(module, [first, second], verbose=False)
+    assert monitor.columns[NETWORK]["samples"] == 24
+
+
 def test_two_processes_log_and_write_what_one_does(tmp_path):
     """The same images, in one process and shared by two: the same counts."""
     logged = []

@@ -3,6 +3,7 @@
 import csv
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_msnn.callbacks import PredictionWriter
+from lightning_msnn.callbacks.predictions import _order
 from lightning_msnn.errors import ConfigurationError, TrainingError
+from lightning_msnn.tasks import SpikingClassifier
 
 NAMES = ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "\tx", "\rx", "plain", 'com,ma "quoted"', "a=b", "ä.png"]
 
@@ -104,3 +107,16 @@ def test_a_disk_that_fills_up_stops_the_prediction_and_keeps_the_rows(tmp_path, 
         predict(Named(), tmp_path / "p.csv")
     assert len(rows(tmp_path / "p.csv.part")) == 5
     assert not (tmp_path / "p.csv").exists()
+
+
+def test_rows_of_several_processes_are_in_order():
+    rows = [("b", "10"), ("b", "2"), ("10", "1"), ("9", "1"), ("0/1", "1")]
+    assert sorted(rows, key=_order) == [("9", "1"), ("10", "1"), ("0/1", "1"), ("b", "2"), ("b", "10")]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_samples_without_names_have_their_own_in_each_process(processes):
+    task = SpikingClassifier(in_chans=1, network_kwargs={"depths": [1, 1], "widths": [8, 8]}).eval()
+    task.trainer = SimpleNamespace(world_size=processes, global_rank=1)
+    names = task.predict_step(torch.rand(2, 1, 8, 8), 3)["file"]
+    assert names == (["3/0", "3/1"] if processes == 1 else ["1/3/0", "1/3/1"])

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Trainer
 from scipy.io import wavfile
 
+from lightning_msnn.data.arrays import list_files
 from lightning_msnn.data.audio import (
     LogMel,
     align_maps,
@@ -332,12 +333,20 @@ def test_speakers_are_held_out(digits):
         ),
         ({"aligned": "yes"}, "aligned must be true, false or left out, .* not 'yes'"),
         ({"time_steps": 3}, "frames must be a multiple of time_steps, 3, not 40"),
+        ({"time_steps": 4, "frames": 80}, "frames must be at most 50 with several time steps, not 80"),
         ({"root": 3}, "root must be the path of a folder, not 3"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         SpokenDigits(**arguments)
+
+
+def test_files_are_found_however_their_ending_is_written(tmp_path):
+    (tmp_path / "folder.wav").mkdir()
+    for name in ("a.wav", "folder.wav/B.WAV", ".hidden.wav", "c.txt"):
+        (tmp_path / name).touch()
+    assert [file.name for file in list_files(tmp_path, ".wav")] == ["a.wav", "B.WAV"]
 
 
 def test_bad_folders_are_named_before_any_work(digits):

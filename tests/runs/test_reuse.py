@@ -1,0 +1,124 @@
+"""Callbacks, tasks and Trainers that serve more than one training, and tests between them."""
+
+import pickle
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lightning_msnn.callbacks import EMA, SpikeAnnealing, TrainingCurves
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, RandomState, read_checkpoint
+from lightning_msnn.tasks import SpikingClassifier
+
+SMALL = {"depths": [1, 1], "widths": [8, 8]}
+IMAGES = TensorDataset(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10)
+
+
+def task(**arguments):
+    torch.manual_seed(0)
+    return SpikingClassifier(**{"in_chans": 1, "network_kwargs": SMALL, "schedule": "constant", **arguments})
+
+
+def loader():
+    return DataLoader(IMAGES, 4)
+
+
+def trainer(folder, *callbacks, **options):
+    return pl.Trainer(**{
+        "accelerator": "cpu", "logger": False, "default_root_dir": folder, "max_epochs": 1,
+        "callbacks": list(callbacks),
+        "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, **options,
+    })  # fmt: skip
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_an_average_begins_anew_with_each_training(tmp_path):
+    average, results = EMA(0.5), []
+    for _ in range(2):
+        module = task()
+        trainer(tmp_path, average).fit(module, loader())
+        results.append(weights(module))
+    assert not torch.equal(results[0], weights(task())), "it learns"
+    assert torch.equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("with_average", [False, True])
+def test_a_training_after_a_test_is_as_one_without(tmp_path, with_average):
+    def callbacks():
+        return [*([EMA(0.5)] if with_average else []), LastCheckpoint(), RandomState(), TrainingCurves()]
+
+    first = trainer(tmp_path / "a", *callbacks(), enable_checkpointing=True)
+    first.fit(task(optimizer="sgd"), loader())
+    path = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    results = []
+    for tests in (False, True):
+        own = trainer(tmp_path / str(tests), *callbacks(), enable_checkpointing=True)
+        if tests:
+            own.test(task(optimizer="sgd"), loader(), ckpt_path=path, verbose=False)
+        module = task(network_kwargs={**SMALL, "drop_rate": 0.2})
+        pl.seed_everything(1, verbose=False)
+        own.fit(module, loader())
+        results.append(weights(module))
+        assert (tmp_path / str(tests) / "checkpoints" / "last.ckpt").is_file()
+    assert torch.equal(*results)
+
+
+def test_each_training_has_its_last_checkpoint(tmp_path):
+    last = LastCheckpoint()
+    for name in "ab":
+        trainer(tmp_path / name, last, enable_checkpointing=True).fit(task(), loader())
+        assert (tmp_path / name / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_task_is_trained_again_for_another_length(tmp_path):
+    module = task(schedule="cosine")
+    trainer(tmp_path).fit(module, loader())
+    again = trainer(tmp_path, max_epochs=2)
+    again.fit(module, loader())
+    assert again.global_step == 8
+
+
+def test_a_dial_goes_on_from_a_checkpoint_in_the_same_process(tmp_path):
+    module = task(target_rate=0.05)
+    first = trainer(tmp_path)
+    first.fit(module, loader())
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    again = trainer(tmp_path, max_epochs=2)
+    again.fit(module, loader(), ckpt_path=tmp_path / "x.ckpt")
+    assert again.global_step == 8
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(IMAGES)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+@pytest.mark.parametrize("options", [{"max_epochs": 1}, {"max_epochs": -1}])
+def test_a_schedule_needs_an_end(tmp_path, schedule, options):
+    with pytest.raises(ConfigurationError, match=f"the {schedule} schedule needs an end: set max_steps"):
+        trainer(tmp_path, **options).fit(task(schedule=schedule), DataLoader(Endless(), 4))
+    own = trainer(tmp_path, max_steps=3, max_epochs=-1)
+    own.fit(task(schedule=schedule), DataLoader(Endless(), 4))
+    assert own.global_step == 3
+
+
+def test_numbers_of_numpy_become_plain(tmp_path):
+    module = task(lr=np.float64(0.002), class_weights=list(np.linspace(0.5, 1.0, 10)))
+    own = trainer(tmp_path, plugins=[AtomicCheckpointIO()])
+    own.fit(module, loader())
+    own.save_checkpoint(tmp_path / "x.ckpt")
+    kept = read_checkpoint(tmp_path / "x.ckpt")["hyper_parameters"]
+    assert kept["lr"] == 0.002
+    assert [type(weight) for weight in (kept["lr"], *kept["class_weights"])] == [float] * 11
+
+
+def test_annealing_can_be_sent_to_another_process():
+    callback = pickle.loads(pickle.dumps(SpikeAnnealing(shape="cosine")))
+    assert callback.share_at(3, 10) == SpikeAnnealing(shape="cosine").share_at(3, 10)
