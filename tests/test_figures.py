@@ -162,7 +162,27 @@ def experiments_page() -> list[str]:
     single, grid, alternate = (experiment(large, f"windows {w}") for w in ("single", "alternate_grid", "alternate"))
     error = 100 * math.sqrt(single / 100 * (1 - single / 100) / 5000)
     rising = [experiment(tenth, sine.format(theta), "spike_rate") for theta in (0.1, 0.9)]
+    named = list(experiments.recipes())
+    before, final = (next(n for n in named if part in n) for part in ("before:", "its blocks too"))
+    first, twin = experiment("recipe", before), experiment("recipe", experiments.TWIN)
+    taught, weights, both, exact, stronger = (
+        experiment("recipe", name)
+        for name in (
+            "taught by the twin, weight 0.5, temperature 2", "from the twin", "from the twin and taught by it",
+            "from the twin and taught by it, steps from the start",
+            "taught by the stronger twin, weight 0.5, temperature 2",
+        )
+    )  # fmt: skip
+    rates = [experiment("recipe", name, "spike_rate") for name in (before, final)]
     return [
+        f"end at {first:.1f} %, AdamW at {experiment('recipe', 'steps from the start'):.1f} %, "
+        f"annealed from a rectifier at {experiment('recipe', named[0]):.1f} %. Taught by the rectifier twin, itself at {twin:.1f} %, "
+        f"it is {taught:.1f} %; from the twin's weights, five epochs more, {weights:.1f} %, and with its answers and "
+        f"blocks as teacher {experiment('recipe', final):.1f} %, over three seeds "
+        f"{experiment('recipe', final) - first:.1f} points above",
+        f"{both:.1f} % with, {exact:.1f} % with exact spikes",
+        f"at {experiment('recipe', experiments.STRONGER):.1f} %, better than the twin: {stronger:.1f} %",
+        f"from {rates[0]:.2f} to {rates[1]:.2f} spikes per neuron",
         f"{min(hours):.1f} to {max(hours):.1f} hours a training",
         f"it loses {lost[0]:.0f} and {lost[1]:.0f} points on digits",
         f"falls from {falls[0]:.1f} to {falls[1]:.1f} and {falls[2]:.1f} % on a tenth of CIFAR-100",
