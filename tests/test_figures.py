@@ -176,8 +176,9 @@ def experiments_page() -> list[str]:
     rates = [experiment("recipe", name, "spike_rate") for name in (before, final)]
     return [
         f"end at {first:.1f} %, AdamW at {experiment('recipe', 'steps from the start'):.1f} %, "
-        f"annealed from a rectifier at {experiment('recipe', named[0]):.1f} %. Taught by the rectifier twin, itself at {twin:.1f} %, "
-        f"it is {taught:.1f} %; from the twin's weights, five epochs more, {weights:.1f} %, and with its answers and "
+        f"annealed from a rectifier at {experiment('recipe', named[0]):.1f} %. "
+        f"Taught by the rectifier twin, itself at {twin:.1f} %, it is {taught:.1f} %; from the twin's "
+        f"weights, five epochs more, {weights:.1f} %, and with its answers and "
         f"blocks as teacher {experiment('recipe', final):.1f} %, over three seeds "
         f"{experiment('recipe', final) - first:.1f} points above",
         f"{both:.1f} % with, {exact:.1f} % with exact spikes",
