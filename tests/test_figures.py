@@ -174,6 +174,11 @@ def experiments_page() -> list[str]:
         )
     )  # fmt: skip
     rates = [experiment("recipe", name, "spike_rate") for name in (before, final)]
+    soft, ramp, graded, short, long = (
+        experiment("recipe", f"annealed {how}")
+        for how in ("from a rectifier over 60 %", "from ramp", "from graded", "over 30%", "over 90%")
+    )
+    assert ramp < experiment("recipe", "steps from the start")
     return [
         f"end at {first:.1f} %, AdamW at {experiment('recipe', 'steps from the start'):.1f} %, "
         f"annealed from a rectifier at {experiment('recipe', named[0]):.1f} %. "
@@ -184,6 +189,8 @@ def experiments_page() -> list[str]:
         f"{both:.1f} % with, {exact:.1f} % with exact spikes",
         f"at {experiment('recipe', experiments.STRONGER):.1f} %, better than the twin: {stronger:.1f} %",
         f"from {rates[0]:.2f} to {rates[1]:.2f} spikes per neuron",
+        f"{soft:.1f} and {graded:.1f} %; from a ramp it is {ramp:.1f} %",
+        f"Over 30, 60 or 90 % of the steps: {short:.1f}, {soft:.1f}, {long:.1f} %",
         f"{min(hours):.1f} to {max(hours):.1f} hours a training",
         f"it loses {lost[0]:.0f} and {lost[1]:.0f} points on digits",
         f"falls from {falls[0]:.1f} to {falls[1]:.1f} and {falls[2]:.1f} % on a tenth of CIFAR-100",
