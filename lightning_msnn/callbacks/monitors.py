@@ -344,7 +344,8 @@ def _log_picture(figure: Figure, name: str, folder: str | Path | None, trainer: 
             Path(folder).mkdir(parents=True, exist_ok=True)
             (Path(folder) / f"{name}.png").write_bytes(content)
     for logger in trainer.loggers:
-        with _or_a_warning(f"the picture {name!r} for {type(logger).__name__}"):
+        # Each service has errors of its own.
+        with _or_a_warning(f"the picture {name!r} for {type(logger).__name__}", Exception):
             experiment = getattr(logger, "experiment", None)
             if hasattr(logger, "log_image"):
                 from PIL import Image
@@ -355,9 +356,9 @@ def _log_picture(figure: Figure, name: str, folder: str | Path | None, trainer: 
 
 
 @contextmanager
-def _or_a_warning(what: object) -> Iterator[None]:
+def _or_a_warning(what: object, errors: type[Exception] = OSError) -> Iterator[None]:
     """Warn of a full disk or a server that is down: it is no reason to lose the test whose results come next."""
     try:
         yield
-    except Exception as error:  # each service has errors of its own
+    except errors as error:
         rank_zero_warn(f"{what} cannot be written ({str(error) or type(error).__name__})")

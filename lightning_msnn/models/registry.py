@@ -151,8 +151,8 @@ def zoo_cfgs(*architectures: str, **fields: Any) -> dict[str, PretrainedCfg]:
         *architectures: Registered names.
         **fields: Fields of untrained ones, see :func:`default_cfg`.
     """
-    cfgs = {name: entry_cfg(f) for name, f in entries().items() if name.partition(".")[0] in architectures}
-    cfgs = dict(sorted(cfgs.items(), key=lambda entry: (-entry[1].num_classes, entry[0])))
+    found = {name: entry_cfg(f) for name, f in entries().items() if name.partition(".")[0] in architectures}
+    cfgs = {name: found[name] for name in sorted(found, key=lambda name: (-found[name].num_classes, name))}
     # timm makes the first tag with weights the default of its architecture, unless a starred tag comes after it.
     untrained = PretrainedCfg(**default_cfg(**fields))
     return cfgs | {f"{architecture}.untrained*": untrained for architecture in architectures}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 __all__ = ["LoggerGuard"]
 
-#: What a Trainer calls on a logger to write something.
+#: What a Trainer or a monitor calls on a logger to write something.
 WRITES = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint", "log_image")
 
 
@@ -48,6 +48,7 @@ def _guard(logger: Logger) -> None:
         return attempt
 
     # The object stays the one that the user made, which callbacks may look for by its class.
-    for name in filter(partial(hasattr, logger), WRITES):
-        setattr(logger, name, guarded(getattr(logger, name)))
+    for name in WRITES:
+        if hasattr(logger, name):  # not every logger takes images
+            setattr(logger, name, guarded(getattr(logger, name)))
     logger._guarded = True  # type: ignore[attr-defined]

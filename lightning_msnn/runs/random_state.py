@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_msnn.errors import ConfigurationError
@@ -53,11 +54,6 @@ class RandomState(Callback):
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] | None = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Forget the generators of a checkpoint that was tested."""
-        if stage == "fit":
-            self._restored = None
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the generators, after all that Lightning does before the first batch."""
         states, self._restored = self._restored, None
@@ -93,8 +89,8 @@ class RandomState(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the generators until the training starts."""
+        """Keep the generators until the training starts; of a checkpoint that is tested they are not wanted."""
         states = checkpoint.get("random_state")
         if states is not None and not isinstance(states, list):
             raise ConfigurationError(f"random_state of the checkpoint must be a list, not {states!r}")
-        self._restored = states
+        self._restored = states if trainer.state.fn == TrainerFn.FITTING else None

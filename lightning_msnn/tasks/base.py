@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
@@ -22,6 +22,7 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_grou
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
+from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lightning_msnn.conversion import converted_twins
@@ -72,13 +73,12 @@ def check_positive(name: str, value: float) -> None:
         raise ConfigurationError(f"{name} must be a finite number of at least 0, not {value}")
 
 
-def _plain(value: Any) -> Any:
-    """Numbers of NumPy's as Python's, in dictionaries and lists too: what is read back is plain values."""
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+def _plain(values: Any) -> dict[str, Any]:
+    """Arguments with NumPy's numbers as Python's, however deep: of a checkpoint plain values alone are read."""
+    plain: dict[str, Any] = tree_map(
+        lambda v: v.tolist() if isinstance(v, np.generic | np.ndarray) else v, dict(values)
+    )
+    return plain
 
 
 class Task(pl.LightningModule):
@@ -190,7 +190,7 @@ class Task(pl.LightningModule):
             raise ConfigurationError(f"teacher_temperature must be a finite number above 0, not {teacher_temperature}")
         check_targets(target_rate, target_energy)
         self.save_hyperparameters()
-        self.hparams.update(_plain(dict(self.hparams)))
+        self.hparams.update(_plain(self.hparams))
         given = dict(network_kwargs or {})
         if img_size is not None and timm.get_pretrained_cfg(network.partition(".")[0]).fixed_input_size:
             given.setdefault("img_size", img_size)
@@ -406,7 +406,7 @@ class Task(pl.LightningModule):
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**self.hparams, "init_from": None}
         of_data = pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY
         if of_data in checkpoint:
-            checkpoint[of_data] = _plain(dict(checkpoint[of_data]))
+            checkpoint[of_data] = _plain(checkpoint[of_data])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the names of the classes and the preprocessing."""
@@ -475,8 +475,10 @@ class Task(pl.LightningModule):
         """Share of the training that is over."""
         return min(1.0, self.global_step / self._steps())
 
-    def _numbered(self, batch_idx: int, samples: int) -> list[str]:
-        """Names of samples that have none: batch and place, before them the process where there are several."""
+    def _names(self, rest: Sequence[Any], batch_idx: int, samples: int) -> list[str]:
+        """Names that follow the samples in a batch; without any, numbers of the process of several, batch and place."""
+        if rest and not isinstance(rest[0], Tensor) and (names := list(rest[0])):
+            return names
         several = self._trainer is not None and self.trainer.world_size > 1
         process = f"{self.global_rank}/" if several else ""
         return [f"{process}{batch_idx}/{i}" for i in range(samples)]

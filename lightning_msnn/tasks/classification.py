@@ -137,6 +137,5 @@ class SpikingClassifier(Task):
         logits = self(images).float()
         probability, index = logits.softmax(1).max(1)
         names = [self.class_names[i] for i in index.tolist()]
-        files = list(rest[0]) if rest and not isinstance(rest[0], Tensor) else []
-        files = files or self._numbered(batch_idx, len(names))
+        files = self._names(rest, batch_idx, len(names))
         return {"file": files, "class": names, "index": index, "probability": probability, "logits": logits}

@@ -174,6 +174,5 @@ class SpikingForecaster(Task):
         """
         series, *rest = batch if isinstance(batch, list | tuple) else (batch,)
         forecast = self(series).float().unflatten(1, (-1, self.horizon))
-        names = list(rest[0]) if rest and not isinstance(rest[0], Tensor) else []
-        names = names or self._numbered(batch_idx, len(series))
+        names = self._names(rest, batch_idx, len(series))
         return {"file": names, "forecast": forecast, **naive_forecasts(series, self.horizon, self.hparams["season"])}

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_msnn.callbacks import EMA, SpikeAnnealing, TrainingCurves
+from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, RandomState, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
@@ -117,6 +118,9 @@ def test_numbers_of_numpy_become_plain(tmp_path):
     kept = read_checkpoint(tmp_path / "x.ckpt")["hyper_parameters"]
     assert kept["lr"] == 0.002
     assert [type(weight) for weight in (kept["lr"], *kept["class_weights"])] == [float] * 11
+    own.fit(task(), datamodule=Digits(batch_size=64, val_fraction=np.float64(0.1), num_workers=0))
+    own.save_checkpoint(tmp_path / "y.ckpt")
+    assert type(read_checkpoint(tmp_path / "y.ckpt")["datamodule_hyper_parameters"]["val_fraction"]) is float
 
 
 def test_annealing_can_be_sent_to_another_process():
