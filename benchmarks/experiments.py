@@ -113,6 +113,7 @@ def recipes() -> dict[str, dict[str, Any]]:
     """
     taught = {"teacher": TWIN}
     sgd = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
+    muon = {"optimizer": "muon", "lr": 0.02}
     found: dict[str, dict[str, Any]] = {}
 
     def add(name: str, without: str = "", **parts: Any) -> None:
@@ -148,8 +149,17 @@ def recipes() -> dict[str, dict[str, Any]]:
     for batch in (64, 256, 512):
         add(f"batch {batch}", data={"batch_size": batch})
     add("SGD, lr 0.1, decay 5e-4", task=sgd)
-    for lr in (0.004, 0.02):
-        add(f"Muon, lr {lr}, batch 512", task={"optimizer": "muon", "lr": lr}, data={"batch_size": 512})
+    for lr in (0.004, 0.02, 0.05):
+        add(f"Muon, lr {lr}, batch 512", task={**muon, "lr": lr}, data={"batch_size": 512})
+    add("Muon, lr 0.02", task=muon)
+    add(
+        f"{TWIN}, Muon, lr 0.02, batch 512",
+        without="annealing",
+        task={"twin": "relu", **muon},
+        data={"batch_size": 512},
+    )
+    last = {"init_from": TWIN, **taught, "teacher_features": 1.0, **muon}
+    add("from the twin and taught by it, its blocks too, Muon, lr 0.02, batch 512", task=last, data={"batch_size": 512})
     add("label smoothing 0", task={"label_smoothing": 0.0})
     add("cutmix on half of the batches", task={"cutmix": 1.0, "mix_prob": 0.5})
     add("mixup on half of the batches", task={"mixup": 0.2, "mix_prob": 0.5})
