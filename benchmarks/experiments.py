@@ -297,6 +297,7 @@ def run(arguments: argparse.Namespace) -> None:
         if recipe:
             data = CIFAR100(val_fraction=0.1, **kept, **given["data"])
             given = resolved(given, seed, arguments.folder)
+        resumed = (options.get("folder", Path()) / "checkpoints" / "last.ckpt").exists()
         judge = train(data, given, seed, arguments.epochs, **options)
         line = {
             "data": arguments.data,
@@ -306,14 +307,14 @@ def run(arguments: argparse.Namespace) -> None:
             "epochs": arguments.epochs,
             "top1": round(judge.top1, 2),
             "spike_rate": None if math.isnan(judge.rate) else round(judge.rate, 4),  # a twin has none
-            "seconds": round(time.perf_counter() - start, 1),
+            "seconds": None if resumed else round(time.perf_counter() - start, 1),  # of the whole training
             "threads": torch.get_num_threads(),
             "date": date.today().isoformat(),
         }
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(
-            f"{name}, seed {seed}: top-1 {judge.top1:.2f} %, spike rate {judge.rate:.3f}, {line['seconds']} s",
+            f"{name}, seed {seed}: top-1 {judge.top1:.2f} %, spike rate {judge.rate:.3f}, {line['seconds'] or '?'} s",
             flush=True,
         )
 

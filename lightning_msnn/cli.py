@@ -102,6 +102,19 @@ MORE = (*OTHERS, "dial")
 _LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
 
 
+def _is_local(logger: Any) -> bool:
+    return logger.class_path.rpartition(".")[2] in _LOCAL_LOGGERS
+
+
+def _with_local_first(given: Any) -> list[Any]:
+    """Return loggers, one of local files before those of services: the folder of the first is that of the run."""
+    loggers = [logger for logger in (given if isinstance(given, list) else [given]) if hasattr(logger, "class_path")]
+    if not any(map(_is_local, loggers)):
+        arguments = Namespace(save_dir="runs", name="lightning_logs", version=None)
+        loggers.append(Namespace(class_path=f"lightning.pytorch.loggers.{_LOCAL_LOGGERS[0]}", init_args=arguments))
+    return sorted(loggers, key=_is_local, reverse=True)
+
+
 # Configurations by name
 
 
@@ -672,8 +685,9 @@ class MSNNCLI(LightningCLI):
         base = Path(config.run.folder) / config.run.name
         if verb == "predict":
             trainer.logger = False  # predictions are the output; no run begins
-        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        loggers = [logger for logger in loggers if hasattr(logger, "class_path")]
+        loggers: list[Any] = []
+        if trainer.logger is not False:
+            loggers = trainer.logger = _with_local_first(trainer.logger)
         version: int | str | None = None
         if resumed and self._checkpoint is not None:
             folder = Path(self._checkpoint).parents[1]
@@ -695,7 +709,7 @@ class MSNNCLI(LightningCLI):
         run = base if version is None else base / (version if isinstance(version, str) else f"version_{version}")
         for logger in loggers:
             arguments = logger.init_args
-            if logger.class_path.rpartition(".")[2] in _LOCAL_LOGGERS:
+            if _is_local(logger):
                 name, number = arguments.get("name"), arguments.get("version")
                 label = number if isinstance(number, str) else f"version_{number}"
                 if number is None or (Path(arguments.save_dir) / str(name) / label).exists():

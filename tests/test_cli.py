@@ -246,6 +246,20 @@ def test_wandb_by_one_line(monkeypatch):
     assert Path("runs/quickstart/version_0/metrics.csv").is_file(), "the default loggers stay"
 
 
+@pytest.mark.parametrize(
+    "loggers", ["true", "[lightning.pytorch.loggers.WandbLogger]", "tests.runs.test_folders.Service"]
+)
+def test_with_other_loggers_the_run_is_in_its_folder_all_the_same(loggers, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    main([*LONGER, "--run.test", "true", "--trainer.logger", loggers])
+    folder = Path("runs/quickstart/version_0")
+    assert {"best.ckpt", "last.ckpt"} == {path.name for path in (folder / "checkpoints").iterdir()}
+    assert {"metrics.csv", "curves.png", "energy.json"} <= {path.name for path in folder.iterdir()}
+    main([*LONGER, "--trainer.max_epochs", "2", "--trainer.logger", loggers, "--ckpt_path", "last"])
+    assert {path.name for path in folder.parent.iterdir()} == {"version_0"}
+
+
 def test_at_most_25_configurations_are_shipped():
     """One for each data set, of images, sounds, series and events; recipes and trainers are composed with them."""
     files = [file for file in CONFIGS.rglob("*") if file.is_file()]

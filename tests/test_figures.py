@@ -351,7 +351,7 @@ SENTENCES: dict[str, Callable[[], list[str]]] = {
     "docs/own-images.md": lambda: [*by_hand("own-images.md"), f"took {minutes(MINE)} of one core"],
     "docs/paper.md": lambda: [figure for row in paper().values() for figure in row],
     "docs/rates.md": rates_page,
-    "docs/runs.md": lambda: [*by_hand("runs.md"), f"(Zen 4), {minutes(QUICKSTART)}, "],
+    "docs/runs.md": lambda: [*by_hand("runs.md"), f"with AMX, {minutes(QUICKSTART)}, "],
     "docs/training.md": lambda: [*training(), f"about {minutes(QUICKSTART)} on 2 CPU cores"],
 }
 """Figures on pages, as the files have them, in enough words to be found."""

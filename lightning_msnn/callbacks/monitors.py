@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -39,6 +38,8 @@ from lightning_msnn.energy.profiles import profile as find_profile
 from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.metrics import Total
+from lightning_msnn.runs.checkpoints import write_whole
+from lightning_msnn.runs.folders import run_folder, writes_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -261,8 +262,8 @@ class SpikeRateMonitor(_Monitor):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the pictures."""
         record = self._counted(trainer, pl_module).get(NETWORK)
-        folder = trainer.log_dir  # a broadcast: on every rank
-        if record is None or not record.fired or not trainer.is_global_zero:
+        folder = run_folder(trainer)
+        if record is None or not record.fired or not writes_files(trainer):
             return
         _log_picture(draw_spike_rates(summarize(record)), "spike_rate", folder, trainer)
         maps = window_maps(self._network(pl_module), record.fired, record.visits)
@@ -316,16 +317,13 @@ class EnergyMonitor(_Monitor):
             top1[NETWORK] = 100.0 * float(trainer.callback_metrics["test/top1"])
         records = self._counted(trainer, pl_module, getattr(pl_module, "twins", None))
         self.columns = {name: summarize(record, self.profile, top1.get(name)) for name, record in records.items()}
-        folder = trainer.log_dir  # a broadcast: on every rank
-        if not self.columns or folder is None or not trainer.is_global_zero:
+        folder = run_folder(trainer)
+        if not self.columns or not writes_files(trainer):
             return
-        target = Path(folder) / "energy.json"
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        target = os.path.join(folder, "energy.json")
         content = {"unit": "joules, operations: for one sample", "profile": self.profile, "columns": self.columns}
         with _or_a_warning(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(target)
+            write_whole((json.dumps(content, indent=1) + "\n").encode(), target)
         _log_picture(draw_energy(self.columns[NETWORK]), "energy", folder, trainer)
 
     def table(self) -> str:
@@ -333,16 +331,15 @@ class EnergyMonitor(_Monitor):
         return comparison_table(self.columns) if self.columns else ""
 
 
-def _log_picture(figure: Figure, name: str, folder: str | Path | None, trainer: pl.Trainer) -> None:
+def _log_picture(figure: Figure, name: str, folder: str, trainer: pl.Trainer) -> None:
     """Write a figure to the run folder as ``<name>.png``, and to the loggers that take images.
 
     Those are TensorBoard's, and those with a ``log_image``, as that of Weights & Biases.
     """
     content = png(figure)
-    if folder is not None:
-        with _or_a_warning(Path(folder) / f"{name}.png"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / f"{name}.png").write_bytes(content)
+    path = os.path.join(folder, f"{name}.png")
+    with _or_a_warning(path):
+        write_whole(content, path)
     for logger in trainer.loggers:
         # Each service has errors of its own.
         with _or_a_warning(f"the picture {name!r} for {type(logger).__name__}", Exception):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+import os
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.runs.checkpoints import write_whole
+from lightning_msnn.runs.folders import run_folder, writes_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +29,8 @@ PANELS = {
 """Panels of the picture, and what each compares. The loss that is learnt from has an axis of its own: with smoothed and
 mixed labels, with weights of classes or with a teacher it is not what validation measures."""
 
+FORMATS = (".png", ".pdf", ".svg")
+
 DRAWN = {name for names in PANELS.values() for name in names}
 
 
@@ -33,10 +41,15 @@ class TrainingCurves(Callback):
     curves.
 
     Args:
-        filename: Name of the picture, with an ending that matplotlib knows.
+        filename: Name of the picture, which ends with ``.png``, ``.pdf`` or ``.svg``.
+
+    Raises:
+        ConfigurationError: If it ends otherwise.
     """
 
     def __init__(self, filename: str = "curves.png") -> None:
+        if PurePath(filename).suffix not in FORMATS:
+            raise ConfigurationError(f"filename must end with one of {', '.join(FORMATS)}, not {filename!r}")
         self.filename = filename
         self.history: dict[str, list[tuple[int, float]]] = {}
         self._fits = True
@@ -53,14 +66,14 @@ class TrainingCurves(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the picture."""
-        folder = trainer.log_dir  # a broadcast: on every rank
-        if trainer.is_global_zero and folder is not None and self.history:
+        path = os.path.join(run_folder(trainer), self.filename)
+        if writes_files(trainer) and self.history:
+            content = io.BytesIO()
+            self.draw().savefig(content, dpi=120, format=PurePath(path).suffix[1:])
             try:
-                path = Path(folder) / self.filename
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.draw().savefig(path, dpi=120)
+                write_whole(content.getvalue(), path)
             except OSError as error:  # a full disk is no reason to lose the test that follows
-                rank_zero_warn(f"the training curves cannot be written to {error.filename!r} ({error.strerror})")
+                rank_zero_warn(f"the training curves cannot be written to {path!r} ({error.strerror})")
 
     def draw(self) -> Figure:
         """Return the picture of the curves."""

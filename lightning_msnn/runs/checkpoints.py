@@ -8,11 +8,12 @@ import platform
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import timm
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -59,25 +60,38 @@ _PREPROCESSING: dict[str, Callable[[Any], bool]] = {
 """What the fields of a preprocessing are, where they are there."""
 
 
+def _write(content: Any, file: IO[bytes]) -> None:
+    if isinstance(content, bytes):
+        file.write(content)
+    else:
+        torch.save(content, file)
+
+
 def write_whole(content: Any, path: str | Path) -> None:
-    """Save plain values and tensors so that the file is there whole or not at all, whatever happens meanwhile.
+    """Save bytes, or plain values and tensors, so that the file is there whole or not at all, whatever happens.
 
     The bytes go to a hidden file of this process in the same folder, are flushed to the disk, and only then get the
     final name, which replaces an older file in one step. What processes that were killed left there is removed.
 
     Args:
-        content: What ``torch.save`` can write and ``torch.load(weights_only=True)`` can read.
-        path: The file.
+        content: Bytes, which are the file; or what ``torch.save`` can write and ``torch.load(weights_only=True)`` read.
+        path: The file, or any URL that fsspec knows, whose service decides how safe it is.
 
     Raises:
         OSError: If the folder cannot be written or is full; an older file of that name is as it was.
     """
+    if "://" in str(path):
+        files = get_filesystem(path)
+        files.makedirs(os.path.dirname(path), exist_ok=True)
+        with files.open(str(path), "wb") as file:
+            _write(content, file)
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            torch.save(content, file)
+            _write(content, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

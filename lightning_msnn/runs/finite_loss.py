@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_msnn.errors import TrainingError
 from lightning_msnn.runs.checkpoints import write_whole
+from lightning_msnn.runs.folders import run_folder
 from lightning_msnn.runs.random_state import get_generators, set_generators
 
 __all__ = ["FiniteLoss"]
@@ -38,7 +39,7 @@ class FiniteLoss(Callback):
     """
 
     def __init__(self) -> None:
-        self._folder = Path()
+        self._folder = ""
         self._batch: Any = None
         self._generators: dict[str, Any] = {}
         self._finite = torch.tensor(True)
@@ -46,7 +47,7 @@ class FiniteLoss(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the run's folder while all processes are here: it takes a broadcast."""
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._folder = run_folder(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -80,7 +81,8 @@ class FiniteLoss(Callback):
         batch_idx = trainer.fit_loop.epoch_loop.batch_idx
         where = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {batch_idx})"
         layer = self._first_layer(trainer, pl_module, batch_idx)
-        path = self._folder / "non_finite" / f"step_{trainer.global_step}_rank_{trainer.global_rank}.ckpt"
+        name = f"step_{trainer.global_step}_rank_{trainer.global_rank}.ckpt"
+        path = os.path.join(self._folder, "non_finite", name)
         try:
             write_whole(
                 {
@@ -94,9 +96,9 @@ class FiniteLoss(Callback):
                 },
                 path,
             )
-            saved = f"what repeats the step is in {str(path)!r}"
+            saved = f"what repeats the step is in {path!r}"
         except OSError as error:
-            saved = f"what repeats the step could not be written to {str(path)!r} ({error.strerror})"
+            saved = f"what repeats the step could not be written to {path!r} ({error.strerror})"
         raise TrainingError(f"the loss is not finite at {where}, from {layer} on: {saved}")
 
     def on_save_checkpoint(

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-__all__ = ["Claim", "claim_version", "newest_version", "release_version"]
+__all__ = ["Claim", "claim_version", "newest_version", "release_version", "run_folder", "writes_files"]
+
+
+def run_folder(trainer: pl.Trainer) -> str:
+    """Folder of a run's files, a path or a URL: where Lightning's ``ModelCheckpoint`` makes its ``checkpoints`` too.
+
+    With a logger it is ``<save_dir>/<name>/<version>`` of the first, so that no two runs share it; else it is the
+    trainer's ``default_root_dir``. It takes a broadcast: every rank must call it.
+    """
+    folder = str(trainer.default_root_dir)
+    if logger := trainer.logger:
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        folder = os.path.join(logger.save_dir or folder, str(logger.name), version)
+    return str(trainer.strategy.broadcast(folder))
+
+
+def writes_files(trainer: pl.Trainer) -> bool:
+    """Whether this process writes a run's files: the first does, unless the run is only a ``fast_dev_run``."""
+    return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
 
 
 def newest_version(base: Path, resumable: bool = False) -> int | None:

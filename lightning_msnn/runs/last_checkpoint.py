@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import threading
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_msnn.errors import ConfigurationError, check_integer
+from lightning_msnn.runs.folders import run_folder
 
 __all__ = ["LastCheckpoint"]
 
@@ -43,15 +43,14 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, every_n_steps: int = 0) -> None:
         self.every_n_steps = check_integer("every_n_steps", every_n_steps, 0)
-        self._path = Path()
+        self._path = ""
         self._saved_step = 0
         self._told = GO_ON
         self._trained_by = self._resumed = ""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the folder, and forget an earlier training, or a checkpoint that was tested."""
-        folder = trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)
-        self._path = Path(folder) / "checkpoints" / "last.ckpt"
+        self._path = os.path.join(run_folder(trainer), "checkpoints", "last.ckpt")
         if stage == "fit":
             self._saved_step, self._resumed = 0, ""
 

@@ -2,10 +2,77 @@
 
 from pathlib import Path
 
+import fsspec
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 
-from lightning_msnn.runs import claim_version, newest_version, release_version
+from lightning_msnn.callbacks import BestCheckpoint, EnergyMonitor, SpikeRateMonitor, TrainingCurves
+from lightning_msnn.data import Digits
+from lightning_msnn.runs import LastCheckpoint, claim_version, newest_version, release_version
+from lightning_msnn.tasks import SpikingClassifier
+
+
+class Service(DummyLogger):
+    """As the logger of a service: runs of a project have identifiers, and one folder on this machine."""
+
+    def __init__(self, save_dir: str | None = ".", version: str = "a1") -> None:
+        super().__init__()
+        self._save_dir, self._version = save_dir, version
+
+    save_dir = property(lambda self: self._save_dir)  # type: ignore[assignment]
+    name = property(lambda self: "project")  # type: ignore[assignment]
+    version = property(lambda self: self._version)  # type: ignore[assignment]
+
+
+SMALL = {"depths": (1, 1), "widths": (16, 16)}
+FILES = {"curves.png", "energy.json", "energy.png", "spike_rate.png", "windows.png"}
+
+
+def train(folder: str, epochs: int = 1, resume: str | None = None, **kwargs: object) -> None:
+    callbacks = [BestCheckpoint(), LastCheckpoint(), TrainingCurves(), EnergyMonitor(), SpikeRateMonitor()]
+    small = {"max_epochs": epochs, "limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
+    trainer = pl.Trainer(default_root_dir=folder, callbacks=callbacks, **small, **quiet, **kwargs)  # type: ignore[arg-type]
+    task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, SMALL, schedule="constant")
+    trainer.fit(task, datamodule=Digits(batch_size=8), ckpt_path=resume)
+    trainer.test(task, datamodule=Digits(batch_size=8), verbose=False)
+
+
+def test_runs_of_a_service_do_not_share_a_folder(tmp_path: Path) -> None:
+    """All files of a run are where Lightning's own checkpoints are."""
+    train(str(tmp_path / "unused"), logger=Service(str(tmp_path), "a1"))
+    train(str(tmp_path), logger=Service(None, "b2"))
+    assert {path.name for path in tmp_path.iterdir()} == {"project"}
+    for version in ("a1", "b2"):
+        folder = tmp_path / "project" / version
+        assert {path.name for path in folder.iterdir()} == {"checkpoints", *FILES}
+        assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_a_run_in_a_url_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train("memory://bucket/run", logger=False)
+    train("memory://bucket/run", 2, resume="memory://bucket/run/checkpoints/last.ckpt", logger=False)
+    files = fsspec.filesystem("memory")
+    assert {path.rpartition("/")[2] for path in files.ls("/bucket/run", detail=False)} == {"checkpoints", *FILES}
+    names = {path.rpartition("/")[2] for path in files.ls("/bucket/run/checkpoints", detail=False)}
+    assert names == {"best.ckpt", "last.ckpt"}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("logger", [True, False])
+def test_a_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logger: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(str(tmp_path), logger=logger, fast_dev_run=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["curves", "curves.xyz", ""])
+def test_pictures_of_no_known_kind_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="filename must end with one of .png"):
+        TrainingCurves(name)
 
 
 def claim(base: Path, queue: "torch.multiprocessing.SimpleQueue") -> None:
