@@ -102,18 +102,20 @@ TWIN = "the ReLU twin"
 """The setting whose checkpoint is the teacher, and the start, of those that have one."""
 STRONGER = "the ReLU twin with twice the channels"
 """The setting whose checkpoint is a stronger teacher."""
+MUON_TWIN = f"{TWIN}, Muon, lr 0.02, batch 512"
+"""The setting whose checkpoint is the teacher, and the start, where Muon trains both."""
 
 
 def recipes() -> dict[str, dict[str, Any]]:
     """Return what recipes are compared for ``msnn_resnet12``; each but the first changes one thing of the first.
 
     ``task`` holds arguments of :class:`SpikingClassifier`, ``annealing`` those of :class:`SpikeAnnealing`, ``data``
-    those of :class:`CIFAR100`, ``network`` those of the network. A value of ``TWIN`` or ``STRONGER`` is the checkpoint
-    of that setting.
+    those of :class:`CIFAR100`, ``network`` those of the network. A value of ``TWIN``, ``STRONGER`` or
+    ``MUON_TWIN`` is the checkpoint of that setting.
     """
     taught = {"teacher": TWIN}
     sgd = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
-    muon = {"optimizer": "muon", "lr": 0.02}
+    muon, large = {"optimizer": "muon", "lr": 0.02}, {"batch_size": 512}
     found: dict[str, dict[str, Any]] = {}
 
     def add(name: str, without: str = "", **parts: Any) -> None:
@@ -150,16 +152,12 @@ def recipes() -> dict[str, dict[str, Any]]:
         add(f"batch {batch}", data={"batch_size": batch})
     add("SGD, lr 0.1, decay 5e-4", task=sgd)
     for lr in (0.004, 0.02, 0.05):
-        add(f"Muon, lr {lr}, batch 512", task={**muon, "lr": lr}, data={"batch_size": 512})
+        add(f"Muon, lr {lr}, batch 512", task={**muon, "lr": lr}, data=large)
     add("Muon, lr 0.02", task=muon)
-    add(
-        f"{TWIN}, Muon, lr 0.02, batch 512",
-        without="annealing",
-        task={"twin": "relu", **muon},
-        data={"batch_size": 512},
-    )
-    last = {"init_from": TWIN, **taught, "teacher_features": 1.0, **muon}
-    add("from the twin and taught by it, its blocks too, Muon, lr 0.02, batch 512", task=last, data={"batch_size": 512})
+    add(MUON_TWIN, without="annealing", task={"twin": "relu", **muon}, data=large)
+    for twin, name in ((TWIN, "the twin"), (MUON_TWIN, "Muon's twin")):
+        task = {"init_from": twin, "teacher": twin, "teacher_features": 1.0, **muon}
+        add(f"from {name} and taught by it, its blocks too, Muon, lr 0.02, batch 512", task=task, data=large)
     add("label smoothing 0", task={"label_smoothing": 0.0})
     add("cutmix on half of the batches", task={"cutmix": 1.0, "mix_prob": 0.5})
     add("mixup on half of the batches", task={"mixup": 0.2, "mix_prob": 0.5})
@@ -259,7 +257,7 @@ def lines() -> list[dict[str, Any]]:
 
 def resolved(settings: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     """Return a recipe's settings as :func:`train` takes them: the network flat, the twins by their checkpoints."""
-    twins = {name: str(place(folder, name, seed) / "checkpoints" / "last.ckpt") for name in (TWIN, STRONGER)}
+    twins = {name: str(place(folder, name, seed) / "checkpoints" / "last.ckpt") for name in (TWIN, STRONGER, MUON_TWIN)}
     task = {key: twins.get(value, value) for key, value in settings["task"].items()}
     given = {"network": "msnn_resnet12", **settings["network"], "task": task}
     return given | {key: settings[key] for key in ("annealing",) if key in settings}
