@@ -125,7 +125,8 @@ def test_resume_is_exact(tmp_path: Path, make_data: Any, options: dict[str, Any]
     assert same(whole.state_dict(), task.state_dict())
 
 
-def test_with_everything_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_with_everything_at_once(tmp_path: Path, optimizer: str) -> None:
     """Annealing, distillation, averaging, sizes by epoch, and mixing of a share of the batches."""
 
     def data() -> Digits:
@@ -133,7 +134,7 @@ def test_with_everything_at_once(tmp_path: Path) -> None:
 
     run(tmp_path / "teacher", data(), task={"twin": "relu"}, max_epochs=1)
     teacher = tmp_path / "teacher" / "checkpoints" / "last.ckpt"
-    task = {"init_from": str(teacher), "teacher": str(teacher), "mix_prob": 0.5}
+    task = {"init_from": str(teacher), "teacher": str(teacher), "mix_prob": 0.5, "optimizer": optimizer}
 
     def all_of_it(folder: str, **more: Any) -> Any:
         return run(tmp_path / folder, data(), task=task, callbacks=[SpikeAnnealing()], **more)

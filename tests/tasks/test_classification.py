@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import timm
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -446,9 +447,18 @@ def test_learning_rate_by_images_needs_a_batch_size(tmp_path):
 
 def test_moving_average_of_weights_in_pieces_is_refused(tmp_path, monkeypatch):
     t = trainer(tmp_path)
-    monkeypatch.setattr(type(t), "strategy", pl.strategies.FSDPStrategy.__new__(pl.strategies.FSDPStrategy))
+    monkeypatch.setattr(type(t), "strategy", FSDPStrategy.__new__(FSDPStrategy))
     with pytest.raises(ConfigurationError, match="EMA must be left out of the callbacks with FSDPStrategy"):
         EMA().setup(t, SpikingClassifier(), "fit")
+
+
+def test_an_optimizer_of_matrices_is_refused_where_they_are_in_pieces(tmp_path, monkeypatch):
+    task = SpikingClassifier(optimizer="muon")
+    task.trainer = trainer(tmp_path)
+    task.setup("fit")
+    monkeypatch.setattr(type(task.trainer), "strategy", FSDPStrategy.__new__(FSDPStrategy))
+    with pytest.raises(ConfigurationError, match="optimizer must be another than 'muon', .* with FSDPStrategy"):
+        task.setup("fit")
 
 
 def test_one_network_has_one_loss_however_often_it_is_validated():
