@@ -22,7 +22,7 @@ fit() { # entry, recipe, options
     entry=$1 recipe=$2
     shift 2
     test -e "$out/zoo/$entry" && return
-    lightning-msnn fit --config "$of" --config "recipe/$recipe" --model.network "$network" --data.root "$data" \
+    lightning-msnn fit --config "$of" --config "recipe/$recipe" --config optimizer/muon --model.network "$network" --data.root "$data" \
         --trainer.max_epochs "$epochs" --trainer.accelerator gpu \
         --run.folder "$out/runs" --run.name "$entry" --run.test false --ckpt_path last "$@"
     run=$(ls -td "$out/runs/$entry"/version_* | head -1)
@@ -35,7 +35,7 @@ fit() { # entry, recipe, options
 	device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
 	print(json.dumps({
 	    "command": f"lightning-msnn fit --config {sys.argv[2]}/config.yaml",
-	    "recipe": "AdamW, one cycle, cutmix on half of the batches",
+	    "recipe": "Muon, one cycle, cutmix on half of the batches",
 	    "epochs": int(sys.argv[1]), "seed": 0, "hardware": device, "date": date.today().isoformat(),
 	}))
 	PYTHON

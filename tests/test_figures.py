@@ -194,7 +194,8 @@ def experiments_page() -> list[str]:
         f"from that twin, and taught by it, the network comes to {best:.1f} %, {best - first:.1f} points above",
         f"{muon_twin - best:.1f} below its twin, with {rates[2]:.2f} spikes per neuron",
         f"the twin of AdamW it is {old:.1f} %",
-        "cutmix {:.1f} %, mixup {:.1f}, AutoAugment {:.1f}, erasing {:.1f}, in the place of".format(*mixed) + f" {soft:.1f}",
+        "cutmix {:.1f} %, mixup {:.1f}, AutoAugment {:.1f}, erasing {:.1f}, in the place of".format(*mixed)
+        + f" {soft:.1f}",
         f"annealed network at {experiment('recipe', 'SGD, lr 0.1, decay 5e-4'):.1f} %",
         f"end at {first:.1f} %, AdamW at {experiment('recipe', 'steps from the start'):.1f} %, "
         f"annealed from a rectifier at {experiment('recipe', named[0]):.1f} %. "
