@@ -108,6 +108,8 @@ def _is_local(logger: Any) -> bool:
 
 def _with_local_first(given: Any) -> list[Any]:
     """Return loggers, one of local files before those of services: the folder of the first is that of the run."""
+    if given == []:
+        return []
     loggers = [logger for logger in (given if isinstance(given, list) else [given]) if hasattr(logger, "class_path")]
     if not any(map(_is_local, loggers)):
         arguments = Namespace(save_dir="runs", name="lightning_logs", version=None)
@@ -682,6 +684,12 @@ class MSNNCLI(LightningCLI):
         self._saved = config.clone()  # what reproduces this run, in another folder
         if resumed:
             self._saved.ckpt_path, config.ckpt_path = None, self._checkpoint
+        for option, place in (
+            ("run.folder", config.run.folder),
+            ("trainer.default_root_dir", trainer.default_root_dir),
+        ):
+            if "://" in str(place):
+                raise ConfigurationError(f"{option} must be a folder of this machine, not {str(place)!r}")
         base = Path(config.run.folder) / config.run.name
         if verb == "predict":
             trainer.logger = False  # predictions are the output; no run begins

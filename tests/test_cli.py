@@ -260,6 +260,22 @@ def test_with_other_loggers_the_run_is_in_its_folder_all_the_same(loggers, monke
     assert {path.name for path in folder.parent.iterdir()} == {"version_0"}
 
 
+@pytest.mark.parametrize("option", ["run.folder", "trainer.default_root_dir"])
+def test_a_run_in_a_url_is_refused(option, capsys):
+    fails(
+        ["fit", *SHORT, f"--{option}", "s3://bucket/x"],
+        f"{option} must be a folder of this machine.*s3://bucket",
+        capsys,
+    )
+    assert not list(Path().iterdir())
+
+
+def test_no_loggers_are_none():
+    main(["fit", *SHORT, "--run.test", "false", "--trainer.logger", "[]"])
+    assert {path.name for path in Path("runs/quickstart/version_0").iterdir()} >= {"checkpoints", "curves.png"}
+    assert not list(Path("runs").rglob("metrics.csv"))
+
+
 def test_at_most_25_configurations_are_shipped():
     """One for each data set, of images, sounds, series and events; recipes and trainers are composed with them."""
     files = [file for file in CONFIGS.rglob("*") if file.is_file()]

@@ -155,7 +155,7 @@ def experiment(data: str, name: str, field: str = "top1") -> float:
 def experiments_page() -> list[str]:
     digits, tenth, large = "digits", "cifar100_tenth", "cifar100"
     sine = "projection sine theta {}"
-    hours = [line["seconds"] / 3600 for line in experiments.lines() if line["data"] == large]
+    hours = [line["seconds"] / 3600 for line in experiments.lines() if line["data"] == large and line["seconds"]]
     lost = [experiment(digits, sine.format(0.25)) - experiment(digits, sine.format(theta)) for theta in (0.7, 0.9)]
     falls = [experiment(tenth, sine.format(theta)) for theta in (0.25, 0.7, 0.9)]
     resnet12, vit12, rnn12 = (experiment(tenth, name) for name in ("default", "family msnn_vit12", "family msnn_rnn12"))

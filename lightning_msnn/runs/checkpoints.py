@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import platform
@@ -78,13 +79,17 @@ def write_whole(content: Any, path: str | Path) -> None:
         path: The file, or any URL that fsspec knows, whose service decides how safe it is.
 
     Raises:
-        OSError: If the folder cannot be written or is full; an older file of that name is as it was.
+        OSError: If the folder cannot be written or is full, and an older file of that name is as it was; or for
+            whatever a service raises.
     """
     if "://" in str(path):
-        files = get_filesystem(path)
-        files.makedirs(os.path.dirname(path), exist_ok=True)
-        with files.open(str(path), "wb") as file:
-            _write(content, file)
+        try:
+            files = get_filesystem(path)
+            files.makedirs(os.path.dirname(path), exist_ok=True)
+            with files.open(str(path), "wb") as file:
+                _write(content, file)
+        except Exception as error:  # each service has errors of its own
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,11 +279,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint as :func:`read_checkpoint` does, on the CPU.
+        """Read a checkpoint as :func:`read_checkpoint` does, on the CPU; of a URL, which Lightning reads, plain values.
 
         Raises:
             ConfigurationError: If it is not a checkpoint.
         """
+        if "://" in str(path):
+            content: dict[str, Any] = super().load_checkpoint(path, weights_only=True)
+            return content
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lightning.pytorch as pl
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 __all__ = ["Claim", "claim_version", "newest_version", "release_version", "run_folder", "writes_files"]
@@ -24,11 +26,12 @@ def run_folder(trainer: pl.Trainer) -> str:
     if logger := trainer.logger:
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         folder = os.path.join(logger.save_dir or folder, str(logger.name), version)
-    return str(trainer.strategy.broadcast(folder))
+    files, local = url_to_fs(folder)  # a path may begin with ~ or file:
+    return str(trainer.strategy.broadcast(local if isinstance(files, LocalFileSystem) else folder))
 
 
 def writes_files(trainer: pl.Trainer) -> bool:
-    """Whether this process writes a run's files: the first does, unless the run is only a ``fast_dev_run``."""
+    """Whether this process writes a run's results: the first does, unless the run is only a ``fast_dev_run``."""
     return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
 
 

@@ -30,7 +30,7 @@ from lightning_msnn.errors import ConfigurationError, UnknownNameError, check_in
 from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import find, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
-from lightning_msnn.runs.strategies import shards_weights
+from lightning_msnn.runs.strategies import flattens_weights
 from lightning_msnn.tasks.conversion import check_strategy, convert_network, fit_neurons
 from lightning_msnn.tasks.dial import COUNTED, ENDLESS, Dial, check_targets
 from lightning_msnn.tasks.distillation import Teacher, distillation_loss, feature_loss, watched
@@ -372,10 +372,10 @@ class Task(pl.LightningModule):
             self._planned_steps = None  # of an earlier training; a resumed one is restored later
             if self.unfitted:
                 check_strategy(self.trainer.strategy)
-            if "muon" in self.hparams["optimizer"] and shards_weights(self.trainer.strategy):
+            if "muon" in self.hparams["optimizer"] and flattens_weights(self.trainer.strategy):
                 raise ConfigurationError(
                     f"optimizer must be another than {self.hparams['optimizer']!r}, which needs whole matrices, with "
-                    f"{type(self.trainer.strategy).__name__}, which shards them"
+                    f"{type(self.trainer.strategy).__name__}, which cuts them up"
                 )
             self.load_teacher()
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
+import lightning_msnn
 from lightning_msnn.callbacks import BestCheckpoint, EnergyMonitor, SpikeRateMonitor, TrainingCurves
 from lightning_msnn.data import Digits
-from lightning_msnn.runs import LastCheckpoint, claim_version, newest_version, release_version
+from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, claim_version, newest_version, release_version
 from lightning_msnn.tasks import SpikingClassifier
 
 
@@ -54,12 +55,31 @@ def test_runs_of_a_service_do_not_share_a_folder(tmp_path: Path) -> None:
 def test_a_run_in_a_url_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     train("memory://bucket/run", logger=False)
-    train("memory://bucket/run", 2, resume="memory://bucket/run/checkpoints/last.ckpt", logger=False)
+    last, plugins = "memory://bucket/run/checkpoints/last.ckpt", [AtomicCheckpointIO()]
+    train("memory://bucket/run", 2, resume=last, logger=False, plugins=plugins)
     files = fsspec.filesystem("memory")
     assert {path.rpartition("/")[2] for path in files.ls("/bucket/run", detail=False)} == {"checkpoints", *FILES}
     names = {path.rpartition("/")[2] for path in files.ls("/bucket/run/checkpoints", detail=False)}
     assert names == {"best.ckpt", "last.ckpt"}
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["~/runs", "file://{}/runs"])
+def test_all_files_of_a_run_are_in_one_place(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train(place.format(tmp_path), logger=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"checkpoints", *FILES}
+
+
+def test_a_service_that_is_down_costs_files_and_not_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(*_: object, **__: object) -> None:
+        raise RuntimeError("503")
+
+    monkeypatch.setattr(lightning_msnn.runs.checkpoints, "get_filesystem", down)
+    with pytest.warns(UserWarning, match=r"curves.png' \(RuntimeError: 503\)"):
+        train("memory://bucket/down", logger=False)
 
 
 @pytest.mark.parametrize("logger", [True, False])

@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import timm
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -452,12 +452,13 @@ def test_moving_average_of_weights_in_pieces_is_refused(tmp_path, monkeypatch):
         EMA().setup(t, SpikingClassifier(), "fit")
 
 
-def test_an_optimizer_of_matrices_is_refused_where_they_are_in_pieces(tmp_path, monkeypatch):
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+def test_an_optimizer_of_matrices_is_refused_where_they_are_in_pieces(strategy, tmp_path, monkeypatch):
     task = SpikingClassifier(optimizer="muon")
     task.trainer = trainer(tmp_path)
     task.setup("fit")
-    monkeypatch.setattr(type(task.trainer), "strategy", FSDPStrategy.__new__(FSDPStrategy))
-    with pytest.raises(ConfigurationError, match="optimizer must be another than 'muon', .* with FSDPStrategy"):
+    monkeypatch.setattr(type(task.trainer), "strategy", strategy.__new__(strategy))
+    with pytest.raises(ConfigurationError, match=f"optimizer must be another than 'muon', .* {strategy.__name__}"):
         task.setup("fit")
 
 
