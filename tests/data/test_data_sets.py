@@ -441,7 +441,7 @@ def test_suffixes_whatever_their_case(tmp_path: Path) -> None:
 # Real data
 
 
-@pytest.mark.skipif("LIGHTNING_MSNN_DATA" not in os.environ, reason="LIGHTNING_MSNN_DATA is not set")
+@pytest.mark.skipif(not os.environ.get("LIGHTNING_MSNN_DATA"), reason="LIGHTNING_MSNN_DATA is not set")
 def test_real_cifar100(tmp_path: Path) -> None:
     module = ready(CIFAR100(root=os.environ["LIGHTNING_MSNN_DATA"], cache_dir=str(tmp_path)))
     assert [len(module._datasets[name]) for name in ("train", "val", "test")] == [45_000, 5_000, 10_000]
