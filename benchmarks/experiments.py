@@ -184,10 +184,11 @@ class Tenth(CIFAR100):
 
 
 class Judge(pl.Callback):
-    """Accuracy and spike rate of the last validation."""
+    """Accuracy and spike rate of the last validation, and whether the training went on from a checkpoint."""
 
     def __init__(self) -> None:
         self.top1 = self.rate = float("nan")
+        self.resumed = False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin to watch the neurons."""
@@ -232,7 +233,8 @@ def train(data: pl.LightningDataModule, settings: dict[str, Any], seed: int, epo
         **options,
     )
     last = folder / "checkpoints" / "last.ckpt" if folder else None
-    trainer.fit(task, datamodule=data, ckpt_path=last if last and last.exists() else None)
+    judge.resumed = last is not None and last.exists()
+    trainer.fit(task, datamodule=data, ckpt_path=last if judge.resumed else None)
     if math.isnan(judge.top1):  # stopped after the last epoch, before its validation
         trainer.validate(task, datamodule=data, verbose=False)
     return judge
@@ -295,7 +297,6 @@ def run(arguments: argparse.Namespace) -> None:
         if recipe:
             data = CIFAR100(val_fraction=0.1, **kept, **given["data"])
             given = resolved(given, seed, arguments.folder)
-        resumed = (options.get("folder", Path()) / "checkpoints" / "last.ckpt").exists()
         judge = train(data, given, seed, arguments.epochs, **options)
         line = {
             "data": arguments.data,
@@ -305,7 +306,7 @@ def run(arguments: argparse.Namespace) -> None:
             "epochs": arguments.epochs,
             "top1": round(judge.top1, 2),
             "spike_rate": None if math.isnan(judge.rate) else round(judge.rate, 4),  # a twin has none
-            "seconds": None if resumed else round(time.perf_counter() - start, 1),  # of the whole training
+            "seconds": None if judge.resumed else round(time.perf_counter() - start, 1),  # of the whole training
             "threads": torch.get_num_threads(),
             "date": date.today().isoformat(),
         }

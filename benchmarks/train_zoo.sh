@@ -22,7 +22,8 @@ fit() { # entry, recipe, options
     entry=$1 recipe=$2
     shift 2
     test -e "$out/zoo/$entry" && return
-    lightning-msnn fit --config "$of" --config "recipe/$recipe" --config optimizer/muon --model.network "$network" --data.root "$data" \
+    lightning-msnn fit --config "$of" --config "recipe/$recipe" --config optimizer/muon \
+        --model.network "$network" --data.root "$data" \
         --trainer.max_epochs "$epochs" --trainer.accelerator gpu \
         --run.folder "$out/runs" --run.name "$entry" --run.test false --ckpt_path last "$@"
     run=$(ls -td "$out/runs/$entry"/version_* | head -1)

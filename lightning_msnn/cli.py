@@ -108,12 +108,10 @@ def _is_local(logger: Any) -> bool:
 
 def _with_local_first(given: Any) -> list[Any]:
     """Return loggers, one of local files before those of services: the folder of the first is that of the run."""
-    if given == []:
-        return []
     loggers = [logger for logger in (given if isinstance(given, list) else [given]) if hasattr(logger, "class_path")]
     if not any(map(_is_local, loggers)):
-        arguments = Namespace(save_dir="runs", name="lightning_logs", version=None)
-        loggers.append(Namespace(class_path=f"lightning.pytorch.loggers.{_LOCAL_LOGGERS[0]}", init_args=arguments))
+        name = f"lightning.pytorch.loggers.{_LOCAL_LOGGERS[0]}"
+        loggers.append(Namespace(class_path=name, init_args=Namespace(save_dir="runs")))
     return sorted(loggers, key=_is_local, reverse=True)
 
 
@@ -694,7 +692,7 @@ class MSNNCLI(LightningCLI):
         if verb == "predict":
             trainer.logger = False  # predictions are the output; no run begins
         loggers: list[Any] = []
-        if trainer.logger is not False:
+        if trainer.logger not in (False, []):
             loggers = trainer.logger = _with_local_first(trainer.logger)
         version: int | str | None = None
         if resumed and self._checkpoint is not None:

@@ -318,6 +318,17 @@ def test_every_recipe_goes_with_all_data(dataset, recipe, monkeypatch, capsys):
     assert not any("ThetaScheduler" in str(callback) for callback in said["trainer"].get("callbacks", []))
 
 
+def test_muon_takes_the_place_of_a_recipes_optimizer(capsys):
+    args = ["fit", "--config", "data/cifar100", "--config", "recipe/twin", "--config", "optimizer/muon"]
+    with pytest.raises(SystemExit) as stop:
+        main([*args, "--print_config"])
+    assert stop.value.code == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    model = said["model"]["init_args"]
+    assert (model["optimizer"], model["lr"], model["twin"]) == ("muon", 0.02, "relu")
+    assert model["lr_base_size"] == said["data"]["init_args"]["batch_size"] == 512
+
+
 def test_a_file_wins_over_a_shipped_configuration(capsys):
     Path("quickstart").write_text("model: {lr: -3}\n")
     fails(["fit", "--config", "quickstart"], "lr must be .*-3", capsys)

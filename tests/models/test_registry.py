@@ -526,7 +526,7 @@ def test_recurrent_cells(cell):
 @pytest.mark.parametrize("cell", SPIKING_CELLS)
 def test_a_spiking_cell_is_part_of_a_network(cell):
     """It starts from the weights of its analogue sibling, exports, compiles, folds, and takes several time steps."""
-    kwargs = {"cell": cell, "depths": (1, 1), "widths": (24, 24)}
+    kwargs = {"cell": cell, "depths": (2, 1, 1, 1)}
     model, sibling = (lively(make("msnn_rnn12_tiny", **{**kwargs, "cell": c})) for c in (cell, cell[8:]))
     assert sibling.state_dict().keys() == model.state_dict().keys()
     x = torch.randn(3, 3, 8, 8)
