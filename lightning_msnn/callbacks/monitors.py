@@ -6,8 +6,6 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
@@ -38,7 +36,7 @@ from lightning_msnn.energy.profiles import profile as find_profile
 from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.metrics import Total
-from lightning_msnn.runs.checkpoints import write_whole
+from lightning_msnn.runs.checkpoints import or_a_warning, write_whole
 from lightning_msnn.runs.folders import run_folder, writes_files
 
 if TYPE_CHECKING:
@@ -322,7 +320,7 @@ class EnergyMonitor(_Monitor):
             return
         target = os.path.join(folder, "energy.json")
         content = {"unit": "joules, operations: for one sample", "profile": self.profile, "columns": self.columns}
-        with _or_a_warning(target):
+        with or_a_warning(repr(target)):
             write_whole((json.dumps(content, indent=1) + "\n").encode(), target)
         _log_picture(draw_energy(self.columns[NETWORK]), "energy", folder, trainer)
 
@@ -338,11 +336,11 @@ def _log_picture(figure: Figure, name: str, folder: str, trainer: pl.Trainer) ->
     """
     content = png(figure)
     path = os.path.join(folder, f"{name}.png")
-    with _or_a_warning(path):
+    with or_a_warning(repr(path)):
         write_whole(content, path)
     for logger in trainer.loggers:
         # Each service has errors of its own.
-        with _or_a_warning(f"the picture {name!r} for {type(logger).__name__}", Exception):
+        with or_a_warning(f"the picture {name!r} for {type(logger).__name__}", Exception):
             experiment = getattr(logger, "experiment", None)
             if hasattr(logger, "log_image"):
                 from PIL import Image
@@ -350,12 +348,3 @@ def _log_picture(figure: Figure, name: str, folder: str, trainer: pl.Trainer) ->
                 logger.log_image(key=name, images=[Image.open(io.BytesIO(content))], step=trainer.global_step)
             elif hasattr(experiment, "add_figure"):
                 experiment.add_figure(name, figure, global_step=trainer.global_step)  # type: ignore[union-attr]
-
-
-@contextmanager
-def _or_a_warning(what: object, errors: type[Exception] = OSError) -> Iterator[None]:
-    """Warn of a full disk or a server that is down: it is no reason to lose the test whose results come next."""
-    try:
-        yield
-    except errors as error:
-        rank_zero_warn(f"{what} cannot be written ({str(error) or type(error).__name__})")

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.runs.checkpoints import write_whole
+from lightning_msnn.runs.checkpoints import or_a_warning, write_whole
 from lightning_msnn.runs.folders import run_folder, writes_files
 
 if TYPE_CHECKING:
@@ -70,10 +69,8 @@ class TrainingCurves(Callback):
         if writes_files(trainer) and self.history:
             content = io.BytesIO()
             self.draw().savefig(content, dpi=120, format=PurePath(path).suffix[1:])
-            try:
+            with or_a_warning(f"the training curves {path!r}"):
                 write_whole(content.getvalue(), path)
-            except OSError as error:  # a full disk is no reason to lose the test that follows
-                rank_zero_warn(f"the training curves cannot be written to {path!r} ({error.strerror})")
 
     def draw(self) -> Figure:
         """Return the picture of the curves."""

@@ -7,7 +7,8 @@ import glob
 import os
 import platform
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,6 +118,17 @@ def write_whole(content: Any, path: str | Path) -> None:
             other.unlink(missing_ok=True)
         except (PermissionError, ValueError):  # another user's process, and a name that is not ours
             continue
+
+
+@contextmanager
+def or_a_warning(what: str, errors: type[Exception] = OSError, so: str = "", done: str = "written") -> Iterator[None]:
+    """Warn of a full disk or a service that is down: it is no reason to lose a training, or the test that follows."""
+    try:
+        yield
+    except errors as error:
+        name = type(error).__name__
+        reason = (error.strerror or str(error) or name) if isinstance(error, OSError) else f"{name}: {error}"
+        rank_zero_warn(f"{what} cannot be {done} ({reason}){so}")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -263,18 +275,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             TypeError: If storage options are given.
         """
-        if "://" in str(path) or storage_options is not None:
+        if storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        try:
-            write_whole(checkpoint, path)
+        self._failed, url = True, "://" in str(path)
+        so = ": training goes on, and the checkpoints written before are kept"
+        with or_a_warning(
+            f"the checkpoint {str(path)!r}", Exception if url else OSError, so
+        ):  # each service has errors of its own
+            (super().save_checkpoint if url else write_whole)(checkpoint, path)
             self._failed = False
-        except OSError as error:
-            self._failed = True
-            rank_zero_warn(
-                f"the checkpoint {str(path)!r} cannot be written ({error.strerror}): "
-                "training goes on, and the checkpoints written before are kept"
-            )
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -292,4 +301,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint, unless the one that was to take its place could not be written."""
         if not self._failed and Path(path).suffix == ".ckpt" and ".." not in Path(path).parts:
-            super().remove_checkpoint(path)
+            with or_a_warning(f"the checkpoint {str(path)!r}", Exception, done="removed"):
+                super().remove_checkpoint(path)

@@ -46,8 +46,8 @@ class FiniteLoss(Callback):
         self._copied: torch.cuda.Event | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the run's folder while all processes are here: it takes a broadcast."""
-        self._folder = run_folder(trainer)
+        """Find the run's folder while all processes are here: it takes a broadcast; a ``fast_dev_run`` has none."""
+        self._folder = "" if getattr(trainer, "fast_dev_run", False) else run_folder(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -81,24 +81,25 @@ class FiniteLoss(Callback):
         batch_idx = trainer.fit_loop.epoch_loop.batch_idx
         where = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {batch_idx})"
         layer = self._first_layer(trainer, pl_module, batch_idx)
-        name = f"step_{trainer.global_step}_rank_{trainer.global_rank}.ckpt"
-        path = os.path.join(self._folder, "non_finite", name)
-        try:
-            write_whole(
-                {
-                    "step": trainer.global_step,
-                    "epoch": trainer.current_epoch,
-                    "batch_idx": batch_idx,
-                    "batch": self._batch,
-                    "generators": self._generators,
-                    "state_dict": pl_module.state_dict(),
-                    "layer": layer,
-                },
-                path,
+        saved = "this run keeps no files"
+        if self._folder:
+            path = os.path.join(
+                self._folder, "non_finite", f"step_{trainer.global_step}_rank_{trainer.global_rank}.ckpt"
             )
-            saved = f"what repeats the step is in {path!r}"
-        except OSError as error:
-            saved = f"what repeats the step could not be written to {path!r} ({error.strerror})"
+            step = {
+                "step": trainer.global_step,
+                "epoch": trainer.current_epoch,
+                "batch_idx": batch_idx,
+                "batch": self._batch,
+                "generators": self._generators,
+                "state_dict": pl_module.state_dict(),
+                "layer": layer,
+            }
+            try:
+                write_whole(step, path)
+                saved = f"what repeats the step is in {path!r}"
+            except OSError as error:
+                saved = f"what repeats the step could not be written to {path!r} ({error.strerror})"
         raise TrainingError(f"the loss is not finite at {where}, from {layer} on: {saved}")
 
     def on_save_checkpoint(

@@ -211,5 +211,5 @@ def test_curves_that_cannot_be_drawn(tmp_path: Path) -> None:
         limit_val_batches=1, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         callbacks=[TrainingCurves()],
     )  # fmt: skip
-    with pytest.warns(UserWarning, match=r"the training curves cannot be written to .*curves.png' \(Is a directory\)"):
+    with pytest.warns(UserWarning, match=r"the training curves .*curves.png' cannot be written \(Is a directory\)"):
         trainer.fit(SpikingClassifier(in_chans=1), datamodule=Digits())

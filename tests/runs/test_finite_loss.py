@@ -109,6 +109,12 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert "could not be written" in message
 
 
+def test_a_fast_dev_run_keeps_no_file(tmp_path: Path) -> None:
+    _, message = fit(tmp_path, Break("loss", step=0), fast_dev_run=2)
+    assert message.endswith("from the loss function on: this run keeps no files")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_line_says_it_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

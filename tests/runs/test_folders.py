@@ -6,9 +6,9 @@ import fsspec
 import lightning.pytorch as pl
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from lightning.pytorch.loggers.logger import DummyLogger
 
-import lightning_msnn
 from lightning_msnn.callbacks import BestCheckpoint, EnergyMonitor, SpikeRateMonitor, TrainingCurves
 from lightning_msnn.data import Digits
 from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, claim_version, newest_version, release_version
@@ -73,13 +73,17 @@ def test_all_files_of_a_run_are_in_one_place(place: str, tmp_path: Path, monkeyp
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"checkpoints", *FILES}
 
 
-def test_a_service_that_is_down_costs_files_and_not_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_is_down_costs_files_and_not_the_training(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     def down(*_: object, **__: object) -> None:
         raise RuntimeError("503")
 
-    monkeypatch.setattr(lightning_msnn.runs.checkpoints, "get_filesystem", down)
-    with pytest.warns(UserWarning, match=r"curves.png' \(RuntimeError: 503\)"):
-        train("memory://bucket/down", logger=False)
+    monkeypatch.setattr(MemoryFileSystem, "open", down)
+    train("memory://bucket/down", logger=False, plugins=[AtomicCheckpointIO()])
+    said = {str(w.message) for w in recwarn if "503" in str(w.message)}
+    for name in ("best.ckpt", "last.ckpt", "curves.png", "energy.json"):
+        assert any(f"{name}' cannot be written (RuntimeError: 503)" in message for message in said), (name, said)
 
 
 @pytest.mark.parametrize("logger", [True, False])
