@@ -48,7 +48,7 @@ def build(
     cfg = resolve_pretrained_cfg(variant, given.pop("pretrained_cfg", None), given.pop("pretrained_cfg_overlay", None))
     allowed = {*own, "num_classes", "in_chans"}
     cfg, given, folder = of_entry(cfg, variant, pretrained, given, allowed)
-    if pretrained and folder is None:
+    if pretrained and folder is None and not (cfg.has_weights or cfg.source):
         raise ConfigurationError(f"no weights for {variant}: name a zoo entry, or convert a network that is trained")
     # Where stem and read-out are, for other numbers of channels and classes.
     ends = timm.get_pretrained_cfg(str(given.get("source", variant)), allow_unregistered=True)

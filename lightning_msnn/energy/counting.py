@@ -6,10 +6,11 @@ and :mod:`lightning_msnn.energy.rules` says what an operation counts as. One tha
 What the engine needs of a network, and no more:
 
 - The first axis of the first tensor that the network is called with counts the samples.
-- A module is a layer of **neurons** if it has a ``threshold``, a ``v_threshold`` or a ``decay`` and no synapse inside,
-  as those of this package and of the common spiking libraries have. What it returns first are its spikes, with samples
-  (or time steps and samples) as first axis, unless it has a ``decay``: then it carries membranes. Multiplications by
-  constants inside are membrane updates, and the rest of its arithmetic is that of firing and reset.
+- A module is a layer of **neurons** if it has a ``threshold``, a ``v_threshold``, a ``p.v_th`` or a ``decay`` and no
+  synapse inside, as those of this package, SpikingJelly, snnTorch and Norse have, and is not one of torch's own. What
+  it returns first are its spikes, with samples (or time steps and samples) as first axis, unless it has a ``decay``:
+  then it carries membranes. Multiplications by constants inside, but for those of spikes, are membrane updates, and the
+  rest of its arithmetic is that of firing and reset.
 - A module that holds neurons multiplies nothing but what they hand to the next time step.
 - A module with a function ``omega`` is a **projection**: its elementary operations are Omega's.
 
@@ -29,9 +30,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_msnn.energy.profiles import COLUMN, FIELDS
-from lightning_msnn.energy.rules import FACTORIES, FREE, FUNCTIONS, RULES, Call, Rule
+from lightning_msnn.energy.rules import FACTORIES, FREE, FUNCTIONS, RULES, Call, Origin, Rule, origin
 from lightning_msnn.errors import ConfigurationError, choose
 
 __all__ = ["OperationCounter", "Record", "count_operations", "layer_names", "parameters_of_layers"]
@@ -49,7 +51,8 @@ class Record:
         samples: Number of samples.
         parameters: Parameters of each layer without those of its children, int64 ``(len(layers),)``.
         uncounted: Calls of each operation that could not be counted, by ``layer: operation``.
-        fired: For each layer of neurons, how often each neuron fired, int64, the shape of one sample.
+        fired: For each layer of neurons, how often each neuron fired, int64, the shape of one sample. A layer that met
+            maps of further shapes is there once more for each, with the shape in its name.
         visits: For each layer of neurons, how often each neuron could have fired: samples, times windows where a
             neuron fires in each of them, times time steps.
     """
@@ -84,8 +87,11 @@ def layer_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def parameters_of_layers(model: nn.Module) -> Tensor:
-    """Parameters of each layer without those of its children, int64, in that order."""
-    numbers = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
+    """Parameters of each layer without those of its children, int64, in that order; those kept as buffers too."""
+    numbers = []
+    for module in model.modules():
+        kept = [b for name, b in module.named_buffers(recurse=False) if name in ("weight", "bias")]
+        numbers.append(sum(x.numel() for x in (*module.parameters(recurse=False), *kept)))
     return torch.tensor(numbers, dtype=torch.int64)
 
 
@@ -108,9 +114,9 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _is_neuron(module: nn.Module) -> bool:
     marked = any(hasattr(module, name) for name in ("threshold", "v_threshold", "decay"))
-    return (
-        marked and not isinstance(module, nn.Threshold) and not any(isinstance(m, _SYNAPSES) for m in module.modules())
-    )
+    marked |= hasattr(getattr(module, "p", None), "v_th")
+    others = type(module).__module__.startswith("torch.nn.") or any(isinstance(m, _SYNAPSES) for m in module.modules())
+    return marked and not others
 
 
 def _kind(module: nn.Module) -> str:
@@ -202,14 +208,15 @@ class OperationCounter:
         self._numbers: Counter[tuple[int, str]] = Counter()
         self._tensors: dict[tuple[int, str], Tensor] = {}
         self._uncounted: Counter[str] = Counter()
-        self._fired: dict[int, Tensor] = {}
-        self._visits: Counter[int] = Counter()
+        self._fired: dict[tuple[int, torch.Size], Tensor] = {}
+        self._visits: Counter[tuple[int, torch.Size]] = Counter()
         self._stack: list[tuple[int, str]] = []  # rows and kinds of the modules that run
         self._read: list[set[tuple[int, torch.Size]]] = []  # weights that each of them has read
         self._modes: ExitStack | None = None
         self._batch = 1
         self._constants: set[int] = set()
         self._kept: list[Tensor] = []
+        self._origins: Any = WeakTensorKeyDictionary()
 
     # Hooks
 
@@ -243,6 +250,7 @@ class OperationCounter:
             self._constants = {
                 x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers()) if x.numel()
             }
+            torch.clear_autocast_cache()  # of weights in another type, whose making shows that they are constants
             self._modes = ExitStack()
             if self.operations:
                 self._modes.enter_context(_Functions(self))
@@ -276,6 +284,7 @@ class OperationCounter:
         self._read.clear()
         self._kept.clear()
         self._constants.clear()
+        self._origins.clear()
 
     # Sums
 
@@ -295,14 +304,18 @@ class OperationCounter:
         tensors = torch.stack(list(self._tensors.values())).tolist() if self._tensors else []
         for (row, name), number in (*self._numbers.items(), *zip(self._tensors, tensors, strict=True)):
             counts[row, COLUMN[name]] += number
+        names: dict[tuple[int, torch.Size], str] = {}
+        for row, shape in sorted(self._fired, key=lambda key: key[0]):
+            layer = self.layers[row]
+            names[row, shape] = f"{layer} {tuple(shape)}" if layer in names.values() else layer
         return Record(
             self.layers,
             counts,
             self.samples,
             parameters_of_layers(self.model),
             dict(sorted(self._uncounted.items())),
-            {self.layers[row]: fired for row, fired in sorted(self._fired.items())},
-            {self.layers[row]: visits for row, visits in sorted(self._visits.items())},
+            {name: self._fired[key] for key, name in names.items()},
+            {name: self._visits[key] for key, name in names.items()},
         )
 
     def _spikes(self, row: int, output: Any) -> None:
@@ -311,14 +324,10 @@ class OperationCounter:
             return
         fired, places = (spikes != 0).sum(0), spikes.numel()
         self._add(row, neurons=places, spikes=fired.sum(), values_read=places, spikes_written=places)
-        before = self._fired.get(row)
-        if before is not None and before.shape != fired.shape:
-            raise ConfigurationError(
-                f"layer {self.layers[row]!r} has neurons of shape {tuple(fired.shape)} and {tuple(before.shape)}: "
-                "count images of one size at a time"
-            )
-        self._fired[row] = fired if before is None else before + fired
-        self._visits[row] += spikes.shape[0]
+        key = row, fired.shape
+        before = self._fired.get(key)
+        self._fired[key] = fired if before is None else before + fired
+        self._visits[key] += spikes.shape[0]
 
     # Operations
 
@@ -333,9 +342,11 @@ class OperationCounter:
 
     def count(self, name: str, rule: Rule, args: Any, kwargs: Any, out: Any) -> None:
         """Add what a rule says of a call to the layer that runs."""
-        row, kind = self._stack[-1]
+        row = self._stack[-1][0]
         inputs = _tensors([*args, *kwargs.values()])
-        amounts = rule(Call(name, args, inputs, _tensors(out)[0], self._batch, kind, self._constant))
+        call = self._call(name, args, inputs, out)
+        amounts = rule(call)
+        self._know(call, rule)
         if isinstance(amounts, str):
             self._uncounted[f"{self.layers[row] or type(self.model).__name__}: {amounts}"] += 1
             return
@@ -345,6 +356,18 @@ class OperationCounter:
                 amounts["weights_read"] = 0
             self._read[-1] |= weights
         self._add(row, **amounts)
+
+    def _call(self, name: str, args: Any, inputs: list[Tensor], out: Any) -> Call:
+        kind = self._stack[-1][1]
+        return Call(name, args, inputs, _tensors(out)[0], self._batch, kind, self._constant, self._origins.get)
+
+    def _know(self, call: Call, rule: Rule | None) -> None:
+        """Remember what an output is; one that is written into is no longer what it was."""
+        known: Origin = origin(call, rule)
+        if known is not None:
+            self._origins[call.out] = known
+        else:
+            self._origins.pop(call.out, None)
 
     def dispatched(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Count an operation, given its arguments and what it returned."""
@@ -360,6 +383,9 @@ class OperationCounter:
         if func._schema.is_mutable:  # what is written into a constant makes it one no longer
             self._constants.difference_update(x.untyped_storage().data_ptr() for x in outputs)
         if func.is_view or name in FREE or all(x.dim() == 0 for x in outputs):
+            if outputs:
+                kept = "view" if func.is_view else name.rstrip("_") if name not in FREE else name
+                self._know(self._call(kept, args, _tensors([*args, *kwargs.values()]), outputs), None)
             return
         name = name if name in RULES else name.rstrip("_")
         self.count(name, RULES.get(name, _unknown), args, kwargs, out)

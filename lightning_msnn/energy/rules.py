@@ -19,9 +19,10 @@ from torch import Tensor
 
 from lightning_msnn.energy.profiles import TRANSCENDENTAL
 
-__all__ = ["FACTORIES", "FREE", "FUNCTIONS", "RULES", "Call"]
+__all__ = ["FACTORIES", "FREE", "FUNCTIONS", "RULES", "Call", "origin"]
 
 Amounts = dict[str, int | Tensor]
+Origin = str | tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Call:
         kind: What the module is that runs: ``"plain"``, ``"neuron"`` (fires or carries a membrane), ``"carrier"``
             (holds neurons) or ``"omega"`` (a projection).
         constant: Whether a tensor comes from parameters alone.
+        origin: What a tensor is known to be, see :func:`origin`.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Call:
     batch: int
     kind: str
     constant: Callable[[Tensor], bool]
+    origin: Callable[[Tensor], Origin]
+
+    @property
+    def varying(self) -> list[Tensor]:
+        """Tensors of more than a number that do not come from parameters alone."""
+        return [x for x in self.inputs if x.dim() and not self.constant(x)]
 
 
 Rule = Callable[[Call], Amounts | str]
@@ -73,12 +81,13 @@ def _binary(x: Tensor) -> Tensor:
 
 
 def _synapse(
-    x: Tensor, values: Tensor, active: Tensor, dense: int, outputs: int, weights: int, kernels: int = 0
+    x: Tensor, size: int, values: Tensor, active: Tensor, dense: int, outputs: int, weights: int, kernels: int = 0
 ) -> Amounts:
     """Amounts of a layer of synapses; numbers are for one item but for ``weights``.
 
     Args:
         x: Inputs ``(items, ...)``.
+        size: Inputs, without padding.
         values: Inputs that are not zero, ``(items,)``.
         active: Times that such an input meets a weight, ``(items,)``.
         dense: Times that any input meets a weight.
@@ -86,7 +95,7 @@ def _synapse(
         weights: Weights read, those of all samples together.
         kernels: Places of the kernels of a convolution, one kernel for each output channel; 0 if it is linear.
     """
-    binary, size, items = _binary(x), x[0].numel(), len(x)
+    binary, items = _binary(x), len(x)
     spiking, analogue, spikes = binary.sum(), (~binary).sum(), (values * binary).sum()
     return {
         "dense": dense * items,
@@ -108,47 +117,88 @@ def _synapse(
 
 @lru_cache(maxsize=4096)
 def _reach(
-    size: int, kernel: int, stride: int, padding: int, dilation: int, outputs: int, transposed: bool
-) -> tuple[int, ...]:
-    """How many outputs each position of an axis reaches; padding reaches none."""
-    taps = [k * dilation - padding for k in range(kernel)]
-    if transposed:
-        return tuple(sum(0 <= i * stride + tap < outputs for tap in taps) for i in range(size))
-    reached = Counter(out * stride + tap for out in range(outputs) for tap in taps)
-    return tuple(reached[i] for i in range(size))
+    size: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    outputs: int,
+    before: int,
+    after: int,
+    transposed: bool,
+) -> tuple[tuple[int, ...], int]:
+    """How many outputs each position of an axis reaches, and how many taps are met; padding reaches none.
+
+    Args:
+        size: Positions.
+        kernel: Taps.
+        stride: Step of the kernel.
+        padding: Zeros that the convolution puts before the first position.
+        dilation: Distance between taps.
+        outputs: Outputs.
+        before: First positions that are padding.
+        after: Last positions that are padding.
+        transposed: Whether positions and outputs have changed places.
+    """
+    inside = range(before, size - after)
+    reached, met = Counter[int](), 0
+    for tap in (k * dilation - padding for k in range(kernel)):
+        if transposed:
+            met_here = [i for i in inside if 0 <= i * stride + tap < outputs]
+        else:
+            met_here = [i for out in range(outputs) if (i := out * stride + tap) in inside]
+        reached.update(met_here)
+        met += bool(met_here)
+    return tuple(reached[i] for i in range(size)), met
 
 
 def _convolution(call: Call) -> Amounts:
     x, weight, _, stride, padding, dilation, transposed, _, groups = call.args[:9]
     axes = x.dim() - 2
     stride, padding, dilation = (list(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation))
-    sides = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, call.out.shape[2:], strict=True)
-    reached = [_reach(*side, transposed) for side in sides]
+    zeros = call.origin(x)
+    zeros = tuple(max(0, n) for n in zeros) if isinstance(zeros, tuple) and len(zeros) <= 2 * axes else ()
+    zeros += (0,) * (2 * axes - len(zeros))  # from the last axis to the first
+    before, after = zeros[-2::-2], zeros[::-2]
+    sides = zip(
+        x.shape[2:], weight.shape[2:], stride, padding, dilation, call.out.shape[2:], before, after, strict=True
+    )
+    reached, taps = zip(*(_reach(*side, transposed) for side in sides), strict=True)
     places = torch.ones((), dtype=torch.int64, device=x.device)
     for axis in reached:
         places = places.unsqueeze(-1) * torch.tensor(axis, dtype=torch.int64, device=x.device)
     fan_out = call.out.shape[1] // groups
     values = (x != 0).sum(1)
+    inside = (size - b - a for size, b, a in zip(x.shape[2:], before, after, strict=True))
     return _synapse(
         x,
+        x.shape[1] * math.prod(inside),
         values.flatten(1).sum(1),
         (values * places).flatten(1).sum(1) * fan_out,
         dense=x.shape[1] * fan_out * math.prod(map(sum, reached)),
         outputs=call.out[0].numel(),
-        weights=weight.numel() * call.batch,
+        weights=weight.shape[0] * weight.shape[1] * math.prod(taps) * call.batch,
         kernels=call.out.shape[1] * math.prod(weight.shape[2:]),
     )
 
 
 def _rows(x: Tensor, weights: int, fan_out: int) -> Amounts:
     """Amounts of a product with weights of items ``(items, ..., K)``, each value of which meets ``fan_out`` weights."""
-    x = x.unsqueeze(0) if x.dim() == 1 else x
     values, size = (x != 0).flatten(1).sum(1), x[0].numel()
-    return _synapse(x, values, values * fan_out, size * fan_out, size // x.shape[-1] * fan_out, weights)
+    return _synapse(x, size, values, values * fan_out, size * fan_out, size // x.shape[-1] * fan_out, weights)
+
+
+def _by_sample(rows: Tensor, batch: int) -> Tensor:
+    """Lay flattened tokens ``(B x tokens, K)`` out by sample; the rows of a sample follow each other."""
+    return rows.reshape(batch, -1, rows.shape[-1]) if len(rows) % batch == 0 else rows
 
 
 def _linear(call: Call) -> Amounts:
     x, weight = call.inputs[:2]
+    if x.dim() < 3:
+        x = _by_sample(x.view(-1, x.shape[-1]), call.batch)
+    elif x.shape[0] != call.batch == x.shape[1]:  # tokens first, as in torch's own attention
+        x = x.transpose(0, 1)
     return _rows(x, weight.numel() * call.batch, len(weight))
 
 
@@ -160,10 +210,15 @@ def _matmul(call: Call) -> Amounts:
         a, b = b.transpose(-1, -2), a.transpose(-1, -2)
     if not call.constant(b):
         return _product(a, b, call.batch)
-    rows = a.reshape(-1, a.shape[-1])
-    # Functional code flattens ``(B, tokens, K)``: the rows of a sample follow each other.
-    items = call.batch if len(rows) % call.batch == 0 else len(rows)
-    return _rows(rows.reshape(items, -1, rows.shape[-1]), b.numel() * call.batch, b.shape[-1])
+    weights = b.numel() * call.batch
+    if a.dim() == 2:
+        a = _by_sample(a, call.batch)
+    elif a.shape[0] % call.batch == 0:  # samples and groups, each with the weights of its group
+        a, weights = a.reshape(call.batch, -1, *a.shape[1:]), b.numel()
+    else:
+        a = a.transpose(0, 1)
+        a = a.reshape(call.batch, -1, *a.shape[1:]) if len(a) % call.batch == 0 else a
+    return _rows(a, weights, b.shape[-1])
 
 
 def _product(a: Tensor, b: Tensor, batch: int) -> Amounts:
@@ -196,6 +251,7 @@ def _product(a: Tensor, b: Tensor, batch: int) -> Amounts:
 def _attention(call: Call) -> Amounts:
     """Amounts of softmax attention that is computed in one operation."""
     q, k, v = call.args[:3]
+    k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))  # heads that share keys and values
     scores = torch.full((*q.shape[:-1], k.shape[-2]), 0.5, dtype=q.dtype, device=q.device)  # analogue, never zero
     additions, multiplications = _ELEMENTWISE["_softmax"]
     return _sum(
@@ -264,14 +320,14 @@ _ADDITIONS = _names(
     "floor ceil round leaky_relu"
 )
 _MULTIPLICATIONS = _names("mul div pow sqrt rsqrt reciprocal square leaky_relu")
-_TRANSCENDENTALS = _names(
-    "exp expm1 exp2 log log1p log2 sin cos tan tanh sigmoid erf gelu silu softplus elu mish atan hardsigmoid"
-)
+_TRANSCENDENTALS = _names("exp expm1 exp2 log log1p log2 sin cos tan tanh sigmoid erf gelu silu softplus elu mish atan")
 _ELEMENTWISE: dict[str, tuple[int, int]] = {
     **{name: (int(name in _ADDITIONS), int(name in _MULTIPLICATIONS)) for name in _ADDITIONS | _MULTIPLICATIONS},
     **dict.fromkeys(_TRANSCENDENTALS, (0, TRANSCENDENTAL)),
     "gelu": (1, TRANSCENDENTAL + 1),
     "silu": (0, TRANSCENDENTAL + 1),
+    "hardsigmoid": (3, 1),
+    "hardswish": (3, 2),
     "addcmul": (1, 2),
     "lerp": (2, 1),
     "_softmax": (2, TRANSCENDENTAL + 1),
@@ -283,22 +339,24 @@ _ELEMENTWISE: dict[str, tuple[int, int]] = {
 
 def _elementwise(call: Call) -> Amounts:
     additions, multiplications = _ELEMENTWISE[call.name]
-    size, varying = call.out.numel(), sum(not call.constant(x) for x in call.inputs)
+    size, varying = call.out.numel(), call.varying
     if call.kind == "omega":
         return {"omega_operations": size * (additions + multiplications)}
     if call.kind == "neuron":
         # tau u is the update; adding the current to it is the other half, and what is left is firing and reset.
-        if call.name not in ("mul", "div") or varying != 1:
+        if call.name not in ("mul", "div") or len(varying) != 1 or call.origin(varying[0]) == SPIKES:
             return {}
         return {"membrane_updates": size, "values_read": size, "values_written": size}
     if call.kind == "carrier" and call.name in ("mul", "rsub"):
         # What its neurons hand to the next time step, tau u (1 - s): an update, and a reset that only selects.
         # A mean where windows overlap is by a number, not by a tensor.
-        if call.name == "rsub" or varying != 1:
+        if call.name == "rsub" or len(varying) != 1:
             return {}
         number = any(isinstance(x, int | float) for x in call.args[:2])
         return {"multiplications" if number else "membrane_updates": size}
-    traffic: Amounts = {"values_read": size * varying, "values_written": size} if varying > 1 else {}
+    if call.name in ("add", "sub") and len(varying) == 1 and call.origin(varying[0]) == SUM:
+        return {}  # a bias
+    traffic: Amounts = {"values_read": size * len(varying), "values_written": size} if len(varying) > 1 else {}
     return {"additions": size * additions, "multiplications": size * multiplications, **traffic}
 
 
@@ -312,6 +370,39 @@ def _reduction(call: Call) -> Amounts:
     means = size if "mean" in call.name or "avg" in call.name else 0
     return {"additions": additions, "multiplications": means, "values_read": x.numel(), "values_written": size}
 
+
+SPIKES, SUM = "spikes", "sum"
+
+
+def origin(call: Call, rule: Rule | None) -> Origin:
+    """What the output of an operation is known to be.
+
+    Args:
+        call: The operation; of one that is free, with its inputs as they are.
+        rule: Its rule, if it has one.
+
+    Returns:
+        :data:`SUM` for what synapses have added up, also scaled or with a bias; :data:`SPIKES` for the result of a
+        comparison; the sizes of a border of zeros, as :func:`torch.nn.functional.pad` takes them; else None.
+    """
+    if rule is _convolution or rule is _linear or (rule is _matmul and any(map(call.constant, call.inputs))):
+        return SUM
+    if call.name in _COMPARISONS:
+        return SPIKES
+    if call.name == "constant_pad_nd" and not any(call.args[2:]):
+        return tuple(call.args[1])
+    if len(call.varying) != 1:
+        return None
+    before = call.origin(call.varying[0])
+    if call.name in ("mul", "div", "add", "sub"):
+        return before if before == SUM else None
+    if call.name in _COPIES or (call.name == "rsub" and before == SPIKES):
+        return before if not isinstance(before, tuple) or call.out.shape == call.varying[0].shape else None
+    return None
+
+
+_COMPARISONS = _names("ge gt le lt eq ne logical_and logical_or logical_not")
+_COPIES = _names("_to_copy clone contiguous detach _unsafe_view view")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
@@ -347,7 +438,7 @@ FREE = _names(
     logical_or masked_fill native_batch_norm native_dropout new_empty new_empty_strided new_full new_ones
     new_zeros ones ones_like pixel_shuffle reflection_pad2d repeat replication_pad2d resize_ roll
     scalar_tensor split_with_sizes_copy squeeze_ stack swapaxes_ t_ transpose_ tril triu unbind_copy unfold
-    unsqueeze_ where zero_ zeros zeros_like
+    unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze_ where zero_ zeros zeros_like
     """
 )
 """What moves or makes values, folds into a neighbour at inference, or exists in training alone."""

@@ -2,7 +2,10 @@
 
 Each equation of the method stands here once. Four tables hold what has a name in configurations, and take others::
 
-    PROJECTIONS["larger"] = lambda a, b, theta: torch.maximum(a, b)
+    def larger(a, b, theta):  # no lambda, which a network could not be pickled with
+        return torch.maximum(a, b)
+
+    PROJECTIONS["larger"] = larger
 
 ========================  ======================================================================================
 :data:`PROJECTIONS`       a function ``omega(a, b, theta)``: see :mod:`lightning_msnn.functional.projection`

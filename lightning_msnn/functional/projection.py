@@ -89,7 +89,9 @@ def exponential(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
         The merged membrane, shape of ``a``.
     """
     x = 0.5 * (a + b)
-    return -2.0 * torch.sign(x) * torch.expm1(-math.pi * theta * x.abs())
+    negative = x < 0  # torch's own size of a number has no slope at 0
+    y = -2.0 * torch.expm1(-math.pi * theta * torch.where(negative, -x, x))
+    return torch.where(negative, -y, y)
 
 
 def polynomial(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:

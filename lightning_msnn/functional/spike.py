@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Proxy
+from torch.nn.functional import hardtanh
 
 __all__ = [
     "SOFT",
@@ -155,12 +156,14 @@ def rectifier(membrane: Tensor, spikes: Tensor, threshold: Tensor | float) -> Te
 def ramp(membrane: Tensor, spikes: Tensor, threshold: Tensor | float) -> Tensor:
     """``u - V + 1/2`` cut to [0, 1], a bounded rectifier of width 1 about the threshold (Severa et al. 2019).
 
+    Its slope at the bounds is 0.
+
     Args:
         membrane: Membrane ``u``, any shape.
         spikes: Its spikes, not used.
         threshold: Threshold ``V``, a number or a tensor that fits the membrane.
     """
-    return (membrane - threshold + 0.5).clamp(0.0, 1.0)
+    return hardtanh(membrane - threshold + 0.5, 0.0, 1.0)
 
 
 def graded(membrane: Tensor, spikes: Tensor, threshold: Tensor | float) -> Tensor:
@@ -171,7 +174,7 @@ def graded(membrane: Tensor, spikes: Tensor, threshold: Tensor | float) -> Tenso
         spikes: Its spikes, shape of ``membrane``.
         threshold: Threshold ``V``, a number or a tensor that fits the membrane.
     """
-    return torch.relu(membrane - threshold) + threshold * spikes
+    return torch.where(membrane >= threshold, membrane - threshold, 0.0) + threshold * spikes
 
 
 SOFT: dict[str, Callable[[Tensor, Tensor, Tensor | float], Tensor]] = {

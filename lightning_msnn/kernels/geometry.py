@@ -83,20 +83,25 @@ class Layer(NamedTuple):
     eps: float = 1e-5
 
     def spec(self) -> str:
-        """All of it as one string, which is how an operator takes it."""
+        """All of it but its two numbers as one string, which is how an operator takes it.
+
+        A compiler for any batch keeps numbers open, which then cannot be written down.
+        """
         return (
             f"{self.form}|{self.omega}|{self.kind}|{self.surrogate}|{self.soft}|{self.windows_in:d}|"
             f"{self.windows_out:d}|{self.handed}|{self.keeps:d}|{self.training:d}|{self.synchronised:d}|"
-            f"{self.timed:d}|{self.bytes:d}|{self.threshold!r}|{self.eps!r}"
+            f"{self.timed:d}|{self.bytes:d}"
         )
 
 
 @lru_cache(maxsize=1024)
-def layer_of(spec: str) -> Layer:
+def layer_of(spec: str, threshold: float = Layer.threshold, eps: float = Layer.eps) -> Layer:
     """The layer of a :meth:`Layer.spec`.
 
     Args:
         spec: What the method returned.
+        threshold: Its threshold, where that matters.
+        eps: What its norm adds to the variance, where that matters.
     """
     form, omega, kind, surrogate, soft, *words = spec.split("|")
     windows_in, windows_out, keeps, training, synchronised, timed, narrow = (
@@ -104,7 +109,7 @@ def layer_of(spec: str) -> Layer:
     )
     return Layer(
         form, omega, kind, surrogate, soft, windows_in, windows_out, int(words[2]), keeps, training, synchronised,
-        timed, narrow, float(words[8]), float(words[9]),
+        timed, narrow, threshold, eps,
     )  # fmt: skip
 
 

@@ -13,11 +13,12 @@ pixels, which are made by cutting a map of numbers.
 from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, Unpack
+from typing import Any, NoReturn, Unpack
 
 import torch
 from torch import Tensor
 
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.kernels import native
 from lightning_msnn.kernels.eager import eager
 from lightning_msnn.kernels.geometry import SUMS, Layer, Parameters, Shapes, last, layer_of, outputs, shapes
@@ -81,16 +82,16 @@ _INPUTS = ("current", "residual", "other", "before", *Parameters.__annotations__
 
 def _neurons_of(*inputs: Any) -> tuple[Tensor, ...]:
     """See :func:`neurons`; the last output is the norm: mean, variance, scale and shift by channel."""
-    current, residual, other, before, *tensors, spec, height, width = inputs
+    current, residual, other, before, *tensors, spec, threshold, eps, height, width = inputs
     given: Any = dict(zip(Parameters.__annotations__, tensors, strict=True))
-    return _filled(*_run(layer_of(spec), (height, width), current, residual, other, before, given))
+    return _filled(*_run(layer_of(spec, threshold, eps), (height, width), current, residual, other, before, given))
 
 
 _neurons = torch.library.custom_op(
     "lightning_msnn::neurons",
     _neurons_of,
     mutates_args=(),
-    schema=f"(Tensor {', Tensor? '.join(_INPUTS)}, str spec, SymInt height, SymInt width)"
+    schema=f"(Tensor {', Tensor? '.join(_INPUTS)}, str spec, float threshold, float eps, SymInt height, SymInt width)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
@@ -167,7 +168,7 @@ def _checked(
 
 @_neurons.register_fake
 def _(*inputs: Any) -> tuple[Tensor, ...]:
-    given, (spec, height, width) = dict(zip(_INPUTS, inputs, strict=False)), inputs[-3:]
+    given, (spec, _, _, height, width) = dict(zip(_INPUTS, inputs, strict=False)), inputs[-5:]
     layer, current, norm = layer_of(spec), given["current"], None
     if layer.training or given["running_mean"] is not None:
         shape = (4 + layer.synchronised, current.shape[1])
@@ -190,11 +191,14 @@ def _run_backward(
     anneal: Tensor | None,
     leak: Tensor | None,
     spec: str,
+    threshold: float,
+    eps: float,
     height: int,
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the current, of ``other`` and of ``before``, and sums by channel: see the kernels."""
-    layer, given = layer_of(spec), Parameters(tau=tau, theta=theta, level=level, anneal=anneal, leak=leak)
+    layer = layer_of(spec, threshold, eps)
+    given = Parameters(tau=tau, theta=theta, level=level, anneal=anneal, leak=leak)
     kernels: Any = kernels_of(current)
     current, grad = last(current), last(grad, current.dtype)
     # Of what a layer does not hand on, a compiler gives an empty gradient.
@@ -232,8 +236,17 @@ def _(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(current, memory_format=torch.channels_last), by_other, by_before, sums
 
 
+def _no_second(*_: Any) -> NoReturn:
+    raise ConfigurationError(
+        "kernels of layers of neurons have no second derivative: LIGHTNING_MSNN_NATIVE=0 leaves them to torch on a CPU"
+    )
+
+
+_backward.register_autograd(_no_second)
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    given, (ctx.spec, ctx.height, ctx.width) = dict(zip(_INPUTS, inputs, strict=False)), inputs[-3:]
+    given, ctx.layer = dict(zip(_INPUTS, inputs, strict=False)), inputs[-5:]
     kept = ("current", "other", "before", "weight", "tau", "theta", "level", "anneal", "leak")
     ctx.save_for_backward(output[4], *(given[name] for name in kept))
     ctx.of_norm = None if given["bias"] is None else given["bias"].dtype
@@ -249,29 +262,30 @@ def _autograd(
     _: Any,
 ) -> tuple[Any, ...]:
     norm, current, other, before, weight, tau, theta, level, anneal, leak = ctx.saved_tensors
-    layer, size = layer_of(ctx.spec), (ctx.height, ctx.width)
+    spec, _, eps, *size = ctx.layer
     needs = dict(zip(_INPUTS, ctx.needs_input_grad, strict=False))
     if grad is None:
-        grad = outputs(layer, shapes(layer, size, current.shape), current)[0].zero_()
+        layer = layer_of(spec)
+        grad = outputs(layer, shapes(layer, (size[0], size[1]), current.shape), current)[0].zero_()
     parameters = (tau, theta, level, anneal, leak)
     # The operator is what compilers see, refuses a second derivative, and takes several gradients at once.
     backward: Any = _run_backward if eager(grad) and not torch.is_grad_enabled() else _backward
     by_current, by_other, by_before, sums = backward(
-        grad, grad_handed, grad_merged, grad_kept, current, other, before, norm, *parameters, ctx.spec, *size
+        grad, grad_handed, grad_merged, grad_kept, current, other, before, norm, *parameters, *ctx.layer
     )
     grads: dict[str, Callable[[], Tensor]] = {
         "current": lambda: by_current,
         "residual": lambda: grad,
         "other": lambda: by_other,
         "before": lambda: by_before,
-        "weight": lambda: (sums[1] * torch.rsqrt(norm[1] + layer.eps)).to(weight.dtype),
+        "weight": lambda: (sums[1] * torch.rsqrt(norm[1] + eps)).to(weight.dtype),
         "bias": lambda: sums[0].to(ctx.of_norm),
         "tau": lambda: _sum_to(sums[2], tau),
         "theta": lambda: _sum_to(sums[3] * torch.pi, theta),
         "level": lambda: _sum_to(sums[4], level),
         "leak": lambda: _sum_to(sums[5], leak),
     }
-    return *(grads[name]() if needs[name] else None for name in _INPUTS), None, None, None
+    return *(grads[name]() if needs[name] else None for name in _INPUTS), *[None] * len(ctx.layer)
 
 
 def _sum_to(by_channel: Tensor, parameter: Tensor) -> Tensor:
@@ -356,7 +370,8 @@ def neurons(
     if compiling or torch.is_grad_enabled():
         given = {"current": current, "residual": residual, "other": other, "before": before, **parameters}
         operator: Any = _neurons if compiling else _Neurons.apply
-        out, handed, merged, kept, norm = operator(*[given.get(name) for name in _INPUTS], layer.spec(), *size)
+        numbers = layer.spec(), layer.threshold, layer.eps
+        out, handed, merged, kept, norm = operator(*[given.get(name) for name in _INPUTS], *numbers, *size)
         return out, handed, merged, kept, norm
     if layer.form == "still" and current.numel() <= _SMALL:
         spikes = _compare(layer, current, parameters)

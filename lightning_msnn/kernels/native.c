@@ -207,7 +207,7 @@ INLINE Omega omega(int kind, float a, float b, float theta) {
     } else if (kind == EXPONENTIAL) {
         float x = 0.5f * (a + b), fade = exponential_of(x < 0.0f ? c * x : -c * x);
         o.value = (x < 0.0f ? -2.0f : 2.0f) * (1.0f - fade);
-        o.by_a = o.by_b = x == 0.0f ? 0.0f : c * fade;
+        o.by_a = o.by_b = c * fade;
         o.by_c = 2.0f * x * fade;
     } else if (kind == POLYNOMIAL) {
         float y = 0.5f * c * (a + b);

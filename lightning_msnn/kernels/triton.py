@@ -84,7 +84,7 @@ def _omega(a, b, c, KIND: tl.constexpr):  # pragma: no cover
         x = 0.5 * (a + b)
         fade = tl.exp(-c * tl.abs(x))
         value = tl.where(x < 0.0, -2.0, 2.0) * (1.0 - fade)
-        by_a = tl.where(x == 0.0, 0.0, c * fade)
+        by_a = c * fade
         by_b = by_a
         by_c = 2.0 * x * fade
     elif KIND == 4:  # polynomial

@@ -131,6 +131,8 @@ def recomputed(block: nn.Module, *inputs: Tensor) -> Any:
         block: The block.
         *inputs: Its inputs.
     """
+    if torch.compiler.is_compiling():  # a compiler computes once more without the statistics
+        return checkpoint(block, *inputs, use_reentrant=False)
     contexts = lambda: (nullcontext(), _recomputing(block, stream()))  # noqa: E731
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
@@ -243,6 +245,9 @@ class MSNN(nn.Module):
         super().__init__()
         check_integer("in_chans", in_chans, 1)
         check_integer("num_classes", num_classes, 0)
+        for name, flag in (("norm", norm), ("spiking", spiking), ("learn_theta", learn_theta)):
+            if not isinstance(flag, bool):
+                raise ConfigurationError(f"{name} must be true or false, not {flag!r}")
         for rate, name in ((drop_rate, "drop_rate"), (drop_path_rate, "drop_path_rate")):
             if not 0.0 <= rate < 1.0:
                 raise ConfigurationError(f"{name} must be in [0, 1), not {rate}")
@@ -461,11 +466,17 @@ class MSNN(nn.Module):
 
     def _over_time(self, x: Tensor, last: int) -> list[Tensor]:
         """Return the stream after each stage up to ``last``, its mean over the time steps if there are several."""
+        given: Any = x
         steps = self.time_steps
+        traced = isinstance(given, Proxy)  # a traced network takes images
+        if not traced and x.dim() != 4 and (steps == 1 or x.dim() != 5):
+            or_frames = f" or frames (B, {steps}, {self.in_chans}, H, W)" if steps > 1 else ""
+            raise ConfigurationError(
+                f"a network takes images (B, {self.in_chans}, H, W){or_frames}, not a tensor of shape {tuple(x.shape)}"
+            )
         if steps == 1:
             return self._pass(self.stem(x), last)
-        given: Any = x
-        frames = not isinstance(given, Proxy) and x.dim() == 5  # a traced network takes images
+        frames = not traced and x.dim() == 5
         if frames and x.shape[1] != steps:
             raise ConfigurationError(f"a network of {steps} time steps takes {steps} frames, not {x.shape[1]}")
         # An image passes the stem once.

@@ -176,7 +176,7 @@ class SpikingRecurrence(Recurrence):
             tokens,
             torch.cat((self.weight_ih_l0, self.weight_ih_l0_reverse)),
             torch.cat((self.bias_ih_l0, self.bias_ih_l0_reverse)),
-        ).view(batch, length, 2, -1)
+        ).view(batch, length, 2, self.bias_ih_l0.numel())
         forwards, backwards = current.unbind(2)
         currents = torch.stack((forwards, backwards.flip(1))).transpose(1, 2)  # (2, L, B, gates H)
         weight = torch.stack((self.weight_hh_l0, self.weight_hh_l0_reverse)).transpose(1, 2).to(current.dtype)
@@ -186,7 +186,8 @@ class SpikingRecurrence(Recurrence):
         outputs: list[Tensor] = []
         for token in currents.unbind(1):
             # Neurons take channels as the second axis, the two directions one after the other.
-            fired = self.spike(h.movedim(0, 1).reshape(batch, -1, 1, 1)).view(batch, 2, -1).movedim(1, 0)
+            seen = h.movedim(0, 1).reshape(batch, 2 * self.hidden_size, 1, 1)
+            fired = self.spike(seen).view(batch, 2, self.hidden_size).movedim(1, 0)
             recurrent = torch.baddbmm(bias, fired.to(weight.dtype), weight)
             h, state = self.gates(token, recurrent, state)
             outputs.append(h)

@@ -102,8 +102,10 @@ class AttentionMixer(Mixer):
         current = self.qkv.conv(self.enter(spikes))
         s1, values, _ = fire(current, self.qkv.norm, self.spike1, self.membrane1, handed=dim, cut=self.cut, **where)
         seen = s1 if self.isolated else cut_windows(s1, self.windows)
-        # Compilers expect batch norm to return a gradient in the memory order of its input, whatever it is given.
-        attended = self.attend(seen).contiguous(memory_format=torch.channels_last)
+        attended = self.attend(seen)
+        if not torch._C._are_functorch_transforms_active():
+            # Compilers expect batch norm to return a gradient in the memory order of its input, whatever it is given.
+            attended = attended.contiguous(memory_format=torch.channels_last)
         s2, _, _ = fire(attended, self.norm, self.spike2, self.membrane2, values, cut=self.cut_batch, **where)
         return self.leave(self.project, s2, size, residual)
 

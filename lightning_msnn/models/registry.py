@@ -270,7 +270,7 @@ def create_with(architecture: str, arguments: Mapping[str, Any], weights: Mappin
 def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collection[str]) -> dict[str, Tensor]:
     """Let theta and tau that are given beside ``pretrained`` take the place of the entry's.
 
-    Those that are not given are the entry's, also where they begin to be learnt.
+    Those that are not given are the entry's, also where they begin to be learnt, or are learnt no longer.
 
     Args:
         state: Weights of the entry, changed in place.
@@ -279,17 +279,32 @@ def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collectio
 
     Returns:
         The weights.
+
+    Raises:
+        ConfigurationError: If the entry has learnt several where the network has one.
     """
     for name, mine in model.state_dict().items():
         module, _, last = name.rpartition(".")
         fixed, learnt = NUMBERS.get(module.rpartition(".")[2], ("", ""))
         if last not in (fixed, learnt):
             continue
+        numbers = {n: state.pop(key) for n in (fixed, learnt) if (key := f"{module}.{n}") in state}
         if fixed in given:
-            state.pop(f"{module}.{learnt if last == fixed else fixed}", None)
             state[name] = mine.clone()
-        elif last == learnt and f"{module}.{fixed}" in state:
-            state[name] = torch.logit(state.pop(f"{module}.{fixed}")).expand_as(mine).clone()
+        if fixed in given or not numbers:
+            continue
+        ((kept, number),) = numbers.items()
+        if kept != last:
+            number = torch.logit(number) if last == learnt else torch.sigmoid(number)
+        if number.numel() > max(1, mine.numel()):
+            single = getattr(model.get_submodule(module.rsplit(".", 2)[0]), "windows", "") == "single"
+            if not (single or (number == number.flatten()[0]).all()):
+                raise ConfigurationError(
+                    f"the entry has learnt {number.numel()} values of {fixed} at {module!r}, and the network has one: "
+                    f"give {fixed} too, or learn_{fixed}: channel"
+                )
+            number = number.flatten()[0]
+        state[name] = number.expand_as(mine).clone() if number.numel() == 1 else number
     return state
 
 

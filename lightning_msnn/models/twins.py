@@ -30,6 +30,8 @@ def _build(model: nn.Module, **changes: Any) -> nn.Module:
         raise ConfigurationError(
             f"{type(model).__name__} has no twin: a twin is that of a spiking network made by timm.create_model"
         )
+    if len(getattr(model, "stages", ())) != len(arguments["depths"]):
+        raise ConfigurationError(f"{name} has lost stages, which a twin would have: take the twin of the whole network")
     with torch.random.fork_rng(devices=[]):  # that a twin is made must not change the training
         twin: nn.Module = timm.create_model(name, **{**arguments, **changes})
     own = twin.state_dict()

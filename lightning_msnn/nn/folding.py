@@ -1,7 +1,7 @@
 """Batch norm folded away for inference: into the synapse before it, or into the thresholds after it."""
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,7 @@ class ThresholdEncoder(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        norm = encoder.norm
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
+        norm: Any = encoder.norm
         fixed = torch.full_like(norm.running_mean, encoder.spike.threshold)
         threshold = (fixed if encoder.spike.level is None else encoder.spike.level.detach().expand_as(fixed)).double()
         scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
@@ -61,6 +58,10 @@ class ThresholdEncoder(nn.Module):
         # What counts spikes knows a layer of neurons by its threshold.
         self.threshold = encoder.spike.threshold
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.mixed = self.sign.is_meta or bool((self.sign < 0).any())
+
     def forward(self, x: Tensor) -> Tensor:
         """Map the residual stream ``(B, C, H, W)`` to spikes of that shape.
 
@@ -75,6 +76,11 @@ class ThresholdEncoder(nn.Module):
         if self.mixed:
             x = x * self.sign.to(x.dtype).view(-1, 1, 1)
         return (x >= self.level.to(x.dtype).view(-1, 1, 1)).to(torch.uint8 if self.comparison.bytes else x.dtype)
+
+
+def _has_statistics(norm: nn.Module) -> bool:
+    """Whether a module is a batch norm, of one process or of several, whose inference is a scale and a shift."""
+    return isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
 
 
 def _fixed(module: nn.Module) -> nn.Module | None:
@@ -114,13 +120,13 @@ def fold_batch_norm(model: M) -> M:
     def foldable(encoder: Encoder) -> bool:
         # A ReLU, which a twin has in the place of spikes, passes on values that need the scale.
         spikes = isinstance(encoder.spike, Spike) and encoder.spike.model.fire is heaviside
-        return isinstance(encoder.norm, nn.BatchNorm2d) and spikes
+        return _has_statistics(encoder.norm) and spikes
 
     folded = copy.deepcopy(model)
     one_step = getattr(model, "time_steps", 1) == 1
     for parent in list(folded.modules()):
-        if isinstance(parent, Synapse | Stem | PatchMerging) and isinstance(parent.norm, nn.BatchNorm2d):
-            parent.conv = fuse_conv_bn_eval(parent.conv, parent.norm)
+        if isinstance(parent, Synapse | Stem | PatchMerging) and _has_statistics(parent.norm):
+            parent.conv = fuse_conv_bn_eval(parent.conv, parent.norm)  # type: ignore[arg-type]
             parent.norm = nn.Identity()
         for name, child in parent.named_children():
             if isinstance(child, Encoder) and one_step and foldable(child):

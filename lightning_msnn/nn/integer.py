@@ -106,16 +106,29 @@ class IntegerConv2d(nn.Module):
         return f"{inputs * self.steps.groups}, {outputs}, kernel_size={tuple(kernel)}{sizes}, fires={self.fires}"
 
 
+def _folded(synapse: Synapse) -> nn.Conv2d:
+    """The convolution of a synapse without batch norm."""
+    if not isinstance(synapse.norm, nn.Identity):
+        raise ConfigurationError(
+            f"integer weights take in the batch norm behind them, which {type(synapse.norm).__name__} without running "
+            "statistics does not allow"
+        )
+    return synapse.conv
+
+
 class IntegerSynapse(nn.Module):
     """A synapse of integer weights; its currents are float32.
 
     Args:
         synapse: The synapse, its batch norm folded.
+
+    Raises:
+        ConfigurationError: If that is not so.
     """
 
     def __init__(self, synapse: Synapse) -> None:
         super().__init__()
-        self.conv = IntegerConv2d(synapse.conv)
+        self.conv = IntegerConv2d(_folded(synapse))
         self.norm = nn.Identity()
 
     def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -134,7 +147,7 @@ class IntegerMLP(nn.Module):
     def __init__(self, mlp: MLP) -> None:
         super().__init__()
         level = mlp.spike.threshold if mlp.spike.level is None else mlp.spike.level.detach()
-        self.fc1 = IntegerConv2d(mlp.fc1.conv, level)
+        self.fc1 = IntegerConv2d(_folded(mlp.fc1), level)
         self.fc2 = IntegerSynapse(mlp.fc2)
 
     def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -190,6 +190,8 @@ def _kernel(
         known = _SURROGATES.get(surrogate) is spike.surrogate and _SOFT.get(soft) is SOFT.get(soft)
         if not known or spike.model.fire is not heaviside:
             return None
+        if spike._forward_pre_hooks or spike._backward_hooks or spike._backward_pre_hooks:
+            return None  # hooks on what it returns see what a kernel has computed
         # In one time step the reset of a neuron model plays no part.
         if before is not None and spike.model.reset is not hard_reset:
             return None
@@ -261,7 +263,8 @@ def _equations(
         spikes, merged, membranes = shared(currents, carry, partial(_merge, kind=cut.kind, size=size), spike)
     if kept is not None:
         assert isinstance(spike, Spike)
-        fired = spikes if cut.windows_out else cut_windows(spikes, cut.kind)
+        exact = spikes if spike.share(merged) is None else spike.fire(merged)
+        fired = exact if cut.windows_out else cut_windows(exact, cut.kind)
         after = spike.reset(torch.cat(membranes), fired, membrane.decay_over_time(merged))
         kept.append(torch.unflatten(after, 0, [n, -1]))
     if handed == currents[0].shape[1]:

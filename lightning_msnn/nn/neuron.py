@@ -20,10 +20,10 @@ from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.functional.membrane import coupled_scan, recurrent_scan, scan
 from lightning_msnn.functional.neuron import NEURONS
 from lightning_msnn.functional.spike import SOFT, SURROGATES, anneal
+from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.nn.projection import LearntProjection, make_projection
 
 __all__ = [
-    "GRAINS",
     "ByteSpike",
     "FixedDecay",
     "LearntDecay",
@@ -40,9 +40,6 @@ __all__ = [
     "stream",
     "streaming",
 ]
-
-GRAINS: tuple[str, ...] = ("layer", "channel")
-"""How finely a decay or a threshold is learnt: one value for a layer, or one for each of its channels."""
 
 
 def grain_size(name: str, learn: bool | str, channels: int) -> int:
@@ -215,15 +212,14 @@ class Spike(nn.Module):
         return between(level, share, self.soft)
 
     def reset(self, membrane: Tensor, spikes: Tensor, tau: Tensor | float) -> Tensor:
-        """Return what a membrane hands to the next time step; its spikes may be annealed, those that reset it are not.
+        """Return what a membrane hands to the next time step.
 
         Args:
             membrane: Membrane.
-            spikes: What the neurons returned.
+            spikes: Its exact spikes, also while annealing.
             tau: Decay over time.
         """
-        exact = spikes if self.share(membrane) is None else self.fire(membrane)
-        return self.model.reset(membrane, exact, self.level_of(membrane), tau)
+        return self.model.reset(membrane, spikes, self.level_of(membrane), tau)
 
     def forward(
         self,
@@ -245,11 +241,11 @@ class Spike(nn.Module):
         if before is not None:
             membrane = membrane + before
         spikes, share = self.fire(membrane), self.share(membrane)
-        if share is not None:
-            spikes = anneal(membrane, spikes, self.level_of(membrane), share.to(membrane.dtype), self.soft)
         if kept is not None:
             kept.append(self.reset(membrane, spikes, self.tau_time))
-        return spikes
+        if share is None:
+            return spikes
+        return anneal(membrane, spikes, self.level_of(membrane), share.to(membrane.dtype), self.soft)
 
     def extra_repr(self) -> str:
         """Show threshold and surrogate."""
@@ -394,6 +390,8 @@ class Membrane(nn.Module):
 
     def __init__(self, form: str, neuron: Neuron, channels: int, windows: str) -> None:
         super().__init__()
+        choose(dict.fromkeys(("first", *_COUPLED)), form, "form")
+        choose(WINDOWS, windows, "kind of windows")
         self.form = form
         self.tau_time = neuron.tau_time
         several = windows != "single"
@@ -425,14 +423,14 @@ class Membrane(nn.Module):
         if len(currents) > 1:
             # Under autocast the currents are narrower than the parameter, which must not widen the scan.
             return self.carry(currents, other, tau.to(currents[0].dtype), self.projection)
-        if not (self.learnt and self.training):
+        if not self.training:
             return currents
-        # A parameter without a gradient would stop data-parallel training.
-        unused = tau
-        if self.projection is not None:
+        # A parameter without a gradient would stop data-parallel training, also one that made the map received here.
+        unused = list(other[:1]) if self.form == "recurrent" else []
+        if self.learnt:
             seen = (other or currents)[0]
-            unused = tau * self.projection(seen, seen)
-        return [currents[0] + 0.0 * unused.to(currents[0].dtype)]
+            unused.append(tau if self.projection is None else tau * self.projection(seen, seen))
+        return [sum((0.0 * x.to(currents[0].dtype) for x in unused), currents[0])]
 
     def carry(
         self, currents: list[Any], other: Sequence[Any], tau: Tensor, omega: Callable[..., Any] | None

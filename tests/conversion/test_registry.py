@@ -59,6 +59,15 @@ def test_timms_contract(source):
     assert group_with_matcher(model.named_parameters(), model.group_matcher())
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_timm_saves_timm_loads(source, tmp_path):
+    model = build(source).eval()
+    calibrate(model, IMAGES)
+    timm.models.save_for_hf(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(again(IMAGES), model(IMAGES))
+
+
 @pytest.mark.parametrize("source", list(SOURCES)[:3])
 def test_export(source):
     model = build(source).eval()

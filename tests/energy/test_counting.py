@@ -14,6 +14,8 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.models import SPIKING_CELLS, ConvMixer, Recurrence
 from lightning_msnn.nn import Neuron, PatchMerging, Spike, Stem
+from lightning_msnn.nn.folding import fold_batch_norm
+from lightning_msnn.nn.integer import to_integers
 from tests.conftest import DISTINCT, PAPER, TINY
 
 
@@ -190,6 +192,153 @@ class Call(nn.Module):
 
     def forward(self, *inputs):
         return self.function(*inputs)
+
+
+def counted(model, *inputs):
+    record = count_operations(model, *inputs)
+    assert not record.uncounted
+    return {name: record.total(name) for name in FIELDS if record.total(name)}
+
+
+def test_samples_are_found_wherever_their_tokens_are():
+    """The first axis is that of samples; second where tokens come first, and flattened with them."""
+    linear, groups = nn.Linear(4, 10), nn.Parameter(torch.randn(3, 4, 10))
+    x = torch.randn(2, 3, 4)
+    x[0] = 1.0
+    same = counted(Call(linear, linear), x)
+    assert same["accumulates"] == same["multiply_accumulates"] == 3 * 4 * 10
+    for function in (
+        lambda x: linear(x.flatten(0, 1)),
+        lambda x: linear(x.transpose(0, 1)),
+        lambda x: x.flatten(0, 1) @ linear.weight.T + linear.bias,
+        lambda x: x @ linear.weight.T - linear.bias,
+    ):
+        assert counted(Call(function, linear), x) == same
+    network = Call(lambda x: torch.einsum("bgi,gio->bgo", x, network.groups))
+    network.groups = groups
+    assert counted(network, x) == same | {"weights_read": 2 * 3 * 4 * 10}
+    x[0, 1] = 0.5  # one token of three
+    assert counted(Call(lambda x: linear(x.flatten(0, 1)), linear), x)["multiply_accumulates"] == 2 * 3 * 4 * 10
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    split = counted(Call(lambda x: attention(x, x, x, need_weights=False), attention), x.round().clamp(0, 1) + x * 0.0)
+    assert split["calls"] == 2 * 4, "three projections at once, two products and a read-out, of two samples"
+
+
+def test_heads_that_share_keys():
+    q, k = torch.randn(2, 4, 3, 4), torch.randn(2, 2, 3, 4)
+    shared = Call(lambda q, k: F.scaled_dot_product_attention(q, k, k, enable_gqa=True))
+    each = Call(lambda q, k: F.scaled_dot_product_attention(q, k, k))
+    assert counted(shared, q, k) == counted(each, q, k.repeat_interleave(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("padded", "same"),
+    [
+        (nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 3, padding=1)),
+        (nn.Sequential(nn.ZeroPad2d((2, 2, 1, 1)), nn.Conv2d(3, 4, 3, 2)), nn.Conv2d(3, 4, 3, 2, padding=(1, 2))),
+        (nn.Sequential(nn.ZeroPad2d((0, -1, 0, -1)), nn.Conv2d(3, 4, 3)), None),
+    ],
+    ids=str,
+)
+def test_zeros_that_are_put_around_an_image_are_padding(padded, same):
+    x = torch.randn(2, 3, 5, 6)
+    expected = counted(nn.Conv2d(3, 4, 3), x[..., :-1, :-1]) if same is None else counted(same, x)
+    assert counted(padded, x) == expected
+
+
+def test_uneven_padding_by_hand():
+    # A kernel of 2 reaches all 5 places with its first tap and 4 with its second.
+    assert counted(nn.Conv2d(4, 4, 2, padding="same"), torch.randn(2, 4, 5, 5))["dense"] == 2 * 16 * 9 * 9
+    # Of 3x3 taps on a pixel, one is read.
+    assert counted(nn.Conv2d(4, 6, 3, padding=1), torch.randn(2, 4, 1, 1))["weights_read"] == 2 * 24
+
+
+def test_what_is_a_bias_and_what_is_not():
+    linear, extra = nn.Linear(4, 5), nn.Parameter(torch.randn(5))
+
+    def network(function):
+        model = Call(function, linear)
+        model.extra = extra
+        return counted(model, torch.randn(2, 4))
+
+    plain = network(linear)
+    assert network(lambda x: (0.5 * linear(x)).view(2, 5) + extra + 1.0) == plain | {"multiplications": 10}
+    assert network(lambda x: linear(x).relu() + extra)["additions"] == 2 * 10
+    assert network(lambda x: linear(x).relu_().add_(extra))["additions"] == 2 * 10
+    assert network(lambda x: linear(x) + linear(x))["additions"] == 10
+
+
+def test_cells_split_for_nothing():
+    h = torch.randn(2, 5)
+    for cell, gates, state in ((nn.LSTMCell, 4, (h, h)), (nn.GRUCell, 3, h)):
+        assert counted(cell(4, 5), torch.randn(2, 4), state)["dense"] == 2 * gates * 5 * (4 + 5)
+
+
+def test_activations_with_a_threshold_are_no_neurons():
+    x = torch.randn(2, 4)
+    assert counted(nn.Softplus(), x) == counted(nn.Sigmoid(), x)
+    assert "neurons" not in counted(nn.Threshold(0.1, 0.0), x)
+    assert counted(nn.Hardswish(), x) == {"additions": 3 * 8, "multiplications": 2 * 8}
+
+
+class Fires(nn.Module):
+    threshold = 0.5
+
+    def forward(self, x):
+        return (x >= self.threshold).float()
+
+
+def test_neurons_that_meet_two_maps():
+    """They are told apart by map; by image of one size or of two."""
+    fire, conv = Fires(), nn.Conv2d(1, 1, 3, 2, 1)
+    network = Call(lambda x: fire(conv(fire(x))), fire, conv)
+    x = torch.rand(3, 1, 4, 4)
+    record = count_operations(network, x)
+    assert list(record.fired) == list(record.visits) == ["layers.0", "layers.0 (1, 2, 2)"]
+    assert torch.equal(record.fired["layers.0"], (x >= 0.5).sum(0))
+    assert record.layer("layers.0")["neurons"] == 3 * (16 + 4)
+    with torch.no_grad(), OperationCounter(fire) as counter:
+        fire(x)
+        fire(x[..., :3])
+    assert list(counter.record().visits.values()) == [3, 3]
+
+
+def test_weights_that_autocast_keeps_are_read_each_time():
+    weight = nn.Parameter(torch.randn(4, 4))
+    network = Call(lambda x: network.layers[1](network.layers[0](x @ network.weight)), nn.Linear(4, 5), nn.Linear(5, 3))
+    network.weight = weight
+    x = torch.randn(2, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), OperationCounter(network) as counter:
+        network(x)
+        first = counter.record().counts
+        network(x)
+    assert torch.equal(counter.record().counts, 2 * first)
+    assert first.sum(0)[list(FIELDS).index("weights_read")] == 2 * (16 + 20 + 15)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_integers_cost_what_floats_do_but_for_their_scales(name):
+    network = lively(timm.create_model(name, num_classes=10), 16)
+    x = torch.randn(2, network.in_chans, 16, 16)
+    folded, integers = (count_operations(m, x) for m in (fold_batch_norm(network), to_integers(network)))
+    assert folded.parameters.sum() == integers.parameters.sum()
+    for name in ("dense", "additions", "multiply_accumulates", "weights_read", "membrane_updates", "neurons"):
+        assert folded.total(name) == integers.total(name), name
+    scaled = integers.total("multiplications") - folded.total("multiplications")
+    assert 0 < scaled < integers.total("values_written")
+
+
+def test_membranes_of_other_libraries():
+    """40 neurons: one update for each membrane, and none for what spikes select in a reset."""
+    x = 3.0 * torch.rand(4, 10)
+    jelly = pytest.importorskip("spikingjelly.activation_based.neuron")
+    norse = pytest.importorskip("norse.torch")
+    for neuron, updates in (
+        (jelly.LIFNode(), 1), (jelly.LIFNode(v_reset=None), 1), (jelly.IFNode(), 0), (norse.LIFCell(), 2),
+    ):  # fmt: skip
+        record = count_operations(neuron.eval(), x)
+        assert record.total("neurons") == 40
+        assert record.total("membrane_updates") == 40 * updates, type(neuron)
 
 
 SPIKES_A = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]])  # (1, 2, 3): 3 spikes; columns 1, 0, 2

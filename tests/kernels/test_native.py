@@ -469,6 +469,6 @@ def test_the_operators_keep_torchs_rules(timed):
     args = [x.get(name) for name in ("current", "residual", "other", "before", *Parameters.__annotations__)]
     torch.library.opcheck(
         torch.ops.lightning_msnn.neurons.default,
-        (*args, layer.spec(), 6, 6),
+        (*args, layer.spec(), layer.threshold, layer.eps, 6, 6),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )

@@ -15,6 +15,7 @@ from torch import nn
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.functional.projection import WITHOUT_THETA
+from lightning_msnn.kernels.layer import covered
 from lightning_msnn.models import CELLS, SPIKING_CELLS, Recurrence
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
 from lightning_msnn.models.twins import ann_twin
@@ -239,6 +240,76 @@ def test_grad_checkpointing_changes_nothing(name, dtype, synchronised):
     assert all(m.momentum for m in twin.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm))
 
 
+@pytest.mark.parametrize("name", COMPILED)
+def test_grad_checkpointing_of_a_compiled_network(name):
+    torch._dynamo.reset()
+    model, x = make(name, depths=(2, 1), widths=(8, 16)).train(), torch.randn(4, 3, 8, 8)
+    twin = copy.deepcopy(model)
+    model.set_grad_checkpointing()
+    torch.compile(model, backend="aot_eager")(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model.state_dict(), twin.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["msnn_resnet12_tiny", "msnn_vit12_tiny"])
+def test_a_gradient_for_each_sample(name):
+    model, x = lively(make(name)).requires_grad_(False), torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        each = torch.func.vmap(lambda image: model(image[None])[0])(x)
+    torch.testing.assert_close(each, model(x))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_second_derivative(native, monkeypatch):
+    monkeypatch.setattr("lightning_msnn.nn.layer.covered", (lambda *_: False) if not native else covered)
+    model, x = make("msnn_resnet12_tiny").train(), torch.randn(2, 3, 16, 16, requires_grad=True)
+    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    if native and covered(x.detach()):
+        with pytest.raises(ConfigurationError, match="no second derivative: LIGHTNING_MSNN_NATIVE=0"):
+            slope.square().sum().backward()
+    else:
+        slope.square().sum().backward()
+        assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hooks_on_neurons(dtype):
+    """Those on what they return, on what they receive and on gradients, also where a kernel could run."""
+    model, x = make("msnn_resnet12_tiny").train().to(dtype), torch.randn(2, 3, 16, 16, dtype=dtype)
+    spike, calls = model.stages[0].blocks[0].mixer.spike1, []
+    spike.register_forward_hook(lambda *_: calls.append("out"))
+    spike.register_full_backward_hook(lambda *_: calls.append("back"))
+    model(x).sum().backward()
+    assert calls == ["out", "back"]
+    before = model.eval()(x)
+    handle = model.stages[-1].blocks[-1].mixer.spike2.register_forward_pre_hook(lambda _, args: (args[0] * 0 + 1.0,))
+    assert not torch.equal(model(x), before)
+    handle.remove()
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"learn_tau": False}, {"preset": "paper"}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_parameter_has_a_gradient_where_the_last_map_is_one_window(dtype, kwargs):
+    model = make("msnn_rnn12_tiny", **kwargs).train().to(dtype)
+    model(torch.randn(2, 3, 16, 16, dtype=dtype)).sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("cell", sorted(CELLS | SPIKING_CELLS))
+def test_no_images_at_all(cell):
+    assert make("msnn_rnn12_tiny", cell=cell).eval()(torch.zeros(0, 3, 16, 16)).shape == (0, 10)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_image_without_a_batch(steps):
+    allowed = r"images \(B, 3, H, W\)" + (r" or frames \(B, 2, 3, H, W\)" if steps == 2 else "")
+    with pytest.raises(ConfigurationError, match=allowed + r", not a tensor of shape \(3, 16, 16\)"):
+        make("msnn_resnet12_tiny", time_steps=steps)(torch.randn(3, 16, 16))
+
+
 @pytest.mark.parametrize("name", DISTINCT)
 def test_export(name):
     model = lively(make(name))
@@ -250,10 +321,11 @@ def test_export(name):
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_network_compiled_for_any_batch_trains(name):
-    """A compiler gives empty gradients of what a layer does not hand on."""
-    model, x = make(name).train(), torch.randn(6, 3, 16, 16)
+    """A compiler gives empty gradients of what a layer does not hand on, and keeps numbers open."""
+    torch._dynamo.reset()
+    model, x = make(name, depths=(2, 1), widths=(8, 16)).train(), torch.randn(6, 3, 8, 8)
     twin = copy.deepcopy(model)
-    torch.compile(model, backend="aot_eager", dynamic=True)(x).sum().backward()
+    torch.compile(model, backend="aot_eager", dynamic=True, fullgraph=True)(x).sum().backward()
     twin(x).sum().backward()
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None)
@@ -457,6 +529,9 @@ def test_drop_path_is_of_each_branch(name):
         ({"drop_rate": 1.0}, "drop_rate.*1.0"),
         ({"drop_path_rate": -0.1}, "drop_path_rate.*-0.1"),
         ({"mlp_ratio": 0.0}, "mlp_ratio.*0.0"),
+        ({"norm": "none"}, "norm must be true or false, not 'none'"),
+        ({"spiking": "false"}, "spiking must be true or false, not 'false'"),
+        ({"learn_theta": "channel"}, "learn_theta must be true or false, not 'channel'"),
         ({"depths": (1, 1), "widths": (8,)}, "depths and widths"),
         ({"depths": (1, 0), "widths": (8, 8)}, "depths and widths.*0"),
     ],
@@ -476,6 +551,24 @@ def test_pretrained_without_a_tag_takes_the_entry_with_the_most_classes(name):
     else:
         with pytest.raises(ConfigurationError, match=f"no weights for {name}"):
             timm.create_model(name, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"windows": "single"}, {"learn_tau": False, "tau": 0.2}, {"learn_tau": "layer", "tau": 0.2}, {"learn_tau": False}],
+    ids=str,
+)
+def test_decays_of_an_entry_that_are_learnt_no_longer(given):
+    name, x = "msnn_resnet12_tiny.digits", torch.rand(2, 1, 16, 16)
+    if len(given) == 1 and "learn_tau" in given:
+        with pytest.raises(ConfigurationError, match="learnt 16 values of tau at .* has one: give tau"):
+            timm.create_model(name, pretrained=True, **given)
+        return
+    network = timm.create_model(name, pretrained=True, **given).eval()
+    assert network(x).shape == (2, 10)
+    if "tau" in given:
+        decays = [m() for n, m in network.named_modules() if n.endswith("decay")]
+        assert torch.allclose(torch.cat([d.flatten() for d in decays]), torch.tensor(0.2))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -103,6 +103,10 @@ def test_networks_without_a_name_have_no_twin():
             twin(nn.Sequential())
     with pytest.raises(ConfigurationError, match="time_steps .* at least 1, not 0"):
         snn_twin(timm.create_model("msnn_resnet12_tiny"), time_steps=0)
+    pruned = timm.create_model("msnn_resnet12_tiny")
+    pruned.prune_intermediate_layers([1])
+    with pytest.raises(ConfigurationError, match="msnn_resnet12_tiny has lost stages"):
+        ann_twin(pruned)
 
 
 def test_twins_of_frames_see_them_one_by_one():

@@ -1,5 +1,7 @@
 """Batch norm folded for inference."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import CONTEXTS, BernoulliEncoder, Encoder, Neuron
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
+from lightning_msnn.nn.integer import to_integers
 from tests.conftest import DISTINCT, TINY
 from tests.models.test_registry import lively, make
 
@@ -34,6 +37,25 @@ def test_outputs_stay(name, context):
     left = [n for n, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert not [n for n in left if "synapse" in n or "encoder" in n or "conv" in n or "stem" in n]
     assert not any(p.requires_grad for p in folded.parameters())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_batch_norm_of_several_processes_folds_alike(name):
+    model, x = varied(make(name)), torch.randn(3, 3, 16, 16)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)).eval()
+    for change in (fold_batch_norm, to_integers):
+        assert torch.equal(change(synchronised)(x), change(model)(x))
+
+
+@pytest.mark.parametrize("change", [fold_batch_norm, to_integers])
+@pytest.mark.parametrize("name", TINY)
+def test_weights_load_into_a_folded_network(name, change):
+    """Into one whose scales were all positive: which way a channel compares comes with them."""
+    model, x = change(varied(make(name))), torch.randn(3, 3, 16, 16)
+    other = change(make(name).eval())
+    assert not torch.equal(other(x), model(x))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(x), model(x))
 
 
 @pytest.mark.parametrize("name", TINY)
