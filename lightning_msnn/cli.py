@@ -29,7 +29,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lightning_msnn import __version__, data, tasks
 from lightning_msnn.callbacks import (
@@ -228,14 +228,35 @@ def _path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _classes(kind: Any) -> list[type]:
+    """Classes of which an option takes objects, those derived from them too."""
+    if not isinstance(kind, type) or get_args(kind):
+        return [c for part in get_args(kind) for c in _classes(part)]
+    if kind.__module__ == "builtins":
+        return []
+    derived: list[type] = type.__subclasses__(kind)
+    return [kind, *(c for d in derived for c in _classes(d))]
+
+
+def _names_one(value: str, kinds: list[type]) -> bool:
+    """Whether a string is the name of a class that is known, or the path of one."""
+    module, _, name = value.rpartition(".")
+    if not module:
+        return any(kind.__name__ == name for kind in kinds)
+    try:
+        return isinstance(getattr(import_module(module), name), type)
+    except (ImportError, AttributeError, ValueError):
+        return False
+
+
 def _check_value(parser: ArgumentParser, name: str, action: argparse.Action, key: str, value: Any) -> None:
     """Raise a ConfigurationError if a single value is not of an option's type."""
-    if not isinstance(value, str | int | float):
-        return  # what is composed, the parser checks part by part
+    kind = getattr(action, "_typehint", action.type)
+    if not isinstance(value, str | int | float) or (isinstance(value, str) and _names_one(value, _classes(kind))):
+        return  # what is composed, or the name of a class, the parser checks part by part
     try:
         parser.validate(Namespace({name: value}), skip_required=True)
     except (TypeError, ValueError, ArithmeticError, argparse.ArgumentError) as error:
-        kind = getattr(action, "_typehint", action.type)
         allowed = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         raise ConfigurationError(f"{key} must be {allowed}, not {value!r}") from error
 
@@ -718,6 +739,13 @@ class MSNNCLI(LightningCLI):
             if _is_local(logger):
                 name, number = arguments.get("name"), arguments.get("version")
                 label = number if isinstance(number, str) else f"version_{number}"
+                usual = {None, "runs", ".", "lightning_logs", str(config.run.folder), *base.parts}
+                for option in ("save_dir", "name"):
+                    if number is None and (place := arguments.get(option)) not in usual:
+                        rank_zero_warn(
+                            f"{option} {place!r} of {logger.class_path.rpartition('.')[2]} has no effect: run.folder "
+                            "and run.name say where the files of a run are"
+                        )
                 if number is None or (Path(arguments.save_dir) / str(name) / label).exists():
                     arguments.save_dir, arguments.name = str(base.parent), base.name
                     arguments.version = version

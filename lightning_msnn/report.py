@@ -42,7 +42,9 @@ def load_task(name: str, root: str | None = None) -> tuple[SpikingClassifier | S
     Raises:
         ConfigurationError: If it is neither.
     """
-    if not name.endswith(".ckpt") and not Path(name).is_file():
+    if not name.endswith(".ckpt"):
+        if Path(name).is_file():
+            raise ConfigurationError(f"{name!r} is neither a zoo entry nor a checkpoint, whose name ends with .ckpt")
         entry = zoo.resolve(name)
         info = zoo.info(name)
         task = SpikingClassifier(

@@ -816,3 +816,38 @@ def test_imagenet_from_a_small_folder_in_its_layout(tmp_path):
     assert weights["head.fc.weight"] == (2, 384)
     with Path("runs/imagenet/version_0/metrics.csv").open() as file:
         assert [row["test/top1"] for row in csv.DictReader(file) if row.get("test/top1")], "val/ is the test set"
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        (["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "here"], "CSVLogger"),
+        (["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=here"], "CSVLogger"),
+        (["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"], "EarlyStopping"),
+    ],
+)
+def test_objects_by_the_names_of_their_classes(options, path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *QUICK, *options, "--print_config"])
+    assert stop.value.code in (0, None)
+    assert (
+        f"class_path: lightning.pytorch.{'loggers' if 'Logger' in path else 'callbacks'}.{path}"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("name", ["Nonsense", "no.such.Logger", "3", "lightning.pytorch.loggers.Nonsense"])
+def test_no_such_class(name, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", *QUICK, "--trainer.logger", name])
+    assert "trainer.logger must be Union[" in (said := capsys.readouterr().err)
+    assert said.strip().endswith(f"not {name!r}")
+
+
+def test_a_folder_that_a_logger_is_given_has_no_effect():
+    options = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "elsewhere", "--run.best", "null"]
+    with pytest.warns(
+        UserWarning, match="save_dir 'elsewhere' of CSVLogger has no effect: run.folder and run.name say"
+    ):
+        main(["fit", *SHORT, *options, "--run.test", "false"])
+    assert [path.name for path in Path().iterdir()] == ["runs"]

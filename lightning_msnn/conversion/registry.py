@@ -27,7 +27,7 @@ __all__ = ["adopt", "image_shape", "spiking"]
 default_cfgs = generate_default_cfgs(zoo_cfgs("spiking"))
 
 own_arguments = ("source", "source_kwargs", "layers", "windows", "image_size", "img_size", "global_pool")
-"""Arguments that a file may give, see :func:`lightning_msnn.models.registry.own_arguments`, those that timm adds too."""
+"""Arguments that a file may give, timm's too: see :func:`lightning_msnn.models.registry.own_arguments`."""
 
 _OF_ALL = ("num_classes", "in_chans", "global_pool")
 

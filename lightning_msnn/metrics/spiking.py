@@ -165,23 +165,41 @@ class Energy(Total):
         }
 
 
-class SilentNeurons(Total):
+class _OfEachNeuron(Total):
+    """A sum that tells neurons apart."""
+
+    def __init__(self, example: Record, **kwargs: Any) -> None:
+        if not isinstance(example, Record):
+            raise ConfigurationError(
+                f"{type(self).__name__} tells neurons apart: give a record of the network for images of the size to "
+                f"come, as count_operations returns it, not {type(example).__name__}"
+            )
+        super().__init__(example, **kwargs)
+
+
+class SilentNeurons(_OfEachNeuron):
     """Share of the neurons that never fired, in [0, 1].
 
     Args:
         example: A record of the network for images of the size to come.
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ConfigurationError: If the example is something else.
     """
 
     measure = staticmethod(energy.silent_neurons)
 
 
-class SaturatedNeurons(Total):
+class SaturatedNeurons(_OfEachNeuron):
     """Share of the neurons that fired whenever they could, in [0, 1].
 
     Args:
         example: A record of the network for images of the size to come.
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ConfigurationError: If the example is something else.
     """
 
     measure = staticmethod(energy.saturated_neurons)

@@ -97,10 +97,15 @@ class SpikingForecaster(Task):
         """Compare channels, outputs and season with those of the data.
 
         Raises:
-            ConfigurationError: If they differ.
+            ConfigurationError: If they differ, or the data are of classes.
         """
-        super().check_data(datamodule)
         theirs = getattr(datamodule, "season", self.hparams["season"])
+        if not hasattr(datamodule, "season") and hasattr(datamodule, "class_names"):
+            raise ConfigurationError(
+                f"model {type(self).__name__} needs a series to forecast, as data ForecastSeries has, "
+                f"not {type(datamodule).__name__}"
+            )
+        super().check_data(datamodule)
         if theirs != self.hparams["season"]:
             raise ConfigurationError(
                 f"model.season is {self.hparams['season']}, but {type(datamodule).__name__} has {theirs}: "

@@ -138,6 +138,7 @@ def test_pictures_answer_one_question():
 
 def test_unknown_names(capsys):
     for args, message in (
+        ([__file__], "is neither a zoo entry nor a checkpoint, whose name ends with .ckpt"),
         (["msnn_resnet12_digit"], "unknown zoo entry 'msnn_resnet12_digit'.*did you mean 'msnn_resnet12"),
         (["none.ckpt"], "no checkpoint at 'none.ckpt'"),
         ([zoo.list_models()[0], "--profile", "cmos"], "unknown energy profile 'cmos'"),

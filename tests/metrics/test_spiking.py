@@ -130,6 +130,12 @@ def test_registered_networks(name):
     assert every["energy"].compute() > 0
 
 
+@pytest.mark.parametrize("metric", [SilentNeurons, SaturatedNeurons])
+def test_neurons_that_are_told_apart_need_a_record(metric):
+    with pytest.raises(ConfigurationError, match=f"{metric.__name__} tells neurons apart: give a record .* not Linear"):
+        metric(nn.Linear(2, 2))
+
+
 def test_without_neurons():
     record = count_operations(nn.Linear(2, 2), torch.ones(1, 2) * 0.5)
     assert math.isnan(spike_rate(record))

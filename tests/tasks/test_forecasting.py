@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from lightning_msnn.data import Digits
 from lightning_msnn.data.forecasting import ForecastSeries
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics.forecasting import MeanAbsoluteScaledError, mean_absolute_scaled_error
@@ -189,3 +190,8 @@ def test_bad_arguments_are_named(file):
         SpikingForecaster(num_classes=4, in_chans=1).check_data(make(file, columns=["b"]))
     with pytest.raises(ConfigurationError, match="num_classes must be a multiple of in_chans, 2, not 7"):
         SpikingForecaster(num_classes=7, in_chans=2)
+
+
+def test_data_of_classes_have_no_series():
+    with pytest.raises(ConfigurationError, match="SpikingForecaster needs a series to forecast, .* not Digits"):
+        SpikingForecaster(num_classes=10, in_chans=1, season=1).check_data(Digits())
