@@ -57,8 +57,12 @@ MUTATIONS: dict[str, Mutation] = {
         "functional/membrane.py", "return tau * (membrane - threshold * spikes)", "return tau * membrane", (LOOP,)
     ),
     "no reset in layer 2": Mutation(
-        "nn/layer.py", "fired = spikes if cut.windows_out else cut_windows(spikes, cut.kind)",
-        'fired = (membrane.form == "first") * (spikes if cut.windows_out else cut_windows(spikes, cut.kind))', (LOOP,),
+        "nn/layer.py", "fired = exact if cut.windows_out else cut_windows(exact, cut.kind)",
+        'fired = (membrane.form == "first") * (exact if cut.windows_out else cut_windows(exact, cut.kind))', (LOOP,),
+    ),
+    "annealed spikes reset": Mutation(
+        "nn/layer.py", "exact = spikes if spike.share(merged) is None else spike.fire(merged)", "exact = spikes",
+        ("tests/nn/test_annealing.py::test_kernels_and_equations_agree_over_time",),
     ),
     "no reset in encoders": Mutation(
         "nn/neuron.py", "kept.append(self.reset(membrane, spikes, self.tau_time))",
@@ -275,8 +279,8 @@ MUTATIONS: dict[str, Mutation] = {
         "models/msnn_vit.py", "after: Tensor = self.synapse(self.encoder(x), x)", "after: Tensor = x", (ONE_STEP,)
     ),
     "vit: attention over the whole map": Mutation(
-        "models/msnn_vit.py", "attended = self.attend(seen).contiguous(memory_format=torch.channels_last)",
-        "attended = self.attend(seen) if self.isolated else cut_windows(self.attend(s1), self.windows)", (ONE_STEP,),
+        "models/msnn_vit.py", "attended = self.attend(seen)\n",
+        "attended = self.attend(seen) if self.isolated else cut_windows(self.attend(s1), self.windows)\n", (ONE_STEP,),
     ),
     "rnn: the membrane map does not travel": Mutation(
         "models/msnn_rnn.py", "membrane = self.membrane(membrane) if self.travels else",

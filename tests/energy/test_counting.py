@@ -246,6 +246,7 @@ def test_zeros_that_are_put_around_an_image_are_padding(padded, same):
     assert counted(padded, x) == expected
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 def test_uneven_padding_by_hand():
     # A kernel of 2 reaches all 5 places with its first tap and 4 with its second.
     assert counted(nn.Conv2d(4, 4, 2, padding="same"), torch.randn(2, 4, 5, 5))["dense"] == 2 * 16 * 9 * 9

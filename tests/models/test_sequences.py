@@ -103,11 +103,16 @@ def test_export_folding_and_features(name, context):
 
 def synapses_by_hand(model, x):
     """Accumulates and multiply-accumulates of a convolutional network on a row, place by place."""
-    seen, counts = {}, {"accumulates": 0, "multiply_accumulates": 0}
+    seen, widths, counts = {}, {}, {"accumulates": 0, "multiply_accumulates": 0}
     handles = [
         module.register_forward_pre_hook(lambda m, args, n=name: seen.update({n: args[0].detach()}))
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    handles += [
+        module.register_forward_pre_hook(lambda m, args, n=name: widths.update({f"{n}.conv": args[0].shape[3]}))
+        for name, module in model.named_modules()
+        if isinstance(module, PatchMerging)
     ]
     with torch.no_grad():
         model(x)
@@ -121,7 +126,7 @@ def synapses_by_hand(model, x):
             counts["multiply_accumulates"] += given.numel() * out
             continue
         reach, stride, length = module.kernel_size[1] // 2, module.stride[1], given.shape[3]
-        for place in range(length):
+        for place in range(widths.get(name, length)):  # without the zeros that make it even
             if module.kernel_size == (2, 2):
                 meets = 1  # a patch is seen once
             else:
