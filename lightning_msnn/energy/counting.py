@@ -374,8 +374,8 @@ class OperationCounter:
         if self._modes is None or not self._stack:
             return
         name = func.overloadpacket.__name__
-        outputs = _tensors(out)
-        if name in FACTORIES or all(self._constant(x) for x in _tensors([*args, *kwargs.values()])):
+        inputs, outputs = _tensors([*args, *kwargs.values()]), _tensors(out)
+        if name in FACTORIES or all(map(self._constant, inputs)):
             # Computed from parameters alone: a constant at inference. It is kept, so that its memory is not another's.
             self._constants.update(x.untyped_storage().data_ptr() for x in outputs if x.numel())
             self._kept += outputs
@@ -384,8 +384,7 @@ class OperationCounter:
             self._constants.difference_update(x.untyped_storage().data_ptr() for x in outputs)
         if func.is_view or name in FREE or all(x.dim() == 0 for x in outputs):
             if outputs:
-                kept = "view" if func.is_view else name.rstrip("_") if name not in FREE else name
-                self._know(self._call(kept, args, _tensors([*args, *kwargs.values()]), outputs), None)
+                self._know(self._call("view" if func.is_view else name, args, inputs, outputs), None)
             return
         name = name if name in RULES else name.rstrip("_")
         self.count(name, RULES.get(name, _unknown), args, kwargs, out)

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Call:
     constant: Callable[[Tensor], bool]
     origin: Callable[[Tensor], Origin]
 
-    @property
+    @cached_property
     def varying(self) -> list[Tensor]:
         """Tensors of more than a number that do not come from parameters alone."""
         return [x for x in self.inputs if x.dim() and not self.constant(x)]
@@ -188,9 +188,9 @@ def _rows(x: Tensor, weights: int, fan_out: int) -> Amounts:
     return _synapse(x, size, values, values * fan_out, size * fan_out, size // x.shape[-1] * fan_out, weights)
 
 
-def _by_sample(rows: Tensor, batch: int) -> Tensor:
-    """Lay flattened tokens ``(B x tokens, K)`` out by sample; the rows of a sample follow each other."""
-    return rows.reshape(batch, -1, rows.shape[-1]) if len(rows) % batch == 0 else rows
+def _by_sample(x: Tensor, batch: int) -> Tensor:
+    """Lay a flattened first axis ``(B x tokens, ...)`` out by sample; the rows of a sample follow each other."""
+    return x.reshape(batch, -1, *x.shape[1:]) if len(x) % batch == 0 else x
 
 
 def _linear(call: Call) -> Amounts:
@@ -211,14 +211,11 @@ def _matmul(call: Call) -> Amounts:
     if not call.constant(b):
         return _product(a, b, call.batch)
     weights = b.numel() * call.batch
-    if a.dim() == 2:
-        a = _by_sample(a, call.batch)
-    elif a.shape[0] % call.batch == 0:  # samples and groups, each with the weights of its group
-        a, weights = a.reshape(call.batch, -1, *a.shape[1:]), b.numel()
-    else:
+    if a.dim() == 3 and len(a) % call.batch:  # groups, and then samples
         a = a.transpose(0, 1)
-        a = a.reshape(call.batch, -1, *a.shape[1:]) if len(a) % call.batch == 0 else a
-    return _rows(a, weights, b.shape[-1])
+    elif a.dim() == 3:  # samples and groups, each with the weights of its group
+        weights = b.numel()
+    return _rows(_by_sample(a, call.batch), weights, b.shape[-1])
 
 
 def _product(a: Tensor, b: Tensor, batch: int) -> Amounts:

@@ -370,8 +370,8 @@ def neurons(
     if compiling or torch.is_grad_enabled():
         given = {"current": current, "residual": residual, "other": other, "before": before, **parameters}
         operator: Any = _neurons if compiling else _Neurons.apply
-        numbers = layer.spec(), layer.threshold, layer.eps
-        out, handed, merged, kept, norm = operator(*[given.get(name) for name in _INPUTS], *numbers, *size)
+        what = layer.spec(), layer.threshold, layer.eps, *size
+        out, handed, merged, kept, norm = operator(*[given.get(name) for name in _INPUTS], *what)
         return out, handed, merged, kept, norm
     if layer.form == "still" and current.numel() <= _SMALL:
         spikes = _compare(layer, current, parameters)

@@ -296,7 +296,7 @@ def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collectio
         ((kept, number),) = numbers.items()
         if kept != last:
             number = torch.logit(number) if last == learnt else torch.sigmoid(number)
-        if number.numel() > max(1, mine.numel()):
+        if number.numel() > mine.numel():
             single = getattr(model.get_submodule(module.rsplit(".", 2)[0]), "windows", "") == "single"
             if not (single or (number == number.flatten()[0]).all()):
                 raise ConfigurationError(

@@ -278,10 +278,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
         self._failed, url = True, "://" in str(path)
+        errors = Exception if url else OSError  # each service has errors of its own
         so = ": training goes on, and the checkpoints written before are kept"
-        with or_a_warning(
-            f"the checkpoint {str(path)!r}", Exception if url else OSError, so
-        ):  # each service has errors of its own
+        with or_a_warning(f"the checkpoint {str(path)!r}", errors, so):
             (super().save_checkpoint if url else write_whole)(checkpoint, path)
             self._failed = False
 

@@ -99,13 +99,13 @@ class SpikingForecaster(Task):
         Raises:
             ConfigurationError: If they differ, or the data are of classes.
         """
-        theirs = getattr(datamodule, "season", self.hparams["season"])
         if not hasattr(datamodule, "season") and hasattr(datamodule, "class_names"):
             raise ConfigurationError(
                 f"model {type(self).__name__} needs a series to forecast, as data ForecastSeries has, "
                 f"not {type(datamodule).__name__}"
             )
         super().check_data(datamodule)
+        theirs = getattr(datamodule, "season", self.hparams["season"])
         if theirs != self.hparams["season"]:
             raise ConfigurationError(
                 f"model.season is {self.hparams['season']}, but {type(datamodule).__name__} has {theirs}: "
