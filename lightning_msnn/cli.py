@@ -111,7 +111,7 @@ def _with_local_first(given: Any) -> list[Any]:
     loggers = [logger for logger in (given if isinstance(given, list) else [given]) if hasattr(logger, "class_path")]
     if not any(map(_is_local, loggers)):
         name = f"lightning.pytorch.loggers.{_LOCAL_LOGGERS[0]}"
-        loggers.append(Namespace(class_path=name, init_args=Namespace(save_dir="runs")))
+        loggers.append(Namespace(class_path=name, init_args=Namespace(save_dir=".")))
     return sorted(loggers, key=_is_local, reverse=True)
 
 
@@ -239,14 +239,17 @@ def _classes(kind: Any) -> list[type]:
 
 
 def _names_one(value: str, kinds: list[type]) -> bool:
-    """Whether a string is the name of a class that is known, or the path of one."""
+    """Whether a string is the name of one of some classes, or the path of one or of what makes one; it is imported."""
     module, _, name = value.rpartition(".")
     if not module:
         return any(kind.__name__ == name for kind in kinds)
-    try:
-        return isinstance(getattr(import_module(module), name), type)
-    except (ImportError, AttributeError, ValueError):
+    if not kinds or not all(part.isidentifier() for part in value.split(".")):
         return False
+    try:
+        found = getattr(import_module(module), name)
+    except Exception:  # whatever importing a module raises; the parser says what is wrong with the value
+        return False
+    return issubclass(found, tuple(kinds)) if isinstance(found, type) else callable(found)
 
 
 def _check_value(parser: ArgumentParser, name: str, action: argparse.Action, key: str, value: Any) -> None:
@@ -739,9 +742,13 @@ class MSNNCLI(LightningCLI):
             if _is_local(logger):
                 name, number = arguments.get("name"), arguments.get("version")
                 label = number if isinstance(number, str) else f"version_{number}"
-                usual = {None, "runs", ".", "lightning_logs", str(config.run.folder), *base.parts}
-                for option in ("save_dir", "name"):
-                    if number is None and (place := arguments.get(option)) not in usual:
+                usual = {
+                    "save_dir": {Path(), base.parent, Path(config.run.folder)},
+                    "name": {Path("lightning_logs"), Path(base.name), Path(config.run.name)},
+                }
+                for option, places in usual.items():
+                    place = arguments.get(option)
+                    if number is None and place is not None and Path(place) not in places:
                         rank_zero_warn(
                             f"{option} {place!r} of {logger.class_path.rpartition('.')[2]} has no effect: run.folder "
                             "and run.name say where the files of a run are"
@@ -969,7 +976,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 "version": __version__,
                 "epilog": f"More, each with --help: {', '.join(f'lightning-msnn {verb}' for verb in MORE)}",
             },
-            trainer_defaults={"logger": [{"class_path": p, "init_args": {"save_dir": "runs"}} for p in loggers]},
+            trainer_defaults={"logger": [{"class_path": p, "init_args": {"save_dir": "."}} for p in loggers]},
             load_from_checkpoint_support=False,  # hyper-parameters are plain values already
             args=args,
         )

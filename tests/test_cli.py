@@ -836,7 +836,27 @@ def test_objects_by_the_names_of_their_classes(options, path, capsys):
     )
 
 
-@pytest.mark.parametrize("name", ["Nonsense", "no.such.Logger", "3", "lightning.pytorch.loggers.Nonsense"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--data.root", "../data"), ("--run.folder", "../runs"), ("--run.name", "mine.v2"), ("--data.root", "./a.b/c.d")],
+)
+def test_values_with_points_are_no_classes(option, value, capsys):
+    """They are not imported: a file of the user's own of that name is not run."""
+    Path("mine.py").write_text("raise SystemExit('run')")
+    sys.path.insert(0, "")
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", *QUICK, option, value, "--print_config"])
+    finally:
+        sys.path.remove("")
+    assert stop.value.code in (0, None)
+    assert f"{option.rpartition('.')[2]}: {value}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Nonsense", "no.such.Logger", "../Logger", "collections.OrderedDict", "3", "lightning.pytorch.loggers.Nonsense"],
+)
 def test_no_such_class(name, capsys):
     with pytest.raises(SystemExit):
         main(["fit", *QUICK, "--trainer.logger", name])
@@ -851,3 +871,13 @@ def test_a_folder_that_a_logger_is_given_has_no_effect():
     ):
         main(["fit", *SHORT, *options, "--run.test", "false"])
     assert [path.name for path in Path().iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "place"), [("exp", "exp/"), ("exp", "./exp"), ("a/b", "a/b"), ("exp", "."), ("exp", None)]
+)
+def test_a_folder_that_is_that_of_the_run_is_not_told(folder, place, recwarn):
+    options = [] if place is None else ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", place]
+    main(["fit", *SHORT, "--run.best", "null", "--run.test", "false", "--run.folder", folder, *options])
+    assert not [w for w in recwarn if "has no effect" in str(w.message)]
+    assert [path.name for path in Path().iterdir()] == [folder.partition("/")[0]]

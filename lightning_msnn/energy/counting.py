@@ -8,9 +8,9 @@ What the engine needs of a network, and no more:
 - The first axis of the first tensor that the network is called with counts the samples.
 - A module is a layer of **neurons** if it has a ``threshold``, a ``v_threshold``, a ``p.v_th`` or a ``decay`` and no
   synapse inside, as those of this package, SpikingJelly, snnTorch and Norse have, and is not one of torch's own. What
-  it returns first are its spikes, with samples (or time steps and samples) as first axis, unless it has a ``decay``:
-  then it carries membranes. Multiplications by constants inside, but for those of spikes, are membrane updates, and the
-  rest of its arithmetic is that of firing and reset.
+  it returns first are its spikes, with samples, time steps and samples, or both in one axis first, unless it has a
+  ``decay``: then it carries membranes. Multiplications by constants inside, but for those of spikes, are membrane
+  updates, and the rest of its arithmetic is that of firing and reset.
 - A module that holds neurons multiplies nothing but what they hand to the next time step.
 - A module with a function ``omega`` is a **projection**: its elementary operations are Omega's.
 
@@ -20,6 +20,7 @@ A module reads its weights once in a call, however many steps of a recurrence it
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -115,7 +116,7 @@ def _tensors(values: Any) -> list[Tensor]:
 def _is_neuron(module: nn.Module) -> bool:
     marked = any(hasattr(module, name) for name in ("threshold", "v_threshold", "decay"))
     marked |= hasattr(getattr(module, "p", None), "v_th")
-    others = type(module).__module__.startswith("torch.nn.") or any(isinstance(m, _SYNAPSES) for m in module.modules())
+    others = isinstance(module, nn.Threshold | nn.Softplus) or any(isinstance(m, _SYNAPSES) for m in module.modules())
     return marked and not others
 
 
@@ -213,24 +214,30 @@ class OperationCounter:
         self._stack: list[tuple[int, str]] = []  # rows and kinds of the modules that run
         self._read: list[set[tuple[int, torch.Size]]] = []  # weights that each of them has read
         self._modes: ExitStack | None = None
-        self._batch = 1
+        self._batch = self._whole = 1  # samples that go through what runs, and that went into the network
         self._constants: set[int] = set()
         self._kept: list[Tensor] = []
         self._origins: Any = WeakTensorKeyDictionary()
+        self._writes: Counter[int] = Counter()  # into the memory at an address
 
     # Hooks
 
     def __enter__(self) -> OperationCounter:
         """Begin with no counts."""
         self._reset()
+        neurons: set[nn.Module] = set()
         for row, module in enumerate(self.model.modules()):
             kind = _kind(module)
-            if self.operations or kind == "neuron" or module is self.model:
+            if self.operations or module is self.model:
                 enter, leave = partial(self._enter, (row, kind)), partial(self._leave, (row, kind))
                 self._handles += [
                     module.register_forward_pre_hook(enter, with_kwargs=True),
                     module.register_forward_hook(leave, with_kwargs=True, always_call=True, prepend=True),
                 ]
+            if kind == "neuron" and module not in neurons:  # what is inside is a part of it
+                neurons.update(module.modules())
+                if not hasattr(module, "decay"):
+                    self._handles.append(module.register_forward_hook(partial(self._fire, row), prepend=True))
         return self
 
     def __exit__(
@@ -245,8 +252,9 @@ class OperationCounter:
     def _enter(self, frame: tuple[int, str], module: nn.Module, args: Any, kwargs: Any) -> None:
         if module is self.model and self._modes is None:
             tensors = _tensors([*args, *kwargs.values()])
-            self._batch = len(tensors[0]) if tensors and tensors[0].dim() else 1
-            self.samples += self._batch
+            samples = len(tensors[0]) if tensors and tensors[0].dim() else 1
+            self.samples += samples
+            self._batch = self._whole = max(1, samples)
             self._constants = {
                 x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers()) if x.numel()
             }
@@ -272,9 +280,6 @@ class OperationCounter:
             self._stop()
         if kind == "omega":
             self._add(row, omega=sum(x.numel() for x in _tensors(output)))
-        elif kind == "neuron" and not hasattr(module, "decay") and all(outer != "neuron" for _, outer in self._stack):
-            with torch.no_grad(), _disable_current_modes():  # what counting computes is not the network's
-                self._spikes(row, output)
 
     def _stop(self) -> None:
         if self._modes is not None:
@@ -285,6 +290,7 @@ class OperationCounter:
         self._kept.clear()
         self._constants.clear()
         self._origins.clear()
+        self._writes.clear()
 
     # Sums
 
@@ -318,16 +324,19 @@ class OperationCounter:
             {name: self._visits[key] for key, name in names.items()},
         )
 
-    def _spikes(self, row: int, output: Any) -> None:
+    def _fire(self, row: int, module: nn.Module, args: Any, output: Any) -> None:
         spikes = next(iter(_tensors(output)), None)
-        if spikes is None or spikes.dim() == 0:
+        if self._modes is None or spikes is None or spikes.dim() == 0:
             return
-        fired, places = (spikes != 0).sum(0), spikes.numel()
-        self._add(row, neurons=places, spikes=fired.sum(), values_read=places, spikes_written=places)
-        key = row, fired.shape
-        before = self._fired.get(key)
-        self._fired[key] = fired if before is None else before + fired
-        self._visits[key] += spikes.shape[0]
+        with torch.no_grad(), _disable_current_modes():  # what counting computes is not the network's
+            if spikes.dim() > 1 and spikes.shape[0] % self._whole and spikes.shape[1] == self._whole:
+                spikes = spikes.flatten(0, 1)  # time steps, and then samples
+            fired, places = (spikes != 0).sum(0), spikes.numel()
+            self._add(row, neurons=places, spikes=fired.sum(), values_read=places, spikes_written=places)
+            key = row, fired.shape
+            before = self._fired.get(key)
+            self._fired[key] = fired if before is None else before + fired
+            self._visits[key] += spikes.shape[0]
 
     # Operations
 
@@ -340,13 +349,13 @@ class OperationCounter:
             return False
         return name != "linear" or [self._constant(x) for x in _tensors([*args, *kwargs.values()])[:2]] == [False, True]
 
-    def count(self, name: str, rule: Rule, args: Any, kwargs: Any, out: Any) -> None:
-        """Add what a rule says of a call to the layer that runs."""
+    def count(self, name: str, rule: Rule, args: Any, kwargs: Any, out: Any, written: bool = False) -> None:
+        """Add what a rule says of a call, which may have written into its inputs, to the layer that runs."""
         row = self._stack[-1][0]
         inputs = _tensors([*args, *kwargs.values()])
         call = self._call(name, args, inputs, out)
         amounts = rule(call)
-        self._know(call, rule)
+        self._know(call, rule, _tensors(out), written)
         if isinstance(amounts, str):
             self._uncounted[f"{self.layers[row] or type(self.model).__name__}: {amounts}"] += 1
             return
@@ -359,15 +368,23 @@ class OperationCounter:
 
     def _call(self, name: str, args: Any, inputs: list[Tensor], out: Any) -> Call:
         kind = self._stack[-1][1]
-        return Call(name, args, inputs, _tensors(out)[0], self._batch, kind, self._constant, self._origins.get)
+        return Call(name, args, inputs, _tensors(out)[0], self._batch, kind, self._constant, self._origin)
 
-    def _know(self, call: Call, rule: Rule | None) -> None:
-        """Remember what an output is; one that is written into is no longer what it was."""
-        known: Origin = origin(call, rule)
-        if known is not None:
-            self._origins[call.out] = known
-        else:
-            self._origins.pop(call.out, None)
+    def _origin(self, x: Tensor) -> Origin:
+        """What a tensor is known to be, unless its memory was written into since."""
+        known, writes = self._origins.get(x, (None, 0))
+        return known if writes == self._writes[x.untyped_storage().data_ptr()] else None
+
+    def _know(self, call: Call, rule: Rule | None, outputs: Iterable[Tensor], written: bool = False) -> None:
+        """Remember what the outputs are."""
+        known = origin(call, rule)
+        for out in outputs:
+            place = out.untyped_storage().data_ptr()
+            self._writes[place] += written
+            if known is not None:
+                self._origins[out] = known, self._writes[place]
+            else:
+                self._origins.pop(out, None)
 
     def dispatched(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Count an operation, given its arguments and what it returned."""
@@ -379,15 +396,18 @@ class OperationCounter:
             # Computed from parameters alone: a constant at inference. It is kept, so that its memory is not another's.
             self._constants.update(x.untyped_storage().data_ptr() for x in outputs if x.numel())
             self._kept += outputs
+            if outputs:
+                self._know(self._call(name, args, inputs, outputs), None, outputs, func._schema.is_mutable)
             return
-        if func._schema.is_mutable:  # what is written into a constant makes it one no longer
+        written: bool = func._schema.is_mutable
+        if written:  # what is written into a constant makes it one no longer
             self._constants.difference_update(x.untyped_storage().data_ptr() for x in outputs)
         if func.is_view or name in FREE or all(x.dim() == 0 for x in outputs):
             if outputs:
-                self._know(self._call("view" if func.is_view else name, args, inputs, outputs), None)
+                self._know(self._call("view" if func.is_view else name, args, inputs, outputs), None, outputs, written)
             return
         name = name if name in RULES else name.rstrip("_")
-        self.count(name, RULES.get(name, _unknown), args, kwargs, out)
+        self.count(name, RULES.get(name, _unknown), args, kwargs, out, written)
 
 
 def count_operations(model: nn.Module, *inputs: Any) -> Record:

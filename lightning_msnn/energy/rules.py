@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from lightning_msnn.energy.profiles import TRANSCENDENTAL
 __all__ = ["FACTORIES", "FREE", "FUNCTIONS", "RULES", "Call", "origin"]
 
 Amounts = dict[str, int | Tensor]
-Origin = str | tuple[int, ...] | None
+Origin = str | int | tuple[int, ...] | None
+"""What a tensor is known to be, see :func:`origin`."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _convolution(call: Call) -> Amounts:
     axes = x.dim() - 2
     stride, padding, dilation = (list(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation))
     zeros = call.origin(x)
-    zeros = tuple(max(0, n) for n in zeros) if isinstance(zeros, tuple) and len(zeros) <= 2 * axes else ()
+    zeros = zeros if isinstance(zeros, tuple) and len(zeros) <= 2 * axes else ()
     zeros += (0,) * (2 * axes - len(zeros))  # from the last axis to the first
     before, after = zeros[-2::-2], zeros[::-2]
     sides = zip(
@@ -197,8 +199,8 @@ def _linear(call: Call) -> Amounts:
     x, weight = call.inputs[:2]
     if x.dim() < 3:
         x = _by_sample(x.view(-1, x.shape[-1]), call.batch)
-    elif x.shape[0] != call.batch == x.shape[1]:  # tokens first, as in torch's own attention
-        x = x.transpose(0, 1)
+    elif x.shape[0] != call.batch == x.shape[1] and (x.shape[0] % call.batch or not x.is_contiguous()):
+        x = x.transpose(0, 1)  # tokens first, as in torch's own attention; else windows of samples
     return _rows(x, weight.numel() * call.batch, len(weight))
 
 
@@ -206,15 +208,16 @@ def _matmul(call: Call) -> Amounts:
     """Amounts of ``a @ b`` of matrices or batches of matrices; a factor made of parameters alone is weights."""
     a, b = call.args[1:3] if "add" in call.name else call.args[:2]
     a, b = (a.unsqueeze(0) if a.dim() == 1 else a), (b.unsqueeze(-1) if b.dim() == 1 else b)
+    again = any(REPEATED in (call.origin(x), _repeated(x)) for x in (a, b) if call.constant(x))
     if call.constant(a):
         a, b = b.transpose(-1, -2), a.transpose(-1, -2)
     if not call.constant(b):
         return _product(a, b, call.batch)
     weights = b.numel() * call.batch
-    if a.dim() == 3 and len(a) % call.batch:  # groups, and then samples
-        a = a.transpose(0, 1)
-    elif a.dim() == 3:  # samples and groups, each with the weights of its group
+    if a.dim() == 3 and again:  # samples and groups, each with the weights of its group
         weights = b.numel()
+    elif a.dim() == 3:  # groups, and then samples
+        a = a.transpose(0, 1)
     return _rows(_by_sample(a, call.batch), weights, b.shape[-1])
 
 
@@ -351,8 +354,8 @@ def _elementwise(call: Call) -> Amounts:
             return {}
         number = any(isinstance(x, int | float) for x in call.args[:2])
         return {"multiplications" if number else "membrane_updates": size}
-    if call.name in ("add", "sub") and len(varying) == 1 and call.origin(varying[0]) == SUM:
-        return {}  # a bias
+    if call.name in ("add", "sub") and len(varying) == 1 and _is_bias(call, varying[0]):
+        return {}
     traffic: Amounts = {"values_read": size * len(varying), "values_written": size} if len(varying) > 1 else {}
     return {"additions": size * additions, "multiplications": size * multiplications, **traffic}
 
@@ -368,7 +371,18 @@ def _reduction(call: Call) -> Amounts:
     return {"additions": additions, "multiplications": means, "values_read": x.numel(), "values_written": size}
 
 
-SPIKES, SUM = "spikes", "sum"
+SPIKES, REPEATED = "spikes", "repeated"
+
+
+def _repeated(x: Tensor) -> str | None:
+    """Whether a tensor has the same values several times without holding them."""
+    return REPEATED if any(size > 1 and not step for size, step in zip(x.shape, x.stride(), strict=True)) else None
+
+
+def _is_bias(call: Call, x: Tensor) -> bool:
+    """Whether what is added to an input is a number, or a value for each of the channels that synapses have summed."""
+    channels = call.origin(x)
+    return isinstance(channels, int) and all(c.numel() <= channels for c in call.inputs if call.constant(c))
 
 
 def origin(call: Call, rule: Rule | None) -> Origin:
@@ -379,27 +393,47 @@ def origin(call: Call, rule: Rule | None) -> Origin:
         rule: Its rule, if it has one.
 
     Returns:
-        :data:`SUM` for what synapses have added up, also scaled or with a bias; :data:`SPIKES` for the result of a
-        comparison; the sizes of a border of zeros, as :func:`torch.nn.functional.pad` takes them; else None.
+        The number of channels of what synapses have added up, also scaled or with a bias; :data:`SPIKES` for the result
+        of a comparison; the sizes of a border of zeros, as :func:`torch.nn.functional.pad` takes them, none below 0;
+        :data:`REPEATED` for what is made of constants alone and holds them several times, as for each sample; else
+        None.
     """
-    if rule is _convolution or rule is _linear or (rule is _matmul and any(map(call.constant, call.inputs))):
-        return SUM
+    if rule is _convolution or rule is _linear or rule is _matmul:
+        weights = next((x for x in call.inputs if x.dim() > 1 and call.constant(x)), None)
+        if weights is None:
+            return None
+        if rule is _matmul:
+            inner: int = call.args["add" in call.name].shape[-1]
+            return weights.numel() // max(1, inner)
+        return call.out.shape[1 if rule is _convolution else -1]
     if call.name in _COMPARISONS:
         return SPIKES
-    if call.name == "constant_pad_nd" and not any(call.args[2:]):
-        return tuple(call.args[1])
+    if not call.varying:
+        again = any(REPEATED in (call.origin(x), _repeated(x)) for x in (*call.inputs, call.out))
+        return REPEATED if again else None
     if len(call.varying) != 1:
         return None
-    before = call.origin(call.varying[0])
+    (x,) = call.varying
+    before = call.origin(x)
+    if call.name == "constant_pad_nd" and not any(call.args[2:]):
+        sizes = before if isinstance(before, tuple) else ()
+        return tuple(max(0, a + b) for a, b in zip_longest(sizes, call.args[1], fillvalue=0))
     if call.name in ("mul", "div", "add", "sub"):
-        return before if before == SUM else None
-    if call.name in _COPIES or (call.name == "rsub" and before == SPIKES):
-        return before if not isinstance(before, tuple) or call.out.shape == call.varying[0].shape else None
+        return before if isinstance(before, int) else None
+    if call.name == "rsub":
+        return before if before == SPIKES else None
+    if call.name in _COPIES or (call.name in _VIEWS and (not isinstance(before, tuple) or _same_axes(x, call.out))):
+        return before
     return None
 
 
+def _same_axes(x: Tensor, view: Tensor) -> bool:
+    return x.shape == view.shape and x.stride() == view.stride()
+
+
 _COMPARISONS = _names("ge gt le lt eq ne logical_and logical_or logical_not")
-_COPIES = _names("_to_copy clone contiguous detach _unsafe_view view")
+_COPIES = _names("_to_copy clone")
+_VIEWS = _names("_unsafe_view view")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),

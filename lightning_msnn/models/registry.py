@@ -281,7 +281,8 @@ def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collectio
         The weights.
 
     Raises:
-        ConfigurationError: If the entry has learnt several where the network has one.
+        ConfigurationError: If the entry has learnt several where the network has one, or fixed one at 0 or 1 where the
+            network learns it.
     """
     for name, mine in model.state_dict().items():
         module, _, last = name.rpartition(".")
@@ -296,15 +297,21 @@ def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collectio
         ((kept, number),) = numbers.items()
         if kept != last:
             number = torch.logit(number) if last == learnt else torch.sigmoid(number)
+        if not number.isfinite().all():
+            raise ConfigurationError(
+                f"the entry has {fixed} {int(number.flatten()[0] > 0)} at {module!r}, from where nothing is learnt: "
+                f"give {fixed} too"
+            )
         if number.numel() > mine.numel():
-            single = getattr(model.get_submodule(module.rsplit(".", 2)[0]), "windows", "") == "single"
+            windows = getattr(model.get_submodule(module.rsplit(".", 2)[0]), "windows", "")
+            single = windows == "single" and getattr(model, "time_steps", 1) == 1  # where it has no effect
             if not (single or (number == number.flatten()[0]).all()):
                 raise ConfigurationError(
                     f"the entry has learnt {number.numel()} values of {fixed} at {module!r}, and the network has one: "
                     f"give {fixed} too, or learn_{fixed}: channel"
                 )
             number = number.flatten()[0]
-        state[name] = number.expand_as(mine).clone() if number.numel() == 1 else number
+        state[name] = number.reshape(()).expand_as(mine).clone() if number.numel() == 1 else number
     return state
 
 

@@ -19,6 +19,12 @@ from lightning_msnn.models.weights import fitting
 __all__ = ["TWINS", "EachFrame", "ann_twin", "calibrate", "snn_twin", "twins"]
 
 
+def _whole(model: nn.Module) -> bool:
+    """Whether a network has all stages that its arguments ask for."""
+    arguments: Any = model.arguments
+    return len(getattr(model, "stages", ())) == len(arguments["depths"])
+
+
 def _build(model: nn.Module, **changes: Any) -> nn.Module:
     """Build a network like another but for some arguments, with its weights where both have them.
 
@@ -26,11 +32,11 @@ def _build(model: nn.Module, **changes: Any) -> nn.Module:
         ConfigurationError: If the network does not say how it was built.
     """
     name, arguments = getattr(model, "architecture", ""), getattr(model, "arguments", None)
-    if not name or not isinstance(arguments, dict):
+    if not name or not isinstance(arguments, dict) or "depths" not in arguments:
         raise ConfigurationError(
             f"{type(model).__name__} has no twin: a twin is that of a spiking network made by timm.create_model"
         )
-    if len(getattr(model, "stages", ())) != len(arguments["depths"]):
+    if not _whole(model):
         raise ConfigurationError(f"{name} has lost stages, which a twin would have: take the twin of the whole network")
     with torch.random.fork_rng(devices=[]):  # that a twin is made must not change the training
         twin: nn.Module = timm.create_model(name, **{**arguments, **changes})
@@ -129,7 +135,8 @@ def twins(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     Returns:
         Twins in eval mode by name; none for a network of which there are no twins.
     """
-    if not getattr(model, "architecture", "") or not model.arguments.get("spiking", True):  # type: ignore[union-attr, operator]
+    arguments = getattr(model, "arguments", {})
+    if "depths" not in arguments or not arguments.get("spiking", True) or not _whole(model):
         return {}
     steps = images.shape[1] if images.dim() == 5 else 4
     made = {"ANN twin": ann_twin(model), f"SNN twin, T = {steps}": snn_twin(model, steps)}

@@ -401,7 +401,6 @@ class Membrane(nn.Module):
             if form == "first"
             else make_projection(neuron.projection, neuron.theta, several and neuron.learn_theta)
         )
-        self.learnt = isinstance(self.decay, LearntDecay) or isinstance(self.projection, LearntProjection)
 
     def forward(
         self, currents: list[Tensor], other: Sequence[Tensor] = (), before: list[Tensor] | None = None
@@ -427,10 +426,9 @@ class Membrane(nn.Module):
             return currents
         # A parameter without a gradient would stop data-parallel training, also one that made the map received here.
         unused = list(other[:1]) if self.form == "recurrent" else []
-        if self.learnt:
-            seen = (other or currents)[0]
-            unused.append(tau if self.projection is None else tau * self.projection(seen, seen))
-        return [sum((0.0 * x.to(currents[0].dtype) for x in unused), currents[0])]
+        unused += [tau] if isinstance(self.decay, LearntDecay) else []
+        unused += [self.projection.radian()] if isinstance(self.projection, LearntProjection) else []
+        return [sum((x.flatten()[:0].sum() for x in unused), currents[0])]
 
     def carry(
         self, currents: list[Any], other: Sequence[Any], tau: Tensor, omega: Callable[..., Any] | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import io
 import os
 import platform
 import zipfile
@@ -27,6 +28,7 @@ __all__ = [
     "is_checkpoint",
     "network_of",
     "network_state",
+    "or_a_warning",
     "read_checkpoint",
     "write_whole",
 ]
@@ -69,6 +71,21 @@ def _write(content: Any, file: IO[bytes]) -> None:
         torch.save(content, file)
 
 
+def _put(content: Any, url: str) -> None:
+    """Hand an object to a service in one call; what is wrong with the object or the URL is no fault of the service."""
+    buffer = io.BytesIO()
+    _write(content, buffer)
+    try:
+        files = get_filesystem(url)
+    except (ValueError, ImportError) as error:
+        raise ConfigurationError(f"nothing can be written to {url!r}: {error}") from error
+    try:
+        files.makedirs(os.path.dirname(url), exist_ok=True)
+        files.pipe_file(url, buffer.getvalue())
+    except Exception as error:  # each service has errors of its own
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+
+
 def write_whole(content: Any, path: str | Path) -> None:
     """Save bytes, or plain values and tensors, so that the file is there whole or not at all, whatever happens.
 
@@ -82,16 +99,10 @@ def write_whole(content: Any, path: str | Path) -> None:
     Raises:
         OSError: If the folder cannot be written or is full, and an older file of that name is as it was; or for
             whatever a service raises.
+        ConfigurationError: If a URL is of no kind that fsspec knows here.
     """
     if "://" in str(path):
-        try:
-            files = get_filesystem(path)
-            files.makedirs(os.path.dirname(path), exist_ok=True)
-            with files.open(str(path), "wb") as file:
-                _write(content, file)
-        except Exception as error:  # each service has errors of its own
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
-        return
+        return _put(content, str(path))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
@@ -262,27 +273,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def __init__(self) -> None:
-        self._failed = False
+        self._failed = self._written = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint whole or not at all.
 
         Args:
             checkpoint: What to save.
-            path: File to write, or any URL that fsspec knows, which Lightning's own writer gets.
+            path: File to write, or any URL that fsspec knows.
             storage_options: Not allowed, as for :class:`~lightning.fabric.plugins.TorchCheckpointIO`.
 
         Raises:
             TypeError: If storage options are given.
+            ConfigurationError: If a URL is of no kind that fsspec knows here.
         """
         if storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
-        self._failed, url = True, "://" in str(path)
-        errors = Exception if url else OSError  # each service has errors of its own
-        so = ": training goes on, and the checkpoints written before are kept"
-        with or_a_warning(f"the checkpoint {str(path)!r}", errors, so):
-            (super().save_checkpoint if url else write_whole)(checkpoint, path)
-            self._failed = False
+        self._failed = True
+        so = ", and the checkpoints written before are kept" if self._written else ", and there is none yet"
+        with or_a_warning(f"the checkpoint {str(path)!r}", so=f": training goes on{so}"):
+            write_whole(checkpoint, path)
+            self._failed, self._written = False, True
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None

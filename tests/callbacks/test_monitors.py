@@ -265,7 +265,7 @@ def test_two_processes_log_and_write_what_one_does(tmp_path):
             EnergyMonitor(every_n_steps=3),
             SpikeRateMonitor(every_n_steps=3),
             devices=devices,
-            strategy="auto" if devices == 1 else "ddp_spawn",
+            strategy="auto" if devices == 1 else "ddp_fork",
             max_epochs=1,
         )
         run.fit(module := Plain())

@@ -12,8 +12,10 @@ from lightning_msnn.energy import OperationCounter, count_operations, energy
 from lightning_msnn.energy.profiles import FIELDS, TRANSCENDENTAL
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
+from lightning_msnn.kernels.layer import neurons
 from lightning_msnn.models import SPIKING_CELLS, ConvMixer, Recurrence
 from lightning_msnn.nn import Neuron, PatchMerging, Spike, Stem
+from lightning_msnn.nn import layer as layers_of_neurons
 from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.nn.integer import to_integers
 from tests.conftest import DISTINCT, PAPER, TINY
@@ -224,6 +226,33 @@ def test_samples_are_found_wherever_their_tokens_are():
     assert split["calls"] == 2 * 4, "three projections at once, two products and a read-out, of two samples"
 
 
+@pytest.mark.parametrize("cell", SPIKING_CELLS)
+def test_a_sample_costs_the_same_in_any_batch(cell):
+    """Also where a batch is as large as the groups of a product, its windows or its tokens are many."""
+    network = lively(timm.create_model("msnn_rnn12_tiny", cell=cell, num_classes=10, depths=(1, 1), widths=(8, 8)))
+    image = torch.randn(1, 3, 32, 32)
+    one = count_operations(network, image).counts
+    for batch in (2, 3, 4, 8):
+        counts = count_operations(network, image.expand(batch, -1, -1, -1)).counts
+        torch.testing.assert_close(counts, batch * one, rtol=0, atol=0, msg=lambda m, b=batch: f"{b}: {m}")
+
+
+@pytest.mark.parametrize("product", ["bgk,gkn->bgn", "bgk,ogk->bgo", "bhgk,gkn->bhgn"])
+def test_products_by_group_in_any_batch(product):
+    network = Call(lambda x: torch.einsum(product, x, network.weight))
+    network.weight = nn.Parameter(torch.randn(4, 6, 6) if "o" not in product else torch.randn(6, 4, 6))
+    shape = (3, 4, 6) if "h" in product else (4, 6)
+    for batch in (1, 2, 4, 5, 8):
+        assert counted(network, torch.randn(batch, *shape))["weights_read"] == batch * 4 * 6 * 6
+
+
+def test_windows_as_large_as_a_batch_are_no_tokens_before_samples():
+    linear = nn.Linear(4, 10)
+    x = torch.randn(3, 5, 3, 4)  # five windows of three tokens
+    windows = counted(Call(lambda x: linear(x.flatten(0, 1)), linear), x)
+    assert windows == {k: 3 * v for k, v in counted(Call(lambda x: linear(x[0]), linear), x[:1]).items()}
+
+
 def test_heads_that_share_keys():
     q, k = torch.randn(2, 4, 3, 4), torch.randn(2, 2, 3, 4)
     shared = Call(lambda q, k: F.scaled_dot_product_attention(q, k, k, enable_gqa=True))
@@ -237,6 +266,8 @@ def test_heads_that_share_keys():
         (nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 3, padding=1)),
         (nn.Sequential(nn.ZeroPad2d((2, 2, 1, 1)), nn.Conv2d(3, 4, 3, 2)), nn.Conv2d(3, 4, 3, 2, padding=(1, 2))),
         (nn.Sequential(nn.ZeroPad2d((0, -1, 0, -1)), nn.Conv2d(3, 4, 3)), None),
+        (nn.Sequential(nn.ZeroPad2d(1), nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 3, padding=2)),
+        (nn.Sequential(nn.ZeroPad2d(2), nn.ZeroPad2d(-1), nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 3, padding=1)),
     ],
     ids=str,
 )
@@ -244,6 +275,22 @@ def test_zeros_that_are_put_around_an_image_are_padding(padded, same):
     x = torch.randn(2, 3, 5, 6)
     expected = counted(nn.Conv2d(3, 4, 3), x[..., :-1, :-1]) if same is None else counted(same, x)
     assert counted(padded, x) == expected
+
+
+def test_a_border_that_is_written_into_is_none():
+    """In part, by another name for its memory; and of one on a transposed map nothing is known."""
+    conv = nn.Conv2d(3, 4, 3)
+
+    def circular(x):
+        padded = F.pad(x, (1, 1, 1, 1))
+        padded[:, :, 0], padded[:, :, -1] = padded[:, :, -2], padded[:, :, 1]
+        return conv(padded)
+
+    x = torch.randn(2, 3, 5, 5)
+    by_hand = counted(Call(circular, conv), x)
+    assert by_hand["multiply_accumulates"] == counted(conv, torch.randn(2, 3, 7, 7))["multiply_accumulates"]
+    turned = counted(Call(lambda x: conv(F.pad(x, (0, 0, 2, 0)).mT), conv), torch.randn(2, 3, 6, 8))
+    assert turned["dense"] == turned["multiply_accumulates"] == counted(conv, torch.randn(2, 3, 8, 8))["dense"]
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
@@ -267,6 +314,13 @@ def test_what_is_a_bias_and_what_is_not():
     assert network(lambda x: linear(x).relu() + extra)["additions"] == 2 * 10
     assert network(lambda x: linear(x).relu_().add_(extra))["additions"] == 2 * 10
     assert network(lambda x: linear(x) + linear(x))["additions"] == 10
+    places = torch.randn(3, 5)
+    assert network(lambda x: linear(x).unsqueeze(1).expand(-1, 3, -1) + places)["additions"] == 2 * 3 * 5
+    assert network(lambda x: torch.stack([p + extra[:1] for p in linear(x).tensor_split(5, 1)])) == plain
+    (conv,) = layers = [nn.Conv2d(3, 8, 4, 4)]
+    embedding = Call(lambda x: conv(x).flatten(2).mT + embedding.place, *layers)
+    embedding.place = nn.Parameter(torch.randn(1, 4, 8))
+    assert counted(embedding, torch.randn(2, 3, 8, 8))["additions"] == 2 * 4 * 8, "a place has a value for each token"
 
 
 def test_cells_split_for_nothing():
@@ -302,6 +356,52 @@ def test_neurons_that_meet_two_maps():
         fire(x)
         fire(x[..., :3])
     assert list(counter.record().visits.values()) == [3, 3]
+
+
+def test_neurons_under_a_parametrization():
+    class Above(nn.Module):
+        def forward(self, x):
+            return x.abs()
+
+    spike = Spike(Neuron(learn_threshold="channel"), 3)
+    x = torch.randn(2, 3, 4, 4)
+    before = counted(spike, x)
+    nn.utils.parametrize.register_parametrization(spike, "level", Above())
+    assert counted(spike, x)["neurons"] == before["neurons"] == 2 * 48
+
+
+def test_time_steps_before_samples():
+    """A layer that returns all steps at once has as many neurons in a smaller batch."""
+    fire = Fires()
+    network = Call(lambda x: fire(x.unsqueeze(0).expand(5, -1, -1)).mean(0), fire)
+    with OperationCounter(network) as counter:
+        for size in (4, 4, 3):
+            network(torch.rand(size, 6))
+    record = counter.record()
+    assert record.fired["layers.0"].shape == (6,)
+    assert record.visits == {"layers.0": 5 * 11}
+
+
+def test_spikes_alone_are_counted_beside_the_kernels(monkeypatch):
+    """What only neurons do is seen where kernels compute it."""
+    network = lively(timm.create_model("msnn_resnet12_tiny", num_classes=10), 16)
+    x = torch.randn(2, 3, 16, 16)
+    calls = []
+
+    def called(*args, **kwargs):
+        calls.append(args)
+        return neurons(*args, **kwargs)
+
+    monkeypatch.setattr(layers_of_neurons, "neurons", called)
+    with torch.no_grad():
+        network(x)
+        on_kernels = len(calls)
+        with OperationCounter(network, operations=False) as counter:
+            network(x)
+    assert len(calls) == 2 * on_kernels
+    record = counter.record()
+    assert record.samples == 2
+    assert record.total("neurons") == count_operations(network, x).total("neurons") > 0
 
 
 def test_weights_that_autocast_keeps_are_read_each_time():

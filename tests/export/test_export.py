@@ -35,9 +35,9 @@ from tests.conftest import SLOW
 
 TINY = [name for name in entries() if name.endswith("_tiny.digits")]
 LARGE = [name for name in entries() if zoo.info(name)["data"]["class_path"].endswith(".CIFAR100")]
-DIGITS, RECURRENT = "msnn_resnet12_tiny.digits", "msnn_rnn12_tiny.digits"
-QUICK = TINY if SLOW else [DIGITS, RECURRENT]
-"""Entries of which an ONNX file is made, which takes longest of all."""
+DIGITS = "msnn_resnet12_tiny.digits"
+QUICK = TINY if SLOW else [DIGITS]
+"""Entries of which an ONNX file is made, which takes longest of all; small networks of every kind are below."""
 
 # Together, these take long.
 DATA = os.environ.get("LIGHTNING_MSNN_DATA") if SLOW else None
@@ -119,8 +119,7 @@ def some(monkeypatch):
 @pytest.mark.parametrize(("to", "dtype"), WAYS)
 def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some):
     out, spiking = tmp_path / f"x{FORMATS[to].suffix}", "spike_rate" in zoo.info(name)
-    quick = QUICK if (to, dtype) == ("onnx", "float32") else [DIGITS]
-    if DATA is None and (to == "aoti" or (to in ("onnx", "torch") and name not in quick)):
+    if DATA is None and (to == "aoti" or (to in ("onnx", "torch") and name not in QUICK)):
         pytest.skip("takes minutes: only where LIGHTNING_MSNN_SLOW and LIGHTNING_MSNN_DATA are set")
     images = some(name)
     if to == "nir":
@@ -219,7 +218,7 @@ def test_spikes_stay_binary_in_onnx(name, made, digits):
     assert sum(n.op_type == "BatchNormalization" for n in model.graph.node) <= 1 + 12 * (cells > 0 or "vit" in name)
 
 
-@pytest.mark.parametrize("name", TINY if SLOW else [DIGITS])
+@pytest.mark.parametrize("name", QUICK)
 def test_onnx_adds_up_integers(name, made, digits):
     """Each sum, by a product of integers in NumPy, and the classes of the network in integers."""
     report, network = made(name, "onnx", "int8"), zoo.load(name, integer=True)
@@ -471,11 +470,10 @@ def test_networks_of_every_kind(to, arguments, tmp_path):
 
 
 def test_a_converted_network(tmp_path):
-    network = timm.create_model("resnet18_cifar", channels=(8, 8, 8, 8), num_classes=3, in_chans=1).eval()
+    network = timm.create_model("test_resnet", num_classes=3, in_chans=1).eval()
     converted = lightning_msnn.convert(network, torch.rand(8, 1, 16, 16), windows="grid")
     arguments = {
-        "source": "resnet18_cifar",
-        "source_kwargs": {"channels": (8, 8, 8, 8)},
+        "source": "test_resnet",
         "layers": lightning_msnn.conversion.converted_layers(converted),
     }
     source = checkpoint(tmp_path, "spiking", 16, num_classes=3, in_chans=1, **arguments)

@@ -107,7 +107,7 @@ def process(rank, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(process, (str(tmp_path),), nprocs=2)
+    mp.start_processes(process, (str(tmp_path),), nprocs=2, start_method="fork")
     expected = evaluate([images()])
     for rank in range(2):
         values = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

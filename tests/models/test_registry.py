@@ -18,6 +18,7 @@ from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.kernels.layer import covered
 from lightning_msnn.models import CELLS, SPIKING_CELLS, Recurrence
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
+from lightning_msnn.models.registry import _settle_numbers
 from lightning_msnn.models.twins import ann_twin
 from lightning_msnn.nn import (
     CONTEXTS,
@@ -571,6 +572,36 @@ def test_decays_of_an_entry_that_are_learnt_no_longer(given):
         assert torch.allclose(torch.cat([d.flatten() for d in decays]), torch.tensor(0.2))
 
 
+@pytest.mark.parametrize(
+    ("entry", "network", "message"),
+    [
+        ({"learn_tau": "layer", "tau": 0.3}, {"learn_tau": False}, ""),
+        ({"learn_tau": "layer", "tau": 0.3}, {"windows": "single"}, ""),
+        ({"learn_tau": False, "tau": 0.3}, {"learn_tau": "channel"}, ""),
+        ({"learn_tau": False, "tau": 0.0}, {"learn_tau": "channel"}, "the entry has tau 0 at .* nothing is learnt"),
+        ({"learn_tau": False, "tau": 1.0}, {"learn_tau": "layer"}, "the entry has tau 1 at .* nothing is learnt"),
+        # Over several time steps each channel leaks by its own, also where there is one window.
+        ({}, {"windows": "single", "time_steps": 2}, "learnt 8 values of tau at"),
+    ],
+    ids=str,
+)
+def test_decays_of_any_grain_are_those_of_the_entry(entry, network, message):
+    small = {"depths": (1,), "widths": (8,)}
+    source, target = (timm.create_model("msnn_resnet12_tiny", **small, **given) for given in (entry, network))
+    with torch.no_grad():
+        for name, number in source.named_parameters():
+            if name.endswith("decay.logit"):
+                number.add_(torch.linspace(-1, 1, number.numel()) if number.numel() > 1 else 0.0)
+    if message:
+        with pytest.raises(ConfigurationError, match=message):
+            _settle_numbers(source.state_dict(), target, ())
+        return
+    target.load_state_dict(_settle_numbers(source.state_dict(), target, ()))
+    decays = [module() for name, module in target.named_modules() if name.endswith("decay")]
+    assert decays
+    assert torch.allclose(torch.cat([decay.flatten() for decay in decays]), torch.tensor(0.3))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_pretrained_without_weights(name):
     with pytest.raises(ConfigurationError, match=f"no weights for {name}.untrained"):
@@ -619,7 +650,7 @@ def test_recurrent_cells(cell):
 @pytest.mark.parametrize("cell", SPIKING_CELLS)
 def test_a_spiking_cell_is_part_of_a_network(cell):
     """It starts from the weights of its analogue sibling, exports, compiles, folds, and takes several time steps."""
-    kwargs = {"cell": cell, "depths": (2, 1, 1, 1)}
+    kwargs = {"cell": cell, "depths": (2, 1), "widths": (8, 8)}
     model, sibling = (lively(make("msnn_rnn12_tiny", **{**kwargs, "cell": c})) for c in (cell, cell[8:]))
     assert sibling.state_dict().keys() == model.state_dict().keys()
     x = torch.randn(3, 3, 8, 8)

@@ -191,8 +191,8 @@ def test_features_over_time(name):
 
 @pytest.mark.parametrize("name", TINY if SLOW else ["msnn_rnn12_tiny"])  # a recurrence in space beside that in time
 def test_exports_over_time(name):
-    model = lively(make(name, depths=(2, 1, 1, 1), time_steps=2))
-    x, frames = torch.randn(2, 3, 16, 16), torch.randn(2, 2, 3, 16, 16)
+    model = lively(make(name, depths=(2, 1), widths=(8, 8), time_steps=2))
+    x, frames = torch.randn(2, 3, 8, 8), torch.randn(2, 2, 3, 8, 8)
     batch = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
     for inputs in (x, frames):
         exported = torch.export.export(model, (inputs,), dynamic_shapes=batch).module()

@@ -107,6 +107,10 @@ def test_networks_without_a_name_have_no_twin():
     pruned.prune_intermediate_layers([1])
     with pytest.raises(ConfigurationError, match="msnn_resnet12_tiny has lost stages"):
         ann_twin(pruned)
+    assert twins(pruned, images()) == {}
+    converted = timm.create_model("spiking", source="resnet18", num_classes=3)
+    with pytest.raises(ConfigurationError, match="has no twin"):
+        ann_twin(converted)
 
 
 def test_twins_of_frames_see_them_one_by_one():

@@ -1,6 +1,7 @@
 """Each run has a folder of its own."""
 
 from pathlib import Path
+from pickle import PicklingError
 
 import fsspec
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_msnn.callbacks import BestCheckpoint, EnergyMonitor, SpikeRateMonitor, TrainingCurves
 from lightning_msnn.data import Digits
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, claim_version, newest_version, release_version
 from lightning_msnn.tasks import SpikingClassifier
 
@@ -79,11 +81,37 @@ def test_a_service_that_is_down_costs_files_and_not_the_training(
     def down(*_: object, **__: object) -> None:
         raise RuntimeError("503")
 
-    monkeypatch.setattr(MemoryFileSystem, "open", down)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", down)
     train("memory://bucket/down", logger=False, plugins=[AtomicCheckpointIO()])
     said = {str(w.message) for w in recwarn if "503" in str(w.message)}
     for name in ("best.ckpt", "last.ckpt", "curves.png", "energy.json"):
         assert any(f"{name}' cannot be written (RuntimeError: 503)" in message for message in said), (name, said)
+
+
+def test_what_is_no_fault_of_a_service_is_raised(recwarn: pytest.WarningsRecorder) -> None:
+    writer = AtomicCheckpointIO()
+    with pytest.raises(ConfigurationError, match="nothing can be written to 'nosuch://x/a.ckpt': Protocol not known"):
+        writer.save_checkpoint({"epoch": 1}, "nosuch://x/a.ckpt")
+    with pytest.raises((PicklingError, AttributeError)):
+        writer.save_checkpoint({"a": lambda: 0}, "memory://x/b.ckpt")
+    assert not recwarn
+    assert not fsspec.filesystem("memory").exists("/x/b.ckpt")
+
+
+def test_a_warning_says_whether_there_is_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(*_: object, **__: object) -> None:
+        raise TimeoutError("503")
+
+    writer = AtomicCheckpointIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "pipe_file", down)
+        with pytest.warns(UserWarning, match="training goes on, and there is none yet"):
+            writer.save_checkpoint({"epoch": 1}, "memory://up/a.ckpt")
+    writer.save_checkpoint({"epoch": 2}, "memory://up/a.ckpt")
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", down)
+    with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
+        writer.save_checkpoint({"epoch": 3}, "memory://up/a.ckpt")
+    assert writer.load_checkpoint("memory://up/a.ckpt") == {"epoch": 2}
 
 
 @pytest.mark.parametrize("logger", [True, False])
