@@ -135,8 +135,10 @@ def twins(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     Returns:
         Twins in eval mode by name; none for a network of which there are no twins.
     """
-    arguments = getattr(model, "arguments", {})
-    if "depths" not in arguments or not arguments.get("spiking", True) or not _whole(model):
+    arguments = getattr(model, "arguments", None)
+    if not isinstance(arguments, dict) or "depths" not in arguments:
+        return {}
+    if not arguments.get("spiking", True) or not _whole(model):
         return {}
     steps = images.shape[1] if images.dim() == 5 else 4
     made = {"ANN twin": ann_twin(model), f"SNN twin, T = {steps}": snn_twin(model, steps)}
