@@ -252,7 +252,7 @@ def test_wandb_by_one_line(monkeypatch):
 def test_with_other_loggers_the_run_is_in_its_folder_all_the_same(loggers, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    main([*LONGER, "--run.test", "true", "--trainer.logger", loggers])
+    main([*LONGER, "--run.test", "true", *FEW_TESTS, "--trainer.logger", loggers])
     folder = Path("runs/quickstart/version_0")
     assert {"best.ckpt", "last.ckpt"} == {path.name for path in (folder / "checkpoints").iterdir()}
     assert {"metrics.csv", "curves.png", "energy.json"} <= {path.name for path in folder.iterdir()}

@@ -125,7 +125,7 @@ def test_fit_and_test_through_the_command_line(tmp_path: Path) -> None:
         *("-m", "lightning_msnn", "fit", "--config", str(ROOT / "configs" / "quickstart.yaml")),
         *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
         *("--trainer.limit_train_batches", "3", "--trainer.enable_progress_bar", "false"),
-        *("--model.schedule", "constant", "--trainer.max_epochs"),
+        *("--run.monitors", "false", "--model.schedule", "constant", "--trainer.max_epochs"),
     ]
     first = python(*command, "1", "--run.test", "false", cwd=tmp_path)
     assert first.returncode == 0, first.stderr[-3000:]
@@ -138,7 +138,7 @@ def test_fit_and_test_through_the_command_line(tmp_path: Path) -> None:
         (ours,) = [float(row["test/top1"]) for row in csv.DictReader(file) if row.get("test/top1")]
     one = python(
         *("-m", "lightning_msnn", "test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")),
-        *("--trainer.devices", "1", "--trainer.accelerator", "cpu", "--run.folder", "alone"),
+        *("--trainer.devices", "1", "--trainer.accelerator", "cpu", "--run.folder", "alone", "--run.monitors", "false"),
         cwd=tmp_path,
     )
     assert one.returncode == 0, one.stderr[-3000:]

@@ -42,6 +42,7 @@ QUICK = TINY if SLOW else [DIGITS]
 # Together, these take long.
 DATA = os.environ.get("LIGHTNING_MSNN_DATA") if SLOW else None
 SMALL = {"depths": (1, 1), "widths": (16, 24), "in_chans": 1, "num_classes": 3}
+TINIEST = {"depths": (1,), "widths": (16,)}
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +263,7 @@ def test_onnx_adds_up_integers(name, made, digits):
     "arguments",
     [
         {"size": (1, 13), "context": "isolated", "norm": False},
-        {"time_steps": 2, "windows": "grid"},
+        {"time_steps": 2, "windows": "grid", **TINIEST},
         {"network": "msnn_rnn12_tiny", "cell": "spiking_gru", "mlp": "gelu"},
     ],
     ids=str,
@@ -440,7 +441,7 @@ def test_other_files_are_refused(tmp_path):
 
 
 KINDS = [
-    ("onnx", {"time_steps": 2, "neuron": "soft_reset"}),
+    ("onnx", {"time_steps": 2, "neuron": "soft_reset", **TINIEST}),
     ("onnx", {"norm": False, "mlp": "gelu", "learn_theta": True, "learn_threshold": True}),
     ("onnx", {"spiking": False}),
     *(("onnx", {"network": "msnn_rnn12_tiny", "cell": cell}) for cell in ("gru", "spiking_lstm")),
@@ -454,6 +455,7 @@ MORE = [
     ("onnx", {"context": "isolated", "windows": "dilated"}),
     *(("onnx", {"network": "msnn_rnn12_tiny", "cell": cell}) for cell in CELLS if cell not in ("gru", "spiking_lstm")),
     ("torch", {"time_steps": 2}),
+    ("onnx", {"time_steps": 2}),
     ("onnx", {"size": (1, 13), "windows": "alternate"}),
     ("onnx", {"size": (1, 16), "windows": "grid", "network": "msnn_rnn12_tiny"}),
     ("onnx", {"size": (5, 8), "windows": "time", "network": "msnn_vit12_tiny", "widths": (24, 24)}),
