@@ -185,7 +185,7 @@ class OperationCounter:
 
     Args:
         model: Any module; the first axis of its first tensor argument counts the samples.
-        operations: Whether to count operations; without, only what neurons do, which costs next to nothing.
+        operations: Whether to count operations; without, only what neurons do, beside the kernels.
 
     Raises:
         ConfigurationError: If the network is compiled or scripted, which leaves nothing to watch.
@@ -331,7 +331,10 @@ class OperationCounter:
         with torch.no_grad(), _disable_current_modes():  # what counting computes is not the network's
             if spikes.dim() > 1 and spikes.shape[0] % self._whole and spikes.shape[1] == self._whole:
                 spikes = spikes.flatten(0, 1)  # time steps, and then samples
-            fired, places = (spikes != 0).sum(0), spikes.numel()
+            # In the type of the spikes, which is several times as fast as in bool; added up where integers are exact.
+            found, wide = torch.ne(spikes, 0, out=torch.empty_like(spikes)), spikes.dtype.itemsize >= 4
+            fired = found.sum(0, dtype=None if wide or not spikes.is_floating_point() else torch.float32).long()
+            places = spikes.numel()
             self._add(row, neurons=places, spikes=fired.sum(), values_read=places, spikes_written=places)
             key = row, fired.shape
             before = self._fired.get(key)
