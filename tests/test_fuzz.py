@@ -250,7 +250,7 @@ def test_checkpoints(place: Path) -> None:
         network_of(read_checkpoint(path), path)
         zoo.export(path, f"{NETWORK}.fuzz{rng.random()}", place / "made")
 
-    fuzz(attempt, max(200, THROUGH_THE_COMMAND_LINE))
+    fuzz(attempt, max(600, THROUGH_THE_COMMAND_LINE))
     assert {p.name for p in place.iterdir()} == {"x.ckpt", "made"}
     assert not [p for p in (place / "made").iterdir() if p.name.startswith(".")]
 
@@ -306,7 +306,7 @@ def test_entries(place: Path, entry: Path) -> None:
             zoo.transforms(entry.name)
         zoo.load(entry.name)
 
-    fuzz(attempt, max(200, THROUGH_THE_COMMAND_LINE))
+    fuzz(attempt, max(600, THROUGH_THE_COMMAND_LINE))
     assert {str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()} <= {
         "x.ckpt",
         *(f"zoo/{NETWORK}.small/{name}" for name in (CONFIG_FILE, "model.safetensors", "README.md")),

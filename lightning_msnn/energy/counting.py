@@ -332,9 +332,8 @@ class OperationCounter:
             if spikes.dim() > 1 and spikes.shape[0] % self._whole and spikes.shape[1] == self._whole:
                 spikes = spikes.flatten(0, 1)  # time steps, and then samples
             # In the type of the spikes, which is several times as fast as in bool; added up where integers are exact.
-            found, wide = torch.ne(spikes, 0, out=torch.empty_like(spikes)), spikes.dtype.itemsize >= 4
-            fired = found.sum(0, dtype=None if wide or not spikes.is_floating_point() else torch.float32).long()
-            places = spikes.numel()
+            found = torch.ne(spikes, 0, out=torch.empty_like(spikes))
+            fired, places = found.sum(0, dtype=torch.promote_types(found.dtype, torch.float32)).long(), spikes.numel()
             self._add(row, neurons=places, spikes=fired.sum(), values_read=places, spikes_written=places)
             key = row, fired.shape
             before = self._fired.get(key)

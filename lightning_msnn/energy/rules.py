@@ -208,7 +208,7 @@ def _matmul(call: Call) -> Amounts:
     """Amounts of ``a @ b`` of matrices or batches of matrices; a factor made of parameters alone is weights."""
     a, b = call.args[1:3] if "add" in call.name else call.args[:2]
     a, b = (a.unsqueeze(0) if a.dim() == 1 else a), (b.unsqueeze(-1) if b.dim() == 1 else b)
-    again = any(REPEATED in (call.origin(x), _repeated(x)) for x in (a, b) if call.constant(x))
+    again = any(_repeated(call, x) for x in (a, b) if call.constant(x))
     if call.constant(a):
         a, b = b.transpose(-1, -2), a.transpose(-1, -2)
     if not call.constant(b):
@@ -374,9 +374,9 @@ def _reduction(call: Call) -> Amounts:
 SPIKES, REPEATED = "spikes", "repeated"
 
 
-def _repeated(x: Tensor) -> str | None:
-    """Whether a tensor has the same values several times without holding them."""
-    return REPEATED if any(size > 1 and not step for size, step in zip(x.shape, x.stride(), strict=True)) else None
+def _repeated(call: Call, x: Tensor) -> bool:
+    """Whether a constant has the same values several times, as it holds them or as it is read."""
+    return call.origin(x) == REPEATED or any(n > 1 and not step for n, step in zip(x.shape, x.stride(), strict=True))
 
 
 def _is_bias(call: Call, x: Tensor) -> bool:
@@ -409,8 +409,7 @@ def origin(call: Call, rule: Rule | None) -> Origin:
     if call.name in _COMPARISONS:
         return SPIKES
     if not call.varying:
-        again = any(REPEATED in (call.origin(x), _repeated(x)) for x in (*call.inputs, call.out))
-        return REPEATED if again else None
+        return REPEATED if any(_repeated(call, x) for x in (*call.inputs, call.out)) else None
     if len(call.varying) != 1:
         return None
     (x,) = call.varying

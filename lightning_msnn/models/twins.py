@@ -19,25 +19,26 @@ from lightning_msnn.models.weights import fitting
 __all__ = ["TWINS", "EachFrame", "ann_twin", "calibrate", "snn_twin", "twins"]
 
 
-def _whole(model: nn.Module) -> bool:
-    """Whether a network has all stages that its arguments ask for."""
-    arguments: Any = model.arguments
-    return len(getattr(model, "stages", ())) == len(arguments["depths"])
+def _obstacle(model: nn.Module) -> str:
+    """Say why a network has no twin; nothing if it has."""
+    name, arguments = getattr(model, "architecture", ""), getattr(model, "arguments", None)
+    if not name or not isinstance(arguments, dict) or "depths" not in arguments:
+        return f"{type(model).__name__} has no twin: a twin is that of a spiking network made by timm.create_model"
+    if len(getattr(model, "stages", ())) != len(arguments["depths"]):
+        return f"{name} has lost stages, which a twin would have: take the twin of the whole network"
+    return ""
 
 
 def _build(model: nn.Module, **changes: Any) -> nn.Module:
     """Build a network like another but for some arguments, with its weights where both have them.
 
     Raises:
-        ConfigurationError: If the network does not say how it was built.
+        ConfigurationError: If the network does not say how it was built, or has lost a part of it.
     """
-    name, arguments = getattr(model, "architecture", ""), getattr(model, "arguments", None)
-    if not name or not isinstance(arguments, dict) or "depths" not in arguments:
-        raise ConfigurationError(
-            f"{type(model).__name__} has no twin: a twin is that of a spiking network made by timm.create_model"
-        )
-    if not _whole(model):
-        raise ConfigurationError(f"{name} has lost stages, which a twin would have: take the twin of the whole network")
+    if obstacle := _obstacle(model):
+        raise ConfigurationError(obstacle)
+    name: Any = model.architecture
+    arguments: Any = model.arguments
     with torch.random.fork_rng(devices=[]):  # that a twin is made must not change the training
         twin: nn.Module = timm.create_model(name, **{**arguments, **changes})
     own = twin.state_dict()
@@ -135,10 +136,7 @@ def twins(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     Returns:
         Twins in eval mode by name; none for a network of which there are no twins.
     """
-    arguments = getattr(model, "arguments", None)
-    if not isinstance(arguments, dict) or "depths" not in arguments:
-        return {}
-    if not arguments.get("spiking", True) or not _whole(model):
+    if _obstacle(model) or not model.arguments.get("spiking", True):  # type: ignore[union-attr, operator]
         return {}
     steps = images.shape[1] if images.dim() == 5 else 4
     made = {"ANN twin": ann_twin(model), f"SNN twin, T = {steps}": snn_twin(model, steps)}

@@ -35,9 +35,9 @@ from tests.conftest import SLOW
 
 TINY = [name for name in entries() if name.endswith("_tiny.digits")]
 LARGE = [name for name in entries() if zoo.info(name)["data"]["class_path"].endswith(".CIFAR100")]
-DIGITS = "msnn_resnet12_tiny.digits"
-QUICK = TINY if SLOW else [DIGITS]
-"""Entries of which an ONNX file is made, which takes longest of all; small networks of every kind are below."""
+DIGITS, RECURRENT = "msnn_resnet12_tiny.digits", "msnn_rnn12_tiny.digits"
+QUICK = TINY if SLOW else [DIGITS, RECURRENT]
+"""Entries of which an ONNX file is made, which takes longest of all."""
 
 # Together, these take long.
 DATA = os.environ.get("LIGHTNING_MSNN_DATA") if SLOW else None
@@ -120,7 +120,8 @@ def some(monkeypatch):
 @pytest.mark.parametrize(("to", "dtype"), WAYS)
 def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some):
     out, spiking = tmp_path / f"x{FORMATS[to].suffix}", "spike_rate" in zoo.info(name)
-    if DATA is None and (to == "aoti" or (to in ("onnx", "torch") and name not in QUICK)):
+    quick = QUICK if (to, dtype) == ("onnx", "float32") else [DIGITS]
+    if DATA is None and (to == "aoti" or (to in ("onnx", "torch") and name not in quick)):
         pytest.skip("takes minutes: only where LIGHTNING_MSNN_SLOW and LIGHTNING_MSNN_DATA are set")
     images = some(name)
     if to == "nir":
@@ -219,7 +220,7 @@ def test_spikes_stay_binary_in_onnx(name, made, digits):
     assert sum(n.op_type == "BatchNormalization" for n in model.graph.node) <= 1 + 12 * (cells > 0 or "vit" in name)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", TINY if SLOW else [DIGITS])
 def test_onnx_adds_up_integers(name, made, digits):
     """Each sum, by a product of integers in NumPy, and the classes of the network in integers."""
     report, network = made(name, "onnx", "int8"), zoo.load(name, integer=True)
