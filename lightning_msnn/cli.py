@@ -232,7 +232,7 @@ def _classes(kind: Any) -> list[type]:
     """Classes of which an option takes objects, those derived from them too."""
     if not isinstance(kind, type) or get_args(kind):
         return [c for part in get_args(kind) for c in _classes(part)]
-    if kind.__module__ == "builtins":
+    if kind.__module__ == "builtins" or issubclass(kind, os.PathLike):
         return []
     derived: list[type] = type.__subclasses__(kind)
     return [kind, *(c for d in derived for c in _classes(d))]
@@ -247,9 +247,9 @@ def _names_one(value: str, kinds: list[type]) -> bool:
         return False
     try:
         found = getattr(import_module(module), name)
+        return issubclass(found, tuple(kinds)) if isinstance(found, type) else callable(found)
     except Exception:  # whatever importing a module raises; the parser says what is wrong with the value
         return False
-    return issubclass(found, tuple(kinds)) if isinstance(found, type) else callable(found)
 
 
 def _check_value(parser: ArgumentParser, name: str, action: argparse.Action, key: str, value: Any) -> None:
@@ -742,8 +742,8 @@ class MSNNCLI(LightningCLI):
             if _is_local(logger):
                 name, number = arguments.get("name"), arguments.get("version")
                 label = number if isinstance(number, str) else f"version_{number}"
-                usual = {
-                    "save_dir": {Path(), base.parent, Path(config.run.folder)},
+                usual = {  # runs: in configurations that earlier versions have saved
+                    "save_dir": {Path(), Path("runs"), base.parent, Path(config.run.folder)},
                     "name": {Path("lightning_logs"), Path(base.name), Path(config.run.name)},
                 }
                 for option, places in usual.items():

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelSummary, RichModelSummary
 from PIL import Image
 
@@ -840,7 +842,10 @@ def test_objects_by_the_names_of_their_classes(options, path, capsys):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--data.root", "../data"), ("--run.folder", "../runs"), ("--run.name", "mine.v2"), ("--data.root", "./a.b/c.d")],
+    [
+        *(("--data.root", "../data"), ("--run.folder", "../runs"), ("--run.name", "mine.v2")),
+        *(("--data.root", "./a.b/c.d"), ("--trainer.default_root_dir", "mine.v2")),
+    ],
 )
 def test_values_with_points_are_no_classes(option, value, capsys):
     """They are not imported: a file of the user's own of that name is not run."""
@@ -853,6 +858,31 @@ def test_values_with_points_are_no_classes(option, value, capsys):
         sys.path.remove("")
     assert stop.value.code in (0, None)
     assert f"{option.rpartition('.')[2]}: {value}\n" in capsys.readouterr().out
+
+
+class Score(Protocol):
+    weight: float
+
+    def score(self, x): ...
+
+
+class Even:
+    weight = 0.5
+
+    def score(self, x):
+        return x
+
+
+class Scored(LightningModule):
+    def __init__(self, score: Score | None = None):
+        super().__init__()
+
+
+def test_an_object_of_a_protocol_by_the_name_of_its_class(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--model", f"{__name__}.Scored", "--model.score", f"{__name__}.Even", "--print_config"])
+    assert stop.value.code in (0, None)
+    assert f"class_path: {__name__}.Even" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -876,7 +906,7 @@ def test_a_folder_that_a_logger_is_given_has_no_effect():
 
 
 @pytest.mark.parametrize(
-    ("folder", "place"), [("exp", "exp/"), ("exp", "./exp"), ("a/b", "a/b"), ("exp", "."), ("exp", None)]
+    ("folder", "place"), [("exp", "exp/"), ("exp", "./exp"), ("a/b", "a/b"), ("exp", "runs"), ("exp", ".")]
 )
 def test_a_folder_that_is_that_of_the_run_is_not_told(folder, place, recwarn):
     options = [] if place is None else ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", place]

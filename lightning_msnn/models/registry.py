@@ -303,12 +303,14 @@ def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collectio
                 f"give {fixed} too"
             )
         if number.numel() > mine.numel():
-            windows = getattr(model.get_submodule(module.rsplit(".", 2)[0]), "windows", "")
-            single = windows == "single" and getattr(model, "time_steps", 1) == 1  # where it has no effect
-            if not (single or (number == number.flatten()[0]).all()):
+            block, membrane = (model.get_submodule(module.rsplit(".", n)[0]) for n in (2, 1))
+            single = getattr(block, "windows", "") == "single"
+            # Over a single window a decay is that of time alone.
+            idle = single and (getattr(model, "time_steps", 1) == 1 or getattr(membrane, "tau_time", None) is not None)
+            if not (idle or (number == number.flatten()[0]).all()):
                 raise ConfigurationError(
                     f"the entry has learnt {number.numel()} values of {fixed} at {module!r}, and the network has one: "
-                    f"give {fixed} too, or learn_{fixed}: channel"
+                    f"give {fixed} too" + ("" if single else f", or learn_{fixed}: channel")
                 )
             number = number.flatten()[0]
         state[name] = number.reshape(()).expand_as(mine).clone() if number.numel() == 1 else number

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import timm
 import torch
+from fsspec.core import url_to_fs
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -72,17 +72,18 @@ def _write(content: Any, file: IO[bytes]) -> None:
 
 
 def _put(content: Any, url: str) -> None:
-    """Hand an object to a service in one call; what is wrong with the object or the URL is no fault of the service."""
+    """Hand an object to a service; what is wrong with the object or the URL is no fault of the service."""
     buffer = io.BytesIO()
     _write(content, buffer)
+    files = None
     try:
-        files = get_filesystem(url)
-    except (ValueError, ImportError) as error:
-        raise ConfigurationError(f"nothing can be written to {url!r}: {error}") from error
-    try:
-        files.makedirs(os.path.dirname(url), exist_ok=True)
-        files.pipe_file(url, buffer.getvalue())
+        files, path = url_to_fs(url)
+        files.makedirs(os.path.dirname(path), exist_ok=True)
+        with files.transaction, files.open(path, "wb") as file:  # what a service has to keep an older object until then
+            file.write(buffer.getvalue())
     except Exception as error:  # each service has errors of its own
+        if files is None and isinstance(error, ValueError | ImportError):
+            raise ConfigurationError(f"nothing can be written to {url!r}: {error}") from error
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
 
 
@@ -303,10 +304,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             ConfigurationError: If it is not a checkpoint.
         """
+        content: dict[str, Any]
         if "://" in str(path):
-            content: dict[str, Any] = super().load_checkpoint(path, weights_only=True)
-            return content
-        return read_checkpoint(path)
+            content = super().load_checkpoint(path, weights_only=True)
+        else:
+            content = read_checkpoint(path)
+        self._written = True
+        return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint, unless the one that was to take its place could not be written."""

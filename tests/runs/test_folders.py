@@ -1,12 +1,15 @@
 """Each run has a folder of its own."""
 
+import errno
 from pathlib import Path
 from pickle import PicklingError
+from typing import Any
 
 import fsspec
 import lightning.pytorch as pl
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from lightning.pytorch.loggers.logger import DummyLogger
 
@@ -81,7 +84,7 @@ def test_a_service_that_is_down_costs_files_and_not_the_training(
     def down(*_: object, **__: object) -> None:
         raise RuntimeError("503")
 
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", down)
+    monkeypatch.setattr(MemoryFileSystem, "open", down)
     train("memory://bucket/down", logger=False, plugins=[AtomicCheckpointIO()])
     said = {str(w.message) for w in recwarn if "503" in str(w.message)}
     for name in ("best.ckpt", "last.ckpt", "curves.png", "energy.json"):
@@ -104,14 +107,58 @@ def test_a_warning_says_whether_there_is_a_checkpoint(monkeypatch: pytest.Monkey
 
     writer = AtomicCheckpointIO()
     with monkeypatch.context() as patch:
-        patch.setattr(MemoryFileSystem, "pipe_file", down)
+        patch.setattr(MemoryFileSystem, "open", down)
         with pytest.warns(UserWarning, match="training goes on, and there is none yet"):
             writer.save_checkpoint({"epoch": 1}, "memory://up/a.ckpt")
     writer.save_checkpoint({"epoch": 2}, "memory://up/a.ckpt")
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", down)
+    monkeypatch.setattr(MemoryFileSystem, "open", down)
     with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
         writer.save_checkpoint({"epoch": 3}, "memory://up/a.ckpt")
-    assert writer.load_checkpoint("memory://up/a.ckpt") == {"epoch": 2}
+
+
+def test_after_a_resume_there_is_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
+    writer = AtomicCheckpointIO()
+    writer.load_checkpoint(tmp_path / "last.ckpt")
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
+        writer.save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_keeps_what_is_at_its_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    writer, url = AtomicCheckpointIO(), f"file://{tmp_path}/last.ckpt"
+    writer.save_checkpoint({"epoch": 1}, url)
+    opened = LocalFileSystem._open
+
+    def small(*args: Any, **kwargs: Any) -> Any:
+        file = opened(*args, **kwargs)
+        file.write = full
+        return file
+
+    monkeypatch.setattr(LocalFileSystem, "_open", small)
+    with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
+        writer.save_checkpoint({"epoch": 2}, url)
+    monkeypatch.undo()
+    assert writer.load_checkpoint(url) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    writer.save_checkpoint({"epoch": 3}, url)
+    assert writer.load_checkpoint(url) == {"epoch": 3}
+
+
+def test_a_service_that_refuses_to_connect_costs_a_warning() -> None:
+    class Refuses(MemoryFileSystem):
+        protocol, cachable = "refuses", False
+
+        def __init__(self, *_: object, **__: object) -> None:
+            raise RuntimeError("421 too many connections")
+
+    fsspec.register_implementation("refuses", Refuses, clobber=True)
+    with pytest.warns(UserWarning, match="RuntimeError: 421 too many connections"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 1}, "refuses://x/a.ckpt")
 
 
 @pytest.mark.parametrize("logger", [True, False])
