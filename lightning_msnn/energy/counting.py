@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_msnn.energy.profiles import COLUMN, FIELDS
-from lightning_msnn.energy.rules import FACTORIES, FREE, FUNCTIONS, RULES, Call, Origin, Rule, origin
+from lightning_msnn.energy.rules import FACTORIES, FREE, FUNCTIONS, RULES, UNKNOWN, Call, Known, Rule, known
 from lightning_msnn.errors import ConfigurationError, choose
 
 __all__ = ["OperationCounter", "Record", "count_operations", "layer_names", "parameters_of_layers"]
@@ -116,8 +116,14 @@ def _tensors(values: Any) -> list[Tensor]:
 def _is_neuron(module: nn.Module) -> bool:
     marked = any(hasattr(module, name) for name in ("threshold", "v_threshold", "decay"))
     marked |= hasattr(getattr(module, "p", None), "v_th")
-    others = isinstance(module, nn.Threshold | nn.Softplus) or any(isinstance(m, _SYNAPSES) for m in module.modules())
+    kind = type(module).__base__ if nn.utils.parametrize.is_parametrized(module) else type(module)
+    others = kind.__module__.startswith("torch.nn.") or any(isinstance(m, _SYNAPSES) for m in module.modules())
     return marked and not others
+
+
+def _fires(module: nn.Module) -> bool:
+    """Whether a module returns spikes: neurons that do not carry membranes alone."""
+    return _is_neuron(module) and not hasattr(module, "decay")
 
 
 def _kind(module: nn.Module) -> str:
@@ -217,7 +223,7 @@ class OperationCounter:
         self._batch = self._whole = 1  # samples that go through what runs, and that went into the network
         self._constants: set[int] = set()
         self._kept: list[Tensor] = []
-        self._origins: Any = WeakTensorKeyDictionary()
+        self._facts: Any = WeakTensorKeyDictionary()  # what is known of tensors, and after how many writes
         self._writes: Counter[int] = Counter()  # into the memory at an address
 
     # Hooks
@@ -225,19 +231,17 @@ class OperationCounter:
     def __enter__(self) -> OperationCounter:
         """Begin with no counts."""
         self._reset()
-        neurons: set[nn.Module] = set()
         for row, module in enumerate(self.model.modules()):
             kind = _kind(module)
-            if self.operations or module is self.model:
+            holds = kind == "neuron" and any(_fires(m) for m in module.modules() if m is not module)
+            if self.operations or holds or module is self.model:
                 enter, leave = partial(self._enter, (row, kind)), partial(self._leave, (row, kind))
                 self._handles += [
                     module.register_forward_pre_hook(enter, with_kwargs=True),
                     module.register_forward_hook(leave, with_kwargs=True, always_call=True, prepend=True),
                 ]
-            if kind == "neuron" and module not in neurons:  # what is inside is a part of it
-                neurons.update(module.modules())
-                if not hasattr(module, "decay"):
-                    self._handles.append(module.register_forward_hook(partial(self._fire, row), prepend=True))
+            if _fires(module):
+                self._handles.append(module.register_forward_hook(partial(self._fire, row), prepend=True))
         return self
 
     def __exit__(
@@ -289,7 +293,7 @@ class OperationCounter:
         self._read.clear()
         self._kept.clear()
         self._constants.clear()
-        self._origins.clear()
+        self._facts.clear()
         self._writes.clear()
 
     # Sums
@@ -326,10 +330,12 @@ class OperationCounter:
 
     def _fire(self, row: int, module: nn.Module, args: Any, output: Any) -> None:
         spikes = next(iter(_tensors(output)), None)
-        if self._modes is None or spikes is None or spikes.dim() == 0:
+        within = any(kind == "neuron" and outer != row for outer, kind in self._stack)  # a part of other neurons
+        if self._modes is None or within or spikes is None or spikes.dim() == 0:
             return
+        steps = self._known(spikes).steps == "axis" or getattr(module, "step_mode", "") == "m"
         with torch.no_grad(), _disable_current_modes():  # what counting computes is not the network's
-            if spikes.dim() > 1 and spikes.shape[0] % self._whole and spikes.shape[1] == self._whole:
+            if spikes.dim() > 1 and spikes.shape[1] == self._whole and (steps or spikes.shape[0] % self._whole):
                 spikes = spikes.flatten(0, 1)  # time steps, and then samples
             # In the type of the spikes, which is several times as fast as in bool; added up where integers are exact.
             found = torch.ne(spikes, 0, out=torch.empty_like(spikes))
@@ -368,25 +374,25 @@ class OperationCounter:
             self._read[-1] |= weights
         self._add(row, **amounts)
 
-    def _call(self, name: str, args: Any, inputs: list[Tensor], out: Any) -> Call:
+    def _call(self, name: str, args: Any, inputs: list[Tensor], out: Any, view: bool = False) -> Call:
         kind = self._stack[-1][1]
-        return Call(name, args, inputs, _tensors(out)[0], self._batch, kind, self._constant, self._origin)
+        return Call(name, args, inputs, _tensors(out)[0], self._batch, kind, self._constant, self._known, view)
 
-    def _origin(self, x: Tensor) -> Origin:
-        """What a tensor is known to be, unless its memory was written into since."""
-        known, writes = self._origins.get(x, (None, 0))
-        return known if writes == self._writes[x.untyped_storage().data_ptr()] else None
+    def _known(self, x: Tensor) -> Known:
+        """What is known of a tensor, unless its memory was written into since."""
+        fact, writes = self._facts.get(x, (UNKNOWN, 0))
+        return fact if writes == self._writes[x.untyped_storage().data_ptr()] else UNKNOWN
 
     def _know(self, call: Call, rule: Rule | None, outputs: Iterable[Tensor], written: bool = False) -> None:
         """Remember what the outputs are."""
-        known = origin(call, rule)
+        fact = known(call, rule)
         for out in outputs:
             place = out.untyped_storage().data_ptr()
             self._writes[place] += written
-            if known is not None:
-                self._origins[out] = known, self._writes[place]
+            if fact != UNKNOWN:
+                self._facts[out] = fact, self._writes[place]
             else:
-                self._origins.pop(out, None)
+                self._facts.pop(out, None)
 
     def dispatched(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Count an operation, given its arguments and what it returned."""
@@ -394,19 +400,20 @@ class OperationCounter:
             return
         name = func.overloadpacket.__name__
         inputs, outputs = _tensors([*args, *kwargs.values()]), _tensors(out)
+        view = func.is_view or name == "_unsafe_view"
+        written: bool = func._schema.is_mutable
         if name in FACTORIES or all(map(self._constant, inputs)):
             # Computed from parameters alone: a constant at inference. It is kept, so that its memory is not another's.
             self._constants.update(x.untyped_storage().data_ptr() for x in outputs if x.numel())
             self._kept += outputs
             if outputs:
-                self._know(self._call(name, args, inputs, outputs), None, outputs, func._schema.is_mutable)
+                self._know(self._call(name, args, inputs, outputs, view), None, outputs, written)
             return
-        written: bool = func._schema.is_mutable
         if written:  # what is written into a constant makes it one no longer
             self._constants.difference_update(x.untyped_storage().data_ptr() for x in outputs)
         if func.is_view or name in FREE or all(x.dim() == 0 for x in outputs):
             if outputs:
-                self._know(self._call("view" if func.is_view else name, args, inputs, outputs), None, outputs, written)
+                self._know(self._call(name, args, inputs, outputs, view), None, outputs, written)
             return
         name = name if name in RULES else name.rstrip("_")
         self.count(name, RULES.get(name, _unknown), args, kwargs, out, written)

@@ -20,11 +20,33 @@ from torch import Tensor
 
 from lightning_msnn.energy.profiles import TRANSCENDENTAL
 
-__all__ = ["FACTORIES", "FREE", "FUNCTIONS", "RULES", "Call", "origin"]
+__all__ = ["FACTORIES", "FREE", "FUNCTIONS", "RULES", "UNKNOWN", "Call", "Known", "known"]
 
 Amounts = dict[str, int | Tensor]
-Origin = str | int | tuple[int, ...] | None
-"""What a tensor is known to be, see :func:`origin`."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a tensor from the operations that made it.
+
+    Args:
+        channels: Of what synapses have added up, also scaled or with a bias, how many; else 0.
+        spikes: Whether it is the result of a comparison.
+        border: Sizes of a border of zeros, as :func:`torch.nn.functional.pad` takes them, none below 0.
+        distinct: Of a constant, how many values of parameters it is made of: those that it repeats, as for each
+            sample, count once. None for all that it holds.
+        steps: Where steps come before samples (time steps, tokens or groups): ``"axis"`` if steps are axis 0 and
+            samples axis 1, ``"rows"`` if both are axis 0, the samples of a step one after another; else empty.
+    """
+
+    channels: int = 0
+    spikes: bool = False
+    border: tuple[int, ...] = ()
+    distinct: int | None = None
+    steps: str = ""
+
+
+UNKNOWN = Known()
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,8 @@ class Call:
         kind: What the module is that runs: ``"plain"``, ``"neuron"`` (fires or carries a membrane), ``"carrier"``
             (holds neurons) or ``"omega"`` (a projection).
         constant: Whether a tensor comes from parameters alone.
-        origin: What a tensor is known to be, see :func:`origin`.
+        known: What is known of a tensor.
+        view: Whether the output is in the memory of an input.
     """
 
     name: str
@@ -50,7 +73,8 @@ class Call:
     batch: int
     kind: str
     constant: Callable[[Tensor], bool]
-    origin: Callable[[Tensor], Origin]
+    known: Callable[[Tensor], Known]
+    view: bool = False
 
     @cached_property
     def varying(self) -> list[Tensor]:
@@ -158,10 +182,9 @@ def _convolution(call: Call) -> Amounts:
     x, weight, _, stride, padding, dilation, transposed, _, groups = call.args[:9]
     axes = x.dim() - 2
     stride, padding, dilation = (list(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation))
-    zeros = call.origin(x)
-    zeros = zeros if isinstance(zeros, tuple) and len(zeros) <= 2 * axes else ()
-    zeros += (0,) * (2 * axes - len(zeros))  # from the last axis to the first
-    before, after = zeros[-2::-2], zeros[::-2]
+    zeros = (*call.known(x).border, *[0] * (2 * axes))[: 2 * axes]  # from the last axis to the first
+    before = [min(n, size) for n, size in zip(zeros[-2::-2], x.shape[2:], strict=True)]
+    after = [min(n, size - b) for n, size, b in zip(zeros[::-2], x.shape[2:], before, strict=True)]
     sides = zip(
         x.shape[2:], weight.shape[2:], stride, padding, dilation, call.out.shape[2:], before, after, strict=True
     )
@@ -190,35 +213,40 @@ def _rows(x: Tensor, weights: int, fan_out: int) -> Amounts:
     return _synapse(x, size, values, values * fan_out, size * fan_out, size // x.shape[-1] * fan_out, weights)
 
 
-def _by_sample(x: Tensor, batch: int) -> Tensor:
-    """Lay a flattened first axis ``(B x tokens, ...)`` out by sample; the rows of a sample follow each other."""
-    return x.reshape(batch, -1, *x.shape[1:]) if len(x) % batch == 0 else x
+def _by_sample(x: Tensor, batch: int, steps: str = "") -> Tensor:
+    """Lay the first axes out by sample, as far as they are of samples; see :class:`Known` for ``steps``."""
+    x = x.transpose(0, 1) if steps == "axis" else x
+    if len(x) % batch:
+        return x
+    if steps == "rows":
+        return x.reshape(-1, batch, *x.shape[1:]).transpose(0, 1)
+    return x.reshape(batch, -1, *x.shape[1:])
 
 
 def _linear(call: Call) -> Amounts:
     x, weight = call.inputs[:2]
+    steps = call.known(x).steps
     if x.dim() < 3:
-        x = _by_sample(x.view(-1, x.shape[-1]), call.batch)
-    elif x.shape[0] != call.batch == x.shape[1] and (x.shape[0] % call.batch or not x.is_contiguous()):
-        x = x.transpose(0, 1)  # tokens first, as in torch's own attention; else windows of samples
+        x = _by_sample(x.view(-1, x.shape[-1]), call.batch, steps)
+    elif steps == "axis" or (x.shape[0] % call.batch and x.shape[1] == call.batch):
+        x = _by_sample(x, call.batch, "axis")
     return _rows(x, weight.numel() * call.batch, len(weight))
 
 
 def _matmul(call: Call) -> Amounts:
     """Amounts of ``a @ b`` of matrices or batches of matrices; a factor made of parameters alone is weights."""
     a, b = call.args[1:3] if "add" in call.name else call.args[:2]
+    x, weights = (b, a) if call.constant(a) else (a, b)
+    steps, distinct = call.known(x).steps, _distinct(call, weights)
     a, b = (a.unsqueeze(0) if a.dim() == 1 else a), (b.unsqueeze(-1) if b.dim() == 1 else b)
-    again = any(_repeated(call, x) for x in (a, b) if call.constant(x))
     if call.constant(a):
         a, b = b.transpose(-1, -2), a.transpose(-1, -2)
+        steps = steps if a.dim() == 3 else ""
     if not call.constant(b):
         return _product(a, b, call.batch)
-    weights = b.numel() * call.batch
-    if a.dim() == 3 and again:  # samples and groups, each with the weights of its group
-        weights = b.numel()
-    elif a.dim() == 3:  # groups, and then samples
-        a = a.transpose(0, 1)
-    return _rows(_by_sample(a, call.batch), weights, b.shape[-1])
+    if a.dim() == 3 and len(a) % call.batch:  # groups, and then samples
+        steps = "axis"
+    return _rows(_by_sample(a, call.batch, steps), distinct * call.batch, b.shape[-1])
 
 
 def _product(a: Tensor, b: Tensor, batch: int) -> Amounts:
@@ -344,7 +372,7 @@ def _elementwise(call: Call) -> Amounts:
         return {"omega_operations": size * (additions + multiplications)}
     if call.kind == "neuron":
         # tau u is the update; adding the current to it is the other half, and what is left is firing and reset.
-        if call.name not in ("mul", "div") or len(varying) != 1 or call.origin(varying[0]) == SPIKES:
+        if call.name not in ("mul", "div") or len(varying) != 1 or call.known(varying[0]).spikes:
             return {}
         return {"membrane_updates": size, "values_read": size, "values_written": size}
     if call.kind == "carrier" and call.name in ("mul", "rsub"):
@@ -371,68 +399,113 @@ def _reduction(call: Call) -> Amounts:
     return {"additions": additions, "multiplications": means, "values_read": x.numel(), "values_written": size}
 
 
-SPIKES, REPEATED = "spikes", "repeated"
+# What is known
 
 
-def _repeated(call: Call, x: Tensor) -> bool:
-    """Whether a constant has the same values several times, as it holds them or as it is read."""
-    return call.origin(x) == REPEATED or any(n > 1 and not step for n, step in zip(x.shape, x.stride(), strict=True))
+def _distinct(call: Call, x: Tensor) -> int:
+    """How many values of parameters a constant is made of."""
+    distinct = call.known(x).distinct
+    return math.prod(n for n, step in zip(x.shape, x.stride(), strict=True) if step) if distinct is None else distinct
+
+
+def _sources(call: Call) -> int | None:
+    """How many values of parameters a constant that is computed from constants is made of."""
+    weights = [x for x in call.inputs if x.is_floating_point()]  # places are no weights
+    sources = {(x.data_ptr(), n := _distinct(call, x)): n for x in weights or call.inputs}
+    return min(call.out.numel(), sum(sources.values())) if sources else None
 
 
 def _is_bias(call: Call, x: Tensor) -> bool:
     """Whether what is added to an input is a number, or a value for each of the channels that synapses have summed."""
-    channels = call.origin(x)
-    return isinstance(channels, int) and all(c.numel() <= channels for c in call.inputs if call.constant(c))
+    channels = call.known(x).channels
+    return bool(channels) and all(_distinct(call, c) <= channels for c in call.inputs if call.constant(c))
 
 
-def origin(call: Call, rule: Rule | None) -> Origin:
+def _channels(call: Call, rule: Rule | None) -> int:
+    """How many channels synapses have added up."""
+    if rule is _linear:
+        return call.out.shape[-1]
+    if rule is _convolution:
+        return call.out.shape[1] if call.constant(call.args[1]) else 0
+    if rule is _matmul:
+        a, b = call.args[1:3] if "add" in call.name else call.args[:2]
+        weights = next((x for x in (a, b) if call.constant(x)), None)
+        return 0 if weights is None else _distinct(call, weights) // max(1, a.shape[-1])
+    if call.name in ("mul", "div", "add", "sub", *_COPIES) or call.view:
+        return call.known(call.varying[0]).channels if len(call.varying) == 1 else 0
+    return 0
+
+
+def _border(call: Call) -> tuple[int, ...]:
+    """Sizes of a border of zeros: a view keeps it where it has the same axes."""
+    (x,) = call.varying
+    border = call.known(x).border
+    if call.name == "constant_pad_nd" and not any(call.args[2:]):
+        return tuple(max(0, a + b) for a, b in zip_longest(border, call.args[1], fillvalue=0))
+    same = call.view and x.shape == call.out.shape and x.stride() == call.out.stride()
+    return border if same or call.name in _COPIES else ()
+
+
+def _steps(call: Call) -> str:
+    """Where steps come before samples in the output, see :class:`Known`."""
+    x, out = call.varying[0], call.out
+    if len(x) == call.batch and not call.known(x).steps:  # samples first until now
+        if call.name == "cat" and not any(call.args[1:]):
+            return "rows"
+        if call.name == "unsqueeze" and call.args[1] in (0, -out.dim()):
+            return "axis"
+        if call.name == "repeat" and out.dim() > x.dim():
+            return "axis" if out.shape[1] == len(x) else ""
+        if call.name == "repeat" and len(out) > len(x):
+            return "rows"
+    follow = _steps_of_view if call.view else _steps_of_copy
+    return next(filter(None, (follow(x, call.known(x).steps, out, call.batch) for x in call.varying)), "")
+
+
+def _steps_of_view(x: Tensor, steps: str, view: Tensor, batch: int) -> str:
+    if not view.dim():
+        return ""
+    kept = len(view) == len(x) and view.stride(0) == x.stride(0)
+    second = view.dim() > 1 and view.shape[1] % batch == 0
+    if steps == "axis":
+        if view.dim() < x.dim() and len(view) == x.shape[0] * x.shape[1]:
+            return "rows"
+        return "axis" if second and (kept or view.stride(1) == x.stride(1)) else ""
+    if steps == "rows":
+        if view.dim() > x.dim() and view.shape[1] == batch and len(view) * batch == len(x):
+            return "axis"
+        return "rows" if kept else ""
+    moved = second and not kept and len(x) == batch == view.shape[1] and view.stride(1) == x.stride(0)
+    return "axis" if moved else ""
+
+
+def _steps_of_copy(x: Tensor, steps: str, out: Tensor, batch: int) -> str:
+    if steps == "axis":
+        return steps if out.dim() == x.dim() and out.shape[1] == x.shape[1] else ""
+    return steps if out.dim() and len(out) == len(x) else ""
+
+
+def known(call: Call, rule: Rule | None) -> Known:
     """What the output of an operation is known to be.
 
     Args:
         call: The operation; of one that is free, with its inputs as they are.
         rule: Its rule, if it has one.
-
-    Returns:
-        The number of channels of what synapses have added up, also scaled or with a bias; :data:`SPIKES` for the result
-        of a comparison; the sizes of a border of zeros, as :func:`torch.nn.functional.pad` takes them, none below 0;
-        :data:`REPEATED` for what is made of constants alone and holds them several times, as for each sample; else
-        None.
     """
-    if rule is _convolution or rule is _linear or rule is _matmul:
-        weights = next((x for x in call.inputs if x.dim() > 1 and call.constant(x)), None)
-        if weights is None:
-            return None
-        if rule is _matmul:
-            inner: int = call.args["add" in call.name].shape[-1]
-            return weights.numel() // max(1, inner)
-        return call.out.shape[1 if rule is _convolution else -1]
-    if call.name in _COMPARISONS:
-        return SPIKES
     if not call.varying:
-        return REPEATED if any(_repeated(call, x) for x in (*call.inputs, call.out)) else None
-    if len(call.varying) != 1:
-        return None
-    (x,) = call.varying
-    before = call.origin(x)
-    if call.name == "constant_pad_nd" and not any(call.args[2:]):
-        sizes = before if isinstance(before, tuple) else ()
-        return tuple(max(0, a + b) for a, b in zip_longest(sizes, call.args[1], fillvalue=0))
-    if call.name in ("mul", "div", "add", "sub"):
-        return before if isinstance(before, int) else None
-    if call.name == "rsub":
-        return before if before == SPIKES else None
-    if call.name in _COPIES or (call.name in _VIEWS and (not isinstance(before, tuple) or _same_axes(x, call.out))):
-        return before
-    return None
-
-
-def _same_axes(x: Tensor, view: Tensor) -> bool:
-    return x.shape == view.shape and x.stride() == view.stride()
+        return Known(distinct=_sources(call))
+    single = call.known(call.varying[0]) if len(call.varying) == 1 else UNKNOWN
+    copied = call.view or call.name in _COPIES
+    return Known(
+        channels=_channels(call, rule),
+        spikes=call.name in _COMPARISONS or (single.spikes and (copied or call.name == "rsub")),
+        border=_border(call) if single.border or call.name == "constant_pad_nd" else (),
+        steps=_steps(call),
+    )
 
 
 _COMPARISONS = _names("ge gt le lt eq ne logical_and logical_or logical_not")
 _COPIES = _names("_to_copy clone")
-_VIEWS = _names("_unsafe_view view")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),

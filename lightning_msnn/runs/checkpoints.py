@@ -304,11 +304,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             ConfigurationError: If it is not a checkpoint.
         """
-        content: dict[str, Any]
-        if "://" in str(path):
-            content = super().load_checkpoint(path, weights_only=True)
-        else:
-            content = read_checkpoint(path)
+        url = "://" in str(path)
+        content: dict[str, Any] = super().load_checkpoint(path, weights_only=True) if url else read_checkpoint(path)
         self._written = True
         return content
 

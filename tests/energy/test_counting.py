@@ -1,6 +1,7 @@
 """The counting engine: by hand, against brute force, and on every registered network."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import timm
@@ -237,13 +238,61 @@ def test_a_sample_costs_the_same_in_any_batch(cell):
         torch.testing.assert_close(counts, batch * one, rtol=0, atol=0, msg=lambda m, b=batch: f"{b}: {m}")
 
 
-@pytest.mark.parametrize("product", ["bgk,gkn->bgn", "bgk,ogk->bgo", "bhgk,gkn->bhgn"])
-def test_products_by_group_in_any_batch(product):
-    network = Call(lambda x: torch.einsum(product, x, network.weight))
-    network.weight = nn.Parameter(torch.randn(4, 6, 6) if "o" not in product else torch.randn(6, 4, 6))
-    shape = (3, 4, 6) if "h" in product else (4, 6)
-    for batch in (1, 2, 4, 5, 8):
-        assert counted(network, torch.randn(batch, *shape))["weights_read"] == batch * 4 * 6 * 6
+def _encoded(x, weights):
+    return weights.encoder(x.permute(1, 0, 2)).mean(0)
+
+
+LAYOUTS = {
+    "tokens first": lambda x, w: w.linear(x.transpose(0, 1).contiguous()).transpose(0, 1),
+    "tokens first, normalised and added": lambda x, w: w.linear(w.norm(x.transpose(0, 1) * 1) + x.transpose(0, 1)),
+    "tokens first, flattened": lambda x, w: w.linear(x.transpose(0, 1).reshape(-1, 4)).unflatten(0, (12, -1)),
+    "time steps first": lambda x, w: w.linear(w.linear(x[:, 0].unsqueeze(0).expand(12, -1, -1).clone())).mean(0),
+    "time steps repeated": lambda x, w: w.linear(x[:, 0].repeat(12, 1, 1) * 1),
+    "time steps in rows": lambda x, w: w.linear(x[:, 0].repeat(12, 1)),
+    "time steps put together": lambda x, w: w.linear(torch.cat([x[:, 0], x[:, 1]])),
+    "encoder": _encoded,
+    "weights repeated": lambda x, w: torch.bmm(x, w.a.repeat(len(x), 1, 1)),
+    "weights expanded": lambda x, w: torch.bmm(x, w.a.expand(len(x), -1, -1)),
+    "weights stacked": lambda x, w: torch.bmm(x, torch.stack([w.a] * len(x))),
+    "weights repeated one by one": lambda x, w: torch.bmm(x, w.a[None].repeat_interleave(len(x), 0)),
+    "groups": lambda x, w: torch.einsum("bgk,gkn->bgn", x, w.groups),
+    "groups, turned": lambda x, w: torch.einsum("bgk,ogk->bgo", x, w.groups.transpose(0, 1)),
+    "groups, of heads": lambda x, w: torch.einsum("bhgk,gkn->bhgn", x.unflatten(1, (3, 4)), w.groups[:4]),
+    "groups, scaled": lambda x, w: torch.einsum("bgk,gkn->bgn", x, w.groups * w.scale.expand_as(w.groups)),
+    "groups that share": lambda x, w: torch.bmm(x.transpose(0, 1), w.a.expand(12, -1, -1)),
+    "bias expanded": lambda x, w: F.linear(x, w.a) + w.b.expand(len(x), 12, -1),
+    "bias repeated": lambda x, w: F.linear(x, w.a) + w.b.repeat(len(x), 12, 1),
+    "bias of a map": lambda x, w: (y := w.conv(x.unsqueeze(1))) + w.b.view(1, -1, 1, 1).expand_as(y),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_sample_of_any_batch_is_counted_as_alone(layout):
+    """Whatever comes first, and where a batch is as large as what there is of it: samples are told apart."""
+    network = Call(lambda x: LAYOUTS[layout](x, network))
+    network.linear, network.norm, network.conv = nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(1, 4, 1)
+    network.encoder = nn.TransformerEncoderLayer(4, 2, 8, 0.0, norm_first=True)
+    network.a, network.b = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
+    network.groups, network.scale = nn.Parameter(torch.randn(12, 4, 4)), nn.Parameter(torch.randn(12, 1, 1))
+    x = torch.randint(2, (12, 12, 4)).float()
+    x[::2, ::3] *= 0.5  # every other sample is analogue in a part of its tokens
+    alone = torch.stack([count_operations(network, sample[None]).counts for sample in x])
+    for batch in (2, 3, 4, 6, 8, 12):
+        assert torch.equal(count_operations(network, x[:batch]).counts, alone[:batch].sum(0)), batch
+
+
+def test_what_a_sum_of_synapses_has_for_a_bias():
+    linear, vector, row = nn.Linear(4, 10), nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(1, 6))
+    network = Call(lambda x: x @ network.vector + network.vector[:1])
+    network.vector = vector
+    assert "additions" not in counted(network, torch.randn(3, 4))
+    network = Call(lambda x: torch.addmm(network.row, x, network.weight) + network.row[0])
+    network.row, network.weight = row, nn.Parameter(torch.randn(4, 6))
+    assert "additions" not in counted(network, torch.randn(3, 4))
+    places = nn.Parameter(torch.randn(3, 10))
+    network = Call(lambda x: linear(x) + network.places, linear)
+    network.places = places
+    assert counted(network, torch.randn(3, 3, 4))["additions"] == 3 * 3 * 10, "one for each place is none"
 
 
 def test_windows_as_large_as_a_batch_are_no_tokens_before_samples():
@@ -358,6 +407,50 @@ def test_neurons_that_meet_two_maps():
     assert list(counter.record().visits.values()) == [3, 3]
 
 
+def test_a_channel_of_zeros_is_none_of_the_border():
+    conv, x = nn.Conv2d(3, 4, 3), torch.randn(2, 2, 5, 5)
+    wider = F.pad(x, (0, 0, 0, 0, 0, 1))
+    padded = Call(lambda x: conv(F.pad(F.pad(x, (0, 0, 0, 0, 0, 1)), (1, 1, 1, 1))), conv)
+    assert counted(padded, x) == counted(Call(lambda x: conv(F.pad(x, (1, 1, 1, 1))), conv), wider)
+
+
+def test_a_crop_into_a_border_leaves_nothing():
+    crop = nn.Sequential(nn.ZeroPad2d((2, 0, 0, 0)), nn.ZeroPad2d((0, -6, 0, 0)), nn.Conv2d(3, 4, 1))
+    assert not counted(crop, torch.randn(2, 3, 5, 5)).get("dense")
+
+
+def test_containers_are_no_neurons():
+    """Also where a name in them is one of a neuron's."""
+    spike, x = Spike(), torch.randn(2, 8, 4, 4)
+    plain = counted(spike, x)
+    assert counted(nn.Sequential(OrderedDict(threshold=spike)), x) == plain
+    held = nn.ModuleDict({"threshold": spike})
+    assert counted(Call(lambda x: held["threshold"](x), held), x) == plain
+    numbers = nn.ParameterDict({"decay": nn.Parameter(torch.ones(1))})
+    scaled = Call(lambda x: x * x.tanh() * numbers["decay"], numbers)
+    assert counted(scaled, x)["multiplications"] == 2 * 128 * (2 + TRANSCENDENTAL)
+
+
+def test_neurons_within_neurons_are_counted_once_wherever_they_are_called():
+    class Holds(nn.Module):
+        threshold = 1.0
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x)
+
+    spike, x = Spike(), torch.randn(2, 8, 4, 4)
+    outer = Holds(spike)
+    for operations in (True, False):
+        for network in (Call(outer, spike, outer), Call(outer, outer, spike), Call(spike, outer, spike)):
+            with OperationCounter(network, operations) as counter:
+                network(x)
+            assert counter.record().total("neurons") == x.numel()
+
+
 def test_neurons_under_a_parametrization():
     class Above(nn.Module):
         def forward(self, x):
@@ -370,16 +463,20 @@ def test_neurons_under_a_parametrization():
     assert counted(spike, x)["neurons"] == before["neurons"] == 2 * 48
 
 
-def test_time_steps_before_samples():
+@pytest.mark.parametrize("sizes", [(4, 4, 3), (5, 5, 1), (1, 1, 1), (10, 5, 2)])
+@pytest.mark.parametrize("operations", [True, False])
+def test_time_steps_before_samples(sizes, operations):
     """A layer that returns all steps at once has as many neurons in a smaller batch."""
     fire = Fires()
+    if not operations:  # as SpikingJelly says that a layer takes all steps; nothing else tells them then
+        fire.step_mode = "m"
     network = Call(lambda x: fire(x.unsqueeze(0).expand(5, -1, -1)).mean(0), fire)
-    with OperationCounter(network) as counter:
-        for size in (4, 4, 3):
+    with OperationCounter(network, operations) as counter:
+        for size in sizes:
             network(torch.rand(size, 6))
     record = counter.record()
     assert record.fired["layers.0"].shape == (6,)
-    assert record.visits == {"layers.0": 5 * 11}
+    assert record.visits == {"layers.0": 5 * sum(sizes)}
 
 
 def test_spikes_alone_are_counted_beside_the_kernels(monkeypatch):
