@@ -9,8 +9,9 @@ What the engine needs of a network, and no more:
 - A module is a layer of **neurons** if it has a ``threshold``, a ``v_threshold``, a ``p.v_th`` or a ``decay`` and no
   synapse inside, as those of this package, SpikingJelly, snnTorch and Norse have, and is not one of torch's own. What
   it returns first are its spikes, with samples, time steps and samples, or both in one axis first, unless it has a
-  ``decay``: then it carries membranes. Multiplications by constants inside, but for those of spikes, are membrane
-  updates, and the rest of its arithmetic is that of firing and reset.
+  ``decay``: then it carries membranes. Which of them is seen from the operations; where they are not counted, and the
+  time steps are a multiple of the samples, SpikingJelly's ``step_mode`` tells it alone. Multiplications by constants
+  inside, but for those of spikes, are membrane updates, and the rest of its arithmetic is that of firing and reset.
 - A module that holds neurons multiplies nothing but what they hand to the next time step.
 - A module with a function ``omega`` is a **projection**: its elementary operations are Omega's.
 
