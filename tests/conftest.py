@@ -32,6 +32,10 @@ runs the same code in all of them. LIGHTNING_MSNN_SLOW=1 has all."""
 
 COMPILED = DISTINCT if SLOW else TINY[:1]
 """Those that are compiled, which takes longest."""
+SHALLOW = {"depths": (2, 1), "widths": (24, 24)}
+"""Arguments of a network in which all is there, layers that follow each other and stages, for what writes down its
+operations one by one."""
+
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
 

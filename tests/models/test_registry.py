@@ -32,7 +32,7 @@ from lightning_msnn.nn import (
     Stem,
 )
 from lightning_msnn.nn.folding import fold_batch_norm
-from tests.conftest import COMPILED, DISTINCT, NETWORKS, PAPER, TINY
+from tests.conftest import COMPILED, DISTINCT, NETWORKS, PAPER, SHALLOW, TINY
 
 SIZES = [(8, 8), (32, 32), (31, 17), (8, 50), (64, 40)]
 
@@ -313,7 +313,7 @@ def test_an_image_without_a_batch(steps):
 
 @pytest.mark.parametrize("name", DISTINCT)
 def test_export(name):
-    model = lively(make(name))
+    model = lively(make(name, **SHALLOW))
     batch = torch.export.Dim("batch", min=2, max=64)
     exported = torch.export.export(model, (torch.randn(2, 3, 16, 16),), dynamic_shapes={"x": {0: batch}}).module()
     x = torch.randn(5, 3, 16, 16)
@@ -337,7 +337,7 @@ def test_a_network_compiled_for_any_batch_trains(name):
 @pytest.mark.parametrize("name", COMPILED)
 def test_compile_without_graph_breaks(name):
     torch._dynamo.reset()  # its limit of recompilations counts those of all networks
-    model = lively(make(name, depths=(2, 1, 1, 1)))
+    model = lively(make(name, **SHALLOW))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 3, 8, 8)  # a recurrence is unrolled, token by token
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
@@ -656,7 +656,7 @@ def test_a_spiking_cell_is_part_of_a_network(cell):
     kwargs = {"cell": cell, "depths": (2, 1), "widths": (8, 8)}
     model, sibling = (lively(make("msnn_rnn12_tiny", **{**kwargs, "cell": c})) for c in (cell, cell[8:]))
     assert sibling.state_dict().keys() == model.state_dict().keys()
-    x = torch.randn(3, 3, 8, 8)
+    x = torch.randn(3, 3, 6, 6)
     expected = model(x)
     torch.testing.assert_close(model(x[:1]), expected[:1])
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
@@ -665,7 +665,7 @@ def test_a_spiking_cell_is_part_of_a_network(cell):
     torch.testing.assert_close(fold_batch_norm(model)(x), expected, rtol=1e-3, atol=1e-3)
     assert ann_twin(model)(x).shape == (3, 10)
     steps = lively(make("msnn_rnn12_tiny", **kwargs, time_steps=2))
-    frames = torch.randn(3, 2, 3, 8, 8)
+    frames = torch.randn(3, 2, 3, 6, 6)
     first, state = steps.step(frames[:, 0], None)
     second, _ = steps.step(frames[:, 1], state)
     torch.testing.assert_close((first + second) / 2, steps(frames))

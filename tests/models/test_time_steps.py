@@ -11,7 +11,7 @@ from lightning_msnn.functional import NEURONS, NeuronModel, heaviside
 from lightning_msnn.models import ConvMixer
 from lightning_msnn.nn import CONTEXTS, Neuron, Spike, fire
 from lightning_msnn.nn.folding import fold_batch_norm
-from tests.conftest import SLOW, TINY
+from tests.conftest import SHALLOW, SLOW, TINY
 from tests.models.plain import PlainNetwork
 from tests.models.test_registry import lively, make
 
@@ -192,7 +192,7 @@ def test_features_over_time(name):
 @pytest.mark.parametrize("name", TINY if SLOW else ["msnn_rnn12_tiny"])  # a recurrence in space beside that in time
 def test_exports_over_time(name):
     model = lively(make(name, depths=(2, 1), widths=(8, 8), time_steps=2))
-    x, frames = torch.randn(2, 3, 8, 8), torch.randn(2, 2, 3, 8, 8)
+    x, frames = torch.randn(2, 3, 6, 6), torch.randn(2, 2, 3, 6, 6)
     batch = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
     for inputs in (x, frames):
         exported = torch.export.export(model, (inputs,), dynamic_shapes=batch).module()
@@ -202,7 +202,7 @@ def test_exports_over_time(name):
 
 def test_compiles_over_time():
     torch._dynamo.reset()
-    model = lively(make("msnn_resnet12_tiny", depths=(2, 1, 1, 1), time_steps=2))
+    model = lively(make("msnn_resnet12_tiny", **SHALLOW, time_steps=2))
     x = torch.randn(2, 3, 16, 16)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import CONTEXTS, BernoulliEncoder, Encoder, Neuron
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 from lightning_msnn.nn.integer import to_integers
-from tests.conftest import DISTINCT, TINY
+from tests.conftest import DISTINCT, SHALLOW, TINY
 from tests.models.test_registry import lively, make
 
 
@@ -60,7 +60,7 @@ def test_weights_load_into_a_folded_network(name, change):
 
 @pytest.mark.parametrize("name", TINY)
 def test_folded_networks_export(name):
-    folded = fold_batch_norm(varied(make(name)))
+    folded = fold_batch_norm(varied(make(name, **SHALLOW)))
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(torch.export.export(folded, (x,)).module()(x), folded(x))
     model = varied(make(name)).to(memory_format=torch.channels_last)

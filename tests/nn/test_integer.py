@@ -21,7 +21,7 @@ from lightning_msnn.nn.blocks import AnalogueMLP
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 from lightning_msnn.nn.integer import IntegerConv2d, IntegerMLP, IntegerSynapse, quantised, to_integers
 from lightning_msnn.nn.synapse import CentredConv2d, PointwiseConv2d
-from tests.conftest import COMPILED, DISTINCT, TINY
+from tests.conftest import COMPILED, DISTINCT, SHALLOW, TINY
 from tests.models.test_registry import make
 from tests.nn.test_folding import varied
 
@@ -281,7 +281,7 @@ def test_the_type_of_the_network_is_that_of_its_analogue_parts(name):
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_exports_and_compiles(name):
-    network, x = to_integers(varied(make(name))), torch.randn(2, 3, 16, 16)
+    network, x = to_integers(varied(make(name, **SHALLOW))), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         expected = network(x)
         exported = torch.export.export(network, (x,)).module()

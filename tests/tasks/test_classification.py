@@ -54,6 +54,9 @@ def test_no_weight_decay_on_norms_biases_and_tau(name):
     assert any(n.endswith("decay.logit") for n in spared)
 
 
+SMALL = {"network_kwargs": {"depths": (1, 1), "widths": (8, 8)}}
+
+
 class Rates(pl.Callback):
     """Write down the learning rates of each step, by group."""
 
@@ -70,7 +73,7 @@ def test_cosine_after_a_warm_up_by_its_formula(tmp_path, warmup, limits):
     """Three batches an epoch, whatever says where training ends; a warm-up takes at most 30 % of it."""
     rates, total = Rates(), 30
     trainer(tmp_path, **{"max_epochs": None, **limits}, callbacks=[rates]).fit(
-        SpikingClassifier(schedule="cosine", lr=0.01, warmup_epochs=warmup), loader()
+        SpikingClassifier(schedule="cosine", lr=0.01, warmup_epochs=warmup, **SMALL), loader()
     )
     rise = round(3 * warmup)
     expected = [
@@ -85,7 +88,7 @@ def test_one_cycle_by_its_formula(tmp_path, warmup, rise):
     """Half a cosine up to the peak, at ``rise`` of the steps, and half a cosine down; three batches an epoch."""
     rates, total = Rates(), 12
     trainer(tmp_path, max_epochs=4, callbacks=[rates]).fit(
-        SpikingClassifier(schedule="one_cycle", lr=0.01, warmup_epochs=warmup), loader()
+        SpikingClassifier(schedule="one_cycle", lr=0.01, warmup_epochs=warmup, **SMALL), loader()
     )
     peak = rise * (total + 1) - 1
     first, last = 1 / 25, 1 / 25 / 1e4
