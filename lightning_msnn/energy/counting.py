@@ -260,9 +260,8 @@ class OperationCounter:
             samples = len(tensors[0]) if tensors and tensors[0].dim() else 1
             self.samples += samples
             self._batch = self._whole = max(1, samples)
-            self._constants = {
-                x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers()) if x.numel()
-            }
+            self._kept = [x for x in (*module.parameters(), *module.buffers()) if x.numel()]  # also if it is replaced
+            self._constants = {x.untyped_storage().data_ptr() for x in self._kept}
             torch.clear_autocast_cache()  # of weights in another type, whose making shows that they are constants
             self._modes = ExitStack()
             if self.operations:

@@ -230,7 +230,7 @@ def _linear(call: Call) -> Amounts:
         x = _by_sample(x.view(-1, x.shape[-1]), call.batch, steps)
     elif steps == "axis" or (x.shape[0] % call.batch and x.shape[1] == call.batch):
         x = _by_sample(x, call.batch, "axis")
-    return _rows(x, weight.numel() * call.batch, len(weight))
+    return _rows(x, _distinct(call, weight) * call.batch, len(weight))
 
 
 def _matmul(call: Call) -> Amounts:
@@ -410,9 +410,15 @@ def _distinct(call: Call, x: Tensor) -> int:
 
 def _sources(call: Call) -> int | None:
     """How many values of parameters a constant that is computed from constants is made of."""
-    weights = [x for x in call.inputs if x.is_floating_point()]  # places are no weights
-    sources = {(x.data_ptr(), n := _distinct(call, x)): n for x in weights or call.inputs}
-    return min(call.out.numel(), sum(sources.values())) if sources else None
+    weights = [x for x in call.inputs if x.is_floating_point()] or call.inputs  # places are no weights
+    size, rule = call.out.numel(), RULES.get(call.name, RULES.get(call.name.rstrip("_")))
+    if not weights:
+        return None
+    if rule is _matmul:  # what a factor repeats, the product repeats
+        return size // max(max(1, x.numel() // max(1, _distinct(call, x))) for x in weights)
+    if rule is _elementwise:
+        return max((_distinct(call, x) for x in weights if x.numel() == size), default=size)
+    return min(size, sum({(x.data_ptr(), n := _distinct(call, x)): n for x in weights}.values()))
 
 
 def _is_bias(call: Call, x: Tensor) -> bool:
@@ -429,8 +435,11 @@ def _channels(call: Call, rule: Rule | None) -> int:
         return call.out.shape[1] if call.constant(call.args[1]) else 0
     if rule is _matmul:
         a, b = call.args[1:3] if "add" in call.name else call.args[:2]
-        weights = next((x for x in (a, b) if call.constant(x)), None)
-        return 0 if weights is None else _distinct(call, weights) // max(1, a.shape[-1])
+        if not (call.constant(a) or call.constant(b)):
+            return 0
+        weights, axis = (a, -2) if call.constant(a) else (b, -1)
+        each = weights.shape[axis] if weights.dim() > 1 else 1
+        return max(each, _distinct(call, weights) // max(1, a.shape[-1]))
     if call.name in ("mul", "div", "add", "sub", *_COPIES) or call.view:
         return call.known(call.varying[0]).channels if len(call.varying) == 1 else 0
     return 0
@@ -450,32 +459,36 @@ def _steps(call: Call) -> str:
     """Where steps come before samples in the output, see :class:`Known`."""
     x, out = call.varying[0], call.out
     if len(x) == call.batch and not call.known(x).steps:  # samples first until now
-        if call.name == "cat" and not any(call.args[1:]):
-            return "rows"
-        if call.name == "unsqueeze" and call.args[1] in (0, -out.dim()):
-            return "axis"
+        joined = call.name in ("cat", "stack", "unsqueeze")
+        if joined and (call.args[1] if len(call.args) > 1 else 0) in (0, -out.dim()):
+            return "rows" if call.name == "cat" else "axis" if out.dim() > 2 else ""
         if call.name == "repeat" and out.dim() > x.dim():
-            return "axis" if out.shape[1] == len(x) else ""
+            return "axis" if out.dim() > 2 and out.shape[1] == len(x) else ""
         if call.name == "repeat" and len(out) > len(x):
             return "rows"
     follow = _steps_of_view if call.view else _steps_of_copy
-    return next(filter(None, (follow(x, call.known(x).steps, out, call.batch) for x in call.varying)), "")
+    found = next(filter(None, (follow(x, call.known(x).steps, out, call.batch) for x in call.varying)), "")
+    return "rows" if found and call.name == "unsqueeze" and call.known(x).steps == "rows" else found
 
 
 def _steps_of_view(x: Tensor, steps: str, view: Tensor, batch: int) -> str:
+    """Axes are told by their strides, but those of one sample, of which a stride says nothing: by their sizes."""
     if not view.dim():
         return ""
     kept = len(view) == len(x) and view.stride(0) == x.stride(0)
-    second = view.dim() > 1 and view.shape[1] % batch == 0
+    several = view.dim() > 2
     if steps == "axis":
+        if several and view.shape[1] == x.shape[1] and (x.shape[1] == 1 or view.stride(1) == x.stride(1)):
+            return "axis"
         if view.dim() < x.dim() and len(view) == x.shape[0] * x.shape[1]:
             return "rows"
-        return "axis" if second and (kept or view.stride(1) == x.stride(1)) else ""
+        merged = several and x.dim() > view.dim() and view.shape[1] == x.shape[1] * x.shape[2]
+        return "axis" if merged and kept else ""
     if steps == "rows":
-        if view.dim() > x.dim() and view.shape[1] == batch and len(view) * batch == len(x):
+        if several and view.dim() > x.dim() and view.shape[1] == batch and len(view) * batch == len(x):
             return "axis"
-        return "rows" if kept else ""
-    moved = second and not kept and len(x) == batch == view.shape[1] and view.stride(1) == x.stride(0)
+        return "rows" if kept and len(view) != batch else ""
+    moved = several and not kept and len(x) == batch == view.shape[1] and view.stride(1) == x.stride(0)
     return "axis" if moved else ""
 
 

@@ -16,6 +16,7 @@ from typing import IO, Any
 import timm
 import torch
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -78,9 +79,13 @@ def _put(content: Any, url: str) -> None:
     files = None
     try:
         files, path = url_to_fs(url)
+        if isinstance(files, LocalFileSystem):
+            return write_whole(content, path)
         files.makedirs(os.path.dirname(path), exist_ok=True)
-        with files.transaction, files.open(path, "wb") as file:  # what a service has to keep an older object until then
-            file.write(buffer.getvalue())
+        with files.transaction:  # what a service has to keep an older object until then
+            files.pipe_file(path, buffer.getvalue())
+    except OSError:
+        raise
     except Exception as error:  # each service has errors of its own
         if files is None and isinstance(error, ValueError | ImportError):
             raise ConfigurationError(f"nothing can be written to {url!r}: {error}") from error

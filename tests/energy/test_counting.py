@@ -249,6 +249,12 @@ LAYOUTS = {
     "time steps first": lambda x, w: w.linear(w.linear(x[:, 0].unsqueeze(0).expand(12, -1, -1).clone())).mean(0),
     "time steps repeated": lambda x, w: w.linear(x[:, 0].repeat(12, 1, 1) * 1),
     "time steps in rows": lambda x, w: w.linear(x[:, 0].repeat(12, 1)),
+    "time steps stacked": lambda x, w: w.linear(torch.stack([x[:, 0], x[:, 1], x[:, 2]])),
+    "heads put together": lambda x, w: w.linear(x.transpose(0, 1).contiguous().unflatten(2, (2, 2)).flatten(2)),
+    "encoder, samples first": lambda x, w: w.linear(w.first(x)[:, 0]),
+    "token after transposes": lambda x, w: w.linear(w.linear(x.transpose(0, 1)).transpose(0, 1)[:, 0]),
+    "token after attention": lambda x, w: w.linear(w.attention(x, x, x, need_weights=False)[0][:, 0]),
+    "queries repeated": lambda x, w: w.linear(w.b.repeat(len(x), 3, 1)).sum(1) + x[:, 0],
     "time steps put together": lambda x, w: w.linear(torch.cat([x[:, 0], x[:, 1]])),
     "encoder": _encoded,
     "weights repeated": lambda x, w: torch.bmm(x, w.a.repeat(len(x), 1, 1)),
@@ -272,6 +278,8 @@ def test_each_sample_of_any_batch_is_counted_as_alone(layout):
     network = Call(lambda x: LAYOUTS[layout](x, network))
     network.linear, network.norm, network.conv = nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(1, 4, 1)
     network.encoder = nn.TransformerEncoderLayer(4, 2, 8, 0.0, norm_first=True)
+    network.first = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True)
+    network.attention = nn.MultiheadAttention(4, 2, batch_first=True)
     network.a, network.b = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
     network.groups, network.scale = nn.Parameter(torch.randn(12, 4, 4)), nn.Parameter(torch.randn(12, 1, 1))
     x = torch.randint(2, (12, 12, 4)).float()
@@ -289,6 +297,11 @@ def test_what_a_sum_of_synapses_has_for_a_bias():
     network = Call(lambda x: torch.addmm(network.row, x, network.weight) + network.row[0])
     network.row, network.weight = row, nn.Parameter(torch.randn(4, 6))
     assert "additions" not in counted(network, torch.randn(3, 4))
+    network = Call(lambda x: x @ (network.left @ network.right) + network.row[0])
+    network.left, network.right, network.row = nn.Parameter(torch.randn(4, 1)), nn.Parameter(torch.randn(1, 6)), row
+    composed = counted(network, torch.randn(3, 4))
+    assert "additions" not in composed
+    assert composed["weights_read"] == 3 * 4 * 6
     places = nn.Parameter(torch.randn(3, 10))
     network = Call(lambda x: linear(x) + network.places, linear)
     network.places = places
@@ -429,6 +442,23 @@ def test_containers_are_no_neurons():
     numbers = nn.ParameterDict({"decay": nn.Parameter(torch.ones(1))})
     scaled = Call(lambda x: x * x.tanh() * numbers["decay"], numbers)
     assert counted(scaled, x)["multiplications"] == 2 * 128 * (2 + TRANSCENDENTAL)
+
+
+def test_a_buffer_that_is_replaced_stays_known():
+    """Its memory is not that of an activation, which would be taken for a constant."""
+
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mem", torch.zeros(2, 64))
+            self.linear = nn.Linear(64, 64)
+
+        def forward(self, x):
+            self.mem = x + 0.5 * self.mem
+            return self.linear(self.linear(self.mem * 1).relu())
+
+    network, x = Keeps(), torch.randn(2, 64)
+    assert {count_operations(network, x).total("dense") for _ in range(20)} == {2 * 2 * 64 * 64}
 
 
 def test_neurons_within_neurons_are_counted_once_wherever_they_are_called():

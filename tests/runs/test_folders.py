@@ -1,15 +1,14 @@
 """Each run has a folder of its own."""
 
 import errno
+import os
 from pathlib import Path
 from pickle import PicklingError
-from typing import Any
 
 import fsspec
 import lightning.pytorch as pl
 import pytest
 import torch
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from lightning.pytorch.loggers.logger import DummyLogger
 
@@ -132,14 +131,7 @@ def full(*_: object) -> None:
 def test_a_disk_that_is_full_keeps_what_is_at_its_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     writer, url = AtomicCheckpointIO(), f"file://{tmp_path}/last.ckpt"
     writer.save_checkpoint({"epoch": 1}, url)
-    opened = LocalFileSystem._open
-
-    def small(*args: Any, **kwargs: Any) -> Any:
-        file = opened(*args, **kwargs)
-        file.write = full
-        return file
-
-    monkeypatch.setattr(LocalFileSystem, "_open", small)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
         writer.save_checkpoint({"epoch": 2}, url)
     monkeypatch.undo()
@@ -147,6 +139,10 @@ def test_a_disk_that_is_full_keeps_what_is_at_its_url(monkeypatch: pytest.Monkey
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     writer.save_checkpoint({"epoch": 3}, url)
     assert writer.load_checkpoint(url) == {"epoch": 3}
+    (tmp_path / "folder").mkdir()
+    with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
+        writer.save_checkpoint({"epoch": 4}, f"file://{tmp_path}/folder")
+    assert not list((tmp_path / "folder").iterdir())
 
 
 def test_a_service_that_refuses_to_connect_costs_a_warning() -> None:
