@@ -438,8 +438,9 @@ def _channels(call: Call, rule: Rule | None) -> int:
         if not (call.constant(a) or call.constant(b)):
             return 0
         weights, axis = (a, -2) if call.constant(a) else (b, -1)
-        each = weights.shape[axis] if weights.dim() > 1 else 1
-        return max(each, _distinct(call, weights) // max(1, a.shape[-1]))
+        channels: int = weights.shape[axis] if weights.dim() > 1 else 1
+        inner: int = max(1, a.shape[-1])
+        return max(channels, _distinct(call, weights) // inner)
     if call.name in ("mul", "div", "add", "sub", *_COPIES) or call.view:
         return call.known(call.varying[0]).channels if len(call.varying) == 1 else 0
     return 0
