@@ -28,7 +28,7 @@ from lightning_msnn.report import main as report
 from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier, SpikingForecaster
 from lightning_msnn.zoo.__main__ import main as zoo_main
-from tests.conftest import ROOT, SLOW
+from tests.conftest import ROOT
 
 SHORT = [
     *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"),
@@ -317,9 +317,8 @@ def test_a_resumed_training_ends_as_one_that_was_not_stopped(kind, digits, sales
 # The table
 
 
-@pytest.mark.parametrize(
-    ("name", "variant"), [(n, v) for n in SETS for v in VARIANTS if SLOW or n == "speech" or v == "twin"]
-)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", SETS)
 def test_commands_of_the_table_are_understood(name, variant, monkeypatch):
     seen = []
 

@@ -906,7 +906,8 @@ def test_a_folder_that_a_logger_is_given_has_no_effect():
 
 
 @pytest.mark.parametrize(
-    ("folder", "place"), [("exp", "exp/"), ("exp", "./exp"), ("a/b", "a/b"), ("exp", "runs"), ("exp", ".")]
+    ("folder", "place"),
+    [("exp", "exp/"), ("exp", "./exp"), ("a/b", "a/b"), ("exp", "runs"), ("exp", "."), ("exp", None)],
 )
 def test_a_folder_that_is_that_of_the_run_is_not_told(folder, place, recwarn):
     options = [] if place is None else ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", place]

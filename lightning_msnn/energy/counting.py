@@ -122,11 +122,6 @@ def _is_neuron(module: nn.Module) -> bool:
     return marked and not others
 
 
-def _fires(module: nn.Module) -> bool:
-    """Whether a module returns spikes: neurons that do not carry membranes alone."""
-    return _is_neuron(module) and not hasattr(module, "decay")
-
-
 def _kind(module: nn.Module) -> str:
     """How the operations in a module are to be understood, see :class:`~lightning_msnn.energy.rules.Call`."""
     if callable(getattr(module, "omega", None)):
@@ -232,16 +227,17 @@ class OperationCounter:
     def __enter__(self) -> OperationCounter:
         """Begin with no counts."""
         self._reset()
-        for row, module in enumerate(self.model.modules()):
-            kind = _kind(module)
-            holds = kind == "neuron" and any(_fires(m) for m in module.modules() if m is not module)
+        kinds = {module: _kind(module) for module in self.model.modules()}
+        firing = {m for m, kind in kinds.items() if kind == "neuron" and not hasattr(m, "decay")}
+        for row, (module, kind) in enumerate(kinds.items()):
+            holds = kind == "neuron" and any(m in firing for m in module.modules() if m is not module)
             if self.operations or holds or module is self.model:
                 enter, leave = partial(self._enter, (row, kind)), partial(self._leave, (row, kind))
                 self._handles += [
                     module.register_forward_pre_hook(enter, with_kwargs=True),
                     module.register_forward_hook(leave, with_kwargs=True, always_call=True, prepend=True),
                 ]
-            if _fires(module):
+            if module in firing:
                 self._handles.append(module.register_forward_hook(partial(self._fire, row), prepend=True))
         return self
 

@@ -233,9 +233,15 @@ def _linear(call: Call) -> Amounts:
     return _rows(x, _distinct(call, weight) * call.batch, len(weight))
 
 
+def _factors(call: Call) -> tuple[Tensor, Tensor]:
+    """The factors of a product of matrices."""
+    a, b = call.args[1:3] if "add" in call.name else call.args[:2]
+    return a, b
+
+
 def _matmul(call: Call) -> Amounts:
     """Amounts of ``a @ b`` of matrices or batches of matrices; a factor made of parameters alone is weights."""
-    a, b = call.args[1:3] if "add" in call.name else call.args[:2]
+    a, b = _factors(call)
     x, weights = (b, a) if call.constant(a) else (a, b)
     steps, distinct = call.known(x).steps, _distinct(call, weights)
     a, b = (a.unsqueeze(0) if a.dim() == 1 else a), (b.unsqueeze(-1) if b.dim() == 1 else b)
@@ -428,21 +434,19 @@ def _is_bias(call: Call, x: Tensor) -> bool:
 
 
 def _channels(call: Call, rule: Rule | None) -> int:
-    """How many channels synapses have added up."""
+    """How many channels synapses add up in this operation; 0 if it has none."""
     if rule is _linear:
         return call.out.shape[-1]
     if rule is _convolution:
         return call.out.shape[1] if call.constant(call.args[1]) else 0
     if rule is _matmul:
-        a, b = call.args[1:3] if "add" in call.name else call.args[:2]
+        a, b = _factors(call)
         if not (call.constant(a) or call.constant(b)):
             return 0
         weights, axis = (a, -2) if call.constant(a) else (b, -1)
         channels: int = weights.shape[axis] if weights.dim() > 1 else 1
         inner: int = max(1, a.shape[-1])
         return max(channels, _distinct(call, weights) // inner)
-    if call.name in ("mul", "div", "add", "sub", *_COPIES) or call.view:
-        return call.known(call.varying[0]).channels if len(call.varying) == 1 else 0
     return 0
 
 
@@ -459,8 +463,15 @@ def _border(call: Call) -> tuple[int, ...]:
 def _steps(call: Call) -> str:
     """Where steps come before samples in the output, see :class:`Known`."""
     x, out = call.varying[0], call.out
-    if len(x) == call.batch and not call.known(x).steps:  # samples first until now
-        joined = call.name in ("cat", "stack", "unsqueeze")
+    before = call.known(x).steps
+    first = len(x) == call.batch and not before  # samples are, until now
+    if call.name == "unsqueeze":  # which names the axis that is new
+        place = call.args[1] % out.dim()
+        if place == 0:
+            return "axis" if first and out.dim() > 2 else ""
+        return before if before == "rows" or place > 1 else ""
+    if first:
+        joined = call.name in ("cat", "stack")
         if joined and (call.args[1] if len(call.args) > 1 else 0) in (0, -out.dim()):
             return "rows" if call.name == "cat" else "axis" if out.dim() > 2 else ""
         if call.name == "repeat" and out.dim() > x.dim():
@@ -468,8 +479,7 @@ def _steps(call: Call) -> str:
         if call.name == "repeat" and len(out) > len(x):
             return "rows"
     follow = _steps_of_view if call.view else _steps_of_copy
-    found = next(filter(None, (follow(x, call.known(x).steps, out, call.batch) for x in call.varying)), "")
-    return "rows" if found and call.name == "unsqueeze" and call.known(x).steps == "rows" else found
+    return next(filter(None, (follow(x, call.known(x).steps, out, call.batch) for x in call.varying)), "")
 
 
 def _steps_of_view(x: Tensor, steps: str, view: Tensor, batch: int) -> str:
@@ -510,8 +520,9 @@ def known(call: Call, rule: Rule | None) -> Known:
         return Known(distinct=_sources(call))
     single = call.known(call.varying[0]) if len(call.varying) == 1 else UNKNOWN
     copied = call.view or call.name in _COPIES
+    scaled = copied or call.name in ("mul", "div", "add", "sub")
     return Known(
-        channels=_channels(call, rule),
+        channels=_channels(call, rule) or (single.channels if scaled else 0),
         spikes=call.name in _COMPARISONS or (single.spikes and (copied or call.name == "rsub")),
         border=_border(call) if single.border or call.name == "constant_pad_nd" else (),
         steps=_steps(call),

@@ -72,24 +72,32 @@ def _write(content: Any, file: IO[bytes]) -> None:
         torch.save(content, file)
 
 
+@contextmanager
+def _of_the_system() -> Iterator[None]:
+    """Raise what goes wrong with a service as an OSError: each has errors of its own."""
+    try:
+        yield
+    except (OSError, ConfigurationError):
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+
+
 def _put(content: Any, url: str) -> None:
     """Hand an object to a service; what is wrong with the object or the URL is no fault of the service."""
+    with _of_the_system():
+        try:
+            files, path = url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise ConfigurationError(f"nothing can be written to {url!r}: {error}") from error
+    if isinstance(files, LocalFileSystem):
+        return write_whole(content, path)
     buffer = io.BytesIO()
     _write(content, buffer)
-    files = None
-    try:
-        files, path = url_to_fs(url)
-        if isinstance(files, LocalFileSystem):
-            return write_whole(content, path)
+    with _of_the_system():
         files.makedirs(os.path.dirname(path), exist_ok=True)
         with files.transaction:  # what a service has to keep an older object until then
             files.pipe_file(path, buffer.getvalue())
-    except OSError:
-        raise
-    except Exception as error:  # each service has errors of its own
-        if files is None and isinstance(error, ValueError | ImportError):
-            raise ConfigurationError(f"nothing can be written to {url!r}: {error}") from error
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
 
 
 def write_whole(content: Any, path: str | Path) -> None:

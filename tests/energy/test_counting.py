@@ -238,8 +238,13 @@ def test_a_sample_costs_the_same_in_any_batch(cell):
         torch.testing.assert_close(counts, batch * one, rtol=0, atol=0, msg=lambda m, b=batch: f"{b}: {m}")
 
 
-def _encoded(x, weights):
-    return weights.encoder(x.permute(1, 0, 2)).mean(0)
+@pytest.mark.parametrize("product", ["bgk,gkn->bgn", "bgk,ogk->bgo", "bhgk,gkn->bhgn"])
+def test_products_by_group_in_any_batch(product):
+    network = Call(lambda x: torch.einsum(product, x, network.weight))
+    network.weight = nn.Parameter(torch.randn(4, 6, 6) if "o" not in product else torch.randn(6, 4, 6))
+    shape = (3, 4, 6) if "h" in product else (4, 6)
+    for batch in (1, 2, 4, 5, 8):
+        assert counted(network, torch.randn(batch, *shape))["weights_read"] == batch * 4 * 6 * 6
 
 
 LAYOUTS = {
@@ -249,6 +254,7 @@ LAYOUTS = {
     "time steps first": lambda x, w: w.linear(w.linear(x[:, 0].unsqueeze(0).expand(12, -1, -1).clone())).mean(0),
     "time steps repeated": lambda x, w: w.linear(x[:, 0].repeat(12, 1, 1) * 1),
     "time steps in rows": lambda x, w: w.linear(x[:, 0].repeat(12, 1)),
+    "time steps in rows, with an axis more": lambda x, w: w.linear(x[:, 0].repeat(12, 1).unsqueeze(1)),
     "time steps stacked": lambda x, w: w.linear(torch.stack([x[:, 0], x[:, 1], x[:, 2]])),
     "heads put together": lambda x, w: w.linear(x.transpose(0, 1).contiguous().unflatten(2, (2, 2)).flatten(2)),
     "encoder, samples first": lambda x, w: w.linear(w.first(x)[:, 0]),
@@ -256,7 +262,7 @@ LAYOUTS = {
     "token after attention": lambda x, w: w.linear(w.attention(x, x, x, need_weights=False)[0][:, 0]),
     "queries repeated": lambda x, w: w.linear(w.b.repeat(len(x), 3, 1)).sum(1) + x[:, 0],
     "time steps put together": lambda x, w: w.linear(torch.cat([x[:, 0], x[:, 1]])),
-    "encoder": _encoded,
+    "encoder": lambda x, w: w.encoder(x.permute(1, 0, 2)).mean(0),
     "weights repeated": lambda x, w: torch.bmm(x, w.a.repeat(len(x), 1, 1)),
     "weights expanded": lambda x, w: torch.bmm(x, w.a.expand(len(x), -1, -1)),
     "weights stacked": lambda x, w: torch.bmm(x, torch.stack([w.a] * len(x))),

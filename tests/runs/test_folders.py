@@ -110,9 +110,11 @@ def test_a_warning_says_whether_there_is_a_checkpoint(monkeypatch: pytest.Monkey
         with pytest.warns(UserWarning, match="training goes on, and there is none yet"):
             writer.save_checkpoint({"epoch": 1}, "memory://up/a.ckpt")
     writer.save_checkpoint({"epoch": 2}, "memory://up/a.ckpt")
-    monkeypatch.setattr(MemoryFileSystem, "open", down)
-    with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
-        writer.save_checkpoint({"epoch": 3}, "memory://up/a.ckpt")
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "open", down)
+        with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
+            writer.save_checkpoint({"epoch": 3}, "memory://up/a.ckpt")
+    assert writer.load_checkpoint("memory://up/a.ckpt") == {"epoch": 2}
 
 
 def test_after_a_resume_there_is_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
