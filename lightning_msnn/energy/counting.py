@@ -21,8 +21,8 @@ A module reads its weights once in a call, however many steps of a recurrence it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_msnn.energy.profiles import COLUMN, FIELDS
-from lightning_msnn.energy.rules import FACTORIES, FREE, FUNCTIONS, RULES, UNKNOWN, Call, Known, Rule, known
+from lightning_msnn.energy.rules import FACTORIES, FREE, FUNCTIONS, RANDOM, RULES, UNKNOWN, Call, Known, Rule, known
 from lightning_msnn.errors import ConfigurationError, choose
 
 __all__ = ["OperationCounter", "Record", "count_operations", "layer_names", "parameters_of_layers"]
@@ -89,19 +89,24 @@ def layer_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def parameters_of_layers(model: nn.Module) -> Tensor:
-    """Parameters of each layer without those of its children, int64, in that order; those kept as buffers too."""
-    numbers = []
+    """Parameters of each layer without those of its children, int64, in that order; those kept as buffers too.
+
+    Parameters that layers share are those of the first of them.
+    """
+    numbers, seen = [], set[Tensor]()
     for module in model.modules():
         kept = [b for name, b in module.named_buffers(recurse=False) if name in ("weight", "bias")]
-        numbers.append(sum(x.numel() for x in (*module.parameters(recurse=False), *kept)))
+        own = {*module.parameters(recurse=False), *kept} - seen
+        seen |= own
+        numbers.append(sum(x.numel() for x in own))
     return torch.tensor(numbers, dtype=torch.int64)
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    """Tensors in arguments or outputs, in lists, tuples and dictionaries too; faster than a general tree."""
+    """Tensors in arguments or outputs, in lists, tuples and mappings too; faster than a general tree."""
     if isinstance(values, Tensor):
         return [values]
-    if isinstance(values, dict):
+    if isinstance(values, Mapping):
         values = values.values()
     elif not isinstance(values, list | tuple):
         return []
@@ -109,7 +114,7 @@ def _tensors(values: Any) -> list[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
-        elif isinstance(value, list | tuple | dict):
+        elif isinstance(value, list | tuple | Mapping):
             found += _tensors(value)
     return found
 
@@ -145,12 +150,17 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name not in FUNCTIONS or not self.counter.takes(name, args, kwargs):
+        if name == "linear":  # by position, as rules read it
+            args, kwargs = (
+                (*args, *(kwargs[key] for key in ("input", "weight", "bias")[len(args) :] if key in kwargs)),
+                {},
+            )
+        if name not in FUNCTIONS or not self.counter.takes(name, args):
             return func(*args, **kwargs)
-        with _disable_current_modes():  # what it is made of is counted already
+        with self.counter.pause():  # what it is made of is counted already
             out = func(*args, **kwargs)
-            with torch.no_grad():
-                self.counter.count(name, FUNCTIONS[name], args, kwargs, out)
+        with torch.no_grad(), _disable_current_modes():
+            self.counter.count(name, FUNCTIONS[name], args, kwargs, out)
         return out
 
 
@@ -164,8 +174,9 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        known = func.is_view or name in FREE or name in RULES or name.rstrip("_") in RULES
-        if not known and func.namespace == "aten":
+        # Composed operations, views too, arrive in inference mode alone: counted by what they are of, as elsewhere.
+        known = name in FREE or name in RULES or name.rstrip("_") in RULES
+        if not known and not self.counter.paused and func.namespace == "aten":
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -202,12 +213,15 @@ class OperationCounter:
                 )
         self.model = model
         self.operations = operations
-        self.layers = layer_names(model)
         self._handles: list[Any] = []
         self._reset()
 
     def _reset(self) -> None:
+        self.layers = layer_names(self.model)
         self.samples = 0
+        self.paused = False
+        # Buffers as they are before anything runs: those that are written to or replaced are state, and no weights.
+        self._buffers = [(b, b._version) for b in self.model.buffers() if not b.is_inference()]
         self._numbers: Counter[tuple[int, str]] = Counter()
         self._tensors: dict[tuple[int, str], Tensor] = {}
         self._uncounted: Counter[str] = Counter()
@@ -225,8 +239,17 @@ class OperationCounter:
     # Hooks
 
     def __enter__(self) -> OperationCounter:
-        """Begin with no counts."""
+        """Begin with no counts.
+
+        Raises:
+            ConfigurationError: If weights are on the meta device, where nothing is computed.
+        """
         self._reset()
+        if any(weight.is_meta for weight in self.model.parameters()):
+            raise ConfigurationError(
+                f"operations of a {type(self.model).__name__} on the meta device cannot be counted: spikes have no "
+                "values there; load its weights"
+            )
         kinds = {module: _kind(module) for module in self.model.modules()}
         firing = {m for m, kind in kinds.items() if kind == "neuron" and not hasattr(m, "decay")}
         for row, (module, kind) in enumerate(kinds.items()):
@@ -256,7 +279,9 @@ class OperationCounter:
             samples = len(tensors[0]) if tensors and tensors[0].dim() else 1
             self.samples += samples
             self._batch = self._whole = max(1, samples)
-            self._kept = [x for x in (*module.parameters(), *module.buffers()) if x.numel()]  # also if it is replaced
+            written = {id(b): b._version != version for b, version in self._buffers}
+            weights = [*module.parameters(), *(b for b in module.buffers() if not written.get(id(b), True))]
+            self._kept = [x for x in weights if x.numel()]  # also if it is replaced
             self._constants = {x.untyped_storage().data_ptr() for x in self._kept}
             torch.clear_autocast_cache()  # of weights in another type, whose making shows that they are constants
             self._modes = ExitStack()
@@ -347,17 +372,26 @@ class OperationCounter:
     def _constant(self, x: Tensor) -> bool:
         return x.numel() == 0 or x.untyped_storage().data_ptr() in self._constants
 
-    def takes(self, name: str, args: Any, kwargs: Any) -> bool:
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave operations uncounted, while they stay seen by other modes."""
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = False
+
+    def takes(self, name: str, args: Any) -> bool:
         """Whether a function is counted as a whole: a linear layer only where its weights are parameters."""
         if self._modes is None or not self._stack:
             return False
-        return name != "linear" or [self._constant(x) for x in _tensors([*args, *kwargs.values()])[:2]] == [False, True]
+        return name != "linear" or [self._constant(x) for x in args[:2]] == [False, True]
 
     def count(self, name: str, rule: Rule, args: Any, kwargs: Any, out: Any, written: bool = False) -> None:
         """Add what a rule says of a call, which may have written into its inputs, to the layer that runs."""
         row = self._stack[-1][0]
         inputs = _tensors([*args, *kwargs.values()])
-        call = self._call(name, args, inputs, out)
+        call = self._call(name, args, kwargs, out)
         amounts = rule(call)
         self._know(call, rule, _tensors(out), written)
         if isinstance(amounts, str):
@@ -370,9 +404,9 @@ class OperationCounter:
             self._read[-1] |= weights
         self._add(row, **amounts)
 
-    def _call(self, name: str, args: Any, inputs: list[Tensor], out: Any, view: bool = False) -> Call:
-        kind = self._stack[-1][1]
-        return Call(name, args, inputs, _tensors(out)[0], self._batch, kind, self._constant, self._known, view)
+    def _call(self, name: str, args: Any, kwargs: Any, out: Any, view: bool = False) -> Call:
+        kind, inputs = self._stack[-1][1], _tensors([*args, *kwargs.values()])
+        return Call(name, args, kwargs, inputs, _tensors(out)[0], self._batch, kind, self._constant, self._known, view)
 
     def _known(self, x: Tensor) -> Known:
         """What is known of a tensor, unless its memory was written into since."""
@@ -392,24 +426,24 @@ class OperationCounter:
 
     def dispatched(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Count an operation, given its arguments and what it returned."""
-        if self._modes is None or not self._stack:
+        if self._modes is None or not self._stack or self.paused:
             return
         name = func.overloadpacket.__name__
         inputs, outputs = _tensors([*args, *kwargs.values()]), _tensors(out)
         view = func.is_view or name == "_unsafe_view"
         written: bool = func._schema.is_mutable
-        if name in FACTORIES or all(map(self._constant, inputs)):
+        if name in FACTORIES or (name not in RANDOM and all(map(self._constant, inputs))):
             # Computed from parameters alone: a constant at inference. It is kept, so that its memory is not another's.
             self._constants.update(x.untyped_storage().data_ptr() for x in outputs if x.numel())
             self._kept += outputs
             if outputs:
-                self._know(self._call(name, args, inputs, outputs, view), None, outputs, written)
+                self._know(self._call(name, args, kwargs, outputs, view), None, outputs, written)
             return
         if written:  # what is written into a constant makes it one no longer
             self._constants.difference_update(x.untyped_storage().data_ptr() for x in outputs)
         if func.is_view or name in FREE or all(x.dim() == 0 for x in outputs):
             if outputs:
-                self._know(self._call(name, args, inputs, outputs, view), None, outputs, written)
+                self._know(self._call(name, args, kwargs, outputs, view), None, outputs, written)
             return
         name = name if name in RULES else name.rstrip("_")
         self.count(name, RULES.get(name, _unknown), args, kwargs, out, written)

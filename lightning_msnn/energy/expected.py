@@ -210,8 +210,10 @@ class EnergyLaw(CostOfRates):
 def _forced(i: int, fires: Callable[[int, Tensor], Tensor]) -> Callable[..., Tensor]:
     """A forward hook that puts other spikes in the place of a layer's."""
 
-    def force(module: nn.Module, given: Any, spikes: Tensor) -> Tensor:
+    def force(module: nn.Module, given: Any, output: Any) -> Any:
         with _disable_current_modes():  # else the counter takes what is made of nothing but numbers for weights
-            return fires(i, spikes)
+            if isinstance(output, Tensor):
+                return fires(i, output)
+            return (fires(i, output[0]), *output[1:])  # spikes, and then the state
 
     return force

@@ -19,6 +19,7 @@ from lightning_msnn.energy.pictures import draw_energy, draw_spike_rates, draw_w
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE, FIELDS, KINDS, PROFILES, TRANSCENDENTAL, profile
 from lightning_msnn.energy.sampling import SAMPLES
 from lightning_msnn.energy.summary import NETWORK, comparison_rows, factor_sentence, summarize
+from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["compare", "page"]
 
@@ -68,6 +69,8 @@ def _gather(batches: Iterable[Any], samples: int) -> list[Any]:
         found += len(next(x for x in flat if isinstance(x, Tensor)))
         if found >= samples:
             break
+    if not found:
+        raise ConfigurationError("operations are counted on samples, but the data has none")
     whole = [torch.cat(x)[:samples] if isinstance(x[0], Tensor) else x[0] for x in zip(*leaves, strict=True)]
     return [
         tree_unflatten([x[i : i + CHUNK] if isinstance(x, Tensor) else x for x in whole], spec)
@@ -95,6 +98,9 @@ def compare(
 
     Returns:
         Records and networks by the title of their column, the network's own first.
+
+    Raises:
+        ConfigurationError: If there are no samples.
     """
     chunks = _gather(batches, samples)
     images = torch.cat([next(x for x in tree_leaves(chunk) if isinstance(x, Tensor)) for chunk in chunks])

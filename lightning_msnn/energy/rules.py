@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_msnn.energy.profiles import TRANSCENDENTAL
 
-__all__ = ["FACTORIES", "FREE", "FUNCTIONS", "RULES", "UNKNOWN", "Call", "Known", "known"]
+__all__ = ["FACTORIES", "FREE", "FUNCTIONS", "RANDOM", "RULES", "UNKNOWN", "Call", "Known", "known"]
 
 Amounts = dict[str, int | Tensor]
 
@@ -31,7 +31,7 @@ class Known:
 
     Args:
         channels: Of what synapses have added up, also scaled or with a bias, how many; else 0.
-        spikes: Whether it is the result of a comparison.
+        spikes: Whether it is the result of a comparison, also scaled, clamped or selected by one.
         border: Sizes of a border of zeros, as :func:`torch.nn.functional.pad` takes them, none below 0.
         distinct: Of a constant, how many values of parameters it is made of: those that it repeats, as for each
             sample, count once. None for all that it holds.
@@ -55,7 +55,8 @@ class Call:
 
     Args:
         name: Name of the operation, without the underscore of one that works in place.
-        args: Its arguments.
+        args: Its arguments by position.
+        options: Its arguments by keyword.
         inputs: The tensors among them.
         out: The tensor that it returned, the first of several.
         batch: Samples that go through the network.
@@ -68,6 +69,7 @@ class Call:
 
     name: str
     args: Any
+    options: dict[str, Any]
     inputs: Sequence[Tensor]
     out: Tensor
     batch: int
@@ -180,7 +182,11 @@ def _reach(
 
 def _convolution(call: Call) -> Amounts:
     x, weight, _, stride, padding, dilation, transposed, _, groups = call.args[:9]
-    axes = x.dim() - 2
+    axes, samples, fan_out = x.dim() - 2, call.batch, call.out.shape[1] // groups
+    if not call.constant(weight):  # made by the network: read as often as they are there
+        samples = 1
+        if len(x) == 1 and groups % call.batch == 0:  # kernels of their own for each sample, as groups
+            x = x.view(call.batch, -1, *x.shape[2:])
     stride, padding, dilation = (list(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation))
     zeros = (*call.known(x).border, *[0] * (2 * axes))[: 2 * axes]  # from the last axis to the first
     before = [min(n, size) for n, size in zip(zeros[-2::-2], x.shape[2:], strict=True)]
@@ -192,8 +198,8 @@ def _convolution(call: Call) -> Amounts:
     places = torch.ones((), dtype=torch.int64, device=x.device)
     for axis in reached:
         places = places.unsqueeze(-1) * torch.tensor(axis, dtype=torch.int64, device=x.device)
-    fan_out = call.out.shape[1] // groups
     values = (x != 0).sum(1)
+    outputs, met = call.out.numel() // len(x), weight.shape[0] * weight.shape[1] * math.prod(taps)
     inside = (size - b - a for size, b, a in zip(x.shape[2:], before, after, strict=True))
     return _synapse(
         x,
@@ -201,9 +207,9 @@ def _convolution(call: Call) -> Amounts:
         values.flatten(1).sum(1),
         (values * places).flatten(1).sum(1) * fan_out,
         dense=x.shape[1] * fan_out * math.prod(map(sum, reached)),
-        outputs=call.out[0].numel(),
-        weights=weight.shape[0] * weight.shape[1] * math.prod(taps) * call.batch,
-        kernels=call.out.shape[1] * math.prod(weight.shape[2:]),
+        outputs=outputs,
+        weights=min(met, _distinct(call, weight)) * samples,
+        kernels=outputs // math.prod(call.out.shape[2:]) * math.prod(weight.shape[2:]),
     )
 
 
@@ -248,11 +254,20 @@ def _matmul(call: Call) -> Amounts:
     if call.constant(a):
         a, b = b.transpose(-1, -2), a.transpose(-1, -2)
         steps = steps if a.dim() == 3 else ""
+    added = _added(call)
     if not call.constant(b):
-        return _product(a, b, call.batch)
+        return _sum(_product(a, b, call.batch), added)
     if a.dim() == 3 and len(a) % call.batch:  # groups, and then samples
         steps = "axis"
-    return _rows(_by_sample(a, call.batch, steps), distinct * call.batch, b.shape[-1])
+    return _sum(_rows(_by_sample(a, call.batch, steps), distinct * call.batch, b.shape[-1]), added)
+
+
+def _added(call: Call) -> Amounts:
+    """Amounts of what is added to a product in the same operation, where it is no bias, and of scaling both."""
+    if "add" not in call.name or call.constant(call.args[0]):
+        return {}
+    scaled = sum(call.options.get(name, 1) != 1 for name in ("alpha", "beta"))
+    return {"additions": call.out.numel(), "multiplications": call.out.numel() * scaled}
 
 
 def _product(a: Tensor, b: Tensor, batch: int) -> Amounts:
@@ -308,7 +323,8 @@ def _recurrent(call: Call) -> Amounts | str:
     """Amounts of a recurrent layer called as torch's function: ``x, h, weights, has_biases, layers, ...``."""
     if isinstance(call.args[1], Tensor) and call.args[1].dim() == 1:  # lengths, where h is else
         return f"{call.name} of a packed sequence"
-    x, _, weights, _, layers, _, _, bidirectional, batch_first = call.args
+    x, state, weights, _, layers, _, _, bidirectional, batch_first = call.args
+    begin = state if isinstance(state, Tensor) else state[0]  # h, (layers and directions, samples, hidden)
     x, read = (x, call.out) if batch_first else (x.transpose(0, 1), call.out.transpose(0, 1))
     gates, additions, multiplications = _CELLS[call.name]
     directions = 2 if bidirectional else 1
@@ -333,13 +349,14 @@ def _recurrent(call: Call) -> Amounts | str:
     between = analogue(values * fan_out, values * fan_out, directions * hidden * fan_out, values, outputs)
     parts += [between] * (layers - 1)
     for layer in range(layers):
-        # The recurrent product: h is analogue, and zero before the first step; only the last layer's is seen.
+        # The recurrent product: h is analogue; after the first step only the last layer's is seen.
         products = places * hidden * fan_out
         effective: int | Tensor = products // x.shape[1] * (x.shape[1] - 1)
         if layer == layers - 1:
             forward, backward = read[:, :-1, :hidden], read[:, 1:, hidden:]
             effective = ((forward != 0).sum() + (backward != 0).sum()) * (gates * units)
-        parts.append(analogue(products, effective, hidden * fan_out, values, outputs))
+        first = (begin[layer * directions : (layer + 1) * directions] != 0).sum() * (gates * units)
+        parts.append(analogue(products, first + effective, hidden * fan_out, values, outputs))
         if hidden < units:
             parts.append(analogue(each * hidden, each * hidden, directions * units * hidden, each, values))
         parts.append({"additions": each * additions, "multiplications": each * multiplications})
@@ -351,7 +368,7 @@ def _recurrent(call: Call) -> Amounts | str:
 # Element-wise operations: additions (comparisons included) and multiplications for each element of the output.
 _ADDITIONS = _names(
     "add sub rsub neg abs relu clamp clamp_min clamp_max hardtanh maximum minimum sign ge gt le lt eq ne threshold "
-    "floor ceil round leaky_relu"
+    "floor ceil round leaky_relu heaviside"
 )
 _MULTIPLICATIONS = _names("mul div pow sqrt rsqrt reciprocal square leaky_relu")
 _TRANSCENDENTALS = _names("exp expm1 exp2 log log1p log2 sin cos tan tanh sigmoid erf gelu silu softplus elu mish atan")
@@ -365,20 +382,27 @@ _ELEMENTWISE: dict[str, tuple[int, int]] = {
     "addcmul": (1, 2),
     "lerp": (2, 1),
     "_softmax": (2, TRANSCENDENTAL + 1),
+    "_safe_softmax": (2, TRANSCENDENTAL + 1),
     "_log_softmax": (3, TRANSCENDENTAL),
     "native_layer_norm": (3, 3),
     "native_group_norm": (3, 3),
+    "upsample_linear1d": (1, 2),
+    "upsample_bilinear2d": (3, 4),
+    "upsample_trilinear3d": (7, 8),
+    "upsample_bicubic2d": (15, 16),
 }
 
 
 def _elementwise(call: Call) -> Amounts:
     additions, multiplications = _ELEMENTWISE[call.name]
     size, varying = call.out.numel(), call.varying
+    scaled = call.name in ("add", "sub") and call.options.get("alpha", 1) != 1
+    multiplications += scaled
     if call.kind == "omega":
         return {"omega_operations": size * (additions + multiplications)}
     if call.kind == "neuron":
         # tau u is the update; adding the current to it is the other half, and what is left is firing and reset.
-        if call.name not in ("mul", "div") or len(varying) != 1 or call.known(varying[0]).spikes:
+        if not _is_update(call, scaled):
             return {}
         return {"membrane_updates": size, "values_read": size, "values_written": size}
     if call.kind == "carrier" and call.name in ("mul", "rsub"):
@@ -394,9 +418,32 @@ def _elementwise(call: Call) -> Amounts:
     return {"additions": size * additions, "multiplications": size * multiplications, **traffic}
 
 
+def _is_update(call: Call, scaled: bool) -> bool:
+    """Whether an operation in a neuron scales a membrane, by itself or (``scaled``) as it is added to a current."""
+    if call.name == "lerp":
+        return True
+    if scaled or call.name == "addcmul":
+        factors = [x for x in call.varying if x is not call.inputs[0]]
+    else:
+        factors = call.varying if call.name in ("mul", "div") else []
+    return len(factors) == 1 and not call.known(factors[0]).spikes
+
+
+def _batch_norm(call: Call) -> Amounts:
+    """Amounts of a batch norm: folded into its neighbour, unless it has no running statistics."""
+    if isinstance(call.args[3], Tensor):
+        return {}
+    additions, multiplications = _ELEMENTWISE["native_group_norm"]
+    return {"additions": call.out.numel() * additions, "multiplications": call.out.numel() * multiplications}
+
+
 def _reduction(call: Call) -> Amounts:
     x, size = call.args[0], call.out.numel()
     additions = max(0, x.numel() - size)
+    if "adaptive" in call.name:  # pieces that may overlap: from the floor of where one begins to the ceiling of its end
+        axes = zip(x.shape[-len(call.args[1]) :], call.out.shape[-len(call.args[1]) :], strict=True)
+        pieces = (sum(-(-(i + 1) * n // m) - i * n // m for i in range(m)) for n, m in axes)
+        additions = math.prod(x.shape[: -len(call.args[1])]) * math.prod(pieces) - size
     if call.name.startswith(("avg_pool", "max_pool")):
         window = call.args[1] if isinstance(call.args[1], list | tuple) else [call.args[1]]
         area = math.prod(window) if len(window) == x.dim() - 2 else window[0] ** (x.dim() - 2)
@@ -418,8 +465,13 @@ def _sources(call: Call) -> int | None:
     """How many values of parameters a constant that is computed from constants is made of."""
     weights = [x for x in call.inputs if x.is_floating_point()] or call.inputs  # places are no weights
     size, rule = call.out.numel(), RULES.get(call.name, RULES.get(call.name.rstrip("_")))
+    if call.name in _FILLED:
+        return 1
     if not weights:
         return None
+    if call.name in _LOOKUPS:  # what places repeat, what is found there repeats
+        places = [x for x in call.inputs if not x.is_floating_point()]
+        return size // max([1, *(x.numel() // max(1, _distinct(call, x)) for x in places)])
     if rule is _matmul:  # what a factor repeats, the product repeats
         return size // max(max(1, x.numel() // max(1, _distinct(call, x))) for x in weights)
     if rule is _elementwise:
@@ -479,6 +531,14 @@ def _steps(call: Call) -> str:
         if call.name == "repeat" and len(out) > len(x):
             return "rows"
     follow = _steps_of_view if call.view else _steps_of_copy
+    axes = call.args[1] if len(call.args) > 1 else None
+    if call.name in _INSIDE and isinstance(axes, int | list | tuple):  # axes taken away or made: a sample's own
+        rank = max(x.dim(), out.dim())
+        return (
+            before
+            if all(axis % rank > (before == "axis") for axis in ([axes] if isinstance(axes, int) else axes))
+            else ""
+        )
     return next(filter(None, (follow(x, call.known(x).steps, out, call.batch) for x in call.varying)), "")
 
 
@@ -516,25 +576,35 @@ def known(call: Call, rule: Rule | None) -> Known:
         call: The operation; of one that is free, with its inputs as they are.
         rule: Its rule, if it has one.
     """
-    if not call.varying:
+    if not call.varying or call.name in _FILLED:
         return Known(distinct=_sources(call))
     single = call.known(call.varying[0]) if len(call.varying) == 1 else UNKNOWN
     copied = call.view or call.name in _COPIES
     scaled = copied or call.name in ("mul", "div", "add", "sub")
     return Known(
         channels=_channels(call, rule) or (single.channels if scaled else 0),
-        spikes=call.name in _COMPARISONS or (single.spikes and (copied or call.name == "rsub")),
+        spikes=call.name in _COMPARISONS
+        or ((copied or call.name in _SELECTIONS) and all(call.known(x).spikes for x in call.varying)),
         border=_border(call) if single.border or call.name == "constant_pad_nd" else (),
         steps=_steps(call),
     )
 
 
-_COMPARISONS = _names("ge gt le lt eq ne logical_and logical_or logical_not")
+_COMPARISONS = _names("ge gt le lt eq ne heaviside logical_and logical_or logical_not")
 _COPIES = _names("_to_copy clone")
+_SELECTIONS = _names("mul rsub where masked_fill clamp clamp_min clamp_max")
+_FILLED = _names("full full_like new_full new_ones new_zeros ones ones_like zeros zeros_like")
+_LOOKUPS = _names("embedding gather index index_select")
+_INSIDE = _names("mean sum amax amin max min stack")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     "convolution": _convolution,
+    **dict.fromkeys(
+        _names("batch_norm native_batch_norm cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update"),
+        _batch_norm,
+    ),
+    **dict.fromkeys(_names("_native_batch_norm_legit _native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(_names("mm bmm mv dot addmm baddbmm addmv"), _matmul),
     **dict.fromkeys(
         _names(
@@ -558,18 +628,20 @@ FUNCTIONS: dict[str, Rule] = {"linear": _linear, **dict.fromkeys(_CELLS, _recurr
 
 FREE = _names(
     """
-    _batch_norm_no_update _batch_norm_with_update _local_scalar_dense _native_batch_norm_legit
-    _native_batch_norm_legit_no_training _reshape_alias _reshape_copy _to_copy _unsafe_view arange
-    as_strided_ batch_norm bernoulli_ bitwise_and bitwise_not bitwise_or cat clone constant_pad_nd contiguous
-    copy copy_ cudnn_batch_norm detach_ embedding empty empty_like empty_strided fill fill_ flip full
-    full_like gather im2col index index_select isfinite lift_fresh linspace logical_and logical_not
-    logical_or masked_fill native_batch_norm native_dropout new_empty new_empty_strided new_full new_ones
-    new_zeros ones ones_like pixel_shuffle reflection_pad2d repeat replication_pad2d resize_ roll
-    scalar_tensor split_with_sizes_copy squeeze_ stack swapaxes_ t_ transpose_ tril triu unbind_copy unfold
-    unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze_ where zero_ zeros zeros_like
+    _local_scalar_dense _reshape_copy _to_copy _unsafe_index _unsafe_view arange as_strided_ bernoulli bernoulli_
+    bitwise_and bitwise_not bitwise_or cat channel_shuffle clone constant_pad_nd copy copy_ detach_ embedding empty
+    empty_like empty_strided fill fill_ flip full full_like gather im2col index index_select isfinite linspace
+    logical_and logical_not logical_or masked_fill native_dropout new_empty new_empty_strided new_full new_ones
+    new_zeros ones ones_like pixel_shuffle pixel_unshuffle rand rand_like randn randn_like reflection_pad2d repeat
+    replication_pad2d resize_ roll scalar_tensor split_with_sizes_copy squeeze_ stack swapaxes_ t_ transpose_ tril triu
+    unbind_copy unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze_ upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d where zero_ zeros zeros_like
     """
 )
-"""What moves or makes values, folds into a neighbour at inference, or exists in training alone."""
+"""What moves or makes values, or exists in training alone."""
 
 FACTORIES = frozenset(n for n in FREE if n.startswith(("new_", "zeros", "ones", "full", "empty", "arange")))
 """What makes values of nothing but numbers: constants."""
+
+RANDOM = _names("bernoulli rand rand_like randn randn_like")
+"""What makes other values each time: no constants."""

@@ -20,6 +20,7 @@ from lightning_msnn.energy import (
 )
 from lightning_msnn.energy.profiles import COLUMN, FIELDS
 from lightning_msnn.energy.report import compare
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import Neuron, Spike
 
 
@@ -125,3 +126,9 @@ def test_networks_with_several_inputs_are_compared():
     records, _ = compare(Two(), lambda images: {}, batches, 4)
     assert records[NETWORK].samples == 4
     assert records[NETWORK].total("multiply_accumulates") == 4 * 2 * 5 * 4
+
+
+@pytest.mark.parametrize("batches", [[], [torch.zeros(0, 3, 16, 16)]])
+def test_nothing_to_compare_is_refused(batches):
+    with pytest.raises(ConfigurationError, match="has none"):
+        compare(nn.Flatten(), lambda images: {}, batches)

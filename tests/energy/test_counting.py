@@ -1,13 +1,16 @@
 """The counting engine: by hand, against brute force, and on every registered network."""
 
 import copy
-from collections import OrderedDict
+from collections import OrderedDict, UserDict
+from functools import partial
 
 import pytest
 import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_msnn.energy import OperationCounter, count_operations, energy
 from lightning_msnn.energy.profiles import FIELDS, TRANSCENDENTAL
@@ -800,6 +803,8 @@ def test_compiled_networks_are_refused():
     model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ConfigurationError, match="compiled or scripted"):
         OperationCounter(torch.compile(model))
+    with pytest.raises(ConfigurationError, match="meta device"), OperationCounter(model.to("meta")):
+        pass
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
@@ -811,3 +816,206 @@ def test_networks_of_others(name):
     assert record.total("neurons") == record.total("spikes") == record.total("accumulates") == 0
     assert record.total("multiply_accumulates") == record.total("dense") > 1e6
     assert not record.uncounted
+
+
+class Leaky(nn.Module):
+    """Neurons that keep their membrane and spikes, as buffers or not."""
+
+    threshold = 0.5
+
+    def __init__(self, buffers):
+        super().__init__()
+        for name in ("mem", "spk"):
+            if buffers:
+                self.register_buffer(name, torch.zeros(2, 6), persistent=False)
+            else:
+                setattr(self, name, torch.zeros(2, 6))
+
+    def forward(self, x):
+        self.mem = 0.9 * self.mem * (1 - self.spk) + x
+        self.spk = (self.mem >= self.threshold).float()
+        return self.spk
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_state_in_buffers_is_no_weight(inference):
+    counts = []
+    for buffers in (False, True):
+        fire, linear, back = Leaky(buffers), nn.Linear(4, 6), nn.Linear(6, 6)
+        with torch.no_grad():
+            for parameter in (*linear.parameters(), *back.parameters()):
+                parameter.fill_(0.1)
+        network = Call(lambda x, s=(linear, back, fire): s[2](s[0](x) + s[1](s[2].spk)), linear, back, fire)
+        with OperationCounter(network) as counter, torch.inference_mode(inference):
+            for _ in range(3):
+                network(torch.ones(2, 4))
+        record = counter.record()
+        counts.append({name: record.total(name) for name in ("dense", "membrane_updates", "weights_read")})
+    # The zeros that a buffer begins with are known, so that what they would cost is not counted.
+    assert counts[1] == {"dense": 2 * (3 * 24 + 2 * 36), "membrane_updates": 2 * 2 * 6, "weights_read": 2 * (72 + 72)}
+    assert counts[0]["dense"] == 2 * 3 * (24 + 36)
+
+
+def test_state_that_is_written_in_place_is_no_weight():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("h", torch.zeros(2, 4))
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            out = self.linear(self.h)
+            self.h.copy_(x)
+            return out
+
+    with torch.no_grad(), OperationCounter(network := Keeps()) as counter:
+        for _ in range(3):
+            network(torch.randn(2, 4))
+    assert counter.record().total("dense") == 2 * 2 * 16
+
+
+MADE = {
+    "zeros": lambda x, w: w.linear(x.new_zeros(len(x), 3, 4) + x) + x.new_ones(len(x), 3, 4),
+    "a state of zeros": lambda x, w: w.linear(torch.tanh(w.linear(x) + w.second(torch.zeros_like(x)))),
+    "a product with ones": lambda x, w: torch.bmm(x, torch.ones(len(x), 4, 5)),
+    "a look-up of the same": lambda x, w: w.linear(x) + w.table(torch.full((len(x), 3), 1)),
+    "tokens reduced, steps first": lambda x, w: w.linear(x.unsqueeze(2).expand(-1, -1, 5, -1).transpose(0, 1).mean(2)),
+    "steps first, stacked": lambda x, w: w.linear(torch.stack([x.transpose(0, 1), x.transpose(0, 1)], -1).sum(-1)),
+    "steps first, copied": lambda x, w: w.linear(x.transpose(0, 1).contiguous()),
+    "kernels by sample": lambda x, w: F.conv1d(
+        x.reshape(1, -1, 4), w.second(x[:, :, 0].repeat(1, 2)[:, :4]).repeat(1, 3).reshape(-1, 3, 1), groups=len(x)
+    ),
+}
+
+
+@pytest.mark.parametrize("inference", [True, False])
+@pytest.mark.parametrize("name", MADE)
+def test_what_a_network_makes_costs_the_same_in_any_batch(name, inference):
+    """Also for a sample of spikes beside others, and where composed operations are seen as they are called."""
+    network = Call(lambda x: MADE[name](x, network))
+    network.linear, network.second, network.table = nn.Linear(4, 4), nn.Linear(4, 4), nn.Embedding(3, 4)
+    x = torch.rand(12, 3, 4)
+    x[::2] = 1.0
+    x[::3] = 0.0
+    with torch.inference_mode(inference):
+        alone = [count_operations(network, sample[None]).counts for sample in x]
+        for batch in (2, 3, 4, 5, 12):
+            counts = count_operations(network, x[:batch]).counts
+            assert torch.equal(counts, sum(alone[:batch])), batch
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda v: (v >= 0).float(),
+        lambda v: (v >= 0) * 1.0,
+        lambda v: torch.where(v >= 0, 1.0, 0.0),
+        lambda v: torch.zeros_like(v).masked_fill(v >= 0, 1.0),
+        lambda v: (v >= 0).float().clamp(0, 1),
+        lambda v: torch.heaviside(v, torch.ones(())),
+    ],
+)
+@pytest.mark.parametrize(
+    "decay",
+    [
+        lambda m, x: 0.9 * m + x,
+        lambda m, x: torch.add(x, m, alpha=0.9),
+        lambda m, x: torch.addcmul(x, m, torch.tensor(0.9)),
+        lambda m, x: torch.lerp(m, x, 0.1),
+    ],
+)
+def test_neurons_by_any_spelling(spell, decay):
+    """An update of the membrane for each neuron and step, whatever operations say so; a reset is none."""
+
+    class Spells(nn.Module):
+        threshold = 0.5
+
+        def forward(self, x):
+            mem, out = x * 1.0, []
+            for _ in range(3):
+                mem = decay(mem, x)
+                out.append(spell(mem - self.threshold))
+                mem = torch.sub(mem - out[-1] * self.threshold, out[-1], alpha=0.1)
+            return sum(out)
+
+    found = counted(Spells(), torch.rand(2, 5))
+    assert found["membrane_updates"] == 2 * 5 * (3 + 1), "that of the first line too"
+
+
+def test_normalisation_without_running_statistics_is_not_folded():
+    x = torch.randn(2, 4, 7, 7)
+    by_group = counted(nn.GroupNorm(4, 4), x)
+    assert counted(nn.InstanceNorm2d(4), x) == counted(nn.BatchNorm2d(4, track_running_stats=False), x) == by_group
+    assert not counted(nn.InstanceNorm2d(4, track_running_stats=True).eval(), x)
+    assert not counted(nn.BatchNorm2d(4), x)
+
+
+def test_a_recurrent_layer_reads_the_state_that_it_is_given():
+    x = torch.rand(2, 3, 4) + 0.5
+    state = torch.ones(1, 2, 5)
+    for layer, gates in ((nn.GRU(4, 5, batch_first=True), 3), (nn.LSTM(4, 5, batch_first=True), 4)):
+        first = (state, state) if gates == 4 else state
+        given, none = (counted(Call(lambda x, h=h, f=layer: f(x, h), layer), x) for h in (first, None))
+        more = given["effective_multiply_accumulates"] - none["effective_multiply_accumulates"]
+        assert more == 2 * 5 * 5 * gates
+
+
+def test_what_is_added_to_a_product_and_how_maps_are_resized():
+    a, b, c = torch.randn(2, 3), torch.randn(2, 4), torch.randn(3, 4)
+    sum_ = Call(lambda b, a, c: torch.addmm(b, a, c, alpha=0.5))
+    assert counted(sum_, b, a, c)["additions"] == counted(sum_, b, a, c)["multiplications"] == 8
+    x = torch.rand(2, 3, 7, 7)
+    # Seven rows make five pieces of 2, 2, 3, 2 and 2.
+    assert counted(nn.AdaptiveAvgPool2d(5), x)["additions"] == 6 * (11 * 11 - 25)
+    with torch.inference_mode():
+        inference = counted(nn.Upsample(scale_factor=2, mode="bilinear"), x)
+    assert inference == counted(nn.Upsample(scale_factor=2, mode="bilinear"), x)
+    assert inference["additions"] == 3 * 6 * 14 * 14
+    assert not counted(nn.Upsample(scale_factor=2), x)
+
+
+def test_shared_and_repeated_weights_and_named_arguments():
+    linear, x = nn.Linear(4, 6), torch.randn(2, 4)
+    same = counted(linear, x)
+    assert counted(Call(lambda x: F.linear(x, bias=linear.bias, weight=linear.weight), linear), x) == same
+    tied = nn.Sequential(linear, nn.Linear(6, 6), nn.Linear(4, 6))
+    tied[2].weight = linear.weight
+    assert count_operations(nn.ModuleList(tied)[0], x).parameters.sum() == 30
+    record = count_operations(Call(lambda x: linear(x), tied), x)
+    assert record.parameters.sum() == sum(p.numel() for p in tied.parameters())
+    kernels = Call(lambda x: F.conv2d(x, kernels.one.expand(8, 3, 3, 3)))
+    kernels.one = nn.Parameter(torch.randn(1, 3, 3, 3))
+    assert counted(kernels, torch.randn(2, 3, 5, 5))["weights_read"] == 2 * 27
+    noise = counted(Call(lambda x: linear(torch.randn(2, 4)), linear), x)
+    assert noise["multiply_accumulates"] == 2 * 24
+
+
+def test_samples_are_found_in_any_mapping():
+    network = Call(lambda batch: linear(batch["x"]), linear := nn.Linear(4, 6))
+    batch = UserDict(x=torch.randn(3, 4))
+    assert count_operations(network, batch).samples == 3
+
+
+def test_other_modes_see_what_is_counted():
+    network, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(2, 4, requires_grad=True)
+    with FlopCounterMode(display=False) as flops:
+        network(x)
+        before = flops.get_total_flops()
+        with OperationCounter(network) as counter:
+            network(x)
+    assert flops.get_total_flops() == 2 * before > 0
+    assert counter.record().total("dense") == 2 * (24 + 12)
+    keep = partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default])
+    recomputed = Call(lambda x: checkpoint(network, x, use_reentrant=False, context_fn=keep), network)
+    with OperationCounter(recomputed):
+        recomputed(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_a_network_that_grows_between_contexts():
+    network = nn.Sequential(nn.Linear(4, 6))
+    counter = OperationCounter(network)
+    network.append(nn.Linear(6, 2))
+    with counter:
+        network(torch.randn(3, 4))
+    assert counter.record().layers == ("", "0", "1")

@@ -428,3 +428,24 @@ def test_cost_of_rates_of_all_and_of_none():
     assert set(cost.layers) <= {name for name, _ in network.named_modules()}
     with pytest.raises(ConfigurationError, match="has no layer of neurons"):
         CostOfRates(nn.Linear(3, 3), torch.randn(1, 3))
+
+
+def test_cost_of_rates_of_neurons_that_return_their_state_too():
+    class Fires(nn.Module):
+        threshold = 0.5
+
+        def forward(self, x):
+            return (x >= self.threshold).float(), x
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fire, self.linear = Fires(), nn.Linear(4, 6)
+
+        def forward(self, x):
+            spikes, _ = self.fire(x)
+            return self.linear(spikes)
+
+    cost = CostOfRates(Network(), torch.randn(1, 4))
+    assert (cost.layers, cost.most) == (["fire"], 24.0)
+    assert float(cost.accumulates({"fire": torch.tensor(0.5)})) == pytest.approx(12.0)
