@@ -343,6 +343,15 @@ class _Given:
         self.imports = import_files(_imports(pairs))
         for key, value_ in pairs:
             self._note(key.replace(".init_args.", ".") if key.startswith(("model.", "data.")) else key, value_)
+        self.help: list[str] = []
+        """The argument that asks for the help of a class, by default of the one that is given."""
+        for name, value, raw in self._parts:
+            section, _, rest = name.partition(".")
+            if section in BASES and rest == "help":
+                kind = self.classes[section] if value is None else _class(value, section)
+                self.help = [f"--{name}={_path(kind)}"]
+            elif rest.endswith("help"):
+                self.help = raw
 
     def _note(self, key: str, value: Any) -> None:
         section, _, rest = key.partition(".")
@@ -403,7 +412,7 @@ class _Given:
             rest = rest.partition(".")[0].removesuffix("+")
             if isinstance(content, dict):
                 parts += self._one_configuration(content)
-            elif section not in BASES or rest in ("help", "dict_kwargs", *_arguments(self.classes[section])):
+            elif section not in BASES or rest in ("dict_kwargs", *_arguments(self.classes[section])):
                 parts += raw
         last = {s: {"init_args": arguments} for s, arguments in back.items()} | {"run": {"imports": self.imports}}
         return parts + self._one_configuration(last)
@@ -543,12 +552,15 @@ class MSNNCLI(LightningCLI):
             raise ConfigurationError(f"the first argument must be one of {', '.join(verbs)}, not {args[0]!r}")
         verb = args[0]
         self._given = _Given(verbs[verb], args[1:])
+        if self._given.help:
+            parser.parse_args([verb, *self._given.help])  # which prints it, and exits
         back: dict[str, Any] = {}
         if (content := self._find_checkpoint(verb)) is not None:
             back = {"model": AT_THE_START}
             self._know_checkpoint(verb, content)
         elif verb != "fit":
             self._know_entry()
+            self._name = self._name_of_run()  # after the data of the entry
         self._given.settle()
         self._link(verbs[verb])
         try:
@@ -560,9 +572,16 @@ class MSNNCLI(LightningCLI):
         self._compare(verb)
         if verb == "fit" and self.config[verb].integer:
             raise ConfigurationError("integer is for validate, test and predict: a training has no integer weights")
+        if verb == "fit" and self.config[verb].get("lr_scheduler") and not self.config[verb].get("optimizer"):
+            raise ConfigurationError(
+                "lr_scheduler needs an optimizer beside it (--optimizer), whose rate it sets: the model's own has "
+                "model.schedule"
+            )
         seed = self.config[verb].seed_everything
         if not isinstance(seed, bool) and (seed is None or not 0 <= seed < 2**32):
             raise ConfigurationError(f"seed_everything must be true, false or an integer in [0, 2^32), not {seed}")
+        if self.config[verb].trainer.accumulate_grad_batches == 0:
+            raise ConfigurationError("trainer.accumulate_grad_batches must be at least 1, not 0")
         for name, kind in get_type_hints(Trainer.__init__).items():  # null gets past the parser
             if self.config[verb].trainer.get(name, 0) is None and type(None) not in get_args(kind):
                 raise ConfigurationError(f"trainer.{name} must be {getattr(kind, '__name__', kind)}, not null")
@@ -571,13 +590,7 @@ class MSNNCLI(LightningCLI):
         """Read the checkpoint that is given, before anything starts."""
         given = self._given.values
         path = given.get("ckpt_path")
-        name = given.get("run.name")
-        if _no(name):
-            kind = self._given.classes["model"]
-            network = given.get("model.network") or getattr(_arguments(kind).get("network"), "default", None)
-            name = f"{network or kind.__name__}_{self._given.classes['data'].__name__}".lower()
-            name = name.replace(".", "_").replace("/", "_")
-        self._name = str(name)
+        self._name = self._name_of_run()
         base = Path(str(given.get("run.folder", "runs"))) / self._name
         if path in ("best", "hpc") or (path == "last" and verb != "fit"):
             raise ConfigurationError(f"--ckpt_path {path} is not known to {verb}: give the path of a .ckpt file")
@@ -598,6 +611,15 @@ class MSNNCLI(LightningCLI):
             return None
         self._source = self._checkpoint = str(path)
         return read_checkpoint(str(path))
+
+    def _name_of_run(self) -> str:
+        """The run's name: by default network and data."""
+        name, kind = self._given.values.get("run.name"), self._given.classes["model"]
+        if not _no(name):
+            return str(name)
+        network = self._given.values.get("model.network") or getattr(_arguments(kind).get("network"), "default", None)
+        name = f"{network or kind.__name__}_{self._given.classes['data'].__name__}".lower()
+        return name.replace(".", "_").replace("/", "_")
 
     def _know_checkpoint(self, verb: str, content: dict[str, Any]) -> None:
         """Take model, data and preprocessing of a checkpoint where none are given."""
@@ -734,7 +756,10 @@ class MSNNCLI(LightningCLI):
             version = next(v for i in count() if not (base / (v := f"{verb}_{i}")).exists())
         _check_folder(base)
         if version is None and verb != "predict":
-            self._claimed = claim_version(base)
+            try:
+                self._claimed = claim_version(base)
+            except OSError as error:
+                raise ConfigurationError(f"cannot write to {str(base)!r}: {error.strerror}") from error
             version = self._claimed.version
         run = base if version is None else base / (version if isinstance(version, str) else f"version_{version}")
         for logger in loggers:
@@ -778,7 +803,8 @@ class MSNNCLI(LightningCLI):
                 first.append(ParameterSummary())
         chosen = any(isinstance(callback, ModelCheckpoint) for callback in given)
         if run.best is not None and checkpoints and verb == "fit" and not chosen:
-            then.append(BestCheckpoint(run.best, run.best_mode))
+            required = isinstance(self.model, tasks.Task) or "run.best" in self._given.values
+            then.append(BestCheckpoint(run.best, run.best_mode, required))
         kinds = tuple(type(callback) for callback in given)
         first, then = ([callback for callback in ours if not isinstance(callback, kinds)] for ours in (first, then))
         last: list[Callback] = [LastCheckpoint(run.every_n_steps)] if checkpoints else []
@@ -800,17 +826,20 @@ class MSNNCLI(LightningCLI):
         except TrainingError:
             raise
         except Exception as error:  # whatever the values in a file make Lightning and torch raise
-            said = _configuration_error(error) is not None or self._checkpoint is None
-            if said or not (_restores(error) or self._resumes()):
+            if _configuration_error(error) is not None:
                 raise
-            raise ConfigurationError(f"{self._checkpoint!r} cannot be restored: {_sentence(error)}") from error
+            if self._checkpoint is not None and (_restores(error) or self._begins()):
+                raise ConfigurationError(f"{self._checkpoint!r} cannot be restored: {_sentence(error)}") from error
+            if self._begins() and _raised_by_lightning(error):
+                raise ConfigurationError(f"the training cannot begin: {_sentence(error)}") from error
+            raise
 
     def _ours(self) -> bool:
         """Whether model and data are of this package; errors of other classes keep their traceback."""
         return all(kind.__module__.startswith("lightning_msnn.") for kind in self._given.classes.values())
 
-    def _resumes(self) -> bool:
-        """Whether a training of our classes is resumed and has not done a step yet, in which it takes up its state."""
+    def _begins(self) -> bool:
+        """Whether a training of our classes has not done a step yet, in which it takes up what it resumes."""
         records = [callback for callback in self.trainer.callbacks if isinstance(callback, _Record)]  # type: ignore[attr-defined]
         return self.subcommand == "fit" and self._ours() and not any(record.begun for record in records)
 
@@ -942,6 +971,14 @@ def _restores(error: BaseException) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself raised an error, as it does where options do not fit the data."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
 
 
 def _configuration_error(error: BaseException | None) -> ConfigurationError | None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lightning_msnn import data, zoo
 from lightning_msnn.energy import count_operations, synaptic_operations
 from lightning_msnn.energy.expected import EnergyLaw
-from lightning_msnn.errors import ConfigurationError, check_integer, choose
+from lightning_msnn.errors import ConfigurationError, check_device, check_integer, choose
 from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.models.weights import entries
 from lightning_msnn.tasks import SpikingClassifier
@@ -75,15 +75,6 @@ def _activations(task: SpikingClassifier, loss: Any) -> int:
         step = loss()  # alive while its tensors are told apart by their place
         del step
     return sum(kept.values())
-
-
-def _device(name: str) -> torch.device:
-    """A device that is there."""
-    try:
-        return torch.zeros(1, device=name).device
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigurationError(f"device {name!r} cannot be used here: {reason}") from error
 
 
 def _data(network: str, kind: str | None, root: str | None, batch_size: int, image_size: int | None) -> Any:
@@ -140,7 +131,7 @@ def describe(
     check_integer("batch_size", batch_size, 2)
     check_integer("steps", steps, 1)
     choose({"32-true": 1, "bf16-mixed": 1}, precision, "precision")
-    on = _device(device)
+    on = check_device(device)
     network = {name.replace(".", "_"): name for name in entries()}.get(network, network)
     datamodule = _data(network, kind, root, batch_size, image_size)
     datamodule.check("fit")

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import NoReturn, TypeVar
 
+import torch
+
 __all__ = [
     "ConfigurationError",
     "TrainingError",
     "UnknownNameError",
     "VerbParser",
     "brief",
+    "check_device",
     "check_integer",
     "check_number",
     "check_yaml",
@@ -157,3 +160,12 @@ def check_yaml(text: str, largest: int = 100_000, deepest: int = 50) -> None:
             raise ConfigurationError(
                 f"YAML must not unfold to more than {largest} values or lie more than {deepest} levels deep"
             )
+
+
+def check_device(name: str) -> torch.device:
+    """Return the device of a name, such as ``cuda:1``, or raise a ConfigurationError if it is not there."""
+    try:
+        return torch.zeros(1, device=name).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(f"device {name!r} cannot be used here: {reason}") from error

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import wave
 from pathlib import Path
 from typing import Protocol
 
@@ -382,6 +383,10 @@ BAD = {
     "not an integer": (["--trainer.max_epochs", "foo"], "trainer.max_epochs must be .*int.*, not .foo.$"),
     "unknown data": (["--data", "lightning_msnn.data.CIFAR1000"], "CIFAR1000"),
     "missing config": (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    "no accumulation": (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches must be at least 1"),
+    "schedule alone": (["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"], "lr_scheduler needs an optim"),
+    "not a mode": (["--run.best_mode", "biggest"], "mode of the best checkpoint must be max or min, not 'biggest'"),
+    "no folder for runs": (["--run.folder", "/proc/x"], "cannot write to '/proc/x/quickstart'"),
     "bad val_fraction": (["--data.val_fraction", "1.0"], "val_fraction.*1.0"),
 }  # fmt: skip
 
@@ -389,6 +394,12 @@ BAD = {
 def fails(args, message, capsys):
     """Run the command line; it must end with one sentence, status 2 and nothing written."""
     before = sorted(Path().rglob("*"))
+    stops(args, message, capsys)
+    assert sorted(Path().rglob("*")) == before, "nothing may be written"
+
+
+def stops(args, message, capsys):
+    """Run the command line; it must end with one sentence and status 2."""
     with pytest.raises(SystemExit) as stop:
         main(args)
     error = capsys.readouterr().err.strip().splitlines()
@@ -396,7 +407,6 @@ def fails(args, message, capsys):
     assert error[-1].startswith("lightning-msnn: error: ")
     assert re.search(message, error[-1]), error[-1]
     assert not any("Traceback" in line for line in error)
-    assert sorted(Path().rglob("*")) == before, "nothing may be written"
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -478,6 +488,64 @@ def test_predict_without_images(checkpoint, tmp_path, capsys):
     fails(args, "folder", capsys)
     fails([*args, "--data.folder", str(tmp_path / "empty")], "empty", capsys)
     fails([*args, "--data.folder", "nowhere"], "nowhere", capsys)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["fit", "--model.help"], "--model.label_smoothing"),
+        (["fit", "--model.help", "SpikingForecaster"], "--model.season"),
+        (["test", "--model.help=lightning_msnn.tasks.SpikingClassifier"], "--model.teacher_weight"),
+        (
+            ["fit", "--config", "data/cifar100", "--data.help"],
+            "Help for --data.help=lightning_msnn.data.CIFAR100",
+        ),
+        (["predict", "--data.help", "ImageFolder"], "--data.image_size"),
+        (["fit", "--trainer.logger.help", "CSVLogger"], "--trainer.logger.save_dir"),
+        (["fit", "--optimizer.help", "SGD"], "--optimizer.momentum"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_help_of_a_class(args, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 0
+    assert said in capsys.readouterr().out
+    assert not list(Path().iterdir())
+
+
+def test_help_of_no_class(capsys):
+    fails(["fit", "--data.help", "Digit"], "data 'Digit' cannot be imported.*lightning_msnn.data.Digits", capsys)
+
+
+def test_a_metric_that_is_not_logged_stops_the_training_before_its_first_step(capsys):
+    said = "no metric 'val/top2' is logged.*logged are val/loss, val/top1, val/top5; did you mean 'val/top5'"
+    stops(["fit", *SHORT, "--run.best", "val/top2"], said, capsys)
+    assert not list(Path("runs").rglob("*.ckpt"))
+    stops(["fit", *SHORT, "--run.best", "top1"], "no metric 'top1' is logged.*, train/", capsys)
+
+
+def test_options_that_do_not_fit_the_data_are_said_in_one_sentence(capsys):
+    stops(
+        ["fit", *SHORT, "--trainer.val_check_interval", "1000"], "cannot begin: ValueError.*val_check_interval", capsys
+    )
+
+
+def test_the_name_of_a_run_is_that_of_the_entrys_data():
+    Path("spoken").mkdir()
+    for digit in range(10):
+        with wave.open(f"spoken/{digit}_theo_0.wav", "wb") as file:  # of index 0: a recording to test on
+            file.setparams((1, 2, 8000, 4000, "NONE", ""))
+            file.writeframes(np.random.default_rng(digit).integers(-999, 999, 4000, dtype=np.int16).tobytes())
+    main(["test", "--model.network", "msnn_resnet12_tiny.fsdd", "--model.pretrained", "true", "--data.root", "spoken",
+          "--run.monitors", "false", "--trainer.enable_progress_bar", "false"])  # fmt: skip
+    assert [folder.name for folder in Path("runs").iterdir()] == ["msnn_resnet12_tiny_fsdd_spokendigits"]
+
+
+def test_images_of_another_size_than_the_weights_have_seen():
+    args = ["validate", *PRETRAINED, "--data.image_size", "24", "--trainer.limit_val_batches", "1"]
+    with pytest.warns(UserWarning, match="images of 24 pixels, but the weights have learnt from images of 16"):
+        main(args)
 
 
 def test_module_and_console_script(capsys):

@@ -72,7 +72,7 @@ def ahead_of_twins() -> int:
 
 CLAIMS = {
     "a training step of the convolutional network takes as long as that of its twin": lambda: training_speed() > 0.95,
-    "Of the spiking networks whose rectifier twin was trained too, all but one are less accurate than it": lambda: (
+    "Of the entries of the zoo whose rectifier twin was trained too, all but one are less accurate than it": lambda: (
         ahead_of_twins() == 1 and CARD["top1"] < TWIN["top1"]
     ),
     "the paper's accuracies are not reached here": lambda: (

@@ -1,5 +1,6 @@
 """The checkpoint that did best in validation."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, suggestion
 
 __all__ = ["BestCheckpoint"]
 
@@ -21,19 +22,27 @@ def _at_target(pl_module: pl.LightningModule) -> bool:
 class BestCheckpoint(ModelCheckpoint):
     """Keep ``checkpoints/best.ckpt`` in the run's folder, where a metric was best so far.
 
-    Of networks that are equally good it is the last, which has learnt for longer: few images tell few networks apart. A
-    training that does not log the metric keeps none, and says so at its end. On the way to a target of rate or energy
-    only a network that is at it counts.
+    Of networks that are equally good it is the last, which has learnt for longer: few images tell few networks apart.
+    On the way to a target of rate or energy only a network that is at it counts.
 
     Args:
         monitor: Name of the metric.
         mode: ``"max"`` or ``"min"``: which value is best.
+        required: Whether a training that validates and does not log the metric is stopped, if it can be before its
+            first step, else after its first epoch. Otherwise it keeps no best checkpoint, and says so at its end.
+
+    Raises:
+        ConfigurationError: If the mode is another; in training, if a metric that is required is not logged.
     """
 
-    def __init__(self, monitor: str = "val/top1", mode: str = "max") -> None:
+    def __init__(self, monitor: str = "val/top1", mode: str = "max", required: bool = False) -> None:
+        if mode not in ("max", "min"):
+            raise ConfigurationError(f"mode of the best checkpoint must be max or min, not {mode!r}")
         super().__init__(
             monitor=monitor, mode=mode, filename="best", auto_insert_metric_name=False, enable_version_counter=False
         )
+        self.required = required
+        self._validated = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the best checkpoint so far; a file does not say what else is removed once there is a better one.
@@ -61,13 +70,32 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where there is no validation, if the metric was logged."""
+        if self._validated:
+            self._require(trainer.callback_metrics)
         if self._counts(trainer, pl_module):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after a validation, if the metric was logged."""
+        self._validated |= not trainer.sanity_checking
+        section, named, _ = str(self.monitor).partition("/")
+        if (
+            trainer.sanity_checking
+            and named
+            and any(name.startswith(f"{section}/") for name in trainer.callback_metrics)
+        ):
+            self._require(trainer.callback_metrics)
         if self._counts(trainer, pl_module):
             super().on_validation_end(trainer, pl_module)
+
+    def _require(self, logged: Iterable[str]) -> None:
+        """Raise a ConfigurationError if the metric is required and not among those that are logged."""
+        allowed = sorted(logged)
+        if self.required and self.monitor not in allowed:
+            raise ConfigurationError(
+                f"no metric {self.monitor!r} is logged, which is to choose the best checkpoint: logged are "
+                f"{', '.join(allowed)}{suggestion(str(self.monitor), allowed)}"
+            )
 
     def _counts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Whether there is a metric, of a network that is at its target if it has one."""
@@ -80,5 +108,5 @@ class BestCheckpoint(ModelCheckpoint):
                 "no best.ckpt is kept: the network was above its target of rate or energy at every validation; train "
                 "longer, or towards a higher one"
             )
-        elif not self.best_model_path:
+        elif not self.best_model_path and not getattr(trainer, "fast_dev_run", False):
             rank_zero_info("no best.ckpt is kept: %s was not logged", self.monitor)

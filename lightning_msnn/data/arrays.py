@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from lightning_msnn.data.base import STAGES, Part, stratified_split
 from lightning_msnn.data.datasets import ArrayDataset, Batch
-from lightning_msnn.data.parts import PartDataModule
+from lightning_msnn.data.parts import ROOT_OPTIONS, PartDataModule
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 
 __all__ = ["ArrayDataModule", "NamedDataset", "aeon_folder", "list_files"]
@@ -125,7 +125,9 @@ class ArrayDataModule(PartDataModule):
         made = self.makes_root and self.root is not None and not self.root.exists()
         if part is not None and self.needs_root and not made and (self.root is None or not self.root.is_dir()):
             given = "is not given" if self.root is None else f"{str(self.root)!r} is not a folder"
-            raise ConfigurationError(f"root {given}: {type(self).__name__} needs the folder of its files, data.root")
+            raise ConfigurationError(
+                f"root {given}: {type(self).__name__} needs the folder of its files, {ROOT_OPTIONS}"
+            )
         self.check_part(part)
 
     def setup(self, stage: str | None = None) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import logging
 import os
 import re
 import tarfile
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import AutoAugmentPolicy
@@ -22,14 +21,13 @@ from torchvision.transforms.v2 import AutoAugmentPolicy
 from lightning_msnn.data.archives import Archive, download_and_extract_archive
 from lightning_msnn.data.augment import BatchAugmentation
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset
-from lightning_msnn.data.parts import PartDataModule
+from lightning_msnn.data.parts import ROOT_OPTIONS, PartDataModule
 from lightning_msnn.data.reading import Listing, decode_files, list_classes, list_folder, scan, shorten
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.runs.checkpoints import write_whole
 
 __all__ = ["Archive", "ImageDataModule", "Part", "stratified_split"]
 
-logger = logging.getLogger(__name__)
 
 Part = Literal["train", "test"]
 
@@ -273,7 +271,7 @@ class ImageDataModule(PartDataModule):
         path = self._cache_path(part, listing)
         held = self._memory.get(path.name) or self._load_cache(path)
         if held is None:
-            logger.info("decoding the %s part of %s once", part, self._title)
+            rank_zero_info("decoding the %s part of %s once, for %s", part, self._title, path)
             held = self._decode(listing)
             self._save_cache(path, held)
             held = self._load_cache(path) or held  # the file's pages are shared by all processes
@@ -367,11 +365,13 @@ class ImageDataModule(PartDataModule):
 
     @property
     def _download_hint(self) -> str:
-        return "" if self.archive is None else ", or data.download: true to download it there"
+        return "" if self.archive is None else ", or fit --data.download true to download it there"
 
     def _root_folder(self) -> Path:
         if self.root is None:
-            raise ConfigurationError(f"root is not given: {self._title} needs a folder with {self.layout}, data.root")
+            raise ConfigurationError(
+                f"root is not given: {self._title} needs a folder with {self.layout}, {ROOT_OPTIONS}"
+            )
         if not self.root.is_dir():
             raise ConfigurationError(
                 f"root {str(self.root)!r} is not a folder: "

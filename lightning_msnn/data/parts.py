@@ -13,7 +13,10 @@ from lightning_msnn.data.datasets import Loader, collate
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
-__all__ = ["PartDataModule"]
+__all__ = ["ROOT_OPTIONS", "PartDataModule"]
+
+ROOT_OPTIONS = "--data.root of fit, validate, test and predict, --root of other commands"
+"""Where a user says in which folder data lies."""
 
 
 class PartDataModule(LightningDataModule):

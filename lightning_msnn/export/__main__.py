@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="PATH", help="the file; it must not exist")
     types = "; ".join(f"{n}: {', '.join(form.dtypes)}" for n, form in FORMATS.items() if len(form.dtypes) > 1)
     parser.add_argument("--dtype", metavar="TYPE", help=f"type that weights are kept in ({types})")
-    parser.add_argument("--data", metavar="FOLDER", help="data set of the network, whose test images are run")
+    parser.add_argument("--data", "--root", metavar="FOLDER", help="data set of the network, whose test images are run")
     parser.add_argument("--images", metavar="FOLDER", help="images that are run instead; without either, random ones")
     parser.add_argument(
         "--image_size", type=int, metavar="N", help="side of the images, for checkpoints that do not say it"

@@ -88,7 +88,7 @@ def _for_each_block(theta: float | Sequence[float], depths: Sequence[int]) -> li
     """Spread theta over the blocks: one number, one for each stage, or one for each block."""
     if isinstance(theta, int | float):
         return [theta] * sum(depths)
-    thetas = list(theta)
+    thetas = [theta] if isinstance(theta, str) else list(theta)
     if len(thetas) == len(depths):
         return [value for value, depth in zip(thetas, depths, strict=True) for _ in range(depth)]
     if len(thetas) != sum(depths):
@@ -511,6 +511,10 @@ class MSNN(nn.Module):
             raise ConfigurationError(
                 "a network of one time step whose batch norms are folded has no membranes to carry on: "
                 "take steps with the network itself"
+            )
+        if not isinstance(state, State | None):
+            raise ConfigurationError(
+                f"the state must be what the step before returned, or None, not a {type(state).__name__}"
             )
         if state is not None and state.membranes.keys() != layers.keys():
             raise ConfigurationError(

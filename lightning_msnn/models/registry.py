@@ -346,6 +346,7 @@ def create(
     except RuntimeError as error:  # of a tag that timm does not know
         raise ConfigurationError(
             f"unknown network '{variant}.{given}': pretrained are {', '.join(timm.list_pretrained('msnn*')) or 'none'}"
+            f"{suggestion(f'{variant}.{given}', timm.list_pretrained('msnn*'))}"
         ) from error
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         tagged = [name for name, c in get_arch_pretrained_cfgs(variant).items() if c.has_weights]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, SupportsFloat
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,7 +16,7 @@ import timm
 import timm.optim
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from lightning_msnn.conversion import converted_twins
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, check_integer, check_number, choose, suggestion
 from lightning_msnn.models.twins import TWINS, twins
-from lightning_msnn.models.weights import find, read_weights, warm_start
+from lightning_msnn.models.weights import entries, find, read_config, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
 from lightning_msnn.runs.strategies import flattens_weights
 from lightning_msnn.tasks.conversion import check_strategy, convert_network, fit_neurons
@@ -70,8 +70,8 @@ def named_groups(network: nn.Module, weight_decay: float, layer_decay: float | N
 
 def check_positive(name: str, value: float) -> None:
     """Raise a ConfigurationError unless a value is a finite number of at least 0."""
-    if not 0.0 <= value < math.inf:
-        raise ConfigurationError(f"{name} must be a finite number of at least 0, not {value}")
+    if not isinstance(value, SupportsFloat) or not 0.0 <= value < math.inf:
+        raise ConfigurationError(f"{name} must be a finite number of at least 0, not {value!r}")
 
 
 def _plain(values: Any) -> dict[str, Any]:
@@ -161,8 +161,13 @@ class Task(pl.LightningModule):
         if optimizer not in (known := timm.optim.list_optimizers()):
             raise ConfigurationError(
                 f"unknown optimizer {optimizer!r}: allowed are adamw, sgd and every other name in "
-                f"timm.optim.list_optimizers(){suggestion(optimizer, known)}"
+                f"timm.optim.list_optimizers(){suggestion(str(optimizer), known)}"
             )
+        if not isinstance(network_kwargs, Mapping | None):
+            raise ConfigurationError(f"network_kwargs must be arguments by name, not {network_kwargs!r}")
+        for name, source in {"network": network, "init_from": init_from or "", "teacher": teacher or ""}.items():
+            if not isinstance(source, str):
+                raise ConfigurationError(f"{name} must be a name or a checkpoint's path, not a {type(source).__name__}")
         choose(dict.fromkeys(SCHEDULES), schedule, "schedule")
         positive = {"lr": lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
         for name, value in {**positive, "teacher_features": teacher_features}.items():
@@ -231,6 +236,9 @@ class Task(pl.LightningModule):
         self._taught_blocks: list[str] = []
         self.class_names: list[str] = [str(i) for i in range(num_classes)]
         self.preprocessing: dict[str, Any] = {}
+        self._learnt_from: dict[str, Any] = {}  # preprocessing of the images that the weights are of
+        if pretrained and network in entries():
+            self._learnt_from = {"image_size": read_config(find(network))["input_size"][1]}
         metrics = MetricCollection(dict(self.make_metrics(num_classes)))
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
@@ -360,6 +368,12 @@ class Task(pl.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and stage != "predict":
             self.check_data(datamodule)
+            size, learnt = getattr(datamodule, "image_size", None), self._learnt_from.get("image_size")
+            if stage != "fit" and None not in (size, learnt) and size != learnt:
+                rank_zero_warn(
+                    f"{type(datamodule).__name__} has images of {size} pixels, but the weights have learnt from images "
+                    f"of {learnt}: their accuracy is another"
+                )
             self.class_names = list(getattr(datamodule, "class_names", self.class_names))
             if all(hasattr(datamodule, name) for name in ("image_size", "mean", "std")):
                 self.preprocessing = {
@@ -368,8 +382,12 @@ class Task(pl.LightningModule):
                     "mean": list(datamodule.mean),
                     "std": list(datamodule.std),
                 }
+            self._learnt_from = self.preprocessing if stage == "fit" else self._learnt_from
         if stage == "fit":
             self._planned_steps = None  # of an earlier training; a resumed one is restored later
+            name, fresh = self.hparams["network"], self._started_from is None and self.trainer.ckpt_path is None
+            if fresh and name in entries():
+                rank_zero_info("%s starts at random: pretrained true lets it begin with its weights", name)
             if self.unfitted:
                 check_strategy(self.trainer.strategy)
             if "muon" in self.hparams["optimizer"] and flattens_weights(self.trainer.strategy):
@@ -417,7 +435,7 @@ class Task(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the names of the classes and the preprocessing."""
         self.class_names = list(checkpoint.get("class_names", self.class_names))
-        self.preprocessing = dict(checkpoint.get("preprocessing", self.preprocessing))
+        self.preprocessing = self._learnt_from = dict(checkpoint.get("preprocessing", self.preprocessing))
         self._started_from = checkpoint.get("started_from", self._started_from)
         self._planned_steps = checkpoint.get("planned_steps")
         self.unfitted = self.unfitted and not checkpoint.get("global_step")

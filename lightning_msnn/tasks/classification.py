@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -65,9 +66,11 @@ class SpikingClassifier(Task):
         for epoch, share in (mix_prob if isinstance(mix_prob, dict) else {0: mix_prob}).items():
             check_integer("an epoch of mix_prob", epoch, 0)
             check_number("mix_prob", share)
+        class_weights = getattr(class_weights, "tolist", lambda: class_weights)()  # of a tensor or an array
         if class_weights is not None and not (
-            len(class_weights) == num_classes
-            and all(math.isfinite(weight) and weight >= 0.0 for weight in class_weights)
+            isinstance(class_weights, Sequence)
+            and len(class_weights) == num_classes
+            and all(isinstance(w, SupportsFloat) and math.isfinite(w) and w >= 0.0 for w in class_weights)
             and sum(class_weights) > 0.0
         ):
             raise ConfigurationError(

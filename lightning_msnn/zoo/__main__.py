@@ -9,7 +9,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, check_device
 from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.models.weights import find, read_config
 from lightning_msnn.zoo.card import table, write_card
@@ -35,7 +35,10 @@ def _run(given: argparse.Namespace) -> str:
     if given.command == "table":
         return table(list_models())
     if given.command == "export":
-        fields = json.loads(Path(given.fields).read_text(encoding="utf-8")) if given.fields else {}
+        try:
+            fields = json.loads(Path(given.fields).read_text(encoding="utf-8")) if given.fields else {}
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"cannot read the fields {given.fields!r}: {error}") from error
         if not isinstance(fields, dict):
             raise ConfigurationError(f"{given.fields!r} must hold an object of JSON, not {type(fields).__name__}")
         if own := sorted(signature(export).parameters.keys() & fields.keys()):
@@ -48,6 +51,8 @@ def _run(given: argparse.Namespace) -> str:
             raise
         return f"{folder} made ({read_config(folder)['weights']} weights): {_accuracy(found)}"
     folder = find(given.name)
+    if getattr(given, "device", None) is not None:
+        check_device(given.device)
     if given.command == "verify":
         found = verify(given.name, given.data, given.batch_size, given.device, given.fuse)
         return f"{folder.name} is what its card says: {_accuracy(found)}"
@@ -58,7 +63,7 @@ def _run(given: argparse.Namespace) -> str:
 
 
 def _accuracy(found: dict[str, Any]) -> str:
-    return f"top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} % on {found['top1_images']} test images"
+    return f"top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} % on {found['top1_images']} test samples"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -82,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> None:
         command = commands.add_parser(name, help=text)
         command.add_argument("name", help="name of the entry")
         if name in ("verify", "measure"):
-            command.add_argument("--data", help="folder of the data set (digits need none)")
+            command.add_argument("--data", "--root", help="folder of the data set (digits need none)")
             command.add_argument("--device", help="device to evaluate on")
         if name == "verify":
             command.add_argument("--batch_size", type=int, default=250)
@@ -90,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> None:
     exporting = commands.add_parser("export", help="make an entry of a checkpoint, measure it and write its card")
     exporting.add_argument("checkpoint", help="checkpoint of lightning-msnn fit")
     exporting.add_argument("name", help="<architecture>.<tag>")
-    exporting.add_argument("--data", help="folder of the data set (digits need none)")
+    exporting.add_argument("--data", "--root", help="folder of the data set (digits need none)")
     exporting.add_argument("--folder", default="zoo", help="folder of the zoo (default: zoo)")
     exporting.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="type of the weights in the file; the figures are theirs"

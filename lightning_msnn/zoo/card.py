@@ -141,8 +141,14 @@ def write_card(folder: Path) -> None:
     of_one = f"{'an' if one[0] in 'aeiou' else 'a'} {one}"
     name, path = f"{config['architecture']}.{config['tag']}", str(config.get("data", {}).get("class_path", "-"))
     sampled = config.get("energy_sampling", "the first of the data set")
-    length = [f"{config[unit]} {unit}" for unit in ("epochs", "steps") if unit in config]
-    run = [given("recipe"), *length, f"seed {given('seed')}" if "seed" in config else None]
+    length = " and ".join(
+        f"{given(unit)} {unit.removesuffix('s' * (given(unit) == 1))}" for unit in ("epochs", "steps") if unit in config
+    )
+    run = [
+        given("recipe"),
+        f"weights after {length}" if length else None,
+        f"seed {given('seed')}" if "seed" in config else None,
+    ]
     counts = {field: f"{given(field, 0) / 1e6:.2f} M for {of_one}" for field in ("accumulates", "multiply_accumulates")}
     # A row is there if the field that it is about is.
     rows = [
@@ -167,7 +173,7 @@ def write_card(folder: Path) -> None:
         ("settings", "settings", _listed(given("settings", {}))),
         (None, "preprocessing", _preprocessing(config, kind)),
         (None, "on", ", ".join(config[part] for part in ("hardware", "date") if part in config)),
-        ("versions", "versions", _listed(given("versions", {}))),
+        ("versions", "measured with", _listed(given("versions", {}))),
         (None, "data", ", ".join(part for part in (f"`{path}`", given("data_licence")) if part)),
     ]
     energies = [

@@ -41,8 +41,8 @@ _OF_TRAINING = {"batch_size", "val_fraction", "seed"}
 
 
 def _public(source: str | None) -> str | None:
-    """Return the name of an entry, of a network, or of a checkpoint without its folder, which is of the machine."""
-    return Path(source).name if source is not None and source.endswith(".ckpt") else source
+    """Return the name of an entry or of a network; none of a checkpoint, which is a file of the machine."""
+    return None if source is not None and source.endswith(".ckpt") else source
 
 
 def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:

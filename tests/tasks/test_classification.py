@@ -472,3 +472,26 @@ def test_one_network_has_one_loss_however_often_it_is_validated():
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     losses = [trainer.validate(task, datamodule=Digits(batch_size=16), verbose=False)[0]["val/loss"] for _ in range(3)]
     assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"lr": "0.1"}, "lr must be a finite number of at least 0, not '0.1'"),
+        ({"optimizer": torch.optim.SGD}, "unknown optimizer <class"),
+        ({"network_kwargs": ["theta"]}, r"network_kwargs must be arguments by name, not \['theta'\]"),
+        ({"teacher": nn.Linear(2, 2)}, "teacher must be a name or a checkpoint's path, not a Linear"),
+        ({"class_weights": torch.ones(3)}, "class_weights must be 10 finite numbers"),
+        ({"class_weights": ["1"] * 10}, "class_weights must be 10 finite numbers"),
+        ({"class_weights": 2.0}, "class_weights must be 10 finite numbers"),
+    ],
+)
+def test_arguments_of_other_types(arguments, said):
+    with pytest.raises(ConfigurationError, match=said):
+        SpikingClassifier(**arguments)
+
+
+def test_class_weights_may_be_a_tensor():
+    task = SpikingClassifier(class_weights=torch.arange(10))
+    assert task.hparams["class_weights"] == list(range(10))
+    assert torch.equal(task.class_weights, torch.arange(10.0))
