@@ -34,6 +34,7 @@ from lightning_msnn.tasks import SpikingClassifier
 
 HERE = Path(__file__).resolve().parent
 MEASURED = HERE / "measured.json"
+TRAININGS = HERE / "trainings.jsonl"
 ENTRY = "msnn_resnet12.c100"
 """Entry whose operations are counted beside its twins, and whose membranes are drawn."""
 
@@ -308,6 +309,30 @@ def draw_rates(measured: dict[str, Any]) -> Figure:
     return figure
 
 
+def draw_curves() -> Figure:
+    """Accuracy on held-out images by epoch of the long trainings of ``trainings.jsonl``, as validated: exact spikes."""
+    lines = [json.loads(line) for line in TRAININGS.read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(9.0, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for line in lines:
+        if "curve" not in line:
+            continue
+        options = line["command"].split()
+        name = options[options.index("--model.network") + 1] if "--model.network" in options else "msnn_resnet12"
+        twin, epochs = "recipe/twin" in options, [epoch for epoch, _ in line["curve"]]
+        means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment"}
+        label = f"{name}{', twin' if twin else ''}{''.join(said for word, said in means.items() if word in options)}"
+        plain = name == "msnn_resnet12" and not means.keys() & set(options)
+        style = "-" if not twin else ":" if plain else "-." if "optimizer/muon" in options else "--"
+        axes.plot(epochs, [top1 for _, top1 in line["curve"]], style, color=FAMILIES[name], lw=2, label=label)
+    axes.set_ylim(bottom=50)
+    axes.set_xlabel("epoch (networks with spikes: their exact ones, also while they are annealed)")
+    axes.set_ylabel("top-1 on 2,500 held-out images of CIFAR-10 (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    return figure
+
+
 def energy_table(measured: dict[str, Any]) -> str:
     """Return operations and energy of one image, of the entry and its twins, as a Markdown table."""
     columns = measured["columns"]
@@ -358,6 +383,7 @@ def draw() -> None:
         "raster": draw_raster(found),
         "accuracy_energy": draw_energy(),
         "spike_rates": draw_rates(measured),
+        "curves": draw_curves(),
     }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=110)

@@ -179,6 +179,15 @@ def test_trainings_by_hand() -> None:
             assert f"| {statistics.mean(line['top1']):.2f} % |" in page
 
 
+def test_curves_end_where_their_trainings_do() -> None:
+    for line in (line for line in TRAININGS if "curve" in line):
+        epochs, accuracies = zip(*line["curve"], strict=True)
+        assert sorted(set(epochs)) == list(epochs)
+        assert accuracies[-1] == line["top1"][0]
+        best = line.get("best", [max(accuracies)])[0], line.get("best_epoch", epochs[accuracies.index(max(accuracies))])
+        assert best == (max(accuracies), epochs[accuracies.index(max(accuracies))])
+
+
 def test_experiments() -> None:
     made = experiments.tables(experiments.lines())
     assert between(DOCS / "experiments.md", "<!-- tables -->", "<!-- end of tables -->") == made.strip()

@@ -88,7 +88,7 @@ def _for_each_block(theta: float | Sequence[float], depths: Sequence[int]) -> li
     """Spread theta over the blocks: one number, one for each stage, or one for each block."""
     if isinstance(theta, int | float):
         return [theta] * sum(depths)
-    thetas = [theta] if isinstance(theta, str) else list(theta)
+    thetas = list(theta)
     if len(thetas) == len(depths):
         return [value for value, depth in zip(thetas, depths, strict=True) for _ in range(depth)]
     if len(thetas) != sum(depths):
