@@ -158,7 +158,7 @@ def test_missing_roots_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"root is not given.*CIFAR100"):
         CIFAR100().check("fit")
     for kind in (CIFAR10, CIFAR100, TinyImageNet200):
-        with pytest.raises(ConfigurationError, match=r"'/nowhere' is not a folder.*data.download: true"):
+        with pytest.raises(ConfigurationError, match=r"'/nowhere' is not a folder.*--data.download true"):
             kind(root="/nowhere").check("fit")
     with pytest.raises(ConfigurationError, match="'/nowhere' is not a folder") as caught:
         ImageFolder(root="/nowhere").check("test")
