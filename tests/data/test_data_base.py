@@ -163,7 +163,7 @@ def test_missing_roots_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="'/nowhere' is not a folder") as caught:
         ImageFolder(root="/nowhere").check("test")
     assert "download" not in str(caught.value)
-    with pytest.raises(ConfigurationError, match=r"no folder '.*train'.*data.download: true"):
+    with pytest.raises(ConfigurationError, match=r"no folder '.*train'.*--data.download true"):
         CIFAR10(root=str(tmp_path)).check("fit")
 
 
