@@ -350,7 +350,7 @@ class _Given:
             if section in BASES and rest == "help":
                 kind = self.classes[section] if value is None else _class(value, section)
                 self.help = [f"--{name}={_path(kind)}"]
-            elif rest.endswith("help"):
+            elif rest == "help" or rest.endswith(".help"):
                 self.help = raw
 
     def _note(self, key: str, value: Any) -> None:
@@ -580,8 +580,8 @@ class MSNNCLI(LightningCLI):
         seed = self.config[verb].seed_everything
         if not isinstance(seed, bool) and (seed is None or not 0 <= seed < 2**32):
             raise ConfigurationError(f"seed_everything must be true, false or an integer in [0, 2^32), not {seed}")
-        if self.config[verb].trainer.accumulate_grad_batches == 0:
-            raise ConfigurationError("trainer.accumulate_grad_batches must be at least 1, not 0")
+        if (batches := self.config[verb].trainer.accumulate_grad_batches) < 1:
+            raise ConfigurationError(f"trainer.accumulate_grad_batches must be at least 1, not {batches}")
         for name, kind in get_type_hints(Trainer.__init__).items():  # null gets past the parser
             if self.config[verb].trainer.get(name, 0) is None and type(None) not in get_args(kind):
                 raise ConfigurationError(f"trainer.{name} must be {getattr(kind, '__name__', kind)}, not null")
@@ -803,8 +803,7 @@ class MSNNCLI(LightningCLI):
                 first.append(ParameterSummary())
         chosen = any(isinstance(callback, ModelCheckpoint) for callback in given)
         if run.best is not None and checkpoints and verb == "fit" and not chosen:
-            required = isinstance(self.model, tasks.Task) or "run.best" in self._given.values
-            then.append(BestCheckpoint(run.best, run.best_mode, required))
+            then.append(BestCheckpoint(run.best, run.best_mode, required=isinstance(self.model, tasks.Task)))
         kinds = tuple(type(callback) for callback in given)
         first, then = ([callback for callback in ours if not isinstance(callback, kinds)] for ours in (first, then))
         last: list[Callback] = [LastCheckpoint(run.every_n_steps)] if checkpoints else []
@@ -974,11 +973,12 @@ def _restores(error: BaseException) -> bool:
 
 
 def _raised_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning itself raised an error, as it does where options do not fit the data."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    """Whether Lightning itself raised an error, as where options do not fit the data, and no user's code called it."""
+    rooms, trace = [], error.__traceback__
+    while trace is not None:
+        rooms.append(str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0])
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+    return rooms[-1:] == ["lightning"] and set(rooms) <= {"lightning", "lightning_msnn", "torch"}
 
 
 def _configuration_error(error: BaseException | None) -> ConfigurationError | None:

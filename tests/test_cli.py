@@ -514,6 +514,40 @@ def test_help_of_a_class(args, said, capsys):
     assert not list(Path().iterdir())
 
 
+def test_an_option_may_end_in_help(capsys):
+    Path("own.py").write_text(
+        "from lightning_msnn.tasks import SpikingClassifier\n\n\n"
+        "class Helped(SpikingClassifier):\n"
+        "    def __init__(self, *args, label_help: str = 'a', **kwargs):\n"
+        "        super().__init__(*args, **kwargs)\n"
+    )
+    main(["fit", *SHORT, "--run.imports", "own.py", "--model", "own.Helped", "--model.label_help", "b",
+          "--trainer.fast_dev_run", "1"])  # fmt: skip
+
+
+def test_a_saved_configuration_of_an_own_module_runs_again():
+    """Which does not log what chooses the best checkpoint by default."""
+    Path("plain.py").write_text(
+        "import torch\n"
+        "from lightning.pytorch import LightningModule\n\n\n"
+        "class Plain(LightningModule):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.layer = torch.nn.Linear(256, 10)\n\n"
+        "    def training_step(self, batch, index):\n"
+        "        return torch.nn.functional.cross_entropy(self.layer(batch[0].flatten(1)), batch[1])\n\n"
+        "    def validation_step(self, batch, index):\n"
+        "        self.log('val/mine', self.training_step(batch, index))\n\n"
+        "    def configure_optimizers(self):\n"
+        "        return torch.optim.SGD(self.parameters(), 0.1)\n"
+    )
+    options = ["--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
+    main(["fit", "--run.imports", "plain.py", "--model", "plain.Plain", "--data.image_size", "16", "--run.name", "a",
+          *options])  # fmt: skip
+    main(["fit", "--run.imports", "plain.py", "--config", "runs/a/version_0/config.yaml", "--run.name", "b"])
+    assert Path("runs/b/version_0/checkpoints/last.ckpt").is_file()
+
+
 def test_help_of_no_class(capsys):
     fails(["fit", "--data.help", "Digit"], "data 'Digit' cannot be imported.*lightning_msnn.data.Digits", capsys)
 
@@ -531,7 +565,7 @@ def test_options_that_do_not_fit_the_data_are_said_in_one_sentence(capsys):
     )
 
 
-def test_the_name_of_a_run_is_that_of_the_entrys_data():
+def test_the_name_of_a_run_is_that_of_the_entrys_data(recwarn):
     Path("spoken").mkdir()
     for digit in range(10):
         with wave.open(f"spoken/{digit}_theo_0.wav", "wb") as file:  # of index 0: a recording to test on
@@ -540,11 +574,12 @@ def test_the_name_of_a_run_is_that_of_the_entrys_data():
     main(["test", "--model.network", "msnn_resnet12_tiny.fsdd", "--model.pretrained", "true", "--data.root", "spoken",
           "--run.monitors", "false", "--trainer.enable_progress_bar", "false"])  # fmt: skip
     assert [folder.name for folder in Path("runs").iterdir()] == ["msnn_resnet12_tiny_fsdd_spokendigits"]
+    assert not [warning for warning in recwarn if "have learnt from" in str(warning.message)]
 
 
 def test_images_of_another_size_than_the_weights_have_seen():
     args = ["validate", *PRETRAINED, "--data.image_size", "24", "--trainer.limit_val_batches", "1"]
-    with pytest.warns(UserWarning, match="images of 24 pixels, but the weights have learnt from images of 16"):
+    with pytest.warns(UserWarning, match="images of 24x24 pixels, but the weights have learnt from images of 16x16"):
         main(args)
 
 

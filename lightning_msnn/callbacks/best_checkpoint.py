@@ -28,7 +28,7 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         monitor: Name of the metric.
         mode: ``"max"`` or ``"min"``: which value is best.
-        required: Whether a training that validates and does not log the metric is stopped, if it can be before its
+        required: Whether a training that validates and does not log the metric is stopped: one of ``val/`` before its
             first step, else after its first epoch. Otherwise it keeps no best checkpoint, and says so at its end.
 
     Raises:
@@ -78,12 +78,7 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after a validation, if the metric was logged."""
         self._validated |= not trainer.sanity_checking
-        section, named, _ = str(self.monitor).partition("/")
-        if (
-            trainer.sanity_checking
-            and named
-            and any(name.startswith(f"{section}/") for name in trainer.callback_metrics)
-        ):
+        if str(self.monitor).startswith("val/"):
             self._require(trainer.callback_metrics)
         if self._counts(trainer, pl_module):
             super().on_validation_end(trainer, pl_module)

@@ -150,17 +150,15 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        given = args
         if name == "linear":  # by position, as rules read it
-            args, kwargs = (
-                (*args, *(kwargs[key] for key in ("input", "weight", "bias")[len(args) :] if key in kwargs)),
-                {},
-            )
-        if name not in FUNCTIONS or not self.counter.takes(name, args):
+            given = (*args, *(kwargs[key] for key in ("input", "weight", "bias")[len(args) :] if key in kwargs))
+        if name not in FUNCTIONS or not self.counter.takes(name, given):
             return func(*args, **kwargs)
         with self.counter.pause():  # what it is made of is counted already
             out = func(*args, **kwargs)
         with torch.no_grad(), _disable_current_modes():
-            self.counter.count(name, FUNCTIONS[name], args, kwargs, out)
+            self.counter.count(name, FUNCTIONS[name], given, kwargs, out)
         return out
 
 
@@ -220,8 +218,8 @@ class OperationCounter:
         self.layers = layer_names(self.model)
         self.samples = 0
         self.paused = False
-        # Buffers as they are before anything runs: those that are written to or replaced are state, and no weights.
-        self._buffers = [(b, b._version) for b in self.model.buffers() if not b.is_inference()]
+        self._state: set[str] = set()  # names of buffers that the network fills from its inputs: no weights
+        self._buffers: dict[str, Tensor] = {}
         self._numbers: Counter[tuple[int, str]] = Counter()
         self._tensors: dict[tuple[int, str], Tensor] = {}
         self._uncounted: Counter[str] = Counter()
@@ -279,8 +277,8 @@ class OperationCounter:
             samples = len(tensors[0]) if tensors and tensors[0].dim() else 1
             self.samples += samples
             self._batch = self._whole = max(1, samples)
-            written = {id(b): b._version != version for b, version in self._buffers}
-            weights = [*module.parameters(), *(b for b in module.buffers() if not written.get(id(b), True))]
+            self._buffers = dict(module.named_buffers())
+            weights = [*module.parameters(), *(b for name, b in self._buffers.items() if name not in self._state)]
             self._kept = [x for x in weights if x.numel()]  # also if it is replaced
             self._constants = {x.untyped_storage().data_ptr() for x in self._kept}
             torch.clear_autocast_cache()  # of weights in another type, whose making shows that they are constants
@@ -302,6 +300,10 @@ class OperationCounter:
             pass
         del self._read[len(self._stack) :]
         if not self._stack:
+            for name, buffer in module.named_buffers():
+                place = buffer.untyped_storage().data_ptr()
+                if self._buffers.get(name) is not buffer or self._writes[place]:
+                    (self._state.discard if place in self._constants else self._state.add)(name)
             self._stop()
         if kind == "omega":
             self._add(row, omega=sum(x.numel() for x in _tensors(output)))
@@ -313,6 +315,7 @@ class OperationCounter:
         self._stack.clear()
         self._read.clear()
         self._kept.clear()
+        self._buffers = {}
         self._constants.clear()
         self._facts.clear()
         self._writes.clear()

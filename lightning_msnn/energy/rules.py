@@ -183,12 +183,11 @@ def _reach(
 def _convolution(call: Call) -> Amounts:
     x, weight, _, stride, padding, dilation, transposed, _, groups = call.args[:9]
     axes, samples, fan_out = x.dim() - 2, call.batch, call.out.shape[1] // groups
-    if not call.constant(weight):  # made by the network: read as often as they are there
-        samples = 1
-        if len(x) == 1 and groups % call.batch == 0:  # kernels of their own for each sample, as groups
-            x = x.view(call.batch, -1, *x.shape[2:])
+    border = call.known(x).border
+    if not call.constant(weight) and len(x) == 1 and groups % call.batch == 0:  # kernels of each sample, as groups
+        x, samples = x.view(call.batch, -1, *x.shape[2:]), 1
     stride, padding, dilation = (list(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation))
-    zeros = (*call.known(x).border, *[0] * (2 * axes))[: 2 * axes]  # from the last axis to the first
+    zeros = (*border, *[0] * (2 * axes))[: 2 * axes]  # from the last axis to the first
     before = [min(n, size) for n, size in zip(zeros[-2::-2], x.shape[2:], strict=True)]
     after = [min(n, size - b) for n, size, b in zip(zeros[::-2], x.shape[2:], before, strict=True)]
     sides = zip(
@@ -254,20 +253,22 @@ def _matmul(call: Call) -> Amounts:
     if call.constant(a):
         a, b = b.transpose(-1, -2), a.transpose(-1, -2)
         steps = steps if a.dim() == 3 else ""
-    added = _added(call)
     if not call.constant(b):
-        return _sum(_product(a, b, call.batch), added)
+        return _sum(_product(a, b, call.batch), _added(call, {"alpha"}))
     if a.dim() == 3 and len(a) % call.batch:  # groups, and then samples
         steps = "axis"
+    added = {} if "add" in call.name and call.constant(call.args[0]) else _added(call, set())  # a bias costs nothing
     return _sum(_rows(_by_sample(a, call.batch, steps), distinct * call.batch, b.shape[-1]), added)
 
 
-def _added(call: Call) -> Amounts:
-    """Amounts of what is added to a product in the same operation, where it is no bias, and of scaling both."""
-    if "add" not in call.name or call.constant(call.args[0]):
+def _added(call: Call, scaled: set[str]) -> Amounts:
+    """Amounts of what is added to a product in one operation, and of factors: its own where no weight takes them in."""
+    if "add" not in call.name:
         return {}
-    scaled = sum(call.options.get(name, 1) != 1 for name in ("alpha", "beta"))
-    return {"additions": call.out.numel(), "multiplications": call.out.numel() * scaled}
+    beta, size = call.options.get("beta", 1), call.out.numel()
+    factors = sum(call.options.get(name, 1) != 1 for name in scaled)
+    factors += beta not in (0, 1) and not call.constant(call.args[0])
+    return {"additions": size * (beta != 0), "multiplications": size * factors}
 
 
 def _product(a: Tensor, b: Tensor, batch: int) -> Amounts:
@@ -420,10 +421,10 @@ def _elementwise(call: Call) -> Amounts:
 
 def _is_update(call: Call, scaled: bool) -> bool:
     """Whether an operation in a neuron scales a membrane, by itself or (``scaled``) as it is added to a current."""
-    if call.name == "lerp":
-        return True
+    if call.name == "lerp":  # a reset, where spikes say how far
+        return not (isinstance(call.args[2], Tensor) and call.known(call.args[2]).spikes)
     if scaled or call.name == "addcmul":
-        factors = [x for x in call.varying if x is not call.inputs[0]]
+        factors = [x for x in call.inputs[1:] if x.dim() and not call.constant(x)]
     else:
         factors = call.varying if call.name in ("mul", "div") else []
     return len(factors) == 1 and not call.known(factors[0]).spikes
@@ -470,7 +471,7 @@ def _sources(call: Call) -> int | None:
     if not weights:
         return None
     if call.name in _LOOKUPS:  # what places repeat, what is found there repeats
-        places = [x for x in call.inputs if not x.is_floating_point()]
+        places = [x for x in call.inputs if not x.is_floating_point() and x.dtype != torch.bool]
         return size // max([1, *(x.numel() // max(1, _distinct(call, x)) for x in places)])
     if rule is _matmul:  # what a factor repeats, the product repeats
         return size // max(max(1, x.numel() // max(1, _distinct(call, x))) for x in weights)
@@ -533,12 +534,9 @@ def _steps(call: Call) -> str:
     follow = _steps_of_view if call.view else _steps_of_copy
     axes = call.args[1] if len(call.args) > 1 else None
     if call.name in _INSIDE and isinstance(axes, int | list | tuple):  # axes taken away or made: a sample's own
-        rank = max(x.dim(), out.dim())
-        return (
-            before
-            if all(axis % rank > (before == "axis") for axis in ([axes] if isinstance(axes, int) else axes))
-            else ""
-        )
+        rank, first_own = max(x.dim(), out.dim()), 2 if before == "axis" else 1
+        axes = [axes] if isinstance(axes, int) else axes
+        return before if all(axis % rank >= first_own for axis in axes) else ""
     return next(filter(None, (follow(x, call.known(x).steps, out, call.batch) for x in call.varying)), "")
 
 
@@ -601,10 +599,12 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     "convolution": _convolution,
     **dict.fromkeys(
-        _names("batch_norm native_batch_norm cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update"),
+        _names(
+            "batch_norm native_batch_norm cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update "
+            "_native_batch_norm_legit _native_batch_norm_legit_no_training"
+        ),
         _batch_norm,
     ),
-    **dict.fromkeys(_names("_native_batch_norm_legit _native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(_names("mm bmm mv dot addmm baddbmm addmv"), _matmul),
     **dict.fromkeys(
         _names(

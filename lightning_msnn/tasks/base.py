@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
@@ -72,6 +73,11 @@ def check_positive(name: str, value: float) -> None:
     """Raise a ConfigurationError unless a value is a finite number of at least 0."""
     if not isinstance(value, SupportsFloat) or not 0.0 <= value < math.inf:
         raise ConfigurationError(f"{name} must be a finite number of at least 0, not {value!r}")
+
+
+def _sides(size: Any) -> str:
+    """Text of a height and a width, or of one number that is both; empty of none."""
+    return "" if size is None else "x".join(map(str, size if isinstance(size, list | tuple) else (size, size)))
 
 
 def _plain(values: Any) -> dict[str, Any]:
@@ -165,6 +171,7 @@ class Task(pl.LightningModule):
             )
         if not isinstance(network_kwargs, Mapping | None):
             raise ConfigurationError(f"network_kwargs must be arguments by name, not {network_kwargs!r}")
+        init_from, teacher = (os.fspath(x) if isinstance(x, os.PathLike) else x for x in (init_from, teacher))
         for name, source in {"network": network, "init_from": init_from or "", "teacher": teacher or ""}.items():
             if not isinstance(source, str):
                 raise ConfigurationError(f"{name} must be a name or a checkpoint's path, not a {type(source).__name__}")
@@ -236,9 +243,9 @@ class Task(pl.LightningModule):
         self._taught_blocks: list[str] = []
         self.class_names: list[str] = [str(i) for i in range(num_classes)]
         self.preprocessing: dict[str, Any] = {}
-        self._learnt_from: dict[str, Any] = {}  # preprocessing of the images that the weights are of
+        self._learnt_from: Any = None  # height and width of the images that the weights are of
         if pretrained and network in entries():
-            self._learnt_from = {"image_size": read_config(find(network))["input_size"][1]}
+            self._learnt_from = read_config(find(network))["input_size"][1:]
         metrics = MetricCollection(dict(self.make_metrics(num_classes)))
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
@@ -366,10 +373,11 @@ class Task(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check the data, take over the names of its classes, and load the teacher."""
         datamodule = getattr(self.trainer, "datamodule", None)
+        fresh = self._started_from is None and not self._learnt_from and self.trainer.ckpt_path is None
         if datamodule is not None and stage != "predict":
             self.check_data(datamodule)
-            size, learnt = getattr(datamodule, "image_size", None), self._learnt_from.get("image_size")
-            if stage != "fit" and None not in (size, learnt) and size != learnt:
+            size, learnt = (_sides(x) for x in (getattr(datamodule, "image_size", None), self._learnt_from))
+            if stage != "fit" and size and learnt and size != learnt:
                 rank_zero_warn(
                     f"{type(datamodule).__name__} has images of {size} pixels, but the weights have learnt from images "
                     f"of {learnt}: their accuracy is another"
@@ -382,12 +390,11 @@ class Task(pl.LightningModule):
                     "mean": list(datamodule.mean),
                     "std": list(datamodule.std),
                 }
-            self._learnt_from = self.preprocessing if stage == "fit" else self._learnt_from
+            self._learnt_from = self.preprocessing.get("image_size") if stage == "fit" else self._learnt_from
         if stage == "fit":
             self._planned_steps = None  # of an earlier training; a resumed one is restored later
-            name, fresh = self.hparams["network"], self._started_from is None and self.trainer.ckpt_path is None
-            if fresh and name in entries():
-                rank_zero_info("%s starts at random: pretrained true lets it begin with its weights", name)
+            if fresh and self.hparams["network"] in entries():
+                rank_zero_info("%s starts at random: pretrained true gives it its weights", self.hparams["network"])
             if self.unfitted:
                 check_strategy(self.trainer.strategy)
             if "muon" in self.hparams["optimizer"] and flattens_weights(self.trainer.strategy):
@@ -435,7 +442,8 @@ class Task(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the names of the classes and the preprocessing."""
         self.class_names = list(checkpoint.get("class_names", self.class_names))
-        self.preprocessing = self._learnt_from = dict(checkpoint.get("preprocessing", self.preprocessing))
+        self.preprocessing = dict(checkpoint.get("preprocessing", self.preprocessing))
+        self._learnt_from = self.preprocessing.get("image_size")
         self._started_from = checkpoint.get("started_from", self._started_from)
         self._planned_steps = checkpoint.get("planned_steps")
         self.unfitted = self.unfitted and not checkpoint.get("global_step")

@@ -76,6 +76,7 @@ class SpikingClassifier(Task):
             raise ConfigurationError(
                 f"class_weights must be {num_classes} finite numbers of at least 0, not all 0, not {class_weights}"
             )
+        class_weights = None if class_weights is None else list(class_weights)
         super().__init__(network, num_classes, in_chans, network_kwargs, pretrained, **kwargs)
         self.class_weights: Tensor | None
         weights = torch.tensor([float(weight) for weight in class_weights]) if class_weights else None

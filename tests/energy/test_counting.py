@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_msnn import zoo
 from lightning_msnn.energy import OperationCounter, count_operations, energy
 from lightning_msnn.energy.profiles import FIELDS, TRANSCENDENTAL
 from lightning_msnn.errors import ConfigurationError
@@ -1019,3 +1020,75 @@ def test_a_network_that_grows_between_contexts():
     with counter:
         network(torch.randn(3, 4))
     assert counter.record().layers == ("", "0", "1")
+
+
+@pytest.mark.parametrize("options", [{"fuse": True}, {"integer": True}, {}], ids=str)
+def test_buffers_that_a_network_does_not_write_stay_weights(options):
+    """Wherever it was made, and whatever is loaded into it between calls."""
+    x = torch.rand(2, 1, 16, 16)
+    network = zoo.load("msnn_resnet12_tiny.digits", **options)
+    expected = count_operations(network, x).counts
+    with torch.inference_mode():
+        other = zoo.load("msnn_resnet12_tiny.digits", **options)
+        assert torch.equal(count_operations(other, x).counts, expected)
+    with torch.no_grad(), OperationCounter(network) as counter:
+        for _ in range(3):
+            network.load_state_dict(network.state_dict())
+            network(x)
+    assert torch.equal(counter.record().counts, 3 * expected)
+
+
+def test_a_table_that_is_kept_is_a_constant():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", None)
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            if self.table is None:
+                self.table = torch.arange(4.0).sin()
+            return self.linear(x) + self.table
+
+    with torch.no_grad(), OperationCounter(network := Keeps()) as counter:
+        for _ in range(3):
+            network(torch.rand(2, 4))
+    assert counter.record().total("additions") == 0
+
+
+def test_what_a_linear_layer_writes_into_is_written():
+    linear, kept = nn.Linear(4, 6), torch.zeros(2, 6)
+    with (
+        torch.no_grad(),
+        OperationCounter(network := Call(lambda x: F.linear(x, *linear.parameters(), out=kept), linear)),
+    ):
+        network(torch.rand(2, 4))
+    assert kept.abs().sum() > 0
+
+
+def test_kernels_by_sample_in_a_border_of_zeros():
+    weight = nn.Parameter(torch.rand(2 * 3, 4, 3, 3))
+
+    def run(x, pad):
+        kernels = weight * x.mean((1, 2, 3)).repeat_interleave(3).view(-1, 1, 1, 1)
+        x = F.pad(x.reshape(1, -1, 5, 5), (1, 1, 1, 1)) if pad else x.reshape(1, -1, 5, 5)
+        return F.conv2d(x, kernels, groups=2, padding=1 - pad)
+
+    by_pad, by_padding = (Call(lambda x, pad=pad: run(x, pad)) for pad in (1, 0))
+    for network in (by_pad, by_padding):
+        network.weight = weight
+    x = torch.rand(2, 4, 5, 5)
+    assert counted(by_pad, x) == counted(by_padding, x)
+
+
+def test_factors_of_what_is_added_and_resets_are_no_more_than_they_do():
+    a, x, weight = torch.rand(2, 5), torch.rand(2, 4), nn.Parameter(torch.rand(4, 5))
+    network = Call(lambda x, a: torch.addmm(a, x, network.weight, beta=0))
+    network.weight = weight
+    assert not {"additions", "multiplications"} & counted(network, x, a).keys()
+    noisy = Call(lambda x: F.conv2d(x, noisy.weight + 0.1 * torch.randn_like(noisy.weight)))
+    noisy.weight = nn.Parameter(torch.rand(2, 3, 3, 3))
+    assert [counted(noisy, torch.rand(n, 3, 5, 5))["weights_read"] for n in (2, 4)] == [2 * 54, 4 * 54]
+    masked = Call(lambda x: x @ masked.weight[torch.ones(4, dtype=torch.bool)])
+    masked.weight = weight
+    assert counted(masked, x)["weights_read"] == 2 * 20
