@@ -580,11 +580,11 @@ class MSNNCLI(LightningCLI):
         seed = self.config[verb].seed_everything
         if not isinstance(seed, bool) and (seed is None or not 0 <= seed < 2**32):
             raise ConfigurationError(f"seed_everything must be true, false or an integer in [0, 2^32), not {seed}")
-        if (batches := self.config[verb].trainer.accumulate_grad_batches) < 1:
-            raise ConfigurationError(f"trainer.accumulate_grad_batches must be at least 1, not {batches}")
         for name, kind in get_type_hints(Trainer.__init__).items():  # null gets past the parser
             if self.config[verb].trainer.get(name, 0) is None and type(None) not in get_args(kind):
                 raise ConfigurationError(f"trainer.{name} must be {getattr(kind, '__name__', kind)}, not null")
+        if (batches := self.config[verb].trainer.accumulate_grad_batches) < 1:
+            raise ConfigurationError(f"trainer.accumulate_grad_batches must be at least 1, not {batches}")
 
     def _find_checkpoint(self, verb: str) -> dict[str, Any] | None:
         """Read the checkpoint that is given, before anything starts."""
