@@ -394,7 +394,7 @@ class OperationCounter:
         """Add what a rule says of a call, which may have written into its inputs, to the layer that runs."""
         row = self._stack[-1][0]
         inputs = _tensors([*args, *kwargs.values()])
-        call = self._call(name, args, kwargs, out)
+        call = self._call(name, args, kwargs, inputs, out)
         amounts = rule(call)
         self._know(call, rule, _tensors(out), written)
         if isinstance(amounts, str):
@@ -407,8 +407,8 @@ class OperationCounter:
             self._read[-1] |= weights
         self._add(row, **amounts)
 
-    def _call(self, name: str, args: Any, kwargs: Any, out: Any, view: bool = False) -> Call:
-        kind, inputs = self._stack[-1][1], _tensors([*args, *kwargs.values()])
+    def _call(self, name: str, args: Any, kwargs: Any, inputs: list[Tensor], out: Any, view: bool = False) -> Call:
+        kind = self._stack[-1][1]
         return Call(name, args, kwargs, inputs, _tensors(out)[0], self._batch, kind, self._constant, self._known, view)
 
     def _known(self, x: Tensor) -> Known:
@@ -440,13 +440,13 @@ class OperationCounter:
             self._constants.update(x.untyped_storage().data_ptr() for x in outputs if x.numel())
             self._kept += outputs
             if outputs:
-                self._know(self._call(name, args, kwargs, outputs, view), None, outputs, written)
+                self._know(self._call(name, args, kwargs, inputs, outputs, view), None, outputs, written)
             return
         if written:  # what is written into a constant makes it one no longer
             self._constants.difference_update(x.untyped_storage().data_ptr() for x in outputs)
         if func.is_view or name in FREE or all(x.dim() == 0 for x in outputs):
             if outputs:
-                self._know(self._call(name, args, kwargs, outputs, view), None, outputs, written)
+                self._know(self._call(name, args, kwargs, inputs, outputs, view), None, outputs, written)
             return
         name = name if name in RULES else name.rstrip("_")
         self.count(name, RULES.get(name, _unknown), args, kwargs, out, written)
