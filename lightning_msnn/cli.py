@@ -90,6 +90,9 @@ AT_THE_START = {"pretrained": False, "init_from": None}
 EPOCHS = 30
 """Epochs of a training whose end nothing else says."""
 
+BEST = "val/top1"
+"""Metric that chooses the best checkpoint if no other is named."""
+
 IMPORTS = "run.imports"
 """Option that names files of the user's own."""
 
@@ -524,7 +527,7 @@ class MSNNCLI(LightningCLI):
             ("run.folder", str, "runs", "Folder of all runs."),
             ("run.name", str | None, None, "Folder of this experiment in it, by default network and data."),
             ("run.test", bool, True, "Whether fit ends by testing the best checkpoint."),
-            ("run.best", str | None, "val/top1", "Metric that chooses checkpoints/best.ckpt; null keeps none."),
+            ("run.best", str | None, BEST, "Metric that chooses checkpoints/best.ckpt; null keeps none."),
             ("run.best_mode", str, "max", "Whether the highest (max) or the lowest (min) value is best."),
             ("run.every_n_steps", int, 0, "Steps from one checkpoints/last.ckpt to the next; 0: after each epoch."),
             ("run.ema", float, 0.0, "Decay of the moving average of weights that is validated and kept; 0: none."),
@@ -803,7 +806,8 @@ class MSNNCLI(LightningCLI):
                 first.append(ParameterSummary())
         chosen = any(isinstance(callback, ModelCheckpoint) for callback in given)
         if run.best is not None and checkpoints and verb == "fit" and not chosen:
-            then.append(BestCheckpoint(run.best, run.best_mode, required=isinstance(self.model, tasks.Task)))
+            required = isinstance(self.model, tasks.Task) or run.best != BEST  # others log what they please
+            then.append(BestCheckpoint(run.best, run.best_mode, required=required))
         kinds = tuple(type(callback) for callback in given)
         first, then = ([callback for callback in ours if not isinstance(callback, kinds)] for ours in (first, then))
         last: list[Callback] = [LastCheckpoint(run.every_n_steps)] if checkpoints else []

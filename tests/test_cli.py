@@ -525,8 +525,8 @@ def test_an_option_may_end_in_help(capsys):
           "--trainer.fast_dev_run", "1"])  # fmt: skip
 
 
-def test_a_saved_configuration_of_an_own_module_runs_again():
-    """Which does not log what chooses the best checkpoint by default."""
+def test_a_saved_configuration_of_an_own_module_runs_again(capsys):
+    """Which does not log what chooses the best checkpoint by default; what is named for it must be logged."""
     Path("plain.py").write_text(
         "import torch\n"
         "from lightning.pytorch import LightningModule\n\n\n"
@@ -544,8 +544,10 @@ def test_a_saved_configuration_of_an_own_module_runs_again():
     options = ["--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
     main(["fit", "--run.imports", "plain.py", "--model", "plain.Plain", "--data.image_size", "16", "--run.name", "a",
           *options])  # fmt: skip
-    main(["fit", "--run.imports", "plain.py", "--config", "runs/a/version_0/config.yaml", "--run.name", "b"])
+    again = ["fit", "--run.imports", "plain.py", "--config", "runs/a/version_0/config.yaml", "--run.name"]
+    main([*again, "b"])
     assert Path("runs/b/version_0/checkpoints/last.ckpt").is_file()
+    stops([*again, "c", "--run.best", "val/minne"], "no metric 'val/minne' is logged.*did you mean 'val/mine'", capsys)
 
 
 def test_help_of_no_class(capsys):

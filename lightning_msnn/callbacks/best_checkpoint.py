@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -68,6 +69,11 @@ class BestCheckpoint(ModelCheckpoint):
         tie = current is not None and bool(current == self.best_model_score)
         return bool(trainer.strategy.reduce_boolean_decision(tie))
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin anew: whether an earlier training validated says nothing of this one."""
+        self._validated = False
+        super().on_train_start(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where there is no validation, if the metric was logged."""
         if self._validated:
@@ -77,8 +83,9 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after a validation, if the metric was logged."""
-        self._validated |= not trainer.sanity_checking
-        if str(self.monitor).startswith("val/"):
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        self._validated |= fitting and not trainer.sanity_checking
+        if fitting and str(self.monitor).startswith("val/"):
             self._require(trainer.callback_metrics)
         if self._counts(trainer, pl_module):
             super().on_validation_end(trainer, pl_module)

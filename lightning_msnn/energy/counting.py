@@ -14,6 +14,8 @@ What the engine needs of a network, and no more:
   inside, but for those of spikes, are membrane updates, and the rest of its arithmetic is that of firing and reset.
 - A module that holds neurons multiplies nothing but what they hand to the next time step.
 - A module with a function ``omega`` is a **projection**: its elementary operations are Omega's.
+- A buffer holds weights until the network fills it from its inputs while it is counted; then it holds state, as long as
+  nothing else, such as zeros, is put there.
 
 A module reads its weights once in a call, however many steps of a recurrence it takes with them.
 """
@@ -136,6 +138,25 @@ def _kind(module: nn.Module) -> str:
     return "carrier" if any(_is_neuron(child) for child in module.children()) else "plain"
 
 
+class _Contents:
+    """What a tensor holds: told by itself, its memory and how often that was written into."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.tensor, self.address = x, x.untyped_storage().data_ptr()
+        self.version = 0 if x.is_inference() else x._version
+
+    def same(self, other: _Contents | None) -> bool:
+        """Whether nothing has changed since."""
+        if other is None or self.tensor is not other.tensor:
+            return False
+        return (self.address, self.version) == (other.address, other.version)
+
+
+def _covers(x: Tensor) -> bool:
+    """Whether a tensor is all that there is in its memory."""
+    return x.numel() * x.element_size() == x.untyped_storage().nbytes()
+
+
 def _unknown(call: Call) -> str:
     return call.name
 
@@ -158,7 +179,7 @@ class _Functions(TorchFunctionMode):
         with self.counter.pause():  # what it is made of is counted already
             out = func(*args, **kwargs)
         with torch.no_grad(), _disable_current_modes():
-            self.counter.count(name, FUNCTIONS[name], given, kwargs, out)
+            self.counter.count(name, FUNCTIONS[name], given, kwargs, out, written="out" in kwargs)
         return out
 
 
@@ -218,8 +239,9 @@ class OperationCounter:
         self.layers = layer_names(self.model)
         self.samples = 0
         self.paused = False
-        self._state: set[str] = set()  # names of buffers that the network fills from its inputs: no weights
-        self._buffers: dict[str, Tensor] = {}
+        # Buffers as the network left them, filled from its inputs, and all of them as they were when it began.
+        self._state: dict[str, _Contents] = {}
+        self._buffers: dict[str, _Contents] = {}
         self._numbers: Counter[tuple[int, str]] = Counter()
         self._tensors: dict[tuple[int, str], Tensor] = {}
         self._uncounted: Counter[str] = Counter()
@@ -277,8 +299,10 @@ class OperationCounter:
             samples = len(tensors[0]) if tensors and tensors[0].dim() else 1
             self.samples += samples
             self._batch = self._whole = max(1, samples)
-            self._buffers = dict(module.named_buffers())
-            weights = [*module.parameters(), *(b for name, b in self._buffers.items() if name not in self._state)]
+            self._buffers = {name: _Contents(buffer) for name, buffer in module.named_buffers()}
+            # What the network filled is no weight, until something else is put there, such as zeros.
+            fixed = [now.tensor for name, now in self._buffers.items() if not now.same(self._state.get(name))]
+            weights = [*module.parameters(), *fixed]
             self._kept = [x for x in weights if x.numel()]  # also if it is replaced
             self._constants = {x.untyped_storage().data_ptr() for x in self._kept}
             torch.clear_autocast_cache()  # of weights in another type, whose making shows that they are constants
@@ -301,9 +325,11 @@ class OperationCounter:
         del self._read[len(self._stack) :]
         if not self._stack:
             for name, buffer in module.named_buffers():
-                place = buffer.untyped_storage().data_ptr()
-                if self._buffers.get(name) is not buffer or self._writes[place]:
-                    (self._state.discard if place in self._constants else self._state.add)(name)
+                now = _Contents(buffer)
+                if self._writes[now.address] or not now.same(self._buffers.get(name)):
+                    self._state.pop(name, None)
+                    if now.address not in self._constants:
+                        self._state[name] = now
             self._stop()
         if kind == "omega":
             self._add(row, omega=sum(x.numel() for x in _tensors(output)))
@@ -393,6 +419,8 @@ class OperationCounter:
     def count(self, name: str, rule: Rule, args: Any, kwargs: Any, out: Any, written: bool = False) -> None:
         """Add what a rule says of a call, which may have written into its inputs, to the layer that runs."""
         row = self._stack[-1][0]
+        if written:  # what is written into a constant makes it one no longer
+            self._constants.difference_update(x.untyped_storage().data_ptr() for x in _tensors(out))
         inputs = _tensors([*args, *kwargs.values()])
         call = self._call(name, args, kwargs, inputs, out)
         amounts = rule(call)
@@ -435,14 +463,15 @@ class OperationCounter:
         inputs, outputs = _tensors([*args, *kwargs.values()]), _tensors(out)
         view = func.is_view or name == "_unsafe_view"
         written: bool = func._schema.is_mutable
-        if name in FACTORIES or (name not in RANDOM and all(map(self._constant, inputs))):
+        emptied = name in ("zero_", "fill_") and len(inputs) == 1 and all(map(_covers, outputs))
+        if name in FACTORIES or emptied or (name not in RANDOM and all(map(self._constant, inputs))):
             # Computed from parameters alone: a constant at inference. It is kept, so that its memory is not another's.
             self._constants.update(x.untyped_storage().data_ptr() for x in outputs if x.numel())
             self._kept += outputs
             if outputs:
                 self._know(self._call(name, args, kwargs, inputs, outputs, view), None, outputs, written)
             return
-        if written:  # what is written into a constant makes it one no longer
+        if written:
             self._constants.difference_update(x.untyped_storage().data_ptr() for x in outputs)
         if func.is_view or name in FREE or all(x.dim() == 0 for x in outputs):
             if outputs:

@@ -254,6 +254,8 @@ def _matmul(call: Call) -> Amounts:
         a, b = b.transpose(-1, -2), a.transpose(-1, -2)
         steps = steps if a.dim() == 3 else ""
     if not call.constant(b):
+        if a.dim() == b.dim() == 2 and len(a) % call.batch == 0:  # weights that the network makes, for rows of samples
+            a, b = _by_sample(a, call.batch, steps), b.expand(call.batch, -1, -1)
         return _sum(_product(a, b, call.batch), _added(call, {"alpha"}))
     if a.dim() == 3 and len(a) % call.batch:  # groups, and then samples
         steps = "axis"
@@ -591,7 +593,7 @@ def known(call: Call, rule: Rule | None) -> Known:
 _COMPARISONS = _names("ge gt le lt eq ne heaviside logical_and logical_or logical_not")
 _COPIES = _names("_to_copy clone")
 _SELECTIONS = _names("mul rsub where masked_fill clamp clamp_min clamp_max")
-_FILLED = _names("full full_like new_full new_ones new_zeros ones ones_like zeros zeros_like")
+_FILLED = _names("fill_ full full_like new_full new_ones new_zeros ones ones_like zero_ zeros zeros_like")
 _LOOKUPS = _names("embedding gather index index_select")
 _INSIDE = _names("mean sum amax amin max min stack")
 
@@ -626,13 +628,19 @@ RULES: dict[str, Rule] = {
 FUNCTIONS: dict[str, Rule] = {"linear": _linear, **dict.fromkeys(_CELLS, _recurrent)}
 """Rules of what is counted where it is called as a function: what it is made of no longer tells samples apart."""
 
-FREE = _names(
+RANDOM = _names(
+    "bernoulli bernoulli_ cauchy_ exponential_ geometric_ log_normal_ multinomial normal normal_ normal_functional "
+    "poisson rand rand_like randint randint_like randn randn_like random_ randperm uniform_"
+)
+"""What makes other values each time: no constants."""
+
+FREE = RANDOM | _names(
     """
-    _local_scalar_dense _reshape_copy _to_copy _unsafe_index _unsafe_view arange as_strided_ bernoulli bernoulli_
+    _local_scalar_dense _reshape_copy _to_copy _unsafe_index _unsafe_view arange as_strided_
     bitwise_and bitwise_not bitwise_or cat channel_shuffle clone constant_pad_nd copy copy_ detach_ embedding empty
     empty_like empty_strided fill fill_ flip full full_like gather im2col index index_select isfinite linspace
-    logical_and logical_not logical_or masked_fill native_dropout new_empty new_empty_strided new_full new_ones
-    new_zeros ones ones_like pixel_shuffle pixel_unshuffle rand rand_like randn randn_like reflection_pad2d repeat
+    lift_fresh logical_and logical_not logical_or masked_fill native_dropout new_empty new_empty_strided new_full
+    new_ones new_zeros ones ones_like pixel_shuffle pixel_unshuffle reflection_pad2d repeat
     replication_pad2d resize_ roll scalar_tensor split_with_sizes_copy squeeze_ stack swapaxes_ t_ transpose_ tril triu
     unbind_copy unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze_ upsample_nearest1d upsample_nearest2d
     upsample_nearest3d where zero_ zeros zeros_like
@@ -640,8 +648,5 @@ FREE = _names(
 )
 """What moves or makes values, or exists in training alone."""
 
-FACTORIES = frozenset(n for n in FREE if n.startswith(("new_", "zeros", "ones", "full", "empty", "arange")))
+FACTORIES = frozenset(n for n in FREE if n.startswith(("new_", "zeros", "ones", "full", "empty", "arange", "lift_")))
 """What makes values of nothing but numbers: constants."""
-
-RANDOM = _names("bernoulli rand rand_like randn randn_like")
-"""What makes other values each time: no constants."""

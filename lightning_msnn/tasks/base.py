@@ -81,10 +81,13 @@ def _sides(size: Any) -> str:
 
 
 def _plain(values: Any) -> dict[str, Any]:
-    """Arguments with NumPy's numbers as Python's, however deep: of a checkpoint plain values alone are read."""
-    plain: dict[str, Any] = tree_map(
-        lambda v: v.tolist() if isinstance(v, np.generic | np.ndarray) else v, dict(values)
-    )
+    """Arguments with NumPy's numbers as Python's and paths as text, however deep: what a checkpoint may hold."""
+
+    def to_plain(value: Any) -> Any:
+        value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    plain: dict[str, Any] = tree_map(to_plain, dict(values))
     return plain
 
 
@@ -213,6 +216,7 @@ class Task(pl.LightningModule):
         if twin is not None:
             self.network = TWINS[twin](self.network)
         self._started_from = network if pretrained else init_from
+        self._at_random = self._started_from is None  # and so are the weights
         if init_from is not None:
             from_file = is_checkpoint(init_from)
             weights = network_state(read_checkpoint(init_from)) if from_file else read_weights(find(init_from))
@@ -373,7 +377,6 @@ class Task(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check the data, take over the names of its classes, and load the teacher."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        fresh = self._started_from is None and not self._learnt_from and self.trainer.ckpt_path is None
         if datamodule is not None and stage != "predict":
             self.check_data(datamodule)
             size, learnt = (_sides(x) for x in (getattr(datamodule, "image_size", None), self._learnt_from))
@@ -393,8 +396,9 @@ class Task(pl.LightningModule):
             self._learnt_from = self.preprocessing.get("image_size") if stage == "fit" else self._learnt_from
         if stage == "fit":
             self._planned_steps = None  # of an earlier training; a resumed one is restored later
-            if fresh and self.hparams["network"] in entries():
+            if self._at_random and self.trainer.ckpt_path is None and self.hparams["network"] in entries():
                 rank_zero_info("%s starts at random: pretrained true gives it its weights", self.hparams["network"])
+            self._at_random = False
             if self.unfitted:
                 check_strategy(self.trainer.strategy)
             if "muon" in self.hparams["optimizer"] and flattens_weights(self.trainer.strategy):
@@ -444,7 +448,7 @@ class Task(pl.LightningModule):
         self.class_names = list(checkpoint.get("class_names", self.class_names))
         self.preprocessing = dict(checkpoint.get("preprocessing", self.preprocessing))
         self._learnt_from = self.preprocessing.get("image_size")
-        self._started_from = checkpoint.get("started_from", self._started_from)
+        self._started_from, self._at_random = checkpoint.get("started_from", self._started_from), False
         self._planned_steps = checkpoint.get("planned_steps")
         self.unfitted = self.unfitted and not checkpoint.get("global_step")
         if self.dial is not None and "dial" in checkpoint:

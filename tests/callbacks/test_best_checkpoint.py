@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lightning_msnn.callbacks import BestCheckpoint
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import read_checkpoint
 
 
@@ -47,3 +48,14 @@ def test_the_last_of_the_best_is_kept(mode, values, epoch, tmp_path):
     assert read_checkpoint(best.best_model_path)["epoch"] == epoch
     assert float(best.best_model_score) == pytest.approx(values[epoch])
     assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["best.ckpt"]
+
+
+def test_a_metric_is_required_in_training_alone(tmp_path):
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, max_epochs=1, callbacks=[BestCheckpoint("val/other", required=True)], logger=False,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(torch.ones(2, 1), 2)
+    assert "val/top1" in trainer.validate(Scripted([0.5]), loader, verbose=False)[0]
+    with pytest.raises(ConfigurationError, match="no metric 'val/other' is logged"):
+        trainer.fit(Scripted([0.5]), loader, loader)

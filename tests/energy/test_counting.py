@@ -1057,13 +1057,96 @@ def test_a_table_that_is_kept_is_a_constant():
 
 
 def test_what_a_linear_layer_writes_into_is_written():
-    linear, kept = nn.Linear(4, 6), torch.zeros(2, 6)
-    with (
-        torch.no_grad(),
-        OperationCounter(network := Call(lambda x: F.linear(x, *linear.parameters(), out=kept), linear)),
-    ):
+    linear, after, kept = nn.Linear(4, 6), nn.Linear(6, 3), torch.zeros(2, 6)
+    network = Call(lambda x: after(F.linear(x, *linear.parameters(), out=network.kept)), linear, after)
+    network.register_buffer("kept", kept)
+    with torch.no_grad(), OperationCounter(network) as counter:
         network(torch.rand(2, 4))
     assert kept.abs().sum() > 0
+    assert counter.record().total("dense") == 2 * (24 + 18)
+
+
+class Remembers(nn.Module):
+    """A recurrence whose state is a buffer, emptied before each call by one of several ways."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.current, self.recurrent, self.write = nn.Linear(4, 4), nn.Linear(4, 4), write
+        self.register_buffer("state", torch.zeros(2, 4))
+
+    def forward(self, x):
+        if self.write == "emptied inside":
+            self.state.zero_()
+        out = self.current(x) + self.recurrent(self.state)
+        if self.write == "data":
+            self.state.data = out
+        elif self.write == "replaced":
+            self.state = out
+        else:
+            self.state.copy_(out)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("write", "empty", "expected"),
+    [
+        ("copied", lambda network: None, [32, 64, 64]),
+        ("replaced", lambda network: None, [32, 64, 64]),
+        ("data", lambda network: None, [32, 64, 64]),
+        ("copied", lambda network: network.state.zero_(), [32, 32, 32]),
+        ("replaced", lambda network: network.register_buffer("state", torch.zeros(2, 4)), [32, 32, 32]),
+        ("emptied inside", lambda network: None, [32, 32, 32]),
+    ],
+    ids=["copied", "replaced", "data", "copied, emptied", "replaced, emptied", "emptied inside"],
+)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_state_in_a_buffer_that_is_emptied_is_none(mode, write, empty, expected):
+    network, found = Remembers(write), []
+    with mode(), OperationCounter(network) as counter:
+        for _ in range(3):
+            empty(network)
+            network(torch.rand(2, 4))
+            found.append(counter.record().total("dense") - sum(found))
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: torch.randn(2, 4),
+        lambda: torch.normal(0.0, 1.0, (2, 4)),
+        lambda: torch.normal(torch.zeros(2, 4), 1.0),
+        lambda: torch.empty(2, 4).normal_(),
+        lambda: torch.empty(2, 4).uniform_(),
+        lambda: torch.empty(2, 4).exponential_(),
+        lambda: torch.full((2, 4), 0.5).bernoulli(),
+        lambda: torch.randint(2, (2, 4)).float(),
+        lambda: torch.multinomial(torch.ones(2, 4), 4).float(),
+    ],
+)
+def test_what_is_drawn_is_no_constant(draw):
+    linear = nn.Linear(4, 6)
+    record = count_operations(Call(lambda x: linear(draw()), linear), torch.rand(2, 4))
+    assert record.total("dense") == 48
+    assert not record.uncounted
+
+
+def test_numbers_written_in_a_forward_are_constants():
+    linear = nn.Linear(4, 6)
+    found = counted(Call(lambda x: linear(x) + torch.tensor([0.1] * 6), linear), torch.rand(2, 4))
+    assert found == counted(linear, torch.rand(2, 4))
+
+
+@pytest.mark.parametrize("change", [lambda w: w + 0.1 * torch.randn_like(w), lambda w: F.dropout(w, 0.5, True)])
+@pytest.mark.parametrize("shape", [(4, 4), (4, 3, 4)])
+def test_weights_that_a_linear_layer_makes_cost_the_same_in_any_batch(change, shape):
+    linear, x = nn.Linear(4, 6), torch.rand(shape)
+    x[0] = 1.0
+    network = Call(lambda x: F.linear(x, change(linear.weight)), linear)
+    together, alone = counted(network, x), [counted(network, sample[None]) for sample in x]
+    for name in ("dense", "accumulates", "multiply_accumulates", "values_read", "calls"):
+        assert together[name] == sum(sample.get(name, 0) for sample in alone)
+    assert together["accumulates"] == 24 * (len(x[0]) if x.dim() > 2 else 1)
 
 
 def test_kernels_by_sample_in_a_border_of_zeros():
@@ -1092,3 +1175,21 @@ def test_factors_of_what_is_added_and_resets_are_no_more_than_they_do():
     masked = Call(lambda x: x @ masked.weight[torch.ones(4, dtype=torch.bool)])
     masked.weight = weight
     assert counted(masked, x)["weights_read"] == 2 * 20
+    scaled = Call(lambda x: torch.addmm(x @ weights, x, weights, beta=0.5))
+    scaled.weight = weights = nn.Parameter(torch.rand(4, 4))
+    assert counted(scaled, x)["multiplications"] == 2 * 4
+
+
+class Resets(nn.Module):
+    """Neurons whose reset is a way from the membrane to zero, as far as spikes say."""
+
+    threshold, decay = 0.5, nn.Parameter(torch.tensor(0.9))
+
+    def forward(self, current):
+        membrane = self.decay * current
+        spikes = (membrane > self.threshold).float()
+        return torch.lerp(membrane, torch.zeros_like(membrane), spikes)
+
+
+def test_a_reset_by_spikes_is_no_membrane_update():
+    assert counted(Resets(), torch.rand(2, 4))["membrane_updates"] == 8

@@ -495,3 +495,16 @@ def test_class_weights_may_be_a_tensor():
     task = SpikingClassifier(class_weights=torch.arange(10))
     assert task.hparams["class_weights"] == list(range(10))
     assert torch.equal(task.class_weights, torch.arange(10.0))
+
+
+def test_weights_at_random_are_said_to_be_once(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("lightning_msnn.tasks.base.rank_zero_info", lambda text, *args: said.append(text % args))
+    task = SpikingClassifier("msnn_resnet12_tiny.digits")
+    trainer(tmp_path, max_epochs=1).fit(task, loader(8))
+    (trained := trainer(tmp_path, max_epochs=1)).fit(task, loader(8))
+    trained.save_checkpoint(tmp_path / "task.ckpt")
+    trainer(tmp_path, max_epochs=1).fit(SpikingClassifier.load_from_checkpoint(tmp_path / "task.ckpt"), loader(8))
+    assert [text for text in said if "at random" in text] == [
+        "msnn_resnet12_tiny.digits starts at random: pretrained true gives it its weights"
+    ]

@@ -123,7 +123,8 @@ def test_a_teacher_is_fixed_and_in_no_checkpoint(tmp_path):
 def test_a_checkpoint_loads_without_what_made_it(tmp_path):
     fit(tmp_path, twin="relu")
     made = tmp_path / "x.ckpt"
-    student, _ = fit(tmp_path / "student", teacher=str(made), init_from=str(made))
+    student, _ = fit(tmp_path / "student", teacher=made, init_from=made)  # paths
+    assert student.hparams["teacher"] == str(made)
     assert isinstance(student.teacher.network.stages[0].blocks[0].encoder1.spike, Rectifier)
     made.unlink()
     again = SpikingClassifier.load_from_checkpoint(tmp_path / "student" / "x.ckpt")
