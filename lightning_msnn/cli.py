@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
 from functools import cache
 from importlib import import_module
 from inspect import Parameter, signature
@@ -441,6 +442,16 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
+def _as_text(value: Any) -> Any:
+    """Return a configuration with members of enumerations, which some classes have as defaults, as their text."""
+    if isinstance(value, Namespace):
+        for key, part in vars(value).items():
+            setattr(value, key, _as_text(part))
+    elif isinstance(value, list):
+        return [_as_text(part) for part in value]
+    return str(value.value) if isinstance(value, Enum) and isinstance(value, str) else value
+
+
 def _no(value: Any) -> bool:
     return value in (None, False, "null", "false", "False")
 
@@ -728,7 +739,7 @@ class MSNNCLI(LightningCLI):
         if verb == "fit" and trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = EPOCHS
         resumed = given.get("ckpt_path") == "last"
-        self._saved = config.clone()  # what reproduces this run, in another folder
+        self._saved = _as_text(config.clone())  # what reproduces this run, in another folder
         if resumed:
             self._saved.ckpt_path, config.ckpt_path = None, self._checkpoint
         for option, place in (

@@ -550,6 +550,13 @@ def test_a_saved_configuration_of_an_own_module_runs_again(capsys):
     stops([*again, "c", "--run.best", "val/minne"], "no metric 'val/minne' is logged.*did you mean 'val/mine'", capsys)
 
 
+def test_an_enumeration_among_a_callbacks_defaults_is_saved_as_text():
+    main(["fit", *SHORT, "--run.test", "false", "--run.name", "a", "--trainer.callbacks", "Timer"])
+    saved = Path("runs/a/version_0/config.yaml")
+    assert "interval: step" in saved.read_text()
+    main(["fit", "--config", str(saved), "--run.name", "b"])
+
+
 def test_help_of_no_class(capsys):
     fails(["fit", "--data.help", "Digit"], "data 'Digit' cannot be imported.*lightning_msnn.data.Digits", capsys)
 
