@@ -842,10 +842,11 @@ class MSNNCLI(LightningCLI):
         except Exception as error:  # whatever the values in a file make Lightning and torch raise
             if _configuration_error(error) is not None:
                 raise
-            if self._checkpoint is not None and (_restores(error) or self._begins()):
-                raise ConfigurationError(f"{self._checkpoint!r} cannot be restored: {_sentence(error)}") from error
-            if self._begins() and _raised_by_lightning(error):
+            restoring, begins = self._checkpoint is not None and _restores(error), self._begins()
+            if begins and not restoring and _raised_by_lightning(error):
                 raise ConfigurationError(f"the training cannot begin: {_sentence(error)}") from error
+            if restoring or (begins and self._checkpoint is not None):
+                raise ConfigurationError(f"{self._checkpoint!r} cannot be restored: {_sentence(error)}") from error
             raise
 
     def _ours(self) -> bool:

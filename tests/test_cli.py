@@ -569,9 +569,11 @@ def test_a_metric_that_is_not_logged_stops_the_training_before_its_first_step(ca
 
 
 def test_options_that_do_not_fit_the_data_are_said_in_one_sentence(capsys):
-    stops(
-        ["fit", *SHORT, "--trainer.val_check_interval", "1000"], "cannot begin: ValueError.*val_check_interval", capsys
-    )
+    said, refused = "cannot begin: ValueError.*val_check_interval", ["--trainer.val_check_interval", "1000"]
+    stops(["fit", *SHORT, *refused], said, capsys)
+    main(["fit", *SHORT, "--model.schedule", "constant", "--run.test", "false", "--run.name", "a"])
+    stops(["fit", *SHORT, "--model.schedule", "constant", "--run.name", "a", "--ckpt_path", "last",
+           "--trainer.max_epochs", "2", *refused], said, capsys)  # fmt: skip
 
 
 def test_the_name_of_a_run_is_that_of_the_entrys_data(recwarn):
