@@ -192,6 +192,7 @@ def experiments_page() -> list[str]:
     by_muon = "from {} and taught by it, its blocks too, Muon, lr 0.02, batch 512"
     old, best = (experiment("recipe", by_muon.format(name)) for name in ("the twin", "Muon's twin"))
     muon_twin = experiment("recipe", experiments.MUON_TWIN)
+    decays = [experiment("recipe", f"weight decay {decay}") for decay in (0.02, 0.3)]
     mixed = [
         experiment("recipe", name)
         for name in ("cutmix on half of the batches", "mixup on half of the batches", "AutoAugment", "erasing 0.25")
@@ -225,6 +226,7 @@ def experiments_page() -> list[str]:
         f"{both:.1f} % with, {exact:.1f} % with exact spikes",
         f"at {experiment('recipe', experiments.STRONGER):.1f} %, better than the twin: {stronger:.1f} %",
         f"from {rates[0]:.2f} to {rates[1]:.2f} spikes per neuron",
+        "0.02 and 0.3 end at {:.1f} and {:.1f} %, in the place of {:.1f} with 0.1".format(*decays, soft),
         f"{soft:.1f} and {graded:.1f} %; from a ramp it is {ramp:.1f} %",
         f"Over 30, 60 or 90 % of the steps: {short:.1f}, {soft:.1f}, {long:.1f} %",
         f"{min(hours):.1f} to {max(hours):.1f} hours a training",
