@@ -105,7 +105,7 @@ MUTATIONS: dict[str, Mutation] = {
         (TRAINING + "test_a_step_learns_from_mixed_images_with_both_labels",),
     ),
     "fit tests the last weights": Mutation(
-        "cli.py", "ckpt_path=path or None", "ckpt_path=None",
+        "cli/command_line.py", "ckpt_path=path or None", "ckpt_path=None",
         ("tests/test_cli.py::test_fit_ends_by_testing_the_best_weights",),
     ),
     "weight decay is 0": Mutation(
@@ -155,7 +155,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     # What a file may do.
     "YAML is loaded without a look at it": Mutation(
-        "cli.py", 'check_yaml(text := path.read_text(encoding="utf-8"))', 'text = path.read_text(encoding="utf-8")',
+        "cli/configurations.py",
+        'check_yaml(text := path.read_text(encoding="utf-8"))', 'text = path.read_text(encoding="utf-8")',
         ("tests/test_fuzz.py::test_yaml_that_unfolds_without_end[laughs-fit]",),
     ),
     "a checkpoint names a file that is removed": Mutation(

@@ -21,10 +21,12 @@ from PIL import Image
 import lightning_msnn
 from lightning_msnn import data, zoo
 from lightning_msnn.callbacks import EMA, parameter_summary
-from lightning_msnn.cli import BASES, MSNNCLI, _class_parser, configurations, main, read_checkpoint
+from lightning_msnn.cli import MSNNCLI, configurations, main
+from lightning_msnn.cli.given import BASES, _class_parser
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.kernels import integer
+from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
 from tests.conftest import NETWORKS
 

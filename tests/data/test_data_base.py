@@ -11,7 +11,8 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 
 from lightning_msnn import data
-from lightning_msnn.cli import OF_THE_MACHINE, _arguments
+from lightning_msnn.cli.given import arguments_of
+from lightning_msnn.cli.known import OF_THE_MACHINE
 from lightning_msnn.data import CIFAR10, CIFAR100, Digits, ImageDataModule, ImageFolder, TinyImageNet200
 from lightning_msnn.data import reading as reading_file
 from lightning_msnn.data.base import CHOSEN, PREPROCESSING, arguments_of_checkpoint, stratified_split
@@ -330,7 +331,7 @@ TRAINING_ALONE = {
 def test_what_an_input_is_made_by_is_known_to_its_checkpoint(name: str) -> None:
     kind = getattr(data, name)
     if isinstance(kind, type) and issubclass(kind, LightningDataModule):
-        assert _arguments(kind).keys() <= {*PREPROCESSING, *CHOSEN, *OF_THE_MACHINE, *TRAINING_ALONE}
+        assert arguments_of(kind).keys() <= {*PREPROCESSING, *CHOSEN, *OF_THE_MACHINE, *TRAINING_ALONE}
 
 
 def test_a_checkpoint_chooses_preprocessing_alone() -> None:
