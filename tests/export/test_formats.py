@@ -9,7 +9,7 @@ import torch
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.export import FORMATS, aoti, export, read_source
-from tests.export.test_export import SMALL, checkpoint
+from tests.export.test_export import SMALL, TINIEST, checkpoint
 
 # Compiled programs
 
@@ -21,7 +21,7 @@ def compiled(tmp_path_factory):
         pytest.skip("no compiler")
     folder = tmp_path_factory.mktemp("compiled")
     torch.manual_seed(0)
-    source = checkpoint(folder, **SMALL)
+    source = checkpoint(folder, **SMALL | TINIEST)
     return source, export(source, to="aoti", out=folder / "x.pt2")
 
 

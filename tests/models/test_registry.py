@@ -326,7 +326,7 @@ def test_export(name):
 def test_a_network_compiled_for_any_batch_trains(name):
     """A compiler gives empty gradients of what a layer does not hand on, and keeps numbers open."""
     torch._dynamo.reset()
-    model, x = make(name, depths=(2, 1), widths=(8, 16)).train(), torch.randn(6, 3, 8, 8)
+    model, x = make(name, depths=(2,), widths=(8,)).train(), torch.randn(6, 3, 8, 8)
     twin = copy.deepcopy(model)
     torch.compile(model, backend="aot_eager", dynamic=True, fullgraph=True)(x).sum().backward()
     twin(x).sum().backward()
@@ -616,7 +616,7 @@ def test_pretrained_without_weights(name):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the default compiler of torch.compile needs g++")
 def test_compile_with_the_default_compiler():
     """The one test of generated code: minutes for each network, so it takes the smallest."""
-    model = lively(make("msnn_resnet12_tiny", depths=(1, 1, 2, 1)))
+    model = lively(make("msnn_resnet12_tiny", **SHALLOW))
     x = torch.randn(2, 3, 32, 32)
     torch._dynamo.reset()  # what it learnt from other sizes makes sizes symbols, over which it never ends
     with torch.no_grad():
