@@ -516,6 +516,16 @@ def test_help_of_a_class(args, said, capsys):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("option", ["--help", "-h", "--print_config"])
+def test_help_and_configurations_need_no_weights(verb, option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, option])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, err) == (0, "")
+    assert "seed_everything" in out
+
+
 def test_an_option_may_end_in_help(capsys):
     Path("own.py").write_text(
         "from lightning_msnn.tasks import SpikingClassifier\n\n\n"

@@ -1,13 +1,15 @@
 """Spikes that sharpen while a network trains: from a function with a true gradient to the exact step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_msnn.errors import ConfigurationError, check_number, choose
 from lightning_msnn.functional.spike import SOFT
@@ -37,9 +39,10 @@ class SpikeAnnealing(Callback):
 
     Evaluation is with exact spikes throughout, and so are the running statistics of batch norms: while ``a < 1`` they
     are not those of the training steps, but of forward passes with exact spikes, one in 16 steps or about 20 in an
-    epoch if that is more. (Where a strategy shards the weights, they are those of the training steps.) ``a`` depends on
-    the step alone, so that a resumed training has the same. Steps are the optimizer's. ``a`` is logged as
-    ``annealing``.
+    epoch if that is more. For these, what the training step has called is called once more with the same: the module
+    itself, or its parts that have spiking neurons. (Where a strategy shards the weights, statistics are those of the
+    training steps.) ``a`` depends on the step alone, so that a resumed training has the same. Steps are the
+    optimizer's. ``a`` is logged as ``annealing``.
 
     Args:
         kind: The function ``f``, one of :data:`lightning_msnn.functional.SOFT`.
@@ -48,7 +51,8 @@ class SpikeAnnealing(Callback):
 
     Raises:
         ConfigurationError: If an argument is not allowed; when training starts, if the network has no spiking neurons
-            or the end of training is not known.
+            or the end of training is not known; in the first step, if it calls several parts with spiking neurons, one
+            with what another has made.
     """
 
     def __init__(self, kind: str = "rectifier", until: float = 0.6, shape: str = "linear") -> None:
@@ -60,7 +64,11 @@ class SpikeAnnealing(Callback):
         self.shape = shape
         choose(ANNEALING_SHAPES, shape, "shape of annealing")
         self._total = 1
+        self._share = 1.0
         self._held: list[nn.modules.batchnorm._BatchNorm] = []
+        self._hooks: list[Any] = []
+        self._inside: object = None
+        self._calls: list[tuple[nn.Module, Any, Any]] | None = None
 
     def share_at(self, step: int, total: int) -> float:
         """Return the share ``a`` of the step after ``step`` of ``total`` optimizer steps."""
@@ -97,22 +105,32 @@ class SpikeAnnealing(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the share of this step; take statistics of exact spikes if it is their turn."""
-        share = self.share_at(trainer.global_step, self._total)
-        if share < 1.0 and not shards_weights(trainer.strategy):
-            # Neurons that the module fits to this batch have no spikes to take statistics of yet.
-            if batch_idx % self.every(trainer.num_training_batches) == 0 and not getattr(pl_module, "unfitted", False):
-                set_annealing(pl_module, None)
-                self._take_statistics(trainer, pl_module, batch)
-            self._hold_statistics(pl_module)
-        set_annealing(pl_module, share, self.kind)
-        pl_module.log("annealing", share, batch_size=1)
+        """Set the share of this step, in which what is to be called once more is kept if it is the turn of that."""
+        self._share = self.share_at(trainer.global_step, self._total)
+        if self._share < 1.0 and not shards_weights(trainer.strategy):
+            self._calls = [] if batch_idx % self.every(trainer.num_training_batches) == 0 else None
+            for module in (pl_module, *_parts(pl_module)):
+                self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+        set_annealing(pl_module, self._share, self.kind)
+        pl_module.log("annealing", self._share, batch_size=1)
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take statistics of exact spikes, with the weights of this step."""
+        if self._calls:
+            self._take_statistics(trainer, pl_module, self._calls)
+            self._calls = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Let batch norms track their input again."""
-        for norm in self._held:
-            norm.track_running_stats = True
-        self._held = []
+        if self._calls:  # the module has called backward of the loss itself
+            self._take_statistics(trainer, pl_module, self._calls)
+        self._release()
+        if self._calls == []:
+            rank_zero_warn(
+                f"SpikeAnnealing takes no statistics of exact spikes: the training step has called neither "
+                f"{type(pl_module).__name__} nor a part of it that has spiking neurons, but perhaps a method of one"
+            )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the network as it was."""
@@ -120,22 +138,67 @@ class SpikeAnnealing(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave exact spikes, and batch norms that track their input."""
-        self.on_train_batch_end()
+        self._release()
+        self._calls = None
         set_annealing(pl_module, None)
 
-    def _hold_statistics(self, pl_module: nn.Module) -> None:
-        """Keep the running statistics from following the training step."""
-        for norm in pl_module.modules():
+    def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._inside = [], None
+        self._track()
+
+    def _track(self) -> None:
+        for norm in self._held:
+            norm.track_running_stats = True
+        self._held = []
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Keep the running statistics of what is called from following the step, and what it is called with."""
+        if self._inside is not None or (isinstance(module, pl.LightningModule) and _is_redirected(module)):
+            return
+        self._inside = module
+        for norm in module.modules():
             if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats:
                 norm.track_running_stats = False
                 self._held.append(norm)
+        if self._calls is None:
+            return
+        if self._calls and any(isinstance(x, Tensor) and x.grad_fn is not None for x in tree_leaves((args, kwargs))):
+            raise ConfigurationError(
+                f"SpikeAnnealing cannot call {type(module).__name__} once more with exact spikes, since it is called "
+                f"with what {type(self._calls[0][0]).__name__} has made: call both in the forward of the "
+                "LightningModule, and that in its training step"
+            )
+        self._calls.append((module, *tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (args, kwargs))))
+
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        if self._inside is module:
+            self._inside = None
 
     @torch.no_grad()
-    def _take_statistics(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
-        images = batch[0] if isinstance(batch, list | tuple) and batch else batch
-        if not isinstance(images, Tensor):
-            raise ConfigurationError(
-                f"SpikeAnnealing takes batches that are a tensor or begin with one, not {type(images).__name__}"
-            )
+    def _take_statistics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, calls: list[tuple[nn.Module, Any, Any]]
+    ) -> None:
+        self._track()
+        self._inside = self  # of these calls nothing is kept
+        set_annealing(pl_module, None)
         with trainer.precision_plugin.forward_context():
-            pl_module(images)
+            for module, args, kwargs in calls:
+                module(*args, **kwargs)
+        set_annealing(pl_module, self._share, self.kind)
+        self._inside = None
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the outermost parts of a module that have spiking neurons and can be called."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _parts(child)
+        elif any(isinstance(part, Spike) for part in child.modules()):
+            yield child
+
+
+def _is_redirected(module: pl.LightningModule) -> bool:
+    """Whether a strategy has put the training step in the place of the forward, as DDP has."""
+    return getattr(module.forward, "__func__", None) is not type(module).forward

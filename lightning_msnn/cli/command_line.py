@@ -252,6 +252,7 @@ class MSNNCLI(LightningCLI):
                 verb != "fit"
                 and issubclass(self._given.classes["model"], tasks.Task)
                 and _no(given.get("model.pretrained"))
+                and not self._given.only_prints
             ):
                 raise ConfigurationError(
                     f"{verb} needs trained weights: give --ckpt_path FILE, or --model.pretrained true"

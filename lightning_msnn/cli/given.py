@@ -194,6 +194,8 @@ class Given:
             self._note(key.replace(".init_args.", ".") if key.startswith(("model.", "data.")) else key, value_)
         self.help: list[str] = []
         """The argument that asks for the help of a class, by default of the one that is given."""
+        self.only_prints = any(name in ("help", "-h", "print_config") for name, *_ in self._parts)
+        """Whether all that is asked for is text: help, or the configuration."""
         for name, value, raw in self._parts:
             section, _, rest = name.partition(".")
             if section in BASES and rest == "help":

@@ -430,7 +430,7 @@ class OperationCounter:
             return
         if "weights_read" in amounts:
             weights = {(x.data_ptr(), x.shape) for x in inputs if x.dim() > 1 and self._constant(x)}
-            if weights & self._read[-1]:
+            if weights and weights <= self._read[-1]:
                 amounts["weights_read"] = 0
             self._read[-1] |= weights
         self._add(row, **amounts)

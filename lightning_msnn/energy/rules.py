@@ -229,7 +229,11 @@ def _by_sample(x: Tensor, batch: int, steps: str = "") -> Tensor:
 
 
 def _linear(call: Call) -> Amounts:
-    x, weight = call.inputs[:2]
+    return _layer(call, *call.inputs[:2])
+
+
+def _layer(call: Call, x: Tensor, weight: Tensor) -> Amounts:
+    """Amounts of ``x`` times the weights of a linear layer."""
     steps = call.known(x).steps
     if x.dim() < 3:
         x = _by_sample(x.view(-1, x.shape[-1]), call.batch, steps)
@@ -322,6 +326,34 @@ _CELLS: dict[str, tuple[int, int, int]] = {
 }
 
 
+def _analogue(products: int, effective: int | Tensor, weights: int, values: int, outputs: int) -> Amounts:
+    """Amounts of products of analogue values that a recurrent layer keeps to itself."""
+    return {
+        "dense": products,
+        "multiply_accumulates": products,
+        "effective_multiply_accumulates": effective,
+        "weights_read": weights,
+        "input_reads": values,
+        "addresses": values + outputs,
+    }
+
+
+def _cell(call: Call) -> Amounts:
+    """Amounts of one step of a recurrent layer: ``x, h, input weights, recurrent weights, ...``."""
+    x, state, weights, recurrent = call.args[:4]
+    h = state if isinstance(state, Tensor) else state[0]
+    _, additions, multiplications = _CELLS[call.name.removesuffix("_cell")]
+    parts = [_layer(call, x, weights)]
+    if call.constant(h):  # before the first step; an analogue value, as in a layer of several steps
+        products, effective = h.numel() * len(recurrent), (h != 0).sum() * len(recurrent)
+        read = _distinct(call, recurrent) * call.batch
+        parts.append(_analogue(products, effective, read, h.numel(), len(h) * len(recurrent)))
+    else:
+        parts.append(_layer(call, h, recurrent))
+    parts.append({"additions": h.numel() * additions, "multiplications": h.numel() * multiplications})
+    return _sum(*parts)
+
+
 def _recurrent(call: Call) -> Amounts | str:
     """Amounts of a recurrent layer called as torch's function: ``x, h, weights, has_biases, layers, ...``."""
     if isinstance(call.args[1], Tensor) and call.args[1].dim() == 1:  # lengths, where h is else
@@ -336,20 +368,9 @@ def _recurrent(call: Call) -> Amounts | str:
     fan_out = directions * gates * units
     each, values, outputs = places * directions * units, places * directions * hidden, places * fan_out
 
-    def analogue(products: int, effective: int | Tensor, weights: int, values: int, outputs: int) -> Amounts:
-        """Amounts of products of analogue values inside the layer, which keeps its values to itself."""
-        return {
-            "dense": products,
-            "multiply_accumulates": products,
-            "effective_multiply_accumulates": effective,
-            "weights_read": weights * call.batch,
-            "input_reads": values,
-            "addresses": values + outputs,
-        }
-
     parts = [_rows(x, x.shape[-1] * fan_out * call.batch, fan_out)]
     # What lies between layers is not seen: analogue, and never zero.
-    between = analogue(values * fan_out, values * fan_out, directions * hidden * fan_out, values, outputs)
+    between = _analogue(values * fan_out, values * fan_out, directions * hidden * fan_out * call.batch, values, outputs)
     parts += [between] * (layers - 1)
     for layer in range(layers):
         # The recurrent product: h is analogue; after the first step only the last layer's is seen.
@@ -359,9 +380,10 @@ def _recurrent(call: Call) -> Amounts | str:
             forward, backward = read[:, :-1, :hidden], read[:, 1:, hidden:]
             effective = ((forward != 0).sum() + (backward != 0).sum()) * (gates * units)
         first = (begin[layer * directions : (layer + 1) * directions] != 0).sum() * (gates * units)
-        parts.append(analogue(products, first + effective, hidden * fan_out, values, outputs))
+        parts.append(_analogue(products, first + effective, hidden * fan_out * call.batch, values, outputs))
         if hidden < units:
-            parts.append(analogue(each * hidden, each * hidden, directions * units * hidden, each, values))
+            read_once = directions * units * hidden * call.batch
+            parts.append(_analogue(each * hidden, each * hidden, read_once, each, values))
         parts.append({"additions": each * additions, "multiplications": each * multiplications})
     return _sum(*parts)
 
@@ -625,7 +647,11 @@ RULES: dict[str, Rule] = {
 }
 """Rules by the name of the operation in torch's dispatcher."""
 
-FUNCTIONS: dict[str, Rule] = {"linear": _linear, **dict.fromkeys(_CELLS, _recurrent)}
+FUNCTIONS: dict[str, Rule] = {
+    "linear": _linear,
+    **dict.fromkeys(_CELLS, _recurrent),
+    **dict.fromkeys((f"{name}_cell" for name in _CELLS), _cell),
+}
 """Rules of what is counted where it is called as a function: what it is made of no longer tells samples apart."""
 
 RANDOM = _names(

@@ -5,6 +5,7 @@ import math
 
 import lightning.pytorch as pl
 import pytest
+import timm
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -145,14 +146,94 @@ def test_monitors_see_exact_spikes(tmp_path, first):
             self.expected = [*self.expected, (spike_rate(record).item(), record.total("accumulates") / len(batch[0]))]
 
     log, compare = Log(), Compare()
-    callbacks = [SpikeAnnealing(until=0.9), SpikeRateMonitor(1), EnergyMonitor(every_n_steps=1)]
-    fit(tmp_path, compare, *(callbacks if first else callbacks[::-1]), epochs=2, logger=log)
+    callbacks = [SpikeAnnealing(until=0.9), compare, SpikeRateMonitor(1), EnergyMonitor(every_n_steps=1)]
+    fit(tmp_path, *(callbacks if first else [compare, *callbacks[:1:-1], callbacks[0]]), epochs=2, logger=log)
     rates = [m["spike_rate/all"] for m in log.said if "spike_rate/all" in m]
     accumulates = [m["energy/accumulates_per_image"] for m in log.said if "energy/all" in m]
     annealed = slice(0, 9)  # of the steps after that, what is counted is the training itself
     assert rates[annealed] == pytest.approx([rate for rate, _ in compare.expected][annealed])
     assert accumulates[annealed] == pytest.approx([count for _, count in compare.expected][annealed])
     assert len(rates) == len(accumulates) == 10
+
+
+class Own(pl.LightningModule):
+    """A module that prepares its images in the step, and calls the network as ``way`` says."""
+
+    def __init__(self, way):
+        super().__init__()
+        pl.seed_everything(0, verbose=False)
+        self.net = timm.create_model("msnn_resnet12_tiny", num_classes=3, **NETWORK)
+        self.way = way
+        if way == "manual":
+            self.automatic_optimization = False
+
+    def forward(self, images):
+        return self.net(images)
+
+    def training_step(self, batch, batch_idx):
+        images = (batch["images"] - 100.0) / 50.0
+        self.seen = images
+        logits = {"forward": self, "method": lambda x: self.net.forward_head(self.net.forward_features(x))}.get(
+            self.way, self.net
+        )(images)
+        loss = nn.functional.cross_entropy(logits, batch["labels"])
+        if self.way != "manual":
+            return loss
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return None
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)  # so that all passes are of the same weights
+
+
+def fit_own(module, *callbacks, **options):
+    torch.manual_seed(0)
+    images = 100.0 + 50.0 * torch.randn(8, 3, 8, 8)
+    batches = [{"images": images, "labels": torch.arange(8) % 3}] * 4
+    options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "accelerator": "cpu", **options}
+    trainer = pl.Trainer(callbacks=[*callbacks], enable_progress_bar=False, enable_model_summary=False, **options)
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    return module
+
+
+@pytest.mark.parametrize("way", ["network", "forward", "manual"])
+def test_statistics_are_of_what_the_step_has_called(way):
+    """As they are without annealing, where the spikes of each step are exact."""
+    plain, annealed = fit_own(Own(way)), fit_own(Own(way), SpikeAnnealing(until=1.0))
+    for (name, a), b in zip(plain.state_dict().items(), annealed.state_dict().values(), strict=True):
+        torch.testing.assert_close(b, a, msg=name)
+    assert annealed.net.stem.norm.running_mean.abs().max() < 1.0
+
+
+def test_statistics_are_of_what_the_step_has_called_in_ddp():
+    """Whose wrapper calls the training step in the place of the forward."""
+    options = {"strategy": "ddp", "devices": 1}
+    plain, annealed = fit_own(Own("forward")), fit_own(Own("forward"), SpikeAnnealing(until=1.0), **options)
+    for (name, a), b in zip(plain.state_dict().items(), annealed.state_dict().values(), strict=True):
+        torch.testing.assert_close(b, a, msg=name)
+
+
+def test_a_step_that_calls_no_module_is_told():
+    with pytest.warns(UserWarning, match="has called neither Own nor a part of it that has spiking neurons"):
+        module = fit_own(Own("method"), SpikeAnnealing(until=1.0))
+    assert module.net.stem.norm.running_mean.abs().max() < 1.0, "its statistics are those of its steps"
+
+
+def test_parts_after_one_another_are_refused():
+    class Two(Own):
+        def __init__(self):
+            super().__init__("network")
+            self.other = nn.Sequential(Spike(), nn.Linear(3, 3))
+
+        def training_step(self, batch, batch_idx):
+            logits = self.other(self.net(batch["images"]))
+            return nn.functional.cross_entropy(logits, batch["labels"])
+
+    with pytest.raises(ConfigurationError, match="cannot call Sequential once more .* what MSNN.* has made: call both"):
+        fit_own(Two(), SpikeAnnealing())
 
 
 def test_what_breaks_a_training_leaves_the_network_as_it_was(tmp_path):

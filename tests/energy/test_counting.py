@@ -395,10 +395,59 @@ def test_what_is_a_bias_and_what_is_not():
     assert counted(embedding, torch.randn(2, 3, 8, 8))["additions"] == 2 * 4 * 8, "a place has a value for each token"
 
 
-def test_cells_split_for_nothing():
+class Loop(nn.Module):
+    """A recurrent cell called token by token, as a layer calls itself."""
+
+    def __init__(self, cell, zeros):
+        super().__init__()
+        self.cell, self.zeros = cell, zeros
+
+    def forward(self, x):
+        state = None
+        if self.zeros:
+            state = x.new_zeros(len(x), self.cell.hidden_size)
+            state = (state, state) if isinstance(self.cell, nn.LSTMCell) else state
+        for token in x.unbind(1):
+            state = self.cell(token, state)
+        return state
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(
+    ("cell", "layer"),
+    [
+        (nn.LSTMCell, nn.LSTM),
+        (nn.GRUCell, nn.GRU),
+        (nn.RNNCell, nn.RNN),
+        (partial(nn.RNNCell, nonlinearity="relu"),) * 2,
+    ],
+)
+def test_a_cell_is_counted_as_its_layer(cell, layer, zeros):
+    """The state before the first token too, which is zeros and meets weights like any other."""
+    if layer is cell:
+        layer = partial(nn.RNN, nonlinearity="relu")
+    x = torch.randn(2, 3, 5)
+    looped, whole = counted(Loop(cell(5, 7), zeros), x), counted(layer(5, 7, batch_first=True), x)
+    for name in ("dense", "multiply_accumulates", "additions", "multiplications"):
+        assert looped.get(name) == whole.get(name) != 0, name
+    assert looped["weights_read"] == 3 * whole["weights_read"], "in each call"
+
+
+def test_cells_read_their_weights_once_and_take_spikes():
     h = torch.randn(2, 5)
     for cell, gates, state in ((nn.LSTMCell, 4, (h, h)), (nn.GRUCell, 3, h)):
-        assert counted(cell(4, 5), torch.randn(2, 4), state)["dense"] == 2 * gates * 5 * (4 + 5)
+        found = counted(cell(4, 5), torch.randn(2, 4), state)
+        assert found["dense"] == found["multiply_accumulates"] == 2 * gates * 5 * (4 + 5)
+        spikes = (torch.rand(2, 4) < 0.5).float()
+        assert counted(cell(4, 5), spikes, state)["accumulates"] == int(spikes.sum()) * gates * 5
+    first, second = nn.GRUCell(4, 5), nn.GRUCell(5, 5)
+
+    def both(x):
+        begin = x.new_zeros(2, 5)
+        return second(first(x, begin), begin)
+
+    alone = counted(first, torch.randn(2, 4))["weights_read"] + counted(second, h)["weights_read"]
+    assert counted(Call(both, first, second), torch.randn(2, 4))["weights_read"] == alone
 
 
 def test_activations_with_a_threshold_are_no_neurons():
