@@ -516,6 +516,18 @@ def test_help_of_a_class(args, said, capsys):
     assert not list(Path().iterdir())
 
 
+def test_a_callback_that_watches_what_is_not_logged_stops_before_the_first_step(capsys):
+    watching = ["lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor", "val/top2"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *QUICK, "--trainer.callbacks", *watching])
+    assert stop.value.code == 2
+    assert (
+        "no metric 'val/top2' is logged, which EarlyStopping watches: logged are val/loss, val/top1, val/top5; did "
+        in (capsys.readouterr().err)
+    )
+    assert not list(Path().rglob("*.ckpt"))
+
+
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
 @pytest.mark.parametrize("option", ["--help", "-h", "--print_config"])
 def test_help_and_configurations_need_no_weights(verb, option, capsys):

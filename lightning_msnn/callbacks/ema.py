@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, check_number
 from lightning_msnn.runs.strategies import shards_weights
 
 __all__ = ["EMA"]
@@ -30,10 +30,8 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise ConfigurationError(f"the decay of the moving average must be in [0, 1), not {decay}")
+        self.decay = check_number("the decay of the moving average", decay, below_one=True)
         super().__init__(use_buffers=True)
-        self.decay = decay
         self._training: list[Tensor] = []
 
     def decay_at(self, step: int) -> float:

@@ -175,7 +175,7 @@ class _Monitor(Callback):
         """Count and log."""
         for record in self._counted(trainer, pl_module).values():
             values = {name: float(value) for name, value in self._values(record).items()}
-            for logger in trainer.loggers:
+            for logger in trainer.loggers if values else ():
                 logger.log_metrics(values, step=max(0, trainer.global_step - 1))
 
     # Test
@@ -243,6 +243,9 @@ class SpikeRateMonitor(_Monitor):
 
     def _values(self, record: Record) -> dict[str, Any]:
         rates = {name: float(rate) for name, rate in spike_rate(record, by="layer").items()}
+        if not rates and "" not in self._warned:
+            self._warned.add("")
+            rank_zero_warn("SpikeRateMonitor logs nothing: the network has no spiking neurons")
         self._warn({n: r for n, r in rates.items() if r in (0.0, 1.0)})
         overall = {"spike_rate/all": spike_rate(record)} if rates else {}
         return {**overall, **{f"spike_rate/{name}": rate for name, rate in rates.items()}}

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
+from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
 __all__ = ["THETA_SCHEDULES", "ThetaScheduler", "cosine", "linear", "piecewise", "step"]
@@ -100,8 +101,8 @@ class ThetaScheduler(pl.Callback):
     Raises:
         ConfigurationError: If an argument is missing, not allowed or of no use to the schedule; when training starts,
             if the network was given another theta than the schedule starts with, if the pattern matches none of its
-            projections or one that learns its theta, or if the end of training is not known to a schedule that needs
-            it.
+            projections, or one that learns its theta or has none, or if the end of training is not known to a schedule
+            that needs it.
     """
 
     def __init__(
@@ -172,6 +173,10 @@ class ThetaScheduler(pl.Callback):
                 raise ConfigurationError(
                     f"{name} learns its theta, which a schedule cannot move: "
                     "leave out ThetaScheduler or set learn_theta to false"
+                )
+            if module.name in WITHOUT_THETA:
+                raise ConfigurationError(
+                    f"{name} is the projection {module.name!r}, which has no theta to move: leave out ThetaScheduler"
                 )
             self._moved.append((name, module))
         start = self.theta_at(0)

@@ -126,6 +126,19 @@ class _Record(SaveConfigCallback):
         """Note that the first step is done."""
         self.begun = True
 
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Stop, before the first step, if a callback watches a metric of validation that a task of ours has not."""
+        logged = sorted(trainer.callback_metrics)
+        for callback in trainer.callbacks if isinstance(pl_module, tasks.Task) else ():  # type: ignore[attr-defined]
+            monitor = getattr(callback, "monitor", None)
+            if isinstance(callback, BestCheckpoint):
+                continue  # which asks for its own
+            if isinstance(monitor, str) and monitor.startswith("val/") and monitor not in logged:
+                raise ConfigurationError(
+                    f"no metric {monitor!r} is logged, which {type(callback).__name__} watches: logged are "
+                    f"{', '.join(logged)}{suggestion(monitor, logged)}"
+                )
+
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Send the configuration to every logger."""
         text = self.parser.dump(self.config, skip_none=False)
@@ -233,6 +246,8 @@ class MSNNCLI(LightningCLI):
                 raise ConfigurationError(f"trainer.{name} must be {getattr(kind, '__name__', kind)}, not null")
         if (batches := self.config[verb].trainer.accumulate_grad_batches) < 1:
             raise ConfigurationError(f"trainer.accumulate_grad_batches must be at least 1, not {batches}")
+        if (clip := self.config[verb].trainer.gradient_clip_val) is not None and not clip >= 0:
+            raise ConfigurationError(f"trainer.gradient_clip_val must be at least 0 or null, not {clip}")
 
     def _find_checkpoint(self, verb: str) -> dict[str, Any] | None:
         """Read the checkpoint that is given, before anything starts."""
@@ -380,6 +395,8 @@ class MSNNCLI(LightningCLI):
             restoring, begins = self._checkpoint is not None and is_restoring(error), self._begins()
             if begins and not restoring and is_lightnings(error):
                 raise ConfigurationError(f"the training cannot begin: {sentence(error)}") from error
+            if self._ours() and isinstance(error, MisconfigurationException):
+                raise ConfigurationError(f"the training cannot go on: {sentence(error)}") from error
             if restoring or (begins and self._checkpoint is not None):
                 raise ConfigurationError(f"{self._checkpoint!r} cannot be restored: {sentence(error)}") from error
             raise

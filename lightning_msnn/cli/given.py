@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any, NoReturn, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -109,15 +111,30 @@ def _check_value(parser: ArgumentParser, name: str, action: argparse.Action, key
     try:
         parser.validate(Namespace({name: value}), skip_required=True)
     except (TypeError, ValueError, ArithmeticError, argparse.ArgumentError) as error:
-        allowed = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        *others, last = dict.fromkeys(_allowed(kind))
+        allowed = f"{', '.join(others)} or {last}" if others else last
         raise ConfigurationError(f"{key} must be {allowed}, not {value!r}") from error
+
+
+def _allowed(kind: Any) -> list[str]:
+    """Names of types and values that an annotation allows."""
+    if kind is NoneType:
+        return ["null"]
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    if get_origin(kind) in (Union, UnionType):
+        return [name for part in get_args(kind) for name in _allowed(part)]
+    return [kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")]
 
 
 class Parser(LightningArgumentParser):
     """A parser whose errors are configuration errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong with the arguments."""
+        """Raise what is wrong with the arguments, of several types that are allowed by what each of them says."""
+        if found := re.match(r'Parser key "([^"]*)":\s+Does not validate against any of the Union', str(message)):
+            said = [text for text in re.findall(r"^\s*- (.*)", str(message), re.MULTILINE) if "NoneType" not in text]
+            message = f"{found[1]}: {'; '.join(dict.fromkeys(said))}" if said else message
         raise ConfigurationError(" ".join(str(message).split())) from ex
 
 

@@ -89,6 +89,8 @@ def _for_each_block(theta: float | Sequence[float], depths: Sequence[int]) -> li
     if isinstance(theta, int | float):
         return [theta] * sum(depths)
     thetas = list(theta)
+    if any(isinstance(value, bool | str) for value in thetas):
+        raise ConfigurationError(f"theta must be a number or numbers, not {theta!r}")
     if len(thetas) == len(depths):
         return [value for value, depth in zip(thetas, depths, strict=True) for _ in range(depth)]
     if len(thetas) != sum(depths):
@@ -469,10 +471,12 @@ class MSNN(nn.Module):
         given: Any = x
         steps = self.time_steps
         traced = isinstance(given, Proxy)  # a traced network takes images
-        if not traced and x.dim() != 4 and (steps == 1 or x.dim() != 5):
+        shaped = traced or ((x.dim() == 4 or (steps > 1 and x.dim() == 5)) and x.shape[-3] == self.in_chans)
+        if not shaped or not (traced or x.is_floating_point()):
             or_frames = f" or frames (B, {steps}, {self.in_chans}, H, W)" if steps > 1 else ""
             raise ConfigurationError(
-                f"a network takes images (B, {self.in_chans}, H, W){or_frames}, not a tensor of shape {tuple(x.shape)}"
+                f"a network takes images (B, {self.in_chans}, H, W){or_frames} of floating point, not a tensor of "
+                f"shape {tuple(x.shape)} and type {x.dtype}"
             )
         if steps == 1:
             return self._pass(self.stem(x), last)

@@ -14,6 +14,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
+from timm.models._features import feature_take_indices
 from timm.models._hub import download_from_hf
 from timm.models._registry import get_arch_pretrained_cfgs
 from torch import Tensor, nn
@@ -362,6 +363,15 @@ def create(
     kwargs = {**(defaults or {}), **kwargs}
     # All that decides what the network computes, so that later defaults leave it as it is.
     arguments = {**_defaults(MSNN), **_defaults(network), **{k: v for k, v in kwargs.items() if k in allowed}}
+    indices = kwargs.pop("out_indices", (0, 1, 2, 3))
+    if kwargs.get("features_only"):
+        try:
+            feature_take_indices(len(arguments["depths"]), indices)
+        except (AssertionError, IndexError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"out_indices must be stages of the network, 0 to {len(arguments['depths']) - 1}, or how many of the "
+                f"last, not {indices!r}"
+            ) from error
     try:
         model: nn.Module = build_model_with_cfg(
             network,
@@ -369,7 +379,7 @@ def create(
             pretrained,
             pretrained_cfg=asdict(cfg),
             pretrained_filter_fn=partial(_settle_numbers, given=given_numbers),
-            feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"},
+            feature_cfg={"out_indices": indices, "feature_cls": "getter"},
             **kwargs,
         )
     except ConfigurationError:

@@ -93,12 +93,12 @@ _MAX_BYTES = 2**24
 
 
 def zoo_folders() -> list[Path]:
-    """Return the folders that exist and may hold entries, first choice first."""
+    """Return the folders that may hold entries, first choice first; the environment's even if it is not there."""
     package = Path(__file__).resolve().parents[1]
-    folders = [package.parent / "zoo", package / "_zoo"]
+    folders = [folder for folder in (package.parent / "zoo", package / "_zoo") if os.path.isdir(folder)]
     if environment := os.environ.get("LIGHTNING_MSNN_ZOO"):
         folders.insert(0, Path(environment))
-    return [folder for folder in folders if os.path.isdir(folder)]
+    return folders
 
 
 def _content(folder: Path) -> Any:
@@ -190,17 +190,20 @@ def _may_be_entry(folder: Path) -> bool:
 
 
 def _scan() -> tuple[dict[str, Path], dict[str, ConfigurationError]]:
-    """Look for entries: their folders, and what is wrong with those that cannot be read, by timm name."""
+    """Look for entries: their folders, and what is wrong with those that cannot be read, by timm name.
+
+    Of several folders with entries of one name the first counts, also if that entry cannot be read.
+    """
     found: dict[str, Path] = {}
     broken: dict[str, ConfigurationError] = {}
     for root in zoo_folders():
         try:
             folders = sorted(folder for folder in root.iterdir() if _may_be_entry(folder))
         except OSError as error:
-            broken[str(root)] = ConfigurationError(f"{root} cannot be read: {error.strerror}")
+            broken[str(root)] = ConfigurationError(f"folder {str(root)!r} cannot be read: {error.strerror}")
             continue
         for folder in folders:
-            if folder.name in found:
+            if folder.name in found or folder.name in broken:
                 continue
             try:
                 config = read_config(folder)
@@ -208,7 +211,7 @@ def _scan() -> tuple[dict[str, Path], dict[str, ConfigurationError]]:
                 if name != folder.name:
                     raise ConfigurationError(f"{folder / CONFIG_FILE} is of {name}, not of {folder.name}")
             except ConfigurationError as error:
-                broken.setdefault(folder.name, error)
+                broken[folder.name] = error
                 continue
             found[folder.name] = folder
     return found, broken
@@ -229,9 +232,11 @@ def find(name: str) -> Path:
         name: ``"msnn_resnet12.c100"`` or ``"msnn_resnet12_c100"``.
 
     Raises:
-        ConfigurationError: If there is no such entry, or it cannot be read.
+        ConfigurationError: If there is no such entry, or it cannot be read, or ``$LIGHTNING_MSNN_ZOO`` cannot.
     """
     known, broken = _scan()
+    if error := broken.get(str(Path(os.environ.get("LIGHTNING_MSNN_ZOO", "")))):
+        raise ConfigurationError(f"LIGHTNING_MSNN_ZOO: {error}")
     for entry in (*known, *broken):
         if isinstance(name, str) and entry.replace(".", "_") == name.replace(".", "_"):
             if entry in known:

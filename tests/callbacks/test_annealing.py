@@ -210,7 +210,7 @@ def test_statistics_are_of_what_the_step_has_called(way):
 
 def test_statistics_are_of_what_the_step_has_called_in_ddp():
     """Whose wrapper calls the training step in the place of the forward."""
-    options = {"strategy": "ddp", "devices": 1}
+    options = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
     plain, annealed = fit_own(Own("forward")), fit_own(Own("forward"), SpikeAnnealing(until=1.0), **options)
     for (name, a), b in zip(plain.state_dict().items(), annealed.state_dict().values(), strict=True):
         torch.testing.assert_close(b, a, msg=name)

@@ -140,6 +140,15 @@ def test_warns_once_of_layers_that_never_or_always_fire(threshold, message, tmp_
     ]
 
 
+def test_a_network_without_neurons_has_no_rates(tmp_path):
+    module = Plain()
+    module.network[1] = nn.ReLU()
+    with pytest.warns(UserWarning, match="SpikeRateMonitor logs nothing: the network has no spiking neurons") as caught:
+        trainer(tmp_path, SpikeRateMonitor(every_n_steps=1)).fit(module)
+    assert len([w for w in caught if "logs nothing" in str(w.message)]) == 1
+    assert not (tmp_path / "run/version_0/metrics.csv").exists()
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_files_of_a_test(name, tmp_path):
     task = SpikingClassifier(name, 10, 3)

@@ -143,6 +143,8 @@ def linear(**kwargs):
 def test_refuses_learnt_thetas_and_patterns_without_a_match(tmp_path):
     with pytest.raises(ConfigurationError, match="learns its theta"):
         fit(tmp_path, linear(), 1, learn_theta=True)
+    with pytest.raises(ConfigurationError, match="'mean', which has no theta to move: leave out ThetaScheduler"):
+        fit(tmp_path, linear(), 1, projection="mean")
     with pytest.raises(ConfigurationError, match=r"matches pattern 'stages\.9\.\*'.*'network.stages.0"):
         fit(tmp_path, linear(pattern="stages.9.*"), 1)
 

@@ -309,8 +309,24 @@ def test_no_images_at_all(cell):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_an_image_without_a_batch(steps):
     allowed = r"images \(B, 3, H, W\)" + (r" or frames \(B, 2, 3, H, W\)" if steps == 2 else "")
-    with pytest.raises(ConfigurationError, match=allowed + r", not a tensor of shape \(3, 16, 16\)"):
+    with pytest.raises(ConfigurationError, match=allowed + r" of floating.*, not a tensor of shape \(3, 16, 16\)"):
         make("msnn_resnet12_tiny", time_steps=steps)(torch.randn(3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    "images", [torch.randn(2, 1, 16, 16), torch.randn(2, 16, 16, 3), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)]
+)
+def test_images_of_other_channels_or_of_integers(images):
+    with pytest.raises(ConfigurationError, match=r"images \(B, 3, H, W\) of floating point, not .* \(2, .* torch\."):
+        make("msnn_resnet12_tiny")(images)
+
+
+@pytest.mark.parametrize("indices", [(9,), 7, (0, -5), "last"])
+def test_features_of_stages_that_are_not_there(indices):
+    """Of an entry too, whose files are not to blame."""
+    for name in ("msnn_resnet12_tiny", "msnn_resnet12_tiny.digits"):
+        with pytest.raises(ConfigurationError, match="^out_indices must be stages of the network, 0 to 3, or how many"):
+            timm.create_model(name, features_only=True, out_indices=indices)
 
 
 @pytest.mark.parametrize("name", DISTINCT)

@@ -175,6 +175,23 @@ def mine(tmp_path, monkeypatch):
     return folder
 
 
+def test_an_entry_that_cannot_be_read_hides_those_of_its_name(mine):
+    (mine / "config.json").write_text("{")
+    with pytest.raises(ConfigurationError, match="is not JSON"):
+        zoo.load(DIGITS)
+    with pytest.warns(UserWarning, match="zoo entry left out: .* is not JSON"):
+        assert DIGITS not in entries()
+    assert zoo.load("msnn_vit12_tiny.digits") is not None
+
+
+def test_a_folder_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", "/no/such")
+    with pytest.raises(ConfigurationError, match="LIGHTNING_MSNN_ZOO: folder '/no/such' cannot be read"):
+        zoo.load(DIGITS)
+    with pytest.warns(UserWarning, match="zoo entry left out: folder '/no/such'"):
+        assert DIGITS in entries()
+
+
 def rehash(folder):
     """Let the entry vouch for the weights that it now has; return its ``config.json``."""
     config = json.loads((folder / "config.json").read_text())
