@@ -192,6 +192,11 @@ def experiments_page() -> list[str]:
     by_muon = "from {} and taught by it, its blocks too, Muon, lr 0.02, batch 512"
     old, best = (experiment("recipe", by_muon.format(name)) for name in ("the twin", "Muon's twin"))
     muon_twin = experiment("recipe", experiments.MUON_TWIN)
+    of_thresholds = [
+        experiment("recipe", name, field)
+        for name in ("threshold 1.0", named[0], "threshold 0.25")
+        for field in ("top1", "spike_rate")
+    ]
     decays = [experiment("recipe", f"weight decay {decay}") for decay in (0.02, 0.3)]
     mixed = [
         experiment("recipe", name)
@@ -228,6 +233,23 @@ def experiments_page() -> list[str]:
         f"{both:.1f} % with, {exact:.1f} % with exact spikes",
         f"at {experiment('recipe', experiments.STRONGER):.1f} %, better than the twin: {stronger:.1f} %",
         f"from {rates[0]:.2f} to {rates[1]:.2f} spikes per neuron",
+        "{:.1f} % with {:.2f} spikes per neuron in the place of {:.1f} with {:.2f}; one of 0.25 ends at {:.1f} % with "
+        "{:.2f}".format(*of_thresholds),
+        "rectangular, sigmoid and arctan end at {:.1f}, {:.1f} and {:.1f} %".format(
+            *(experiment("recipe", f"surrogate {name}") for name in ("rectangular", "sigmoid", "arctan"))
+        ),
+        "64 images a step end at {:.1f} %, 256 at {:.1f}".format(
+            *(experiment("recipe", f"batch {n}") for n in (64, 256))
+        ),
+        "with a weight of 0.5, 0.8 and 1.0 it is {:.1f}, {:.1f} and {:.1f} %".format(
+            *(experiment("recipe", f"taught by the twin, weight {w}, temperature 2") for w in (0.5, 0.8, "1.0"))
+        ),
+        "Temperatures of 1, 2 and 4 end at {:.1f}, {:.1f} and {:.1f} %".format(
+            *(experiment("recipe", f"taught by the twin, weight 0.5, temperature {t}") for t in (1, 2, 4))
+        ),
+        f"cost**: {experiment('recipe', 'sizes 16, 20 and 24 by epoch'):.1f} % in the place of {soft:.1f}. "
+        f"Without label smoothing it is {experiment('recipe', 'label smoothing 0'):.1f}",
+        f"along a cosine {experiment('recipe', 'annealed along a cosine'):.1f}",
         "0.02 and 0.3 end at {:.1f} and {:.1f} %, in the place of {:.1f} with 0.1".format(*decays, soft),
         f"{soft:.1f} and {graded:.1f} %; from a ramp it is {ramp:.1f} %",
         f"Over 30, 60 or 90 % of the steps: {short:.1f}, {soft:.1f}, {long:.1f} %",
@@ -411,7 +433,7 @@ SETTINGS: dict[str, str] = {
     "docs/distil.md": "the first 60 %",
     "docs/energy.md": r"NeuroBench 2\.3 and SpikingJelly 2\.0",
     "docs/experiments.md": r"fixed at 0\.4|default of 0\.1|theta 0\.3|at 0\.7 and 0\.9|theta is 0\.25|0\.1 to 0\.9"
-    r"|a rate of 0\.02",
+    r"|a rate of 0\.02|A threshold of 1\.0|which have 0\.5",
     "docs/export.md": r"more than 5 %|\] 2\.0 and \[Norse\] 1\.1|snnTorch 1\.0",
     "docs/getting-started.md": r"Python 3\.11, 3\.12 or 3\.13",
     "docs/own-images.md": "more than a few minutes",

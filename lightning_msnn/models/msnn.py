@@ -471,12 +471,15 @@ class MSNN(nn.Module):
         given: Any = x
         steps = self.time_steps
         traced = isinstance(given, Proxy)  # a traced network takes images
-        shaped = traced or ((x.dim() == 4 or (steps > 1 and x.dim() == 5)) and x.shape[-3] == self.in_chans)
-        if not shaped or not (traced or x.is_floating_point()):
-            or_frames = f" or frames (B, {steps}, {self.in_chans}, H, W)" if steps > 1 else ""
+        channels = getattr(getattr(self.stem, "conv", None), "in_channels", 0)  # of what may have taken its place
+        if not traced and (
+            x.dim() not in ((4,) if steps == 1 else (4, 5))
+            or (channels and (x.shape[-3] != channels or not x.is_floating_point()))
+        ):
+            or_frames = f" or frames (B, {steps}, {channels}, H, W)" if steps > 1 else ""
             raise ConfigurationError(
-                f"a network takes images (B, {self.in_chans}, H, W){or_frames} of floating point, not a tensor of "
-                f"shape {tuple(x.shape)} and type {x.dtype}"
+                f"a network takes images (B, {channels}, H, W){or_frames} of floating point, not a tensor of shape "
+                f"{tuple(x.shape)} and type {x.dtype}"
             )
         if steps == 1:
             return self._pass(self.stem(x), last)

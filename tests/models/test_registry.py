@@ -319,6 +319,9 @@ def test_an_image_without_a_batch(steps):
 def test_images_of_other_channels_or_of_integers(images):
     with pytest.raises(ConfigurationError, match=r"images \(B, 3, H, W\) of floating point, not .* \(2, .* torch\."):
         make("msnn_resnet12_tiny")(images)
+    other = make("msnn_resnet12_tiny")
+    other.stem.conv = nn.LazyConv2d(other.stem.conv.out_channels, 3, padding=1)
+    assert other(images.float()).shape == (2, 10)
 
 
 @pytest.mark.parametrize("indices", [(9,), 7, (0, -5), "last"])
