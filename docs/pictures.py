@@ -23,6 +23,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -312,24 +313,26 @@ def draw_rates(measured: dict[str, Any]) -> Figure:
 def draw_curves() -> Figure:
     """Accuracy on held-out images by epoch of the long trainings of ``trainings.jsonl``, as validated: exact spikes."""
     lines = [json.loads(line) for line in TRAININGS.read_text(encoding="utf-8").splitlines()]
-    figure = Figure(figsize=(9.0, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for line in lines:
-        if "curve" not in line:
-            continue
+    figure = Figure(figsize=(11.0, 4.8), layout="constrained")
+    places = dict(zip(("cifar10", "cifar100"), figure.subplots(1, 2, width_ratios=(3, 2)), strict=True))
+    for line in (line for line in lines if "curve" in line):
+        axes = places[line["data"].partition(",")[0]]
         options = line["command"].split()
         name = options[options.index("--model.network") + 1] if "--model.network" in options else "msnn_resnet12"
-        twin, epochs = "recipe/twin" in options, [epoch for epoch, _ in line["curve"]]
+        twin, epochs = bool({"recipe/twin", "--model.twin"} & set(options)), [epoch for epoch, _ in line["curve"]]
         means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment"}
         label = f"{name}{', twin' if twin else ''}{''.join(said for word, said in means.items() if word in options)}"
         plain = name == "msnn_resnet12" and not means.keys() & set(options)
         style = "-" if not twin else ":" if plain else "-." if "optimizer/muon" in options else "--"
         axes.plot(epochs, [top1 for _, top1 in line["curve"]], style, color=FAMILIES[name], lw=2, label=label)
-    axes.set_ylim(bottom=50)
-    axes.set_xlabel("epoch (networks with spikes: their exact ones, also while they are annealed)")
-    axes.set_ylabel("top-1 on 2,500 held-out images of CIFAR-10 (%)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
+    for (name, axes), lowest in zip(places.items(), (50, 35), strict=True):
+        axes.set_ylim(bottom=lowest)
+        axes.set_title(f"CIFAR-{name.removeprefix('cifar')}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="lower right")
+    figure.supxlabel("epoch (networks with spikes: their exact ones, also while they are annealed)", fontsize=10)
+    figure.supylabel("top-1 on 2,500 held-out images (%)", fontsize=10)
     return figure
 
 
