@@ -155,7 +155,9 @@ class SpikeAnnealing(Callback):
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Keep the running statistics of what is called from following the step, and what it is called with."""
-        if self._inside is not None or (isinstance(module, pl.LightningModule) and _is_redirected(module)):
+        if self._inside is not None or not module.training:  # but counted, perhaps
+            return
+        if isinstance(module, pl.LightningModule) and _is_redirected(module):
             return
         self._inside = module
         for norm in module.modules():

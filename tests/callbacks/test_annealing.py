@@ -216,6 +216,22 @@ def test_statistics_are_of_what_the_step_has_called_in_ddp():
         torch.testing.assert_close(b, a, msg=name)
 
 
+def test_calls_in_evaluation_are_none_of_the_step():
+    """Such as those of what counts a network before the step."""
+
+    class Counts(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            pl_module.net.eval()
+            pl_module.net(batch["images"][:1])
+            pl_module.net.train()
+
+    plain, annealed = (
+        fit_own(Own("network"), SpikeAnnealing(until=1.0), *callbacks) for callbacks in ((), (Counts(),))
+    )
+    for (name, a), b in zip(plain.state_dict().items(), annealed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
 def test_a_step_that_calls_no_module_is_told():
     with pytest.warns(UserWarning, match="has called neither Own nor a part of it that has spiking neurons"):
         module = fit_own(Own("method"), SpikeAnnealing(until=1.0))
