@@ -155,7 +155,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     # What a file may do.
     "YAML is loaded without a look at it": Mutation(
-        "cli/configurations.py",
+        "cli/config_files.py",
         'check_yaml(text := path.read_text(encoding="utf-8"))', 'text = path.read_text(encoding="utf-8")',
         ("tests/test_fuzz.py::test_yaml_that_unfolds_without_end[laughs-fit]",),
     ),

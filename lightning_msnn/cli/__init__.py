@@ -5,6 +5,6 @@
 """
 
 from lightning_msnn.cli.command_line import MSNNCLI, main
-from lightning_msnn.cli.configurations import configurations, find_configuration
+from lightning_msnn.cli.config_files import configurations, find_configuration
 
 __all__ = ["MSNNCLI", "configurations", "find_configuration", "main"]

@@ -34,7 +34,7 @@ from lightning_msnn.callbacks import (
     TrainingCurves,
 )
 from lightning_msnn.cli.causes import configuration_error, is_lightnings, is_restoring
-from lightning_msnn.cli.configurations import sentence
+from lightning_msnn.cli.config_files import sentence
 from lightning_msnn.cli.folders import LOCAL_LOGGERS, check_folder, place_logger, put_aside, run_of, with_local_first
 from lightning_msnn.cli.given import BASES, DEFAULTS, IMPORTS, Given, Parser, arguments_of, path_of
 from lightning_msnn.cli.known import AT_THE_START, OF_A_TRAINING, Known, plain

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_msnn import data, tasks
-from lightning_msnn.cli.configurations import read_configuration
+from lightning_msnn.cli.config_files import read_configuration
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, suggestion
 from lightning_msnn.imports import import_files
 

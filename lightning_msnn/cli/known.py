@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lightning_msnn import data, tasks
-from lightning_msnn.cli.configurations import short
+from lightning_msnn.cli.config_files import short
 from lightning_msnn.cli.given import BASES, OURS, Given, arguments_of, class_at, path_of
 from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
