@@ -123,8 +123,7 @@ class SpikeAnnealing(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Let batch norms track their input again."""
-        if self._calls:  # the module has called backward of the loss itself
-            self._take_statistics(trainer, pl_module, self._calls)
+        self.on_after_backward(trainer, pl_module)  # where the module has called backward of the loss itself
         self._release()
         if self._calls == []:
             rank_zero_warn(

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from lightning_msnn.errors import ConfigurationError, suggestion
 
-__all__ = ["BestCheckpoint"]
+__all__ = ["BestCheckpoint", "check_logged"]
+
+
+def check_logged(monitor: str, logged: Iterable[str], what: str) -> None:
+    """Raise a ConfigurationError if a metric, and ``what`` it is to do, is not among those that are logged."""
+    allowed = sorted(logged)
+    if monitor not in allowed:
+        raise ConfigurationError(
+            f"no metric {monitor!r} is logged, {what}: logged are {', '.join(allowed)}{suggestion(monitor, allowed)}"
+        )
 
 
 def _at_target(pl_module: pl.LightningModule) -> bool:
@@ -92,12 +101,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _require(self, logged: Iterable[str]) -> None:
         """Raise a ConfigurationError if the metric is required and not among those that are logged."""
-        allowed = sorted(logged)
-        if self.required and self.monitor not in allowed:
-            raise ConfigurationError(
-                f"no metric {self.monitor!r} is logged, which is to choose the best checkpoint: logged are "
-                f"{', '.join(allowed)}{suggestion(str(self.monitor), allowed)}"
-            )
+        if self.required:
+            check_logged(str(self.monitor), logged, "which is to choose the best checkpoint")
 
     def _counts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Whether there is a metric, of a network that is at its target if it has one."""

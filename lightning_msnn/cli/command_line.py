@@ -33,6 +33,7 @@ from lightning_msnn.callbacks import (
     SpikeRateMonitor,
     TrainingCurves,
 )
+from lightning_msnn.callbacks.best_checkpoint import check_logged
 from lightning_msnn.cli.causes import configuration_error, is_lightnings, is_restoring
 from lightning_msnn.cli.config_files import sentence
 from lightning_msnn.cli.folders import LOCAL_LOGGERS, check_folder, place_logger, put_aside, run_of, with_local_first
@@ -128,16 +129,11 @@ class _Record(SaveConfigCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Stop, before the first step, if a callback watches a metric of validation that a task of ours has not."""
-        logged = sorted(trainer.callback_metrics)
         for callback in trainer.callbacks if isinstance(pl_module, tasks.Task) else ():  # type: ignore[attr-defined]
             monitor = getattr(callback, "monitor", None)
-            if isinstance(callback, BestCheckpoint):
-                continue  # which asks for its own
-            if isinstance(monitor, str) and monitor.startswith("val/") and monitor not in logged:
-                raise ConfigurationError(
-                    f"no metric {monitor!r} is logged, which {type(callback).__name__} watches: logged are "
-                    f"{', '.join(logged)}{suggestion(monitor, logged)}"
-                )
+            asks_itself = isinstance(callback, BestCheckpoint)
+            if isinstance(monitor, str) and monitor.startswith("val/") and not asks_itself:
+                check_logged(monitor, trainer.callback_metrics, f"which {type(callback).__name__} watches")
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Send the configuration to every logger."""

@@ -476,6 +476,7 @@ class MSNN(nn.Module):
             x.dim() not in ((4,) if steps == 1 else (4, 5))
             or (channels and (x.shape[-3] != channels or not x.is_floating_point()))
         ):
+            channels = channels or self.in_chans
             or_frames = f" or frames (B, {steps}, {channels}, H, W)" if steps > 1 else ""
             raise ConfigurationError(
                 f"a network takes images (B, {channels}, H, W){or_frames} of floating point, not a tensor of shape "
