@@ -90,6 +90,7 @@ def test_from_a_trained_network_to_a_report_and_an_entry(source, tmp_path, monke
 
 
 def test_cards_of_a_converted_network_and_its_source(tmp_path, monkeypatch):
+    (tmp_path / "zoo").mkdir()
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "zoo"))
     network = ("resnet18_cifar", 10, 1)
     options = {"network_kwargs": {"channels": [4, 4, 4, 4]}}
