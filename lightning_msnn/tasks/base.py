@@ -572,7 +572,8 @@ class Task(pl.LightningModule):
         return self.dial is not None and self.dial.cost is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def on_validation_epoch_end(self) -> None:
-        """Go by what was counted on the way to a target."""
+        """Tell of a loss that is not finite; go by what was counted on the way to a target."""
+        self._tell_unless_finite("val", self.val_loss)
         if self.dial is not None and self._dialling:
             counted = self.dial.settle(self._progress(), self._mean)
             self.log_dict({f"val/{name}": value for name, value in counted.items()})
@@ -580,6 +581,16 @@ class Task(pl.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Accumulate loss and metrics of the test set."""
         self._evaluate(batch, "test", self.test_metrics, self.test_loss)
+
+    def on_test_epoch_end(self) -> None:
+        """Tell of a loss that is not finite."""
+        self._tell_unless_finite("test", self.test_loss)
+
+    @staticmethod
+    def _tell_unless_finite(stage: str, mean_loss: MeanMetric) -> None:
+        loss = float(mean_loss.compute()) if mean_loss.update_called else 0.0
+        if not math.isfinite(loss):
+            rank_zero_warn(f"{stage}/loss is {loss}: the output or the loss of at least one sample is not finite")
 
     # Optimizer and schedule
 

@@ -120,8 +120,9 @@ def some(monkeypatch):
 @pytest.mark.parametrize(("to", "dtype"), WAYS)
 def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some):
     out, spiking = tmp_path / f"x{FORMATS[to].suffix}", "spike_rate" in zoo.info(name)
-    quick = QUICK if (to, dtype) == ("onnx", "float32") else [DIGITS]
-    if DATA is None and (to == "aoti" or (to in ("onnx", "torch") and name not in quick)):
+    programs = {("onnx", "float32"): QUICK, ("torch", "float32"): [DIGITS]}
+    weights = entries() if dtype == "int8" else TINY
+    if DATA is None and name not in (weights if to == "weights" else programs.get((to, dtype), [])):
         pytest.skip("takes minutes: only where LIGHTNING_MSNN_SLOW and LIGHTNING_MSNN_DATA are set")
     images = some(name)
     twin = zoo.info(name)["model_args"].get("spiking") is False  # whose weights meet what stands for spikes

@@ -302,6 +302,25 @@ def test_metrics_are_exact_with_an_uneven_last_batch(tmp_path):
     assert result["test/loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-4)
 
 
+def test_a_sample_whose_output_is_not_finite_is_told_of(tmp_path, recwarn):
+    task, data = SpikingClassifier(), loader(n=21, batch_size=8)
+    trainer(tmp_path).test(task, data, verbose=False)
+    trainer(tmp_path).validate(task, data, verbose=False)
+    assert not [w for w in recwarn if "finite" in str(w.message)]
+    forward = task.network.forward
+
+    def broken(images):
+        logits = forward(images)
+        return logits if task.training else torch.cat([logits[:-1], torch.full((1, 10), math.nan)])
+
+    task.network.forward = broken
+    for stage, evaluate in (("test", trainer(tmp_path).test), ("val", trainer(tmp_path).validate)):
+        with pytest.warns(UserWarning, match=f"^{stage}/loss is nan: the output or the loss of at least one sample"):
+            evaluate(task, data, verbose=False)
+    with pytest.warns(UserWarning, match="^val/loss is nan"):
+        trainer(tmp_path, limit_train_batches=1, num_sanity_val_steps=0).fit(task, data, data)
+
+
 def test_the_loss_smooths_labels():
     task = SpikingClassifier(label_smoothing=0.2)
     logits, targets = torch.randn(6, 10), torch.randint(10, (6,))

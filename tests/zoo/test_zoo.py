@@ -446,6 +446,8 @@ def test_every_number_of_a_card_is_measured():
 @pytest.mark.parametrize("field", sorted(MEASURED))
 def test_verify_refuses_a_figure_that_is_5_percent_off(mine, measured, monkeypatch, field):
     monkeypatch.setattr(verification, "figures", lambda *_: measured)
+    for measures in ("load", "test_data"):
+        monkeypatch.setattr(verification, measures, lambda *_, **__: None)
     assert zoo.verify(DIGITS) == measured[0]
     value = zoo.info(DIGITS)[field]
     for factor in (0.95, 1.05):
@@ -453,7 +455,6 @@ def test_verify_refuses_a_figure_that_is_5_percent_off(mine, measured, monkeypat
         card_with(mine, **{field: off})
         with pytest.raises(ConfigurationError, match=f"is not what its card says: {field} "):
             zoo.verify(DIGITS)
-        card_with(mine, **{field: value})
     card_with(mine, **{field: None})
     with pytest.raises(ConfigurationError, match=f"{field} is .*, but the card says None|{field} are others"):
         zoo.verify(DIGITS)
