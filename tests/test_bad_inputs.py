@@ -140,6 +140,14 @@ CASES: dict[str, Case] = {
     "clipped below zero": (options("--trainer.gradient_clip_val", "-1"), "gradient_clip_val.*at least 0 or null.*-1"),
     "no option of an optimizer": (
         options("--optimizer", "torch.optim.SGD", "--optimizer.lrr", "1"), "optimizer: Option 'lrr' is not accepted$"),
+    "a rate of an optimizer in words": (
+        options("--optimizer", "torch.optim.SGD", "--optimizer.lr", "fast"), "optimizer: lr: Expected a <class 'float"),
+    "a callback without what it needs": (
+        options("--trainer.callbacks", '[{"class_path": "EarlyStopping"}]'),
+        "trainer.callbacks: the following arguments are required: monitor$"),
+    "no option of a callback": (
+        options("--trainer.callbacks", '[{"class_path": "Timer", "init_args": {"druation": 1}}]'),
+        "trainer.callbacks: Option 'druation' is not accepted"),
     "no accelerator": (options("--trainer.accelerator", "gqu"), "trainer.*'gqu'"),
     "negative steps": (options("--run.every_n_steps", "-1"), "every_n_steps.*-1"),
     "run folder is a file": (options("--run.folder", __file__), "cannot write to.*test_bad_inputs.py"),

@@ -529,6 +529,26 @@ def test_a_callback_that_watches_what_is_not_logged_stops_before_the_first_step(
     assert not list(Path().rglob("*.ckpt"))
 
 
+def test_a_callback_may_watch_what_is_logged_in_training_alone(capsys):
+    rate = ["lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.monitor", "val/rate"]
+    main(["fit", *SHORT, "--model.target_rate", "0.5", "--run.best", "val/energy", "--run.best_mode", "min",
+          "--run.test", "false", "--trainer.callbacks", *rate, "--run.name", "a"])  # fmt: skip
+    last = "runs/a/version_0/checkpoints/last.ckpt"
+    main(["validate", "--config", "runs/a/version_0/config.yaml", "--ckpt_path", last, "--run.name", "b"])
+    Path("own.py").write_text(
+        "from lightning_msnn.tasks import SpikingClassifier\n\n\n"
+        "class Late(SpikingClassifier):\n"
+        "    def on_validation_epoch_end(self):\n"
+        "        if not self.trainer.sanity_checking:\n"
+        "            self.log('val/late', 0.5)\n"
+    )
+    late = ["lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor"]
+    own = ["fit", *SHORT, "--run.imports", "own.py", "--model", "own.Late", "--run.test", "false"]
+    main([*own, "--trainer.callbacks", *late, "val/late", "--run.name", "c"])
+    stops([*own, "--trainer.callbacks", *late, "val/latte"], "no metric 'val/latte'.*did you mean 'val/late'", capsys)
+    main([*own, "--trainer.callbacks", *late, "val/latte", "--trainer.callbacks.strict", "false", "--run.name", "d"])
+
+
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
 @pytest.mark.parametrize("option", ["--help", "-h", "--print_config"])
 def test_help_and_configurations_need_no_weights(verb, option, capsys):

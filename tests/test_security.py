@@ -423,4 +423,4 @@ def test_unreadable_entries_do_not_stop_the_import(tmp_path: Path) -> None:
     (tmp_path / f"{NETWORK}.no access").chmod(0o700)
     assert done.stdout == "1\n"
     for name in UNREADABLE:
-        assert f"zoo entry left out: {tmp_path / f'{NETWORK}.{name}'}" in done.stderr
+        assert f"left out of the zoo: {tmp_path / f'{NETWORK}.{name}'}" in done.stderr

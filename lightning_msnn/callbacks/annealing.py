@@ -1,15 +1,15 @@
 """Spikes that sharpen while a network trains: from a function with a true gradient to the exact step."""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from lightning_msnn.errors import ConfigurationError, check_number, choose
 from lightning_msnn.functional.spike import SOFT
@@ -26,8 +26,25 @@ ANNEALING_SHAPES: dict[str, Callable[[float], float]] = {
 }
 """Share of the step by the progress of an annealing, both in [0, 1], by the name that configurations use."""
 
-_PASSES = 20  # of exact spikes in an epoch, that statistics of batch norm are taken from
-_EVERY = 16  # steps at most from one to the next
+_PASSES = 20  # of exact spikes in an epoch, about, that statistics of batch norm are taken from
+_EVERY = (1, 3, 5, 7, 11, 13, 17)
+"""Steps from one pass to the next: odd and prime, so that parts that a training calls by turns are all reached."""
+
+
+class _Made(NamedTuple):
+    """What stands for a tensor that an earlier call of the step has made."""
+
+    call: int
+    leaf: int
+
+
+class _Call(NamedTuple):
+    """What was called in a step, and with what: copies, as what is given may be changed by then."""
+
+    module: nn.Module
+    inputs: list[Any]
+    spec: TreeSpec
+    outputs: list[Any]
 
 
 class SpikeAnnealing(Callback):
@@ -38,11 +55,11 @@ class SpikeAnnealing(Callback):
     bounded rectifier layer by layer instead.)
 
     Evaluation is with exact spikes throughout, and so are the running statistics of batch norms: while ``a < 1`` they
-    are not those of the training steps, but of forward passes with exact spikes, one in 16 steps or about 20 in an
+    are not those of the training steps, but of forward passes with exact spikes, one in 17 steps or about 20 in an
     epoch if that is more. For these, what the training step has called is called once more with the same: the module
-    itself, or its parts that have spiking neurons. (Where a strategy shards the weights, statistics are those of the
-    training steps.) ``a`` depends on the step alone, so that a resumed training has the same. Steps are the
-    optimizer's. ``a`` is logged as ``annealing``.
+    itself, or its parts that have spiking neurons or batch norms, one after the other. (Where a strategy shards the
+    weights, statistics are those of the training steps.) ``a`` depends on the step alone, so that a resumed training
+    has the same. Steps are the optimizer's. ``a`` is logged as ``annealing``.
 
     Args:
         kind: The function ``f``, one of :data:`lightning_msnn.functional.SOFT`.
@@ -51,8 +68,8 @@ class SpikeAnnealing(Callback):
 
     Raises:
         ConfigurationError: If an argument is not allowed; when training starts, if the network has no spiking neurons
-            or the end of training is not known; in the first step, if it calls several parts with spiking neurons, one
-            with what another has made.
+            or the end of training is not known; in the first step, if what it calls cannot be called once more: a part
+            with what the step has computed from the output of another, or with an iterator.
     """
 
     def __init__(self, kind: str = "rectifier", until: float = 0.6, shape: str = "linear") -> None:
@@ -65,10 +82,13 @@ class SpikeAnnealing(Callback):
         choose(ANNEALING_SHAPES, shape, "shape of annealing")
         self._total = 1
         self._share = 1.0
-        self._held: list[nn.modules.batchnorm._BatchNorm] = []
         self._hooks: list[Any] = []
+        self._held: list[nn.modules.batchnorm._BatchNorm] = []
+        self._turn: bool | None = None  # None outside of annealed steps
+        self._backward = False
         self._inside: object = None
-        self._calls: list[tuple[nn.Module, Any, Any]] | None = None
+        self._calls: list[_Call] = []
+        self._tracked: dict[str, int] = {}
 
     def share_at(self, step: int, total: int) -> float:
         """Return the share ``a`` of the step after ``step`` of ``total`` optimizer steps."""
@@ -77,7 +97,7 @@ class SpikeAnnealing(Callback):
     @staticmethod
     def every(batches: float) -> int:
         """Return the batches from one pass with exact spikes to the next, in an epoch of so many (or ``inf``)."""
-        return max(1, int(min(_EVERY * _PASSES, batches)) // _PASSES)
+        return next(number for number in _EVERY if number >= min(_EVERY[-1], batches // _PASSES))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that there is something to anneal and an end to do it by."""
@@ -105,31 +125,33 @@ class SpikeAnnealing(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the share of this step, in which what is to be called once more is kept if it is the turn of that."""
+        """Set the share of this step, in which calls are kept to be made once more if it is the turn of that."""
         self._share = self.share_at(trainer.global_step, self._total)
         if self._share < 1.0 and not shards_weights(trainer.strategy):
-            self._calls = [] if batch_idx % self.every(trainer.num_training_batches) == 0 else None
-            for module in (pl_module, *_parts(pl_module)):
-                self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self._turn, self._calls = batch_idx % self.every(trainer.num_training_batches) == 0, []
+            self._tracked = _tracked(pl_module) if self._turn else {}
+            for module in (pl_module, *_parts(pl_module)) if not self._hooks else ():
+                self._hooks.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
                 self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+        elif self._hooks:
+            self._unhook()
         set_annealing(pl_module, self._share, self.kind)
         pl_module.log("annealing", self._share, batch_size=1)
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Keep no calls that repeat what is kept, as activation checkpoints make them."""
+        self._backward = True
+
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take statistics of exact spikes, with the weights of this step."""
-        if self._calls:
-            self._take_statistics(trainer, pl_module, self._calls)
-            self._calls = None
+        self._backward = False
+        if pl_module.automatic_optimization:  # else there may be more to come
+            self._take_statistics(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Let batch norms track their input again."""
-        self.on_after_backward(trainer, pl_module)  # where the module has called backward of the loss itself
+        self._take_statistics(trainer, pl_module)
         self._release()
-        if self._calls == []:
-            rank_zero_warn(
-                f"SpikeAnnealing takes no statistics of exact spikes: the training step has called neither "
-                f"{type(pl_module).__name__} nor a part of it that has spiking neurons, but perhaps a method of one"
-            )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the network as it was."""
@@ -138,14 +160,17 @@ class SpikeAnnealing(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave exact spikes, and batch norms that track their input."""
         self._release()
-        self._calls = None
+        self._unhook()
         set_annealing(pl_module, None)
 
     def _release(self) -> None:
+        self._turn, self._backward, self._inside, self._calls = None, False, None, []
+        self._track()
+
+    def _unhook(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._inside = [], None
-        self._track()
+        self._hooks = []
 
     def _track(self) -> None:
         for norm in self._held:
@@ -154,50 +179,113 @@ class SpikeAnnealing(Callback):
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Keep the running statistics of what is called from following the step, and what it is called with."""
-        if self._inside is not None or not module.training:  # but counted, perhaps
+        if self._turn is None or self._inside is not None:
             return
-        if isinstance(module, pl.LightningModule) and _is_redirected(module):
-            return
+        if not module.training or (isinstance(module, pl.LightningModule) and _is_redirected(module)):
+            return  # in evaluation it is counted, perhaps
         self._inside = module
-        for norm in module.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats:
+        for norm in _norms(module):
+            if norm.track_running_stats:
                 norm.track_running_stats = False
                 self._held.append(norm)
-        if self._calls is None:
+        if not self._turn or self._backward:
             return
-        if self._calls and any(isinstance(x, Tensor) and x.grad_fn is not None for x in tree_leaves((args, kwargs))):
-            raise ConfigurationError(
-                f"SpikeAnnealing cannot call {type(module).__name__} once more with exact spikes, since it is called "
-                f"with what {type(self._calls[0][0]).__name__} has made: call both in the forward of the "
-                "LightningModule, and that in its training step"
-            )
-        self._calls.append((module, *tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (args, kwargs))))
+        outputs = {
+            id(x): (x, _Made(i, j))
+            for i, call in enumerate(self._calls)
+            for j, x in enumerate(call.outputs)
+            if isinstance(x, Tensor)
+        }
+        given, spec = tree_flatten((args, kwargs))
+        others = [x for x in given if id(x) not in outputs]
+        if any(isinstance(x, Iterator) for x in others):
+            self._refuse(module, "an iterator")
+        if _follows(others, [x for x, _ in outputs.values()]):
+            self._refuse(module, f"what the step computes from the output of {type(self._calls[-1].module).__name__}")
+        inputs = [
+            outputs[id(x)][1] if id(x) in outputs else x.detach().clone() if isinstance(x, Tensor) else x for x in given
+        ]
+        self._calls.append(_Call(module, inputs, spec, []))
 
-    def _leave(self, module: nn.Module, *_: Any) -> None:
-        if self._inside is module:
-            self._inside = None
+    @staticmethod
+    def _refuse(module: nn.Module, what: str) -> None:
+        raise ConfigurationError(
+            f"SpikeAnnealing cannot call {type(module).__name__} once more with exact spikes, since it is called with "
+            f"{what}: make that in the forward of the LightningModule, and call the LightningModule in its training "
+            "step"
+        )
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._inside is not module:
+            return
+        self._inside = None
+        if self._turn and not self._backward and self._calls:
+            if output is None:  # it has failed
+                self._calls.pop()
+            else:
+                self._calls[-1].outputs.extend(tree_leaves(output))
 
     @torch.no_grad()
-    def _take_statistics(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, calls: list[tuple[nn.Module, Any, Any]]
-    ) -> None:
+    def _take_statistics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the calls of the step once more, with exact spikes, if it is the turn of that and it is not done."""
+        if not self._turn:
+            return
+        self._turn = False
+        followed = sorted(name for name, number in _tracked(pl_module).items() if number != self._tracked.get(name))
+        if followed:
+            rank_zero_warn(
+                f"SpikeAnnealing takes no statistics of exact spikes for {len(followed)} batch norms, such as "
+                f"{followed[0]!r}: the training step has called a method of the part that they are in, not that part"
+            )
         self._track()
+        calls, self._calls = self._calls, []
+        made: list[list[Any]] = []
         self._inside = self  # of these calls nothing is kept
         set_annealing(pl_module, None)
         with trainer.precision_plugin.forward_context():
-            for module, args, kwargs in calls:
-                module(*args, **kwargs)
+            for call in calls:
+                given = [made[x.call][x.leaf] if isinstance(x, _Made) else x for x in call.inputs]
+                args, kwargs = tree_unflatten(given, call.spec)
+                made.append(tree_leaves(call.module(*args, **kwargs)))
         set_annealing(pl_module, self._share, self.kind)
         self._inside = None
 
 
+def _norms(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+    return (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+
+def _tracked(module: nn.Module) -> dict[str, int]:
+    """Return how many batches each batch norm has tracked, by its name."""
+    numbers = {
+        name: norm.num_batches_tracked
+        for name, norm in module.named_modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    }
+    return {name: int(number) for name, number in numbers.items() if number is not None}
+
+
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost parts of a module that have spiking neurons and can be called."""
+    """Yield the outermost parts of a module that have spiking neurons or batch norms, and can be called."""
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield from _parts(child)
-        elif any(isinstance(part, Spike) for part in child.modules()):
+        elif any(isinstance(part, Spike | nn.modules.batchnorm._BatchNorm) for part in child.modules()):
             yield child
+
+
+def _follows(inputs: Iterable[Any], outputs: Iterable[Any]) -> bool:
+    """Whether autograd knows of an input that was computed from an output."""
+    ends = {x.grad_fn for x in outputs if isinstance(x, Tensor) and x.grad_fn is not None}
+    nodes = {x.grad_fn for x in inputs if isinstance(x, Tensor) and x.grad_fn is not None} if ends else set()
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node in ends:
+            return True
+        nodes |= {before for before, _ in node.next_functions if before is not None} - seen
+        seen |= nodes
+    return False
 
 
 def _is_redirected(module: pl.LightningModule) -> bool:

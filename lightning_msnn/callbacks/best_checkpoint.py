@@ -1,6 +1,5 @@
 """The checkpoint that did best in validation."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,21 @@ from lightning_msnn.errors import ConfigurationError, suggestion
 __all__ = ["BestCheckpoint", "check_logged"]
 
 
-def check_logged(monitor: str, logged: Iterable[str], what: str) -> None:
-    """Raise a ConfigurationError if a metric, and ``what`` it is to do, is not among those that are logged."""
-    allowed = sorted(logged)
+def check_logged(trainer: pl.Trainer, pl_module: pl.LightningModule, monitor: str, what: str) -> None:
+    """Raise a ConfigurationError if a metric, and ``what`` it is to do, is not among those that are logged.
+
+    In the check before the first step a metric may be missing that is logged in training alone: one that the module
+    says to be of these (``logged_in_training``), and any of a module that is not of this package.
+    """
+    allowed = {*trainer.callback_metrics}
+    if trainer.sanity_checking:
+        if not type(pl_module).__module__.startswith("lightning_msnn."):
+            return
+        allowed |= set(getattr(pl_module, "logged_in_training", ()))
     if monitor not in allowed:
         raise ConfigurationError(
-            f"no metric {monitor!r} is logged, {what}: logged are {', '.join(allowed)}{suggestion(monitor, allowed)}"
+            f"no metric {monitor!r} is logged, {what}: logged are {', '.join(sorted(allowed))}"
+            f"{suggestion(monitor, allowed)}"
         )
 
 
@@ -39,7 +47,8 @@ class BestCheckpoint(ModelCheckpoint):
         monitor: Name of the metric.
         mode: ``"max"`` or ``"min"``: which value is best.
         required: Whether a training that validates and does not log the metric is stopped: one of ``val/`` before its
-            first step, else after its first epoch. Otherwise it keeps no best checkpoint, and says so at its end.
+            first step or after its first validation, else after its first epoch. Otherwise it keeps no best checkpoint,
+            and says so at its end.
 
     Raises:
         ConfigurationError: If the mode is another; in training, if a metric that is required is not logged.
@@ -86,7 +95,7 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where there is no validation, if the metric was logged."""
         if self._validated:
-            self._require(trainer.callback_metrics)
+            self._require(trainer, pl_module)
         if self._counts(trainer, pl_module):
             super().on_train_epoch_end(trainer, pl_module)
 
@@ -95,14 +104,14 @@ class BestCheckpoint(ModelCheckpoint):
         fitting = trainer.state.fn == TrainerFn.FITTING
         self._validated |= fitting and not trainer.sanity_checking
         if fitting and str(self.monitor).startswith("val/"):
-            self._require(trainer.callback_metrics)
+            self._require(trainer, pl_module)
         if self._counts(trainer, pl_module):
             super().on_validation_end(trainer, pl_module)
 
-    def _require(self, logged: Iterable[str]) -> None:
+    def _require(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raise a ConfigurationError if the metric is required and not among those that are logged."""
         if self.required:
-            check_logged(str(self.monitor), logged, "which is to choose the best checkpoint")
+            check_logged(trainer, pl_module, str(self.monitor), "which is to choose the best checkpoint")
 
     def _counts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Whether there is a metric, of a network that is at its target if it has one."""

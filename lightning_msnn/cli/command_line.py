@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -128,12 +129,14 @@ class _Record(SaveConfigCallback):
         self.begun = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Stop, before the first step, if a callback watches a metric of validation that a task of ours has not."""
-        for callback in trainer.callbacks if isinstance(pl_module, tasks.Task) else ():  # type: ignore[attr-defined]
+        """Stop, before the first step if that is known, if a callback needs a metric that a validation does not log."""
+        if trainer.state.fn != TrainerFn.FITTING or not isinstance(pl_module, tasks.Task):
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             monitor = getattr(callback, "monitor", None)
-            asks_itself = isinstance(callback, BestCheckpoint)
+            asks_itself = isinstance(callback, BestCheckpoint) or getattr(callback, "strict", True) is False
             if isinstance(monitor, str) and monitor.startswith("val/") and not asks_itself:
-                check_logged(monitor, trainer.callback_metrics, f"which {type(callback).__name__} watches")
+                check_logged(trainer, pl_module, monitor, f"which {type(callback).__name__} watches")
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Send the configuration to every logger."""

@@ -106,7 +106,8 @@ def _names_one(value: str, kinds: list[type]) -> bool:
 def _check_value(parser: ArgumentParser, name: str, action: argparse.Action, key: str, value: Any) -> None:
     """Raise a ConfigurationError if a single value is not of an option's type."""
     kind = getattr(action, "_typehint", action.type)
-    if not isinstance(value, str | int | float) or (isinstance(value, str) and _names_one(value, _classes(kind))):
+    composed = isinstance(value, str) and (value.lstrip().startswith(("[", "{")) or _names_one(value, _classes(kind)))
+    if composed or not isinstance(value, str | int | float):
         return  # what is composed, or the name of a class, the parser checks part by part
     try:
         parser.validate(Namespace({name: value}), skip_required=True)
@@ -127,15 +128,21 @@ def _allowed(kind: Any) -> list[str]:
     return [kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")]
 
 
+_ALSO = re.compile(r"\s*($|Expected a path|Does not validate|a class path |a dict |Not a valid sub)|.*NoneType'>")
+"""What the parser says of each type that a value could have been, beside what is wrong with it."""
+
+
 class Parser(LightningArgumentParser):
     """A parser whose errors are configuration errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what is wrong with the arguments, of several types that are allowed by what each of them says."""
-        if found := re.match(r'Parser key "([^"]*)":\s+Does not validate against any of the Union', str(message)):
-            said = [text for text in re.findall(r"^\s*- (.*)", str(message), re.MULTILINE) if "NoneType" not in text]
-            message = f"{found[1]}: {'; '.join(dict.fromkeys(said))}" if said else message
-        raise ConfigurationError(" ".join(str(message).split())) from ex
+        text = " ".join(str(message).split())
+        if found := re.match(r'Parser key "([^"]*)":(?= .*Does not validate against any of the Union)', text):
+            parts = re.split(r"(?:^| )- ", text.removeprefix(found[0]))
+            said = [part.partition(" Given value")[0].removesuffix(":") for part in parts if not _ALSO.match(part)]
+            text = f"{found[1]}: {'; '.join(dict.fromkeys(said))}" if said else text
+        raise ConfigurationError(text) from ex
 
 
 # What is given

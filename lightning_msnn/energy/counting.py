@@ -37,7 +37,19 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_msnn.energy.profiles import COLUMN, FIELDS
-from lightning_msnn.energy.rules import FACTORIES, FREE, FUNCTIONS, RANDOM, RULES, UNKNOWN, Call, Known, Rule, known
+from lightning_msnn.energy.rules import (
+    FACTORIES,
+    FREE,
+    FUNCTIONS,
+    POSITIONS,
+    RANDOM,
+    RULES,
+    UNKNOWN,
+    Call,
+    Known,
+    Rule,
+    known,
+)
 from lightning_msnn.errors import ConfigurationError, choose
 
 __all__ = ["OperationCounter", "Record", "count_operations", "layer_names", "parameters_of_layers"]
@@ -171,9 +183,8 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        given = args
-        if name == "linear":  # by position, as rules read it
-            given = (*args, *(kwargs[key] for key in ("input", "weight", "bias")[len(args) :] if key in kwargs))
+        # By position, as rules read it.
+        given = (*args, *(kwargs[key] for key in POSITIONS.get(name, ())[len(args) :] if key in kwargs))
         if name not in FUNCTIONS or not self.counter.takes(name, given):
             return func(*args, **kwargs)
         with self.counter.pause():  # what it is made of is counted already
@@ -429,7 +440,8 @@ class OperationCounter:
             self._uncounted[f"{self.layers[row] or type(self.model).__name__}: {amounts}"] += 1
             return
         if "weights_read" in amounts:
-            weights = {(x.data_ptr(), x.shape) for x in inputs if x.dim() > 1 and self._constant(x)}
+            matrices = (x for x in inputs if x.dim() > 1 and self._constant(x))
+            weights = {(x.data_ptr(), x.shape) for x in matrices if self._known(x).distinct != 1}  # no zeros, made anew
             if weights and weights <= self._read[-1]:
                 amounts["weights_read"] = 0
             self._read[-1] |= weights

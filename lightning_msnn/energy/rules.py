@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_msnn.energy.profiles import TRANSCENDENTAL
 
-__all__ = ["FACTORIES", "FREE", "FUNCTIONS", "RANDOM", "RULES", "UNKNOWN", "Call", "Known", "known"]
+__all__ = ["FACTORIES", "FREE", "FUNCTIONS", "POSITIONS", "RANDOM", "RULES", "UNKNOWN", "Call", "Known", "known"]
 
 Amounts = dict[str, int | Tensor]
 
@@ -344,7 +344,8 @@ def _cell(call: Call) -> Amounts:
     h = state if isinstance(state, Tensor) else state[0]
     _, additions, multiplications = _CELLS[call.name.removesuffix("_cell")]
     parts = [_layer(call, x, weights)]
-    if call.constant(h):  # before the first step; an analogue value, as in a layer of several steps
+    if not call.known(h).spikes and (call.constant(h) or not h.any()):
+        # Before the first step, or of units that are silent: an analogue value, as in a layer of several steps.
         products, effective = h.numel() * len(recurrent), (h != 0).sum() * len(recurrent)
         read = _distinct(call, recurrent) * call.batch
         parts.append(_analogue(products, effective, read, h.numel(), len(h) * len(recurrent)))
@@ -653,6 +654,12 @@ FUNCTIONS: dict[str, Rule] = {
     **dict.fromkeys((f"{name}_cell" for name in _CELLS), _cell),
 }
 """Rules of what is counted where it is called as a function: what it is made of no longer tells samples apart."""
+
+POSITIONS = {
+    "linear": ("input", "weight", "bias"),
+    **dict.fromkeys((f"{name}_cell" for name in _CELLS), ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")),
+}
+"""Places of what these functions take by keyword too."""
 
 RANDOM = _names(
     "bernoulli bernoulli_ cauchy_ exponential_ geometric_ log_normal_ multinomial normal normal_ normal_functional "

@@ -363,7 +363,7 @@ def create(
     kwargs = {**(defaults or {}), **kwargs}
     # All that decides what the network computes, so that later defaults leave it as it is.
     arguments = {**_defaults(MSNN), **_defaults(network), **{k: v for k, v in kwargs.items() if k in allowed}}
-    indices = kwargs.pop("out_indices", (0, 1, 2, 3))
+    indices = kwargs.pop("out_indices", tuple(range(len(arguments["depths"]))))
     if kwargs.get("features_only"):
         try:
             feature_take_indices(len(arguments["depths"]), indices)

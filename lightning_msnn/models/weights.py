@@ -101,6 +101,11 @@ def zoo_folders() -> list[Path]:
     return folders
 
 
+def _own() -> str:
+    """The folder that the environment names, as it is among those above."""
+    return str(Path(os.environ.get("LIGHTNING_MSNN_ZOO", "")))
+
+
 def _content(folder: Path) -> Any:
     """Read the JSON of a ``config.json``."""
     file = folder / CONFIG_FILE
@@ -200,7 +205,8 @@ def _scan() -> tuple[dict[str, Path], dict[str, ConfigurationError]]:
         try:
             folders = sorted(folder for folder in root.iterdir() if _may_be_entry(folder))
         except OSError as error:
-            broken[str(root)] = ConfigurationError(f"folder {str(root)!r} cannot be read: {error.strerror}")
+            said = "LIGHTNING_MSNN_ZOO: " if str(root) == _own() else ""
+            broken[str(root)] = ConfigurationError(f"{said}folder {str(root)!r} cannot be read: {error.strerror}")
             continue
         for folder in folders:
             if folder.name in found or folder.name in broken:
@@ -221,7 +227,7 @@ def entries() -> dict[str, Path]:
     """Return the folders of all entries by timm name; what cannot be read is left out with a warning."""
     found, broken = _scan()
     for error in broken.values():
-        warnings.warn(f"zoo entry left out: {error}", stacklevel=2)
+        warnings.warn(f"left out of the zoo: {error}", stacklevel=2)
     return found
 
 
@@ -235,8 +241,8 @@ def find(name: str) -> Path:
         ConfigurationError: If there is no such entry, or it cannot be read, or ``$LIGHTNING_MSNN_ZOO`` cannot.
     """
     known, broken = _scan()
-    if error := broken.get(str(Path(os.environ.get("LIGHTNING_MSNN_ZOO", "")))):
-        raise ConfigurationError(f"LIGHTNING_MSNN_ZOO: {error}")
+    if error := broken.get(_own()):
+        raise error
     for entry in (*known, *broken):
         if isinstance(name, str) and entry.replace(".", "_") == name.replace(".", "_"):
             if entry in known:

@@ -567,6 +567,11 @@ class Task(pl.LightningModule):
                 self.dial.count(self.network, lambda: self(inputs[:images]))
 
     @property
+    def logged_in_training(self) -> tuple[str, ...]:
+        """Metrics of a validation that it has in a training alone, not before the first step."""
+        return () if self.dial is None else ("val/rate", "val/energy")
+
+    @property
     def _dialling(self) -> bool:
         """Whether this validation is one of a training towards a target."""
         return self.dial is not None and self.dial.cost is not None and self.trainer.state.fn == TrainerFn.FITTING

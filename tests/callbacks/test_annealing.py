@@ -63,7 +63,9 @@ def test_shapes_by_hand():
     assert [at["root"](i, 8) for i in (0, 1, 4, 8)] == [0.0, 0.5, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(("batches", "every"), [(1, 1), (39, 1), (40, 2), (352, 16), (10_000, 16), (math.inf, 16)])
+@pytest.mark.parametrize(
+    ("batches", "every"), [(1, 1), (39, 1), (40, 3), (100, 5), (352, 17), (10_000, 17), (math.inf, 17)]
+)
 def test_how_often_statistics_are_taken(batches, every):
     assert SpikeAnnealing.every(batches) == every
 
@@ -157,63 +159,165 @@ def test_monitors_see_exact_spikes(tmp_path, first):
 
 
 class Own(pl.LightningModule):
-    """A module that prepares its images in the step, and calls the network as ``way`` says."""
+    """A module that prepares its images in the step, and calls its network by ``logits``."""
 
-    def __init__(self, way):
+    def __init__(self):
         super().__init__()
         pl.seed_everything(0, verbose=False)
         self.net = timm.create_model("msnn_resnet12_tiny", num_classes=3, **NETWORK)
-        self.way = way
-        if way == "manual":
-            self.automatic_optimization = False
 
     def forward(self, images):
         return self.net(images)
 
+    def logits(self, images):
+        return self.net(images)
+
     def training_step(self, batch, batch_idx):
-        images = (batch["images"] - 100.0) / 50.0
-        self.seen = images
-        logits = {"forward": self, "method": lambda x: self.net.forward_head(self.net.forward_features(x))}.get(
-            self.way, self.net
-        )(images)
-        loss = nn.functional.cross_entropy(logits, batch["labels"])
-        if self.way != "manual":
-            return loss
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return None
+        self.batch = batch_idx
+        return nn.functional.cross_entropy(self.logits((batch["images"] - 100.0) / 50.0), batch["labels"])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.0)  # so that all passes are of the same weights
 
 
-def fit_own(module, *callbacks, **options):
+class Forward(Own):
+    def logits(self, images):
+        return self(images)
+
+
+class Keywords(Own):
+    def logits(self, images):
+        return self.net(x=images)
+
+
+class Manual(Own):
+    """Two networks, each with a step of its own, which are called one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.other = timm.create_model("msnn_resnet12_tiny", num_classes=3, **NETWORK)
+
+    def training_step(self, batch, batch_idx):
+        optimizer, images = self.optimizers(), (batch["images"] - 100.0) / 50.0
+        optimizer.zero_grad()
+        for network in (self.net, self.other):
+            self.manual_backward(nn.functional.cross_entropy(network(images), batch["labels"]))
+        optimizer.step()
+
+
+class ByTurns(Own):
+    """Two networks, of which each batch is for one."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = timm.create_model("msnn_resnet12_tiny", num_classes=3, **NETWORK)
+
+    def logits(self, images):
+        return (self.net, self.other)[self.batch % 2](images)
+
+
+class Head(Own):
+    """What follows a part with neurons gets what that makes with exact spikes."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.BatchNorm1d(3), Spike(), nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+    def logits(self, images):
+        return self.head(self.net(images))
+
+
+class Views(Own):
+    """Two calls with what another part has made of the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.pre = nn.Conv2d(3, 3, 1)
+
+    def logits(self, images):
+        return self.net(self.pre(images)) + self.net(self.pre(images.flip(-1)))
+
+
+class Checkpointed(Views):
+    def logits(self, images):
+        return torch.utils.checkpoint.checkpoint(self.net, self.pre(images), use_reentrant=False)
+
+
+class Hooked(Own):
+    """A forward pre-hook of the network's own, which changes what it is called with, and in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.net.register_forward_pre_hook(lambda module, args: (args[0].sub_(1.0).mul_(3.0),))
+
+
+class Catches(Own):
+    """A call that fails is none."""
+
+    def logits(self, images):
+        with pytest.raises(RuntimeError):
+            self.net(images.double())
+        return self.net(images)
+
+
+def fit_own(module, *callbacks, batches=4, **options):
     torch.manual_seed(0)
     images = 100.0 + 50.0 * torch.randn(8, 3, 8, 8)
-    batches = [{"images": images, "labels": torch.arange(8) % 3}] * 4
+    given = [{"images": images, "labels": torch.arange(8) % 3}] * batches
     options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "accelerator": "cpu", **options}
     trainer = pl.Trainer(callbacks=[*callbacks], enable_progress_bar=False, enable_model_summary=False, **options)
-    trainer.fit(module, DataLoader(batches, batch_size=None))
+    trainer.fit(module, DataLoader(given, batch_size=None))
     return module
 
 
-@pytest.mark.parametrize("way", ["network", "forward", "manual"])
-def test_statistics_are_of_what_the_step_has_called(way):
-    """As they are without annealing, where the spikes of each step are exact."""
-    plain, annealed = fit_own(Own(way)), fit_own(Own(way), SpikeAnnealing(until=1.0))
+def same_statistics(plain, annealed):
     for (name, a), b in zip(plain.state_dict().items(), annealed.state_dict().values(), strict=True):
         torch.testing.assert_close(b, a, msg=name)
-    assert annealed.net.stem.norm.running_mean.abs().max() < 1.0
+
+
+@pytest.mark.parametrize("kind", [Own, Forward, Keywords, Manual, ByTurns, Head, Views, Hooked, Catches])
+def test_statistics_are_of_what_the_step_has_called(kind):
+    """As they are without annealing, where the spikes of each step are exact."""
+    plain, annealed = fit_own(kind()), fit_own(kind(), SpikeAnnealing(until=1.0))
+    same_statistics(plain, annealed)
+    assert annealed.net.stem.norm.num_batches_tracked >= 2
+    hooks = [m for m in annealed.modules() if m._forward_hooks or (m._forward_pre_hooks and kind is not Hooked)]
+    assert not hooks, "none is left"
+
+
+def test_calls_that_a_backward_repeats_are_none():
+    plain, annealed = fit_own(Views()), fit_own(Checkpointed(), SpikeAnnealing(until=1.0))
+    assert annealed.net.stem.norm.num_batches_tracked == 4 == plain.net.stem.norm.num_batches_tracked / 2
+
+
+def test_parts_by_turns_are_all_reached():
+    annealed = fit_own(ByTurns(), SpikeAnnealing(until=1.0), batches=80)
+    tracked = [int(part.stem.norm.num_batches_tracked) for part in (annealed.net, annealed.other)]
+    assert tracked == [8, 8], "of 80 batches each fifth"
 
 
 def test_statistics_are_of_what_the_step_has_called_in_ddp():
     """Whose wrapper calls the training step in the place of the forward."""
     options = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
-    plain, annealed = fit_own(Own("forward")), fit_own(Own("forward"), SpikeAnnealing(until=1.0), **options)
-    for (name, a), b in zip(plain.state_dict().items(), annealed.state_dict().values(), strict=True):
-        torch.testing.assert_close(b, a, msg=name)
+    same_statistics(fit_own(Forward()), fit_own(Forward(), SpikeAnnealing(until=1.0), **options))
+
+
+def test_a_compiled_module_is_compiled_twice_at_most():
+    """For steps that are annealed, with and without statistics, and for exact ones."""
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    numbers = []
+    for until in (0.2, 0.9):
+        graphs.clear()
+        torch._dynamo.reset()
+        fit_own(torch.compile(Own(), backend=count), SpikeAnnealing(until=until), batches=60)
+        numbers.append(len(graphs))
+    assert numbers[0] == numbers[1], "however many steps are annealed"
 
 
 def test_calls_in_evaluation_are_none_of_the_step():
@@ -225,31 +329,65 @@ def test_calls_in_evaluation_are_none_of_the_step():
             pl_module.net(batch["images"][:1])
             pl_module.net.train()
 
-    plain, annealed = (
-        fit_own(Own("network"), SpikeAnnealing(until=1.0), *callbacks) for callbacks in ((), (Counts(),))
-    )
+    plain, annealed = (fit_own(Own(), SpikeAnnealing(until=1.0), *callbacks) for callbacks in ((), (Counts(),)))
     for (name, a), b in zip(plain.state_dict().items(), annealed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
 
-def test_a_step_that_calls_no_module_is_told():
-    with pytest.warns(UserWarning, match="has called neither Own nor a part of it that has spiking neurons"):
-        module = fit_own(Own("method"), SpikeAnnealing(until=1.0))
-    assert module.net.stem.norm.running_mean.abs().max() < 1.0, "its statistics are those of its steps"
+def test_calls_between_steps_are_tracked_as_ever():
+    """Such as those that renew statistics at the end of an epoch."""
+
+    class Renews(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            pl_module.net(torch.full((2, 3, 8, 8), 50.0))
+
+    annealed = fit_own(Own(), SpikeAnnealing(until=1.0), Renews())
+    assert annealed.net.stem.norm.num_batches_tracked == 5
+    assert annealed.net.stem.norm.running_mean.abs().max() > 1.0
 
 
-def test_parts_after_one_another_are_refused():
-    class Two(Own):
-        def __init__(self):
-            super().__init__("network")
-            self.other = nn.Sequential(Spike(), nn.Linear(3, 3))
+def test_a_step_that_calls_a_method_of_a_part_is_told():
+    class Method(Own):
+        def logits(self, images):
+            return self.net.forward_head(self.net.forward_features(images))
 
+    class OfOne(Manual):
         def training_step(self, batch, batch_idx):
-            logits = self.other(self.net(batch["images"]))
-            return nn.functional.cross_entropy(logits, batch["labels"])
+            self.net(batch["images"])
+            self.other.forward_features(batch["images"])
 
-    with pytest.raises(ConfigurationError, match="cannot call Sequential once more .* what MSNN.* has made: call both"):
-        fit_own(Two(), SpikeAnnealing())
+    for module, norm in ((Method(), "net.norm"), (OfOne(), "other.norm")):
+        with pytest.warns(UserWarning, match=f"no statistics of exact spikes for [0-9]+ batch norms, such as '{norm}"):
+            fit_own(module, SpikeAnnealing(until=1.0), batches=1)
+
+
+def test_what_cannot_be_called_once_more_is_refused():
+    class Computes(Head):
+        def logits(self, images):
+            return self.head(2.0 * self.net(images))
+
+    class Frames(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, frames):
+            return sum(self.net(frame) for frame in frames)
+
+    class Iterates(Own):
+        def __init__(self):
+            super().__init__()
+            self.net = Frames(self.net)
+
+        def logits(self, images):
+            return self.net(iter((images, images)))
+
+    for module, said in (
+        (Computes(), "cannot call Sequential once more .* with what the step computes from the output of MSNNResNet"),
+        (Iterates(), "cannot call Frames once more .* with an iterator: make that in the forward"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            fit_own(module, SpikeAnnealing())
 
 
 def test_what_breaks_a_training_leaves_the_network_as_it_was(tmp_path):

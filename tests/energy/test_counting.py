@@ -433,6 +433,43 @@ def test_a_cell_is_counted_as_its_layer(cell, layer, zeros):
     assert looped["weights_read"] == 3 * whole["weights_read"], "in each call"
 
 
+def test_a_cell_of_silent_units_is_counted_as_its_layer():
+    cell, layer = nn.RNNCell(5, 7, nonlinearity="relu"), nn.RNN(5, 7, nonlinearity="relu", batch_first=True)
+    for module in (cell, layer):
+        nn.init.constant_(module.get_parameter("bias_ih" if module is cell else "bias_ih_l0"), -100.0)
+    x, zeros = torch.randn(2, 3, 5), torch.zeros(2, 7)
+    looped, whole = counted(Loop(cell, False), x), counted(layer, x)
+    assert looped["multiply_accumulates"] == whole["multiply_accumulates"]
+    assert counted(nn.GRUCell(5, 7), x[:, 0], zeros)["multiply_accumulates"] == 2 * 3 * 7 * (5 + 7)
+    silent = Call(lambda h: cell(x[:, 0], (h > 2.0).float()), cell)  # spikes, of which there are none
+    assert counted(silent, zeros)["multiply_accumulates"] == 2 * 5 * 7
+    assert counted(silent, zeros)["dense"] == 2 * 7 * (5 + 7)
+
+
+def test_a_cell_may_be_called_by_keyword():
+    cell, x, h = nn.GRUCell(4, 5), torch.randn(2, 4), torch.randn(2, 5)
+    weights = {"w_ih": cell.weight_ih, "w_hh": cell.weight_hh, "b_ih": cell.bias_ih, "b_hh": cell.bias_hh}
+    for call in (lambda x: torch.gru_cell(x, h, **weights), lambda x: torch.gru_cell(input=x, hx=h, **weights)):
+        assert counted(Call(call, cell), x) == counted(Call(lambda x: cell(x, h), cell), x)
+
+
+def test_zeros_made_anew_do_not_make_weights_new():
+    cell, linear, x = nn.GRUCell(4, 5), nn.Linear(4, 5), torch.randn(2, 4)
+    weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
+
+    def read(times, call, module):
+        return counted(Call(lambda x: torch.cat([call(x) for _ in range(times)]), module), x)["weights_read"]
+
+    def recur(x):
+        return torch.gru_cell(x, torch.zeros(2, 5), *weights)
+
+    def add(x):
+        return torch.addmm(torch.zeros(2, 5), x, linear.weight.t())
+
+    assert read(1, recur, cell) == read(3, recur, cell) == 2 * 3 * 5 * (4 + 5)
+    assert read(1, add, linear) == read(3, add, linear) == 2 * 4 * 5
+
+
 def test_cells_read_their_weights_once_and_take_spikes():
     h = torch.randn(2, 5)
     for cell, gates, state in ((nn.LSTMCell, 4, (h, h)), (nn.GRUCell, 3, h)):

@@ -330,6 +330,7 @@ def test_features_of_stages_that_are_not_there(indices):
     for name in ("msnn_resnet12_tiny", "msnn_resnet12_tiny.digits"):
         with pytest.raises(ConfigurationError, match="^out_indices must be stages of the network, 0 to 3, or how many"):
             timm.create_model(name, features_only=True, out_indices=indices)
+    assert timm.create_model("msnn_resnet12_tiny", features_only=True, **SHALLOW).feature_info.out_indices == (0, 1)
 
 
 @pytest.mark.parametrize("name", DISTINCT)

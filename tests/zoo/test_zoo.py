@@ -179,7 +179,7 @@ def test_an_entry_that_cannot_be_read_hides_those_of_its_name(mine):
     (mine / "config.json").write_text("{")
     with pytest.raises(ConfigurationError, match="is not JSON"):
         zoo.load(DIGITS)
-    with pytest.warns(UserWarning, match="zoo entry left out: .* is not JSON"):
+    with pytest.warns(UserWarning, match="left out of the zoo: .* is not JSON"):
         assert DIGITS not in entries()
     assert zoo.load("msnn_vit12_tiny.digits") is not None
 
@@ -188,7 +188,7 @@ def test_a_folder_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", "/no/such")
     with pytest.raises(ConfigurationError, match="LIGHTNING_MSNN_ZOO: folder '/no/such' cannot be read"):
         zoo.load(DIGITS)
-    with pytest.warns(UserWarning, match="zoo entry left out: folder '/no/such'"):
+    with pytest.warns(UserWarning, match="left out of the zoo: LIGHTNING_MSNN_ZOO: folder '/no/such'"):
         assert DIGITS in entries()
 
 
@@ -284,7 +284,7 @@ def test_broken_config(mine, content):
     (mine / "config.json").write_text(content)
     with pytest.raises(ConfigurationError, match="config.json"):
         read_weights(mine)
-    with pytest.warns(UserWarning, match="zoo entry left out"):
+    with pytest.warns(UserWarning, match="left out of the zoo"):
         assert DIGITS not in entries(), "nor is the one of that name in the package"
 
 
