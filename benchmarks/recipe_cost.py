@@ -2,7 +2,7 @@
 
     python -m benchmarks.recipe_cost [--rounds 15]
 
-Contenders take turns of 17 steps of ``msnn_resnet12``, bf16, batch 128, 32x32, so that each turn of the annealed one
+Contenders take turns of 16 steps of ``msnn_resnet12``, bf16, batch 128, 32x32, so that each turn of the annealed one
 has its one pass for the statistics of exact spikes, as :class:`lightning_msnn.callbacks.SpikeAnnealing` takes them. The
 teacher is the network's trained ReLU twin, ``msnn_resnet12.c100_relu``. Prints the median over the rounds of what each
 adds to the plain step, and the quartiles.
@@ -23,7 +23,7 @@ from lightning_msnn.nn import set_annealing
 from lightning_msnn.tasks import distillation_loss
 from lightning_msnn.tasks.distillation import Teacher
 
-STEPS = 17  # from one pass for statistics to the next, as the callback has them
+STEPS = 16  # from one pass for statistics to the next, as the callback has them
 
 
 def contender(annealed: bool, taught: bool, batch: int) -> Callable[[], None]:

@@ -1,7 +1,8 @@
 """Spikes that sharpen while a network trains: from a function with a true gradient to the exact step."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import random
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torchmetrics import Metric
 
 from lightning_msnn.errors import ConfigurationError, check_number, choose
 from lightning_msnn.functional.spike import SOFT
@@ -26,16 +28,36 @@ ANNEALING_SHAPES: dict[str, Callable[[float], float]] = {
 }
 """Share of the step by the progress of an annealing, both in [0, 1], by the name that configurations use."""
 
-_PASSES = 20  # of exact spikes in an epoch, about, that statistics of batch norm are taken from
-_EVERY = (1, 3, 5, 7, 11, 13, 17)
-"""Steps from one pass to the next: odd and prime, so that parts that a training calls by turns are all reached."""
+_PASSES = 20  # of exact spikes in an epoch, that statistics of batch norm are taken from
+_EVERY = 16  # steps at most for one of them
 
 
 class _Made(NamedTuple):
-    """What stands for a tensor that an earlier call of the step has made."""
+    """A tensor that a call of the step has made with annealed spikes, as it was when it was made.
+
+    Of one that compiled code has made, version and ``grad_fn`` are not known.
+    """
 
     call: int
     leaf: int
+    tensor: Tensor
+    version: int | None
+    grad_fn: Any
+
+    def is_given_as(self, x: Tensor) -> bool:
+        """Whether an input is this tensor, perhaps detached, and unchanged."""
+        same = (x.data_ptr(), x.shape, x.stride()) == (self.tensor.data_ptr(), self.tensor.shape, self.tensor.stride())
+        unchanged = self.version is None or x._version == self.version
+        return same and unchanged and (x.grad_fn is None or x.grad_fn is self.made_by)
+
+    @property
+    def made_by(self) -> Any:
+        """Autograd's node of it, if there is one."""
+        return self.tensor.grad_fn if self.version is None else self.grad_fn
+
+    def shares_memory(self, x: Tensor) -> bool:
+        """Whether an input is this tensor or a view of it, perhaps changed."""
+        return x.untyped_storage().data_ptr() == self.tensor.untyped_storage().data_ptr()
 
 
 class _Call(NamedTuple):
@@ -44,7 +66,20 @@ class _Call(NamedTuple):
     module: nn.Module
     inputs: list[Any]
     spec: TreeSpec
-    outputs: list[Any]
+
+
+class _Hook:
+    """A hook that what is copied or stored of a module does not keep."""
+
+    def __init__(self, call: Callable[..., None] | None) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any) -> None:
+        if self.call is not None:
+            self.call(*args)
+
+    def __reduce__(self) -> tuple[type["_Hook"], tuple[None]]:
+        return _Hook, (None,)
 
 
 class SpikeAnnealing(Callback):
@@ -55,11 +90,11 @@ class SpikeAnnealing(Callback):
     bounded rectifier layer by layer instead.)
 
     Evaluation is with exact spikes throughout, and so are the running statistics of batch norms: while ``a < 1`` they
-    are not those of the training steps, but of forward passes with exact spikes, one in 17 steps or about 20 in an
-    epoch if that is more. For these, what the training step has called is called once more with the same: the module
-    itself, or its parts that have spiking neurons or batch norms, one after the other. (Where a strategy shards the
-    weights, statistics are those of the training steps.) ``a`` depends on the step alone, so that a resumed training
-    has the same. Steps are the optimizer's. ``a`` is logged as ``annealing``.
+    are not those of the training steps, but of forward passes with exact spikes, one in 16 steps or about 20 in an
+    epoch if that is more, at random. For these, what the training step has called is called once more with the same:
+    the module itself, or its parts that have spiking neurons and those that get their outputs. (Where a strategy shards
+    the weights, statistics are those of the training steps.) All this depends on the step alone, so that a resumed
+    training has the same. Steps are the optimizer's. ``a`` is logged as ``annealing``.
 
     Args:
         kind: The function ``f``, one of :data:`lightning_msnn.functional.SOFT`.
@@ -88,6 +123,7 @@ class SpikeAnnealing(Callback):
         self._backward = False
         self._inside: object = None
         self._calls: list[_Call] = []
+        self._made: list[_Made] = []
         self._tracked: dict[str, int] = {}
 
     def share_at(self, step: int, total: int) -> float:
@@ -96,8 +132,14 @@ class SpikeAnnealing(Callback):
 
     @staticmethod
     def every(batches: float) -> int:
-        """Return the batches from one pass with exact spikes to the next, in an epoch of so many (or ``inf``)."""
-        return next(number for number in _EVERY if number >= min(_EVERY[-1], batches // _PASSES))
+        """Return in how many batches there is one pass with exact spikes, in an epoch of so many (or ``inf``)."""
+        return max(1, int(min(_EVERY * _PASSES, batches)) // _PASSES)
+
+    @classmethod
+    def turn(cls, epoch: int, batch_idx: int, batches: float) -> bool:
+        """Whether there is one in a batch: at random, so that parts that a training calls by turns are all reached."""
+        block, place = divmod(batch_idx, cls.every(batches))
+        return place == random.Random(f"{epoch} {block}").randrange(cls.every(batches))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that there is something to anneal and an end to do it by."""
@@ -128,11 +170,12 @@ class SpikeAnnealing(Callback):
         """Set the share of this step, in which calls are kept to be made once more if it is the turn of that."""
         self._share = self.share_at(trainer.global_step, self._total)
         if self._share < 1.0 and not shards_weights(trainer.strategy):
-            self._turn, self._calls = batch_idx % self.every(trainer.num_training_batches) == 0, []
+            self._turn = self.turn(trainer.current_epoch, batch_idx, trainer.num_training_batches)
             self._tracked = _tracked(pl_module) if self._turn else {}
             for module in (pl_module, *_parts(pl_module)) if not self._hooks else ():
-                self._hooks.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
-                self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+                enter, leave = _Hook(self._enter), _Hook(self._leave)
+                self._hooks.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(leave, always_call=True))
         elif self._hooks:
             self._unhook()
         set_annealing(pl_module, self._share, self.kind)
@@ -164,7 +207,7 @@ class SpikeAnnealing(Callback):
         set_annealing(pl_module, None)
 
     def _release(self) -> None:
-        self._turn, self._backward, self._inside, self._calls = None, False, None, []
+        self._turn, self._backward, self._inside, self._calls, self._made = None, False, None, [], []
         self._track()
 
     def _unhook(self) -> None:
@@ -183,6 +226,12 @@ class SpikeAnnealing(Callback):
             return
         if not module.training or (isinstance(module, pl.LightningModule) and _is_redirected(module)):
             return  # in evaluation it is counted, perhaps
+        given, spec = tree_flatten((args, kwargs))
+        found = [self._find(x) if isinstance(x, Tensor) else None for x in given]
+        others = [x for x, made in zip(given, found, strict=True) if made is None]
+        computed = _follows(others, self._made)
+        if not (computed or any(found) or any(isinstance(part, Spike) for part in module.modules())):
+            return  # it has nothing to do with spikes
         self._inside = module
         for norm in _norms(module):
             if norm.track_running_stats:
@@ -190,22 +239,17 @@ class SpikeAnnealing(Callback):
                 self._held.append(norm)
         if not self._turn or self._backward:
             return
-        outputs = {
-            id(x): (x, _Made(i, j))
-            for i, call in enumerate(self._calls)
-            for j, x in enumerate(call.outputs)
-            if isinstance(x, Tensor)
-        }
-        given, spec = tree_flatten((args, kwargs))
-        others = [x for x in given if id(x) not in outputs]
         if any(isinstance(x, Iterator) for x in others):
             self._refuse(module, "an iterator")
-        if _follows(others, [x for x, _ in outputs.values()]):
+        if computed:
             self._refuse(module, f"what the step computes from the output of {type(self._calls[-1].module).__name__}")
         inputs = [
-            outputs[id(x)][1] if id(x) in outputs else x.detach().clone() if isinstance(x, Tensor) else x for x in given
+            made or (x.detach().clone() if isinstance(x, Tensor) else x) for x, made in zip(given, found, strict=True)
         ]
-        self._calls.append(_Call(module, inputs, spec, []))
+        self._calls.append(_Call(module, inputs, spec))
+
+    def _find(self, x: Tensor) -> _Made | None:
+        return next((made for made in self._made if made.is_given_as(x)), None)
 
     @staticmethod
     def _refuse(module: nn.Module, what: str) -> None:
@@ -219,11 +263,14 @@ class SpikeAnnealing(Callback):
         if self._inside is not module:
             return
         self._inside = None
-        if self._turn and not self._backward and self._calls:
-            if output is None:  # it has failed
-                self._calls.pop()
-            else:
-                self._calls[-1].outputs.extend(tree_leaves(output))
+        keeps = self._turn and not self._backward
+        if output is None:  # it has failed
+            del self._calls[len(self._calls) - bool(keeps) :]
+            return
+        for leaf, x in enumerate(tree_leaves(output)):
+            if isinstance(x, Tensor):
+                facts = (None, None) if torch.compiler.is_compiling() else (x._version, x.grad_fn)
+                self._made.append(_Made(len(self._calls) - 1, leaf, x, *facts))
 
     @torch.no_grad()
     def _take_statistics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -239,14 +286,14 @@ class SpikeAnnealing(Callback):
             )
         self._track()
         calls, self._calls = self._calls, []
-        made: list[list[Any]] = []
+        results: list[list[Any]] = []
         self._inside = self  # of these calls nothing is kept
         set_annealing(pl_module, None)
         with trainer.precision_plugin.forward_context():
             for call in calls:
-                given = [made[x.call][x.leaf] if isinstance(x, _Made) else x for x in call.inputs]
+                given = [results[x.call][x.leaf] if isinstance(x, _Made) else x for x in call.inputs]
                 args, kwargs = tree_unflatten(given, call.spec)
-                made.append(tree_leaves(call.module(*args, **kwargs)))
+                results.append(tree_leaves(call.module(*args, **kwargs)))
         set_annealing(pl_module, self._share, self.kind)
         self._inside = None
 
@@ -270,14 +317,19 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield from _parts(child)
+        elif isinstance(child, Metric):
+            continue
         elif any(isinstance(part, Spike | nn.modules.batchnorm._BatchNorm) for part in child.modules()):
             yield child
 
 
-def _follows(inputs: Iterable[Any], outputs: Iterable[Any]) -> bool:
-    """Whether autograd knows of an input that was computed from an output."""
-    ends = {x.grad_fn for x in outputs if isinstance(x, Tensor) and x.grad_fn is not None}
-    nodes = {x.grad_fn for x in inputs if isinstance(x, Tensor) and x.grad_fn is not None} if ends else set()
+def _follows(inputs: list[Any], outputs: list[_Made]) -> bool:
+    """Whether an input shares memory with an output, or autograd knows that it was computed from one."""
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    if any(made.shares_memory(x) for made in outputs for x in tensors):
+        return True
+    ends = {made.made_by for made in outputs} - {None}
+    nodes = {x.grad_fn for x in tensors if x.grad_fn is not None} if ends else set()
     seen = set(nodes)
     while nodes:
         node = nodes.pop()

@@ -139,8 +139,8 @@ class Parser(LightningArgumentParser):
         """Raise what is wrong with the arguments, of several types that are allowed by what each of them says."""
         text = " ".join(str(message).split())
         if found := re.match(r'Parser key "([^"]*)":(?= .*Does not validate against any of the Union)', text):
-            parts = re.split(r"(?:^| )- ", text.removeprefix(found[0]))
-            said = [part.partition(" Given value")[0].removesuffix(":") for part in parts if not _ALSO.match(part)]
+            parts = re.split(r"^\s*- ", str(message).partition(":")[2], flags=re.MULTILINE)
+            said = [" ".join(part.partition("\n  Given value")[0].split()) for part in parts if not _ALSO.match(part)]
             text = f"{found[1]}: {'; '.join(dict.fromkeys(said))}" if said else text
         raise ConfigurationError(text) from ex
 

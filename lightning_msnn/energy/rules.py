@@ -344,8 +344,7 @@ def _cell(call: Call) -> Amounts:
     h = state if isinstance(state, Tensor) else state[0]
     _, additions, multiplications = _CELLS[call.name.removesuffix("_cell")]
     parts = [_layer(call, x, weights)]
-    if not call.known(h).spikes and (call.constant(h) or not h.any()):
-        # Before the first step, or of units that are silent: an analogue value, as in a layer of several steps.
+    if call.constant(h):  # before the first step; an analogue value, as in a layer of several steps
         products, effective = h.numel() * len(recurrent), (h != 0).sum() * len(recurrent)
         read = _distinct(call, recurrent) * call.batch
         parts.append(_analogue(products, effective, read, h.numel(), len(h) * len(recurrent)))

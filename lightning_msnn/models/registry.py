@@ -363,9 +363,10 @@ def create(
     kwargs = {**(defaults or {}), **kwargs}
     # All that decides what the network computes, so that later defaults leave it as it is.
     arguments = {**_defaults(MSNN), **_defaults(network), **{k: v for k, v in kwargs.items() if k in allowed}}
-    indices = kwargs.pop("out_indices", tuple(range(len(arguments["depths"]))))
+    indices = kwargs.pop("out_indices", None)
     if kwargs.get("features_only"):
         try:
+            indices = tuple(range(len(arguments["depths"]))) if indices is None else indices
             feature_take_indices(len(arguments["depths"]), indices)
         except (AssertionError, IndexError, TypeError, ValueError) as error:
             raise ConfigurationError(

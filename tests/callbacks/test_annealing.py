@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics import Metric
 
 from lightning_msnn.callbacks import ANNEALING_SHAPES, EnergyMonitor, SpikeAnnealing, SpikeRateMonitor
 from lightning_msnn.data import Digits
@@ -63,11 +64,12 @@ def test_shapes_by_hand():
     assert [at["root"](i, 8) for i in (0, 1, 4, 8)] == [0.0, 0.5, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("batches", "every"), [(1, 1), (39, 1), (40, 3), (100, 5), (352, 17), (10_000, 17), (math.inf, 17)]
-)
+@pytest.mark.parametrize(("batches", "every"), [(1, 1), (39, 1), (40, 2), (352, 16), (10_000, 16), (math.inf, 16)])
 def test_how_often_statistics_are_taken(batches, every):
     assert SpikeAnnealing.every(batches) == every
+    turns = [[SpikeAnnealing.turn(epoch, i, batches) for i in range(16 * every)] for epoch in range(2)]
+    assert [sum(epoch) for epoch in turns] == [16, 16]
+    assert (turns[0] == turns[1]) == (every == 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2, "limit_train_batches": 10}, {"max_steps": 20}])
@@ -207,14 +209,15 @@ class Manual(Own):
 
 
 class ByTurns(Own):
-    """Two networks, of which each batch is for one."""
+    """Networks, of which each batch is for one."""
 
-    def __init__(self):
+    def __init__(self, number=2):
         super().__init__()
-        self.other = timm.create_model("msnn_resnet12_tiny", num_classes=3, **NETWORK)
+        self.all = nn.ModuleList([self.net])
+        self.all += [timm.create_model("msnn_resnet12_tiny", num_classes=3, **NETWORK) for _ in range(number - 1)]
 
     def logits(self, images):
-        return (self.net, self.other)[self.batch % 2](images)
+        return self.all[self.batch % len(self.all)](images)
 
 
 class Head(Own):
@@ -226,6 +229,48 @@ class Head(Own):
 
     def logits(self, images):
         return self.head(self.net(images))
+
+
+class Detached(Head):
+    def logits(self, images):
+        logits = self.net(images)
+        return logits + self.head(logits.detach())
+
+
+class Encoded(Own):
+    """What comes before the neurons is none of theirs, whatever is done with its output."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+    def logits(self, images):
+        return self.net(2.0 * self.encoder(images))
+
+
+class Measured(Own):
+    """A metric sees each batch once."""
+
+    class Seen(Metric):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+            self.add_state("number", torch.tensor(0.0), "sum", persistent=True)
+
+        def update(self, logits):
+            self.number += len(self.norm(logits))
+
+        def compute(self):
+            return self.number
+
+    def __init__(self):
+        super().__init__()
+        self.seen = self.Seen()
+
+    def logits(self, images):
+        logits = self.net(images)
+        self.seen.train(False).update(logits.detach())
+        return logits
 
 
 class Views(Own):
@@ -276,7 +321,9 @@ def same_statistics(plain, annealed):
         torch.testing.assert_close(b, a, msg=name)
 
 
-@pytest.mark.parametrize("kind", [Own, Forward, Keywords, Manual, ByTurns, Head, Views, Hooked, Catches])
+@pytest.mark.parametrize(
+    "kind", [Own, Forward, Keywords, Manual, ByTurns, Head, Detached, Encoded, Measured, Views, Hooked, Catches]
+)
 def test_statistics_are_of_what_the_step_has_called(kind):
     """As they are without annealing, where the spikes of each step are exact."""
     plain, annealed = fit_own(kind()), fit_own(kind(), SpikeAnnealing(until=1.0))
@@ -291,16 +338,36 @@ def test_calls_that_a_backward_repeats_are_none():
     assert annealed.net.stem.norm.num_batches_tracked == 4 == plain.net.stem.norm.num_batches_tracked / 2
 
 
-def test_parts_by_turns_are_all_reached():
-    annealed = fit_own(ByTurns(), SpikeAnnealing(until=1.0), batches=80)
-    tracked = [int(part.stem.norm.num_batches_tracked) for part in (annealed.net, annealed.other)]
-    assert tracked == [8, 8], "of 80 batches each fifth"
+@pytest.mark.parametrize(("parts", "batches"), [(2, 40), (3, 60), (5, 100)])
+def test_parts_by_turns_are_all_reached(parts, batches):
+    """Also where turns are as many as the steps of which one takes statistics."""
+    annealed = fit_own(ByTurns(parts), SpikeAnnealing(until=1.0), batches=batches)
+    tracked = [int(part.stem.norm.num_batches_tracked) for part in annealed.all]
+    assert sum(tracked) == 20
+    assert min(tracked) > 0
+
+
+def test_copies_within_a_step_have_no_hooks_that_work():
+    class Copies(pl.Callback):
+        def on_before_backward(self, trainer, pl_module, loss):
+            self.twin = copy.deepcopy(pl_module.net)
+            self.twin(torch.zeros(2, 3, 8, 8))
+
+    copies = Copies()
+    plain, annealed = fit_own(Own(), SpikeAnnealing(until=1.0)), fit_own(Own(), SpikeAnnealing(until=1.0), copies)
+    same_statistics(plain, annealed)
 
 
 def test_statistics_are_of_what_the_step_has_called_in_ddp():
     """Whose wrapper calls the training step in the place of the forward."""
     options = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
     same_statistics(fit_own(Forward()), fit_own(Forward(), SpikeAnnealing(until=1.0), **options))
+
+
+def test_a_network_that_is_compiled_whole_has_the_same_statistics():
+    plain, annealed = fit_own(Own()), Own()
+    annealed.net.compile(backend="eager", fullgraph=True)
+    same_statistics(plain, fit_own(annealed, SpikeAnnealing(until=1.0)))
 
 
 def test_a_compiled_module_is_compiled_twice_at_most():
@@ -366,6 +433,19 @@ def test_what_cannot_be_called_once_more_is_refused():
         def logits(self, images):
             return self.head(2.0 * self.net(images))
 
+    class InPlace(Head):
+        def logits(self, images):
+            logits = self.net(images)
+            logits += 5.0
+            return self.head(logits)
+
+    class Stale(Head):
+        def logits(self, images):
+            logits = self.net(images)
+            twice = 2.0 * logits
+            logits.add_(1.0)
+            return self.head(twice)
+
     class Frames(nn.Module):
         def __init__(self, net):
             super().__init__()
@@ -383,7 +463,10 @@ def test_what_cannot_be_called_once_more_is_refused():
             return self.net(iter((images, images)))
 
     for module, said in (
-        (Computes(), "cannot call Sequential once more .* with what the step computes from the output of MSNNResNet"),
+        *(
+            (kind(), "cannot call Sequential once more .* with what the step computes from the output of MSNNResNet")
+            for kind in (Computes, InPlace, Stale)
+        ),
         (Iterates(), "cannot call Frames once more .* with an iterator: make that in the forward"),
     ):
         with pytest.raises(ConfigurationError, match=said):

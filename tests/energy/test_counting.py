@@ -433,19 +433,6 @@ def test_a_cell_is_counted_as_its_layer(cell, layer, zeros):
     assert looped["weights_read"] == 3 * whole["weights_read"], "in each call"
 
 
-def test_a_cell_of_silent_units_is_counted_as_its_layer():
-    cell, layer = nn.RNNCell(5, 7, nonlinearity="relu"), nn.RNN(5, 7, nonlinearity="relu", batch_first=True)
-    for module in (cell, layer):
-        nn.init.constant_(module.get_parameter("bias_ih" if module is cell else "bias_ih_l0"), -100.0)
-    x, zeros = torch.randn(2, 3, 5), torch.zeros(2, 7)
-    looped, whole = counted(Loop(cell, False), x), counted(layer, x)
-    assert looped["multiply_accumulates"] == whole["multiply_accumulates"]
-    assert counted(nn.GRUCell(5, 7), x[:, 0], zeros)["multiply_accumulates"] == 2 * 3 * 7 * (5 + 7)
-    silent = Call(lambda h: cell(x[:, 0], (h > 2.0).float()), cell)  # spikes, of which there are none
-    assert counted(silent, zeros)["multiply_accumulates"] == 2 * 5 * 7
-    assert counted(silent, zeros)["dense"] == 2 * 7 * (5 + 7)
-
-
 def test_a_cell_may_be_called_by_keyword():
     cell, x, h = nn.GRUCell(4, 5), torch.randn(2, 4), torch.randn(2, 5)
     weights = {"w_ih": cell.weight_ih, "w_hh": cell.weight_hh, "b_ih": cell.bias_ih, "b_hh": cell.bias_hh}
