@@ -255,6 +255,9 @@ class MSNN(nn.Module):
                 raise ConfigurationError(f"{name} must be in [0, 1), not {rate}")
         if not (math.isfinite(mlp_ratio) and mlp_ratio > 0):
             raise ConfigurationError(f"mlp_ratio must be a positive number, not {mlp_ratio}")
+        for name, values in (("depths", depths), ("widths", widths)):
+            if not isinstance(values, Sequence):
+                raise ConfigurationError(f"{name} must be a list of integers, one for each stage, not {values!r}")
         if len(depths) != len(widths) or not depths:
             raise ConfigurationError(
                 f"depths and widths must be of equal length, not {list(depths)} and {list(widths)}"

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from inspect import signature
@@ -363,15 +363,15 @@ def create(
     kwargs = {**(defaults or {}), **kwargs}
     # All that decides what the network computes, so that later defaults leave it as it is.
     arguments = {**_defaults(MSNN), **_defaults(network), **{k: v for k, v in kwargs.items() if k in allowed}}
-    indices = kwargs.pop("out_indices", None)
-    if kwargs.get("features_only"):
+    indices, depths = kwargs.pop("out_indices", None), arguments["depths"]
+    if kwargs.get("features_only") and isinstance(depths, Sequence):  # else the network refuses them
+        indices = tuple(range(len(depths))) if indices is None else indices
         try:
-            indices = tuple(range(len(arguments["depths"]))) if indices is None else indices
-            feature_take_indices(len(arguments["depths"]), indices)
+            feature_take_indices(len(depths), indices)
         except (AssertionError, IndexError, TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"out_indices must be stages of the network, 0 to {len(arguments['depths']) - 1}, or how many of the "
-                f"last, not {indices!r}"
+                f"out_indices must be stages of the network, 0 to {len(depths) - 1}, or how many of the last, not "
+                f"{indices!r}"
             ) from error
     try:
         model: nn.Module = build_model_with_cfg(

@@ -557,6 +557,8 @@ def test_drop_path_is_of_each_branch(name):
         ({"learn_theta": "channel"}, "learn_theta must be true or false, not 'channel'"),
         ({"depths": (1, 1), "widths": (8,)}, "depths and widths"),
         ({"depths": (1, 0), "widths": (8, 8)}, "depths and widths.*0"),
+        ({"depths": 2}, "depths must be a list of integers, one for each stage, not 2"),
+        ({"depths": 2, "features_only": True}, "depths must be a list"),
     ],
 )
 def test_bad_arguments(name, kwargs, message):
