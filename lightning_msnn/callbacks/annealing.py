@@ -124,7 +124,7 @@ class SpikeAnnealing(Callback):
         self._inside: object = None
         self._calls: list[_Call] = []
         self._made: list[_Made] = []
-        self._tracked: dict[str, int] = {}
+        self._tracked: dict[nn.Module, int] = {}
 
     def share_at(self, step: int, total: int) -> float:
         """Return the share ``a`` of the step after ``step`` of ``total`` optimizer steps."""
@@ -171,7 +171,7 @@ class SpikeAnnealing(Callback):
         self._share = self.share_at(trainer.global_step, self._total)
         if self._share < 1.0 and not shards_weights(trainer.strategy):
             self._turn = self.turn(trainer.current_epoch, batch_idx, trainer.num_training_batches)
-            self._tracked = _tracked(pl_module) if self._turn else {}
+            self._tracked = {norm: _tracked(norm) for norm in _norms(pl_module)} if self._turn else {}
             for module in (pl_module, *_parts(pl_module)) if not self._hooks else ():
                 enter, leave = _Hook(self._enter), _Hook(self._leave)
                 self._hooks.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
@@ -231,6 +231,8 @@ class SpikeAnnealing(Callback):
         others = [x for x, made in zip(given, found, strict=True) if made is None]
         computed = _follows(others, self._made)
         if not (computed or any(found) or any(isinstance(part, Spike) for part in module.modules())):
+            for norm in _norms(module):
+                self._tracked.pop(norm, None)
             return  # it has nothing to do with spikes
         self._inside = module
         for norm in _norms(module):
@@ -278,7 +280,11 @@ class SpikeAnnealing(Callback):
         if not self._turn:
             return
         self._turn = False
-        followed = sorted(name for name, number in _tracked(pl_module).items() if number != self._tracked.get(name))
+        followed = [
+            name
+            for name, norm in pl_module.named_modules()
+            if norm in self._tracked and _tracked(norm) != self._tracked[norm]
+        ]
         if followed:
             rank_zero_warn(
                 f"SpikeAnnealing takes no statistics of exact spikes for {len(followed)} batch norms, such as "
@@ -302,14 +308,10 @@ def _norms(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
     return (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
-def _tracked(module: nn.Module) -> dict[str, int]:
-    """Return how many batches each batch norm has tracked, by its name."""
-    numbers = {
-        name: norm.num_batches_tracked
-        for name, norm in module.named_modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    }
-    return {name: int(number) for name, number in numbers.items() if number is not None}
+def _tracked(norm: nn.Module) -> int:
+    """How many batches a batch norm has tracked."""
+    number = norm.num_batches_tracked
+    return int(number) if isinstance(number, Tensor) else 0
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:

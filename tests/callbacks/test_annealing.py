@@ -423,7 +423,7 @@ def test_a_step_that_calls_a_method_of_a_part_is_told():
             self.net(batch["images"])
             self.other.forward_features(batch["images"])
 
-    for module, norm in ((Method(), "net.norm"), (OfOne(), "other.norm")):
+    for module, norm in ((Method(), "net.stem.norm"), (OfOne(), "other.stem.norm")):
         with pytest.warns(UserWarning, match=f"no statistics of exact spikes for [0-9]+ batch norms, such as '{norm}"):
             fit_own(module, SpikeAnnealing(until=1.0), batches=1)
 
