@@ -215,7 +215,7 @@ def experiments_page() -> list[str]:
         f"the weights after the {kept['best_epoch']}th, with {kept['best'][0]} %, the best",
         f"ends at {of_cifar10[4]} % after 12 epochs, and the network from it at {of_cifar10[5]} % after 22",
         f"ends at {of_cifar10[6]} % after 12; its entry has the weights after the {recurrent['best_epoch']}th, "
-        f"with {recurrent['best'][0]} %",
+        f"with {recurrent['best'][0]} %; its twin, from the same weights and for as long, at {of_cifar10[7]} %",
         f"ends at {of_vit['top1'][0]} % of held-out images after 20 epochs, after {of_vit['best_epoch']} it had "
         f"{of_vit['best'][0]}; that of `msnn_rnn12`, by the command of its entry and from the entry's weights, at "
         f"{of_rnn['top1'][0]} % after 14, after {of_rnn['best_epoch']} it had {of_rnn['best'][0]}",
