@@ -255,12 +255,12 @@ def draw_energy() -> Figure:
                 continue
             config = zoo.info(name)
             spiking, colour = "spike_rate" in config, FAMILIES[family(name)]
-            energies = [config["energy_joules"], config["energy_joules_memory"]]
-            x = [1e6 * energy for energy in energies]
-            marker = "o" if spiking else "s"
-            panel.plot(x, [config["top1"]] * 2, "-", color=colour, lw=1, alpha=0.6)
-            panel.plot(x[0], config["top1"], marker, color=colour, ms=10)
-            panel.plot(x[1], config["top1"], marker, color=colour, ms=10, mfc="white", mew=2)
+            for end in ("_ann_twin", "") if "top1_ann_twin" in config else ("",):  # of the entry itself at last
+                x = [1e6 * config[f"energy_joules{memory}{end}"] for memory in ("", "_memory")]
+                top1, marker = config[f"top1{end}"], "o" if spiking and not end else "s"
+                panel.plot(x, [top1] * 2, "-", color=colour, lw=1, alpha=0.6)
+                panel.plot(x[0], top1, marker, color=colour, ms=10)
+                panel.plot(x[1], top1, marker, color=colour, ms=10, mfc="white", mew=2)
             size = "{1}x{2}".format(*config["input_size"])
             label = f"{label_of(name)}, {size}"
             near = data == "CIFAR100" and name.partition(".")[0] in ("msnn_vit12", "spiking", "resnet18_cifar")
