@@ -529,7 +529,7 @@ def test_a_callback_that_watches_what_is_not_logged_stops_before_the_first_step(
     assert not list(Path().rglob("*.ckpt"))
 
 
-def test_a_callback_may_watch_what_is_logged_in_training_alone(capsys):
+def test_a_callback_may_watch_what_is_logged_in_training_alone(capsys, own_definitions):
     rate = ["lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.monitor", "val/rate"]
     main(["fit", *SHORT, "--model.target_rate", "0.5", "--run.best", "val/energy", "--run.best_mode", "min",
           "--run.test", "false", "--trainer.callbacks", *rate, "--run.name", "a"])  # fmt: skip

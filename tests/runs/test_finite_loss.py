@@ -144,6 +144,7 @@ class BadGradient(pl.Callback):
             next(module.parameters()).grad.fill_(torch.nan)
 
 
+@pytest.mark.filterwarnings("ignore:val/loss is nan")
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize("every", [0, 1])
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, every: int, average: bool) -> None:
