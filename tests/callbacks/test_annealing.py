@@ -382,7 +382,9 @@ def test_a_compiled_module_is_compiled_twice_at_most():
     for until in (0.2, 0.9):
         graphs.clear()
         torch._dynamo.reset()
-        fit_own(torch.compile(Own(), backend=count), SpikeAnnealing(until=until), batches=60)
+        module = Own()
+        module.net = timm.create_model("msnn_resnet12_tiny", num_classes=3, depths=(1,), widths=(8,))
+        fit_own(torch.compile(module, backend=count), SpikeAnnealing(until=until), batches=40)
         numbers.append(len(graphs))
     assert numbers[0] == numbers[1], "however many steps are annealed"
 
