@@ -229,8 +229,9 @@ class SpikeAnnealing(Callback):
         given, spec = tree_flatten((args, kwargs))
         found = [self._find(x) if isinstance(x, Tensor) else None for x in given]
         others = [x for x, made in zip(given, found, strict=True) if made is None]
-        computed = _follows(others, self._made)
-        if not (computed or any(found) or any(isinstance(part, Spike) for part in module.modules())):
+        spiking = any(isinstance(part, Spike) for part in module.modules())
+        computed = (self._turn or not spiking) and _follows(others, self._made)  # it may be a long way back
+        if not (spiking or computed or any(found)):
             for norm in _norms(module):
                 self._tracked.pop(norm, None)
             return  # it has nothing to do with spikes
