@@ -1,11 +1,11 @@
 """What annealed spikes and a teacher add to a training step, in one run.
 
-    python -m benchmarks.recipe_cost [--rounds 15]
+    python -m benchmarks.recipe_cost [--rounds 100]
 
-Contenders take turns of 16 steps of ``msnn_resnet12``, bf16, batch 128, 32x32, so that each turn of the annealed one
-has its one pass for the statistics of exact spikes, as :class:`lightning_msnn.callbacks.SpikeAnnealing` takes them. The
-teacher is the network's trained ReLU twin, ``msnn_resnet12.c100_relu``. Prints the median over the rounds of what each
-adds to the plain step, and the quartiles.
+In each round every contender takes one step of ``msnn_resnet12``, bf16, batch 128, 32x32, and the annealed one a pass
+for the statistics of exact spikes, of which a thirty-second is counted, as
+:class:`lightning_msnn.callbacks.SpikeAnnealing` takes one in 32 steps. The teacher is the network's trained ReLU twin,
+``msnn_resnet12.c100_relu``. Prints the median over the rounds of what each adds to the plain step, and the quartiles.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.contenders import CLASSES, DEVICE, SHIPPED, images, make
+from lightning_msnn.callbacks import SpikeAnnealing
 from lightning_msnn.nn import set_annealing
 from lightning_msnn.tasks import distillation_loss
 from lightning_msnn.tasks.distillation import Teacher
 
-STEPS = 16  # from one pass for statistics to the next, as the callback has them
+EPOCH = 45_000  # images
 
 
-def contender(annealed: bool, taught: bool, batch: int) -> Callable[[], None]:
-    """Return a function that takes one turn."""
+def contender(share: float | None, taught: bool, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return a function that takes a step, and one that takes a pass for statistics."""
     model, x = make(SHIPPED, "msnn_resnet12").train(), images(batch)
     teacher = Teacher("msnn_resnet12.c100_relu", CLASSES, x.shape[1]) if taught else None
     if teacher is not None:
@@ -36,6 +37,7 @@ def contender(annealed: bool, taught: bool, batch: int) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
+        set_annealing(model, share)
         with torch.autocast(DEVICE.type, torch.bfloat16):
             logits = model(x)
         loss = F.cross_entropy(logits.float(), targets)
@@ -45,38 +47,42 @@ def contender(annealed: bool, taught: bool, batch: int) -> Callable[[], None]:
         loss.backward()
         optimizer.step()
 
-    def turn() -> None:
-        if annealed:
-            set_annealing(model, None)
-            with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
-                model(x)
-        for _ in range(STEPS):
-            set_annealing(model, 0.5 if annealed else None)
-            step()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
+    @torch.no_grad()
+    def statistics_of_exact_spikes() -> None:
+        set_annealing(model, None)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            model(x)
 
-    return turn
+    return step, statistics_of_exact_spikes
+
+
+def seconds(call: Callable[[], None]) -> float:
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    call()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--batch", type=int, default=128)
     given = parser.parse_args()
-    flags = {"plain": (False, False), "annealed": (True, False), "taught": (False, True)}
-    turns = {name: contender(*flag, given.batch) for name, flag in flags.items()}
-    times: dict[str, list[float]] = {name: [] for name in turns}
-    for i in range(given.rounds + 1):
-        for name in list(turns)[:: 1 if i % 2 else -1]:
-            start = time.perf_counter()
-            turns[name]()
-            times[name].append(time.perf_counter() - start)
-    plain = times.pop("plain")[1:]
-    for name, values in times.items():
-        added = [100 * (a / b - 1) for a, b in zip(values[1:], plain, strict=True)]
-        low, middle, high = statistics.quantiles(added, n=4)
+    plain, _ = contender(None, False, given.batch)
+    annealed, pass_ = contender(0.5, False, given.batch)
+    taught, _ = contender(None, True, given.batch)
+    calls = {"plain": plain, "annealed": annealed, "pass": pass_, "taught": taught}
+    share = 1 / SpikeAnnealing.every(1, EPOCH // given.batch)
+    added: dict[str, list[float]] = {"annealed": [], "taught": []}
+    for i in range(given.rounds + 3):
+        took = {name: seconds(calls[name]) for name in list(calls)[:: 1 if i % 2 else -1]}
+        added["annealed"].append((took["annealed"] + share * took["pass"]) / took["plain"] - 1)
+        added["taught"].append(took["taught"] / took["plain"] - 1)
+    for name, values in added.items():
+        low, middle, high = statistics.quantiles([100 * x for x in values[3:]], n=4)
         print(f"{name}: {middle:+.1f} % of a step (quartiles {low:+.1f} and {high:+.1f})")
 
 

@@ -28,8 +28,8 @@ ANNEALING_SHAPES: dict[str, Callable[[float], float]] = {
 }
 """Share of the step by the progress of an annealing, both in [0, 1], by the name that configurations use."""
 
-_PASSES = 20  # of exact spikes in an epoch, that statistics of batch norm are taken from
-_EVERY = 16  # steps at most for one of them
+_PASSES = 10  # of exact spikes in an epoch, in the first twice as many, that statistics of batch norm are taken from
+_EVERY = 32  # steps at most for one of them
 
 
 class _Made(NamedTuple):
@@ -90,11 +90,11 @@ class SpikeAnnealing(Callback):
     bounded rectifier layer by layer instead.)
 
     Evaluation is with exact spikes throughout, and so are the running statistics of batch norms: while ``a < 1`` they
-    are not those of the training steps, but of forward passes with exact spikes, one in 16 steps or about 20 in an
-    epoch if that is more, at random. For these, what the training step has called is called once more with the same:
-    the module itself, or its parts that have spiking neurons and those that get their outputs. (Where a strategy shards
-    the weights, statistics are those of the training steps.) All this depends on the step alone, so that a resumed
-    training has the same. Steps are the optimizer's. ``a`` is logged as ``annealing``.
+    are not those of the training steps, but of forward passes with exact spikes, one in 32 steps or about 10 in an
+    epoch (20 in the first) if that is more, at random. For these, what the training step has called is called once more
+    with the same: the module itself, or its parts that have spiking neurons and those that get their outputs. (Where a
+    strategy shards the weights, statistics are those of the training steps.) All this depends on the step alone, so
+    that a resumed training has the same. Steps are the optimizer's. ``a`` is logged as ``annealing``.
 
     Args:
         kind: The function ``f``, one of :data:`lightning_msnn.functional.SOFT`.
@@ -131,15 +131,17 @@ class SpikeAnnealing(Callback):
         return ANNEALING_SHAPES[self.shape](min(1.0, step / (self.until * max(1, total))))
 
     @staticmethod
-    def every(batches: float) -> int:
+    def every(epoch: int, batches: float) -> int:
         """Return in how many batches there is one pass with exact spikes, in an epoch of so many (or ``inf``)."""
-        return max(1, int(min(_EVERY * _PASSES, batches)) // _PASSES)
+        passes = _PASSES if epoch else 2 * _PASSES
+        return max(1, int(min(_EVERY * passes, batches)) // passes)
 
     @classmethod
     def turn(cls, epoch: int, batch_idx: int, batches: float) -> bool:
         """Whether there is one in a batch: at random, so that parts that a training calls by turns are all reached."""
-        block, place = divmod(batch_idx, cls.every(batches))
-        return place == random.Random(f"{epoch} {block}").randrange(cls.every(batches))
+        every = cls.every(epoch, batches)
+        block, place = divmod(batch_idx, every)
+        return place == random.Random(f"{epoch} {block}").randrange(every)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that there is something to anneal and an end to do it by."""

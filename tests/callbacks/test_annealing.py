@@ -64,12 +64,16 @@ def test_shapes_by_hand():
     assert [at["root"](i, 8) for i in (0, 1, 4, 8)] == [0.0, 0.5, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(("batches", "every"), [(1, 1), (39, 1), (40, 2), (352, 16), (10_000, 16), (math.inf, 16)])
-def test_how_often_statistics_are_taken(batches, every):
-    assert SpikeAnnealing.every(batches) == every
-    turns = [[SpikeAnnealing.turn(epoch, i, batches) for i in range(16 * every)] for epoch in range(2)]
-    assert [sum(epoch) for epoch in turns] == [16, 16]
-    assert (turns[0] == turns[1]) == (every == 1)
+@pytest.mark.parametrize(
+    ("batches", "first", "later"),
+    [(1, 1, 1), (19, 1, 1), (20, 1, 2), (40, 2, 4), (352, 17, 32), (10_000, 32, 32), (math.inf, 32, 32)],
+)
+def test_how_often_statistics_are_taken(batches, first, later):
+    for epoch, every in enumerate((first, later, later)):
+        assert SpikeAnnealing.every(epoch, batches) == every
+        assert sum(SpikeAnnealing.turn(epoch, i, batches) for i in range(16 * every)) == 16
+    turns = [[SpikeAnnealing.turn(epoch, i, batches) for i in range(16 * later)] for epoch in (1, 2)]
+    assert (turns[0] == turns[1]) == (later == 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2, "limit_train_batches": 10}, {"max_steps": 20}])
