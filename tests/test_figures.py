@@ -242,8 +242,11 @@ def experiments_page() -> list[str]:
         "rectangular, sigmoid and arctan end at {:.1f}, {:.1f} and {:.1f} %".format(
             *(experiment("recipe", f"surrogate {name}") for name in ("rectangular", "sigmoid", "arctan"))
         ),
-        "64 images a step end at {:.1f} %, 256 at {:.1f}".format(
-            *(experiment("recipe", f"batch {n}") for n in (64, 256))
+        "64 images a step end at {:.1f} %, 256 at {:.1f}, 512 at {:.1f}".format(
+            *(experiment("recipe", f"batch {n}") for n in (64, 256, 512))
+        ),
+        "`single` and `alternate_grid` end at {:.1f} and {:.1f} %, in the place of {:.1f}.".format(
+            *(experiment("recipe", f"windows {name}") for name in ("single", "alternate_grid")), soft
         ),
         "with a weight of 0.5, 0.8 and 1.0 it is {:.1f}, {:.1f} and {:.1f} %".format(
             *(experiment("recipe", f"taught by the twin, weight {w}, temperature 2") for w in (0.5, 0.8, "1.0"))
