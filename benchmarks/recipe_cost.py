@@ -5,7 +5,8 @@
 In each round every contender takes one step of ``msnn_resnet12``, bf16, batch 128, 32x32, and the annealed one a pass
 for the statistics of exact spikes, of which a thirty-second is counted, as
 :class:`lightning_msnn.callbacks.SpikeAnnealing` takes one in 32 steps. The teacher is the network's trained ReLU twin,
-``msnn_resnet12.c100_relu``. Prints the median over the rounds of what each adds to the plain step, and the quartiles.
+``msnn_resnet12.c100_relu``. Prints the median over the rounds of what each adds to the plain step, and the quartiles,
+and appends them to ``benchmarks/results/recipe_cost.csv``.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from datetime import date
 
 import torch
 from torch.nn import functional as F
 
 from benchmarks.contenders import CLASSES, DEVICE, SHIPPED, images, make
+from benchmarks.speed import RESULTS, processor
+from benchmarks.trainings import append
+from lightning_msnn import __version__
 from lightning_msnn.callbacks import SpikeAnnealing
 from lightning_msnn.nn import set_annealing
 from lightning_msnn.tasks import distillation_loss
@@ -84,6 +89,14 @@ def main() -> None:
     for name, values in added.items():
         low, middle, high = statistics.quantiles([100 * x for x in values[3:]], n=4)
         print(f"{name}: {middle:+.1f} % of a step (quartiles {low:+.1f} and {high:+.1f})")
+        cpu = f"{torch.get_num_threads()} cores of {processor()[0]}"
+        row = {
+            "what": name, "added_percent": f"{middle:.1f}", "q1": f"{low:.1f}", "q3": f"{high:.1f}",
+            "rounds": given.rounds, "batch": given.batch,
+            "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else cpu,
+            "versions": f"torch {torch.__version__}, lightning_msnn {__version__}", "date": date.today().isoformat(),
+        }  # fmt: skip
+        append(RESULTS / "recipe_cost.csv", row)
 
 
 if __name__ == "__main__":

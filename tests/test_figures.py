@@ -302,6 +302,17 @@ def rates_page() -> list[str]:
     ]
 
 
+def distil_page() -> list[str]:
+    rows = read(RESULTS / "recipe_cost.csv")
+    annealed, taught = (
+        [float(row["added_percent"]) for row in rows if row["what"] == what] for what in ("annealed", "taught")
+    )
+    return [
+        f"A training step takes {min(annealed)} to {max(annealed)} % longer while spikes are annealed",
+        f"and {min(taught)} to {max(taught)} % longer with a teacher",
+    ]
+
+
 def export_page() -> list[str]:
     row = found_in("eight_bits.csv", entry="msnn_resnet12.c100")
     vit, rnn = (found_in("eight_bits.csv", entry=f"msnn_{family}12.c100") for family in ("vit", "rnn"))
@@ -416,6 +427,7 @@ SENTENCES: dict[str, Callable[[], list[str]]] = {
     "docs/beyond-images.md": sequences,
     "docs/convert.md": convert,
     "docs/dial.md": dialled,
+    "docs/distil.md": distil_page,
     "docs/energy.md": energy,
     "docs/experiments.md": experiments_page,
     "docs/export.md": export_page,
