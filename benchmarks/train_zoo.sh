@@ -8,10 +8,12 @@
 # LIGHTNING_MSNN_ZOO=out/zoo puts its entries in front of those that the package has.
 set -euo pipefail
 network=$1 data=$3 out=$4
+size=32
 case $2 in
 cifar100) tag=c100 ;;
 cifar10) tag=c10 ;;
-*) echo "no entries are of the data set '$2': cifar100, cifar10" >&2 && exit 2 ;;
+tiny_imagenet) tag=tiny_imagenet size=64 ;;
+*) echo "no entries are of the data set '$2': cifar100, cifar10, tiny_imagenet" >&2 && exit 2 ;;
 esac
 of=data/$2
 shift 4
@@ -23,8 +25,8 @@ fit() { # entry, recipe, options
     shift 2
     test -e "$out/zoo/$entry" && return
     lightning-msnn fit --config "$of" --config "recipe/$recipe" --config optimizer/muon \
-        --model.network "$network" --data.root "$data" \
-        --trainer.max_epochs "$epochs" --trainer.accelerator gpu \
+        --model.network "$network" --data.root "$data" --data.image_size $size \
+        --trainer.max_epochs "$epochs" --trainer.check_val_every_n_epoch 1 --trainer.accelerator gpu \
         --run.folder "$out/runs" --run.name "$entry" --run.test false --ckpt_path last "$@"
     run=$(ls -td "$out/runs/$entry"/version_* | head -1)
     python - "$epochs" "$run" > "$run/fields.json" <<-'PYTHON'
