@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torchmetrics import Metric
 from lightning_msnn.errors import ConfigurationError, check_number, choose
 from lightning_msnn.functional.spike import SOFT
 from lightning_msnn.nn import Spike, set_annealing
+from lightning_msnn.runs.progress import steps_done
 from lightning_msnn.runs.strategies import shards_weights
 
 __all__ = ["ANNEALING_SHAPES", "SpikeAnnealing"]
@@ -35,7 +37,7 @@ _EVERY = 32  # steps at most for one of them
 class _Made(NamedTuple):
     """A tensor that a call of the step has made with annealed spikes, as it was when it was made.
 
-    Of one that compiled code has made, version and ``grad_fn`` are not known.
+    Of one that compiled code or inference mode has made, the version is not known. One inside an object is -1.
     """
 
     call: int
@@ -46,9 +48,14 @@ class _Made(NamedTuple):
 
     def is_given_as(self, x: Tensor) -> bool:
         """Whether an input is this tensor, perhaps detached, and unchanged."""
-        same = (x.data_ptr(), x.shape, x.stride()) == (self.tensor.data_ptr(), self.tensor.shape, self.tensor.stride())
-        unchanged = self.version is None or x._version == self.version
-        return same and unchanged and (x.grad_fn is None or x.grad_fn is self.made_by)
+        if x is not self.tensor and (
+            _memory(x) is None
+            or (x.data_ptr(), x.shape, x.stride()) != (self.tensor.data_ptr(), self.tensor.shape, self.tensor.stride())
+        ):
+            return False
+        if self.version is None:
+            return x.grad_fn is None or x.grad_fn is self.made_by
+        return _version(x) == self.version
 
     @property
     def made_by(self) -> Any:
@@ -57,7 +64,20 @@ class _Made(NamedTuple):
 
     def shares_memory(self, x: Tensor) -> bool:
         """Whether an input is this tensor or a view of it, perhaps changed."""
-        return x.untyped_storage().data_ptr() == self.tensor.untyped_storage().data_ptr()
+        return x is self.tensor or _memory(x) == _memory(self.tensor) is not None
+
+
+def _memory(x: Tensor) -> int | None:
+    """Where a tensor's elements begin, if they are in one place: those of a sparse one are not."""
+    try:
+        return x.untyped_storage().data_ptr() or None
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _version(x: Tensor) -> int | None:
+    """How often a tensor was changed in place, where that is counted."""
+    return None if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 class _Call(NamedTuple):
@@ -66,6 +86,7 @@ class _Call(NamedTuple):
     module: nn.Module
     inputs: list[Any]
     spec: TreeSpec
+    autocast: tuple[str, torch.dtype, bool]
 
 
 class _Hook:
@@ -91,10 +112,11 @@ class SpikeAnnealing(Callback):
 
     Evaluation is with exact spikes throughout, and so are the running statistics of batch norms: while ``a < 1`` they
     are not those of the training steps, but of forward passes with exact spikes, one in 32 steps or about 10 in an
-    epoch (20 in the first) if that is more, at random. For these, what the training step has called is called once more
-    with the same: the module itself, or its parts that have spiking neurons and those that get their outputs. (Where a
-    strategy shards the weights, statistics are those of the training steps.) All this depends on the step alone, so
-    that a resumed training has the same. Steps are the optimizer's. ``a`` is logged as ``annealing``.
+    epoch (20 in the first, or in all if data has no length) if that is more, at random. For these, what the training
+    step has called is called once more after it with the same: the module itself, or its parts that have spiking
+    neurons and those that get their outputs. (Where a strategy shards the weights, statistics are those of the training
+    steps.) All this depends on the step alone, so that a resumed training has the same. Steps are the optimizer's, or
+    batches where a module steps its optimizers by hand. ``a`` is logged as ``annealing``.
 
     Args:
         kind: The function ``f``, one of :data:`lightning_msnn.functional.SOFT`.
@@ -104,7 +126,7 @@ class SpikeAnnealing(Callback):
     Raises:
         ConfigurationError: If an argument is not allowed; when training starts, if the network has no spiking neurons
             or the end of training is not known; in the first step, if what it calls cannot be called once more: a part
-            with what the step has computed from the output of another, or with an iterator.
+            with what the step has computed from the output of another, or a part that gets or returns an iterator.
     """
 
     def __init__(self, kind: str = "rectifier", until: float = 0.6, shape: str = "linear") -> None:
@@ -122,6 +144,7 @@ class SpikeAnnealing(Callback):
         self._turn: bool | None = None  # None outside of annealed steps
         self._backward = False
         self._inside: object = None
+        self._again = 0  # how often what is called from the step has called itself
         self._calls: list[_Call] = []
         self._made: list[_Made] = []
         self._tracked: dict[nn.Module, int] = {}
@@ -138,22 +161,25 @@ class SpikeAnnealing(Callback):
 
     @classmethod
     def turn(cls, epoch: int, batch_idx: int, batches: float) -> bool:
-        """Whether there is one in a batch: at random, so that parts that a training calls by turns are all reached."""
+        """Whether there is one in a batch: in the first, then at random, so that parts called by turns are reached."""
         every = cls.every(epoch, batches)
         block, place = divmod(batch_idx, every)
-        return place == random.Random(f"{epoch} {block}").randrange(every)
+        return place == (random.Random(f"{epoch} {block}").randrange(every) if epoch or block else 0)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check that there is something to anneal and an end to do it by."""
+        """Check that there is an end to anneal by."""
         if stage != "fit":
             return
-        if not any(isinstance(module, Spike) for module in pl_module.modules()):
-            raise ConfigurationError(
-                f"{type(pl_module).__name__} has no spiking neurons to anneal: leave out SpikeAnnealing"
-            )
         if trainer.max_epochs in (None, -1) and trainer.max_steps == -1:
             raise ConfigurationError(
                 f"SpikeAnnealing must know where training ends: set max_epochs, not {trainer.max_epochs}"
+            )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that there is something to anneal, now that ``setup`` and ``configure_model`` have made it."""
+        if not any(isinstance(module, Spike) for module in pl_module.modules()):
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} has no spiking neurons to anneal: leave out SpikeAnnealing"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -170,10 +196,15 @@ class SpikeAnnealing(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set the share of this step, in which calls are kept to be made once more if it is the turn of that."""
-        self._share = self.share_at(trainer.global_step, self._total)
-        if self._share < 1.0 and not shards_weights(trainer.strategy):
-            self._turn = self.turn(trainer.current_epoch, batch_idx, trainer.num_training_batches)
-            self._tracked = {norm: _tracked(norm) for norm in _norms(pl_module)} if self._turn else {}
+        self._share = self.share_at(steps_done(trainer), self._total)
+        norms = [norm for norm in _norms(pl_module) if norm.running_mean is not None]
+        if self._share < 1.0 and norms and not shards_weights(trainer.strategy):
+            all_batches = self._total * trainer.accumulate_grad_batches
+            place = trainer.current_epoch, batch_idx, min(trainer.num_training_batches, all_batches)
+            if trainer.num_training_batches == math.inf:  # the training is one epoch
+                place = 0, trainer.fit_loop.total_batch_idx, all_batches
+            self._turn = self.turn(*place)
+            self._tracked = {norm: _tracked(norm) for norm in norms} if self._turn else {}
             for module in (pl_module, *_parts(pl_module)) if not self._hooks else ():
                 enter, leave = _Hook(self._enter), _Hook(self._leave)
                 self._hooks.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
@@ -194,9 +225,10 @@ class SpikeAnnealing(Callback):
             self._take_statistics(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Let batch norms track their input again."""
+        """Leave exact spikes, and batch norms that track their input, for what comes between two steps."""
         self._take_statistics(trainer, pl_module)
         self._release()
+        set_annealing(pl_module, None)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the network as it was."""
@@ -209,7 +241,8 @@ class SpikeAnnealing(Callback):
         set_annealing(pl_module, None)
 
     def _release(self) -> None:
-        self._turn, self._backward, self._inside, self._calls, self._made = None, False, None, [], []
+        self._turn, self._backward, self._inside, self._again = None, False, None, 0
+        self._calls, self._made, self._tracked = [], [], {}
         self._track()
 
     def _unhook(self) -> None:
@@ -225,6 +258,7 @@ class SpikeAnnealing(Callback):
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Keep the running statistics of what is called from following the step, and what it is called with."""
         if self._turn is None or self._inside is not None:
+            self._again += self._inside is module
             return
         if not module.training or (isinstance(module, pl.LightningModule) and _is_redirected(module)):
             return  # in evaluation it is counted, perhaps
@@ -245,21 +279,24 @@ class SpikeAnnealing(Callback):
         if not self._turn or self._backward:
             return
         if any(isinstance(x, Iterator) for x in others):
-            self._refuse(module, "an iterator")
+            self._refuse(module, "is called with an iterator")
         if computed:
-            self._refuse(module, f"what the step computes from the output of {type(self._calls[-1].module).__name__}")
+            before = type(self._calls[-1].module).__name__
+            self._refuse(module, f"is called with what the step computes from the output of {before}")
         inputs = [
             made or (x.detach().clone() if isinstance(x, Tensor) else x) for x, made in zip(given, found, strict=True)
         ]
-        self._calls.append(_Call(module, inputs, spec))
+        device = next((x.device.type for x in module.parameters()), "cpu")
+        autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        self._calls.append(_Call(module, inputs, spec, autocast))
 
     def _find(self, x: Tensor) -> _Made | None:
-        return next((made for made in self._made if made.is_given_as(x)), None)
+        return next((made for made in self._made if made.leaf >= 0 and made.is_given_as(x)), None)
 
     @staticmethod
     def _refuse(module: nn.Module, what: str) -> None:
         raise ConfigurationError(
-            f"SpikeAnnealing cannot call {type(module).__name__} once more with exact spikes, since it is called with "
+            f"SpikeAnnealing cannot call {type(module).__name__} once more with exact spikes, since it "
             f"{what}: make that in the forward of the LightningModule, and call the LightningModule in its training "
             "step"
         )
@@ -267,15 +304,22 @@ class SpikeAnnealing(Callback):
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._inside is not module:
             return
+        if self._again:
+            self._again -= 1
+            return
         self._inside = None
         keeps = self._turn and not self._backward
-        if output is None:  # it has failed
+        if output is None and sys.exc_info()[0]:  # it has failed
             del self._calls[len(self._calls) - bool(keeps) :]
             return
+        if keeps and isinstance(output, Iterator):
+            self._refuse(module, "returns an iterator")
         for leaf, x in enumerate(tree_leaves(output)):
-            if isinstance(x, Tensor):
-                facts = (None, None) if torch.compiler.is_compiling() else (x._version, x.grad_fn)
-                self._made.append(_Made(len(self._calls) - 1, leaf, x, *facts))
+            inside = () if isinstance(x, Tensor) else getattr(x, "__dict__", {}).values()
+            for number, tensor in ((leaf, x), *((-1, value) for value in inside)):
+                if isinstance(tensor, Tensor):
+                    grad_fn = None if torch.compiler.is_compiling() else tensor.grad_fn
+                    self._made.append(_Made(len(self._calls) - 1, number, tensor, _version(tensor), grad_fn))
 
     @torch.no_grad()
     def _take_statistics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -302,7 +346,9 @@ class SpikeAnnealing(Callback):
             for call in calls:
                 given = [results[x.call][x.leaf] if isinstance(x, _Made) else x for x in call.inputs]
                 args, kwargs = tree_unflatten(given, call.spec)
-                results.append(tree_leaves(call.module(*args, **kwargs)))
+                device, dtype, enabled = call.autocast
+                with torch.autocast(device, dtype, enabled):
+                    results.append(tree_leaves(call.module(*args, **kwargs)))
         set_annealing(pl_module, self._share, self.kind)
         self._inside = None
 
@@ -320,7 +366,7 @@ def _tracked(norm: nn.Module) -> int:
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the outermost parts of a module that have spiking neurons or batch norms, and can be called."""
     for child in module.children():
-        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+        if type(child).forward is nn.Module.forward:  # a container
             yield from _parts(child)
         elif isinstance(child, Metric):
             continue
@@ -347,4 +393,4 @@ def _follows(inputs: list[Any], outputs: list[_Made]) -> bool:
 
 def _is_redirected(module: pl.LightningModule) -> bool:
     """Whether a strategy has put the training step in the place of the forward, as DDP has."""
-    return getattr(module.forward, "__func__", None) is not type(module).forward
+    return not torch.compiler.is_compiling() and getattr(module.forward, "__func__", None) is not type(module).forward

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.nn.projection import LearntProjection, Projection
+from lightning_msnn.runs.progress import steps_done
 
 __all__ = ["THETA_SCHEDULES", "ThetaScheduler", "cosine", "linear", "piecewise", "step"]
 
@@ -224,4 +225,4 @@ class ThetaScheduler(pl.Callback):
     ) -> None:
         """Set theta of this step."""
         if self.interval == "step":
-            self._move(trainer, pl_module, trainer.global_step)
+            self._move(trainer, pl_module, steps_done(trainer))

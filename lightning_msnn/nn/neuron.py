@@ -32,7 +32,6 @@ __all__ = [
     "Rectifier",
     "Spike",
     "Stream",
-    "annealed",
     "between",
     "grain_size",
     "make_decay",
@@ -307,11 +306,6 @@ def set_annealing(model: nn.Module, share: float | None, soft: str = "rectifier"
     for module in model.modules():
         if isinstance(module, Spike):
             module.soft, module.annealing = soft, annealing
-
-
-def annealed(model: nn.Module) -> bool:
-    """Whether neurons of a network return something else than exact spikes in training."""
-    return any(isinstance(module, Spike) and module.annealing is not None for module in model.modules())
 
 
 class FixedDecay(nn.Module):

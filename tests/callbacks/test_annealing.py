@@ -301,6 +301,98 @@ class Hooked(Own):
         self.net.register_forward_pre_hook(lambda module, args: (args[0].sub_(1.0).mul_(3.0),))
 
 
+class Recursive(Own):
+    """A module that calls itself for each of several crops."""
+
+    def forward(self, images):
+        return sum(self(part) for part in images) if isinstance(images, list) else self.net(images)
+
+    def logits(self, images):
+        return self([images, images.flip(-1)]) + self(images)
+
+
+class Writes(Head):
+    """A part that returns nothing, but leaves its result where it is told."""
+
+    class Into(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, images, results):
+            results["logits"] = self.net(images)
+
+    def __init__(self):
+        super().__init__()
+        self.net = self.Into(self.net)
+        self.head = nn.Identity()
+
+    def logits(self, images):
+        self.net(images, results := {})
+        return results["logits"]
+
+
+class Setup(Own):
+    """Networks that are made when the training begins."""
+
+    def setup(self, stage):
+        self.net = timm.create_model("msnn_resnet12_tiny", num_classes=3, **NETWORK)
+
+    def __init__(self):
+        super().__init__()
+        del self.net
+
+
+class Autocast(Own):
+    """Mixed precision by hand."""
+
+    def logits(self, images):
+        with torch.autocast("cpu", torch.bfloat16):
+            images = nn.functional.conv2d(images, torch.ones(3, 1, 1, 1), groups=3)  # bfloat16 now
+            return self.net(images)
+
+
+class Indexed(Own):
+    """Parts of a container that is never called itself, without batch norms before one."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.Module()
+        self.parts.first = nn.Sequential(nn.Conv2d(3, 3, 1), Spike())
+        self.parts.second = nn.BatchNorm2d(3)
+
+    def logits(self, images):
+        return self.net(self.parts.second(self.parts.first(images)))
+
+
+class Inference(Own):
+    """What is called beside in inference mode."""
+
+    def logits(self, images):
+        with torch.inference_mode():
+            self.net(images)
+        return self.net(images)
+
+
+class Sparse(Own):
+    """A part that is also given a tensor that has no memory of its own."""
+
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x, edges):
+            return self.norm(torch.sparse.mm(edges, x))
+
+    def __init__(self):
+        super().__init__()
+        self.graph = self.Graph()
+
+    def logits(self, images):
+        return self.graph(self.net(images), torch.eye(len(images)).to_sparse())
+
+
 class Catches(Own):
     """A call that fails is none."""
 
@@ -326,13 +418,18 @@ def same_statistics(plain, annealed):
 
 
 @pytest.mark.parametrize(
-    "kind", [Own, Forward, Keywords, Manual, ByTurns, Head, Detached, Encoded, Measured, Views, Hooked, Catches]
+    "kind",
+    [
+        *(Own, Forward, Keywords, Manual, ByTurns, Head, Detached, Encoded, Measured, Views, Hooked, Catches),
+        *(Recursive, Writes, Setup, Autocast, Indexed, Inference, Sparse),
+    ],
 )
 def test_statistics_are_of_what_the_step_has_called(kind):
     """As they are without annealing, where the spikes of each step are exact."""
     plain, annealed = fit_own(kind()), fit_own(kind(), SpikeAnnealing(until=1.0))
     same_statistics(plain, annealed)
-    assert annealed.net.stem.norm.num_batches_tracked >= 2
+    stem = annealed.get_submodule("net.net.stem" if kind is Writes else "net.stem")
+    assert stem.norm.num_batches_tracked >= 2
     hooks = [m for m in annealed.modules() if m._forward_hooks or (m._forward_pre_hooks and kind is not Hooked)]
     assert not hooks, "none is left"
 
@@ -349,6 +446,85 @@ def test_parts_by_turns_are_all_reached(parts, batches):
     tracked = [int(part.stem.norm.num_batches_tracked) for part in annealed.all]
     assert sum(tracked) == 20
     assert min(tracked) > 0
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Batches without a length."""
+
+    def __iter__(self):
+        for _ in range(4):
+            yield {"images": 100.0 + 50.0 * torch.randn(8, 3, 8, 8), "labels": torch.arange(8) % 3}
+
+
+def test_epochs_without_a_length_have_their_share_of_a_training():
+    """A pass in 32 steps would be one in eight of these epochs."""
+    tracked = []
+
+    class After(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            tracked.append(int(pl_module.net.stem.norm.num_batches_tracked))
+
+    trainer = pl.Trainer(
+        callbacks=[SpikeAnnealing(until=1.0), After()], max_steps=40, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Own(), DataLoader(Endless(), batch_size=None))
+    assert tracked == list(range(2, 21, 2))
+
+
+def test_a_training_below_an_epoch_has_its_passes():
+    module = fit_own(Own(), SpikeAnnealing(until=1.0), batches=5000, max_epochs=-1, max_steps=20)
+    assert module.net.stem.norm.num_batches_tracked == 20
+
+
+class Often(Own):
+    """Steps by hand, several in a batch or one in several."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.automatic_optimization = False
+        self.steps, self.shares = steps, []
+
+    def training_step(self, batch, batch_idx):
+        self.shares.append(next(m.annealing for m in self.modules() if isinstance(m, Spike)))
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        for _ in range(int(self.steps) if self.steps >= 1 else (batch_idx + 1) % round(1 / self.steps) == 0):
+            self.optimizers().step()
+
+
+@pytest.mark.parametrize("steps", [0.25, 2])
+def test_steps_by_hand_are_annealed_by_batches(steps):
+    module = fit_own(Often(steps), SpikeAnnealing(until=0.5), batches=8)
+    assert [1.0 if share is None else float(share) for share in module.shares] == [0.0, 0.25, 0.5, 0.75] + 4 * [1.0]
+
+
+def test_between_steps_spikes_are_exact():
+    """So that statistics that are renewed after an epoch are those of exact spikes."""
+
+    class Renews(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            images = [torch.ones(4, 3, 8, 8) * i for i in range(1, 4)]
+            torch.optim.swa_utils.update_bn(images, pl_module.net)
+
+    plain, annealed = fit_own(Own(), Renews()), fit_own(Own(), Renews(), SpikeAnnealing(until=1.0))
+    same_statistics(plain, annealed)
+
+
+def test_without_running_statistics_nothing_is_called_once_more():
+    class Counts(Own):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.Conv2d(3, 3, 8), nn.Flatten(), Spike(), nn.BatchNorm1d(3, track_running_stats=False)
+            )
+            self.head, self.calls = nn.Linear(3, 3), 0
+            self.net.register_forward_hook(lambda *_: setattr(self, "calls", self.calls + 1))
+
+        def logits(self, images):
+            return self.head(2.0 * self.net(images))  # which is refused where there are statistics to take
+
+    assert fit_own(Counts(), SpikeAnnealing(until=1.0)).calls == 4
 
 
 def test_copies_within_a_step_have_no_hooks_that_work():
@@ -372,6 +548,13 @@ def test_a_network_that_is_compiled_whole_has_the_same_statistics():
     plain, annealed = fit_own(Own()), Own()
     annealed.net.compile(backend="eager", fullgraph=True)
     same_statistics(plain, fit_own(annealed, SpikeAnnealing(until=1.0)))
+
+
+def test_a_compiled_module_calls_itself():
+    torch._dynamo.reset()
+    annealed = Forward()
+    fit_own(torch.compile(annealed, backend="eager"), SpikeAnnealing(until=1.0))
+    same_statistics(fit_own(Forward()), annealed)
 
 
 def test_a_compiled_module_is_compiled_twice_at_most():
@@ -468,11 +651,49 @@ def test_what_cannot_be_called_once_more_is_refused():
         def logits(self, images):
             return self.net(iter((images, images)))
 
+    class Result:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class Wrapped(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, images):
+            return Result(self.net(images))
+
+    class Objects(Head):
+        def __init__(self):
+            super().__init__()
+            self.net = Wrapped(self.net)
+
+        def logits(self, images):
+            return self.head(self.net(images).logits)
+
+    class Generates(Own):
+        class Each(nn.Module):
+            def __init__(self, net):
+                super().__init__()
+                self.net = net
+
+            def forward(self, images):
+                yield self.net(images)
+
+        def __init__(self):
+            super().__init__()
+            self.net = self.Each(self.net)
+
+        def logits(self, images):
+            return sum(self.net(images))
+
     for module, said in (
         *(
             (kind(), "cannot call Sequential once more .* with what the step computes from the output of MSNNResNet")
             for kind in (Computes, InPlace, Stale)
         ),
+        (Objects(), "cannot call Sequential once more .* what the step computes from the output of Wrapped"),
+        (Generates(), "cannot call Each once more .* returns an iterator: make that in the forward"),
         (Iterates(), "cannot call Frames once more .* with an iterator: make that in the forward"),
     ):
         with pytest.raises(ConfigurationError, match=said):
