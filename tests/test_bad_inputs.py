@@ -132,6 +132,18 @@ CASES: dict[str, Case] = {
     "unknown option": (options("--model.netwrk", "x"), "netwrk.*did you mean"),
     "option of the trainer": (options("--trainer.max_epohcs", "3"), "max_epohcs.*did you mean.*max_epochs"),
     "no number": (options("--model.lr", "fast"), "lr.*fast"),
+    "an epoch that is a share": (
+        options("--model.mix_prob", "{0.5: 0.5}"), "an epoch of model.mix_prob must be an integer .* not 0.5$"),
+    "an epoch below zero": (
+        options("--data.train_sizes", "{-1: 8}"), "an epoch of data.train_sizes must be an integer .* not -1$"),
+    "nothing for an epoch": (
+        config("data: {train_sizes: {0: null}}"), "data.train_sizes of epoch 0 must be a number, not null$"),
+    "sizes for a network of one": (
+        options("--model.network", "vit_tiny_patch16_224", "--model.network_kwargs", "{patch_size: 4, depth: 1}",
+                "--data.train_sizes", "{3: 12}"),
+        "vit_tiny_patch16_224 takes images of one size alone, 16: data.train_sizes must not have 12$"),
+    "too hot a teacher": (
+        options("--model.teacher_temperature", "1e200"), "teacher_temperature must be .* at most 1000.0, not 1e.200$"),
     "no integer": (options("--trainer.max_epochs", "1.5"), "max_epochs.*1.5"),
     "no device": (options("--trainer.devices", "-3"), "trainer.*`devices`.* > 0"),
     "no strategy": (options("--trainer.strategy", "dpp"), "trainer.*'dpp'"),

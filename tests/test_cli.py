@@ -682,6 +682,62 @@ def test_resuming_keeps_the_metrics(tmp_path):
     assert (run / "metrics.csv").is_file()
 
 
+def test_a_run_that_is_refused_a_resumption_is_as_it_was(capsys):
+    short = ["fit", *SHORT, "--run.test", "false", "--trainer.limit_val_batches", "1"]
+    main(short)
+    folder = Path("runs/quickstart/version_0")
+    before = {name: (folder / name).read_bytes() for name in ("config.yaml", "metrics.csv")}
+    stops([*short, "--trainer.max_epochs", "2", "--ckpt_path", "last"], "schedule .* ends at step 3, not at 6", capsys)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert not list(folder.glob("config.*.yaml")) + list(folder.glob("metrics.*.csv"))
+
+
+def test_a_conversion_goes_on_by_its_own_command():
+    main(["fit", *SHORT, "--run.test", "false", "--model.network", "test_resnet", "--run.name", "source"])
+    source = "runs/source/version_0/checkpoints/last.ckpt"
+    words = [*LONGER, "--model.network", "test_resnet", "--model.init_from", source, "--model.convert", "true"]
+    words += ["--run.name", "c", "--run.monitors", "false", "--ckpt_path", "last"]
+    for epochs in ("1", "2"):
+        main([*words, "--trainer.max_epochs", epochs])
+    content = read_checkpoint("runs/c/version_0/checkpoints/last.ckpt")
+    assert content["global_step"] == 6
+    assert content["hyper_parameters"]["network"] == "spiking"
+    assert content["as_given"] == {"network": "test_resnet", "convert": True} | dict.fromkeys(
+        ("network_kwargs", "teacher", "twin")
+    )
+
+
+def test_a_run_from_an_entry_needs_it_no_longer(tmp_path, monkeypatch):
+    """Nor does an entry of another network that has taken its name change the run's."""
+    name, found = "msnn_resnet12_tiny.mine", []
+    for context in ("shared", "isolated"):
+        main(["fit", *SHORT, "--run.test", "false", "--model.network_kwargs", f"{{context: {context}}}",
+              "--run.name", context])  # fmt: skip
+        shutil.rmtree(tmp_path / "zoo", ignore_errors=True)
+        zoo.export(f"runs/{context}/version_0/checkpoints/best.ckpt", name, tmp_path / "zoo")
+        if context == "shared":
+            monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "zoo"))
+            program = [sys.executable, "-m", "lightning_msnn"]
+            words = ["--run.test", "false", "--model.network", name, "--model.pretrained", "true", "--run.name", "own"]
+            subprocess.run([*program, *LONGER, *words], check=True, capture_output=True)
+            monkeypatch.delenv("LIGHTNING_MSNN_ZOO")
+    checkpoint = "runs/own/version_0/checkpoints/best.ckpt"
+    assert read_checkpoint(checkpoint)["hyper_parameters"]["network_kwargs"]["context"] == "shared"
+    for there in (True, False):
+        if there:
+            monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "zoo"))
+        else:
+            monkeypatch.delenv("LIGHTNING_MSNN_ZOO")
+        for given in ([], ["--model.network", name]):
+            words = ["test", *FEW_TESTS, "--ckpt_path", checkpoint, "--trainer.logger", "false", *given]
+            main(words)
+            found.append(SpikingClassifier.load_from_checkpoint(checkpoint, weights_only=True).network.arguments)
+    assert all(arguments == found[0] for arguments in found)
+    words = [*LONGER, "--trainer.max_epochs", "2", "--model.network", name, "--model.pretrained", "true"]
+    main([*words, "--run.name", "own", "--ckpt_path", "last"])
+    assert read_checkpoint("runs/own/version_0/checkpoints/last.ckpt")["global_step"] == 6
+
+
 def test_last_without_a_run_begins_one():
     main(["fit", *SHORT, "--run.test", "false", "--ckpt_path", "last"])
     assert Path("runs/quickstart/version_0/checkpoints/last.ckpt").is_file()

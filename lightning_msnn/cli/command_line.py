@@ -168,10 +168,16 @@ class MSNNCLI(LightningCLI):
     """
 
     _claimed: Claim | None = None
+    _aside: dict[Path, Path] | None = None
+    """Files of a resumed run that were put aside."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **kwargs)
+        except BaseException:
+            for file, aside in () if self._aside is None or self._begun() else self._aside.items():
+                aside.replace(file)  # a resumed run that was refused is as it was
+            raise
         finally:
             if self._claimed is not None:
                 release_version(self._claimed)  # of a run that ended before it wrote anything
@@ -327,8 +333,7 @@ class MSNNCLI(LightningCLI):
         if resumed and self._checkpoint is not None:
             folder = Path(self._checkpoint).parents[1]
             version = int(folder.name.removeprefix("version_"))
-            put_aside(folder, "metrics.csv")
-            put_aside(folder, "config.yaml")
+            self._aside = put_aside(folder, "metrics.csv", "config.yaml")
         elif (
             verb in ("validate", "test")
             and self._checkpoint is not None
@@ -406,8 +411,12 @@ class MSNNCLI(LightningCLI):
 
     def _begins(self) -> bool:
         """Whether a training of our classes has not done a step yet, in which it takes up what it resumes."""
-        records = [callback for callback in self.trainer.callbacks if isinstance(callback, _Record)]  # type: ignore[attr-defined]
-        return self.subcommand == "fit" and self._ours() and not any(record.begun for record in records)
+        return self.subcommand == "fit" and self._ours() and not self._begun()
+
+    def _begun(self) -> bool:
+        """Whether a step of a training is done."""
+        callbacks = getattr(getattr(self, "trainer", None), "callbacks", [])
+        return any(callback.begun for callback in callbacks if isinstance(callback, _Record))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Add what every run has, and say in one sentence what a Trainer refuses."""

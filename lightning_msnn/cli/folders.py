@@ -80,8 +80,15 @@ def check_folder(folder: Path) -> None:
 
 
 @rank_zero_only
-def put_aside(folder: Path, name: str) -> None:
-    """Give a file of the run that is resumed a number: what comes would overwrite it."""
-    file = folder / name
-    if file.is_file():
-        file.rename(next(f for i in count() if not (f := folder / f"{file.stem}.{i}{file.suffix}").exists()))
+def put_aside(folder: Path, *names: str) -> dict[Path, Path]:
+    """Give files of the run that is resumed a number: what comes would overwrite them.
+
+    Returns:
+        Where each lies now, by where it lay.
+    """
+    moved: dict[Path, Path] = {}
+    for file in (folder / name for name in names):
+        if file.is_file():
+            free = next(f for i in count() if not (f := folder / f"{file.stem}.{i}{file.suffix}").exists())
+            moved[file] = file.rename(free)
+    return moved

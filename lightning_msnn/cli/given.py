@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -106,6 +107,7 @@ def _names_one(value: str, kinds: list[type]) -> bool:
 def _check_value(parser: ArgumentParser, name: str, action: argparse.Action, key: str, value: Any) -> None:
     """Raise a ConfigurationError if a single value is not of an option's type."""
     kind = getattr(action, "_typehint", action.type)
+    _check_epochs(kind, key, value)
     composed = isinstance(value, str) and (value.lstrip().startswith(("[", "{")) or _names_one(value, _classes(kind)))
     if composed or not isinstance(value, str | int | float):
         return  # what is composed, or the name of a class, the parser checks part by part
@@ -115,6 +117,21 @@ def _check_value(parser: ArgumentParser, name: str, action: argparse.Action, key
         *others, last = dict.fromkeys(_allowed(kind))
         allowed = f"{', '.join(others)} or {last}" if others else last
         raise ConfigurationError(f"{key} must be {allowed}, not {value!r}") from error
+
+
+def _check_epochs(kind: Any, key: str, value: Any) -> None:
+    """Raise a ConfigurationError for values by the epoch of which a key is no integer, which the parser cuts to one."""
+    if not any(get_origin(part) is dict and get_args(part)[0] is int for part in (kind, *get_args(kind))):
+        return
+    with contextlib.suppress(yaml.YAMLError):
+        value = yaml.safe_load(value) if isinstance(value, str) else value
+    for epoch, one in value.items() if isinstance(value, dict) else ():
+        if not re.fullmatch(r"\d+", str(epoch)):
+            raise ConfigurationError(f"an epoch of {key} must be an integer of at least 0, not {epoch!r}")
+        if isinstance(one, bool) or not isinstance(one, int | float):
+            raise ConfigurationError(
+                f"{key} of epoch {epoch} must be a number, not {'null' if one is None else repr(one)}"
+            )
 
 
 def _allowed(kind: Any) -> list[str]:

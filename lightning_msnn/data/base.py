@@ -7,7 +7,7 @@ import re
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -218,6 +218,8 @@ class ImageDataModule(PartDataModule):
         self.augment = BatchAugmentation(
             crop_padding, flip, policy, erasing, policy_groups, mean=self.mean, autoaugment=self.autoaugment
         )
+        if not isinstance(train_sizes, Mapping | None):
+            raise ConfigurationError(f"train_sizes must be sizes by the epoch, not {train_sizes!r}")
         self.train_sizes = {
             check_integer("an epoch of train_sizes", epoch, 0): check_integer(f"train_sizes[{epoch!r}]", size, 1)
             for epoch, size in (train_sizes or {}).items()

@@ -79,7 +79,7 @@ _OPTIONAL: dict[str, tuple[type | tuple[type, ...], str]] = {
 }
 """Facts that an entry may have: what each must be, and patterns of their names."""
 
-_TAG = re.compile(r"\w[\w.-]*", re.ASCII)
+TAG = re.compile(r"\w[\w.-]*", re.ASCII)
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -172,7 +172,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if content["num_classes"] != len(names) or not all(isinstance(name, str) for name in names):
         raise ConfigurationError(f"{file} has num_classes {content['num_classes']}, but names {len(names)} classes")
-    if not _TAG.fullmatch(cfg["tag"]):
+    if not TAG.fullmatch(cfg["tag"]):
         raise ConfigurationError(f"{file} has tag {cfg['tag']!r}, and letters, digits, '_', '-' and '.' are allowed")
     if not _SHA256.fullmatch(facts["sha256"]):
         raise ConfigurationError(f"{file} has sha256 {facts['sha256']!r}, and 64 hexadecimal digits are needed")
@@ -243,11 +243,14 @@ def find(name: str) -> Path:
     known, broken = _scan()
     if error := broken.get(_own()):
         raise error
-    for entry in (*known, *broken):
-        if isinstance(name, str) and entry.replace(".", "_") == name.replace(".", "_"):
-            if entry in known:
-                return known[entry]
-            raise broken[entry]
+    there = (*known, *broken)
+    alike = [x for x in there if isinstance(name, str) and x.replace(".", "_") == name.replace(".", "_")]
+    if len(alike) > 1 and name not in alike:
+        raise ConfigurationError(f"the zoo has several entries {name!r}: give one of {', '.join(alike)}")
+    for entry in [name] if name in alike else alike:
+        if entry in known:
+            return known[entry]
+        raise broken[entry]
     raise ConfigurationError(
         f"unknown zoo entry {name!r}: allowed are {', '.join(known) or 'none'}{suggestion(str(name), known)}"
     )

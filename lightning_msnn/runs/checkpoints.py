@@ -266,6 +266,8 @@ def network_of(content: dict[str, Any], path: str | Path, named: str | None = No
             str(name),
         )
     given = _plain(hparams, "network_kwargs") | {k: hparams[k] for k in ("num_classes", "in_chans") if k in hparams}
+    if hparams.get("img_size") is not None and timm.get_pretrained_cfg(name.partition(".")[0]).fixed_input_size:
+        given.setdefault("img_size", hparams["img_size"])
     state = network_state(content)
     check_arguments(made or given, own_arguments(name), repr(str(path)), state)
     # The arguments of an entry that it was started from are among those with which the network was made.

@@ -34,7 +34,7 @@ from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_c
 from lightning_msnn.runs.strategies import flattens_weights
 from lightning_msnn.tasks.conversion import check_strategy, convert_network, fit_neurons
 from lightning_msnn.tasks.dial import COUNTED, ENDLESS, Dial, check_targets
-from lightning_msnn.tasks.distillation import Teacher, distillation_loss, feature_loss, watched
+from lightning_msnn.tasks.distillation import HOTTEST, Teacher, feature_loss, only_size, watched
 
 __all__ = ["SCHEDULES", "Task", "check_positive", "named_groups"]
 
@@ -94,7 +94,8 @@ def _plain(values: Any) -> dict[str, Any]:
 class Task(pl.LightningModule):
     """A network of timm's registry that learns; a subclass says from which loss, and what is measured.
 
-    It overrides :meth:`losses`, and where it has to :meth:`loss`, :meth:`make_metrics`, :meth:`unpack` and :meth:`mix`.
+    It overrides :meth:`losses`, and where it has to :meth:`loss`, :meth:`make_metrics`, :meth:`unpack` and :meth:`mix`,
+    and :meth:`distil` where a teacher may be given.
     Batches are ``(images, targets)``, images ``(B, in_chans, H, W)`` or frames ``(B, T, in_chans, H, W)``, normalised.
 
     Args:
@@ -202,11 +203,16 @@ class Task(pl.LightningModule):
             choose(TWINS, twin, "twin")
         if check_number("teacher_weight", teacher_weight) == 0.0:
             raise ConfigurationError("teacher_weight must be above 0, not 0: leave out the teacher")
-        if not (math.isfinite(teacher_temperature) and teacher_temperature > 0.0):
-            raise ConfigurationError(f"teacher_temperature must be a finite number above 0, not {teacher_temperature}")
+        if not (isinstance(teacher_temperature, SupportsFloat) and 0.0 < teacher_temperature <= HOTTEST):
+            raise ConfigurationError(
+                f"teacher_temperature must be a number above 0, at most {HOTTEST}, not {teacher_temperature!r}"
+            )
         check_targets(target_rate, target_energy)
         self.save_hyperparameters()
         self.hparams.update(_plain(self.hparams))
+        self._as_given = {
+            name: self.hparams[name] for name in ("network", "network_kwargs", "teacher", "twin", "convert")
+        }
         given = dict(network_kwargs or {})
         if img_size is not None and timm.get_pretrained_cfg(network.partition(".")[0]).fixed_input_size:
             given.setdefault("img_size", img_size)
@@ -285,6 +291,15 @@ class Task(pl.LightningModule):
         """Return the loss of a training step, a scalar, from what :meth:`mix` returned as targets."""
         return self.losses(outputs, targets).mean()
 
+    def taught(self, inputs: Tensor) -> Tensor:
+        """Return what the teacher makes of a task's inputs, as :meth:`forward` returns it of the network."""
+        assert self.teacher is not None
+        return self.teacher(inputs)
+
+    def distil(self, outputs: Tensor, taught: Tensor) -> Tensor:
+        """Return how far outputs are from what a teacher says, a scalar."""
+        raise NotImplementedError(f"{type(self).__name__} must say how a teacher is followed")
+
     # The network
 
     def forward(self, images: Tensor) -> Tensor:
@@ -347,13 +362,23 @@ class Task(pl.LightningModule):
             datamodule: Anything; attributes ``num_classes``, ``in_chans`` and ``time_steps`` are compared if there.
 
         Raises:
-            ConfigurationError: If the number of classes, channels or time steps differs.
+            ConfigurationError: If the number of classes, channels or time steps differs, or a network of one size of
+                images would be given another.
         """
+        data = type(datamodule).__name__
         frames, steps = getattr(datamodule, "time_steps", 1), getattr(self.network, "time_steps", 1)
+        if frames > 1 and self.hparams["twin"] is not None:
+            raise ConfigurationError(f"a twin has 1 time step, but {data} has {frames}: set data.time_steps to 1")
         if frames > 1 and frames != steps:
             raise ConfigurationError(
-                f"the network has {steps} time step{'s' * (steps > 1)}, but {type(datamodule).__name__} has {frames}: "
+                f"the network has {steps} time step{'s' * (steps > 1)}, but {data} has {frames}: "
                 f"set model.network_kwargs to {{time_steps: {frames}}}"
+            )
+        size, by_epoch = getattr(datamodule, "image_size", None), getattr(datamodule, "train_sizes", None) or {}
+        if only_size(self.network) is not None and (others := sorted(set(by_epoch.values()) - {size})):
+            raise ConfigurationError(
+                f"{self.hparams['network']} takes images of one size alone, {size}: data.train_sizes must not have "
+                f"{', '.join(map(str, others))}"
             )
         for name in ("num_classes", "in_chans"):
             theirs = getattr(datamodule, name, None)
@@ -367,9 +392,15 @@ class Task(pl.LightningModule):
         """Load the teacher, if there is one and it is not there yet.
 
         Raises:
-            ConfigurationError: If there is no such network, or it has other classes or channels than this one.
+            ConfigurationError: If there is no such network, it has other classes or channels than this one, or the task
+                does not say how a teacher is followed.
         """
         if self.hparams["teacher"] is not None and self.teacher is None:
+            if type(self).distil is Task.distil:
+                raise ConfigurationError(
+                    f"teacher must be null, not {self.hparams['teacher']!r}: {type(self).__name__} does not say, by "
+                    "distil, how a teacher is followed"
+                )
             self.teacher = Teacher(self.hparams["teacher"], self.hparams["num_classes"], self.hparams["in_chans"])
             if self.hparams["teacher_features"]:
                 self._taught_blocks = self.teacher.blocks_of(self.network)
@@ -407,6 +438,8 @@ class Task(pl.LightningModule):
                     f"{type(self.trainer.strategy).__name__}, which cuts them up"
                 )
             self.load_teacher()
+            if self.teacher is not None:
+                self.teacher.check_data(datamodule)
 
     def on_fit_start(self) -> None:
         """Let the teacher have the device and the precision of the training."""
@@ -419,7 +452,7 @@ class Task(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Fit the neurons of a network that has just been converted, and find out what spikes cost."""
         if self.unfitted:
-            fit_neurons(self, self.network, batch)
+            fit_neurons(self, self.network, self.seen(self.unpack(batch)[0]))
         self.unfitted = False
         if self.dial is not None:
             size = self.preprocessing.get("image_size")  # which a training may begin below
@@ -438,7 +471,14 @@ class Task(pl.LightningModule):
         if self.dial is not None:
             checkpoint["dial"] = self.dial.state_dict()
         # Whoever loads the checkpoint needs no longer what the training started from.
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**self.hparams, "init_from": None}
+        hparams = {**self.hparams, "init_from": None, "pretrained": False}
+        architecture, dot, _ = self.hparams["network"].partition(".")
+        if dot and checkpoint["network_arguments"] and self.hparams["twin"] is None:
+            arguments = checkpoint["network_arguments"].items()
+            arguments = {name: value for name, value in arguments if name not in ("num_classes", "in_chans")}
+            hparams |= {"network": architecture, "network_kwargs": arguments}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = hparams
+        checkpoint["as_given"] = self._as_given
         of_data = pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY
         if of_data in checkpoint:
             checkpoint[of_data] = _plain(checkpoint[of_data])
@@ -450,6 +490,7 @@ class Task(pl.LightningModule):
         self._learnt_from = self.preprocessing.get("image_size")
         self._started_from, self._at_random = checkpoint.get("started_from", self._started_from), False
         self._planned_steps = checkpoint.get("planned_steps")
+        self._as_given = checkpoint.get("as_given", self._as_given)
         self.unfitted = self.unfitted and not checkpoint.get("global_step")
         if self.dial is not None and "dial" in checkpoint:
             self.dial.load_state_dict(checkpoint["dial"])
@@ -478,7 +519,7 @@ class Task(pl.LightningModule):
         loss = self.loss(outputs.float(), goals)  # with many classes a sum of exponentials loses digits in bf16
         if self.teacher is not None:
             with watched(self.teacher.network, self._taught_blocks) as taught:
-                distilled = distillation_loss(outputs, self.teacher(mixed), self.hparams["teacher_temperature"])
+                distilled = self.distil(outputs, self.taught(mixed))
             loss = torch.lerp(loss, distilled, self.hparams["teacher_weight"])
             self.log("train/distillation", distilled)
             if self._taught_blocks:

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 from lightning_msnn.tasks.base import Task, check_positive
+from lightning_msnn.tasks.distillation import distillation_loss
 
 __all__ = ["SpikingClassifier"]
 
@@ -113,6 +114,10 @@ class SpikingClassifier(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy of a training step, with smoothed labels and weighted classes."""
         return F.cross_entropy(outputs, targets, self.class_weights, label_smoothing=self.hparams["label_smoothing"])
+
+    def distil(self, outputs: Tensor, taught: Tensor) -> Tensor:
+        """Return the cross entropy from a teacher's classes to these, see :func:`~.distillation.distillation_loss`."""
+        return distillation_loss(outputs, taught, self.hparams["teacher_temperature"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the names of the classes and the preprocessing.

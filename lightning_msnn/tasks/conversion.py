@@ -10,7 +10,7 @@ import timm
 import torch
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_msnn.conversion import (
     RectifierSpike,
@@ -108,15 +108,14 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
-def fit_neurons(task: pl.LightningModule, network: nn.Module, batch: Any) -> None:
+def fit_neurons(task: pl.LightningModule, network: nn.Module, images: Tensor) -> None:
     """Let the neurons of a converted network begin by the first batch of a training; processes take their mean.
 
     Args:
         task: The task that is being trained.
         network: The network.
-        batch: Images ``(B, C, H, W)``, or a list or tuple that begins with them.
+        images: What the network is given for the batch, ``(B, C, H, W)``.
     """
-    images = batch[0] if isinstance(batch, list | tuple) else batch
     with task.trainer.precision_plugin.forward_context():
         calibrate(network, images)
     for neuron in (module for module in network.modules() if isinstance(module, RectifierSpike)):

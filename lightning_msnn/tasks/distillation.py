@@ -12,16 +12,20 @@ from typing import Any
 
 import timm
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_msnn.errors import ConfigurationError, suggestion
-from lightning_msnn.models.weights import entries, find, read_config, resolve
+from lightning_msnn.models.weights import entries, find, read_config
 from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d, PointwiseConv2d
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_of, read_checkpoint
 
-__all__ = ["Teacher", "block_names", "distillation_loss", "feature_loss", "watched"]
+__all__ = ["HOTTEST", "Teacher", "block_names", "distillation_loss", "feature_loss", "only_size", "watched"]
+
+HOTTEST = 1000.0
+"""Highest temperature: all classes are the same by then."""
 
 
 def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
@@ -57,6 +61,12 @@ def feature_loss(features: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -
         for name, goal in taught.items()
     ]
     return torch.stack(shares).mean()
+
+
+def only_size(network: nn.Module) -> tuple[int, int] | None:
+    """Return height and width of the images of a network that takes no others."""
+    embed = getattr(network, "patch_embed", None)
+    return tuple(embed.img_size) if embed is not None and getattr(embed, "strict_img_size", False) else None
 
 
 def _stages(network: nn.Module) -> dict[str, str]:
@@ -124,8 +134,9 @@ class Teacher:
         self.source = source
         self.mean: Sequence[float] | None = None
         self.std: Sequence[float] | None = None
-        self.size: tuple[int, int] | None = None
-        """Height and width that images are brought to, where the network takes no others."""
+        self.season: int | None = None
+        """Values of a season, of a forecaster."""
+        self.class_names: list[str] | None = None
         self._scale: Tensor | None = None
         self._shift: Tensor | None = None
         if is_checkpoint(source):
@@ -138,8 +149,11 @@ class Teacher:
             network = network_of(content, path, named)
             seen = content.get("preprocessing", {})
             self.mean, self.std = seen.get("mean"), seen.get("std")
+            self.season, self.class_names = hparams.get("season"), content.get("class_names")
         else:
             network = self._named(source, num_classes, in_chans)
+        self.size = only_size(network)
+        """Height and width that images are brought to, where the network takes no others."""
         self.network = fold_batch_norm(network.eval().requires_grad_(False))
         for module in self.network.modules():
             if isinstance(module, CentredConv2d | PatchConv2d | PointwiseConv2d):
@@ -147,10 +161,11 @@ class Teacher:
 
     def _named(self, source: str, num_classes: int, in_chans: int) -> nn.Module:
         if any(source.replace(".", "_") == entry.replace(".", "_") for entry in entries()):
-            config = read_config(find(source))
-            classes, channels = config["num_classes"], config["input_size"][0]
+            folder = find(source)
+            config = read_config(folder)
+            classes, channels, self.class_names = config["num_classes"], config["input_size"][0], config["class_names"]
             self.mean, self.std = config["mean"], config["std"]
-            source = resolve(source)
+            source = f"local-dir:{folder}"  # also of an entry that was made after timm has heard of them
         else:
             try:
                 cfg = timm.get_pretrained_cfg(source) if timm.is_model(source) else None
@@ -164,7 +179,6 @@ class Teacher:
                 )
             classes, channels = cfg.num_classes, cfg.input_size[0]
             self.mean, self.std = cfg.mean, cfg.std
-            self.size = tuple(cfg.input_size[1:]) if cfg.fixed_input_size else None
         self._check(classes, num_classes, "num_classes")  # before weights are fetched
         self._check(channels, in_chans, "in_chans")
         network: nn.Module = timm.create_model(source, pretrained=True)
@@ -173,6 +187,33 @@ class Teacher:
     def _check(self, theirs: Any, ours: int, name: str) -> None:
         if theirs != ours:
             raise ConfigurationError(f"the teacher must have the student's {name}, {ours}: {self.source} has {theirs}")
+
+    def check_data(self, datamodule: Any) -> None:
+        """Compare time steps and names of classes with those of the data.
+
+        Args:
+            datamodule: Anything; attributes ``time_steps`` and ``class_names`` are compared if there.
+
+        Raises:
+            ConfigurationError: If it has other time steps than frames, or the same classes in another order.
+        """
+        frames, steps = getattr(datamodule, "time_steps", 1), getattr(self.network, "time_steps", 1)
+        if frames > 1 and frames != steps:
+            raise ConfigurationError(
+                f"the teacher must have as many time steps as the data, {frames}: {self.source} has {steps}"
+            )
+        ours, theirs = getattr(datamodule, "class_names", None), self.class_names
+        if not ours or not theirs or list(ours) == list(theirs):
+            return
+        if sorted(ours) == sorted(theirs):
+            raise ConfigurationError(
+                f"the data has its classes in another order than the teacher {self.source}: {ours[0]} is first, not "
+                f"{theirs[0]}"
+            )
+        if not all(name.isdigit() for name in ours) and not all(name.isdigit() for name in theirs):
+            rank_zero_warn(
+                f"the teacher {self.source} knows other classes than the data's: {theirs[0]} is first, not {ours[0]}"
+            )
 
     def blocks_of(self, student: nn.Module) -> list[str]:
         """Return the names of the blocks that a student has too.
@@ -236,12 +277,19 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Map images ``(B, in_chans, H, W)``, normalised as the student's, to logits ``(B, num_classes)``."""
+        """Map images, normalised as the student's, to outputs ``(B, num_classes)``.
+
+        Args:
+            images: Images ``(B, in_chans, H, W)``, or frames ``(B, T, in_chans, H, W)``.
+        """
         if self._scale is not None and self._shift is not None:
             images = images * self._scale + self._shift
-        if self.size is not None and images.shape[2:] != self.size:
+        if self.size is not None and images.shape[-2:] != self.size:
             images = F.interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)
         dtype = next(self.network.parameters()).dtype
         with torch.autocast(images.device.type, enabled=False):
-            logits: Tensor = self.network(images.to(dtype, memory_format=torch.channels_last))
+            images = images.to(dtype)
+            if images.dim() == 4:
+                images = images.to(memory_format=torch.channels_last)
+            logits: Tensor = self.network(images)
         return logits

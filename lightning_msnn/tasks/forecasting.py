@@ -131,9 +131,33 @@ class SpikingForecaster(Task):
         season = self.hparams["season"]
         if images.shape[3] < season:
             raise ConfigurationError(f"a series must have at least {season} values, a season, not {images.shape[3]}")
-        base = naive_forecasts(images, self.horizon, season)["seasonal_naive"]
-        outputs = super().forward(self.seen(images)).view_as(base)
-        return (base + _spread(images)[:, :, 0] * outputs).flatten(1)
+        return self._forecast(images, super().forward(self.seen(images)))
+
+    def _forecast(self, series: Tensor, outputs: Tensor) -> Tensor:
+        """Return the forecasts that a network's outputs stand for."""
+        base = naive_forecasts(series, self.horizon, self.hparams["season"])["seasonal_naive"]
+        return (base + _spread(series)[:, :, 0] * outputs.view_as(base)).flatten(1)
+
+    def taught(self, inputs: Tensor) -> Tensor:
+        """Return the teacher's forecasts."""
+        return self._forecast(inputs, super().taught(self.seen(inputs)))
+
+    def distil(self, outputs: Tensor, taught: Tensor) -> Tensor:
+        """Return the scaled absolute difference to the teacher's forecasts; it has no temperature."""
+        return self.losses(outputs, taught).mean()
+
+    def load_teacher(self) -> None:
+        """Load the teacher, which must be a forecaster too.
+
+        Raises:
+            ConfigurationError: If it is of another task or season.
+        """
+        super().load_teacher()
+        if self.teacher is not None and self.teacher.season != self.hparams["season"]:
+            raise ConfigurationError(
+                "the teacher must be a checkpoint of a forecaster with the student's season, "
+                f"{self.hparams['season']}: {self.teacher.source} has {self.teacher.season}"
+            )
 
     def seen(self, inputs: Tensor) -> Tensor:
         """Return series less their mean, divided by their standard deviation, each stretch by itself."""

@@ -46,7 +46,7 @@ def _run(given: argparse.Namespace) -> str:
         folder = export(given.checkpoint, given.name, given.folder, given.dtype, **fields)
         try:
             found = measure(folder, given.data)
-        except ConfigurationError:
+        except BaseException:  # also where it is interrupted: an entry without figures is none
             shutil.rmtree(folder)
             raise
         return f"{folder} made ({read_config(folder)['weights']} weights): {_accuracy(found)}"

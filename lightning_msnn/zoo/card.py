@@ -14,10 +14,13 @@ from lightning_msnn.models.weights import entries, read_config
 from lightning_msnn.zoo.loading import info
 from lightning_msnn.zoo.verification import ENERGIES
 
-__all__ = ["PICTURE", "table", "write_card"]
+__all__ = ["OF_A_FILE", "PICTURE", "table", "write_card"]
 
 PICTURE = "energy.png"
 """File of an entry with its energy by layer."""
+
+OF_A_FILE = "a checkpoint"
+"""What an entry says of a file that its network has learnt from."""
 
 _ENERGIES = {field: FACTORS[way] for field, way in ENERGIES.items()}
 
@@ -41,6 +44,11 @@ _HUB_TASKS: dict[type, str] = {
 
 _NOT_OF_THE_HUB = {"time-series-classification"}
 """Tasks that the hub has no list of models for: a tag and the results say them."""
+
+
+def _named(source: Any) -> str:
+    """What a network has learnt from, as a card says it: an entry or a network by name, or a checkpoint."""
+    return str(source) if source == OF_A_FILE else f"`{source}`"
 
 
 def _hub_task(kind: Any) -> str:
@@ -167,8 +175,8 @@ def write_card(folder: Path) -> None:
         ("energy_images", "spikes and operations", f"counted on {given('energy_images')} test {noun}, {sampled}"),
         ("sha256", "weights", f"{given('weights', 'float32')}, sha256 `{given('sha256')}`"),
         ("command", "made by", f"`{given('command')}`, then `python -m lightning_msnn.zoo export`"),
-        ("init_from", "started from", f"`{given('init_from')}`"),
-        ("teacher", "learnt also from", f"`{given('teacher')}`"),
+        ("init_from", "started from", _named(given("init_from"))),
+        ("teacher", "learnt also from", _named(given("teacher"))),
         (None, "recipe", ", ".join(part for part in run if part)),
         ("settings", "settings", _listed(given("settings", {}))),
         (None, "preprocessing", _preprocessing(config, kind)),

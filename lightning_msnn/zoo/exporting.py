@@ -22,9 +22,9 @@ from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy.pictures import draw_energy, png
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
 from lightning_msnn.models.registry import default_cfg, is_ours
-from lightning_msnn.models.weights import CONFIG_FILE, FACTS, WEIGHTS_FILE, find, read_config
+from lightning_msnn.models.weights import CONFIG_FILE, FACTS, TAG, WEIGHTS_FILE, find, read_config
 from lightning_msnn.runs.checkpoints import network_of, read_checkpoint
-from lightning_msnn.zoo.card import PICTURE, write_card
+from lightning_msnn.zoo.card import OF_A_FILE, PICTURE, write_card
 from lightning_msnn.zoo.storing import stored
 from lightning_msnn.zoo.verification import BATCH, figures, test_data
 
@@ -41,8 +41,8 @@ _OF_TRAINING = {"batch_size", "val_fraction", "seed"}
 
 
 def _public(source: str | None) -> str | None:
-    """Return the name of an entry or of a network; none of a checkpoint, which is a file of the machine."""
-    return None if source is not None and source.endswith(".ckpt") else source
+    """Return the name of an entry or of a network; of a checkpoint, which is a file of the machine, that it is one."""
+    return OF_A_FILE if source is not None and source.endswith(".ckpt") else source
 
 
 def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
@@ -54,6 +54,8 @@ def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
         name = f"{data_sets.__name__}.{name}"
     seeds = [part["shuffle_seed"] for part in content.values() if isinstance(part, dict) and "shuffle_seed" in part]
     settings = {key: v for key, v in {**data, **hparams}.items() if key not in _NOT_SETTINGS and v is not None}
+    if hparams.get("teacher") is None:
+        settings = {key: v for key, v in settings.items() if not key.startswith("teacher_")}
     kind, of_data = getattr(data_sets, name.rpartition(".")[2], None), {"class_path": name}
     if isinstance(kind, type) and issubclass(kind, data_sets.ArrayDataModule):  # images have a size, and no more
         init_args = arguments_of_checkpoint(data, ("root", "source"))
@@ -111,12 +113,17 @@ def export(
         raise ConfigurationError(f"{str(checkpoint)!r} is of a forecaster, not of a classifier, as entries are")
     if str(network_name).partition(".")[0] != architecture or not seen:
         raise ConfigurationError(f"{str(checkpoint)!r} is of network {network_name!r}, not of {architecture!r}")
+    if not TAG.fullmatch(tag):
+        raise ConfigurationError(f"the tag of an entry must be of letters, digits and any of '_.-', not {tag!r}")
     target = Path(folder) / name
     if target.exists():
         raise ConfigurationError(f"{target} exists: remove it to make the entry anew")
     network = network_of(content, checkpoint)
     weights = safetensors.torch.save(stored(network, dtype, repr(str(checkpoint))), {"format": "pt"})
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write to the folder {str(folder)!r}: {error.strerror}") from error
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:
         made = Path(temporary) / name
         made.mkdir()

@@ -152,11 +152,14 @@ def figures(
     Returns:
         Figures by the name that ``config.json`` has for them; and the summary of all that was counted.
     """
-    accuracy = evaluate(evaluated or network, data, device)
+    with torch.random.fork_rng():  # of a network that draws its spikes
+        torch.manual_seed(0)
+        accuracy = evaluate(evaluated or network, data, device)
     records, _ = compare(network, partial(_ann_twin, network), (images.to(device) for images in evenly(data)))
     summaries = {column: summarize(record) for column, record in records.items()}
     own = summaries[NETWORK]
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
         logits = network(fixed_images(config).to(device))
     found: dict[str, Any] = {
         **accuracy,

@@ -17,7 +17,7 @@ from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import Rectifier, Spike, synapse
 from lightning_msnn.runs import RandomState, read_checkpoint
-from lightning_msnn.tasks import SpikingClassifier, Teacher, distillation_loss
+from lightning_msnn.tasks import SpikingClassifier, Task, Teacher, distillation_loss
 from lightning_msnn.tasks.distillation import block_names, feature_loss, watched
 from lightning_msnn.zoo.__main__ import main as zoo_main
 
@@ -249,7 +249,7 @@ def test_a_strangers_checkpoint_is_refused(tmp_path, network, arguments, message
         ({"twin": "relu", "network": "resnet18"}, "has no twin"),
         ({"teacher_weight": 0.0}, "teacher_weight must be above 0"),
         ({"teacher_weight": 1.5}, r"teacher_weight must be a number in \[0, 1\], not 1.5"),
-        ({"teacher_temperature": 0.0}, "teacher_temperature must be a finite number above 0, not 0"),
+        ({"teacher_temperature": 0.0}, "teacher_temperature must be a number above 0, at most 1000.0, not 0"),
         ({"teacher_temperature": math.inf}, "not inf"),
     ],
 )
@@ -274,6 +274,68 @@ def test_the_command_line_refuses_a_teacher_before_it_writes(tmp_path, monkeypat
     assert stopped.value.code == 2
     assert "num_classes, 10: resnet18.a1_in1k has 1000" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+class Data(pl.LightningDataModule):
+    """What a teacher is compared with."""
+
+    def __init__(self, **facts):
+        super().__init__()
+        vars(self).update(facts)
+
+
+def test_names_of_classes_are_compared(recwarn):
+    teacher = Teacher(ENTRY, 10, 1)
+    digits = zoo.info(ENTRY)["class_names"]
+    teacher.check_data(Data(class_names=digits))
+    teacher.check_data(Data(class_names=[f"digit {name}" for name in digits]))  # it has but numbers
+    assert not recwarn
+    with pytest.raises(ConfigurationError, match="in another order than the teacher .*: 9 is first, not 0"):
+        teacher.check_data(Data(class_names=digits[::-1]))
+    teacher.class_names = [f"animal {i}" for i in range(10)]
+    with pytest.warns(UserWarning, match="knows other classes than the data's: animal 0 is first, not thing 0"):
+        teacher.check_data(Data(class_names=[f"thing {i}" for i in range(10)]))
+
+
+def test_frames_of_several_time_steps(tmp_path):
+    task = SpikingClassifier("msnn_resnet12_tiny", network_kwargs={**NETWORK, "time_steps": 2}, in_chans=1)
+    torch.save(
+        {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "pytorch-lightning_version": "2.5.0"},
+        tmp_path / "x.ckpt",
+    )
+    teacher, one = Teacher(str(tmp_path / "x.ckpt"), 10, 1), Teacher(ENTRY, 10, 1)
+    teacher.prepare(torch.device("cpu"), torch.float32)
+    frames = torch.rand(3, 2, 1, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(frames), task.eval()(frames), atol=1e-4, rtol=0)
+    teacher.check_data(Data(time_steps=2))
+    with pytest.raises(ConfigurationError, match="as many time steps as the data, 2: .* has 1"):
+        one.check_data(Data(time_steps=2))
+    with pytest.raises(ConfigurationError, match=r"a twin has 1 time step.*data\.time_steps to 1"):
+        SpikingClassifier("msnn_resnet12_tiny", twin="relu", in_chans=1).check_data(Data(time_steps=2))
+
+
+def test_a_checkpoint_of_a_network_of_one_size(tmp_path):
+    """It is built for the size that it was trained with, and is given images of that."""
+    kwargs = {"patch_size": 4, "depth": 1, "embed_dim": 16, "num_heads": 1}
+    task = SpikingClassifier("vit_tiny_patch16_224", 10, 1, kwargs, img_size=16)
+    torch.save(
+        {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "pytorch-lightning_version": "2.5.0"},
+        tmp_path / "x.ckpt",
+    )
+    teacher = Teacher(f"vit_tiny_patch16_224:{tmp_path / 'x.ckpt'}", 10, 1)
+    teacher.prepare(torch.device("cpu"), torch.float32)
+    assert teacher.size == (16, 16)
+    assert teacher(torch.rand(2, 1, 12, 12)).shape == (2, 10)
+
+
+def test_a_task_must_say_how_a_teacher_is_followed():
+    class Brightness(Task):
+        def losses(self, outputs, targets):
+            return (outputs - targets).abs().mean(1)
+
+    with pytest.raises(ConfigurationError, match="teacher must be null, .* Brightness does not say, by distil"):
+        Brightness("msnn_resnet12_tiny", 10, 1, dict(NETWORK), teacher=ENTRY).load_teacher()
 
 
 # What blocks return

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from lightning_msnn.conversion import RectifierSpike
 from lightning_msnn.data import Digits
 from lightning_msnn.data.forecasting import ForecastSeries
 from lightning_msnn.errors import ConfigurationError
@@ -176,6 +177,47 @@ def test_errors_are_in_units_of_the_series_that_is_tested(file, tmp_path):
     )
     assert second["test/seasonal_naive_mase"] == pytest.approx(first["test/seasonal_naive_mase"], rel=1e-4)
     assert second["test/mase"] == pytest.approx(first["test/mase"], rel=1e-2)
+
+
+def checkpoint(task, path):
+    content = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
+    content["network_arguments"] = task.network.arguments
+    torch.save(content | {"pytorch-lightning_version": "2.5.0"}, path)
+    return str(path)
+
+
+def test_a_teacher_says_forecasts(tmp_path):
+    """It sees series as the network does, and its outputs stand for what those of the network do."""
+    kwargs = {"depths": [1, 1], "widths": [8, 8]}
+    taught = SpikingForecaster(num_classes=8, in_chans=2, season=SEASON, network_kwargs=kwargs).eval()
+    path = checkpoint(taught, tmp_path / "x.ckpt")
+    student = SpikingForecaster(num_classes=8, in_chans=2, season=SEASON, network_kwargs=kwargs, teacher=path)
+    student.load_teacher()
+    student.teacher.prepare(torch.device("cpu"), torch.float32)
+    batch = torch.tensor(100.0 + series(), dtype=torch.float32)[None, :, None, :CONTEXT]
+    with torch.no_grad():
+        torch.testing.assert_close(student.taught(batch), taught(batch), rtol=1e-4, atol=1e-3)
+    assert student.distil(taught(batch), student.taught(batch)) < 1e-3
+    assert student.distil(taught(batch) + 2.0, student.taught(batch)).item() == pytest.approx(2.0, abs=1e-3)
+    with pytest.raises(ConfigurationError, match="a forecaster with the student's season, 1: .* has 6"):
+        SpikingForecaster(num_classes=8, in_chans=2, network_kwargs=kwargs, teacher=path).load_teacher()
+
+
+def test_a_converted_network_is_fitted_to_what_it_sees(file, tmp_path):
+    """Series of hundreds would have thresholds that nothing reaches."""
+    kwargs = {"depths": [1, 1], "widths": [8, 8]}
+    given = {"num_classes": 8, "in_chans": 2, "season": SEASON, "network_kwargs": kwargs, "twin": "relu"}
+    source = checkpoint(SpikingForecaster(**given), tmp_path / "x.ckpt")
+    found = []
+    for level in (0.0, 1000.0):
+        with open(tmp_path / "high.csv", "w", newline="") as out:
+            csv.writer(out).writerows([["time", "a", "b"], *([t, *map(repr, map(float, row))]
+                                                            for t, row in enumerate(level + series().T))])  # fmt: skip
+        torch.manual_seed(0)
+        task = SpikingForecaster(**given, init_from=source, convert={"image_size": [1, CONTEXT]}, lr=0.0)
+        trainer().fit(task, datamodule=make(tmp_path / "high.csv"))
+        found.append(torch.cat([m.log_threshold.flatten() for m in task.modules() if isinstance(m, RectifierSpike)]))
+    torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
 
 
 def test_bad_arguments_are_named(file):

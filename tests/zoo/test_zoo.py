@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -619,9 +620,64 @@ def test_an_entry_says_all_arguments_and_no_folder_of_the_machine(tmp_path):
     torch.save(content, tmp_path / "x.ckpt")
     folder = zoo.export(tmp_path / "x.ckpt", f"{NETWORK}.mine", tmp_path / "zoo")
     config = read_config(folder)
-    assert not {"init_from", "teacher"} & config.keys()
-    assert "somebody" not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
+    assert config["init_from"] == config["teacher"] == "a checkpoint"
+    card = (folder / "README.md").read_text()
+    assert "| started from | a checkpoint |" in card
+    assert "| learnt also from | a checkpoint |" in card
+    assert "somebody" not in (folder / "config.json").read_text() + card
     assert set(signature(MSNN).parameters) - {"mixer", "drop_rate", "drop_path_rate"} <= config["model_args"].keys()
+
+
+def test_the_entry_that_is_named_is_found_before_others(tmp_path, monkeypatch):
+    torch.save(small_checkpoint(), tmp_path / "x.ckpt")
+    for name in ("v1_0", "v1.0"):
+        zoo.export(tmp_path / "x.ckpt", f"{NETWORK}.{name}", tmp_path / "zoo")
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "zoo"))
+    for name in ("v1_0", "v1.0"):
+        assert zoo.info(f"{NETWORK}.{name}")["tag"] == name
+    several = f"{NETWORK}.v1.0, {NETWORK}.v1_0"
+    with pytest.raises(ConfigurationError, match=f"several entries '{NETWORK}_v1_0': give one of {several}"):
+        zoo.info(f"{NETWORK}_v1_0")
+
+
+@pytest.mark.parametrize("tag", ["a/b", "/../../x", "my tag"])
+def test_a_tag_that_is_no_name_is_refused(tmp_path, tag):
+    torch.save(small_checkpoint(), tmp_path / "x.ckpt")
+    with pytest.raises(ConfigurationError, match=f"the tag of an entry must be of letters.*, not '{tag}'"):
+        zoo.export(tmp_path / "x.ckpt", f"{NETWORK}.{tag}", tmp_path / "zoo")
+    assert os.listdir(tmp_path) == ["x.ckpt"]
+
+
+@pytest.mark.parametrize("folder", ["x.ckpt", "x.ckpt/sub"])
+def test_an_export_needs_a_folder(tmp_path, folder):
+    torch.save(small_checkpoint(), tmp_path / "x.ckpt")
+    with pytest.raises(ConfigurationError, match=f"cannot write to the folder '.*{folder}'"):
+        zoo.export(tmp_path / "x.ckpt", f"{NETWORK}.x", tmp_path / folder)
+
+
+def test_an_export_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    torch.save(small_checkpoint(), tmp_path / "x.ckpt")
+    monkeypatch.setattr("lightning_msnn.zoo.__main__.measure", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        zoo_main(["export", str(tmp_path / "x.ckpt"), f"{NETWORK}.x", "--folder", str(tmp_path / "zoo")])
+    assert os.listdir(tmp_path / "zoo") == []
+
+
+def test_an_entry_that_draws_its_spikes_is_measured_alike(tmp_path):
+    images = torch.rand(20, 1, 16, 16)
+    data = Digits()
+    network = timm.create_model("msnn_vit12_tiny", num_classes=10, in_chans=1, preset="paper").eval()
+    with torch.no_grad():
+        assert not torch.equal(network(images), network(images))
+    config = zoo.info(DIGITS)
+    data.prepare_data()
+    data.setup("test")
+    first, second = (verification.figures(config, network, data)[0] for _ in range(2))
+    for field in ("top1", "top5", "logits_of_fixed_images"):
+        assert first[field] == second[field]
 
 
 def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
