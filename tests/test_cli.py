@@ -707,6 +707,23 @@ def test_a_conversion_goes_on_by_its_own_command():
     )
 
 
+@pytest.mark.parametrize(("name", "twin"), [("resnet18_cifar.c100", None), ("msnn_resnet12_tiny.digits", "relu")])
+def test_a_checkpoint_has_the_network_of_the_entry_it_started_from(name, twin, tmp_path):
+    config = zoo.info(name)
+    shape = {"num_classes": config["num_classes"], "in_chans": config["input_size"][0]}
+    task = SpikingClassifier(name, **shape, pretrained=True, twin=twin)
+    content = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(content)
+    hparams = content["hyper_parameters"]
+    assert hparams["network"] == name.partition(".")[0]
+    assert not hparams["pretrained"]
+    again = SpikingClassifier(**hparams)
+    again.load_state_dict(task.state_dict())
+    images = torch.rand(2, *config["input_size"])
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(images), task.eval()(images))
+
+
 def test_a_run_from_an_entry_needs_it_no_longer(tmp_path, monkeypatch):
     """Nor does an entry of another network that has taken its name change the run's."""
     name, found = "msnn_resnet12_tiny.mine", []

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from lightning_msnn.errors import ConfigurationError, check_number, choose
 from lightning_msnn.functional.spike import SOFT
@@ -366,10 +366,10 @@ def _tracked(norm: nn.Module) -> int:
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the outermost parts of a module that have spiking neurons or batch norms, and can be called."""
     for child in module.children():
-        if type(child).forward is nn.Module.forward:  # a container
-            yield from _parts(child)
-        elif isinstance(child, Metric):
+        if isinstance(child, Metric | MetricCollection):
             continue
+        if getattr(type(child), "forward", None) is nn.Module.forward:  # a container
+            yield from _parts(child)
         elif any(isinstance(part, Spike | nn.modules.batchnorm._BatchNorm) for part in child.modules()):
             yield child
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -81,14 +82,16 @@ def check_folder(folder: Path) -> None:
 
 @rank_zero_only
 def put_aside(folder: Path, *names: str) -> dict[Path, Path]:
-    """Give files of the run that is resumed a number: what comes would overwrite them.
+    """Copy files of the run that is resumed, each with a number: what comes overwrites them. The first process does.
+
+    Until then they stay, for other processes that read them, and in case nothing comes.
 
     Returns:
-        Where each lies now, by where it lay.
+        The copies, by what they are of.
     """
-    moved: dict[Path, Path] = {}
-    for file in (folder / name for name in names):
+    copies: dict[Path, Path] = {}
+    for file in (folder / name for name in names if not getattr(rank_zero_only, "rank", 0)):
         if file.is_file():
             free = next(f for i in count() if not (f := folder / f"{file.stem}.{i}{file.suffix}").exists())
-            moved[file] = file.rename(free)
-    return moved
+            copies[file] = Path(shutil.copy2(file, free))
+    return copies

@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, get_loader
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -28,6 +28,9 @@ __all__ = ["BASES", "DEFAULTS", "IMPORTS", "OURS", "Given", "Parser", "arguments
 BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 DEFAULTS: dict[str, type] = {"model": tasks.SpikingClassifier, "data": data.Digits}
 OURS = {"model": tasks, "data": data}
+
+BY_EPOCH = ("model.mix_prob", "data.train_sizes")
+"""Options whose values may be numbers by the epoch."""
 
 IMPORTS = "run.imports"
 """Option that names files of the user's own."""
@@ -107,7 +110,8 @@ def _names_one(value: str, kinds: list[type]) -> bool:
 def _check_value(parser: ArgumentParser, name: str, action: argparse.Action, key: str, value: Any) -> None:
     """Raise a ConfigurationError if a single value is not of an option's type."""
     kind = getattr(action, "_typehint", action.type)
-    _check_epochs(kind, key, value)
+    if key in BY_EPOCH:
+        _check_epochs(key, value)
     composed = isinstance(value, str) and (value.lstrip().startswith(("[", "{")) or _names_one(value, _classes(kind)))
     if composed or not isinstance(value, str | int | float):
         return  # what is composed, or the name of a class, the parser checks part by part
@@ -119,16 +123,14 @@ def _check_value(parser: ArgumentParser, name: str, action: argparse.Action, key
         raise ConfigurationError(f"{key} must be {allowed}, not {value!r}") from error
 
 
-def _check_epochs(kind: Any, key: str, value: Any) -> None:
+def _check_epochs(key: str, value: Any) -> None:
     """Raise a ConfigurationError for values by the epoch of which a key is no integer, which the parser cuts to one."""
-    if not any(get_origin(part) is dict and get_args(part)[0] is int for part in (kind, *get_args(kind))):
-        return
-    with contextlib.suppress(yaml.YAMLError):
-        value = yaml.safe_load(value) if isinstance(value, str) else value
+    with contextlib.suppress(yaml.YAMLError, ValueError):
+        value = get_loader("yaml")(value) if isinstance(value, str) else value
     for epoch, one in value.items() if isinstance(value, dict) else ():
         if not re.fullmatch(r"\d+", str(epoch)):
             raise ConfigurationError(f"an epoch of {key} must be an integer of at least 0, not {epoch!r}")
-        if isinstance(one, bool) or not isinstance(one, int | float):
+        if not re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", str(one), re.IGNORECASE):
             raise ConfigurationError(
                 f"{key} of epoch {epoch} must be a number, not {'null' if one is None else repr(one)}"
             )

@@ -233,6 +233,8 @@ class Task(pl.LightningModule):
         """Whether the neurons of a converted network are still to be fitted, to the first batch of a training."""
         if convert is not False:
             self.hparams.update(convert_network(self.network, self.hparams))
+            if teacher is None and type(self).distil is Task.distil:
+                self.hparams["teacher"] = None  # the task cannot follow one
         elif "source" in given:  # of a network that was built converted: as it can be built again
             built = dict(self.network.arguments)
             self.hparams["network_kwargs"] = {k: v for k, v in built.items() if k not in ("num_classes", "in_chans")}
@@ -254,8 +256,11 @@ class Task(pl.LightningModule):
         self.class_names: list[str] = [str(i) for i in range(num_classes)]
         self.preprocessing: dict[str, Any] = {}
         self._learnt_from: Any = None  # height and width of the images that the weights are of
-        if pretrained and network in entries():
-            self._learnt_from = read_config(find(network))["input_size"][1:]
+        self._of_entry: dict[str, Any] | None = None  # arguments of the network, if its name is that of an entry
+        if network in entries():
+            entry = read_config(find(network))
+            self._learnt_from = entry["input_size"][1:] if pretrained else None
+            self._of_entry = {**entry.get("model_args", {}), **given}
         metrics = MetricCollection(dict(self.make_metrics(num_classes)))
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
@@ -375,7 +380,8 @@ class Task(pl.LightningModule):
                 f"set model.network_kwargs to {{time_steps: {frames}}}"
             )
         size, by_epoch = getattr(datamodule, "image_size", None), getattr(datamodule, "train_sizes", None) or {}
-        if only_size(self.network) is not None and (others := sorted(set(by_epoch.values()) - {size})):
+        fixed = timm.get_pretrained_cfg(self.hparams["network"].partition(".")[0]).fixed_input_size
+        if (fixed or only_size(self.network)) and (others := sorted(set(by_epoch.values()) - {size})):
             raise ConfigurationError(
                 f"{self.hparams['network']} takes images of one size alone, {size}: data.train_sizes must not have "
                 f"{', '.join(map(str, others))}"
@@ -473,9 +479,8 @@ class Task(pl.LightningModule):
         # Whoever loads the checkpoint needs no longer what the training started from.
         hparams = {**self.hparams, "init_from": None, "pretrained": False}
         architecture, dot, _ = self.hparams["network"].partition(".")
-        if dot and checkpoint["network_arguments"] and self.hparams["twin"] is None:
-            arguments = checkpoint["network_arguments"].items()
-            arguments = {name: value for name, value in arguments if name not in ("num_classes", "in_chans")}
+        if dot and (made := checkpoint["network_arguments"] or self._of_entry) is not None:
+            arguments = {name: value for name, value in made.items() if name not in ("num_classes", "in_chans")}
             hparams |= {"network": architecture, "network_kwargs": arguments}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = hparams
         checkpoint["as_given"] = self._as_given

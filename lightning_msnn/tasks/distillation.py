@@ -64,7 +64,7 @@ def feature_loss(features: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -
 
 
 def only_size(network: nn.Module) -> tuple[int, int] | None:
-    """Return height and width of the images of a network that takes no others."""
+    """Return height and width of the images of a network that is known to take no others."""
     embed = getattr(network, "patch_embed", None)
     return tuple(embed.img_size) if embed is not None and getattr(embed, "strict_img_size", False) else None
 
@@ -134,6 +134,8 @@ class Teacher:
         self.source = source
         self.mean: Sequence[float] | None = None
         self.std: Sequence[float] | None = None
+        self.size: tuple[int, int] | None = None
+        """Height and width that images are brought to, where the network takes no others."""
         self.season: int | None = None
         """Values of a season, of a forecaster."""
         self.class_names: list[str] | None = None
@@ -147,13 +149,15 @@ class Teacher:
             self._check(hparams.get("num_classes"), num_classes, "num_classes")
             self._check(hparams.get("in_chans"), in_chans, "in_chans")
             network = network_of(content, path, named)
+            size = hparams.get("img_size")
+            if size is not None and timm.get_pretrained_cfg(hparams["network"].partition(".")[0]).fixed_input_size:
+                self.size = (size, size) if isinstance(size, int) else tuple(size)
             seen = content.get("preprocessing", {})
             self.mean, self.std = seen.get("mean"), seen.get("std")
             self.season, self.class_names = hparams.get("season"), content.get("class_names")
         else:
             network = self._named(source, num_classes, in_chans)
-        self.size = only_size(network)
-        """Height and width that images are brought to, where the network takes no others."""
+        self.size = only_size(network) or self.size
         self.network = fold_batch_norm(network.eval().requires_grad_(False))
         for module in self.network.modules():
             if isinstance(module, CentredConv2d | PatchConv2d | PointwiseConv2d):
@@ -179,6 +183,7 @@ class Teacher:
                 )
             classes, channels = cfg.num_classes, cfg.input_size[0]
             self.mean, self.std = cfg.mean, cfg.std
+            self.size = tuple(cfg.input_size[1:]) if cfg.fixed_input_size else None
         self._check(classes, num_classes, "num_classes")  # before weights are fetched
         self._check(channels, in_chans, "in_chans")
         network: nn.Module = timm.create_model(source, pretrained=True)

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from lightning_msnn.callbacks import ANNEALING_SHAPES, EnergyMonitor, SpikeAnnealing, SpikeRateMonitor
 from lightning_msnn.data import Digits
@@ -497,6 +497,22 @@ class Often(Own):
 def test_steps_by_hand_are_annealed_by_batches(steps):
     module = fit_own(Often(steps), SpikeAnnealing(until=0.5), batches=8)
     assert [1.0 if share is None else float(share) for share in module.shares] == [0.0, 0.25, 0.5, 0.75] + 4 * [1.0]
+
+
+def test_parts_that_are_scripted_or_measure_are_left_alone():
+    class Other(Own):
+        def __init__(self):
+            super().__init__()
+            with pytest.warns(DeprecationWarning, match="script"):
+                self.pool = torch.jit.script(nn.AvgPool2d(1))
+            self.measures = MetricCollection([Measured.Seen()])
+
+        def logits(self, images):
+            logits = self.net(self.pool(images))
+            self.measures.train(False).update(logits.detach())
+            return logits
+
+    same_statistics(fit_own(Other()), fit_own(Other(), SpikeAnnealing(until=1.0)))
 
 
 def test_between_steps_spikes_are_exact():

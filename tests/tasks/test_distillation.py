@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import lightning.pytorch as pl
 import pytest
@@ -336,6 +337,19 @@ def test_a_task_must_say_how_a_teacher_is_followed():
 
     with pytest.raises(ConfigurationError, match="teacher must be null, .* Brightness does not say, by distil"):
         Brightness("msnn_resnet12_tiny", 10, 1, dict(NETWORK), teacher=ENTRY).load_teacher()
+    converted = Brightness("resnet18_cifar.c100", 100, 3, pretrained=True, convert=True)
+    converted.load_teacher()
+    assert converted.teacher is None
+
+
+def test_a_timm_network_of_one_size_is_given_images_of_that(monkeypatch):
+    network = timm.create_model("pit_ti_224", num_classes=10)
+    cfg = timm.get_pretrained_cfg("pit_ti_224.in1k")
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: replace(cfg, num_classes=10))
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: network)
+    teacher = Teacher("pit_ti_224.in1k", 10, 3)
+    teacher.prepare(torch.device("cpu"), torch.float32)
+    assert teacher(torch.rand(1, 3, 32, 32)).shape == (1, 10)
 
 
 # What blocks return
