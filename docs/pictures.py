@@ -325,7 +325,7 @@ def draw_curves() -> Figure:
         plain = name == "msnn_resnet12" and not means.keys() & set(options)
         style = "-" if not twin else ":" if plain else "-." if "optimizer/muon" in options else "--"
         axes.plot(epochs, [top1 for _, top1 in line["curve"]], style, color=FAMILIES[name], lw=2, label=label)
-    for (name, axes), lowest in zip(places.items(), (50, 35), strict=True):
+    for (name, axes), lowest in zip(places.items(), (50, 30), strict=True):
         axes.set_ylim(bottom=lowest)
         axes.set_title(f"CIFAR-{name.removeprefix('cifar')}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -206,7 +206,8 @@ def experiments_page() -> list[str]:
     gap = ahead(experiments.MUON_TWIN, by_muon.format("Muon's twin"))
     trained = [line for line in TRAININGS if line["page"] == "experiments.md"]
     of_cifar10 = [line["top1"][0] for line in trained if line["data"].startswith("cifar10,")]
-    kept, recurrent, of_vit, of_rnn = (line for line in trained if "best" in line)
+    kept, recurrent, of_vit, of_rnn, of_resnet = (line for line in trained if "best" in line)
+    assert of_resnet["test"] == [float(found_in("eight_bits.csv", entry="msnn_resnet12.c100")["top1_float32"])]
     return [
         f"at {of_cifar10[1]} % of 2,500 held-out images after 16 epochs of Muon",
         f"by AdamW at {of_cifar10[0]} % after 10",
@@ -219,6 +220,11 @@ def experiments_page() -> list[str]:
         f"ends at {of_vit['top1'][0]} % of held-out images after 20 epochs, after {of_vit['best_epoch']} it had "
         f"{of_vit['best'][0]}; that of `msnn_rnn12`, by the command of its entry and from the entry's weights, at "
         f"{of_rnn['top1'][0]} % after 14, after {of_rnn['best_epoch']} it had {of_rnn['best'][0]}",
+        f"ends at {of_resnet['top1'][0]} % after 22 epochs, after {of_resnet['best_epoch']} it had "
+        f"{of_resnet['best'][0]}; of these, 13 are annealed, in which it comes from {of_resnet['curve'][0][1]} to "
+        f"{of_resnet['curve'][12][1]} %",
+        f"Its weights after the {of_resnet['best_epoch']}th have {of_resnet['test'][0]} % of the test images, as "
+        "many as the entry's in float32",
         f"one standard error is {100 * math.sqrt(0.92 * 0.08 / 2500):.1f} points",
         "annealed network ends at {:.1f} %, by 0.05 at {:.1f}, by 0.004 at {:.1f}".format(*muons),
         f"The twin comes to {muon_twin:.1f} %, {muon_twin - twin:.1f} points above",
