@@ -169,7 +169,7 @@ class MSNNCLI(LightningCLI):
 
     _claimed: Claim | None = None
     _aside: dict[Path, Path] | None = None
-    """Copies of files of the run that is resumed."""
+    """Files of a resumed run that were put aside."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -424,10 +424,7 @@ class MSNNCLI(LightningCLI):
         config["callbacks"] = list(given) if isinstance(given, list) else [given]
         config["callbacks"] = self._callbacks(config)
         if self.subcommand != "predict" and not config.get("fast_dev_run"):
-            callbacks = [
-                *callbacks,
-                _Record(self._parser(self.subcommand), self._saved, overwrite=self._aside is not None),
-            ]
+            callbacks = [*callbacks, _Record(self._parser(self.subcommand), self._saved)]
         plugins = config.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

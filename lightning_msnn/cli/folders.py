@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -82,16 +81,14 @@ def check_folder(folder: Path) -> None:
 
 @rank_zero_only
 def put_aside(folder: Path, *names: str) -> dict[Path, Path]:
-    """Copy files of the run that is resumed, each with a number: what comes overwrites them. The first process does.
-
-    Until then they stay, for other processes that read them, and in case nothing comes.
+    """Give files of the run that is resumed a number: what comes would overwrite them.
 
     Returns:
-        The copies, by what they are of.
+        Where each lies now, by where it lay.
     """
-    copies: dict[Path, Path] = {}
-    for file in (folder / name for name in names if not getattr(rank_zero_only, "rank", 0)):
+    moved: dict[Path, Path] = {}
+    for file in (folder / name for name in names):
         if file.is_file():
             free = next(f for i in count() if not (f := folder / f"{file.stem}.{i}{file.suffix}").exists())
-            copies[file] = Path(shutil.copy2(file, free))
-    return copies
+            moved[file] = file.rename(free)
+    return moved
