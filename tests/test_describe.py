@@ -35,7 +35,7 @@ def test_describe_says_what_a_training_needs():
         task.loss(task(images), targets).backward()
         optimizer.step()
         times.append(time.perf_counter() - start)
-    assert found["step"] == pytest.approx(sorted(times[2:])[3], rel=1.0)  # machines that run tests are busy
+    assert 0.25 < found["step"] / sorted(times[2:])[3] < 4.0  # machines that run tests are busy, now more, now less
     gc.collect()
     stream = 4 * 64 * 16 * 8 * 8  # bytes of the stream after the stem
     assert 10 * stream < found["activations"] < 200 * stream
