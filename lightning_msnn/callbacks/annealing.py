@@ -197,8 +197,8 @@ class SpikeAnnealing(Callback):
     ) -> None:
         """Set the share of this step, in which calls are kept to be made once more if it is the turn of that."""
         self._share = self.share_at(steps_done(trainer), self._total)
-        norms = [norm for norm in _norms(pl_module) if norm.running_mean is not None]
-        if self._share < 1.0 and norms and not shards_weights(trainer.strategy):
+        takes = self._share < 1.0 and not shards_weights(trainer.strategy)
+        if takes and (norms := [norm for norm in _norms(pl_module) if norm.running_mean is not None]):
             all_batches = self._total * trainer.accumulate_grad_batches
             place = trainer.current_epoch, batch_idx, min(trainer.num_training_batches, all_batches)
             if trainer.num_training_batches == math.inf:  # the training is one epoch
@@ -228,7 +228,8 @@ class SpikeAnnealing(Callback):
         """Leave exact spikes, and batch norms that track their input, for what comes between two steps."""
         self._take_statistics(trainer, pl_module)
         self._release()
-        set_annealing(pl_module, None)
+        if self._share < 1.0:
+            set_annealing(pl_module, None)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the network as it was."""

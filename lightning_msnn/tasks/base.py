@@ -32,7 +32,7 @@ from lightning_msnn.models.twins import TWINS, twins
 from lightning_msnn.models.weights import entries, find, read_config, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
 from lightning_msnn.runs.strategies import flattens_weights
-from lightning_msnn.tasks.conversion import check_strategy, convert_network, fit_neurons
+from lightning_msnn.tasks.conversion import check_strategy, convert_network, fit_neurons, without_shape
 from lightning_msnn.tasks.dial import COUNTED, ENDLESS, Dial, check_targets
 from lightning_msnn.tasks.distillation import HOTTEST, Teacher, feature_loss, only_size, watched
 
@@ -236,8 +236,7 @@ class Task(pl.LightningModule):
             if teacher is None and type(self).distil is Task.distil:
                 self.hparams["teacher"] = None  # the task cannot follow one
         elif "source" in given:  # of a network that was built converted: as it can be built again
-            built = dict(self.network.arguments)
-            self.hparams["network_kwargs"] = {k: v for k, v in built.items() if k not in ("num_classes", "in_chans")}
+            self.hparams["network_kwargs"] = without_shape(self.network.arguments)
         if teacher_features and self.hparams["teacher"] is None:
             why = ": what is converted started at random, or from other classes, and teaches nothing" if convert else ""
             raise ConfigurationError(f"teacher_features must be 0 without a teacher, not {teacher_features}{why}")
@@ -364,7 +363,8 @@ class Task(pl.LightningModule):
         """Compare the network's shape with that of the data before any work starts.
 
         Args:
-            datamodule: Anything; attributes ``num_classes``, ``in_chans`` and ``time_steps`` are compared if there.
+            datamodule: Anything; attributes ``num_classes``, ``in_chans``, ``time_steps``, ``image_size`` and
+                ``train_sizes`` are compared if there.
 
         Raises:
             ConfigurationError: If the number of classes, channels or time steps differs, or a network of one size of
@@ -480,8 +480,7 @@ class Task(pl.LightningModule):
         hparams = {**self.hparams, "init_from": None, "pretrained": False}
         architecture, dot, _ = self.hparams["network"].partition(".")
         if dot and (made := checkpoint["network_arguments"] or self._of_entry) is not None:
-            arguments = {name: value for name, value in made.items() if name not in ("num_classes", "in_chans")}
-            hparams |= {"network": architecture, "network_kwargs": arguments}
+            hparams |= {"network": architecture, "network_kwargs": without_shape(made)}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = hparams
         checkpoint["as_given"] = self._as_given
         of_data = pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY

@@ -25,7 +25,7 @@ from lightning_msnn.models.weights import find, read_config
 from lightning_msnn.runs.checkpoints import is_checkpoint, read_checkpoint
 from lightning_msnn.runs.strategies import shards_weights
 
-__all__ = ["check_strategy", "convert_network", "fit_neurons"]
+__all__ = ["check_strategy", "convert_network", "fit_neurons", "without_shape"]
 
 _OPTIONS = ("image_size", "windows", "teacher")
 
@@ -63,7 +63,7 @@ def convert_network(network: nn.Module, hparams: Mapping[str, Any]) -> dict[str,
     own = getattr(network, "arguments", None)  # a twin of this package's says how it was built
     source = str(getattr(network, "architecture", hparams["network"].partition(".")[0]))
     arguments = dict(own if isinstance(own, dict) else hparams["network_kwargs"] or {})
-    arguments = {name: value for name, value in arguments.items() if name not in ("num_classes", "in_chans")}
+    arguments = without_shape(arguments)
     if hasattr(getattr(network, "patch_embed", None), "img_size"):
         arguments.setdefault("img_size", list(shape[1:]))
     adopt(network, source, arguments, layers)
@@ -76,6 +76,11 @@ def convert_network(network: nn.Module, hparams: Mapping[str, Any]) -> dict[str,
     kwargs = {"source": source, "source_kwargs": arguments, "layers": layers}
     changed = {"network": "spiking", "network_kwargs": kwargs, "teacher": teacher}
     return {**changed, "pretrained": False, "twin": None, "convert": False}
+
+
+def without_shape(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of a network less those that a task has of its own, the numbers of classes and channels."""
+    return {name: value for name, value in arguments.items() if name not in ("num_classes", "in_chans")}
 
 
 def _source_as_teacher(hparams: Mapping[str, Any]) -> str | None:
