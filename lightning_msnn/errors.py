@@ -80,7 +80,7 @@ def deprecated(old: str, new: str, gone_in: str) -> None:
         new: What to write instead.
         gone_in: The version that has it no more.
 
-    Example:
+    Examples:
         >>> def rates(network):
         ...     deprecated("rates", "predict_rates", "0.4.0")
         ...     return predict_rates(network)

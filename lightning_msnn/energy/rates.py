@@ -628,7 +628,7 @@ def predict_rates(
     Raises:
         ConfigurationError: If the law does not know a layer of the network; the message names it.
 
-    Example:
+    Examples:
         >>> import timm
         >>> from lightning_msnn.energy import predict_rates
         >>> rates = predict_rates(timm.create_model("msnn_resnet12_tiny", num_classes=10), (3, 32, 32))

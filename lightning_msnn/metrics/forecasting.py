@@ -24,7 +24,7 @@ def mean_absolute_scaled_error(preds: Tensor, target: Tensor, scale: Tensor) -> 
         target: What came, of that shape.
         scale: Mean absolute error of the naive forecast over the training part, broadcast to that shape.
 
-    Example:
+    Examples:
         >>> mean_absolute_scaled_error(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0]), torch.tensor(3.0))
         tensor(0.5000)
     """

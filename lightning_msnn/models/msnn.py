@@ -509,7 +509,7 @@ class MSNN(nn.Module):
             ConfigurationError: If the state is not of this network, or of images of another size or batch; if batch
                 norms were folded into thresholds, which keeps no membranes.
 
-        Example:
+        Examples:
             >>> import timm, torch
             >>> model = timm.create_model("msnn_resnet12_tiny", num_classes=10).eval()
             >>> state = None
