@@ -12,8 +12,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -22,22 +23,39 @@ from timm.models import _registry
 import lightning_msnn  # noqa: F401  registers the networks
 from lightning_msnn.imports import TABLES
 
+
+def rest_is_slow(values: Iterable[Any], quick: Iterable[Any]) -> list[Any]:
+    """Parameters of which all but the quick ones run with ``--runslow`` alone."""
+    quick = list(quick)
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 NETWORKS = timm.list_models("msnn*")
-SLOW = bool(os.environ.get("LIGHTNING_MSNN_SLOW"))
 TINY = [name for name in NETWORKS if name.endswith("_tiny")]
 PAPER = ["msnn_resnet12", "msnn_vit12", "msnn_rnn12"]
-DISTINCT = NETWORKS if SLOW else TINY
-"""Without those that are a tiny one, only deeper, wider or with another stride of the stem: for what takes long and
-runs the same code in all of them. LIGHTNING_MSNN_SLOW=1 has all."""
+DISTINCT = rest_is_slow(NETWORKS, TINY)
+"""The others are a tiny one, only deeper, wider or with another stride of the stem, and run the same code."""
 
-COMPILED = DISTINCT if SLOW else TINY[:1]
-"""Those that are compiled, which takes longest."""
+COMPILED = rest_is_slow(TINY, TINY[:1])
+"""Networks that are compiled or exported."""
 SHALLOW = {"depths": (2, 1), "widths": (24, 24)}
 """Arguments of a network in which all is there, layers that follow each other and stages, for what writes down its
 operations one by one."""
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runslow", action="store_true", help="run the tests that are marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--runslow"):
+        skipped = pytest.mark.skip(reason="slow: needs --runslow")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(skipped)
 
 
 @pytest.fixture(autouse=True)

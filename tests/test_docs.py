@@ -171,7 +171,7 @@ def test_a_command_is_understood(page, command, folder, monkeypatch, capsys):
             assert set(extras) <= known.keys()
         case "pytest":
             assert all((ROOT / arg).exists() for arg in args if "/" in arg)
-            assert {arg for arg in args if arg.startswith("-")} <= {"-n", "-k"}
+            assert {arg for arg in args if arg.startswith("-")} <= {"-n", "-k", "-m", "--runslow"}
         case _:
             assert (program, *args) in {
                 ("python3", "-m", "venv", ".venv"),

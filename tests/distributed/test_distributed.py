@@ -18,11 +18,11 @@ from torch import nn
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier
-from tests.conftest import SLOW, TINY
+from tests.conftest import TINY, rest_is_slow
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PROCESSES = (1, 2, 3) if SLOW else (1, 2)
+PROCESSES = (1, 2)
 
 
 def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -218,7 +218,7 @@ def test_fewer_images_than_processes() -> None:
         ShardSampler([0, 1], 3, 0, False, 0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("target", ["first", "second"] if SLOW else ["second"])
+@pytest.mark.parametrize("target", rest_is_slow(["first", "second"], ["second"]))
 def test_sigterm_stops_every_process_between_two_steps(tmp_path: Path, target: str) -> None:
     """Whichever of the two is told: both save, end and say so, and the training resumes."""
     options = [

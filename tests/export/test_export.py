@@ -31,16 +31,15 @@ from lightning_msnn.models.msnn_rnn import CELLS, Recurrence
 from lightning_msnn.models.weights import FACTS, entries, read_weights
 from lightning_msnn.nn.integer import IntegerConv2d, to_integers
 from lightning_msnn.zoo.storing import synapses
-from tests.conftest import SLOW
+from tests.conftest import rest_is_slow
 
 TINY = [name for name in entries() if name.endswith("_tiny.digits")]
 LARGE = [name for name in entries() if zoo.info(name)["data"]["class_path"].endswith(".CIFAR100")]
 DIGITS = "msnn_resnet12_tiny.digits"
-QUICK = TINY if SLOW else [DIGITS]
+QUICK = rest_is_slow(TINY, [DIGITS])
 """Entries of which an ONNX file is made, which takes longest of all."""
 
-# Together, these take long.
-DATA = os.environ.get("LIGHTNING_MSNN_DATA") if SLOW else None
+DATA = os.environ.get("LIGHTNING_MSNN_DATA")
 SMALL = {"depths": (1, 1), "widths": (16, 24), "in_chans": 1, "num_classes": 3}
 TINIEST = {"depths": (1,), "widths": (16,)}
 
@@ -116,14 +115,21 @@ def some(monkeypatch):
     return number
 
 
-@pytest.mark.parametrize("name", entries())
-@pytest.mark.parametrize(("to", "dtype"), WAYS)
+def _quick(to, dtype, name):
+    if to == "weights":
+        return dtype == "int8" or name in TINY
+    return dtype == "float32" and name == DIGITS
+
+
+EVERY = [(to, dtype, name) for to, dtype in WAYS for name in entries()]
+
+
+@pytest.mark.parametrize(
+    ("to", "dtype", "name"),
+    [pytest.param(*case, marks=() if _quick(*case) else pytest.mark.slow) for case in EVERY],
+)
 def test_every_entry_through_every_format(name, to, dtype, made, tmp_path, some):
     out, spiking = tmp_path / f"x{FORMATS[to].suffix}", "spike_rate" in zoo.info(name)
-    programs = {("onnx", "float32"): QUICK, ("torch", "float32"): [DIGITS]}
-    weights = entries() if dtype == "int8" else TINY
-    if DATA is None and name not in (weights if to == "weights" else programs.get((to, dtype), [])):
-        pytest.skip("takes minutes: only where LIGHTNING_MSNN_SLOW and LIGHTNING_MSNN_DATA are set")
     images = some(name)
     twin = zoo.info(name)["model_args"].get("spiking") is False  # whose weights meet what stands for spikes
     if dtype == "int8" and not spiking and not (twin and to == "weights"):
@@ -223,7 +229,7 @@ def test_spikes_stay_binary_in_onnx(name, made, digits):
     assert sum(n.op_type == "BatchNormalization" for n in model.graph.node) <= 1 + 12 * (cells > 0 or "vit" in name)
 
 
-@pytest.mark.parametrize("name", TINY if SLOW else [DIGITS])
+@pytest.mark.parametrize("name", QUICK)
 def test_onnx_adds_up_integers(name, made, digits):
     """Each sum, by a product of integers in NumPy, and the classes of the network in integers."""
     report, network = made(name, "onnx", "int8"), zoo.load(name, integer=True)
@@ -468,7 +474,9 @@ MORE = [
 ]
 
 
-@pytest.mark.parametrize(("to", "arguments"), [*KINDS, *(MORE if SLOW else [])], ids=str)
+@pytest.mark.parametrize(
+    ("to", "arguments"), [*KINDS, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)], ids=str
+)
 def test_networks_of_every_kind(to, arguments, tmp_path):
     source = checkpoint(tmp_path, **{**SMALL, **arguments})
     report = export(source, to=to, out=tmp_path / f"x{FORMATS[to].suffix}")

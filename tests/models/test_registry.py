@@ -32,10 +32,10 @@ from lightning_msnn.nn import (
     Stem,
 )
 from lightning_msnn.nn.folding import fold_batch_norm
-from tests.conftest import COMPILED, DISTINCT, NETWORKS, PAPER, SHALLOW, TINY
+from tests.conftest import COMPILED, DISTINCT, NETWORKS, PAPER, SHALLOW, TINY, rest_is_slow
 
 SIZES = [(8, 8), (32, 32), (31, 17), (8, 50), (64, 40)]
-STEMS = list(dict.fromkeys([*DISTINCT, "msnn_resnet20_224"]))
+STEMS = rest_is_slow(NETWORKS, [*TINY, "msnn_resnet20_224"])
 """Those of either stride of the stem: for what is about sizes."""
 
 

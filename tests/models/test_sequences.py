@@ -10,7 +10,7 @@ from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS
 from lightning_msnn.models.twins import ann_twin
 from lightning_msnn.nn import CONTEXTS, PatchMerging
 from lightning_msnn.nn.folding import fold_batch_norm
-from tests.conftest import SHALLOW, SLOW, TINY
+from tests.conftest import SHALLOW, TINY
 from tests.models.plain import PlainNetwork
 from tests.models.test_registry import lively, make
 from tests.models.test_time_steps import gradients, uneven
@@ -91,7 +91,7 @@ def test_export_folding_and_features(name, context):
     x = torch.randn(2, 3, 1, 45).double()
     out = model(x)
     torch.testing.assert_close(fold_batch_norm(model)(x), out)
-    if SLOW or context == "isolated":
+    if context == "isolated":
         shallow = uneven(make(name, context=context, **SHALLOW))
         torch.testing.assert_close(torch.export.export(shallow, (x,)).module()(x), shallow(x))
     for kwargs in ({}, {"feature_cls": "fx"}):

@@ -11,7 +11,7 @@ from lightning_msnn.functional import NEURONS, NeuronModel, heaviside
 from lightning_msnn.models import ConvMixer
 from lightning_msnn.nn import CONTEXTS, Neuron, Spike, fire
 from lightning_msnn.nn.folding import fold_batch_norm
-from tests.conftest import SHALLOW, SLOW, TINY
+from tests.conftest import SHALLOW, TINY, rest_is_slow
 from tests.models.plain import PlainNetwork
 from tests.models.test_registry import lively, make
 
@@ -189,7 +189,7 @@ def test_features_over_time(name):
     assert len(pyramid(x)) == 2
 
 
-@pytest.mark.parametrize("name", TINY if SLOW else ["msnn_rnn12_tiny"])  # a recurrence in space beside that in time
+@pytest.mark.parametrize("name", rest_is_slow(TINY, ["msnn_rnn12_tiny"]))  # a recurrence in space beside that in time
 def test_exports_over_time(name):
     model = lively(make(name, depths=(2, 1), widths=(8, 8), time_steps=2))
     x, frames = torch.randn(2, 3, 6, 6), torch.randn(2, 2, 3, 6, 6)

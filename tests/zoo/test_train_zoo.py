@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, SLOW
+from tests.conftest import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "train_zoo.sh"
 
@@ -42,7 +42,7 @@ def tiny_imagenet(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.skipif(not SLOW, reason="trains for a minute: only where LIGHTNING_MSNN_SLOW is set")
+@pytest.mark.slow
 def test_an_entry_and_its_twin_are_made(tiny_imagenet: Path, tmp_path: Path) -> None:
     words = ["msnn_resnet12_tiny", "tiny_imagenet", str(tiny_imagenet), str(tmp_path / "out")]
     words += ["--trainer.accelerator", "cpu"]
