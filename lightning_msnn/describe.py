@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn import data, zoo
-from lightning_msnn.energy import count_operations, synaptic_operations
-from lightning_msnn.energy.expected import EnergyLaw
+from lightning_msnn.energy import count_operations, predict_rates, synaptic_operations
+from lightning_msnn.energy.expected import CostOfRates
 from lightning_msnn.errors import ConfigurationError, check_device, check_integer, choose
 from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.models.weights import entries
@@ -120,10 +120,10 @@ def describe(
         **network_kwargs: Further arguments of the network.
 
     Returns:
-        ``parameters``; ``operations`` of an image (``dense``, of which ``accumulates`` at the rates that the law
-        expects); ``activations`` (bytes kept for the backward pass), ``memory`` (bytes of the peak of a training step
+        ``parameters``; ``operations`` of an image (``dense``, of which ``accumulates`` at the predicted
+        rates); ``activations`` (bytes kept for the backward pass), ``memory`` (bytes of the peak of a training step
         beyond the process before); ``step`` and ``epoch`` (seconds); ``images`` of an epoch; ``energy`` (joules of an
-        image, None with ``why`` where the law does not know the network).
+        image, None with ``why`` where rates cannot be predicted).
 
     Raises:
         ConfigurationError: If an argument is not allowed, or there is no such network or data.
@@ -188,11 +188,11 @@ def describe(
         "energy": None,
     }
     try:
-        law = EnergyLaw(fresh, (datamodule.in_chans, *sides))
         with torch.no_grad():
-            rates = law.rates()
-            found["energy"] = float(law.joules(rates))
-            found["operations"]["accumulates"] = float(law.accumulates(rates))
+            rates = predict_rates(fresh)
+            cost = CostOfRates(fresh, torch.randn(1, *shape))
+            found["energy"] = float(cost.joules(rates))
+            found["operations"]["accumulates"] = float(cost.accumulates(rates))
     except ConfigurationError as error:
         found["why"] = str(error)
     return found
@@ -203,9 +203,7 @@ def _text(found: dict[str, Any]) -> str:
     mib = 2.0**20
     channels, height, width = found["image"]
     accumulates = found["operations"].get("accumulates")
-    at_rates = (
-        "" if accumulates is None else f", {accumulates / 1e6:.1f} M accumulates at the rates that the law expects"
-    )
+    at_rates = "" if accumulates is None else f", {accumulates / 1e6:.1f} M accumulates at the predicted rates"
     energy = f"{found['energy']:.3g} J" if found["energy"] is not None else f"not known: {found['why']}"
     return "\n".join(
         [

@@ -8,15 +8,15 @@ import torch
 
 from lightning_msnn.cli import main
 from lightning_msnn.describe import describe
-from lightning_msnn.energy.expected import EnergyLaw
+from lightning_msnn.energy import predict_rates
+from lightning_msnn.energy.expected import CostOfRates
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier
 
 
 def expected(network):
-    law = EnergyLaw(network, (1, 16, 16))
     with torch.no_grad():
-        return float(law.joules(law.rates()))
+        return float(CostOfRates(network, torch.randn(1, 1, 16, 16)).joules(predict_rates(network)))
 
 
 def test_describe_says_what_a_training_needs():

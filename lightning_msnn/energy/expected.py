@@ -7,7 +7,8 @@ law of :mod:`lightning_msnn.energy.rates`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -18,11 +19,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lightning_msnn.energy.counting import OperationCounter, Record
 from lightning_msnn.energy.profiles import COLUMN, DEFAULT_PROFILE, Profile, energy_by_kind
 from lightning_msnn.energy.profiles import profile as find_profile
-from lightning_msnn.energy.rates import RateLaw, evaluating
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn.blocks import BernoulliEncoder
 
-__all__ = ["CostOfRates", "EnergyLaw"]
+__all__ = ["CostOfRates"]
 
 _CHANGED = 1e-9  # of the largest difference
 _WRONG = 0.01  # of the amount with all neurons firing
@@ -89,7 +89,7 @@ class CostOfRates:
             with (
                 torch.no_grad(),
                 torch.random.fork_rng(devices=devices),
-                evaluating(network),
+                _evaluating(network),
                 OperationCounter(network, operations=fires is not None) as counter,
             ):
                 torch.manual_seed(0)
@@ -186,25 +186,16 @@ class CostOfRates:
         return self.accumulates(rates) / self.most
 
 
-class EnergyLaw(CostOfRates):
-    """Expected energy and operations of an image, a function of the weights with a gradient to them.
-
-    Args:
-        network: A network that :class:`~lightning_msnn.energy.rates.RateLaw` knows.
-        input_size: Channels, height and width of its images; by default those of its weights.
-        profile: Energy profile, or its name.
-
-    Raises:
-        ConfigurationError: If there is no such profile, or the law does not know the network.
-    """
-
-    def __init__(
-        self, network: nn.Module, input_size: Sequence[int] | None = None, profile: str | Profile = DEFAULT_PROFILE
-    ) -> None:
-        self.rates = RateLaw(network, input_size)
-        generator = torch.Generator().manual_seed(0)
-        image = torch.randn(1, *self.rates.input_size, generator=generator).to(next(network.parameters()))
-        super().__init__(network, image, profile, self.rates.layers)
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode for a while."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _forced(i: int, fires: Callable[[int, Tensor], Tensor]) -> Callable[..., Tensor]:
