@@ -22,7 +22,7 @@ from lightning_msnn.data.archives import Archive, download_and_extract_archive
 from lightning_msnn.data.augment import BatchAugmentation
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset
 from lightning_msnn.data.parts import ROOT_OPTIONS, PartDataModule
-from lightning_msnn.data.reading import Listing, decode_files, list_classes, list_folder, scan, shorten
+from lightning_msnn.data.reading import Listing, decode_files, list_classes, list_folder, normalise, scan, shorten
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.runs.checkpoints import write_whole
 
@@ -351,8 +351,7 @@ class ImageDataModule(PartDataModule):
         images = images.float()
         if size != self.image_size:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        mean, std = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in (self.mean, self.std))
-        return images.div_(255).sub_(mean).div_(std), labels
+        return normalise(images, self.mean, self.std), labels
 
     def train_size(self, epoch: int) -> int:
         """Height and width of the training images in an epoch, counted from 0."""

@@ -24,6 +24,8 @@ __all__ = [
     "image_array",
     "list_classes",
     "list_folder",
+    "normalise",
+    "prepare_pixels",
     "read_image",
     "scan",
 ]
@@ -170,13 +172,39 @@ def read_image(
             # PIL itself only warns between the limit and twice the limit.
             if limit is not None and math.prod(file.size) > limit:
                 raise ValueError(f"its header announces {file.width} x {file.height} pixels, and {limit} are allowed")
-            with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
-                ImageOps.exif_transpose(file, in_place=True)
-            image = convert(file, channels)
-            return image_array(image if transform is None else transform(image), size)
+            return prepare_pixels(file, size, channels, transform)
     except Exception as error:  # PIL's decoders raise what they please: OSError, SyntaxError, struct.error, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(f"cannot read the image {path!r}: {reason}") from error
+
+
+def prepare_pixels(
+    image: Image.Image,
+    size: int,
+    channels: int,
+    transform: Callable[[Image.Image], Image.Image] | None = None,
+) -> Pixels:
+    """Return the pixels of an image, uint8 ``(channels, size, size)``: upright, grey or RGB, its centre square scaled.
+
+    Args:
+        image: Any PIL image.
+        size: Height and width of the result.
+        channels: 1 (grey) or 3 (RGB).
+        transform: Applied to the image in its own size, after the conversion to grey or RGB.
+
+    Raises:
+        ValueError: If its pixels are neither of 8 nor of 16 bits.
+    """
+    with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
+        image = ImageOps.exif_transpose(image)
+    image = convert(image, channels)
+    return image_array(image if transform is None else transform(image), size)
+
+
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Map uint8 images ``(..., C, H, W)`` to ``(pixels / 255 - mean) / std``, float32."""
+    mean, std = (torch.tensor(value, device=pixels.device).view(-1, 1, 1) for value in (mean, std))
+    return pixels.float().div_(255).sub_(mean).div_(std)
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:

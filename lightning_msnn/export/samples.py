@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,36 +94,22 @@ def _of_folder(source: Source, folder: Path) -> Samples:
 def _of_data(source: Source, root: str | Path | None) -> Samples | None:
     """Test images of the source's data, evenly of all classes; None where there is none to read."""
     from lightning_msnn import data as data_sets
-    from lightning_msnn.data.base import arguments_of_checkpoint
     from lightning_msnn.energy.sampling import evenly, spread
 
-    # A file does not say what is imported.
-    kind = getattr(data_sets, source.data, None) if source.data in data_sets.__all__ else None
-    if not isinstance(kind, type) or (root is None and getattr(kind, "needs_root", True)):
+    name = source.data.rpartition(".")[2]
+    kind = getattr(data_sets, name, None) if source.data.startswith(f"{data_sets.__name__}.") else None
+    if kind is None or (root is None and getattr(kind, "needs_root", True)):
         return None
-    given = {**arguments_of_checkpoint(source.settings, ("root",)), "batch_size": 250}
-    given |= {} if root is None else {"root": str(root)}
     try:
-        module = kind(**given)
-    except TypeError as error:
-        raise ConfigurationError(f"{source.name} does not say what {source.data} it learnt from: {error}") from error
-    try:
-        module.check("test")
+        module: Any = source.test_data(root, batch_size=250)
     except ConfigurationError:
-        if root is None:  # nobody has said where they are
+        if root is None:  # nobody has said where it is, or it is other data of that name
             return None
         raise
-    module.setup("test")
     dataset = module.test_dataloader().dataset
     targets = torch.as_tensor(getattr(dataset, "targets", []))
     if targets.dim() != 1 or targets.is_floating_point() or not len(targets):
         return None
-    for name, ours in (("class_names", source.class_names), ("mean", source.mean), ("std", source.std)):
-        theirs = list(getattr(module, name, ours))
-        if ours and theirs != ours:
-            if root is None:  # data of that name, but others
-                return None
-            raise ConfigurationError(f"{source.data} has {name} {theirs}, but {source.name} has {ours}")
     images = torch.cat(list(evenly(module, NUMBER)))
     chosen = targets[spread(targets, NUMBER)]
-    return Samples(images, chosen, f"test images of {source.data}")
+    return Samples(images, chosen, f"test images of {name}")

@@ -6,7 +6,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
@@ -107,15 +106,9 @@ def transforms(name: str) -> Any:
     Raises:
         ConfigurationError: If there is no such entry, or it was trained on neither.
     """
-    config = info(name)
-    if "init_args" in config.get("data", {}):
-        from lightning_msnn.zoo.verification import make_data  # which takes Lightning
+    from lightning_msnn.trained import inputs_of_entry  # which takes Lightning
 
-        module: Any = make_data(config)
-        if not hasattr(module, "read_one"):
-            raise ConfigurationError(f"{name} takes neither images nor recordings: use {type(module).__name__}")
-        return module.read_one
-    return create_transform(**resolve_data_config(entry_cfg(find(name)).to_dict()))
+    return inputs_of_entry(name).transform()
 
 
 def fixed_images(config: dict[str, Any]) -> Tensor:

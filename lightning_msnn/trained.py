@@ -1,0 +1,346 @@
+"""A network that was trained, with what its inputs are: from a checkpoint, an entry of the zoo, or timm.
+
+>>> trained = load_trained("msnn_resnet12_tiny.digits")
+>>> trained.input_size, trained.class_names[:3], trained.data
+((1, 16, 16), ['0', '1', '2'], 'lightning_msnn.data.Digits')
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor, nn
+
+from lightning_msnn import data as data_sets
+from lightning_msnn.data import ArrayDataModule, ImageDataModule
+from lightning_msnn.data.base import LARGEST_IMAGE
+from lightning_msnn.data.reading import normalise, prepare_pixels, shorten
+from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
+from lightning_msnn.models.registry import is_ours
+from lightning_msnn.models.weights import entries, find, read_config
+from lightning_msnn.runs.checkpoints import is_checkpoint, network_of, read_checkpoint
+
+__all__ = ["OF_THE_MACHINE", "Inputs", "Trained", "inputs_of_checkpoint", "inputs_of_entry", "load_trained"]
+
+OF_THE_MACHINE = {"root", "folder", "cache_dir", "download", "num_workers", "pin_memory"}
+"""Arguments of data that say where it lies and how it is loaded: the user chooses them, never a file."""
+
+_TENSORS = ("state_dict", "optimizer_states", "current_model_state")
+"""What a checkpoint holds beside facts."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a trained network takes.
+
+    Args:
+        name: Name of the zoo entry or of timm's network, or of the checkpoint's file.
+        class_names: Names of the classes.
+        input_size: Channels, height and width of an input.
+        mean: Mean that is subtracted from each channel of images in [0, 1]; empty where they pass as they are.
+        std: Standard deviation that they are divided by then.
+        data: Path of the data module's class that it was trained on; empty if nothing says it.
+        data_args: Arguments of that class, without those in :data:`OF_THE_MACHINE`.
+        info: All other facts: the entry's ``config.json``, or the checkpoint without its tensors.
+    """
+
+    name: str
+    class_names: list[str]
+    input_size: tuple[int, int, int]
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    data: str = ""
+    data_args: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def transform(self) -> Callable[[Any], Tensor]:
+        """Return the preprocessing, the same that ``predict`` does: a function to one input of the network.
+
+        It takes a PIL image, or the path of a wav file where the network was trained on recordings.
+
+        Raises:
+            ConfigurationError: If the network takes neither images nor recordings.
+        """
+        kind = self._data_class() if self.data.startswith(f"{data_sets.__name__}.") else ImageDataModule
+        if issubclass(kind, ArrayDataModule):
+            module: Any = self.data_module()
+            if not hasattr(module, "read_one"):
+                raise ConfigurationError(f"{self.name} takes neither images nor recordings: use {kind.__name__}")
+            read: Callable[[Any], Tensor] = module.read_one
+            return read
+        channels, height, width = self.input_size
+        if channels not in (1, 3) or height != width:
+            raise ConfigurationError(
+                f"{self.name} takes {channels} x {height} x {width}, and images are square ones of 1 or 3 channels"
+            )
+
+        def prepare(image: Image.Image) -> Tensor:
+            pixels = torch.from_numpy(prepare_pixels(image, height, channels).copy())
+            return normalise(pixels, self.mean, self.std) if self.mean else pixels.float() / 255
+
+        return prepare
+
+    def data_module(self, root: str | Path | None = None, **given: Any) -> LightningDataModule:
+        """Return the data set that the network was trained on, with its preprocessing.
+
+        Args:
+            root: Folder of the data set; some need none.
+            **given: Further arguments of the data module.
+
+        Raises:
+            ConfigurationError: If the data set is not known, its class is not imported, or its arguments do not fit.
+        """
+        kind = self._data_class()
+        arguments = {**self.data_args, **given, **({} if root is None else {"root": str(root)})}
+        if issubclass(kind, ImageDataModule):
+            arguments.setdefault("image_size", self.input_size[1])
+        try:
+            module = kind(**arguments)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # whatever a file gives as arguments
+            raise ConfigurationError(f"{self.name} gives {kind.__name__} arguments that do not fit: {error}") from error
+        self.prepare(module)
+        return module
+
+    def prepare(self, module: Any) -> None:
+        """Let a data module normalise as the network was trained.
+
+        Args:
+            module: Any data module. One of this package must have as many channels as the network.
+
+        Raises:
+            ConfigurationError: If it has others.
+        """
+        ours = isinstance(module, ImageDataModule | ArrayDataModule)
+        for name in ("mean", "std"):
+            values = tuple(getattr(self, name))
+            if not values or not (ours or hasattr(module, name)):
+                continue
+            if ours and len(values) != module.in_chans:
+                raise ConfigurationError(
+                    f"{self.name} has a {name} for each of {len(values)} channels, but {type(module).__name__} has "
+                    f"{module.in_chans}"
+                )
+            setattr(module, name, values)
+
+    def test_data(self, root: str | Path | None = None, **given: Any) -> LightningDataModule:
+        """Return the data set with its test part ready.
+
+        Args:
+            root: Folder of the data set; some need none.
+            **given: Further arguments of the data module.
+
+        Raises:
+            ConfigurationError: If it is not there, or has other classes.
+        """
+        module: Any = self.data_module(root, **given)
+        module.check("test")
+        self.check(module)
+        module.prepare_data()
+        module.setup("test")
+        return module  # type: ignore[no-any-return]
+
+    def check(self, module: Any) -> None:
+        """Compare the classes of a data module, if it names them, with those that the network knows.
+
+        Raises:
+            ConfigurationError: If they are others, or in another order.
+        """
+        theirs = [str(name) for name in getattr(module, "class_names", None) or ()]
+        nameless = self.class_names == _numbers(len(self.class_names)) and not self.data.startswith(data_sets.__name__)
+        if not theirs or nameless or theirs == self.class_names:
+            return
+        raise ConfigurationError(
+            f"{type(module).__name__} has the classes {shorten(theirs)}, but {self.name} knows "
+            f"{shorten(self.class_names)}, in this order"
+        )
+
+    def _data_class(self) -> type[LightningDataModule]:
+        """The class of the data, if it is imported: a file does not say what is imported."""
+        module, _, name = self.data.rpartition(".")
+        kind = getattr(sys.modules.get(module), name, None)
+        if not (isinstance(kind, type) and issubclass(kind, LightningDataModule)):
+            raise ConfigurationError(
+                f"the data of {self.name} is {self.data or 'not known'}, which is not in {data_sets.__name__}: import "
+                "it first, or give the data module itself"
+            )
+        return kind
+
+
+@dataclass(frozen=True)
+class Trained(Inputs):
+    """A trained network, and what it takes.
+
+    Args:
+        network: The network in evaluation mode, in float32 on the CPU.
+        architecture: Its registered name.
+        arguments: Its arguments there.
+    """
+
+    network: nn.Module = field(default_factory=nn.Identity)
+    architecture: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_trained(source: str | Path, *, image_size: int | None = None) -> Trained:
+    """Load a trained network with what it takes.
+
+    Args:
+        source: Checkpoint of ``lightning-msnn fit`` (its name ends in ``.ckpt``), zoo entry in either spelling, or
+            name of a pretrained network in ``timm.list_pretrained()``.
+        image_size: Height and width of the images in pixels, for checkpoints that do not say it.
+
+    Raises:
+        ConfigurationError: If there is no such network, it cannot be read, or the size of its images is not known or
+            given otherwise than it says.
+    """
+    if not isinstance(source, str | Path):
+        raise ConfigurationError(f"a source must be a checkpoint or the name of a zoo entry, not {source!r}")
+    if image_size is not None:
+        check_integer("image_size", image_size, 1)
+    name = str(source)
+    if is_checkpoint(name):
+        return _of_checkpoint(name, image_size)
+    if Path(name).is_file():
+        raise ConfigurationError(f"{name!r} is no source: the name of a checkpoint ends in .ckpt")
+    spelled = name.replace(".", "_")
+    if timm.is_model_pretrained(name) and not any(entry.replace(".", "_") == spelled for entry in entries()):
+        made = _of_timm(name)
+    elif timm.is_model(name) and not is_ours(name):
+        raise ConfigurationError(f"timm has no weights for {name!r}{suggestion(name, timm.list_pretrained())}")
+    else:
+        made = _of_entry(name)
+    _check_size(image_size, made)
+    return made
+
+
+def inputs_of_entry(name: str) -> Inputs:
+    """Return what a zoo entry takes; no weights are read.
+
+    Args:
+        name: Name of the entry, in either spelling.
+
+    Raises:
+        ConfigurationError: If there is no such entry.
+    """
+    return Inputs(**_facts_of_entry(find(name)))
+
+
+def inputs_of_checkpoint(content: Mapping[str, Any], name: str, image_size: int | None = None) -> Inputs:
+    """Return what the network of a checkpoint takes.
+
+    Args:
+        content: The checkpoint, see :func:`lightning_msnn.runs.checkpoints.read_checkpoint`.
+        name: Its path.
+        image_size: Height and width of the images, if the checkpoint does not say it.
+
+    Raises:
+        ConfigurationError: If it does not say what its network takes.
+    """
+    hparams, seen = content.get("hyper_parameters") or {}, content.get("preprocessing") or {}
+    made = content.get("network_arguments") or {}
+    try:
+        channels = int(made.get("in_chans", hparams.get("in_chans", 3)))
+        sides = seen.get("image_size", image_size)
+        if sides is None:
+            raise ConfigurationError(f"{name!r} does not say how large its images are: give --image_size")
+        height, width = (sides, sides) if isinstance(sides, int) else tuple(sides)
+        size = (channels, check_integer("height", height, 1), check_integer("width", width, 1))
+        mean, std = [float(v) for v in seen.get("mean", [])], [float(v) for v in seen.get("std", [])]
+        names = [str(label) for label in content["class_names"]]
+    except (LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        reason = f"{type(error).__name__} {error}"
+        raise ConfigurationError(f"{name!r} does not say what images it is for: {reason}") from error
+    if len(mean) != len(std) or len(mean) not in (0, channels):
+        raise ConfigurationError(f"{name!r} has mean {mean} and std {std}, but images of {channels} channels")
+    if size[1] * size[2] > LARGEST_IMAGE**2:
+        raise ConfigurationError(
+            f"images of {name!r} must have at most {LARGEST_IMAGE**2} pixels, not {size[1]} x {size[2]}"
+        )
+    path = str((content.get("cli") or {}).get("data") or "")
+    if (kind := seen.get("data")) in data_sets.__all__:
+        path = f"{data_sets.__name__}.{kind}"
+    return Inputs(
+        Path(name).name, names, size, mean, std, path, _data_args(content.get("datamodule_hyper_parameters")),
+        {key: value for key, value in content.items() if key not in _TENSORS},
+    )  # fmt: skip
+
+
+def _data_args(given: Any) -> dict[str, Any]:
+    """Arguments of data in a file, without the user's own choices and ``time_steps: 1``, which data had once."""
+    skipped = [*OF_THE_MACHINE, *(["time_steps"] if (given or {}).get("time_steps") == 1 else [])]
+    return {name: value for name, value in (given or {}).items() if name not in skipped}
+
+
+def _numbers(count: int) -> list[str]:
+    return [str(i) for i in range(count)]
+
+
+def _check_size(given: int | None, trained: Inputs) -> None:
+    _, height, width = trained.input_size
+    if given is not None and (height, width) != (given, given):
+        raise ConfigurationError(f"image_size is {given}, but {trained.name} is for {height} x {width}: leave it out")
+
+
+def _facts_of_entry(folder: Path) -> dict[str, Any]:
+    config = read_config(folder)
+    of_data, (channels, height, width) = config.get("data", {}), config["input_size"]
+    return {
+        "name": folder.name,
+        "class_names": list(config["class_names"]),
+        "input_size": (channels, height, width),
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+        "data": str(of_data.get("class_path") or ""),
+        "data_args": _data_args(of_data.get("init_args")),
+        "info": config,
+    }
+
+
+def _of_entry(name: str) -> Trained:
+    folder = find(name)
+    facts = _facts_of_entry(folder)
+    architecture = facts["info"]["architecture"]
+    if not timm.is_model(architecture):
+        choose(dict.fromkeys(timm.list_models("msnn*")), architecture, "network")
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    return Trained(
+        **facts, network=network.eval(), architecture=architecture, arguments=dict(facts["info"]["model_args"])
+    )
+
+
+def _of_timm(name: str) -> Trained:
+    network = timm.create_model(name, pretrained=True).eval()
+    cfg = network.pretrained_cfg
+    names = list(cfg.get("label_names") or _numbers(cfg["num_classes"]))
+    size, mean, std = tuple(cfg["input_size"]), list(cfg["mean"]), list(cfg["std"])
+    return Trained(name, names, size, mean, std, info=cfg, network=network, architecture=name.partition(".")[0])
+
+
+def _of_checkpoint(name: str, image_size: int | None) -> Trained:
+    content = read_checkpoint(name)
+    hparams = content.get("hyper_parameters") or {}
+    if "season" in hparams:
+        raise ConfigurationError(
+            f"{name!r} is of a forecaster, and what it adds to its network's outputs would not come along: allowed are "
+            "classifiers"
+        )
+    network = network_of(content, name, hparams.get("network")).float().eval()
+    inputs = inputs_of_checkpoint(content, name, image_size)
+    _check_size(image_size, inputs)
+    return Trained(
+        **vars(inputs), network=network,
+        architecture=str(getattr(network, "architecture", "") or hparams["network"].partition(".")[0]),
+        arguments=dict(getattr(network, "arguments", None) or content.get("network_arguments") or {}),
+    )  # fmt: skip
