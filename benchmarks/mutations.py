@@ -150,8 +150,8 @@ MUTATIONS: dict[str, Mutation] = {
         ("tests/callbacks/test_ema.py::test_is_the_average_of_a_plain_loop",),
     ),
     "a warm start takes a fixed theta": Mutation(
-        "models/weights.py", "if not name.endswith(arguments)}", "}",
-        ("tests/zoo/test_zoo.py::test_warm_start_leaves_numbers_that_are_not_learnt",),
+        "entries.py", "if not name.endswith(fixed)}", "}",
+        ("tests/test_entries.py::test_warm_start_leaves_numbers_that_are_not_learnt",),
     ),
     # What a file may do.
     "YAML is loaded without a look at it": Mutation(

@@ -31,8 +31,8 @@ from benchmarks.pages import fill
 from benchmarks.speed import PAUSE, processor, shown
 from benchmarks.worker import _timed
 from lightning_msnn import __version__, zoo
+from lightning_msnn.entries import WEIGHTS_FILE, find
 from lightning_msnn.export import FORMATS, export
-from lightning_msnn.models.weights import WEIGHTS_FILE, find
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "runtimes_cpu.csv", HERE.parent / "docs" / "export.md"

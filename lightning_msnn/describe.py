@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from lightning_msnn import data, zoo
 from lightning_msnn.energy import count_operations, predict_rates, synaptic_operations
 from lightning_msnn.energy.expected import CostOfRates
+from lightning_msnn.entries import entries
 from lightning_msnn.errors import ConfigurationError, check_device, check_integer, choose
 from lightning_msnn.imports import HELP, explained, import_files
-from lightning_msnn.models.weights import entries
 from lightning_msnn.tasks import SpikingClassifier
 from lightning_msnn.zoo.verification import make_data
 

@@ -23,9 +23,9 @@ from lightning_msnn import data as data_sets
 from lightning_msnn.data import ArrayDataModule, ImageDataModule
 from lightning_msnn.data.base import LARGEST_IMAGE
 from lightning_msnn.data.reading import normalise, prepare_pixels, shorten
+from lightning_msnn.entries import entries, find, read_config
 from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
 from lightning_msnn.models.registry import is_ours
-from lightning_msnn.models.weights import entries, find, read_config
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_of, read_checkpoint
 
 __all__ = ["OF_THE_MACHINE", "Inputs", "Trained", "inputs_of_checkpoint", "inputs_of_entry", "load_trained"]

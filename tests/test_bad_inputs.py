@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lightning_msnn.cli import main
-from lightning_msnn.models.weights import entries
+from lightning_msnn.entries import entries
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = ["--config", str(CONFIGS / "quickstart.yaml"), "--trainer.accelerator", "cpu"]

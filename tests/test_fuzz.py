@@ -29,9 +29,9 @@ from lightning.pytorch import Trainer
 
 from lightning_msnn import zoo
 from lightning_msnn.cli import main
+from lightning_msnn.entries import CONFIG_FILE, FACTS, entries
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.kernels import native
-from lightning_msnn.models.weights import CONFIG_FILE, FACTS, entries
 from lightning_msnn.report import main as report
 from lightning_msnn.runs import network_of, read_checkpoint
 from lightning_msnn.zoo.card import table, write_card

@@ -2,15 +2,12 @@
 
 import io
 import json
-import os
 import pickle
 import socket
-import subprocess
 import sys
 import tarfile
 import urllib.request
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ from lightning_msnn import zoo
 from lightning_msnn.callbacks import BestCheckpoint
 from lightning_msnn.cli import main
 from lightning_msnn.data.archives import Archive, download_and_extract_archive, extract
+from lightning_msnn.entries import CONFIG_FILE
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.weights import CONFIG_FILE, FACTS, entries, read_config
 from lightning_msnn.report import main as report
 from lightning_msnn.runs import AtomicCheckpointIO, network_of, read_checkpoint
 
@@ -180,43 +177,6 @@ def test_checkpoint_with_overlapping_members(tmp_path: Path) -> None:
             archive.filelist.append(entry)
     with pytest.raises(ConfigurationError, match="would unpack to 53477376 bytes"):
         read_checkpoint(path)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("input_size", [1, 16], "input_size"),
-        ("input_size", [1, -16, 16], "input_size"),
-        ("input_size", [1, 1e9, 16], "input_size"),
-        ("mean", ["x"], "a number for each of 1 channels"),
-        ("std", [], "a number for each of 1 channels"),
-        ("num_classes", 10**12, "num_classes 1000000000000, but names 10 classes"),
-        ("tag", "../../x", "letters, digits, .* are allowed"),
-        ("sha256", "../../x", "64 hexadecimal digits are needed"),
-        ("top1", "high", "top1 'high', and a number of at least 0 is needed"),
-        ("top1", float("nan"), "top1 nan"),
-        ("notes", 3, "notes 3, and text is needed"),
-        ("label_names", [1] * 10, "names 10 classes"),
-    ],
-)
-def test_fields_of_a_zoo_entry(tmp_path: Path, field: str, value: Any, message: str) -> None:
-    """A wrong one is left out before a network is made of it."""
-    source = entries()["msnn_resnet12_tiny.digits"]
-    folder = tmp_path / source.name
-    folder.mkdir()
-    content = json.loads((source / CONFIG_FILE).read_text())
-    cfg, facts = content["pretrained_cfg"], content[FACTS]
-    (content if field in content else cfg if field in cfg else facts)[field] = value
-    (folder / CONFIG_FILE).write_text(json.dumps(content))
-    with pytest.raises(ConfigurationError, match=message):
-        read_config(folder)
-
-
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"architecture": "a"}', "\xff", "1e999999", "9" * 10_000])
-def test_config_of_a_zoo_entry(tmp_path: Path, content: str) -> None:
-    (tmp_path / CONFIG_FILE).write_bytes(content.encode("latin-1"))
-    with pytest.raises(ConfigurationError, match=CONFIG_FILE):
-        read_config(tmp_path)
 
 
 # A file does not say what is fetched from where.
@@ -391,36 +351,3 @@ def test_report_fetches_no_weights(tmp_path: Path, offline: list[str], capsys: p
     torch.save(content, tmp_path / "x.ckpt")
     report([str(tmp_path / "x.ckpt"), "--samples", "4", "--output", str(tmp_path / "page.html")])
     assert not offline
-
-
-UNREADABLE: dict[str, Callable[[Path], Any]] = {
-    "folder": lambda place: (place / CONFIG_FILE).mkdir(parents=True),
-    "pipe": lambda place: (place.mkdir(), os.mkfifo(place / CONFIG_FILE)),
-    "dangling link": lambda place: (place.mkdir(), (place / CONFIG_FILE).symlink_to("/nowhere/x")),
-    "loop": lambda place: (place.mkdir(), (place / CONFIG_FILE).symlink_to(CONFIG_FILE)),
-    "not UTF-8": lambda place: (place.mkdir(), (place / CONFIG_FILE).write_bytes(b"\xff")),
-    "large": lambda place: (place.mkdir(), (place / CONFIG_FILE).open("w").truncate(2**30)),
-    "no access": lambda place: (place.mkdir(), (place / CONFIG_FILE).write_text("{}"), place.chmod(0)),
-    "weird values": lambda place: (
-        place.mkdir(),
-        (place / CONFIG_FILE).write_text(json.dumps({"architecture": NETWORK, "pretrained_cfg": {"tag": "x*"}})),
-    ),
-}
-
-
-def test_unreadable_entries_do_not_stop_the_import(tmp_path: Path) -> None:
-    """They are left out with a warning, one each, and so is a folder of the path that cannot be listed."""
-    for name, make in UNREADABLE.items():
-        make(tmp_path / f"{NETWORK}.{name}")
-    code = (
-        "import warnings; warnings.simplefilter('always'); import timm, lightning_msnn; "
-        f"print(len(timm.list_models('{NETWORK}')))"
-    )
-    environment = {**os.environ, "LIGHTNING_MSNN_ZOO": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
-    )
-    (tmp_path / f"{NETWORK}.no access").chmod(0o700)
-    assert done.stdout == "1\n"
-    for name in UNREADABLE:
-        assert f"left out of the zoo: {tmp_path / f'{NETWORK}.{name}'}" in done.stderr

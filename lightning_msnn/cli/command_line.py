@@ -42,10 +42,10 @@ from lightning_msnn.cli.given import BASES, DEFAULTS, IMPORTS, Given, Parser, ar
 from lightning_msnn.cli.known import AT_THE_START, OF_A_TRAINING, Known, plain
 from lightning_msnn.describe import main as describe
 from lightning_msnn.dial import fit_arguments
+from lightning_msnn.entries import entries
 from lightning_msnn.errors import ConfigurationError, TrainingError, suggestion
 from lightning_msnn.export.__main__ import main as export
 from lightning_msnn.imports import HELP, explained
-from lightning_msnn.models.weights import entries
 from lightning_msnn.nn import Spike
 from lightning_msnn.runs import (
     AtomicCheckpointIO,

@@ -11,8 +11,8 @@ from lightning_msnn import data, tasks
 from lightning_msnn.cli.config_files import short
 from lightning_msnn.cli.given import BASES, OURS, Given, arguments_of, class_at, path_of
 from lightning_msnn.data.base import arguments_of_checkpoint
+from lightning_msnn.entries import find, read_config
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
-from lightning_msnn.models.weights import find, read_config
 
 __all__ = ["AT_THE_START", "OF_A_TRAINING", "OF_THE_DATA", "OF_THE_MACHINE", "Known", "plain"]
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_msnn.conversion.neuron import RectifierSpike, WindowMembrane
-from lightning_msnn.models.weights import dequantise_own
 from lightning_msnn.nn.integer import IntegerConv2d
 
 __all__ = [
@@ -134,11 +133,6 @@ class SpikingLayer(nn.Module):
     def synapse(self, spikes: Tensor, weight: Tensor) -> Tensor:
         """Return the currents of spikes that meet ``weight``."""
         raise NotImplementedError
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take weights in 8 bits too, as files of the zoo have them."""
-        dequantise_own(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (self.of,), self.__dict__

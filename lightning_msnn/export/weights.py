@@ -13,10 +13,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lightning_msnn.entries import dequantised
 from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.export.source import Source
 from lightning_msnn.models.registry import check_arguments, create_with, is_ours, own_arguments
-from lightning_msnn.models.weights import dequantised
 from lightning_msnn.zoo.storing import stored
 
 __all__ = ["load_weights", "run", "write"]

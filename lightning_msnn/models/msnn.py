@@ -22,7 +22,6 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.functional.windows import WINDOWS
-from lightning_msnn.models.weights import dequantise_own
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
 from lightning_msnn.nn.folding import ThresholdEncoder
 from lightning_msnn.nn.integer import IntegerMLP
@@ -331,11 +330,6 @@ class MSNN(nn.Module):
 
     feature_module = "stages.{}"
     """Name of the module whose output is the feature of a stage, for FX feature extraction."""
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take weights in 8 bits too, as files of the zoo have them."""
-        dequantise_own(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def make_stage(
         self,

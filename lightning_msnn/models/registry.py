@@ -16,26 +16,18 @@ from timm.models import PretrainedCfg, build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from timm.models._hub import download_from_hf
-from timm.models._registry import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
+from lightning_msnn.entries import CONFIG_FILE, WEIGHTS_FILE, entries, is_entry, read_config, read_weights
 from lightning_msnn.errors import ConfigurationError, brief, choose, suggestion
 from lightning_msnn.models.msnn import MSNN
-from lightning_msnn.models.weights import (
-    CONFIG_FILE,
-    NUMBERS,
-    WEIGHTS_FILE,
-    entries,
-    is_entry,
-    read_config,
-    read_weights,
-)
 
 __all__ = [
     "DEPTHS",
     "MIN_SIZE",
     "PRESETS",
     "TWICE",
+    "EntryCfg",
     "check_arguments",
     "create",
     "create_with",
@@ -142,20 +134,33 @@ def entry_cfg(folder: Path) -> PretrainedCfg:
     return PretrainedCfg(**cfg)
 
 
+class EntryCfg(PretrainedCfg):  # type: ignore[misc]
+    """What timm's registry keeps of a zoo entry: where its weights lie.
+
+    timm hands out copies of what it keeps, and a copy is read from the entry's ``config.json``: not before it is asked
+    for.
+    """
+
+    def __deepcopy__(self, memo: Any) -> PretrainedCfg:
+        return entry_cfg(Path(self.file).parent)
+
+
 def zoo_cfgs(*architectures: str, **fields: Any) -> dict[str, PretrainedCfg]:
     """Return timm's pretrained configurations of architectures and of their zoo entries, by ``<architecture>.<tag>``.
 
-    Those of more classes come first. Without a tag, an architecture is untrained, with timm's usual 1,000 classes and 3
-    channels.
+    Without a tag, an architecture is untrained, with timm's usual 1,000 classes and 3 channels.
 
     Args:
         *architectures: Registered names.
         **fields: Fields of untrained ones, see :func:`default_cfg`.
     """
-    found = {name: entry_cfg(f) for name, f in entries().items() if name.partition(".")[0] in architectures}
-    cfgs = {name: found[name] for name in sorted(found, key=lambda name: (-found[name].num_classes, name))}
-    # timm makes the first tag with weights the default of its architecture, unless a starred tag comes after it.
     untrained = PretrainedCfg(**default_cfg(**fields))
+    cfgs = {
+        name: EntryCfg(file=str(folder / WEIGHTS_FILE))
+        for name, folder in entries().items()
+        if name.partition(".")[0] in architectures
+    }
+    # timm makes the first tag with weights the default of its architecture, unless a starred tag comes after it.
     return cfgs | {f"{architecture}.untrained*": untrained for architecture in architectures}
 
 
@@ -268,6 +273,9 @@ def create_with(architecture: str, arguments: Mapping[str, Any], weights: Mappin
     return network
 
 
+_NUMBERS = {"projection": ("theta", "theta_logit"), "decay": ("tau", "logit")}
+
+
 def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collection[str]) -> dict[str, Tensor]:
     """Let theta and tau that are given beside ``pretrained`` take the place of the entry's.
 
@@ -287,7 +295,7 @@ def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collectio
     """
     for name, mine in model.state_dict().items():
         module, _, last = name.rpartition(".")
-        fixed, learnt = NUMBERS.get(module.rpartition(".")[2], ("", ""))
+        fixed, learnt = _NUMBERS.get(module.rpartition(".")[2], ("", ""))
         if last not in (fixed, learnt):
             continue
         numbers = {n: state.pop(key) for n in (fixed, learnt) if (key := f"{module}.{n}") in state}
@@ -350,13 +358,13 @@ def create(
             f"{suggestion(f'{variant}.{given}', timm.list_pretrained('msnn*'))}"
         ) from error
     if pretrained and not (cfg.has_weights or cfg.state_dict):
-        tagged = [name for name, c in get_arch_pretrained_cfgs(variant).items() if c.has_weights]
+        tagged = [timm.get_pretrained_cfg(name) for name in timm.list_pretrained(variant)]
         if given or not tagged:  # a tag that was asked for is not replaced by another
             raise ConfigurationError(
                 f"no weights for {variant}{'.' + cfg.tag if cfg.tag else ''}: "
                 f"pretrained are {', '.join(timm.list_pretrained('msnn*')) or 'none'}"
             )
-        cfg = get_arch_pretrained_cfgs(variant)[tagged[0]]
+        cfg = max(tagged, key=lambda each: each.num_classes)
     stated = kwargs.get("pretrained_model_args") or {}
     given_numbers = {name for name in ("theta", "tau") if name in kwargs and kwargs[name] != stated.get(name)}
     cfg, kwargs, folder = of_entry(cfg, variant, pretrained, kwargs, allowed)

@@ -13,8 +13,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lightning_msnn.entries import fitting
 from lightning_msnn.errors import ConfigurationError, check_integer
-from lightning_msnn.models.weights import fitting
 
 __all__ = ["TWINS", "EachFrame", "ann_twin", "calibrate", "snn_twin", "twins"]
 

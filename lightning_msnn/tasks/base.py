@@ -27,9 +27,9 @@ from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lightning_msnn.conversion import converted_twins
+from lightning_msnn.entries import entries, find, read_config, read_weights, warm_start
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, check_integer, check_number, choose, suggestion
 from lightning_msnn.models.twins import TWINS, twins
-from lightning_msnn.models.weights import entries, find, read_config, read_weights, warm_start
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
 from lightning_msnn.runs.strategies import flattens_weights
 from lightning_msnn.tasks.conversion import check_strategy, convert_network, fit_neurons, without_shape

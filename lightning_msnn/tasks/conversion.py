@@ -20,8 +20,8 @@ from lightning_msnn.conversion import (
     image_shape,
     trace,
 )
+from lightning_msnn.entries import find, read_config
 from lightning_msnn.errors import ConfigurationError, suggestion
-from lightning_msnn.models.weights import find, read_config
 from lightning_msnn.runs.checkpoints import is_checkpoint, read_checkpoint
 from lightning_msnn.runs.strategies import shards_weights
 

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_msnn.entries import entries, find, read_config
 from lightning_msnn.errors import ConfigurationError, suggestion
-from lightning_msnn.models.weights import entries, find, read_config
 from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d, PointwiseConv2d
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_of, read_checkpoint

@@ -10,7 +10,7 @@ On the command line: ``python -m lightning_msnn.zoo list | info | verify | measu
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_msnn.models.weights import resolve
+from lightning_msnn.entries import resolve
 from lightning_msnn.zoo.loading import fixed_images, info, list_models, load, transforms
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from lightning_msnn.entries import find, read_config
 from lightning_msnn.errors import ConfigurationError, check_device
 from lightning_msnn.imports import HELP, explained, import_files
-from lightning_msnn.models.weights import find, read_config
 from lightning_msnn.zoo.card import table, write_card
 from lightning_msnn.zoo.exporting import export, measure
 from lightning_msnn.zoo.loading import info, list_models

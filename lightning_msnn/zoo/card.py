@@ -9,8 +9,8 @@ import yaml
 
 from lightning_msnn import data as data_sets
 from lightning_msnn.energy import FACTORS
+from lightning_msnn.entries import entries, read_config
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
-from lightning_msnn.models.weights import entries, read_config
 from lightning_msnn.zoo.loading import info
 from lightning_msnn.zoo.verification import ENERGIES
 

@@ -20,9 +20,9 @@ from lightning_msnn import __version__
 from lightning_msnn import data as data_sets
 from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy.pictures import draw_energy, png
+from lightning_msnn.entries import CONFIG_FILE, FACTS, TAG, WEIGHTS_FILE, find, read_config
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
 from lightning_msnn.models.registry import default_cfg, is_ours
-from lightning_msnn.models.weights import CONFIG_FILE, FACTS, TAG, WEIGHTS_FILE, find, read_config
 from lightning_msnn.runs.checkpoints import network_of, read_checkpoint
 from lightning_msnn.zoo.card import OF_A_FILE, PICTURE, write_card
 from lightning_msnn.zoo.storing import stored

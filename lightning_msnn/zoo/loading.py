@@ -8,9 +8,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lightning_msnn.entries import entries, find, read_config, read_weights
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.registry import entry_cfg, is_ours, own_arguments
-from lightning_msnn.models.weights import entries, find, read_config, read_weights
 from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.nn.integer import to_integers
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.conversion import SpikingLayer
+from lightning_msnn.entries import SCALE
 from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.models.msnn_rnn import Recurrence, SpikingRecurrence
-from lightning_msnn.models.weights import SCALE
 from lightning_msnn.nn import AnalogueMLP, Synapse
 from lightning_msnn.nn.integer import quantised
 
@@ -48,7 +48,7 @@ def synapses(network: nn.Module) -> set[str]:
 def stored(network: nn.Module, dtype: str, source: str) -> dict[str, Tensor]:
     """Return the weights of a network as a file keeps them.
 
-    :func:`lightning_msnn.models.weights.dequantised` reads them. In 8 bits, what a spike of a converted network stands
+    :func:`lightning_msnn.entries.dequantised` reads them. In 8 bits, what a spike of a converted network stands
     for goes into the weights: its neurons can no longer anneal from rectifiers, nor be turned back into them.
 
     Args:

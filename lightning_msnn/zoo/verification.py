@@ -14,9 +14,9 @@ from lightning_msnn.data.arrays import ArrayDataModule
 from lightning_msnn.data.base import ImageDataModule, arguments_of_checkpoint
 from lightning_msnn.energy import FACTORS, NETWORK, evenly, summarize
 from lightning_msnn.energy.report import compare
+from lightning_msnn.entries import find
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.twins import ann_twin, calibrate
-from lightning_msnn.models.weights import find
 from lightning_msnn.nn import Spike
 from lightning_msnn.zoo.loading import fixed_images, info, load
 

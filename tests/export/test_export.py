@@ -25,10 +25,10 @@ import lightning_msnn
 from lightning_msnn import zoo
 from lightning_msnn.cli import main
 from lightning_msnn.data import Digits
+from lightning_msnn.entries import FACTS, entries, read_weights
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.export import FORMATS, Format, export, exporting, load_weights, read_source, samples
 from lightning_msnn.models.msnn_rnn import CELLS, Recurrence
-from lightning_msnn.models.weights import FACTS, entries, read_weights
 from lightning_msnn.nn.integer import IntegerConv2d, to_integers
 from lightning_msnn.zoo.storing import synapses
 from tests.conftest import rest_is_slow

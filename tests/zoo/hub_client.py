@@ -9,8 +9,8 @@ from huggingface_hub import HfApi, ModelCard
 from timm.models import push_to_hf_hub
 
 from lightning_msnn import zoo
+from lightning_msnn.entries import entries
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.weights import entries
 
 
 def same(network: torch.nn.Module, other: torch.nn.Module) -> bool:

@@ -16,8 +16,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from lightning_msnn import data, zoo
+from lightning_msnn.entries import FACTS, entries, read_config
 from lightning_msnn.export import export
-from lightning_msnn.models.weights import FACTS, entries, read_config
 from lightning_msnn.zoo.card import write_card
 from tests.test_security import NETWORK, SHAPE, small_checkpoint
 from tests.zoo.hub_server import Hub

@@ -18,10 +18,10 @@ from timm.models import save_for_hf
 import lightning_msnn
 from lightning_msnn import zoo
 from lightning_msnn.data import Digits
+from lightning_msnn.entries import FACTS, entries, read_config, read_weights
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.msnn import MSNN
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
-from lightning_msnn.models.weights import FACTS, entries, read_config, read_weights, warm_start
 from lightning_msnn.zoo import verification
 from lightning_msnn.zoo.__main__ import main as zoo_main
 from lightning_msnn.zoo.card import write_card
@@ -131,36 +131,6 @@ def test_theta_of_an_entry_can_be_learnt_on():
     torch.testing.assert_close(model(x), fixed(x), rtol=0, atol=1e-4)
 
 
-def test_warm_start_takes_what_fits_by_name_and_shape():
-    model = timm.create_model("msnn_rnn12_tiny", widths=(16, 24, 32, 32), in_chans=1, num_classes=7, theta=0.3)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    weights = read_weights(entries()[DIGITS])
-    taken, after = warm_start(model, weights, DIGITS), model.state_dict()
-    fits = {k for k, v in after.items() if k in weights and weights[k].shape == v.shape and not k.endswith(".theta")}
-    assert {"stem.conv.weight", "stages.3.blocks.1.mlp.fc1.norm.running_mean"} <= fits
-    assert not {"head.fc.weight", "stages.0.blocks.0.mixer.recurrence.weight_ih_l0"} & fits
-    assert all(torch.equal(v, weights[k] if k in fits else before[k]) for k, v in after.items())
-    assert taken == sum(p.numel() for k, p in model.named_parameters() if k in fits)
-
-
-def test_warm_start_leaves_numbers_that_are_not_learnt():
-    """A theta and a tau of the network's own arguments, whatever those of the weights are."""
-    made = {"widths": (4, 4, 4, 4), "learn_tau": False}
-    source = timm.create_model("msnn_resnet12_tiny", theta=0.7, tau=0.6, **made)
-    model = timm.create_model("msnn_resnet12_tiny", theta=0.3, tau=0.2, **made)
-    warm_start(model, source.state_dict(), "another")
-    assert torch.equal(model.stem.conv.weight, source.stem.conv.weight)
-    for ending, value in ((".theta", 0.3), (".tau", 0.2)):
-        kept = numbers(model, ending)
-        assert kept
-        assert all(v.item() == pytest.approx(value) for v in kept.values())
-
-
-def test_warm_start_from_what_does_not_fit():
-    with pytest.raises(ConfigurationError, match=f"no parameter of {DIGITS} fits Linear by name and shape"):
-        warm_start(torch.nn.Linear(2, 2), read_weights(entries()[DIGITS]), DIGITS)
-
-
 def test_importing_the_zoo_does_not_import_lightning():
     code = "import sys, lightning_msnn; lightning_msnn.zoo.list_models(); sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
@@ -176,23 +146,6 @@ def mine(tmp_path, monkeypatch):
     return folder
 
 
-def test_an_entry_that_cannot_be_read_hides_those_of_its_name(mine):
-    (mine / "config.json").write_text("{")
-    with pytest.raises(ConfigurationError, match="is not JSON"):
-        zoo.load(DIGITS)
-    with pytest.warns(UserWarning, match="left out of the zoo: .* is not JSON"):
-        assert DIGITS not in entries()
-    assert zoo.load("msnn_vit12_tiny.digits") is not None
-
-
-def test_a_folder_that_is_not_there_is_told(monkeypatch):
-    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", "/no/such")
-    with pytest.raises(ConfigurationError, match="LIGHTNING_MSNN_ZOO: folder '/no/such' cannot be read"):
-        zoo.load(DIGITS)
-    with pytest.warns(UserWarning, match="left out of the zoo: LIGHTNING_MSNN_ZOO: folder '/no/such'"):
-        assert DIGITS in entries()
-
-
 def rehash(folder):
     """Let the entry vouch for the weights that it now has; return its ``config.json``."""
     config = json.loads((folder / "config.json").read_text())
@@ -204,102 +157,6 @@ def rehash(folder):
 def refused(folder, message):
     with pytest.raises(ConfigurationError, match=message):
         read_weights(folder)
-
-
-def test_flipped_byte(mine):
-    file = mine / "model.safetensors"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    refused(mine, "model.safetensors is refused: its sha256 is")
-
-
-def test_renamed_tensor(mine):
-    file = mine / "model.safetensors"
-    state = load_file(file)
-    state["stem.conv.wait"] = state.pop("stem.conv.weight")
-    save_file(state, file)
-    refused(mine, "is refused: its sha256")
-
-
-def test_missing_weights(mine):
-    (mine / "model.safetensors").unlink()
-    refused(mine, f"weights of {DIGITS} cannot be read")
-
-
-@pytest.fixture
-def elsewhere(mine, tmp_path, monkeypatch):
-    """An entry whose weights have moved behind a URL, and torch.hub's cache in a folder of the test."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    (mine / "model.safetensors").rename(tmp_path / "away.safetensors")
-    config = json.loads((mine / "config.json").read_text())
-
-    def point_to(url):
-        config[FACTS]["url"] = url
-        (mine / "config.json").write_text(json.dumps(config))
-
-    point_to((tmp_path / "away.safetensors").as_uri())
-    return mine, point_to
-
-
-def test_weights_behind_a_url_are_fetched_once(elsewhere, tmp_path):
-    folder, _ = elsewhere
-    first = read_weights(folder)
-    (tmp_path / "away.safetensors").unlink()
-    again = read_weights(folder)
-    assert first.keys() == again.keys()
-    assert all(torch.equal(first[k], again[k]) for k in first)
-    assert zoo.load(DIGITS).num_classes == 10
-    assert list((tmp_path / "cache").rglob("*.partial")) == []
-
-
-def test_weights_behind_a_url_are_refused_if_they_are_others(elsewhere, tmp_path):
-    folder, _ = elsewhere
-    (tmp_path / "away.safetensors").write_bytes(b"something else")
-    refused(folder, f"weights of {DIGITS} are not at .* and cannot be fetched from file:.*hash")
-    assert list((tmp_path / "cache").rglob("*.safetensors")) == []
-
-
-@pytest.mark.parametrize("url", ["file:///no/such/file", "http://localhost:9/x", "http://[/x"])
-def test_unreachable_url(elsewhere, url):
-    folder, point_to = elsewhere
-    point_to(url)
-    refused(folder, "cannot be fetched from")
-
-
-@pytest.mark.parametrize("url", ["ftp://example.org/x", "model.safetensors"])
-def test_url_of_another_kind(elsewhere, url):
-    folder, point_to = elsewhere
-    point_to(url)
-    refused(folder, "has url .*https://")
-
-
-def test_pickle_in_place_of_safetensors(mine):
-    torch.save({"x": torch.zeros(1)}, mine / "model.safetensors")
-    rehash(mine)
-    refused(mine, "is not a safetensors file")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"architecture": 1}'])
-def test_broken_config(mine, content):
-    (mine / "config.json").write_text(content)
-    with pytest.raises(ConfigurationError, match="config.json"):
-        read_weights(mine)
-    with pytest.warns(UserWarning, match="left out of the zoo"):
-        assert DIGITS not in entries(), "nor is the one of that name in the package"
-
-
-def test_entry_under_another_name(mine):
-    other = mine.with_name("msnn_resnet12.digits")
-    mine.rename(other)
-    with pytest.warns(UserWarning, match="left out"):
-        assert "msnn_resnet12.digits" not in entries()
-
-
-@pytest.mark.parametrize("name", ["msnn_resnet12_tiny.digit", "", None, "resnet18", "../digits"])
-def test_unknown_entry(name):
-    with pytest.raises(ConfigurationError, match="unknown zoo entry.*allowed are .*digits"):
-        zoo.load(name)
 
 
 def test_export(tmp_path, monkeypatch):
@@ -587,7 +444,7 @@ import lightning.pytorch as pl, timm, torch
 from safetensors.torch import load_file
 from lightning_msnn import zoo
 from lightning_msnn.data import Digits
-from lightning_msnn.models.weights import read_config
+from lightning_msnn.entries import read_config
 from lightning_msnn.tasks import SpikingClassifier
 task = SpikingClassifier("msnn_resnet12_tiny.digits", in_chans=1, pretrained=True, network_kwargs={"theta": 0.3})
 pl.Trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0, accelerator="cpu", logger=False,
@@ -783,14 +640,6 @@ def test_export_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert zoo.measure(folder, Digits(batch_size=250))["top1_images"] == 359
     with pytest.raises(ConfigurationError, match=r"Digits has mean \[0.3053\], but the entry has \[0.5\]"):
         zoo.test_data(read_config(folder) | {"mean": [0.5]}, Digits(), 250)
-
-
-def test_timms_loader_reads_8_bits_of_a_converted_network():
-    name = "spiking.resnet18_cifar_c100"
-    kept, other = zoo.load(name).state_dict(), zoo.load(name)
-    other.apply(lambda module: [torch.nn.init.zeros_(p) for p in module.parameters()])
-    timm.models.load_checkpoint(other, str(entries()[name] / "model.safetensors"))
-    assert all(torch.equal(value, kept[key]) for key, value in other.state_dict().items())
 
 
 def test_all_entries_fit_into_a_wheel_of_100_mb():
