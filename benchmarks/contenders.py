@@ -1,4 +1,4 @@
-"""What the benchmarks compare: a network as shipped, its twins, and the method as published.
+"""What the benchmarks compare: a network as shipped, its ReLU baseline, LIF neurons, and the method as published.
 
 This file also makes the networks of an earlier commit, so it imports only what both packages have.
 """
@@ -22,7 +22,7 @@ from lightning_msnn.nn.folding import fold_batch_norm
 
 CLASSES = 100
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-TWIN, SHIPPED, LOOP = "ReLU twin", "as shipped", "published loop"
+TWIN, SHIPPED, LOOP = "ReLU baseline", "as shipped", "published loop"
 
 
 class _Lif(nn.Module):

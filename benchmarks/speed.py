@@ -1,23 +1,20 @@
 """How fast the networks are, and how much memory they take, beside others in the same run.
 
-    python -m benchmarks.speed all                  # every table and the picture
+    python -m benchmarks.speed all                  # every table
     python -m benchmarks.speed train --isa avx512   # one of them, here with oneDNN kept to AVX-512
-    python -m benchmarks.speed report               # README.md and the picture of what is in results/
+    python -m benchmarks.speed report               # README.md from what is in results/
 
 Contenders take turns, a step each and in alternating order, so that what else the machine does falls on all alike, each
 in a process of its own; those of an earlier commit run that commit's package. A ratio is the median over the rounds of
-the ratio within a round, beside its quartiles. Each command writes ``results/<command>_<device>.csv``;
-networks, precisions and instruction sets that it did not measure keep their rows there.
+the ratio within a round, beside its quartiles. Each command writes ``results/<command>_<device>.csv``, where networks,
+precisions and instruction sets that it did not measure keep their rows.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -26,38 +23,31 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from benchmarks.common import PAUSE, Times, fill, markdown, processor, read, rows_of, versions, write
 from benchmarks.contenders import DEVICE, LOOP, SHIPPED, TWIN, images, make
-from benchmarks.pages import fill
-from lightning_msnn import __version__
 from lightning_msnn.energy import count_operations
 from lightning_msnn.kernels.layer import kernels_of
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
 NETWORKS = ("msnn_resnet12", "msnn_vit12", "msnn_rnn12")
 PRECISIONS = ("bf16", "float32")
 ISAS = {"avx512": "AVX512_CORE_BF16", "avx2": "AVX2"}
 FLAGS = {"amx": "amx_bf16", "avx512": "avx512_bf16", "avx2": "avx2"}
 COMMIT = "715a5a2"
-BEFORE, OWN, FLOOR = "before", "ReLU twin, torch's own", "floor"
+BEFORE, OWN, FLOOR = "before", "ReLU baseline, torch's own", "floor"
 LIF, LIFS = "SpikingJelly LIF, T = 1", "SpikingJelly LIF, T = 4"
 CHECKPOINTED = f"{SHIPPED}, checkpointing"
 EARLIER = {BEFORE: SHIPPED, OWN: TWIN}
 CONTENDERS = (SHIPPED, BEFORE, TWIN, OWN, LIF, LIFS, LOOP)
 VARIANTS = ("grid windows", "one window", "isolated windows")
+REFERENCES = {"shipped": SHIPPED, "before": BEFORE, "twin": TWIN}
 FEW = (LIF, LIFS, LOOP, *VARIANTS)
-PAUSE = 0.02
-"""Seconds before each turn, in which the threads of the process that had the last one stop to wait actively."""
-
-Times = dict[str, dict[int, float]]
-"""Seconds by contender and round."""
 
 
 class Worker:
@@ -112,7 +102,7 @@ def trees() -> Iterator[dict[str, Path]]:
         with tarfile.open(packed) as file:
             file.extractall(tree, filter="data")
         (tree / "benchmarks").mkdir()
-        for name in ("contenders.py", "worker.py"):
+        for name in ("common.py", "contenders.py", "worker.py"):
             (tree / "benchmarks" / name).write_text((HERE / name).read_text())
         yield folders | dict.fromkeys(EARLIER, tree)
 
@@ -146,22 +136,6 @@ def race(sides: dict[str, Worker], names: list[str], rounds: int, **task: Any) -
     return times
 
 
-def rows_of(times: Times, place: dict[str, Any], batch: int) -> list[dict[str, Any]]:
-    """One row for each contender: its time, and its speed relative to three others with quartiles."""
-    rows = []
-    for name, values in times.items():
-        middle = statistics.median(values.values())
-        row = {**place, "contender": name, "rounds": len(values), "ms": middle * 1e3, "images_per_s": batch / middle}
-        for column, reference in (("shipped", SHIPPED), ("before", BEFORE), ("twin", TWIN)):
-            ratios = [times[reference][i] / t for i, t in values.items() if i in times.get(reference, {})]
-            several = len(ratios) > 1
-            quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if several else 3 * (ratios or [""])
-            parts = zip(("q1", "median", "q3"), quartiles, strict=True)
-            row |= {f"speed_relative_to_{column}_{part}": value for part, value in parts}
-        rows.append(row)
-    return rows
-
-
 def contest(given: argparse.Namespace, network: str, training: bool) -> list[dict[str, Any]]:
     """Time all contenders at 32x32."""
     rows = []
@@ -171,11 +145,10 @@ def contest(given: argparse.Namespace, network: str, training: bool) -> list[dic
         for precision in given.precision:
             rate = sides[SHIPPED]("rate", precision=precision)
             for batch in given.batch or ([128] if training else [256, 1]):
-                place = {"network": network, "precision": precision, "batch": batch}
-                times = race(sides, names, given.rounds, training=training, size=32, **place)
+                place = {"network": network, "precision": precision}
+                times = race(sides, names, given.rounds, training=training, size=32, batch=batch, **place)
                 times[FLOOR] = dict.fromkeys(range(given.rounds), batch * macs * (3 if training else 1) / rate)
-                rows += rows_of(times, place, batch)
-                shown(rows[-len(times) :])
+                rows += rows_of(times, place, batch, REFERENCES)
     return rows
 
 
@@ -190,35 +163,7 @@ def memory(given: argparse.Namespace, network: str) -> list[dict[str, Any]]:
                 with Worker(folders[name], given.isa) as worker:
                     peak = worker("peak", contender=EARLIER.get(name, name), checkpointing=checkpointing, **place)
                 rows.append({**place, "contender": CHECKPOINTED if checkpointing else name, "MiB": peak})
-                shown(rows[-1:])
-    return rows
-
-
-SWEEPS: dict[str, list[dict[str, Any]]] = {
-    "batch": [{"batch": b} for b in (1, 8, 32, 128, 512)],
-    "image size": [{"size": s, "batch": max(1, 128 * 32 * 32 // (s * s))} for s in (32, 64, 128, 224)],
-    "depth": [{"depths": d} for d in ((1, 1, 1, 1), (2, 2, 6, 2), (2, 2, 12, 2), (2, 2, 18, 2))],
-    "width": [{"widths": w} for w in ((24, 48, 96, 192), (48, 96, 192, 384), (72, 144, 288, 576))],
-}
-UNITS = {"batch": "images", "image size": "pixels a side", "depth": "blocks", "width": "channels of the first stage"}
-
-
-def scaling(given: argparse.Namespace, network: str) -> list[dict[str, Any]]:
-    """Speed against batch, image size, depth and width, beside the ReLU twin; a third of the rounds."""
-    rows = []
-    points = [(axis, setting) for axis, settings in SWEEPS.items() for setting in settings]
-    with workers(given) as sides:
-        for precision, (axis, setting) in ((p, point) for p in given.precision for point in points):
-            value = next(iter(setting.values()))
-            number = sum(value) if axis == "depth" else value[0] if axis == "width" else value
-            task = {"network": network, "precision": precision, "batch": 64, "size": 32, **setting}
-            if given.batch:
-                task["batch"] = given.batch[0]
-            for kind in ("training", "inference"):
-                times = race(sides, [TWIN, SHIPPED], max(given.rounds // 3, 1), training=kind == "training", **task)
-                place = {"network": network, "precision": precision, "axis": axis, "value": number, "kind": kind}
-                rows += rows_of(times, place | {"batch": task["batch"]}, task["batch"])
-                shown(rows[-1:])
+                print(*rows[-1].values(), sep=" | ", flush=True)
     return rows
 
 
@@ -226,35 +171,19 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, str], list[dict[str, Any]]]] =
     "train": lambda given, network: contest(given, network, True),
     "infer": lambda given, network: contest(given, network, False),
     "memory": memory,
-    "scaling": scaling,
 }
-
-
-def shown(rows: list[dict[str, Any]]) -> None:
-    """Print rows as they come."""
-    for row in rows:
-        cells = {key: value for key, value in row.items() if not key.endswith(("q1", "q3")) and value != ""}
-        print(*(f"{x:.3g}" if isinstance(x, float) else x for x in cells.values()), sep=" | ", flush=True)
-
-
-def processor() -> tuple[str, list[str]]:
-    """Return the processor's name and what it can do."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return found.get("model name", platform.machine()), found.get("flags", "").split()
 
 
 def keep(command: str, rows: list[dict[str, Any]], isa: str | None) -> None:
     """Write rows into a command's file, in place of those of the same network, instruction set and precision."""
     name, flags = processor()
     has = [name for name, flag in FLAGS.items() if flag in flags]
-    packages = [f"{package} {version(package)}" for package in ("torch", "timm", "spikingjelly")]
     kernels = getattr(kernels_of(images(1, 16)), "__name__", "reference").rpartition(".")[2]
     about = {
         "isa": "cuda" if DEVICE.type == "cuda" else isa or [*has, "other"][0],
         "command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
         "device": f"{torch.get_num_threads()} cores of {name} (up to {[*has, 'other'][0]})",
-        "versions": ", ".join([*packages, f"lightning_msnn {__version__}", f"kernels: {kernels}"]),
+        "versions": f"{versions('torch', 'timm', 'spikingjelly')}, kernels: {kernels}",
         "date": date.today().isoformat(),
     }
     if DEVICE.type == "cuda":
@@ -265,27 +194,13 @@ def keep(command: str, rows: list[dict[str, Any]], isa: str | None) -> None:
 
     rows = [row | about for row in rows]
     new = {key(row) for row in rows}
-    rows = [row for row in read(command) if key(row) not in new] + rows
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{command}_{DEVICE.type}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[-1], extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for row in sorted(rows, key=key):
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
-
-
-def read(command: str, device: str = DEVICE.type) -> list[dict[str, Any]]:
-    """Return the rows of a command's file."""
-    path = RESULTS / f"{command}_{device}.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    rows = [row for row in read(f"{command}_{DEVICE.type}.csv") if key(row) not in new] + rows
+    write(f"{command}_{DEVICE.type}.csv", sorted(rows, key=key))
 
 
 def reported(command: str, every_isa: bool = False) -> list[dict[str, Any]]:
     """Return a command's rows in bf16 on a CPU, with the most instructions of those that were measured."""
-    rows = [row for row in read(command, "cpu") if row["precision"] == "bf16"]
+    rows = [row for row in read(f"{command}_cpu.csv") if row["precision"] == "bf16"]
     best = min((row["isa"] for row in rows), key=[*FLAGS, "other"].index, default="")
     return [row for row in rows if every_isa or row["isa"] == best]
 
@@ -298,14 +213,14 @@ TABLES = {
 }
 LABELS = {
     BEFORE: f"before (commit {COMMIT})",
-    TWIN: "ReLU twin, our synapses",
+    TWIN: "ReLU baseline, our synapses",
     LOOP: "published loop over windows",
     FLOOR: "floor: the arithmetic alone",
     CHECKPOINTED: "itself with checkpointing",
 }
 
 
-def table(command: str) -> tuple[list[str], list[str]]:
+def table(command: str) -> tuple[str, list[str]]:
     """Compare the networks as shipped with each contender, in bf16 on a CPU; return Markdown, and what it ran on."""
     title, by, groups = TABLES[command]
     rows = [row for row in reported(command, by == "isa") if row[by] in groups]
@@ -324,53 +239,21 @@ def table(command: str) -> tuple[list[str], list[str]]:
 
     names = [name for name in (*CONTENDERS[1:], FLOOR, CHECKPOINTED, SHIPPED) if name in {key[0] for key in found}]
     labels = LABELS | {SHIPPED: "(as shipped, MiB)" if command == "memory" else "(as shipped, images/s)"}
-    lines = [[title, *(f"{network.removeprefix('msnn_')}, {groups[group]}" for group, network in columns)]]
-    lines += [["---"] * len(lines[0])]
-    lines += [[labels.get(name, name), *(cell(name, column) for column in columns)] for name in names]
+    head = [title, *(f"{network.removeprefix('msnn_')}, {groups[group]}" for group, network in columns)]
+    lines = [[labels.get(name, name), *(cell(name, column) for column in columns)] for name in names]
     sources = [f"{row['device']}; {row['versions']}; {row['date']}" for row in rows]
-    return ["| " + " | ".join(line) + " |" for line in lines], list(dict.fromkeys(sources))
-
-
-def plot(file: Path) -> bool:
-    """Draw the speed of all networks relative to their ReLU twins against each axis; return whether it is measured."""
-    rows = [r for r in reported("scaling") if r["contender"] == SHIPPED]
-    if not rows:
-        return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(SWEEPS), figsize=(15, 3.6), layout="constrained", sharey=True)
-    for panel, axis in zip(axes, SWEEPS, strict=True):
-        for network, colour in zip(NETWORKS, ("C0", "C1", "C2"), strict=True):
-            for kind, style in (("training", "-"), ("inference", "--")):
-                points = [r for r in rows if (r["network"], r["axis"], r["kind"]) == (network, axis, kind)]
-                y = [float(r["speed_relative_to_twin_median"]) for r in points]
-                label = f"{network}, {kind}"
-                panel.plot([int(r["value"]) for r in points], y, style, color=colour, marker=".", label=label)
-        ticks = sorted({int(r["value"]) for r in rows if r["axis"] == axis})
-        panel.set(xscale="log", xlabel=f"{axis} ({UNITS[axis]})")
-        panel.set_xticks(ticks, [str(value) for value in ticks])
-        panel.minorticks_off()
-        panel.axhline(1, color="C7", linewidth=1)
-    axes[0].set(ylabel="speed relative to the ReLU twin", ylim=(0, None))
-    axes[0].legend(fontsize="x-small")
-    figure.savefig(file, dpi=100)
-    return True
+    return markdown(head, lines), list(dict.fromkeys(sources))
 
 
 def report() -> None:
-    """Write the tables and the picture of ``results`` into ``README.md``; the words around them stay."""
-    page, picture = HERE / "README.md", HERE / "scaling.png"
+    """Write the tables of ``results`` into ``README.md``; the words around them stay."""
+    page = HERE / "README.md"
     text, sources = [], []
     for command in TABLES:
         lines, found = table(command)
-        text += [*lines, ""] if found else [f"Not measured yet: `python -m benchmarks.speed {command}`.", ""]
+        text += [lines, ""] if found else [f"Not measured yet: `python -m benchmarks.speed {command}`.", ""]
         sources += found
     text += [f"{source}.  " for source in dict.fromkeys(sources)]
-    if plot(picture):
-        text += ["", f"![Speed relative to the ReLU twin]({picture.name})"]
     fill(page, "tables", "\n".join(text))
 
 

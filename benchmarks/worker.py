@@ -9,7 +9,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 import lightning_msnn
+from benchmarks.common import timed
 from benchmarks.contenders import DEVICE, images, inference, make, prepared, training_step
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -48,22 +48,7 @@ def turn(contender: str) -> float:
     One that is not timed goes before: a training does not find its caches as others have left them.
     """
     _STEPS[contender]()
-    return _timed(_STEPS[contender], 0.1)
-
-
-def _timed(step: Callable[[], object], least: float) -> float:
-    count, start = 0, time.perf_counter()
-    if DEVICE.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-    while count == 0 or time.perf_counter() - start < least:
-        step()
-        count += 1
-    if DEVICE.type == "cuda":
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3 / count
-    return (time.perf_counter() - start) / count
+    return timed(_STEPS[contender])
 
 
 def rate(precision: str) -> float:
@@ -77,7 +62,7 @@ def rate(precision: str) -> float:
         (lambda: torch.nn.functional.conv2d(x, w, padding=1), 64 * 32 * 32 * 128 * 128 * 9),
     ]
     with torch.inference_mode():
-        return max(macs / statistics.median(_timed(step, 0.1) for _ in range(9)) for step, macs in work)
+        return max(macs / statistics.median(timed(step) for _ in range(9)) for step, macs in work)
 
 
 def _memory(field: str) -> float:
