@@ -11,23 +11,20 @@ measured. A row of ``results/rates_<entry>.csv`` is a layer of neurons.
 from __future__ import annotations
 
 import argparse
-import csv
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks import trainings
-from benchmarks.pages import fill
+from benchmarks import common
+from benchmarks.common import RESULTS, ROOT, fill, markdown
 from lightning_msnn import zoo
 from lightning_msnn.energy import OperationCounter, evenly, predict_rates
 from lightning_msnn.models.twins import calibrate
 from lightning_msnn.zoo.verification import test_data
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "rates.md"
 
 Rows = list[dict[str, Any]]
@@ -54,17 +51,13 @@ def measure_entry(name: str, data: str | None, samples: int) -> None:
     renewing, measuring = images[::2], images[1::2]
     rows = [{"renewed": 0, **row} for row in measure(network, measuring)]
     rows += [{"renewed": 1, **row} for row in measure(calibrate(network, renewing), measuring)]
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"rates_{name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    common.write(f"rates_{name}.csv", rows)
 
 
 def read() -> dict[str, Rows]:
     """Rows of all files by entry."""
     paths = sorted(RESULTS.glob("rates_*.csv"))
-    return {path.stem.removeprefix("rates_"): trainings.read(path) for path in paths}
+    return {path.stem.removeprefix("rates_"): common.read(path.name) for path in paths}
 
 
 def errors(rows: Rows) -> tuple[float, float]:
@@ -75,21 +68,17 @@ def errors(rows: Rows) -> tuple[float, float]:
 
 def tables(found: dict[str, Rows]) -> str:
     """Table of errors."""
-    lines = ["| Entry | layers, as it is | channels | layers, renewed | channels |", "| --- " * 5 + "|"]
+    lines = []
     for name, rows in found.items():
         cells = [f"{x:.4f}" for renewed in "01" for x in errors([row for row in rows if row["renewed"] == renewed])]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    return markdown(["Entry", "layers, as it is", "channels", "layers, renewed", "channels"], lines)
 
 
 def draw(found: dict[str, Rows]) -> None:
     """Draw predicted against measured rates, a point for each layer."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.5), sharex=True, sharey=True, layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for axis, renewed, title in zip(axes, "01", ("as the entries are", "statistics renewed"), strict=True):
         for name, rows in found.items():
             mine = [row for row in rows if row["renewed"] == renewed]
@@ -100,7 +89,6 @@ def draw(found: dict[str, Rows]) -> None:
     axes[0].set_ylabel("measured rate")
     axes[1].legend(fontsize=7)
     figure.savefig(ROOT / "docs" / "rates.png", dpi=120)
-    plt.close(figure)
 
 
 def main() -> None:

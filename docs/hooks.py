@@ -24,7 +24,6 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks.md",
-    "benchmarks/scaling.png": "benchmarks/scaling.png",
     **{
         path.relative_to(ROOT).as_posix(): f"zoo/{path.parent.name}{'.md' if path.suffix == '.md' else '/energy.png'}"
         for path in sorted((ROOT / "zoo").glob("*/*"))

@@ -14,8 +14,6 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.beyond_images import SETS, VARIANTS, command, shown, table
-from benchmarks.trainings import read
 from lightning_msnn import data, zoo
 from lightning_msnn.cli import MSNNCLI, configurations, main
 from lightning_msnn.data.base import arguments_of_checkpoint
@@ -312,51 +310,6 @@ def test_a_resumed_training_ends_as_one_that_was_not_stopped(kind, digits, sales
     assert len(found[0]) == 1
     validated = {name for name in found[0][0] if name.startswith("val/")}
     assert {name: found[0][0][name] for name in validated} == {name: found[1][0][name] for name in validated}
-
-
-# The table
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", SETS)
-def test_commands_of_the_table_are_understood(name, variant, monkeypatch):
-    seen = []
-
-    def stop(self):
-        seen.append(self.config.fit)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(MSNNCLI, "before_instantiate_classes", stop)
-    with pytest.raises(KeyboardInterrupt):
-        main(command(name, variant, 5, "folder", fsdd="f", events="e"))
-    (config,) = seen
-    assert config.seed_everything == 5
-    assert config.trainer.max_epochs == {"speech": 20, "speakers": 20, "events": 60}.get(name, -1)
-    assert getattr(config.data.init_args, "root", None) == {"speech": "f", "speakers": "f", "events": "e"}.get(name)
-    model = config.model.init_args
-    assert model.network == "msnn_resnet12_tiny"
-    assert (model.twin == "relu") == (variant == "twin")
-    kwargs = {"single": {"windows": "single"}, "isolated": {"context": "isolated"}, "four steps": {"time_steps": 4}}
-    assert (model.network_kwargs or {}) == kwargs.get(variant, {})
-
-
-def test_the_table_has_means_and_intervals():
-    made = [
-        {"data": name, "variant": "windows", "seed": str(seed), "metric": metric, "test": test,
-         "seasonal_naive": naive, "energy_uj": "1.234", "command": shown(name, "windows", seed)}
-        for name, metric, naive, tests in (
-            ("speech", "top1", "", ("0.97", "0.98", "0.99")),
-            ("airline", "mase", "1.25", ("0.9", "0.9")),
-            ("consumption", "mase", "2", ("1.5",)),
-        )
-        for seed, test in enumerate(tests)
-    ]  # fmt: skip
-    others = [{**made[0], "command": made[0]["command"] + " --model.lr 1"}]
-    assert table(others).count("\n") == 1, "those of other commands are left out"
-    *_, speech, airline, consumption = table(made + others).splitlines()
-    assert speech == "| speech, own split | 98.00 ± 2.48 | - | - | - | - |  | 1.23 µJ |"  # 4.303 / sqrt(3)
-    assert airline == "| Airline (MASE) | 0.900 ± 0.000 | - | - | - | - | 1.250 | 1.23 µJ |"
-    assert consumption == "| consumption (MASE) | 1.500 | - | - | - | - | 2.000 | 1.23 µJ |"
 
 
 # Small parts
