@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from lightning_msnn import data, zoo
-from lightning_msnn.cli import MSNNCLI, configurations, main
+from lightning_msnn.cli import configurations, main
 from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy import spread
 from lightning_msnn.energy.inputs import saliency
@@ -304,7 +304,7 @@ def test_a_resumed_training_ends_as_one_that_was_not_stopped(kind, digits, sales
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     found = [
-        [row for row in read(Path(f"runs/{name}/version_0/metrics.csv")) if row["epoch"] == "1" and row["val/loss"]]
+        [row for row in rows(f"runs/{name}/version_0/metrics.csv") if row["epoch"] == "1" and row["val/loss"]]
         for name in ("whole", "cut")
     ]
     assert len(found[0]) == 1
