@@ -1,8 +1,8 @@
 """What weights in 8 bits cost: top-1 of two entries of one training, in float32 and in int8, on their whole test set.
 
-    python -m lightning_msnn.zoo export best.ckpt msnn_resnet12.wide --dtype float32 --folder my_zoo --data data/cifar100
-    python -m lightning_msnn.zoo export best.ckpt msnn_resnet12.narrow --dtype int8 --folder my_zoo --data data/cifar100
-    LIGHTNING_MSNN_ZOO=my_zoo python -m benchmarks.eight_bits msnn_resnet12.wide msnn_resnet12.narrow --data data/cifar100
+    LIGHTNING_MSNN_ZOO=my_zoo python -m benchmarks.eight_bits my.wide my.narrow --data data/cifar100
+
+``lightning_msnn.zoo export --dtype float32`` and ``--dtype int8`` make them of one checkpoint.
 
 Writes a row of ``results/eight_bits.csv``.
 """
