@@ -29,7 +29,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_msnn.cli import main as train
-from lightning_msnn.data import Digits
 from lightning_msnn.runs import read_checkpoint
 
 MOMENTS = ("step", "write", "validation")
@@ -43,11 +42,6 @@ AVERAGE = ("--trainer.callbacks+", "lightning_msnn.callbacks.EMA", "--trainer.ca
 MIX = ("--model.mixup", "0.5", "--model.cutmix", "0.5")
 GROW = ("--data.train_sizes", "{0: 8, 1: 12}", "--data.image_size", "12")
 SMALL = "depths: [1, 1, 1, 1], widths: [8, 8, 8, 8]"
-STEPS = 3
-FRAMES = (
-    *("--data", "benchmarks.kill_and_resume.MovingDigits"),
-    *("--model.network_kwargs", f"{{{SMALL}, time_steps: {STEPS}}}"),
-)
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 PAIRS: dict[str, tuple[str, ...]] = {
     "accumulation, val_check_interval": (*ACCUMULATE, *VALIDATE),
@@ -58,21 +52,9 @@ PAIRS: dict[str, tuple[str, ...]] = {
     "progressive sizes, every_n_steps": (*GROW, *EVERY_THIRD),
     "progressive sizes, mixup": (*GROW, *MIX, *VALIDATE),
     "mixup, EMA": (*MIX, *AVERAGE, *EVERY_THIRD),
-    "frames, mixup": (*FRAMES, *MIX, *EVERY_THIRD),
-    "frames, accumulation": (*FRAMES, *ACCUMULATE, *VALIDATE),
     "two processes, every_n_steps": (*TWO, *EVERY_THIRD),
     "two processes, accumulation": (*TWO, *ACCUMULATE, *VALIDATE, *AVERAGE),
 }
-
-
-class MovingDigits(Digits):
-    """Digits that move from time step to time step, by a random number of pixels; batches ``(B, T, 1, H, W)``."""
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make frames of images."""
-        images, *rest = super().on_after_batch_transfer(batch, dataloader_idx)
-        moves = torch.randint(3, (STEPS,)).tolist()
-        return torch.stack([images.roll(move, -1) for move in moves], 1), *rest
 
 
 class Moments(Callback):

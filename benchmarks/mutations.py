@@ -39,61 +39,20 @@ class Mutation(NamedTuple):
     tests: tuple[str, ...]
 
 
-LOOP = "tests/models/test_time_steps.py::test_equals_a_plain_loop"
-ONE_STEP = "tests/models/test_time_steps.py::test_one_step_equals_a_plain_loop"
-LARGE = "tests/models/test_time_steps.py::test_large_maps_equal_a_plain_loop"
-BLOCKS = "tests/models/test_time_steps.py::test_blocks_without_gradients_equal_a_plain_loop"
+LOOP = "tests/models/test_plain_loop.py::test_equals_a_plain_loop"
+ONE_STEP = "tests/models/test_plain_loop.py::test_one_step_equals_a_plain_loop"
+LARGE = "tests/models/test_plain_loop.py::test_large_maps_equal_a_plain_loop"
+LIF = "tests/models/test_plain_loop.py::test_a_twin_with_lif_neurons_equals_a_plain_loop"
 TRAINING = "tests/tasks/test_classification.py::"
 KERNEL = "tests/kernels/test_native.py::test_every_form_and_kind"
-TIMED = "tests/kernels/test_native.py::test_every_form_and_kind_as_a_time_step"
 
 MUTATIONS: dict[str, Mutation] = {
-    # From one time step to the next. The equations are what runs in float64, the kernels in float32.
+    # The twin with LIF neurons, from one time step to the next.
     "no reset": Mutation(
-        "functional/membrane.py", "return tau * membrane * (1.0 - spikes)", "return tau * membrane",
-        (LOOP,),
+        "models/twins.py", "kept = self.tau * u * (1.0 - fired_at[-1])", "kept = self.tau * u", (LIF,)
     ),
-    "no reset by the threshold": Mutation(
-        "functional/membrane.py", "return tau * (membrane - threshold * spikes)", "return tau * membrane", (LOOP,)
-    ),
-    "no reset in layer 2": Mutation(
-        "nn/layer.py", "fired = exact if cut.windows_out else cut_windows(exact, cut.kind)",
-        'fired = (membrane.form == "first") * (exact if cut.windows_out else cut_windows(exact, cut.kind))', (LOOP,),
-    ),
-    "annealed spikes reset": Mutation(
-        "nn/layer.py", "exact = spikes if spike.share(merged) is None else spike.fire(merged)", "exact = spikes",
-        ("tests/nn/test_annealing.py::test_kernels_and_equations_agree_over_time",),
-    ),
-    "no reset in encoders": Mutation(
-        "nn/neuron.py", "kept.append(self.reset(membrane, spikes, self.tau_time))",
-        "kept.append(self.reset(membrane, 0.0 * spikes, self.tau_time))", (LOOP,),
-    ),
-    "membranes of layer 2 forgotten": Mutation(
-        "nn/layer.py", "before=None if before is None else list(before.unbind(0))",
-        'before=None if before is None or membrane.form == "coupled" else list(before.unbind(0))', (LOOP,),
-    ),
-    "membranes of encoders forgotten": Mutation(
-        "nn/neuron.py", "membrane = membrane + before", "membrane = membrane + 0.0 * before", (LOOP,)
-    ),
-    "encoders leak with another tau": Mutation(
-        "nn/neuron.py", "self.tau_time = float(neuron.tau if neuron.tau_time is None else neuron.tau_time)",
-        "self.tau_time = float(0.25 if neuron.tau_time is None else neuron.tau_time)", (LOOP,),
-    ),
-    "encoders leak with tau where tau_time is given": Mutation(
-        "nn/neuron.py", "self.tau_time = float(neuron.tau if neuron.tau_time is None else neuron.tau_time)",
-        "self.tau_time = float(neuron.tau)", (LOOP,),
-    ),
-    "windows leak over time with another tau": Mutation(
-        "nn/neuron.py", "tau: Tensor = self.decay() if self.tau_time is None else membrane.new_full((), self.tau_time)",
-        "tau: Tensor = self.decay()", (LOOP,),
-    ),
-    "no reset on kernels": Mutation(
-        "kernels/native.c", "return share * sum >= level ? ok : 0.0f;", "return 0.0f;",
-        (BLOCKS, TIMED, "tests/models/test_time_steps.py::test_leak_and_reset_by_hand"),
-    ),
-    "membranes forgotten on kernels": Mutation(
-        "nn/layer.py", "past = x.new_zeros(shape) if before is None else before", "past = x.new_zeros(shape)",
-        (BLOCKS,),
+    "membranes forgotten": Mutation(
+        "models/twins.py", "u = current if kept is None else current + kept", "u = current", (LIF,)
     ),
     # What a training learns from.
     "the loss ignores mixed labels": Mutation(
@@ -244,11 +203,11 @@ MUTATIONS: dict[str, Mutation] = {
         "models/msnn.py", "kinds[0 if stage == last else block % 2]", "kinds[0]", (LARGE,)
     ),
     "no norm before the read-out": Mutation(
-        "models/msnn.py", "return normalise(self._over_time(x, len(self.stages) - 1)[-1], self.norm)",
-        "return self._over_time(x, len(self.stages) - 1)[-1]", (LARGE,),
+        "models/msnn.py", "return normalise(self._stages(x, len(self.stages) - 1)[-1], self.norm)",
+        "return self._stages(x, len(self.stages) - 1)[-1]", (LARGE,),
     ),
     "another threshold": Mutation(
-        "models/msnn.py", "model=neuron, threshold=threshold,", "model=neuron, threshold=0.9 * threshold,", (ONE_STEP,)
+        "models/msnn.py", "            threshold=threshold,", "            threshold=0.9 * threshold,", (ONE_STEP,)
     ),
     "no decay is learnt": Mutation(
         "nn/neuron.py", "return torch.sigmoid(self.logit).view(-1, 1, 1)",

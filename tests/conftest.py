@@ -6,18 +6,13 @@ import sys
 # Each of the processes that share the tests, and those that they start, has a core of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch
-
-# Before anything imports Triton: where there is no GPU, it interprets its kernels.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
+import torch
 from timm.models import _registry
 
 import lightning_msnn  # noqa: F401  registers the networks

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import runpy
 import subprocess
 import sys
 import wave
@@ -120,50 +119,10 @@ def test_speech_from_fit_to_a_zoo_entry(digits, here, capsys, monkeypatch):
     assert "of the test recordings" in Path("e.html").read_text()
 
 
-def listen(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return runpy.run_path(str(ROOT / "examples" / "listen.py"))
-
-
-@pytest.mark.parametrize("steps", [1, 4])
-def test_a_stream_says_what_the_batch_says(digits, steps, monkeypatch, capsys):
-    small = SMALL[:-1] + f", time_steps: {steps}}}"
-    fit(*SPEECH, "--data.time_steps", str(steps), small=small)
-    program = listen(monkeypatch)
-    capsys.readouterr()
-    program["main"]([LAST, "fsdd/3_ada_0.wav"])
-    *parts, last = capsys.readouterr().out.splitlines()
-    assert len(parts) == steps
-    assert re.search(r"\d: [\d.]+ ms after a part at most; [\d.]+ million accumulates and [\d.]+ million mul", last)
-    source = program["read_source"](LAST)
-    module = data.SpokenDigits(**arguments_of_checkpoint(source.settings))
-    waves = data.audio.read_waves(["fsdd/3_ada_0.wav", "fsdd/7_ada_5.wav"], module.rate, module.samples)
-    listener = program["Listener"](source.network.double(), module).eval()  # no rounding across a threshold
-    with torch.no_grad():
-        expected = source.network(module.transform(waves, False).double())
-    for heard, whole in zip(waves, expected, strict=True):
-        said = list(listener.hear(heard))
-        torch.testing.assert_close(said[-1][2], whole, rtol=1e-9, atol=1e-9)
-        assert [s[0] for s in said] == sorted({s[0] for s in said})
-        assert said[-1][0] == pytest.approx(0.8)
-        assert said[0][0] < 0.8 or steps == 1
-
-
-def test_a_stream_of_other_data_is_refused(here, monkeypatch, capsys):
-    main(["fit", "--config", "quickstart", *SHORT, "--run.monitors", "false"])
-    program = listen(monkeypatch)
-    for args, said in (([LAST, "x.wav"], "not trained on recordings"), (["no.ckpt", "x.wav"], "no checkpoint at")):
-        with pytest.raises(SystemExit):
-            program["main"](args)
-        assert said in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_frames_and_time_steps_must_fit(digits, capsys):
+def test_frames_of_several_time_steps_are_refused(digits, capsys):
     with pytest.raises(SystemExit):
         fit(*SPEECH, "--data.time_steps", "4")
-    assert "the network has 1 time step, but SpokenDigits has 4: set model.network_kwargs to {time_steps: 4}" in (
-        capsys.readouterr().err
-    )
+    assert "networks have 1 time step, but SpokenDigits has 4: set data.time_steps to 1" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -268,9 +227,7 @@ def test_events_by_name(here, monkeypatch):
     kept = slice(0, 120)
     few.data, few.images, few.target = few.data[kept], few.images[kept], few.target[kept]
     monkeypatch.setattr(saccades, "load_digits", lambda: few)
-    four = SMALL[:-1] + ", time_steps: 4}"
-    fit("--config", "data/events", "--config", "recipe/tiny", "--data.root", "new/events", "--data.time_steps", "4",
-        small=four)  # fmt: skip
+    fit("--config", "data/events", "--config", "recipe/tiny", "--data.root", "new/events")
     main(["test", "--ckpt_path", LAST, "--data.root", "new/events", *SHORT[:2], "--run.monitors", "false"])
     report([LAST, "--root", "new/events", "--output", "r.html", "--samples", "8"])
     page = Path("r.html").read_text()
@@ -284,7 +241,6 @@ def test_events_by_name(here, monkeypatch):
 KINDS = {
     "speech": (SPEECH, SMALL),
     "forecast": ([*FORECAST, "--data.source", "sales.csv"], SMALL),
-    "frames": ([*SPEECH, "--data.time_steps", "4"], SMALL[:-1] + ", time_steps: 4}"),
 }
 
 

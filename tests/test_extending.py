@@ -71,7 +71,7 @@ def run(command, *more):
 
 def test_the_page_has_all_that_can_be_added():
     assert list(COMMANDS) == [
-        *("A projection", "A surrogate gradient", "A kind of windows", "A neuron model"),
+        *("A projection", "A surrogate gradient", "A kind of windows"),
         *("A token mixer", "An energy profile", "A data set", "A task"),
     ]
     assert len(FILES) == len(COMMANDS)
@@ -83,7 +83,6 @@ IN_A_NETWORK = {
     "A projection": ("projection", "softsign", "sine"),
     "A surrogate gradient": ("surrogate", "gaussian", "triangular"),
     "A kind of windows": ("windows", "halves", "alternate"),
-    "A neuron model": ("neuron", "integrator", "lif"),
 }
 
 
@@ -137,17 +136,6 @@ def test_windows_are_drawn_without_borders(here):
     assert not axes.lines
     with pytest.raises(ValueError, match="windows of kind halves have no side"):
         functional.side("halves", 8)
-
-
-def test_a_neuron_keeps_so(here):
-    import_files("integrator.py")
-    module, kept = sys.modules["integrator"], []
-    spied = lambda *given: kept.append(given) or module.reset(*given)  # noqa: E731
-    functional.NEURONS["integrator"] = functional.NeuronModel(functional.heaviside, spied)
-    run(COMMANDS["A neuron model"], "--run.test", "false", "--run.monitors", "false")
-    assert len(kept) > 10
-    membrane, spikes, _, _ = kept[-1]
-    assert torch.equal(module.reset(*kept[-1]), torch.where(spikes == 1, 0.0, membrane))
 
 
 def test_a_token_mixer_its_entry_and_its_report(here, monkeypatch, capsys):

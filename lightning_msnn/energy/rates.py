@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.functional.spike import heaviside
 from lightning_msnn.nn.neuron import Spike
 
 __all__ = ["gaussian_tail", "predict_rates"]
@@ -42,7 +41,7 @@ def _norms_of_neurons(network: nn.Module) -> dict[str, tuple[Spike, nn.modules.b
     """Each layer of neurons with the batch norm of its current: the last one that its module has before it."""
     found = {}
     for parent, module in network.named_modules():
-        before: nn.Module | None = None
+        before: nn.modules.batchnorm._BatchNorm | None = None
         for name, child in module.named_children():
             own = getattr(child, "norm", child)
             if isinstance(own, nn.modules.batchnorm._BatchNorm):
@@ -50,7 +49,7 @@ def _norms_of_neurons(network: nn.Module) -> dict[str, tuple[Spike, nn.modules.b
             if not isinstance(child, Spike):
                 continue
             layer = f"{parent}.{name}" if parent else name
-            if child.model.fire is not heaviside or before is None or before.weight is None:
+            if before is None or before.weight is None:
                 raise ConfigurationError(
                     f"{layer} has no batch norm with scale and shift before a threshold, from which its rate follows: "
                     "give a network with norm=True that is not folded or converted, or measure the rate"

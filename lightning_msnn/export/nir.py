@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.export.source import Source
-from lightning_msnn.functional.spike import heaviside
 from lightning_msnn.models.msnn import MSNN, Stage
 from lightning_msnn.models.msnn_resnet import ConvMixer
 from lightning_msnn.models.msnn_rnn import MSNNRNN
@@ -58,13 +57,9 @@ def refusal(network: nn.Module) -> str | None:
     if isinstance(network, MSNNRNN):
         cell = network.arguments.get("cell", "lstm")
         return f"NIR has no recurrent cell ({cell})"
-    if network.time_steps > 1:
-        return f"it has {network.time_steps} time steps, and only networks of one map to NIR"
     spikes = [module for module in network.modules() if isinstance(module, Spike)]
     if not spikes:
         return "its neurons are rectifiers, which NIR has not"
-    if any(spike.model.fire is not heaviside for spike in spikes):
-        return "its neurons fire otherwise than by a threshold"
     windows = sorted({m.windows for m in network.modules() if isinstance(m, Mixer)} - {"single"})
     if windows:
         return f"its neurons visit windows ({', '.join(windows)}), which NIR has not: train with windows single"

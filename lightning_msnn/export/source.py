@@ -22,9 +22,8 @@ class Source(Trained):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one input: ``input_size``, and before it the steps where data has a frame for each."""
-        frames = self.data_args.get("time_steps", 1)
-        return (frames, *self.input_size) if isinstance(frames, int) and frames > 1 else self.input_size
+        """Shape of one input."""
+        return self.input_size
 
     @property
     def random(self) -> bool:

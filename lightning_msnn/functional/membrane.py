@@ -1,20 +1,17 @@
-"""Membranes: how they travel over windows and time, and the two forms of a layer (arXiv 2401.10843).
+"""Membranes: how they travel over windows, and the two forms of a layer (arXiv 2401.10843).
 
 Synaptic currents do not depend on the other windows of their own layer, so they are computed for all windows at once,
 before the scan; what is left to do in order is element-wise. This is the reference that the kernels are tested against,
 and what a layer runs on that no kernel covers.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-__all__ = ["coupled_scan", "hard_reset", "isolated", "over_time", "recurrent_scan", "scan", "shared", "soft_reset"]
+__all__ = ["coupled_scan", "isolated", "recurrent_scan", "scan", "shared"]
 
-Inputs = TypeVar("Inputs")
-Outputs = TypeVar("Outputs")
 Omega = Callable[[Tensor, Tensor], Tensor]
 Carry = Callable[[list[Tensor]], list[Tensor]]
 Fire = Callable[[Tensor], Tensor]
@@ -109,52 +106,3 @@ def isolated(currents: list[Tensor], carry: Carry, fire: Fire) -> tuple[Tensor, 
     membranes = carry(currents)
     batch = torch.cat(membranes)
     return fire(batch), batch, membranes
-
-
-def hard_reset(membrane: Tensor, spikes: Tensor, threshold: Tensor | float, tau: Tensor | float) -> Tensor:
-    """What a membrane hands to the next time step: ``tau_t u (1 - s)``, the leak and reset of the standard LIF.
-
-    Args:
-        membrane: Membrane ``u``, any shape.
-        spikes: Its spikes ``s``, shape of ``membrane``.
-        threshold: Threshold ``V``, not used.
-        tau: Decay ``tau_t`` over time, a number, a scalar, or ``(C, 1, 1)``.
-    """
-    return tau * membrane * (1.0 - spikes)
-
-
-def soft_reset(membrane: Tensor, spikes: Tensor, threshold: Tensor | float, tau: Tensor | float) -> Tensor:
-    """What a membrane hands to the next time step if a spike takes the threshold away: ``tau_t (u - V s)``.
-
-    What exceeded the threshold is kept (Rueckauer et al., *Conversion of Continuous-Valued Deep Networks to Efficient
-    Event-Driven Networks for Image Classification*, Frontiers in Neuroscience 2017).
-
-    Args:
-        membrane: Membrane ``u``, any shape.
-        spikes: Its spikes ``s``, shape of ``membrane``.
-        threshold: Threshold ``V``, a number or a tensor that fits the membrane.
-        tau: Decay ``tau_t`` over time, a number, a scalar, or ``(C, 1, 1)``.
-    """
-    return tau * (membrane - threshold * spikes)
-
-
-def over_time(
-    step: Callable[[Inputs, Tensor | None], tuple[Outputs, Tensor]], inputs: Sequence[Inputs], before: Tensor | None
-) -> tuple[list[Outputs], Tensor]:
-    """Scan a layer over time: each step adds to its currents what its membranes kept of the step before.
-
-    Args:
-        step: One step, a function of its inputs and of what the step before handed on, which returns what the layer
-            returns and what it hands on.
-        inputs: Inputs of each step, at least one.
-        before: What a step before these handed on, None for the first.
-
-    Returns:
-        What each step returned, and what the last handed on.
-    """
-    made = []
-    for now in inputs:
-        returned, before = step(now, before)
-        made.append(returned)
-    assert before is not None
-    return made, before

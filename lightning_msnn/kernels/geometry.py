@@ -60,7 +60,6 @@ class Layer(NamedTuple):
         keeps: Whether the merged membranes are returned beside the spikes.
         training: Whether the norm takes the statistics of the current, not the running ones.
         synchronised: Whether it takes those of all processes.
-        timed: Whether the layer is one time step of several: the windows' membranes keep something from step to step.
         bytes: Whether spikes are bytes, uint8, not of the current's type; in inference, on CPUs.
         threshold: Threshold, where none is learnt.
         eps: What the norm adds to the variance.
@@ -77,7 +76,6 @@ class Layer(NamedTuple):
     keeps: bool = False
     training: bool = False
     synchronised: bool = False
-    timed: bool = False
     bytes: bool = False
     threshold: float = 0.5
     eps: float = 1e-5
@@ -90,7 +88,7 @@ class Layer(NamedTuple):
         return (
             f"{self.form}|{self.omega}|{self.kind}|{self.surrogate}|{self.soft}|{self.windows_in:d}|"
             f"{self.windows_out:d}|{self.handed}|{self.keeps:d}|{self.training:d}|{self.synchronised:d}|"
-            f"{self.timed:d}|{self.bytes:d}"
+            f"{self.bytes:d}"
         )
 
 
@@ -104,12 +102,10 @@ def layer_of(spec: str, threshold: float = Layer.threshold, eps: float = Layer.e
         eps: What its norm adds to the variance, where that matters.
     """
     form, omega, kind, surrogate, soft, *words = spec.split("|")
-    windows_in, windows_out, keeps, training, synchronised, timed, narrow = (
-        words[i] == "1" for i in (0, 1, 3, 4, 5, 6, 7)
-    )
+    windows_in, windows_out, keeps, training, synchronised, narrow = (words[i] == "1" for i in (0, 1, 3, 4, 5, 6))
     return Layer(
         form, omega, kind, surrogate, soft, windows_in, windows_out, int(words[2]), keeps, training, synchronised,
-        timed, narrow, threshold, eps,
+        narrow, threshold, eps,
     )  # fmt: skip
 
 
@@ -125,7 +121,6 @@ class Parameters(TypedDict, total=False):
         theta: Radian factor in units of pi, a scalar tensor.
         level: Learnt threshold, one number or one for each channel.
         anneal: Share of the step in what neurons return, a scalar tensor; the rest is ``layer.soft``. None is the step.
-        leak: Decay from time step to time step, a scalar or ``(C, 1, 1)``, if the layer is one of several.
     """
 
     weight: Tensor | None
@@ -136,7 +131,6 @@ class Parameters(TypedDict, total=False):
     theta: Tensor | None
     level: Tensor | None
     anneal: Tensor | None
-    leak: Tensor | None
 
 
 _LENGTHS = {
@@ -148,7 +142,6 @@ _LENGTHS = {
     "theta": ("theta", True, False),
     "level": ("the threshold", True, True),
     "anneal": ("the share of spikes", True, False),
-    "leak": ("the decay over time", True, True),
 }
 """What messages call a parameter, whether it may be one number, and whether one for each channel."""
 
@@ -184,14 +177,12 @@ class Shapes(NamedTuple):
         out: Of what the layer returns and keeps, and of the residual stream.
         handed: Of the membranes that it hands on.
         other: Of the membranes of layer 1, or of the map that a recurrent layer receives.
-        kept: Of what windows' membranes keep from one time step to the next.
     """
 
     current: tuple[int, ...]
     out: tuple[int, ...]
     handed: tuple[int, ...] | None
     other: tuple[int, ...] | None
-    kept: tuple[int, ...] | None
 
 
 class Sizes(NamedTuple):
@@ -329,12 +320,11 @@ def shapes(layer: Layer, size: tuple[int, int], current: Sequence[int]) -> Shape
         out=(images * n if at.windows and layer.windows_out else images, channels, *at.out),
         handed=(before[0], layer.handed, *at.window) if layer.handed and at.windows else None,
         other={"coupled": before, "recurrent": (images, channels, *size)}.get(layer.form) if at.windows else None,
-        kept=(n * images, channels, *at.window) if layer.timed else None,
     )
 
 
-def outputs(layer: Layer, at: Shapes, current: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Uninitialised maps in channels-last order for what a layer returns, hands on, keeps merged, and keeps over time.
+def outputs(layer: Layer, at: Shapes, current: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Uninitialised maps in channels-last order for what a layer returns, hands on, and keeps merged.
 
     None is not wanted.
 
@@ -344,8 +334,8 @@ def outputs(layer: Layer, at: Shapes, current: Tensor) -> tuple[Tensor, Tensor |
         current: Its current.
     """
     out = _empty(at.out, current, torch.uint8 if layer.bytes else current.dtype)
-    handed, kept = (None if shape is None else _empty(shape, current, current.dtype) for shape in (at.handed, at.kept))
-    return out, handed, _empty(at.out, current, current.dtype) if layer.keeps else None, kept
+    handed = None if at.handed is None else _empty(at.handed, current, current.dtype)
+    return out, handed, _empty(at.out, current, current.dtype) if layer.keeps else None
 
 
 def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:

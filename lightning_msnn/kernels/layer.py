@@ -26,25 +26,12 @@ from lightning_msnn.kernels.geometry import SUMS, Layer, Parameters, Shapes, las
 __all__ = ["covered", "kernels_of", "neurons"]
 
 
-@lru_cache(maxsize=1)
-def _triton() -> ModuleType | None:
-    """The kernels for CUDA, None where Triton is not installed."""
-    try:
-        from lightning_msnn.kernels import triton
-    except ImportError:
-        return None
-    return triton
-
-
 def kernels_of(x: Tensor) -> ModuleType | None:
     """The kernels for tensors like one: the table of what runs where. None is the reference."""
-    if x.is_cpu:
-        return native if x.dtype in native.DTYPES and native.available() else None
-    triton = _triton() if x.is_cuda else None
-    return triton if triton is not None and x.dtype in triton.DTYPES else None
+    return native if x.is_cpu and x.dtype in native.DTYPES and native.available() else None
 
 
-def covered(x: Tensor, timed: str | None = None) -> bool:
+def covered(x: Tensor) -> bool:
     """Whether a layer runs on a kernel.
 
     Not in an exported program, which is to run where this package is not installed, and but for compilers not where
@@ -52,14 +39,12 @@ def covered(x: Tensor, timed: str | None = None) -> bool:
 
     Args:
         x: Its current.
-        timed: Projection of a layer that is one time step of several.
     """
     if type(x) is not Tensor or x.numel() == 0 or torch.compiler.is_exporting():
         return False
     if not (torch.compiler.is_compiling() or eager(x)):
         return False
-    kernels = kernels_of(x)
-    return kernels is not None and (timed is None or timed in kernels.TIMED)
+    return kernels_of(x) is not None
 
 
 def _synchronise(norm: Tensor, weight: Tensor | None, bias: Tensor | None, rows: int, eps: float) -> Tensor:
@@ -77,14 +62,14 @@ def _synchronise(norm: Tensor, weight: Tensor | None, bias: Tensor | None, rows:
 
 _SMALL = 2**17  # elements of a map for which torch's comparison is faster than a kernel
 
-_INPUTS = ("current", "residual", "other", "before", *Parameters.__annotations__)
+_INPUTS = ("current", "residual", "other", *Parameters.__annotations__)
 
 
 def _neurons_of(*inputs: Any) -> tuple[Tensor, ...]:
     """See :func:`neurons`; the last output is the norm: mean, variance, scale and shift by channel."""
-    current, residual, other, before, *tensors, spec, threshold, eps, height, width = inputs
+    current, residual, other, *tensors, spec, threshold, eps, height, width = inputs
     given: Any = dict(zip(Parameters.__annotations__, tensors, strict=True))
-    return _filled(*_run(layer_of(spec, threshold, eps), (height, width), current, residual, other, before, given))
+    return _filled(*_run(layer_of(spec, threshold, eps), (height, width), current, residual, other, given))
 
 
 _neurons = torch.library.custom_op(
@@ -92,19 +77,16 @@ _neurons = torch.library.custom_op(
     _neurons_of,
     mutates_args=(),
     schema=f"(Tensor {', Tensor? '.join(_INPUTS)}, str spec, float threshold, float eps, SymInt height, SymInt width)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
-def _filled(
-    out: Tensor, handed: Tensor | None, merged: Tensor | None, kept: Tensor | None, norm: Tensor | None
-) -> tuple[Tensor, ...]:
+def _filled(out: Tensor, handed: Tensor | None, merged: Tensor | None, norm: Tensor | None) -> tuple[Tensor, ...]:
     """An operator returns tensors alone: an empty one for what there is not."""
     return (
         out,
         out.new_empty(0) if handed is None else handed,
         out.new_empty(0) if merged is None else merged,
-        out.new_empty(0) if kept is None else kept,
         out.new_empty(0, dtype=torch.float32) if norm is None else norm,
     )
 
@@ -115,14 +97,13 @@ def _run(
     current: Tensor,
     residual: Tensor | None,
     other: Tensor | None,
-    before: Tensor | None,
     given: Parameters,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     kernels: Any = kernels_of(current)
     if layer.bytes and (kernels is not native or not layer.surrogate or given.get("anneal") is not None):
         raise ValueError("spikes are bytes on CPUs and in inference alone")
     current = last(current)
-    maps = [None if x is None else last(x, current.dtype) for x in (residual, other, before)]
+    maps = [None if x is None else last(x, current.dtype) for x in (residual, other)]
     at = _checked(layer, size, current.shape, *(None if x is None else x.shape for x in maps))
     norm = None
     if layer.training and layer.synchronised:
@@ -140,7 +121,6 @@ def _checked(
     current: torch.Size,
     residual: torch.Size | None,
     other: torch.Size | None,
-    before: torch.Size | None,
 ) -> Shapes:
     """Shapes of a layer; refuses what would be read beyond its end.
 
@@ -153,13 +133,10 @@ def _checked(
     coupled = layer.form == "coupled"
     if at.other is not None and other is None:
         raise ValueError(f"a {layer.form} layer needs the membranes that it is coupled with")
-    if layer.timed and before is None:
-        raise ValueError("a layer that is one time step of several needs what membranes kept of the step before")
     for shape, expected, what in (
         (current, at.current, "the current"),
         (residual, at.out, "the residual stream"),
         (other, at.other, "membranes of layer 1" if coupled else "the map that was received"),
-        (before, at.kept, "what membranes kept of the step before"),
     ):
         if shape is not None and expected is not None and shape != expected:
             raise ValueError(f"{what} must have the shape {expected}, not {tuple(shape)}")
@@ -180,33 +157,29 @@ def _run_backward(
     grad: Tensor,
     grad_handed: Tensor | None,
     grad_merged: Tensor | None,
-    grad_kept: Tensor | None,
     current: Tensor,
     other: Tensor | None,
-    before: Tensor | None,
     norm: Tensor,
     tau: Tensor | None,
     theta: Tensor | None,
     level: Tensor | None,
     anneal: Tensor | None,
-    leak: Tensor | None,
     spec: str,
     threshold: float,
     eps: float,
     height: int,
     width: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the current, of ``other`` and of ``before``, and sums by channel: see the kernels."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the current and of ``other``, and sums by channel: see the kernels."""
     layer = layer_of(spec, threshold, eps)
-    given = Parameters(tau=tau, theta=theta, level=level, anneal=anneal, leak=leak)
+    given = Parameters(tau=tau, theta=theta, level=level, anneal=anneal)
     kernels: Any = kernels_of(current)
     current, grad = last(current), last(grad, current.dtype)
     # Of what a layer does not hand on, a compiler gives an empty gradient.
-    others = (grad_handed, grad_merged, grad_kept)
-    grads = [None if g is None or not g.numel() else last(g, current.dtype) for g in others]
-    seen, past = (None if x is None else last(x, current.dtype) for x in (other, before))
-    by_current, by_other, by_before, sums = kernels.backward(
-        layer, (height, width), grad, *grads, current, seen, past, norm, given, not layer.synchronised
+    grads = [None if g is None or not g.numel() else last(g, current.dtype) for g in (grad_handed, grad_merged)]
+    seen = None if other is None else last(other, current.dtype)
+    by_current, by_other, sums = kernels.backward(
+        layer, (height, width), grad, *grads, current, seen, norm, given, not layer.synchronised
     )
     if layer.training and layer.synchronised:
         channels = current.shape[1]
@@ -217,23 +190,18 @@ def _run_backward(
         kernels.settle(by_current, current, norm, totals, owed[-1:], layer.eps)
     if other is not None and by_other.dtype != other.dtype:
         by_other = by_other.to(other.dtype)
-    if before is not None and by_before.dtype != before.dtype:
-        by_before = by_before.to(before.dtype)
-    return by_current, by_other, by_before, sums
+    return by_current, by_other, sums
 
 
 _backward = torch.library.custom_op("lightning_msnn::neurons_backward", _run_backward, mutates_args=())
 
 
 @_backward.register_fake
-def _(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    current, other, before = args[3:6]
+def _(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    current, other = args[2:4]
     sums = torch.empty((SUMS + 2, current.shape[1]), dtype=torch.float32, device=current.device)
-    by_other, by_before = (
-        current.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.channels_last)
-        for x in (other, before)
-    )
-    return torch.empty_like(current, memory_format=torch.channels_last), by_other, by_before, sums
+    by_other = current.new_empty(0) if other is None else torch.empty_like(other, memory_format=torch.channels_last)
+    return torch.empty_like(current, memory_format=torch.channels_last), by_other, sums
 
 
 def _no_second(*_: Any) -> NoReturn:
@@ -247,8 +215,8 @@ _backward.register_autograd(_no_second)
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     given, ctx.layer = dict(zip(_INPUTS, inputs, strict=False)), inputs[-5:]
-    kept = ("current", "other", "before", "weight", "tau", "theta", "level", "anneal", "leak")
-    ctx.save_for_backward(output[4], *(given[name] for name in kept))
+    kept = ("current", "other", "weight", "tau", "theta", "level", "anneal")
+    ctx.save_for_backward(output[3], *(given[name] for name in kept))
     ctx.of_norm = None if given["bias"] is None else given["bias"].dtype
     ctx.set_materialize_grads(False)
 
@@ -258,32 +226,27 @@ def _autograd(
     grad: Tensor | None,
     grad_handed: Tensor | None,
     grad_merged: Tensor | None,
-    grad_kept: Tensor | None,
     _: Any,
 ) -> tuple[Any, ...]:
-    norm, current, other, before, weight, tau, theta, level, anneal, leak = ctx.saved_tensors
+    norm, current, other, weight, tau, theta, level, anneal = ctx.saved_tensors
     spec, _, eps, *size = ctx.layer
     needs = dict(zip(_INPUTS, ctx.needs_input_grad, strict=False))
     if grad is None:
         layer = layer_of(spec)
         grad = outputs(layer, shapes(layer, (size[0], size[1]), current.shape), current)[0].zero_()
-    parameters = (tau, theta, level, anneal, leak)
+    parameters = (tau, theta, level, anneal)
     # The operator is what compilers see, refuses a second derivative, and takes several gradients at once.
     backward: Any = _run_backward if eager(grad) and not torch.is_grad_enabled() else _backward
-    by_current, by_other, by_before, sums = backward(
-        grad, grad_handed, grad_merged, grad_kept, current, other, before, norm, *parameters, *ctx.layer
-    )
+    by_current, by_other, sums = backward(grad, grad_handed, grad_merged, current, other, norm, *parameters, *ctx.layer)
     grads: dict[str, Callable[[], Tensor]] = {
         "current": lambda: by_current,
         "residual": lambda: grad,
         "other": lambda: by_other,
-        "before": lambda: by_before,
         "weight": lambda: (sums[1] * torch.rsqrt(norm[1] + eps)).to(weight.dtype),
         "bias": lambda: sums[0].to(ctx.of_norm),
         "tau": lambda: _sum_to(sums[2], tau),
         "theta": lambda: _sum_to(sums[3] * torch.pi, theta),
         "level": lambda: _sum_to(sums[4], level),
-        "leak": lambda: _sum_to(sums[5], leak),
     }
     return *(grads[name]() if needs[name] else None for name in _INPUTS), *[None] * len(ctx.layer)
 
@@ -314,7 +277,6 @@ def _compares(layer: Layer, dtype: torch.dtype) -> bool:
     """Whether all that a layer without a norm does is to compare with a threshold, which is a number of a type."""
     threshold = torch.tensor(layer.threshold, dtype=torch.float32, device="cpu")
     bare = layer.form == "still" and layer.kind == "single" and not (layer.training or layer.keeps or layer.handed)
-    bare = bare and not layer.timed
     return bool(layer.surrogate) and bare and bool(threshold.to(dtype) == threshold)
 
 
@@ -341,9 +303,8 @@ def neurons(
     *,
     residual: Tensor | None = None,
     other: Tensor | None = None,
-    before: Tensor | None = None,
     **parameters: Unpack[Parameters],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Run a layer of neurons that is :func:`covered`.
 
     Args:
@@ -353,28 +314,26 @@ def neurons(
         residual: What is added to the membranes that a layer without spikes returns, of their shape.
         other: Membranes of layer 1, ``((n - 1) B, C, h, w)``, or the map ``(B, C, H, W)`` that a recurrent layer
             receives.
-        before: What the windows' membranes kept of the time step before, ``(n B, C, h, w)``, if the layer is timed.
         **parameters: Those of :class:`~lightning_msnn.kernels.geometry.Parameters`.
 
     Returns:
         What the layer returns: spikes or membranes, ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; the windows'
-        own membranes ``((n - 1) B, handed, h, w)``; the merged membranes, of the shape of the first; what membranes
-        keep for the next time step, of the shape of ``before``; the norm's mean, variance, scale and shift,
-        ``(4, C)``, and if they are of all processes a row of the number of places. What there is not is None, or with
-        gradients an empty tensor.
+        own membranes ``((n - 1) B, handed, h, w)``; the merged membranes, of the shape of the first; the norm's mean,
+        variance, scale and shift, ``(4, C)``, and if they are of all processes a row of the number of places. What
+        there is not is None, or with gradients an empty tensor.
 
     Raises:
         ValueError: If shapes do not fit each other.
     """
     compiling = torch.compiler.is_compiling()
     if compiling or torch.is_grad_enabled():
-        given = {"current": current, "residual": residual, "other": other, "before": before, **parameters}
+        given = {"current": current, "residual": residual, "other": other, **parameters}
         operator: Any = _neurons if compiling else _Neurons.apply
         what = layer.spec(), layer.threshold, layer.eps, *size
-        out, handed, merged, kept, norm = operator(*[given.get(name) for name in _INPUTS], *what)
-        return out, handed, merged, kept, norm
+        out, handed, merged, norm = operator(*[given.get(name) for name in _INPUTS], *what)
+        return out, handed, merged, norm
     if layer.form == "still" and current.numel() <= _SMALL:
         spikes = _compare(layer, current, parameters)
         if spikes is not None:
-            return spikes, None, None, None, None
-    return _run(layer, size, current, residual, other, before, parameters)
+            return spikes, None, None, None
+    return _run(layer, size, current, residual, other, parameters)

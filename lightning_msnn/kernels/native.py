@@ -21,12 +21,10 @@ from lightning_msnn.kernels.geometry import (
     vectors,
 )
 
-__all__ = ["DTYPES", "TIMED", "available", "backward", "forward", "settle", "statistics"]
+__all__ = ["DTYPES", "available", "backward", "forward", "settle", "statistics"]
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Data types of maps that the kernels take."""
-TIMED = ("sine", "none")
-"""Projections of layers that are one time step of several."""
 
 _GRAIN = 32768  # elements that are worth a thread
 _GROUPS = 16  # of images, for one thread as for many
@@ -121,9 +119,8 @@ def _plan(
         call.padded = at.padded
         floats = call.out_pixels * call.out_overlaps + call.in_pixels * call.in_overlaps * backward
         floats += at.pixels * (layer.form == "recurrent") + 21 * at.run
-        floats += (4 * at.places + at.out[0] * at.out[1]) * layer.timed
         call.block = max(16, min(call.channels, _CACHE // floats // 16 * 16))
-        whole = call.block >= call.channels and layer.handed in (0, call.channels) and not layer.timed
+        whole = call.block >= call.channels and layer.handed in (0, call.channels)
         call.run = at.run if whole and at.run * call.channels <= _RUN else 1
         call.groups = min(_GROUPS, call.images)
         for name, table in (("in_index", at.index_in), ("out_index", at.index_out), ("other_index", at.index_map)):
@@ -132,7 +129,7 @@ def _plan(
     if layer.surrogate:
         call.fires, call.surrogate, call.soft = 1, SURROGATES.index(layer.surrogate), SOFT.index(layer.soft)
     call.batch_statistics, call.eps, call.threshold = layer.training, layer.eps, layer.threshold
-    call.timed, call.bytes = layer.timed, layer.bytes
+    call.bytes = layer.bytes
     return call, at
 
 
@@ -144,8 +141,6 @@ def _call(layer: Layer, size: tuple[int, int], current: Tensor, given: Parameter
         call.tau_stride = tau.numel() > 1
     if (level := given.get("level")) is not None:
         call.level_stride = level.numel() > 1
-    if (leak := given.get("leak")) is not None:
-        call.leak_stride = leak.numel() > 1
     return call
 
 
@@ -179,13 +174,11 @@ def forward(
     current: Tensor,
     residual: Tensor | None,
     other: Tensor | None,
-    before: Tensor | None,
     norm: Tensor | None,
     given: Parameters,
     out: Tensor,
     handed: Tensor | None,
     merged: Tensor | None,
-    after: Tensor | None,
 ) -> Tensor | None:
     """Write what a layer returns, hands on and keeps: see :func:`lightning_msnn.kernels.layer.neurons`.
 
@@ -195,13 +188,11 @@ def forward(
         current: Current in channels-last order, as all maps.
         residual: What is added to membranes.
         other: Membranes of layer 1, or the map received.
-        before: What the windows' membranes kept of the time step before, if the layer is one of several.
         norm: What :func:`statistics` returned; None if statistics are to be taken here, or the running ones.
         given: Its parameters.
         out: Where it writes what it returns.
         handed: Where it writes the membranes that it hands on, if it does.
         merged: Where it writes the merged membranes, if they are kept.
-        after: Where it writes what membranes keep for the next time step, if the layer is one of several.
 
     Returns:
         The norm, None if there is none.
@@ -213,8 +204,8 @@ def forward(
         if layer.training:
             moments = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
     _run(
-        "msnn_forward", call, current=current, residual=residual, other=other, before=before, norm=norm, out=out,
-        handed_on=handed, merged=merged, after=after, moments=moments, **_floats(given, channels),
+        "msnn_forward", call, current=current, residual=residual, other=other, norm=norm, out=out,
+        handed_on=handed, merged=merged, moments=moments, **_floats(given, channels),
     )  # fmt: skip
     return norm
 
@@ -225,14 +216,12 @@ def backward(
     grad: Tensor,
     grad_handed: Tensor | None,
     grad_merged: Tensor | None,
-    grad_after: Tensor | None,
     current: Tensor,
     other: Tensor | None,
-    before: Tensor | None,
     norm: Tensor,
     given: Parameters,
     whole: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients.
 
     Args:
@@ -241,20 +230,17 @@ def backward(
         grad: Gradient of what it returned.
         grad_handed: Gradient of what it handed on, if there is one.
         grad_merged: Gradient of the merged membranes, if there is one.
-        grad_after: Gradient of what it kept for the next time step, if there is one.
         current: Current in channels-last order, as all maps.
         other: Membranes of layer 1, or the map received.
-        before: What the windows' membranes kept of the time step before, if the layer is one of several.
         norm: The norm; empty if there is none.
         given: Its parameters.
         whole: Whether statistics of the norm are this current's alone; else :func:`settle` is to follow, if the layer
             is in training.
 
     Returns:
-        Gradients of the current, of ``other`` and of ``before``, and sums by channel, float32: in the first
+        Gradients of the current and of ``other``, and sums by channel, float32: in the first
         :data:`SUMS` rows of the gradient of the normalised current, of that times what the current differs from its
-        mean, of the gradients of the decay, of pi theta, of the threshold and of the decay over time; the rest is
-        scratch memory.
+        mean, of the gradients of the decay, of pi theta and of the threshold; the rest is scratch memory.
     """
     channels, call = current.shape[1], _call(layer, size, current, given, True)
     call.whole = whole
@@ -262,15 +248,14 @@ def backward(
     by_other = (
         current.new_empty(0) if other is None else torch.empty_like(other) if call.form > 1 else torch.zeros_like(other)
     )
-    by_before = current.new_empty(0) if before is None else torch.empty_like(before)
     sums = torch.zeros(call.groups, SUMS, channels, dtype=torch.float64, device=current.device)
     totals = torch.empty(SUMS + 2, channels, dtype=torch.float32, device=current.device)
     _run(
-        "msnn_backward", call, current=current, other=other, before=before, norm=norm if norm.numel() else None,
-        grad=grad, grad_handed=grad_handed, grad_merged=grad_merged, grad_after=grad_after, by_current=by_current,
-        by_other=by_other, by_before=by_before, sums=sums, totals=totals, **_floats(given, channels),
+        "msnn_backward", call, current=current, other=other, norm=norm if norm.numel() else None,
+        grad=grad, grad_handed=grad_handed, grad_merged=grad_merged, by_current=by_current, by_other=by_other,
+        sums=sums, totals=totals, **_floats(given, channels),
     )  # fmt: skip
-    return by_current, by_other, by_before, totals
+    return by_current, by_other, totals
 
 
 def settle(by_current: Tensor, current: Tensor, norm: Tensor, totals: Tensor, rows: Tensor, eps: float) -> None:

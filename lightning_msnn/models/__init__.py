@@ -1,6 +1,6 @@
 """Networks, registered with timm when this package is imported."""
 
-from lightning_msnn.models.msnn import MSNN, State
+from lightning_msnn.models.msnn import MSNN
 from lightning_msnn.models.msnn_resnet import ConvMixer, MSNNResNet
 from lightning_msnn.models.msnn_rnn import CELLS, MSNNRNN, SPIKING_CELLS, Recurrence, RecurrentMixer, SpikingRecurrence
 from lightning_msnn.models.msnn_vit import AttentionMixer, MSNNViT
@@ -17,5 +17,4 @@ __all__ = [
     "Recurrence",
     "RecurrentMixer",
     "SpikingRecurrence",
-    "State",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, trunc_normal_
@@ -23,10 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
-from lightning_msnn.nn.folding import ThresholdEncoder
-from lightning_msnn.nn.integer import IntegerMLP
 from lightning_msnn.nn.layer import normalise
-from lightning_msnn.nn.neuron import Neuron, Rectifier, Spike, Stream, stream, streaming
+from lightning_msnn.nn.neuron import Neuron, Rectifier, Spike
 
 __all__ = [
     "CODINGS",
@@ -35,7 +33,6 @@ __all__ = [
     "STEM_STRIDES",
     "WINDOW_SCHEDULES",
     "Stage",
-    "State",
     "recomputed",
 ]
 
@@ -100,26 +97,15 @@ def _for_each_block(theta: float | Sequence[float], depths: Sequence[int]) -> li
     return thetas
 
 
-class State(NamedTuple):
-    """What a network carries from one time step of a stream to the next; a value that its caller holds.
-
-    Args:
-        membranes: For each layer of neurons, by name, its membranes after leak and reset, ``(windows, B, C, h, w)``.
-    """
-
-    membranes: dict[str, Tensor]
-
-
 @contextmanager
-def _recomputing(block: nn.Module, around: Stream | None) -> Iterator[None]:
-    """Compute a block once more as it was computed, in what is left of its stream, and leave its statistics alone."""
+def _recomputing(block: nn.Module) -> Iterator[None]:
+    """Compute a block once more as it was computed, and leave its statistics alone."""
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, (_, number) in zip(norms, kept, strict=True):  # nothing is added to what they have
         norm.momentum, norm.num_batches_tracked = 0.0, None if number is None else number.clone()
     try:
-        with streaming(around and Stream(around.before)):
-            yield
+        yield
     finally:
         for norm, (momentum, number) in zip(norms, kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, number
@@ -134,7 +120,7 @@ def recomputed(block: nn.Module, *inputs: Tensor) -> Any:
     """
     if torch.compiler.is_compiling():  # a compiler computes once more without the statistics
         return checkpoint(block, *inputs, use_reentrant=False)
-    contexts = lambda: (nullcontext(), _recomputing(block, stream()))  # noqa: E731
+    contexts = lambda: (nullcontext(), _recomputing(block))  # noqa: E731
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
@@ -169,12 +155,6 @@ class MSNN(nn.Module):
     receives spikes that are exactly 0 or 1. The network keeps no state between calls. It follows the contract of timm's
     models.
 
-    Over several time steps (``time_steps`` above 1), a network takes images ``(B, in_chans, H, W)``, which it sees in
-    every step, or frames ``(B, time_steps, in_chans, H, W)``; membranes leak from step to step and are reset where they
-    fired, and what is read out is the mean over the steps. Synapses and batch norms see all steps as one batch
-    ``(T B, C, H, W)``, so that in training the statistics of a batch are those of all its steps. :meth:`step` takes one
-    step with the state in and out.
-
     Args:
         mixer: Makes a token mixer, a :class:`lightning_msnn.nn.Mixer`; called with the width and with ``windows``,
             ``context``, ``norm`` and ``neuron``.
@@ -193,15 +173,12 @@ class MSNN(nn.Module):
         learn_theta: Whether each block learns its own theta, kept in (0, 1).
         tau: Decay of membranes from window to window; the initial one if it is learnt.
         learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay from window to window is learnt.
-        tau_time: Decay of membranes from time step to time step; None takes ``tau``, as it is learnt where windows are.
-        neuron: Name of the neuron model, one of :data:`lightning_msnn.functional.NEURONS`.
         threshold: Threshold ``V`` of all neurons; the initial one if it is learnt.
         learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
         surrogate: Name of the surrogate gradient.
         norm: Whether batch norm follows every synapse and comes before every spike that leaves the stream.
         mlp: ``"spiking"`` or ``"gelu"``, one of :data:`MLPS`.
         coding: ``"threshold"`` or ``"bernoulli"``, one of :data:`CODINGS`.
-        time_steps: Number of time steps ``T``.
         spiking: Whether neurons fire; else each is a rectifier, ``max(u, 0)``, as in the twin of a network.
         drop_rate: Dropout before the read-out.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
@@ -230,15 +207,12 @@ class MSNN(nn.Module):
         learn_theta: bool = False,
         tau: float = 0.1,
         learn_tau: bool | str = True,
-        tau_time: float | None = None,
-        neuron: str = "lif",
         threshold: float = 0.5,
         learn_threshold: bool | str = False,
         surrogate: str = "triangular",
         norm: bool = True,
         mlp: str = "spiking",
         coding: str = "threshold",
-        time_steps: int = 1,
         spiking: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -272,18 +246,14 @@ class MSNN(nn.Module):
         kinds = window_kinds(windows, depths)
         self.architecture = ""
         self.arguments: dict[str, Any] = {}
-        self.time_steps = check_integer("time_steps", time_steps, 1)
-        if not spiking and time_steps > 1:
-            raise ConfigurationError(f"time_steps must be 1 where spiking is false, not {time_steps}")
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.num_features = widths[-1]
 
         alike = Neuron(
-            model=neuron, threshold=threshold, learn_threshold=learn_threshold, surrogate=surrogate, tau=tau,
-            learn_tau=learn_tau, tau_time=tau_time, projection=projection, learn_theta=learn_theta,
-            time_steps=time_steps,
+            threshold=threshold, learn_threshold=learn_threshold, surrogate=surrogate, tau=tau, learn_tau=learn_tau,
+            projection=projection, learn_theta=learn_theta,
         )  # fmt: skip
         encoder: Callable[[int], nn.Module] = (
             partial(Encoder, norm=norm, neuron=alike) if coding == "threshold" else lambda dim: BernoulliEncoder()
@@ -307,9 +277,7 @@ class MSNN(nn.Module):
             ]
             before = widths[i - 1] if i else None
             downsample = PatchMerging(before, width, norm) if before else nn.Identity()
-            stage = self.make_stage(before, width, downsample, blocks, encoder, norm)
-            stage.steps_in_batch = time_steps  # type: ignore[assignment]  # for what counts operations of a sample
-            stages.append(stage)
+            stages.append(self.make_stage(before, width, downsample, blocks, encoder, norm))
             self.feature_info.append(
                 {"num_chs": width, "reduction": stem_stride * 2**i, "module": self.feature_module.format(i)}
             )
@@ -426,7 +394,7 @@ class MSNN(nn.Module):
             raise ConfigurationError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
         take, last_taken = feature_take_indices(len(self.stages), indices)
         last = len(self.stages) - 1
-        outputs = self._over_time(x, last_taken if stop_early else last)
+        outputs = self._stages(x, last_taken if stop_early else last)
         intermediates = [normalise(outputs[i], self.norm) if norm and i == last else outputs[i] for i in sorted(take)]
         if intermediates_only:
             return intermediates
@@ -463,80 +431,24 @@ class MSNN(nn.Module):
             outputs.append(x)
         return outputs
 
-    def _over_time(self, x: Tensor, last: int) -> list[Tensor]:
-        """Return the stream after each stage up to ``last``, its mean over the time steps if there are several."""
+    def _stages(self, x: Tensor, last: int) -> list[Tensor]:
+        """Return the stream after each stage up to the one numbered ``last``."""
         given: Any = x
-        steps = self.time_steps
-        traced = isinstance(given, Proxy)  # a traced network takes images
         channels = getattr(getattr(self.stem, "conv", None), "in_channels", 0)  # of what may have taken its place
-        if not traced and (
-            x.dim() not in ((4,) if steps == 1 else (4, 5))
-            or (channels and (x.shape[-3] != channels or not x.is_floating_point()))
-        ):
-            channels = channels or self.in_chans
-            or_frames = f" or frames (B, {steps}, {channels}, H, W)" if steps > 1 else ""
+        traced = isinstance(given, Proxy)
+        if not traced and (x.dim() != 4 or (channels and (x.shape[1] != channels or not x.is_floating_point()))):
             raise ConfigurationError(
-                f"a network takes images (B, {channels}, H, W){or_frames} of floating point, not a tensor of shape "
-                f"{tuple(x.shape)} and type {x.dtype}"
+                f"a network takes images (B, {channels or self.in_chans}, H, W) of floating point, not a tensor of "
+                f"shape {tuple(x.shape)} and type {x.dtype}"
             )
-        if steps == 1:
-            return self._pass(self.stem(x), last)
-        frames = not traced and x.dim() == 5
-        if frames and x.shape[1] != steps:
-            raise ConfigurationError(f"a network of {steps} time steps takes {steps} frames, not {x.shape[1]}")
-        # An image passes the stem once.
-        stream = self.stem(x.transpose(0, 1).flatten(0, 1)) if frames else torch.cat([self.stem(x)] * steps)
-        return [torch.unflatten(output, 0, (steps, -1)).sum(0) / steps for output in self._pass(stream, last)]
-
-    @torch.compiler.disable
-    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Take one time step with the state in and out; what was handed in is not changed.
-
-        Args:
-            x: Images of this step, ``(B, in_chans, H, W)``.
-            state: What the step before returned, None for the first.
-
-        Returns:
-            Logits ``(B, num_classes)`` of this step, and the state for the next.
-
-        Raises:
-            ConfigurationError: If the state is not of this network, or of images of another size or batch; if batch
-                norms were folded into thresholds, which keeps no membranes.
-
-        Examples:
-            >>> import timm, torch
-            >>> model = timm.create_model("msnn_resnet12_tiny", num_classes=10).eval()
-            >>> state = None
-            >>> for frame in torch.rand(3, 1, 3, 32, 32):
-            ...     logits, state = model.step(frame, state)
-        """
-        spikes = ((name, module) for name, module in self.named_modules() if isinstance(module, Spike))
-        layers = {name: module for name, module in spikes if module.carries}
-        if any(isinstance(module, ThresholdEncoder | IntegerMLP) for module in self.modules()):
-            raise ConfigurationError(
-                "a network of one time step whose batch norms are folded has no membranes to carry on: "
-                "take steps with the network itself"
-            )
-        if not isinstance(state, State | None):
-            raise ConfigurationError(
-                f"the state must be what the step before returned, or None, not a {type(state).__name__}"
-            )
-        if state is not None and state.membranes.keys() != layers.keys():
-            raise ConfigurationError(
-                f"the state is of another network: it has {len(state.membranes)} layers of neurons, "
-                f"this one has {len(layers)} of other names"
-            )
-        around = Stream({} if state is None else {layers[name]: u for name, u in state.membranes.items()})
-        with streaming(around):
-            features = normalise(self._pass(self.stem(x), len(self.stages) - 1)[-1], self.norm)
-        return self.forward_head(features), State({name: around.after[layer] for name, layer in layers.items()})
+        return self._pass(self.stem(x), last)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_chans, H, W)`` to features ``(B, num_features, H / 16, W / 16)``, rounded up.
 
         With a stem of stride 4 it is a 32nd of each side.
         """
-        return normalise(self._over_time(x, len(self.stages) - 1)[-1], self.norm)
+        return normalise(self._stages(x, len(self.stages) - 1)[-1], self.norm)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features to logits ``(B, num_classes)``, or to pooled features ``(B, num_features)``."""

@@ -139,9 +139,7 @@ SPIKING_CELLS: dict[str, type[nn.Module]] = {"spiking_lstm": LSTMGates, "spiking
 
 
 class FeedbackSpike(Spike):
-    """Neurons that a cell is fed back by; what they fire at is the cell's own state, anew in each time step."""
-
-    carries = False
+    """Neurons that a cell is fed back by: they fire at its output, and carry nothing of their own."""
 
 
 class SpikingRecurrence(Recurrence):

@@ -69,6 +69,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 input, rectangular surrogate, fixed decay."""
 
 
+RETIRED: dict[str, Any] = {"time_steps": 1, "tau_time": None, "neuron": "lif"}
+"""Arguments that networks no longer take, and the value that each must have where a file or a caller still gives it."""
+
+
+def _without_retired(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop arguments that networks no longer take."""
+    for name, value in RETIRED.items():
+        if name in arguments and arguments[name] != value:
+            raise ConfigurationError(
+                f"{name} must be left out, or {value!r}, not {arguments[name]!r}: networks have one time step"
+            )
+    return {name: value for name, value in arguments.items() if name not in RETIRED}
+
+
 def default_cfg(size: int = 32, num_classes: int = 1000, in_chans: int = 3, **kwargs: Any) -> dict[str, Any]:
     """Return timm's pretrained configuration of a network.
 
@@ -229,6 +243,7 @@ def check_arguments(
     Raises:
         ConfigurationError: If another argument is among them, or a number is too large.
     """
+    arguments = _without_retired(arguments)
     if refused := ", ".join(sorted(str(name) for name in arguments.keys() - set(allowed))):
         raise ConfigurationError(
             f"{source} is refused: it gives the network {refused}, and a file may give only arguments of the network's "
@@ -312,14 +327,12 @@ def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collectio
                 f"give {fixed} too"
             )
         if number.numel() > mine.numel():
-            block, membrane = (model.get_submodule(module.rsplit(".", n)[0]) for n in (2, 1))
-            single = getattr(block, "windows", "") == "single"
-            # Over a single window a decay is that of time alone.
-            idle = single and (getattr(model, "time_steps", 1) == 1 or getattr(membrane, "tau_time", None) is not None)
-            if not (idle or (number == number.flatten()[0]).all()):
+            block = model.get_submodule(module.rsplit(".", 2)[0])
+            single = getattr(block, "windows", "") == "single"  # where nothing decays
+            if not (single or (number == number.flatten()[0]).all()):
                 raise ConfigurationError(
                     f"the entry has learnt {number.numel()} values of {fixed} at {module!r}, and the network has one: "
-                    f"give {fixed} too" + ("" if single else f", or learn_{fixed}: channel")
+                    f"give {fixed} too, or learn_{fixed}: channel"
                 )
             number = number.flatten()[0]
         state[name] = number.reshape(()).expand_as(mine).clone() if number.numel() == 1 else number
@@ -342,7 +355,7 @@ def create(
     Raises:
         ConfigurationError: If an argument is not known to either, or there are no weights.
     """
-    allowed = _parameters(MSNN, network)
+    allowed, kwargs = _parameters(MSNN, network), _without_retired(kwargs)
     for name in kwargs.keys() - allowed - _builder_arguments() - {"preset"}:
         raise ConfigurationError(
             f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted({*allowed, 'preset'}))}"

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from lightning_msnn.entries import fitting
 from lightning_msnn.errors import ConfigurationError, check_integer
+from lightning_msnn.nn.layer import normalise
+from lightning_msnn.nn.neuron import Spike
 
-__all__ = ["TWINS", "EachFrame", "ann_twin", "calibrate", "snn_twin", "twins"]
+__all__ = ["TWINS", "LIFNeurons", "LIFTwin", "ann_twin", "calibrate", "snn_twin", "twins"]
 
 
 def _obstacle(model: nn.Module) -> str:
@@ -58,10 +60,65 @@ def ann_twin(model: nn.Module) -> nn.Module:
     Raises:
         ConfigurationError: If the network does not say how it was built.
     """
-    return _build(model, windows="single", time_steps=1, spiking=False)
+    return _build(model, windows="single", spiking=False)
 
 
-def snn_twin(model: nn.Module, time_steps: int = 4) -> nn.Module:
+class LIFNeurons(Spike):
+    """Plain LIF neurons over ``T`` time steps: ``u_t = I_t + tau u_(t-1) (1 - s_(t-1))``, ``s_t = H(u_t - V)``.
+
+    Args:
+        spike: The neurons of one time step whose threshold these have.
+        tau: Decay of the membrane from one time step to the next.
+        time_steps: Number of time steps ``T``.
+    """
+
+    def __init__(self, spike: Spike, tau: float, time_steps: int) -> None:
+        super().__init__()
+        self.__dict__.update(spike.__dict__)
+        self.tau, self.time_steps = tau, time_steps
+
+    def forward(self, membrane: Tensor, fired: Tensor | None = None) -> Tensor:
+        """Map the currents of all time steps ``(T B, C, H, W)`` to their spikes, of that shape."""
+        fired_at, kept = [], None
+        for current in torch.unflatten(membrane, 0, (self.time_steps, -1)).unbind(0):
+            u = current if kept is None else current + kept
+            fired_at.append(self.fire(u))
+            kept = self.tau * u * (1.0 - fired_at[-1])
+        return torch.cat(fired_at)
+
+
+class LIFTwin(nn.Module):
+    """A network with plain LIF neurons over several time steps; what is read out is the mean over the steps.
+
+    All steps are one batch for synapses and batch norms. An image passes the stem once.
+
+    Args:
+        network: The network, with a single window.
+        time_steps: Number of time steps ``T``.
+    """
+
+    def __init__(self, network: nn.Module, time_steps: int) -> None:
+        super().__init__()
+        self.network, self.time_steps = network, time_steps
+        tau: float = network.arguments["tau"]  # type: ignore[index, assignment]
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if type(child) is Spike:  # not those within a recurrent cell, which fire at its output
+                    setattr(module, name, LIFNeurons(child, tau, time_steps))
+        for stage in network.stages:  # type: ignore[union-attr]
+            stage.steps_in_batch = time_steps  # for what counts operations of a sample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
+        network: Any = self.network
+        steps = network.stem(x).repeat(self.time_steps, 1, 1, 1)
+        stream = network._pass(steps, len(network.stages) - 1)[-1]
+        mean = torch.unflatten(stream, 0, (self.time_steps, -1)).sum(0) / self.time_steps
+        logits: Tensor = network.forward_head(normalise(mean, network.norm))
+        return logits
+
+
+def snn_twin(model: nn.Module, time_steps: int = 4) -> LIFTwin:
     """Return the same topology with plain LIF neurons over several time steps, and without windows.
 
     Args:
@@ -72,30 +129,11 @@ def snn_twin(model: nn.Module, time_steps: int = 4) -> nn.Module:
         ConfigurationError: If the network does not say how it was built, or ``time_steps`` is not allowed.
     """
     check_integer("time_steps", time_steps, 1)
-    return _build(model, windows="single", time_steps=time_steps, spiking=True)
+    return LIFTwin(_build(model, windows="single", spiking=True), time_steps)
 
 
 TWINS: dict[str, Callable[[nn.Module], nn.Module]] = {"relu": ann_twin}
 """Twins that can be trained in the place of a network, by the name that configurations use."""
-
-
-class EachFrame(nn.Module):
-    """A network of one time step that sees frames one by one, and whose outputs are averaged.
-
-    Args:
-        network: The network, of images ``(B, C, H, W)``.
-        frames: Number of frames.
-    """
-
-    def __init__(self, network: nn.Module, frames: int) -> None:
-        super().__init__()
-        self.network = network
-        self.steps_in_batch = frames  # for what counts operations of a sample
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Map frames ``(B, T, C, H, W)`` to logits ``(B, num_classes)``."""
-        outputs: Tensor = self.network(frames.flatten(0, 1))
-        return torch.unflatten(outputs, 0, (-1, self.steps_in_batch)).mean(1)
 
 
 @torch.no_grad()
@@ -106,13 +144,8 @@ def calibrate(twin: nn.Module, images: Tensor) -> nn.Module:
 
     Args:
         twin: The twin.
-        images: Images as the network takes them, or frames ``(B, T, C, H, W)``, at least two.
-
-    Returns:
-        The twin; for frames, if it has one time step, as :class:`EachFrame`.
+        images: Images as the network takes them, at least two.
     """
-    if images.dim() == 5 and getattr(twin, "time_steps", 1) == 1:
-        twin = EachFrame(twin, images.shape[1])
     norms = [m for m in twin.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -130,14 +163,12 @@ def twins(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
 
     Args:
         model: The network.
-        images: Images ``(B, in_chans, H, W)`` that set the statistics of their batch norms; or frames
-            ``(B, T, in_chans, H, W)``, of which the second twin has as many time steps.
+        images: Images ``(B, in_chans, H, W)`` that set the statistics of their batch norms.
 
     Returns:
         Twins in eval mode by name; none for a network of which there are no twins.
     """
     if _obstacle(model) or not model.arguments.get("spiking", True):  # type: ignore[union-attr, operator]
         return {}
-    steps = images.shape[1] if images.dim() == 5 else 4
-    made = {"ANN twin": ann_twin(model), f"SNN twin, T = {steps}": snn_twin(model, steps)}
+    made = {"ANN twin": ann_twin(model), "SNN twin, T = 4": snn_twin(model)}
     return {name: calibrate(twin, images) for name, twin in made.items()}

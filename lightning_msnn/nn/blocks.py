@@ -165,8 +165,7 @@ class Block(nn.Module):
         mixer: Token mixer, spikes to current.
         encoder2: Spikes for the MLP, or None for an MLP on the analogue stream.
         mlp: Channel mixer.
-        drop_path: Probability with which a sample skips a branch in training (stochastic depth), drawn
-            anew in each time step.
+        drop_path: Probability with which a sample skips a branch in training (stochastic depth).
     """
 
     def __init__(

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.functional.spike import heaviside
 from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import covered, neurons
 from lightning_msnn.nn.blocks import Encoder, PatchMerging, Stem
@@ -28,7 +27,7 @@ class ThresholdEncoder(nn.Module):
     or, for a negative scale, where it does not exceed it.
 
     Args:
-        encoder: Encoder with batch norm, in evaluation mode, of one time step.
+        encoder: Encoder with batch norm, in evaluation mode.
     """
 
     level: Tensor
@@ -101,8 +100,8 @@ def fold_batch_norm(model: M) -> M:
     """Return a copy of a network for inference, with its batch norms folded where they can be.
 
     Those after convolutions go into their weights, those of the encoders into thresholds by channel. What remains is
-    batch norm after attention or a recurrent cell, before the read-out, and in the encoders of networks of several time
-    steps, whose membranes are needed. Learnt decays and radian factors become fixed ones.
+    batch norm after attention or a recurrent cell, and before the read-out. Learnt decays and radian factors become
+    fixed ones.
 
     Args:
         model: Network in evaluation mode.
@@ -119,17 +118,15 @@ def fold_batch_norm(model: M) -> M:
 
     def foldable(encoder: Encoder) -> bool:
         # A ReLU, which a twin has in the place of spikes, passes on values that need the scale.
-        spikes = isinstance(encoder.spike, Spike) and encoder.spike.model.fire is heaviside
-        return _has_statistics(encoder.norm) and spikes
+        return _has_statistics(encoder.norm) and isinstance(encoder.spike, Spike)
 
     folded = copy.deepcopy(model)
-    one_step = getattr(model, "time_steps", 1) == 1
     for parent in list(folded.modules()):
         if isinstance(parent, Synapse | Stem | PatchMerging) and _has_statistics(parent.norm):
             parent.conv = fuse_conv_bn_eval(parent.conv, parent.norm)  # type: ignore[arg-type]
             parent.norm = nn.Identity()
         for name, child in parent.named_children():
-            if isinstance(child, Encoder) and one_step and foldable(child):
+            if isinstance(child, Encoder) and foldable(child):
                 setattr(parent, name, ThresholdEncoder(child))
             elif (fixed := _fixed(child)) is not None:
                 setattr(parent, name, fixed)

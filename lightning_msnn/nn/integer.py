@@ -11,7 +11,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.functional.spike import heaviside
 from lightning_msnn.kernels.integer import MOST, Packed, Steps, convolve
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
@@ -141,7 +140,7 @@ class IntegerMLP(nn.Module):
     """A channel mixer of integer weights; its neurons compare integers.
 
     Args:
-        mlp: The channel mixer, its batch norms folded, of one time step.
+        mlp: The channel mixer, its batch norms folded.
     """
 
     def __init__(self, mlp: MLP) -> None:
@@ -222,12 +221,7 @@ def to_integers(model: M) -> M:
         raise ConfigurationError("integer weights are for spikes, and this network is a twin with rectifiers")
     if any(isinstance(module, BernoulliEncoder) for module in modules):
         raise ConfigurationError("integer weights are for thresholds, and this network draws its spikes: bernoulli")
-    if any(isinstance(module, Spike) and module.model.fire is not heaviside for module in modules):
-        raise ConfigurationError(
-            "integer weights are for spikes of 0 and 1, and these neurons have a function of their own"
-        )
     folded = fold_batch_norm(model)
-    one_step = getattr(model, "time_steps", 1) == 1
     for parent in list(folded.modules()):
         for name in () if converted else _read_by_synapses(parent):
             setattr(parent, name, _in_bytes(getattr(parent, name)))
@@ -236,7 +230,7 @@ def to_integers(model: M) -> M:
                 setattr(parent, name, nn.Identity())
             elif callable(getattr(child, "to_integers", None)):
                 setattr(parent, name, child.to_integers())  # type: ignore[operator]
-            elif type(child) is MLP and one_step and not converted:
+            elif type(child) is MLP and not converted:
                 setattr(parent, name, IntegerMLP(child))
             elif type(child) is Synapse and not (converted or isinstance(parent, AnalogueMLP)):
                 setattr(parent, name, IntegerSynapse(child))

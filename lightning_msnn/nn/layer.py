@@ -8,7 +8,7 @@ and of the spikes lie, which a :class:`Cut` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.functional.membrane import hard_reset, isolated, over_time, shared
+from lightning_msnn.functional.membrane import isolated, shared
 from lightning_msnn.functional.projection import PROJECTIONS
-from lightning_msnn.functional.spike import SOFT, SURROGATES, heaviside
+from lightning_msnn.functional.spike import SOFT, SURROGATES
 from lightning_msnn.functional.windows import WINDOWS, count, merge, split
 from lightning_msnn.kernels import geometry
 from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import covered, neurons
-from lightning_msnn.nn.neuron import ByteSpike, FixedDecay, LearntDecay, Membrane, Spike, stream
+from lightning_msnn.nn.neuron import ByteSpike, FixedDecay, LearntDecay, Membrane, Spike
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
 __all__ = ["Cut", "cut_windows", "fire", "join_windows", "normalise", "watched"]
@@ -164,12 +164,8 @@ def _kernel(
     handed: int = 0,
     keeps: bool = False,
     residual: Tensor | None = None,
-    before: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None] | None:
-    """Run a layer on a kernel; None where none covers it.
-
-    A layer that is given what membranes kept ``before`` is one time step of several, and returns what they keep after.
-    """
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """Run a layer on a kernel; None where none covers it."""
     if _KINDS.get(cut.kind) is not WINDOWS.get(cut.kind):
         return None
     form, omega, surrogate, soft, threshold = "still", "none", "", "rectifier", 0.0
@@ -188,14 +184,11 @@ def _kernel(
             return None
         surrogate, soft, threshold = spike.name, spike.soft, spike.threshold
         known = _SURROGATES.get(surrogate) is spike.surrogate and _SOFT.get(soft) is SOFT.get(soft)
-        if not known or spike.model.fire is not heaviside:
+        if not known:
             return None
         if spike._forward_pre_hooks or spike._backward_hooks or spike._backward_pre_hooks:
             return None  # hooks on what it returns see what a kernel has computed
-        # In one time step the reset of a neuron model plays no part.
-        if before is not None and spike.model.reset is not hard_reset:
-            return None
-    if not covered(current, None if before is None else omega) or (type(spike) is ByteSpike and not current.is_cpu):
+    if not covered(current) or (type(spike) is ByteSpike and not current.is_cpu):
         return None
     of_norm = _norm_arguments(norm, current)
     if of_norm is None:
@@ -207,22 +200,16 @@ def _kernel(
         tensors["tau"] = decay.forward()  # which nothing watches
     if projection is not None:
         tensors["theta"] = projection.radian()
-    if before is not None:
-        assert isinstance(spike, Spike)
-        learnt = membrane is not None and membrane.tau_time is None
-        tensors["leak"] = tensors["tau"] if learnt else torch.tensor(spike.tau_time, device=current.device)
     layer = Layer(
         form, omega, cut.kind, surrogate, soft, cut.windows_in, cut.windows_out, handed, keeps,
-        timed=before is not None, bytes=type(spike) is ByteSpike, threshold=threshold, **flags,
+        bytes=type(spike) is ByteSpike, threshold=threshold, **flags,
     )  # fmt: skip
-    out, membranes, merged, kept, found = neurons(
-        current, layer, size, residual=residual, other=other, before=before, **tensors
-    )
+    out, membranes, merged, found = neurons(current, layer, size, residual=residual, other=other, **tensors)
     if layer.training:
         _track(norm, found, current.numel() // current.shape[1])
     if spike is not None:
         out = spike(current, fired=out)
-    return out, membranes, merged, kept
+    return out, membranes, merged
 
 
 Step = tuple[Tensor, Membranes, Tensor | None]
@@ -237,36 +224,19 @@ def _equations(
     cut: Cut,
     size: tuple[int, int],
     handed: int,
-    before: Tensor | None = None,
-    kept: list[Tensor] | None = None,
 ) -> Step:
-    """Run a layer after its norm on :mod:`lightning_msnn.functional`, on the currents of its windows.
-
-    What neurons keep from one time step to the next, ``before`` and the entry that is added to ``kept``, is of shape
-    ``(n, B, C, h, w)``.
-    """
+    """Run a layer after its norm on :mod:`lightning_msnn.functional`, on the currents of its windows."""
     if membrane is None:
-        if kept is None:
-            return spike(currents[0]), [], currents[0]
-        mine: list[Tensor] = []
-        spikes = spike(currents[0], before=None if before is None else before[0], kept=mine)
-        kept.append(mine[0].unsqueeze(0))
-        return spikes, [], None
+        return spike(currents[0]), [], currents[0]
     n = len(currents)
     if isinstance(other, Tensor):
         of_map = membrane.form == "recurrent"
         other = split(other, cut.kind) if of_map else _windows(other, n - 1) if n > 1 else []
-    carry = partial(membrane, other=other or [], before=None if before is None else list(before.unbind(0)))
+    carry = partial(membrane, other=other or [])
     if cut.windows_out:
         spikes, merged, membranes = isolated(currents, carry, spike)
     else:
         spikes, merged, membranes = shared(currents, carry, partial(_merge, kind=cut.kind, size=size), spike)
-    if kept is not None:
-        assert isinstance(spike, Spike)
-        exact = spikes if spike.share(merged) is None else spike.fire(merged)
-        fired = exact if cut.windows_out else cut_windows(exact, cut.kind)
-        after = spike.reset(torch.cat(membranes), fired, membrane.decay_over_time(merged))
-        kept.append(torch.unflatten(after, 0, [n, -1]))
     if handed == currents[0].shape[1]:
         return spikes, membranes[:-1], merged
     return spikes, [u[:, u.shape[1] - handed :] for u in membranes[:-1]] if handed else [], merged
@@ -299,8 +269,7 @@ def fire(
     """Run a layer of neurons.
 
     Args:
-        current: What the synapse returned, ``(B, C, H, W)``, or a batch of windows ``(n B, C, h, w)``. Time steps lie
-            one after another on the batch axis, in each window's part of it.
+        current: What the synapse returned, ``(B, C, H, W)``, or a batch of windows ``(n B, C, h, w)``.
         norm: Batch norm, None or an identity for none.
         spike: The threshold.
         membrane: What carries membranes from window to window; None where the map is not cut.
@@ -316,53 +285,13 @@ def fire(
         fired, of the shape of the spikes. What was not asked for is empty or None.
     """
     size = size or (current.shape[2], current.shape[3])
-    around = stream()
     n = 1 if membrane is None else count(cut.kind, *size)
-    if not (isinstance(spike, Spike) and (spike.time_steps > 1 or around is not None)):
-        found = _kernel(current, norm, spike, membrane, cut, size, _batch(other), handed, keeps)
-        if found is not None:
-            return found[:3]
-        x = current if norm is None else normalise(current, norm)
-        currents = _windows(x, n) if cut.windows_in else split(x, cut.kind)
-        return _equations(currents, spike, membrane, other, cut, size, handed)
+    found = _kernel(current, norm, spike, membrane, cut, size, _batch(other), handed, keeps)
+    if found is not None:
+        return found
     x = current if norm is None else normalise(current, norm)
-    steps = 1 if around is not None else spike.time_steps
-    inputs = torch.unflatten(x, 0, [n if cut.windows_in else 1, steps, -1]).unbind(1)
-    if isinstance(other, Tensor):  # a map; layer 1 hands on a list over time
-        other = _windows(other, steps)
-    window = x.shape[2:] if cut.windows_in or n == 1 else split(x[:1, :1], cut.kind)[0].shape[2:]
-    shape = torch.Size((n, inputs[0].shape[1], x.shape[1], *window))
-
-    def step(now: tuple[Tensor, Any], before: Tensor | None) -> tuple[Step, Tensor]:
-        current, other = now
-        kernel = (spike, membrane, cut, size, _batch(other), handed, keeps)
-        past = x.new_zeros(shape) if before is None else before
-        found = _kernel(current.flatten(0, 1), None, *kernel, before=past.flatten(0, 1))
-        if found is not None:
-            spikes, membranes, merged, after = found
-            assert after is not None
-            return (spikes, [] if membranes is None else membranes, merged), torch.unflatten(after, 0, [n, -1])
-        kept: list[Tensor] = []
-        currents = list(current.unbind(0)) if cut.windows_in or n == 1 else split(current[0], cut.kind)
-        return _equations(currents, spike, membrane, other, cut, size, handed, before, kept), kept[0]
-
-    made, kept = over_time(
-        step,
-        list(zip(inputs, other or [None] * steps, strict=True)),
-        None if around is None else around.resume(spike, shape),
-    )
-    if around is not None:
-        around.after[spike] = kept
-    spikes, handed_on, merged = zip(*made, strict=True)
-    out = n if cut.windows_out else 1
-    return _join_steps(spikes, out), list(handed_on), _join_steps(merged, out) if keeps else None
-
-
-def _join_steps(steps: Sequence[Tensor], windows: int) -> Tensor:
-    """From a batch of windows for each time step to a batch ``(windows T B, C, h, w)``."""
-    if windows == 1 or len(steps) == 1:
-        return torch.cat(list(steps))
-    return torch.cat([window for each in zip(*(_windows(s, windows) for s in steps), strict=True) for window in each])
+    currents = _windows(x, n) if cut.windows_in else split(x, cut.kind)
+    return _equations(currents, spike, membrane, other, cut, size, handed)
 
 
 @_tells

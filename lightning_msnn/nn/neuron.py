@@ -1,16 +1,11 @@
-"""Neurons: what they are like, their threshold, their decay, and the membranes that travel over windows and time.
+"""Neurons: their threshold, their decay, and the membranes that travel from window to window.
 
-No neuron keeps a state between calls: membranes are values that a forward pass computes and returns. Several time
-steps lie one after another on the batch axis, ``(T B, C, H, W)``, and are an axis of the neuron's scan alone. Where an
-image comes after the other (:meth:`lightning_msnn.models.MSNN.step`), a :class:`Stream` around the call holds what
-neurons carry out of one step into the next.
+No neuron keeps a state between calls: membranes are values that a forward pass computes and returns.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +13,7 @@ from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.functional.membrane import coupled_scan, recurrent_scan, scan
-from lightning_msnn.functional.neuron import NEURONS
-from lightning_msnn.functional.spike import SOFT, SURROGATES, anneal
+from lightning_msnn.functional.spike import SOFT, SURROGATES, anneal, heaviside
 from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.nn.projection import LearntProjection, make_projection
 
@@ -31,13 +25,10 @@ __all__ = [
     "Neuron",
     "Rectifier",
     "Spike",
-    "Stream",
     "between",
     "grain_size",
     "make_decay",
     "set_annealing",
-    "stream",
-    "streaming",
 ]
 
 
@@ -66,84 +57,26 @@ class Neuron:
     """What neurons are like.
 
     Args:
-        model: Name of the neuron model, one of :data:`lightning_msnn.functional.NEURONS`.
         threshold: Threshold ``V``, a finite number; the initial one if it is learnt.
         learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
         surrogate: Name of the surrogate gradient, one of :data:`lightning_msnn.functional.SURROGATES`.
         tau: Decay of membranes from window to window, in [0, 1]; the initial one if it is learnt.
         learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay over windows is learnt.
-        tau_time: Decay of membranes from time step to time step, in [0, 1]; None takes the decay over windows.
         projection: Name of the projection Omega, one of :data:`lightning_msnn.functional.PROJECTIONS`.
         theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
         learn_theta: Whether a layer learns its theta.
-        time_steps: Number of time steps ``T`` that lie one after another on the batch axis.
 
-    Raises:
-        ConfigurationError: If the model is not known or ``tau_time`` is outside [0, 1]; the other arguments are checked
-            where a layer is made of them.
+    The arguments are checked where a layer is made of them.
     """
 
-    model: str = "lif"
     threshold: float = 0.5
     learn_threshold: bool | str = False
     surrogate: str = "triangular"
     tau: float = 0.1
     learn_tau: bool | str = True
-    tau_time: float | None = None
     projection: str = "sine"
     theta: float = 0.25
     learn_theta: bool = False
-    time_steps: int = 1
-
-    def __post_init__(self) -> None:
-        choose(NEURONS, self.model, "neuron model")
-        if self.tau_time is not None and not 0.0 <= self.tau_time <= 1.0:
-            raise ConfigurationError(f"tau_time must be in [0, 1], not {self.tau_time}")
-
-
-@dataclass
-class Stream:
-    """What the neurons of a network carry from one time step to the next, by layer.
-
-    Args:
-        before: Out of the step before: for each layer the windows' membranes after leak and reset, ``(n, B, C, h, w)``.
-        after: Out of this step; layers write it.
-    """
-
-    before: dict["Spike", Tensor]
-    after: dict["Spike", Tensor] = field(default_factory=dict)
-
-    def resume(self, spike: "Spike", shape: torch.Size) -> Tensor | None:
-        """Return what a layer carried out of the step before, of a shape; None in the first step.
-
-        Raises:
-            ConfigurationError: If it is of images of another size, of another batch or of another network.
-        """
-        before = self.before.get(spike)
-        if before is not None and before.shape != shape:
-            raise ConfigurationError(
-                f"the state has membranes of shape {tuple(before.shape)} for a layer of shape {tuple(shape)}: "
-                "it is of another network, batch or image size"
-            )
-        return before
-
-
-_STREAM: ContextVar[Stream | None] = ContextVar("stream", default=None)
-
-
-def stream() -> Stream | None:
-    """Return the stream around this call, if there is one; each thread has its own."""
-    return None if torch.compiler.is_dynamo_compiling() else _STREAM.get()
-
-
-@contextmanager
-def streaming(around: Stream | None) -> Iterator[None]:
-    """Run layers of neurons within a stream, or within none."""
-    token = _STREAM.set(around)
-    try:
-        yield
-    finally:
-        _STREAM.reset(token)
 
 
 class Spike(nn.Module):
@@ -160,9 +93,6 @@ class Spike(nn.Module):
     annealing: Tensor | None
     """Share of the step in what the neurons return in training, a scalar; None is all of it."""
 
-    carries = True
-    """Whether a layer of these neurons carries membranes from time step to time step."""
-
     def __init__(self, neuron: Neuron = Neuron(), channels: int = 1) -> None:
         super().__init__()
         threshold = float(neuron.threshold)
@@ -172,11 +102,8 @@ class Spike(nn.Module):
         self.threshold = threshold
         # One axis, so that rules which exempt vectors from weight decay exempt it.
         self.level = nn.Parameter(torch.full((values,), threshold)) if values else None
-        self.model = choose(NEURONS, neuron.model, "neuron model")
         self.name = neuron.surrogate
         self.surrogate = choose(SURROGATES, neuron.surrogate, "surrogate gradient")
-        self.tau_time = float(neuron.tau if neuron.tau_time is None else neuron.tau_time)
-        self.time_steps = neuron.time_steps
         self.soft = "rectifier"
         # No buffer: what averages, broadcasts or stores those of a network has no use for it.
         self.annealing = None
@@ -191,7 +118,7 @@ class Spike(nn.Module):
 
     def fire(self, membrane: Tensor) -> Tensor:
         """Return exact spikes of a membrane."""
-        return self.model.fire(membrane, self.surrogate, self.level_of(membrane))
+        return heaviside(membrane, self.surrogate, self.level_of(membrane))
 
     def told(self, returned: Tensor) -> Tensor:
         """Return the exact spikes behind what the neurons returned, without a gradient; while annealing, by its size.
@@ -210,38 +137,16 @@ class Spike(nn.Module):
         level = torch.as_tensor(self.level_of(returned), dtype=returned.dtype, device=returned.device).detach()
         return between(level, share, self.soft)
 
-    def reset(self, membrane: Tensor, spikes: Tensor, tau: Tensor | float) -> Tensor:
-        """Return what a membrane hands to the next time step.
-
-        Args:
-            membrane: Membrane.
-            spikes: Its exact spikes, also while annealing.
-            tau: Decay over time.
-        """
-        return self.model.reset(membrane, spikes, self.level_of(membrane), tau)
-
-    def forward(
-        self,
-        membrane: Tensor,
-        fired: Tensor | None = None,
-        before: Tensor | None = None,
-        kept: list[Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, membrane: Tensor, fired: Tensor | None = None) -> Tensor:
         """Return the spikes of a membrane ``(B, C, H, W)``, of any shape if the threshold is fixed.
 
         Args:
             membrane: Membrane; the synaptic current of neurons whose spikes a kernel has computed from it.
             fired: Those spikes, which are returned as they are, so that hooks on this module see them.
-            before: What neurons without windows kept of the time step before, which is added to the membrane.
-            kept: Where such neurons put what they keep for the next.
         """
         if fired is not None:
             return fired
-        if before is not None:
-            membrane = membrane + before
         spikes, share = self.fire(membrane), self.share(membrane)
-        if kept is not None:
-            kept.append(self.reset(membrane, spikes, self.tau_time))
         if share is None:
             return spikes
         return anneal(membrane, spikes, self.level_of(membrane), share.to(membrane.dtype), self.soft)
@@ -387,7 +292,6 @@ class Membrane(nn.Module):
         choose(dict.fromkeys(("first", *_COUPLED)), form, "form")
         choose(WINDOWS, windows, "kind of windows")
         self.form = form
-        self.tau_time = neuron.tau_time
         several = windows != "single"
         self.decay = make_decay(channels, neuron.tau, several and neuron.learn_tau)
         self.projection = (
@@ -396,22 +300,17 @@ class Membrane(nn.Module):
             else make_projection(neuron.projection, neuron.theta, several and neuron.learn_theta)
         )
 
-    def forward(
-        self, currents: list[Tensor], other: Sequence[Tensor] = (), before: list[Tensor] | None = None
-    ) -> list[Tensor]:
+    def forward(self, currents: list[Tensor], other: Sequence[Tensor] = ()) -> list[Tensor]:
         """Visit the windows.
 
         Args:
             currents: Synaptic currents of the windows in order, each ``(B, C, h, w)``.
             other: Membranes that these are coupled with, shapes of ``currents``: those of layer 1, or the windows of
                 the map that the block received. A map that is one window takes nothing from them.
-            before: What the windows' membranes handed on from the time step before, shapes of ``currents``.
 
         Returns:
             Membranes of the windows, shapes of ``currents``.
         """
-        if before is not None:
-            currents = [current + kept for current, kept in zip(currents, before, strict=True)]
         tau = self.decay()
         if len(currents) > 1:
             # Under autocast the currents are narrower than the parameter, which must not widen the scan.
@@ -436,8 +335,3 @@ class Membrane(nn.Module):
             omega: The projection, None for layer 1.
         """
         return scan(currents, tau) if omega is None else _COUPLED[self.form](currents, other, tau, omega)
-
-    def decay_over_time(self, membrane: Tensor) -> Tensor:
-        """Return the decay from time step to time step in the type of a membrane."""
-        tau: Tensor = self.decay() if self.tau_time is None else membrane.new_full((), self.tau_time)
-        return tau.to(membrane.dtype)

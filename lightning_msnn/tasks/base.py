@@ -367,18 +367,12 @@ class Task(pl.LightningModule):
                 ``train_sizes`` are compared if there.
 
         Raises:
-            ConfigurationError: If the number of classes, channels or time steps differs, or a network of one size of
-                images would be given another.
+            ConfigurationError: If the number of classes or channels differs, data has several time steps, or a network
+                of one size of images would be given another.
         """
         data = type(datamodule).__name__
-        frames, steps = getattr(datamodule, "time_steps", 1), getattr(self.network, "time_steps", 1)
-        if frames > 1 and self.hparams["twin"] is not None:
-            raise ConfigurationError(f"a twin has 1 time step, but {data} has {frames}: set data.time_steps to 1")
-        if frames > 1 and frames != steps:
-            raise ConfigurationError(
-                f"the network has {steps} time step{'s' * (steps > 1)}, but {data} has {frames}: "
-                f"set model.network_kwargs to {{time_steps: {frames}}}"
-            )
+        if (frames := getattr(datamodule, "time_steps", 1)) > 1:
+            raise ConfigurationError(f"networks have 1 time step, but {data} has {frames}: set data.time_steps to 1")
         size, by_epoch = getattr(datamodule, "image_size", None), getattr(datamodule, "train_sizes", None) or {}
         fixed = timm.get_pretrained_cfg(self.hparams["network"].partition(".")[0]).fixed_input_size
         if (fixed or only_size(self.network)) and (others := sorted(set(by_epoch.values()) - {size})):

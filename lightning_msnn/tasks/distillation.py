@@ -194,19 +194,14 @@ class Teacher:
             raise ConfigurationError(f"the teacher must have the student's {name}, {ours}: {self.source} has {theirs}")
 
     def check_data(self, datamodule: Any) -> None:
-        """Compare time steps and names of classes with those of the data.
+        """Compare names of classes with those of the data.
 
         Args:
-            datamodule: Anything; attributes ``time_steps`` and ``class_names`` are compared if there.
+            datamodule: Anything; an attribute ``class_names`` is compared if there.
 
         Raises:
-            ConfigurationError: If it has other time steps than frames, or the same classes in another order.
+            ConfigurationError: If it has the same classes in another order.
         """
-        frames, steps = getattr(datamodule, "time_steps", 1), getattr(self.network, "time_steps", 1)
-        if frames > 1 and frames != steps:
-            raise ConfigurationError(
-                f"the teacher must have as many time steps as the data, {frames}: {self.source} has {steps}"
-            )
         ours, theirs = getattr(datamodule, "class_names", None), self.class_names
         if not ours or not theirs or list(ours) == list(theirs):
             return
@@ -229,12 +224,6 @@ class Teacher:
         Raises:
             ConfigurationError: If there is none, or one is of another size.
         """
-        steps = [getattr(network, "time_steps", 1) for network in (student, self.network)]
-        if max(steps) > 1:
-            raise ConfigurationError(
-                "teacher_features is for networks of one time step: "
-                f"the student has {steps[0]}, {self.source} {steps[1]}"
-            )
         theirs = block_names(self.network)
         names = [name for name in block_names(student) if name in theirs]
         if not names:

@@ -273,7 +273,7 @@ def test_onnx_adds_up_integers(name, made, digits):
     "arguments",
     [
         {"size": (1, 13), "context": "isolated", "norm": False},
-        {"time_steps": 2, "windows": "grid", **TINIEST},
+        {"windows": "grid", **TINIEST},
         {"network": "msnn_rnn12_tiny", "cell": "spiking_gru", "mlp": "gelu"},
     ],
     ids=str,
@@ -453,7 +453,6 @@ def test_other_files_are_refused(tmp_path):
 SHIPPED = ("lstm", "spiking_gru")
 """Cells of the entries."""
 KINDS = [
-    ("onnx", {"time_steps": 2, "neuron": "soft_reset", **TINIEST}),
     ("onnx", {"norm": False, "mlp": "gelu", "learn_theta": True, "learn_threshold": True}),
     ("onnx", {"spiking": False}),
     *(("onnx", {"network": "msnn_rnn12_tiny", "cell": cell}) for cell in SHIPPED),
@@ -466,8 +465,6 @@ MORE = [
     ("onnx", {"windows": "grid"}),
     ("onnx", {"context": "isolated", "windows": "dilated"}),
     *(("onnx", {"network": "msnn_rnn12_tiny", "cell": cell}) for cell in CELLS if cell not in SHIPPED),
-    ("torch", {"time_steps": 2}),
-    ("onnx", {"time_steps": 2}),
     ("onnx", {"size": (1, 13), "windows": "alternate"}),
     ("onnx", {"size": (1, 16), "windows": "grid", "network": "msnn_rnn12_tiny"}),
     ("onnx", {"size": (5, 8), "windows": "time", "network": "msnn_vit12_tiny", "widths": (24, 24)}),
@@ -575,23 +572,6 @@ def test_networks_that_do_not_run_are_refused_before_any_work(to, arguments, cha
         export(source, to=to, out=tmp_path / f"x{FORMATS[to].suffix}")
     assert "\n" not in str(stop.value)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.ckpt"]
-
-
-def test_a_network_that_hears_a_frame_in_each_step(tmp_path):
-    """Its input is frames, whether they are real or drawn."""
-    small = {**SMALL, "depths": (1,), "widths": (8,)}
-    source = checkpoint(tmp_path, size=(4, 5), time_steps=2, **small)
-    content = torch.load(source)
-    content["datamodule_hyper_parameters"] = {"time_steps": 2}
-    torch.save(content, source)
-    report = export(source, to="torch", out=tmp_path / "x.pt2")
-    said = {"lightning_msnn.json": ""}
-    program = torch.export.load(report.path, extra_files=said).module()
-    assert json.loads(json.loads(said["lightning_msnn.json"])["input_size"]) == [2, 1, 4, 5]
-    frames = torch.rand(3, 2, 1, 4, 5)
-    torch.testing.assert_close(program(frames), read_source(source).network(frames), rtol=0, atol=1e-3)
-    with pytest.raises(ConfigurationError, match="images must not be given: mine.ckpt takes 2 x 1 x 4 x 5"):
-        export(source, to="onnx", out=tmp_path / "x.onnx", images=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_the_graph_says_what_images_it_takes(trained, digits):
         (7, {"norm": False, "threshold": 0.1, "global_pool": "avg"}),
         (10, {"learn_threshold": "channel", "in_chans": 3}),
         (12, {"learn_threshold": "layer", "norm": False, "depths": (2,), "widths": (1,)}),
-        (6, {"windows": "alternate", "depths": (1,), "widths": (8,), "neuron": "soft_reset", "mlp_ratio": 0.5}),
+        (6, {"windows": "alternate", "depths": (1,), "widths": (8,), "mlp_ratio": 0.5}),
     ],
     ids=str,
 )
@@ -231,7 +231,6 @@ def test_a_channel_that_always_or_never_fires(tmp_path):
         ({"network": "msnn_vit12_tiny", "widths": (24, 24)}, "NIR has no spiking self-attention"),
         ({"network": "msnn_rnn12_tiny"}, r"NIR has no recurrent cell \(lstm\)"),
         ({"windows": "alternate"}, r"its neurons visit windows \(dilated, non_dilated\), which NIR has not"),
-        ({"time_steps": 2}, "it has 2 time steps, and only networks of one map to NIR"),
         ({"spiking": False}, "its neurons are rectifiers, which NIR has not"),
         ({"mlp": "gelu"}, "NIR has no GELU"),
         ({"global_pool": "max"}, "its read-out is not the mean over the map and a linear layer"),

@@ -15,7 +15,6 @@ from lightning_msnn.functional import (
     anneal,
     count,
     coupled_scan,
-    hard_reset,
     heaviside,
     merge,
     recurrent_scan,
@@ -37,7 +36,7 @@ LAST = torch.channels_last
 SIZES = [(8, 8), (7, 5), (4, 6), (2, 2), (1, 4), (1, 11)]
 
 
-def operands(layer, size, channels=19, batch=3, dtype=torch.float32, by_channel=True, level=False, affine=True, leak=0):
+def operands(layer, size, channels=19, batch=3, dtype=torch.float32, by_channel=True, level=False, affine=True):
     """Random tensors for a layer, by name; those that are given gradients are leaves."""
     n = count(layer.kind, *size)
     window = split(torch.empty(1, 1, *size), layer.kind)[0].shape[2:]
@@ -55,9 +54,7 @@ def operands(layer, size, channels=19, batch=3, dtype=torch.float32, by_channel=
         made["residual"] = torch.randn(apart if layer.windows_out else whole)
     if level:
         made["level"] = torch.rand(channels)
-    if layer.timed:
-        made |= {"before": torch.randn(apart), "leak": torch.rand(leak or channels)}
-    maps = ("current", "other", "residual", "before")
+    maps = ("current", "other", "residual")
     for name in made:
         made[name] = made[name].to(dtype).contiguous(memory_format=LAST) if name in maps else made[name]
         made[name].requires_grad_()
@@ -65,13 +62,11 @@ def operands(layer, size, channels=19, batch=3, dtype=torch.float32, by_channel=
 
 
 def equations(layer, size, x, share=None):
-    """What a layer returns, hands on, keeps merged and over time, by the reference, in the type of its tensors."""
+    """What a layer returns, hands on and keeps merged, by the reference, in the type of its tensors."""
     n, current = count(layer.kind, *size), x["current"]
     if layer.training:
         current = F.batch_norm(current, None, None, x.get("weight"), x.get("bias"), True, 0.0, layer.eps)
     windows = list(current.chunk(n)) if layer.windows_in else split(current, layer.kind)
-    if layer.timed:
-        windows = [window + kept for window, kept in zip(windows, x["before"].chunk(n), strict=True)]
     if n > 1 and layer.form != "still":
         omega = lambda a, b: PROJECTIONS[layer.omega](a, b, x["theta"])  # noqa: E731
         if layer.form == "first":
@@ -83,14 +78,10 @@ def equations(layer, size, x, share=None):
     merged = torch.cat(windows) if layer.windows_out else merge(windows, layer.kind, *size)
     handed = torch.cat(windows[:-1])[:, -layer.handed :] if layer.handed and n > 1 else None
     if not layer.surrogate:
-        return merged + x["residual"], handed, merged, None
+        return merged + x["residual"], handed, merged
     level = x["level"].view(-1, 1, 1) if "level" in x else layer.threshold
     spikes = heaviside(merged - level, SURROGATES[layer.surrogate])
-    after = None
-    if layer.timed:
-        fired = spikes if layer.windows_out else torch.cat(split(spikes, layer.kind))
-        after = hard_reset(torch.cat(windows), fired, level, x["leak"].view(-1, 1, 1))
-    return (spikes if share is None else anneal(merged, spikes, level, share, layer.soft)), handed, merged, after
+    return (spikes if share is None else anneal(merged, spikes, level, share, layer.soft)), handed, merged
 
 
 def compare(layer, size, x, share=None, tolerance=1e-5):
@@ -101,11 +92,9 @@ def compare(layer, size, x, share=None, tolerance=1e-5):
     expected = equations(layer, size, exact, None if share is None else share.double())
     level = exact["level"].view(-1, 1, 1) if "level" in x else layer.threshold
     clear = ((expected[2] - level).abs() > 1e-5) | (not layer.surrogate)
-    pairs = [(a, b) for a, b in zip(got[:4], expected, strict=True) if b is not None and a.numel()]
+    pairs = [(a, b) for a, b in zip(got[:3], expected, strict=True) if b is not None and a.numel()]
     for a, b in pairs:
         keep = clear if a is got[0] else torch.ones_like(b, dtype=torch.bool)
-        if a is got[3]:
-            keep = clear if layer.windows_out else torch.cat(split(clear.double(), layer.kind)) > 0
         exactly = layer.surrogate and share is None and a is got[0]
         bound = 0.0 if exactly else tolerance * max(1.0, float(b.detach().abs().max()))
         assert float(((a.double() - b).abs() * keep).max()) <= bound
@@ -115,7 +104,7 @@ def compare(layer, size, x, share=None, tolerance=1e-5):
     wanted = torch.autograd.grad([b for _, b in pairs], list(exact.values()), [g.double() for g in upstream], **options)
     for name, a, b in zip(x, gradients, wanted, strict=True):
         assert a.shape == x[name].shape
-        sums = name in ("tau", "theta", "weight", "bias", "level", "leak")  # over all places
+        sums = name in ("tau", "theta", "weight", "bias", "level")  # over all places
         bound = (10 if sums else 1) * tolerance * max(1.0, float(b.abs().max()))
         assert float((a.double() - b).abs().max()) <= bound, name
 
@@ -134,29 +123,6 @@ def layer_of(form, kind, windows_in, windows_out, **more):
 def test_every_form_and_kind(form, kind, windows_in, windows_out, size, surrogate):
     layer = layer_of(form, kind, windows_in, windows_out, surrogate=surrogate)
     compare(layer, size, operands(layer, size))
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("windows_in", "windows_out"), itertools.product([False, True], repeat=2))
-@pytest.mark.parametrize("kind", geometry.KINDS)
-@pytest.mark.parametrize("form", geometry.FORMS)
-def test_every_form_and_kind_as_a_time_step(form, kind, windows_in, windows_out, size):
-    layer = layer_of(form, kind, windows_in, windows_out, surrogate="triangular", timed=True, training=False)
-    compare(layer, size, operands(layer, size, affine=False))
-
-
-@pytest.mark.parametrize("surrogate", SURROGATES)
-@pytest.mark.parametrize("soft", [None, *SOFT])
-@pytest.mark.parametrize("kind", ["single", "dilated", "grid"])
-def test_every_annealing_as_a_time_step(kind, soft, surrogate):
-    """The spikes that reset a membrane are exact, with a gradient of their own."""
-    layer = layer_of(
-        "first", kind, False, False, surrogate=surrogate, soft=soft or "rectifier", timed=True, training=False
-    )
-    x = operands(layer, (7, 6), level=True, affine=False, leak=1)
-    with torch.no_grad():  # no membrane at a corner of a rectangle or a ramp
-        x["current"].mul_(3.0)
-    compare(layer, (7, 6), x, None if soft is None else torch.tensor(0.3), 1e-4 if surrogate == "rectangular" else 1e-5)
 
 
 @pytest.mark.parametrize("keeps", [False, True])
@@ -226,7 +192,7 @@ def test_bf16_is_rounded_once(form, kind):
         rtol = 2**-6 if a.dim() else 2**-4  # a sum over all places, which nearly cancels
         torch.testing.assert_close(a.float(), b, rtol=rtol, atol=2**-6 * max(1.0, largest / 4))
     spiking = layer._replace(surrogate="triangular", keeps=True)
-    out, _, merged, _, _ = neurons(
+    out, _, merged, _ = neurons(
         narrow["current"], spiking, (8, 8), **{k: v for k, v in narrow.items() if k not in ("current", "residual")}
     )
     near = (merged.float() - spiking.threshold).abs() < 2**-7
@@ -280,7 +246,7 @@ def test_what_is_not_finite_stays_so(projection, dtype):
         h = side(kind, 8)
         given = {"tau": torch.tensor(0.5), "theta": torch.tensor(0.25)}
         other = torch.randn(12, 3, h, h).to(dtype).contiguous(memory_format=LAST)
-        spikes, _, merged, _, _ = neurons(x, layer, (8, 8), other=other, **given)
+        spikes, _, merged, _ = neurons(x, layer, (8, 8), other=other, **given)
         assert merged[0, 0].isnan().any()
         assert merged[1:].isfinite().all()
         assert not spikes[merged.isnan()].any()
@@ -451,7 +417,7 @@ def test_other_defaults_of_torch():
             again = neurons(x["current"], layer, (6, 6), **{k: v for k, v in x.items() if k != "current"})
     finally:
         torch.set_default_dtype(torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(again, expected[:5], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(again, expected[:4], strict=True))
 
 
 def test_a_cut_of_its_own():
@@ -462,11 +428,10 @@ def test_a_cut_of_its_own():
     assert torch.equal(spikes, (merged >= 0.5).float())
 
 
-@pytest.mark.parametrize("timed", [False, True])
-def test_the_operators_keep_torchs_rules(timed):
-    layer = layer_of("first", "dilated", False, False, surrogate="triangular", timed=timed, training=not timed)
-    x = operands(layer, (6, 6), affine=not timed)
-    args = [x.get(name) for name in ("current", "residual", "other", "before", *Parameters.__annotations__)]
+def test_the_operators_keep_torchs_rules():
+    layer = layer_of("first", "dilated", False, False, surrogate="triangular")
+    x = operands(layer, (6, 6))
+    args = [x.get(name) for name in ("current", "residual", "other", *Parameters.__annotations__)]
     torch.library.opcheck(
         torch.ops.lightning_msnn.neurons.default,
         (*args, layer.spec(), layer.threshold, layer.eps, 6, 6),

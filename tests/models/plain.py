@@ -26,8 +26,6 @@ class PlainNetwork:
         tau: Decay that the network was made with.
         windows: Its windows.
         context: Its context.
-        soft: Whether a spike takes the threshold away, instead of resetting the membrane to zero.
-        tau_time: Decay over time; None is that over windows, and for layers without windows ``tau``.
     """
 
     def __init__(
@@ -36,10 +34,8 @@ class PlainNetwork:
         tau: float,
         windows: str = "alternate",
         context: str = "shared",
-        soft: bool = False,
-        tau_time: float | None = None,
     ) -> None:
-        self.model, self.tau, self.soft, self.tau_time = model, tau, soft, tau_time
+        self.model, self.tau = model, tau
         self.kinds, self.isolated = KINDS.get(windows, (windows, windows)), context == "isolated"
         self.kept: dict[object, list[Tensor]] = {}
 
@@ -104,7 +100,6 @@ class PlainNetwork:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Spikes, of the map or of each window, and membranes of the windows."""
         threshold = THRESHOLD if spike.level is None else spike.level.view(-1, 1, 1)
-        tau_time = tau if self.tau_time is None else self.tau_time
         kept = self.kept.get(spike, [0.0] * len(currents))
         u = scan([i + k for i, k in zip(currents, kept, strict=True)])
         if isolated:
@@ -112,9 +107,7 @@ class PlainNetwork:
         else:
             fired = [self.spikes(self.join(u, kind, like), threshold)]
             s = self.cut(fired[0], kind)
-        self.kept[spike] = [
-            tau_time * (x - threshold * y if self.soft else x * (1 - y)) for x, y in zip(u, s, strict=True)
-        ]
+        self.kept[spike] = [tau * x * (1 - y) for x, y in zip(u, s, strict=True)]
         return fired, u
 
     def encode(self, encoder: nn.Module, x: Tensor) -> Tensor:

@@ -306,11 +306,10 @@ def test_no_images_at_all(cell):
     assert make("msnn_rnn12_tiny", cell=cell).eval()(torch.zeros(0, 3, 16, 16)).shape == (0, 10)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_an_image_without_a_batch(steps):
-    allowed = r"images \(B, 3, H, W\)" + (r" or frames \(B, 2, 3, H, W\)" if steps == 2 else "")
-    with pytest.raises(ConfigurationError, match=allowed + r" of floating.*, not a tensor of shape \(3, 16, 16\)"):
-        make("msnn_resnet12_tiny", time_steps=steps)(torch.randn(3, 16, 16))
+def test_an_image_without_a_batch():
+    message = r"images \(B, 3, H, W\) of floating.*, not a tensor of shape \(3, 16, 16\)"
+    with pytest.raises(ConfigurationError, match=message):
+        make("msnn_resnet12_tiny")(torch.randn(3, 16, 16))
 
 
 @pytest.mark.parametrize(
@@ -382,11 +381,7 @@ def test_fx_features(name):
     assert [o.shape[1] for o in graph(x)] == graph.feature_info.channels()
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [{}, {"neuron": "soft_reset", "context": "isolated", "windows": "grid"}, {"time_steps": 2}],
-    ids=str,
-)
+@pytest.mark.parametrize("kwargs", [{}, {"context": "isolated", "windows": "grid"}], ids=str)
 @pytest.mark.parametrize("name", TINY)
 def test_fx_features_train(name, kwargs):
     """Every parameter of a traced network has the gradient that it has in the network itself."""
@@ -604,9 +599,6 @@ def test_decays_of_an_entry_that_are_learnt_no_longer(given):
         ({"learn_tau": False, "tau": 0.3}, {"learn_tau": "channel"}, ""),
         ({"learn_tau": False, "tau": 0.0}, {"learn_tau": "channel"}, "the entry has tau 0 at .* nothing is learnt"),
         ({"learn_tau": False, "tau": 1.0}, {"learn_tau": "layer"}, "the entry has tau 1 at .* nothing is learnt"),
-        # Over several time steps each channel leaks by its own, also where there is one window.
-        ({}, {"windows": "single", "time_steps": 2}, "learnt 8 values of tau at .* give tau too$"),
-        ({"tau": 0.3}, {"windows": "single", "time_steps": 2, "tau_time": 0.5}, ""),
     ],
     ids=str,
 )
@@ -624,8 +616,6 @@ def test_decays_of_any_grain_are_those_of_the_entry(entry, network, message):
     target.load_state_dict(_settle_numbers(source.state_dict(), target, ()))
     decays = [module() for name, module in target.named_modules() if name.endswith("decay")]
     assert decays
-    if "tau_time" in network:  # the decay of time alone has an effect
-        return
     assert torch.allclose(torch.cat([decay.flatten() for decay in decays]), torch.tensor(0.3))
 
 
@@ -688,11 +678,6 @@ def test_a_spiking_cell_is_part_of_a_network(cell):
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
     torch.testing.assert_close(fold_batch_norm(model)(x), expected, rtol=1e-3, atol=1e-3)
     assert ann_twin(model)(x).shape == (3, 10)
-    steps = lively(make("msnn_rnn12_tiny", **kwargs, time_steps=2))
-    frames = torch.randn(3, 2, 3, 6, 6)
-    first, state = steps.step(frames[:, 0], None)
-    second, _ = steps.step(frames[:, 1], state)
-    torch.testing.assert_close((first + second) / 2, steps(frames))
     with torch.autocast("cpu", torch.bfloat16):
         model.train()(x).float().square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -772,9 +757,7 @@ def test_bernoulli_coding():
     assert not outside.grad.any(), "what is certain does not change with the stream"
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"), [("preset", "papre"), ("mlp", "relu"), ("coding", "rate"), ("time_steps", 1.5)]
-)
+@pytest.mark.parametrize(("argument", "value"), [("preset", "papre"), ("mlp", "relu"), ("coding", "rate")])
 def test_bad_choices(argument, value):
     with pytest.raises(ConfigurationError, match=f"{argument}.*{value}"):
         make("msnn_resnet12_tiny", **{argument: value})

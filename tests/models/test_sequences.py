@@ -12,8 +12,8 @@ from lightning_msnn.nn import CONTEXTS, PatchMerging
 from lightning_msnn.nn.folding import fold_batch_norm
 from tests.conftest import SHALLOW, TINY
 from tests.models.plain import PlainNetwork
+from tests.models.test_plain_loop import gradients, uneven
 from tests.models.test_registry import lively, make
-from tests.models.test_time_steps import gradients, uneven
 
 SCHEDULES = ["alternate", "alternate_grid", "dilated", "single", *TIME_WINDOWS]
 
@@ -30,20 +30,6 @@ def test_a_network_equals_a_plain_loop(name, context, windows, size):
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
     wanted = gradients(model, expected, upstream)
     torch.testing.assert_close(gradients(model, out, upstream), wanted, rtol=1e-7, atol=1e-9)
-
-
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("name", TINY)
-def test_time_steps_and_streams_equal_a_plain_loop(name, context):
-    model = uneven(make(name, context=context, tau=0.4, time_steps=3, depths=(2, 1, 1, 1)))
-    frames = torch.randn(2, 3, 3, 1, 37).double()
-    expected = PlainNetwork(model, 0.4, context=context)(list(frames.unbind(1)))
-    torch.testing.assert_close(model(frames), expected, rtol=1e-9, atol=1e-9)
-    state, logits = None, []
-    for frame in frames.unbind(1):
-        out, state = model.step(frame, state)
-        logits.append(out)
-    torch.testing.assert_close(torch.stack(logits).mean(0), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", TINY)

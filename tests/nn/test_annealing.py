@@ -8,10 +8,8 @@ import torch
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional.spike import SOFT
-from lightning_msnn.functional.windows import count, split
 from lightning_msnn.models.twins import ann_twin
-from lightning_msnn.nn import Membrane, Neuron, Spike, fire, set_annealing
-from lightning_msnn.nn.layer import Cut
+from lightning_msnn.nn import Neuron, Spike, fire, set_annealing
 from tests.conftest import TINY
 
 
@@ -59,47 +57,6 @@ def test_kernels_and_equations_agree(name, soft):
     # Rounding may put a membrane on the other side of a corner; each layer alone is compared in the kernels' own tests.
     for a, b in zip(learnt(model, x), learnt(plain, x), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-3 * max(1.0, float(b.abs().max())))
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [{}, {"neuron": "soft_reset"}, {"projection": "tanh"}, {"context": "isolated"}, {"windows": "grid"}],
-    ids=str,
-)
-@pytest.mark.parametrize("name", TINY)
-def test_exact_spikes_reset_membranes_over_time(name, arguments):
-    """A share that is all but whole changes nothing, where windows overlap too."""
-    x = torch.randn(4, 3, 18, 18, dtype=torch.float64)
-    plain, annealed = (network(name, time_steps=3, **arguments).double() for _ in range(2))
-    set_annealing(annealed, 1.0 - 1e-7)
-    torch.testing.assert_close(annealed(x), plain(x), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("windows_out", [False, True], ids=["shared", "isolated"])
-@pytest.mark.parametrize("form", ["first", "coupled", "recurrent"])
-@pytest.mark.parametrize("kind", ["non_dilated", "dilated", "grid"])
-def test_kernels_and_equations_agree_over_time(kind, form, windows_out):
-    """On numbers that no type rounds; the equations compute in float64."""
-    neuron = Neuron(time_steps=3, tau=0.5, learn_tau=False, projection="none")
-    box = torch.nn.ModuleList([Membrane(form, neuron, 3, kind), Spike(neuron)]).train()
-    set_annealing(box, 0.5, "graded")
-    height, width, windows = 7, 5, count(kind, 7, 5)
-    eighths = lambda *shape: torch.randint(-8, 12, shape) / 8  # noqa: E731
-    current = eighths(3 * 2, 3, height, width)
-    window = split(current, kind)[0].shape[2:]
-    other = {
-        "first": None,
-        "coupled": eighths((windows - 1) * 2, 3, *window),
-        "recurrent": eighths(2, 3, height, width),
-    }
-    made = []
-    for dtype in (torch.float32, torch.float64):
-        membrane, spike = copy.deepcopy(box).to(dtype)
-        x = current.to(dtype).requires_grad_()
-        given = other[form] if other[form] is None else [other[form].to(dtype)] * 3
-        out = fire(x, None, spike, membrane, given, cut=Cut(kind, False, windows_out))[0]
-        made.append([y.float() for y in (out, torch.autograd.grad(out.square().sum(), x)[0])])
-    torch.testing.assert_close(*made, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("soft", SOFT)

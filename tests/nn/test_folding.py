@@ -71,13 +71,6 @@ def test_folded_networks_export(name):
     )
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_several_time_steps_keep_their_membranes(name):
-    model = varied(make(name, time_steps=3)).double()
-    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    torch.testing.assert_close(fold_batch_norm(model)(x), model(x))
-
-
 def test_thresholds_by_hand():
     encoder = Encoder(4, neuron=Neuron(threshold=0.5)).eval()
     with torch.no_grad():

@@ -19,7 +19,7 @@ from lightning_msnn.models.twins import ann_twin
 from lightning_msnn.nn import CONTEXTS, Membrane, Spike, Synapse
 from lightning_msnn.nn.blocks import AnalogueMLP
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
-from lightning_msnn.nn.integer import IntegerConv2d, IntegerMLP, IntegerSynapse, quantised, to_integers
+from lightning_msnn.nn.integer import IntegerConv2d, IntegerSynapse, quantised, to_integers
 from lightning_msnn.nn.synapse import CentredConv2d, PointwiseConv2d
 from tests.conftest import COMPILED, DISTINCT, SHALLOW, TINY
 from tests.models.test_registry import make
@@ -219,16 +219,6 @@ def test_entries(name):
     assert ((made - expected).abs().amax(1) < 1e-3).float().mean() >= 0.9
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_several_time_steps(name):
-    model = varied(make(name, time_steps=3))
-    x = torch.randn(16, 3, 16, 16)
-    with torch.no_grad():
-        difference = (to_integers(model)(x) - reference(model)(x)).abs().amax(1)
-    assert (difference < 1e-3).float().mean() >= 0.8
-    assert not any(isinstance(module, IntegerMLP) for module in to_integers(model).modules())
-
-
 def test_features():
     network = zoo.load("msnn_resnet12_tiny_digits", integer=True, features_only=True)
     maps = network(torch.randn(2, 1, 32, 32))
@@ -351,5 +341,3 @@ def test_refused():
     network = to_integers(varied(make("msnn_resnet12_tiny")))
     with pytest.raises(ConfigurationError, match="no gradient to its input"):
         network(torch.randn(1, 3, 16, 16, requires_grad=True))
-    with pytest.raises(ConfigurationError, match="no membranes to carry on"):
-        to_integers(varied(make("msnn_resnet12_tiny", norm=False))).step(torch.randn(1, 3, 16, 16))

@@ -34,7 +34,6 @@ NETWORKS = {
     "resnet": ("msnn_resnet12_tiny", SMALL),
     "isolated": ("msnn_resnet12_tiny", SMALL | {"context": "isolated"}),
     "paper": ("msnn_resnet12_tiny", SMALL | {"preset": "paper"}),
-    "several steps": ("msnn_resnet12_tiny", SMALL | {"time_steps": 2}),
     "attention": ("msnn_vit12_tiny", SMALL),
     "recurrent": ("msnn_rnn12_tiny", SMALL),
     "spiking cell": ("msnn_rnn12_tiny", {"depths": (1, 1), "widths": (24, 24), "cell": "spiking_lstm"}),
@@ -307,11 +306,10 @@ def test_both_are_logged_and_only_networks_at_their_target_are_kept(tmp_path):
     [
         {"callbacks": [SpikeAnnealing(until=0.9)], "precision": "bf16-mixed"},
         {"accumulate_grad_batches": 2, "task": {"network": "msnn_rnn12_tiny"}},
-        {"task": {"network_kwargs": {"time_steps": 2, "depths": [1, 1, 1, 1], "widths": [8, 8, 8, 8]}}},
         {"task": {"teacher": ENTRY, "teacher_weight": 0.5}},
         {"task": {"network": "resnet18_cifar", "convert": True, "network_kwargs": {"channels": [8] * 4}}},
     ],
-    ids=["annealed in bf16", "accumulated, recurrent", "several steps", "taught", "converted"],
+    ids=["annealed in bf16", "accumulated, recurrent", "taught", "converted"],
 )
 def test_a_training_that_is_interrupted_goes_on_exactly(tmp_path, options):
     """With everything else that a training may have."""

@@ -298,24 +298,6 @@ def test_names_of_classes_are_compared(recwarn):
         teacher.check_data(Data(class_names=[f"thing {i}" for i in range(10)]))
 
 
-def test_frames_of_several_time_steps(tmp_path):
-    task = SpikingClassifier("msnn_resnet12_tiny", network_kwargs={**NETWORK, "time_steps": 2}, in_chans=1)
-    torch.save(
-        {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "pytorch-lightning_version": "2.5.0"},
-        tmp_path / "x.ckpt",
-    )
-    teacher, one = Teacher(str(tmp_path / "x.ckpt"), 10, 1), Teacher(ENTRY, 10, 1)
-    teacher.prepare(torch.device("cpu"), torch.float32)
-    frames = torch.rand(3, 2, 1, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(teacher(frames), task.eval()(frames), atol=1e-4, rtol=0)
-    teacher.check_data(Data(time_steps=2))
-    with pytest.raises(ConfigurationError, match="as many time steps as the data, 2: .* has 1"):
-        one.check_data(Data(time_steps=2))
-    with pytest.raises(ConfigurationError, match=r"a twin has 1 time step.*data\.time_steps to 1"):
-        SpikingClassifier("msnn_resnet12_tiny", twin="relu", in_chans=1).check_data(Data(time_steps=2))
-
-
 def test_a_checkpoint_of_a_network_of_one_size(tmp_path):
     """It is built for the size that it was trained with, and is given images of that."""
     kwargs = {"patch_size": 4, "depth": 1, "embed_dim": 16, "num_heads": 1}
@@ -457,10 +439,6 @@ def test_a_resumed_training_is_taught_by_blocks_too(tmp_path):
         (
             {"teacher_features": 1.0, "teacher": ENTRY, "network_kwargs": {"widths": (8, 16, 32, 64)}},
             f"stages.0 of {ENTRY} has 16 channels at 1/2 of the image, not 8 channels at 1/2",
-        ),
-        (
-            {"teacher_features": 1.0, "teacher": ENTRY, "network_kwargs": {"time_steps": 2}},
-            f"networks of one time step: the student has 2, {ENTRY} 1",
         ),
     ],
 )

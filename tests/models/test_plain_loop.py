@@ -1,0 +1,78 @@
+"""Networks and their LIF twins beside the method as it is written, one window and one time step after another."""
+
+import pytest
+import torch
+
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.models.twins import snn_twin
+from lightning_msnn.nn import CONTEXTS
+from tests.conftest import TINY
+from tests.models.plain import PlainNetwork
+from tests.models.test_registry import lively, make
+
+
+def uneven(model):
+    """Give each channel its own decay, threshold and scale, in float64."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return lively(model).double()
+
+
+def gradients(model, out, upstream):
+    return torch.autograd.grad(out, list(model.parameters()), upstream, allow_unused=True, materialize_grads=True)
+
+
+@pytest.mark.parametrize("windows", ["alternate", "grid", "single"])
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", TINY)
+def test_equals_a_plain_loop(name, context, windows):
+    """Outputs and gradients, with each layer's own numbers."""
+    arguments = {"context": context, "windows": windows, "learn_threshold": "channel", "depths": (2, 1, 1, 1)}
+    model = uneven(make(name, tau=0.4, **arguments))
+    x, upstream = torch.randn(2, 3, 20, 16).double(), torch.randn(2, 10).double()
+    out, expected = model(x), PlainNetwork(model, 0.4, windows, context)([x])
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+    wanted = gradients(model, expected, upstream)
+    torch.testing.assert_close(gradients(model, out, upstream), wanted, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_twin_with_lif_neurons_equals_a_plain_loop(name):
+    """An image that is seen in each of three time steps."""
+    model = uneven(make(name, tau=0.4, learn_threshold="channel", depths=(2, 1, 1, 1)))
+    twin = snn_twin(model, 3)
+    x, upstream = torch.randn(2, 3, 20, 16).double(), torch.randn(2, 10).double()
+    out, expected = twin(x), PlainNetwork(twin.network, 0.4, "single")([x] * 3)
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+    wanted = gradients(twin, expected, upstream)
+    torch.testing.assert_close(gradients(twin, out, upstream), wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", TINY)
+def test_one_step_equals_a_plain_loop(name, context):
+    """The default networks, which kernels compute, in float32."""
+    model = lively(make(name, context=context, tau=0.4))
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), PlainNetwork(model, 0.4, context=context)([x]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", TINY)
+def test_large_maps_equal_a_plain_loop(name, context):
+    """The default networks in float64, on maps that the last stage cuts otherwise by each kind of windows."""
+    model = uneven(make(name, context=context, tau=0.4))
+    x = torch.randn(2, 3, 64, 64).double()
+    torch.testing.assert_close(model(x), PlainNetwork(model, 0.4, context=context)([x]), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("retired", [{"time_steps": 2}, {"tau_time": 0.5}, {"neuron": "soft_reset"}], ids=str)
+def test_one_time_step_is_all_there_is(retired):
+    """What files of before say of it loads; anything else is refused."""
+    before = {"time_steps": 1, "tau_time": None, "neuron": "lif"}
+    assert not make("msnn_resnet12_tiny", **before).arguments.keys() & before.keys()
+    (name, value), *_ = retired.items()
+    with pytest.raises(ConfigurationError, match=f"{name} must be left out, .* not {value!r}: .* one time step"):
+        make("msnn_resnet12_tiny", **retired)
