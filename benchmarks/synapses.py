@@ -6,31 +6,27 @@
 
 Each line is a convolution of the networks at 32x32 or 48x48: milliseconds of the convolution, and how many times as
 fast the product is, for the output, the gradient of the input, that of the weight, and all three; then what
-:func:`lightning_msnn.nn.synapse.product_is_faster` chooses. The two take turns, timed by the processor time of one
-thread, which other work on the machine hardly moves.
+:func:`lightning_msnn.nn.synapse.product_is_faster` chooses. The two take turns on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
-import time
-from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import race, write
 from lightning_msnn.nn import synapse
 
-RESULTS = Path(__file__).resolve().parent / "results"
 NETWORKS = ("msnn_resnet12", "msnn_vit12", "msnn_rnn12")
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
 HEAD = ["kernel", "in", "out", "groups", "map", "batch", "precision", "conv ms", "output", "grad x", "grad w", "all"]
+HEAD += ["rule"]
 PRODUCTS = {1: synapse._pointwise, 2: synapse._patches, 3: synapse._centred}
 Shape = tuple[int, int, int, int, int]
 """Side of the kernel, channels in and out, groups, side of the input."""
@@ -53,17 +49,6 @@ def shapes() -> list[Shape]:
     return sorted(found)
 
 
-def race(steps: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Let steps take turns; return the median milliseconds of each."""
-    times: list[list[float]] = [[] for _ in steps]
-    for i in range(rounds + 1):
-        for k in range(len(steps))[:: 1 if i % 2 else -1]:
-            start = time.thread_time()
-            steps[k]()
-            times[k].append(time.thread_time() - start)
-    return [statistics.median(each[1:]) * 1e3 for each in times]
-
-
 def measure(shape: Shape, batch: int, dtype: torch.dtype, rounds: int) -> list[float]:
     """Return milliseconds of the convolution, and its time over that of the product by part and in all."""
     kernel, channels, out, groups, side = shape
@@ -77,17 +62,19 @@ def measure(shape: Shape, batch: int, dtype: torch.dtype, rounds: int) -> list[f
     def product(x: Tensor, w: Tensor) -> Tensor:
         return PRODUCTS[kernel](x, w, None)
 
-    forms = [partial(form, x, w) for form in (conv, product)]
-    grad = torch.randn(forms[0]().shape).to(dtype).contiguous(memory_format=order)
+    grad = torch.randn(conv(x, w).shape).to(dtype).contiguous(memory_format=order)
     # An operator forms the gradients of all that have one, whatever is asked for.
-    alone = ((x, (x, w.detach())), (w, (x.detach(), w)))
-    gradients = [
-        [partial(torch.autograd.grad, form(*given), wanted, grad, retain_graph=True) for form in (conv, product)]
-        for wanted, given in alone
-    ]
-    parts = [race(steps, rounds) for steps in (forms, *gradients)]
-    parts.append([sum(each) for each in zip(*parts, strict=True)])
-    return [parts[-1][0], *(old / new for old, new in parts)]
+    given = {None: (x, w), x: (x, w.detach()), w: (x.detach(), w)}
+    ratios, whole = [], [0.0, 0.0]
+    for wanted, pair in given.items():
+        steps = [partial(form, *pair) for form in (conv, product)]
+        if wanted is not None:
+            steps = [partial(torch.autograd.grad, step(), wanted, grad, retain_graph=True) for step in steps]
+        times = race({"conv": steps[0], "product": steps[1]}, rounds, 0.0)
+        old, new = (1e3 * statistics.median(values.values()) for values in times.values())
+        ratios.append(old / new)
+        whole = [whole[0] + old, whole[1] + new]
+    return [whole[0], *ratios, whole[0] / whole[1]]
 
 
 def main() -> None:
@@ -100,8 +87,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     device = os.environ.get("ONEDNN_MAX_CPU_ISA", "cpu").lower()
-    rows: list[list[object]] = [[*HEAD, "rule"]]
-    print(device, *rows[0], sep=" | ")
+    rows: list[dict[str, object]] = []
+    print(device, *HEAD, sep=" | ")
     for precision, dtype in ((name, PRECISIONS[name]) for name in given.precision):
         for kernel, channels, out, groups, side in shapes():
             at = side // 2 if kernel == 2 else side
@@ -109,11 +96,11 @@ def main() -> None:
                 rule = synapse.product_is_faster(kernel, batch, at, at, dtype, groups > 1)
                 times = measure((kernel, channels, out, groups, side), batch, dtype, given.rounds)
                 place = [kernel, channels, out, groups, side, batch, precision]
-                rows.append([*place, *(f"{t:.2f}" for t in times), ("conv", "product")[rule]])
-                print(*rows[-1], sep=" | ", flush=True)
+                cells = [*place, *(f"{t:.2f}" for t in times), ("conv", "product")[rule]]
+                rows.append(dict(zip(HEAD, cells, strict=True)))
+                print(*cells, sep=" | ", flush=True)
     if given.out:
-        with (RESULTS / f"synapses_{device}.csv").open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        write(f"synapses_{device}.csv", rows)
 
 
 if __name__ == "__main__":

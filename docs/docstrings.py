@@ -8,6 +8,7 @@ from griffe import Extension, Object
 __all__ = ["Markdown", "to_markdown"]
 
 _ROLE = re.compile(r":(?:data|class|func|mod|meth|attr):`~?(?P<name>[\w.]+)`")
+_DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)  # in a section, which is indented, griffe finds them
 _RULE = re.compile(r"=+(?: +=+)+$")
 
 
@@ -30,11 +31,12 @@ def _table(lines: list[str]) -> list[str]:
 
 
 def to_markdown(text: str) -> str:
-    """Return a docstring without roles, literal blocks and simple tables of reStructuredText."""
+    """Return a docstring without roles, literal blocks and simple tables of reStructuredText, its doctests as code."""
     lines = text.splitlines()
     if rules := [i for i, line in enumerate(lines) if _RULE.match(line)]:  # one table at most
         lines[rules[0] : rules[-1] + 1] = _table(lines[rules[0] : rules[-1] + 1])
     plain = re.sub(_ROLE, r"`\g<name>`", "\n".join(lines))
+    plain = re.sub(_DOCTEST, lambda found: f"```pycon\n{found[0]}\n```", plain)
     return re.sub(r"::\n(?=\n {4})", ":\n", plain)
 
 

@@ -6,7 +6,6 @@ one that the page's sources have, rounded as on the page. Settings and the figur
 
 import json
 import re
-import runpy
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,7 @@ import pytest
 import timm
 import torch
 
-from benchmarks import inference, rates, speed, trainings
+from benchmarks import inference, pictures, rates, speed, trainings
 from benchmarks.common import fill, read, with_interval
 from lightning_msnn import __version__, zoo
 from lightning_msnn.conversion.tracing import trace
@@ -38,7 +37,7 @@ MARKED = re.compile(r"<!-- (\w+) -->(.*?)<!-- end of \1 -->", re.DOTALL)
 # Tables
 
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
-    ("energy.md", "energy"): lambda: runpy.run_path(str(DOCS / "pictures.py"))["energy_table"](MEASURED),
+    ("energy.md", "energy"): lambda: pictures.energy_table(MEASURED),
     ("export.md", "integers"): inference.table_of_integers,
     ("export.md", "runtimes"): inference.table_of_runtimes,
     ("rates.md", "tables"): lambda: rates.tables(rates.read()),

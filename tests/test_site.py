@@ -72,8 +72,8 @@ def test_pages_named_in_the_navigation_are_there() -> None:
 
 @pytest.mark.skipif(not find_spec("mkdocstrings"), reason="the extra docs is not installed")
 def test_the_site_builds(tmp_path: Path) -> None:
-    """As ``mkdocs build --strict`` does: no warning; with what lies outside of ``docs``."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    """Without a warning, with what lies outside of ``docs``; examples in docstrings are code."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     for entry in (ROOT / "zoo").glob("*/config.json"):
@@ -85,6 +85,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
             continue
         page = tmp_path / "site" / "reference" / room.removeprefix("lightning_msnn.") / "index.html"
         assert f'id="{name}"' in page.read_text(encoding="utf-8"), f"{name} is not in the reference"
+        assert "<blockquote>" not in page.read_text(encoding="utf-8"), f"an example in {room} is shown as a quotation"
 
 
 ROOMS = {f"lightning_msnn.{path.parent.name}" for path in (ROOT / "lightning_msnn").glob("*/__init__.py")}

@@ -1,12 +1,12 @@
 """Measure what the pages show, and draw it.
 
-    python docs/pictures.py measure --cifar100 data/cifar100 --cifar10 data/cifar10 --spoken-digits data/spoken_digits
-    python docs/pictures.py draw                                              # docs/pictures/*.png, needs no data
+    python -m benchmarks.pictures measure --cifar100 DATA/cifar100 --cifar10 DATA/cifar10 --spoken-digits DATA/digits
+    python -m benchmarks.pictures draw    # docs/*.png and docs/pictures/*.png, needs no data
 
 ``measure`` counts spikes of every entry of the zoo on test samples, evenly of all classes, and operations of one entry
-beside its twins; what the file has already is left out, so that it can be started again: delete the file to measure
-anew. ``draw`` takes those counts, the
-cards' figures, and membranes of an entry for a photograph that scikit-learn ships. Neither draws a random number.
+beside its baselines. What docs/measured.json has already is left out: delete the file to measure anew. ``draw`` takes
+those counts, the cards' figures, and membranes of an entry for a photograph that scikit-learn ships. Neither draws a
+random number.
 """
 
 from __future__ import annotations
@@ -15,34 +15,46 @@ import argparse
 import json
 import re
 import statistics
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from benchmarks.common import ROOT, fill, markdown
 from lightning_msnn import zoo
 from lightning_msnn.energy import FACTORS, evenly, spike_rate, summarize
 from lightning_msnn.energy.report import compare
-from lightning_msnn.functional import side, split
+from lightning_msnn.functional import PROJECTIONS, side, split
 from lightning_msnn.tasks import SpikingClassifier
 
-HERE = Path(__file__).resolve().parent
-MEASURED = HERE / "measured.json"
-TRAININGS = HERE / "trainings.jsonl"
+DOCS = ROOT / "docs"
+MEASURED = DOCS / "measured.json"
+TRAININGS = DOCS / "trainings.jsonl"
 ENTRY = "msnn_resnet12.c100"
 """Entry whose operations are counted beside its twins, and whose membranes are drawn."""
 
 SAMPLES = {"Digits": 359, "CIFAR100": 256, "CIFAR10": 256, "SpokenDigits": 300}
 COLOURS = ["#3b6fb6", "#d9822b", "#3f9b5f", "#a4508b"]
-"""Those of the four windows, as in ``windows.png``."""
+"""Those of the four windows."""
 
+KINDS = {
+    "non_dilated": "non-dilated: a partition into quarters",
+    "dilated": "dilated: enlarged quarters that overlap",
+    "grid": "grid: every second row and column",
+}
+VISITS = (
+    "One neuron, one time step: it visits windows 1, 2, 3, 4 in turn, and its membrane carries what it saw.\n"
+    r"layer 1: $u^1_k = \tau\,u^1_{k-1} + I^1_k$          "
+    r"layer 2: $u^2_k = \tau\,\Omega(u^1_{k-1},\,u^2_{k-1}) + I^2_k$          "
+    r"$\Omega(a, b) = 2\,\sin(\pi\theta\,a\,\cos(\pi\theta\,b))$"
+)
 FAMILIES = {
     "msnn_resnet12": "#3b6fb6",
     "msnn_vit12": "#d9822b",
@@ -146,6 +158,54 @@ def corners(kind: str, size: int) -> list[tuple[int, int]]:
     """Top-left pixel of each window that lies in a corner."""
     far = size - side(kind, size)
     return [(0, 0), (0, far), (far, 0), (far, far)]
+
+
+def draw_visits() -> Figure:
+    """The three ways to cut a map into windows, and the order in which a neuron visits them."""
+    figure, size = Figure(figsize=(10.5, 4.7), layout="constrained"), 8
+    for panel, (kind, title) in zip(figure.subplots(1, 3), KINDS.items(), strict=True):
+        grid, spots, s = kind == "grid", [], side(kind, size)
+        for k, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)] if grid else corners(kind, size)):
+            if grid:
+                cells = [(x + column, y + row) for row in range(0, size, 2) for column in range(0, size, 2)]
+                panel.add_patch(Rectangle((0, 0), size, size, facecolor="none", edgecolor="#cccccc", lw=0.6))
+                for place in cells:
+                    panel.add_patch(Rectangle(place, 1, 1, facecolor=COLOURS[k], alpha=0.55, edgecolor="white"))
+                    panel.text(place[0] + 0.5, place[1] + 0.5, str(k + 1), ha="center", va="center", fontsize=9)
+                spots.append((2.5 + x, 2.5 + y))
+                continue
+            inset, alpha = (0.07 * k, 0.16) if kind == "dilated" else (0.06, 0.35)
+            style = {"facecolor": COLOURS[k], "alpha": alpha, "edgecolor": COLOURS[k], "lw": 2}
+            panel.add_patch(Rectangle((x + inset, y + inset), s - 2 * inset, s - 2 * inset, **style))
+            spots.append((1.2 if x == 0 else size - 1.2, 1.2 if y == 0 else size - 1.2))
+            label = {"ha": "center", "va": "center", "fontsize": 17, "color": COLOURS[k], "weight": "bold"}
+            panel.text(*spots[-1], str(k + 1), **label)
+        for a, b in pairwise(spots):
+            shrink = 5 if grid else 13
+            arrow = {"arrowstyle": "-|>", "mutation_scale": 13, "lw": 1.6, "shrinkA": shrink, "shrinkB": shrink}
+            panel.add_patch(FancyArrowPatch(a, b, color="black", **arrow))
+        panel.set_title(title, fontsize=10.5)
+        panel.set(xlim=(-0.1, size + 0.1), ylim=(size + 0.1, -0.1), aspect="equal")
+        panel.axis("off")
+    figure.supxlabel(VISITS, fontsize=11)
+    return figure
+
+
+def draw_projections() -> Figure:
+    """Each projection over both membranes, at the authors' theta."""
+    figure = Figure(figsize=(13, 6.4), layout="constrained")
+    axes = figure.subplots(2, 4)
+    grid = torch.linspace(-4, 4, 161)
+    a, b = torch.meshgrid(grid, grid, indexing="xy")
+    for ax, (name, omega) in zip(axes.flat, PROJECTIONS.items(), strict=False):
+        value = omega(a, b, torch.tensor(0.25))
+        image = ax.imshow(value, origin="lower", extent=(-4, 4, -4, 4), cmap="RdBu_r", vmin=-2, vmax=2)
+        ax.contour(grid, grid, value, levels=[-1.5, -1, -0.5, 0, 0.5, 1, 1.5], colors="black", linewidths=0.5)
+        ax.set(title=name, xlabel="membrane of layer 1, a", ylabel="membrane of layer 2, b")
+    axes.flat[-1].axis("off")
+    figure.colorbar(image, ax=axes.flat[-1], label="Omega(a, b)", extend="both", fraction=0.9)
+    figure.suptitle("The projections at theta = 0.25 (in units of pi)")
+    return figure
 
 
 def draw_windows(found: dict[str, Any]) -> Figure:
@@ -352,9 +412,8 @@ def energy_table(measured: dict[str, Any]) -> str:
             for name, value in values.items()
         ]
 
+    head = ["under `cmos_45nm`", "this network", "ReLU baseline, same weights", "LIF neurons, T = 4"]
     rows = [
-        ["under `cmos_45nm`", "this network", "ReLU twin", "LIF twin, T = 4"],
-        ["---"] * 4,
         ["accumulates", *millions("accumulates")],
         ["multiply-accumulates", *millions("multiply_accumulates")],
         ["membrane updates", *millions("membrane_updates")],
@@ -365,31 +424,26 @@ def energy_table(measured: dict[str, Any]) -> str:
         rows.append([f"energy, {title}", *joules({name: one["energies"][way] for name, one in columns.items()})])
     parts = {kind: joule for kind, joule in own["energy"].items() if joule and kind not in ("total", "skipping_zeros")}
     named = ", ".join(f"{kind} {1e6 * joule:.0f}" for kind, joule in parts.items())
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table}\n\nOf the network's {1e6 * own['energy']['total']:.0f} µJ of arithmetic: {named}."
+    total = f"Of the network's {1e6 * own['energy']['total']:.0f} µJ of arithmetic: {named}."
+    return f"{markdown(head, rows)}\n\n{total}"
 
 
 def draw() -> None:
     """Write the pictures, and the table of ``energy.md``."""
-    folder = HERE / "pictures"
-    folder.mkdir(exist_ok=True)
-    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
-    page = HERE / "energy.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- energy -->")
-    after = rest.partition("<!-- end of energy -->")[2]
-    text = f"{before}<!-- energy -->\n\n{energy_table(measured)}\n\n<!-- end of energy -->{after}"
-    page.write_text(text, encoding="utf-8")
-    found = membranes()
+    measured, found = json.loads(MEASURED.read_text(encoding="utf-8")), membranes()
+    fill(DOCS / "energy.md", "energy", energy_table(measured))
     figures = {
-        "membranes": draw_windows(found),
-        "neuron": draw_neuron(found),
-        "raster": draw_raster(found),
-        "accuracy_energy": draw_energy(),
-        "spike_rates": draw_rates(measured),
-        "curves": draw_curves(),
+        "windows": draw_visits(),
+        "omega_surfaces": draw_projections(),
+        "pictures/membranes": draw_windows(found),
+        "pictures/neuron": draw_neuron(found),
+        "pictures/raster": draw_raster(found),
+        "pictures/accuracy_energy": draw_energy(),
+        "pictures/spike_rates": draw_rates(measured),
+        "pictures/curves": draw_curves(),
     }
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        figure.savefig(DOCS / f"{name}.png", dpi=72 if name == "omega_surfaces" else 110)
 
 
 if __name__ == "__main__":
