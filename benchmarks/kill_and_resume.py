@@ -39,7 +39,10 @@ VALIDATE = ("--trainer.val_check_interval", "3")
 EVERY = ("--run.every_n_steps", "1")
 EVERY_THIRD = ("--run.every_n_steps", "3")
 AVERAGE = ("--trainer.callbacks+", "lightning_msnn.callbacks.EMA", "--trainer.callbacks.decay", "0.9")
-MIX = ("--model.mixup", "0.5", "--model.cutmix", "0.5")
+MIX = (
+    *("--trainer.callbacks+", "lightning_msnn.callbacks.Mixing", "--trainer.callbacks.mixup", "0.5"),
+    *("--trainer.callbacks.share", "1.0"),
+)
 GROW = ("--data.train_sizes", "{0: 8, 1: 12}", "--data.image_size", "12")
 SMALL = "depths: [1, 1, 1, 1], widths: [8, 8, 8, 8]"
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
@@ -110,13 +113,13 @@ def start(folder: Path, options: tuple[str, ...]) -> int:
             rank_zero_only.rank = 0 if os.fork() else 1
             os.environ |= {"LOCAL_RANK": str(rank_zero_only.rank), "WORLD_SIZE": "2", "NODE_RANK": "0"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        sync = os.fsync
+        replace = Path.replace
 
-        def slow(file: int) -> None:
-            sync(file)
-            time.sleep(0.02)  # else a small file is hardly ever seen half written
+        def slow(self: Path, target: Path) -> Path:
+            time.sleep(0.02)  # else a small file is hardly ever seen before it has its name
+            return replace(self, target)
 
-        os.fsync = slow
+        Path.replace = slow  # type: ignore[method-assign,assignment]
         sys.argv = ["lightning-msnn"]
         os.chdir(folder)
         train(command(folder, options))
@@ -197,7 +200,6 @@ def compare(folder: Path, kills: int, options: tuple[str, ...], moments: Any) ->
     a, b = read_checkpoint(last(folder / "whole")), read_checkpoint(last(folder / "killed"))
     names = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "random_state", "global_step")
     different = [name for name in names if not same(a.get(name), b.get(name))]
-    different += [f"{file.name} half written" for file in last(folder / "killed").parent.glob(".*.partial")]
     print(f"    {', '.join(different)} DIFFERENT" if different else "    identical", flush=True)
     return not different
 

@@ -16,20 +16,19 @@ import torch
 from lightning_msnn import __version__, data, zoo
 from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy import NETWORK, PROFILES, SAMPLES, evenly, profile
-from lightning_msnn.energy.inputs import draw_forecast, draw_frames, draw_recording, draw_series, saliency
+from lightning_msnn.energy.inputs import draw_frames, draw_recording, draw_series, saliency
 from lightning_msnn.energy.pictures import png
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE
 from lightning_msnn.energy.report import compare, page
 from lightning_msnn.errors import ConfigurationError, check_integer, choose
 from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.runs import read_checkpoint
-from lightning_msnn.tasks import SpikingClassifier, SpikingForecaster
-from lightning_msnn.tasks.forecasting import naive_forecasts
+from lightning_msnn.tasks import SpikingClassifier
 
 __all__ = ["load_task", "main", "make_test_data", "write_report"]
 
 
-def load_task(name: str, root: str | None = None) -> tuple[SpikingClassifier | SpikingForecaster, str, dict[str, Any]]:
+def load_task(name: str, root: str | None = None) -> tuple[SpikingClassifier, str, dict[str, Any]]:
     """Load a zoo entry or a checkpoint.
 
     Args:
@@ -61,12 +60,10 @@ def load_task(name: str, root: str | None = None) -> tuple[SpikingClassifier | S
         raise ConfigurationError(
             f"{name!r} does not say what data it was trained on: give a checkpoint of lightning-msnn"
         )
-    forecasts = "season" in (content["hyper_parameters"] or {})
-    task_class: Any = SpikingForecaster if forecasts else SpikingClassifier
+    if "season" in (content["hyper_parameters"] or {}):
+        raise ConfigurationError(f"{name!r} is of a forecaster, and a report is of a classifier")
     try:  # all that the training started from is in the checkpoint
-        loaded = task_class.load_from_checkpoint(
-            name, map_location="cpu", weights_only=True, pretrained=False, init_from=None, teacher=None
-        )
+        loaded = SpikingClassifier.load_from_checkpoint(name, map_location="cpu", weights_only=True, pretrained=False)
     except ConfigurationError:
         raise
     except Exception as error:  # whatever the values in a file make torch raise
@@ -84,7 +81,7 @@ def _at(kind: str, settings: dict[str, Any], root: str | None) -> dict[str, Any]
     return settings if root is None else {**settings, place: root}
 
 
-def make_test_data(task: SpikingClassifier | SpikingForecaster, kind: str, arguments: dict[str, Any]) -> Any:
+def make_test_data(task: SpikingClassifier, kind: str, arguments: dict[str, Any]) -> Any:
     """Return a data module, its test part ready, that normalises as when a task was trained.
 
     Args:
@@ -110,38 +107,13 @@ def make_test_data(task: SpikingClassifier | SpikingForecaster, kind: str, argum
     return datamodule
 
 
-@torch.inference_mode()
-def _forecast_lead(name: str, task: SpikingForecaster, datamodule: Any) -> str:
-    """A sentence on the scaled errors of forecasts of the test part, and of those that need no training."""
-    scale, values = datamodule.naive_scale.repeat_interleave(task.horizon), 0
-    sums: dict[str, float] = {}
-    for series, future in datamodule.test_dataloader():
-        values += future.numel()
-        naive = {key: x.flatten(1) for key, x in naive_forecasts(series, task.horizon, datamodule.season).items()}
-        for key, forecast in {"network": task(series), **naive}.items():
-            sums[key] = sums.get(key, 0.0) + float(((forecast - future).abs() / scale).sum())
-    of = {key: total / values for key, total in sums.items()}
-    return (
-        f"Where repeating the last season of {datamodule.source} has a mean absolute scaled error (MASE) of "
-        f"{of['seasonal_naive']:.3f}, and repeating the last value {of['naive']:.3f}, {name} has {of['network']:.3f}"
-    )
-
-
-def _pictures(task: SpikingClassifier | SpikingForecaster, datamodule: Any) -> dict[str, bytes]:
+def _pictures(task: SpikingClassifier, datamodule: Any) -> dict[str, bytes]:
     """Pictures of the first test inputs of data that are no images, PNG by title."""
     if not isinstance(datamodule, data.ArrayDataModule):
         return {}
     loader: Any = datamodule.test_dataloader()
     stored, targets = next(iter(loader))
     made: dict[str, bytes] = {}
-    if isinstance(task, SpikingForecaster):
-        horizon, season = task.horizon, task.hparams["season"]
-        with torch.no_grad():
-            forecasts = {"network": task(stored[:1]).view(-1, horizon)}
-        forecasts |= {key: x[0] for key, x in naive_forecasts(stored[:1], horizon, season).items()}
-        of_first = {key: x[0] for key, x in forecasts.items()}
-        title = f"The first forecast of the test part of {datamodule.hparams['source']}"
-        return {title: png(draw_forecast(stored[0, 0, 0], targets[0, :horizon], of_first, title))}
     names = list(datamodule.class_names)
     first = [int((targets == c).nonzero()[0]) for c in targets.unique()[:2]]  # one of each of two classes
     inputs = datamodule.transform(stored[first], False)
@@ -211,10 +183,7 @@ def write_report(
     top1, configuration, curves, lead = {}, "", b"", ""
     if name.endswith(".ckpt"):
         facts["checkpoint"] = name
-        if isinstance(task, SpikingForecaster):
-            lead = _forecast_lead(stem, task, datamodule)
-        else:
-            top1[NETWORK] = zoo.evaluate(task, datamodule)["top1"]
+        top1[NETWORK] = zoo.evaluate(task, datamodule)["top1"]
         if run is not None:
             configuration = (run / "config.yaml").read_text(encoding="utf-8")
             curves = (run / "curves.png").read_bytes() if (run / "curves.png").is_file() else b""
@@ -223,8 +192,7 @@ def write_report(
         configuration = json.dumps(info, indent=2)
         top1 = {c: info[key] for c, key in ((NETWORK, "top1"), ("ANN twin", "top1_ann_twin")) if key in info}
     facts |= {"page made": f"{date.today()}, lightning-msnn {__version__}, torch {torch.__version__}"}
-    seen = (task.seen(inputs) for inputs in evenly(datamodule, samples))
-    records, networks = compare(task.network, task.twins, seen, samples)
+    records, networks = compare(task.network, task.twins, evenly(datamodule, samples), samples)
     content = page(
         name, kind, records, networks[NETWORK], on, top1, facts, configuration, curves, lead,
         _pictures(task, datamodule), getattr(datamodule, "noun", "images"),

@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning_msnn.describe import make_parser as describing
+from lightning_msnn.dial import make_parser as dialling
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from lightning_msnn.cli import MSNNCLI, main
-from lightning_msnn.describe import make_parser as describing
-from lightning_msnn.dial import make_parser as dialling
 from lightning_msnn.export import FORMATS
 from lightning_msnn.export.__main__ import make_parser
 from tests.conftest import ROOT

@@ -14,44 +14,43 @@ from lightning_msnn.errors import ConfigurationError, suggestion
 __all__ = ["BestCheckpoint", "check_logged"]
 
 
-def check_logged(trainer: pl.Trainer, pl_module: pl.LightningModule, monitor: str, what: str) -> None:
-    """Raise a ConfigurationError if a metric, and ``what`` it is to do, is not among those that are logged.
+def check_logged(trainer: pl.Trainer, pl_module: pl.LightningModule, monitor: str, purpose: str) -> None:
+    """Raise a ConfigurationError that names a metric and its purpose if it is not among those that are logged.
 
-    In the check before the first step a metric may be missing that is logged in training alone: one that the module
-    says to be of these (``logged_in_training``), and any of a module that is not of this package.
+    In the check before the first step a metric may be missing that is logged in training alone: those that a callback
+    says (``logged_in_training``), and any of a module that is not of this package.
     """
     allowed = {*trainer.callback_metrics}
     if trainer.sanity_checking:
         if not type(pl_module).__module__.startswith("lightning_msnn."):
             return
-        allowed |= set(getattr(pl_module, "logged_in_training", ()))
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        allowed |= {name for each in callbacks for name in getattr(each, "logged_in_training", ())}
     if monitor not in allowed:
         raise ConfigurationError(
-            f"no metric {monitor!r} is logged, {what}: logged are {', '.join(sorted(allowed))}"
+            f"no metric {monitor!r} is logged, {purpose}: logged are {', '.join(sorted(allowed))}"
             f"{suggestion(monitor, allowed)}"
         )
 
 
-def _at_target(pl_module: pl.LightningModule) -> bool:
-    """Whether a module is at its target of rate or energy; true of one that has none."""
-    return getattr(pl_module, "at_target", True) is True
+def _at_target(trainer: pl.Trainer) -> bool:
+    """Whether the last validation found the network at its target of rate or energy; true without a target."""
+    return all(getattr(callback, "met", True) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 class BestCheckpoint(ModelCheckpoint):
     """Keep ``checkpoints/best.ckpt`` in the run's folder, where a metric was best so far.
 
     Of networks that are equally good it is the last, which has learnt for longer: few images tell few networks apart.
-    On the way to a target of rate or energy only a network that is at it counts.
+    With :class:`~lightning_msnn.callbacks.EnergyTarget` only networks at the target count.
 
     Args:
-        monitor: Name of the metric.
-        mode: ``"max"`` or ``"min"``: which value is best.
-        required: Whether a training that validates and does not log the metric is stopped: one of ``val/`` before its
-            first step or after its first validation, else after its first epoch. Otherwise it keeps no best checkpoint,
-            and says so at its end.
+        monitor: Metric, as it is logged.
+        mode: ``"max"`` or ``"min"``: whether the highest or the lowest value is best.
+        required: Whether a metric that is not logged is an error.
 
     Raises:
-        ConfigurationError: If the mode is another; in training, if a metric that is required is not logged.
+        ConfigurationError: If the mode is neither; in training, if a metric that is required is not logged.
     """
 
     def __init__(self, monitor: str = "val/top1", mode: str = "max", required: bool = False) -> None:
@@ -67,17 +66,13 @@ class BestCheckpoint(ModelCheckpoint):
         """Go on with the best checkpoint so far; a file does not say what else is removed once there is a better one.
 
         Raises:
-            ConfigurationError: If a path in the state is not of a file in its own folder, or a score no number.
+            ConfigurationError: If a path in the state is not of a file in its own folder.
         """
         folder = Path(str(state_dict.get("dirpath")))
-        ranked = state_dict.get("best_k_models")
         paths = [state_dict.get(f"{name}_path", "") for name in ("best_model", "kth_best_model", "last_model")]
-        for path in [*paths, *(ranked if isinstance(ranked, dict) else [None])]:
+        for path in [*paths, *(state_dict.get("best_k_models") or {})]:
             if not isinstance(path, str) or (path and (Path(path).parent != folder or Path(path).name == "..")):
                 raise ConfigurationError(f"a best checkpoint must be a file in {str(folder)!r}, not {path!r}")
-        scores = [state_dict.get("best_model_score"), state_dict.get("kth_value"), *(ranked or {}).values()]
-        if not all(score is None or (isinstance(score, Tensor) and score.numel() == 1) for score in scores):
-            raise ConfigurationError("scores of the best checkpoints must be numbers, and one is not")
         super().load_state_dict(state_dict)
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
@@ -115,11 +110,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _counts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Whether there is a metric, of a network that is at its target if it has one."""
-        return self.monitor in trainer.callback_metrics and _at_target(pl_module)
+        return self.monitor in trainer.callback_metrics and _at_target(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say if nothing was kept."""
-        if not self.best_model_path and not _at_target(pl_module):
+        if not self.best_model_path and not _at_target(trainer):
             rank_zero_warn(
                 "no best.ckpt is kept: the network was above its target of rate or energy at every validation; train "
                 "longer, or towards a higher one"

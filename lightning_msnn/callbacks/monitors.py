@@ -36,7 +36,7 @@ from lightning_msnn.energy.profiles import profile as find_profile
 from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.metrics import Total
-from lightning_msnn.runs.checkpoints import or_a_warning, write_whole
+from lightning_msnn.runs.checkpoints import write_whole
 from lightning_msnn.runs.folders import run_folder, writes_files
 
 if TYPE_CHECKING:
@@ -323,8 +323,7 @@ class EnergyMonitor(_Monitor):
             return
         target = os.path.join(folder, "energy.json")
         content = {"unit": "joules, operations: for one sample", "profile": self.profile, "columns": self.columns}
-        with or_a_warning(repr(target)):
-            write_whole((json.dumps(content, indent=1) + "\n").encode(), target)
+        write_whole((json.dumps(content, indent=1) + "\n").encode(), target)
         _log_picture(draw_energy(self.columns[NETWORK]), "energy", folder, trainer)
 
     def table(self) -> str:
@@ -338,16 +337,12 @@ def _log_picture(figure: Figure, name: str, folder: str, trainer: pl.Trainer) ->
     Those are TensorBoard's, and those with a ``log_image``, as that of Weights & Biases.
     """
     content = png(figure)
-    path = os.path.join(folder, f"{name}.png")
-    with or_a_warning(repr(path)):
-        write_whole(content, path)
+    write_whole(content, os.path.join(folder, f"{name}.png"))
     for logger in trainer.loggers:
-        # Each service has errors of its own.
-        with or_a_warning(f"the picture {name!r} for {type(logger).__name__}", Exception):
-            experiment = getattr(logger, "experiment", None)
-            if hasattr(logger, "log_image"):
-                from PIL import Image
+        experiment = getattr(logger, "experiment", None)
+        if hasattr(logger, "log_image"):
+            from PIL import Image
 
-                logger.log_image(key=name, images=[Image.open(io.BytesIO(content))], step=trainer.global_step)
-            elif hasattr(experiment, "add_figure"):
-                experiment.add_figure(name, figure, global_step=trainer.global_step)  # type: ignore[union-attr]
+            logger.log_image(key=name, images=[Image.open(io.BytesIO(content))], step=trainer.global_step)
+        elif hasattr(experiment, "add_figure"):
+            experiment.add_figure(name, figure, global_step=trainer.global_step)  # type: ignore[union-attr]

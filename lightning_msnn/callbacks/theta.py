@@ -1,16 +1,17 @@
 """A schedule for theta, the radian factor of the projection."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_msnn.errors import ConfigurationError, check_integer, choose
+from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.nn.projection import LearntProjection, Projection
 from lightning_msnn.runs.progress import steps_done
@@ -85,9 +86,8 @@ class ThetaScheduler(pl.Callback):
     """Move theta of the projections while a network trains.
 
     theta is a pure function of the epochs or steps done, so that a run that is resumed has the same. It is logged
-    for each stage as ``theta/stage<i>``. A moving average of the weights, such as
-    :class:`lightning_msnn.callbacks.EMA`, averages theta as it does all else. A network without projections (windows
-    ``single``, a twin, any other network) is left as it is, which is said once.
+    for each stage as ``theta/stage<i>``. :class:`lightning_msnn.callbacks.EMA` averages theta as it does all else. A
+    network without projections (windows ``single``, a ReLU baseline, any other network) is left as it is.
 
     Args:
         schedule: ``"linear"``, ``"cosine"``, ``"step"`` or ``"piecewise"``.
@@ -101,9 +101,8 @@ class ThetaScheduler(pl.Callback):
 
     Raises:
         ConfigurationError: If an argument is missing, not allowed or of no use to the schedule; when training starts,
-            if the network was given another theta than the schedule starts with, if the pattern matches none of its
-            projections, or one that learns its theta or has none, or if the end of training is not known to a schedule
-            that needs it.
+            if the pattern matches no projection, or one that learns its theta or has none, or if the end of training
+            is not known to a schedule that needs it.
     """
 
     def __init__(
@@ -114,35 +113,32 @@ class ThetaScheduler(pl.Callback):
         gamma: float | None = None,
         every: int | None = None,
         points: dict[int, float] | None = None,
-        interval: str = "epoch",
+        interval: Literal["epoch", "step"] = "epoch",
         pattern: str = "*",
     ) -> None:
         self.function, needed = choose(THETA_SCHEDULES, schedule, "theta schedule")
         given = {"theta": theta, "end": end, "gamma": gamma, "every": every, "points": points}
         for name, value in given.items():
-            if (value is not None) != (name in needed):
+            if (value not in (None, {})) != (name in needed):
                 raise ConfigurationError(
                     f"the {schedule} theta schedule takes {', '.join(needed)}: "
-                    f"{name} {'is missing' if value is None else f'is of no use, but is {value}'}"
+                    f"{name} {f'is of no use, but is {value}' if value else 'is missing'}"
                 )
         choose({"epoch": 0, "step": 0}, interval, "interval of the theta schedule")
-        for name, value in (("theta", theta), ("end", end), *(("each of points", v) for v in (points or {}).values())):
-            if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1.0):
-                raise ConfigurationError(f"{name} of the theta schedule must be in [0, 1], not {value}")
+        for name, number in (("theta", theta), ("end", end), *(("each of points", v) for v in (points or {}).values())):
+            if number is not None:
+                check_number(f"{name} of the theta schedule", number)
         if gamma is not None and not 0.0 < gamma <= 1.0:
             raise ConfigurationError(f"gamma of the theta schedule must be in (0, 1], not {gamma}")
         if every is not None:
             check_integer("every of the theta schedule", every, 1)
-        if points is not None and not points:
-            raise ConfigurationError("points of the theta schedule must have at least one entry, not none")
         for position in points or {}:
             check_integer("each epoch or step in points of the theta schedule", position, 0)
         self.schedule = schedule
         self.arguments: dict[str, Any] = {name: given[name] for name in needed}
         self.interval = interval
         self.pattern = pattern
-        self._moved: list[tuple[str, Projection]] = []
-        self._arguments: dict[str, Any] = {}
+        self._moved: dict[str, Projection] = {}
 
     def theta_at(self, position: int, total: int = 1) -> float:
         """Return theta after ``position`` of ``total`` epochs or steps."""
@@ -152,48 +148,27 @@ class ThetaScheduler(pl.Callback):
         """Find the projections to move."""
         if stage != "fit":
             return
-        self._moved = []
-        projections = {
-            name: module
-            for name, module in pl_module.named_modules()
-            if isinstance(module, Projection | LearntProjection)
-        }
-        made = [found for module in pl_module.modules() if (found := getattr(module, "arguments", None))]
-        self._arguments = arguments = made[0] if made else {}
-        if not projections or arguments.get("windows") == "single":
+        kinds = (Projection, LearntProjection)
+        projections = {name: module for name, module in pl_module.named_modules() if isinstance(module, kinds)}
+        if not projections:
             rank_zero_info("ThetaScheduler does nothing: the network projects no membranes")
-            return
         named = {name: module for name, module in projections.items() if fnmatchcase(name, self.pattern)}
-        if not named:
+        if projections and not named:
             raise ConfigurationError(
                 f"no projection of the network has a name that matches pattern {self.pattern!r}: "
                 f"the first of them is {next(iter(projections))!r}"
             )
         for name, module in named.items():
-            if isinstance(module, LearntProjection):
-                raise ConfigurationError(
-                    f"{name} learns its theta, which a schedule cannot move: "
-                    "leave out ThetaScheduler or set learn_theta to false"
-                )
-            if module.name in WITHOUT_THETA:
-                raise ConfigurationError(
-                    f"{name} is the projection {module.name!r}, which has no theta to move: leave out ThetaScheduler"
-                )
-            self._moved.append((name, module))
-        start = self.theta_at(0)
-        given = (pl_module.hparams.get("network_kwargs") or {}).get("theta", start)
-        given = list(given) if isinstance(given, list | tuple) else [given]
-        if start not in given or (self.pattern == "*" and set(given) != {start}):
-            raise ConfigurationError(
-                f"the network was given theta {given[0] if len(given) == 1 else given}, but its {self.schedule} "
-                f"schedule starts at {start}: give the network that theta, or none"
-            )
+            if isinstance(module, LearntProjection) or module.name in WITHOUT_THETA:
+                why = "learns its theta" if isinstance(module, LearntProjection) else "has no theta"
+                raise ConfigurationError(f"{name} {why}, which a schedule cannot move: leave out ThetaScheduler")
+        self._moved = {name: module for name, module in named.items() if isinstance(module, Projection)}
 
     def _total(self, trainer: pl.Trainer) -> int:
         if self.schedule not in ("linear", "cosine"):
             return 1
         total = trainer.max_epochs if self.interval == "epoch" else trainer.estimated_stepping_batches
-        if total is None or total < 0 or total == float("inf"):
+        if total is None or not 0 <= total < math.inf:
             raise ConfigurationError(
                 f"the {self.schedule} theta schedule must know where training ends: "
                 f"set max_epochs, not {trainer.max_epochs}"
@@ -203,14 +178,12 @@ class ThetaScheduler(pl.Callback):
     @torch.no_grad()
     def _move(self, trainer: pl.Trainer, pl_module: pl.LightningModule, position: int) -> None:
         theta = self.theta_at(position, self._total(trainer))
-        stages = set()
-        for _, projection in self._moved:
+        for projection in self._moved.values():
             projection.theta.fill_(theta)
-        if self.pattern == "*":  # so that a checkpoint and its card say what is in the weights
-            self._arguments["theta"] = theta
-        for name, _ in self._moved:
-            parts = name.split(".")
-            stages.add(f"stage{parts[parts.index('stages') + 1]}" if "stages" in parts else name)
+        made = getattr(getattr(pl_module, "network", None), "arguments", None)
+        if self.pattern == "*" and self._moved and isinstance(made, dict):
+            made["theta"] = theta  # so that a checkpoint and its card say what is in the weights
+        stages = {re.sub(r".*\bstages\.(\d+)\..*", r"stage\1", name) for name in self._moved}
         by_epoch = self.interval == "epoch"
         for stage in sorted(stages):
             pl_module.log(f"theta/{stage}", theta, on_step=not by_epoch, on_epoch=by_epoch, batch_size=1)

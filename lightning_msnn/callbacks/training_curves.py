@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.runs.checkpoints import or_a_warning, write_whole
+from lightning_msnn.runs.checkpoints import write_whole
 from lightning_msnn.runs.folders import run_folder, writes_files
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ class TrainingCurves(Callback):
         if writes_files(trainer) and self.history:
             content = io.BytesIO()
             self.draw().savefig(content, dpi=120, format=PurePath(path).suffix[1:])
-            with or_a_warning(f"the training curves {path!r}"):
-                write_whole(content.getvalue(), path)
+            write_whole(content.getvalue(), path)
 
     def draw(self) -> Figure:
         """Return the picture of the curves."""

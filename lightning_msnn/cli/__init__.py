@@ -1,7 +1,6 @@
 """The command line: ``lightning-msnn fit|validate|test|predict``, a LightningCLI for any module and any data.
 
-``lightning-msnn export`` and ``describe`` have command lines of their own: :mod:`lightning_msnn.export` and
-:mod:`lightning_msnn.describe`. ``dial`` is a ``fit`` whose arguments :mod:`lightning_msnn.dial` completes.
+``lightning-msnn export`` has a command line of its own: :mod:`lightning_msnn.export`.
 """
 
 from lightning_msnn.cli.command_line import MSNNCLI, main

@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
@@ -29,7 +29,6 @@ from lightning_msnn.callbacks import (
     BestCheckpoint,
     EnergyMonitor,
     IntegerInference,
-    ParameterSummary,
     PredictionWriter,
     SpikeRateMonitor,
     TrainingCurves,
@@ -40,8 +39,6 @@ from lightning_msnn.cli.config_files import sentence
 from lightning_msnn.cli.folders import LOCAL_LOGGERS, check_folder, place_logger, put_aside, run_of, with_local_first
 from lightning_msnn.cli.given import BASES, DEFAULTS, IMPORTS, Given, Parser, arguments_of, path_of
 from lightning_msnn.cli.known import AT_THE_START, OF_A_TRAINING, Known, plain
-from lightning_msnn.describe import main as describe
-from lightning_msnn.dial import fit_arguments
 from lightning_msnn.entries import entries
 from lightning_msnn.errors import ConfigurationError, TrainingError, suggestion
 from lightning_msnn.export.__main__ import main as export
@@ -52,7 +49,6 @@ from lightning_msnn.runs import (
     Claim,
     FiniteLoss,
     LastCheckpoint,
-    LoggerGuard,
     RandomState,
     claim_version,
     newest_version,
@@ -62,7 +58,7 @@ from lightning_msnn.runs import (
 
 __all__ = ["MSNNCLI", "main"]
 
-LINKED = {"num_classes": "num_classes", "in_chans": "in_chans", "img_size": "image_size", "season": "season"}
+LINKED = {"num_classes": "num_classes", "in_chans": "in_chans"}
 """Arguments of the model that are an attribute of the data by default."""
 
 EPOCHS = 30
@@ -71,10 +67,10 @@ EPOCHS = 30
 BEST = "val/top1"
 """Metric that chooses the best checkpoint if no other is named."""
 
-OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"export": export, "describe": describe}
+OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"export": export}
 """Verbs that are no training of LightningCLI, each with a command line of its own."""
 
-MORE = (*OTHERS, "dial")
+MORE = (*OTHERS,)
 """Verbs that are not those of LightningCLI."""
 
 
@@ -359,16 +355,13 @@ class MSNNCLI(LightningCLI):
         verb, run = self.subcommand, self._get(self.config_init, "run")
         given: list[Callback] = config["callbacks"]
         checkpoints = config.get("enable_checkpointing") is not False
-        first: list[Callback] = [EMA(run.ema)] if run.ema and verb == "fit" else []
-        first += [IntegerInference()] if self._get(self.config_init, "integer") else []
-        then: list[Callback] = [TrainingCurves()] if verb == "fit" else []
+        first: list[Callback] = [IntegerInference()] if self._get(self.config_init, "integer") else []
+        # The average is made of the network that callbacks such as Convert leave.
+        then: list[Callback] = [EMA(run.ema)] if run.ema and verb == "fit" else []
+        then += [TrainingCurves()] if verb == "fit" else []
         if run.monitors and verb in ("fit", "test") and isinstance(self.model, tasks.Task):
             spikes = any(isinstance(module, Spike) for module in self.model.modules())
             then += [*([SpikeRateMonitor()] if spikes else []), EnergyMonitor()]
-        if config.get("enable_model_summary") is not False and verb == "fit":
-            config["enable_model_summary"] = False  # Lightning's own
-            if not any(isinstance(callback, ModelSummary) for callback in given):
-                first.append(ParameterSummary())
         chosen = any(isinstance(callback, ModelCheckpoint) for callback in given)
         if run.best is not None and checkpoints and verb == "fit" and not chosen:
             required = isinstance(self.model, tasks.Task) or run.best != BEST  # others log what they please
@@ -376,7 +369,7 @@ class MSNNCLI(LightningCLI):
         kinds = tuple(type(callback) for callback in given)
         first, then = ([callback for callback in ours if not isinstance(callback, kinds)] for ours in (first, then))
         last: list[Callback] = [LastCheckpoint(run.every_n_steps)] if checkpoints else []
-        return [*first, *given, *then, LoggerGuard(), RandomState(), FiniteLoss(), *last]
+        return [*first, *given, *then, RandomState(), FiniteLoss(), *last]
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; what ours are given and cannot be made of is said in one sentence."""
@@ -465,8 +458,6 @@ class MSNNCLI(LightningCLI):
                 self.datamodule.check("test")
             except ConfigurationError as error:
                 raise ConfigurationError(f"{error}; --run.test false leaves out the test at the end") from error
-        if isinstance(self.model, tasks.Task):
-            self.model.load_teacher()
 
     def after_test(self) -> None:
         """Print what the network costs beside its twins."""
@@ -477,7 +468,7 @@ class MSNNCLI(LightningCLI):
     def before_predict(self) -> None:
         """Check the folder and have a CSV file written."""
         self._check()
-        if isinstance(self.model, tasks.SpikingClassifier | tasks.SpikingForecaster):
+        if isinstance(self.model, tasks.SpikingClassifier):
             writer = PredictionWriter(self._get(self.config_init, "predictions"))
             self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         else:
@@ -507,8 +498,6 @@ def main(args: Sequence[str] | None = None) -> None:
         return OTHERS[args[0]](args[1:])
     loggers = [f"lightning.pytorch.loggers.{name}" for name in LOCAL_LOGGERS]
     try:
-        if args and args[0] == "dial":
-            args = fit_arguments(args[1:])
         MSNNCLI(
             LightningModule,
             LightningDataModule,

@@ -29,7 +29,7 @@ BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 DEFAULTS: dict[str, type] = {"model": tasks.SpikingClassifier, "data": data.Digits}
 OURS = {"model": tasks, "data": data}
 
-BY_EPOCH = ("model.mix_prob", "data.train_sizes")
+BY_EPOCH = ("data.train_sizes",)
 """Options whose values may be numbers by the epoch."""
 
 IMPORTS = "run.imports"

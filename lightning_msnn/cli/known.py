@@ -28,7 +28,7 @@ OF_A_TRAINING = {
 }
 """Options by section that decide what a training makes of its data, and that a resumed one has as it had them."""
 
-AT_THE_START = {"pretrained": False, "init_from": None}
+AT_THE_START = {"pretrained": False}
 """Arguments of the model that say what a training starts from, as a checkpoint leaves them."""
 
 
@@ -50,9 +50,6 @@ class Known:
     def __init__(self, given: Given) -> None:
         self.source = ""
         """The checkpoint or the entry."""
-        self.as_given: dict[str, Any] = {}
-        """Arguments of the model that a training was started with and that have changed since: a network that was
-        started from an entry, or converted, has others in its checkpoint."""
         self.arguments: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
         """Arguments by section."""
         self.preprocessing: dict[str, Any] = {}
@@ -66,7 +63,6 @@ class Known:
             ConfigurationError: If the classes that are given are not those of the checkpoint.
         """
         self.source = source
-        self.as_given = plain(content.get("as_given") or {})
         known = content.get("cli") or {}
         self.preprocessing = seen = dict(content.get("preprocessing") or {})
         if isinstance(content.get("class_names"), list):
@@ -119,9 +115,7 @@ class Known:
             if section == "data" and not resumed:
                 continue
             for name in sorted(given & known.keys() - AT_THE_START.keys()):
-                if section == "model" and name in self.as_given and ours[name] == self.as_given[name]:
-                    config[section].init_args[name] = known[name]
-                elif ours[name] != known[name] and not (ours[name] is None and name in OF_THE_DATA):
+                if ours[name] != known[name] and not (ours[name] is None and name in OF_THE_DATA):
                     raise ConfigurationError(
                         f"{section}.{name} is {ours[name]!r}, but {self.source} has {known[name]!r}: leave it out, or "
                         "train anew under another run.name"

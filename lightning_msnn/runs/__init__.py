@@ -1,4 +1,4 @@
-"""What makes a run survive: checkpoints that are whole, the last one, random state, a finite loss, guarded loggers."""
+"""What makes a run survive: the last checkpoint, random state, a finite loss; and how checkpoints are read."""
 
 from lightning_msnn.runs.checkpoints import (
     AtomicCheckpointIO,
@@ -11,7 +11,6 @@ from lightning_msnn.runs.checkpoints import (
 from lightning_msnn.runs.finite_loss import FiniteLoss
 from lightning_msnn.runs.folders import Claim, claim_version, newest_version, release_version
 from lightning_msnn.runs.last_checkpoint import LastCheckpoint
-from lightning_msnn.runs.logger_guard import LoggerGuard
 from lightning_msnn.runs.random_state import RandomState
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "Claim",
     "FiniteLoss",
     "LastCheckpoint",
-    "LoggerGuard",
     "RandomState",
     "claim_version",
     "is_checkpoint",

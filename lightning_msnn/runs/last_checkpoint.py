@@ -15,12 +15,12 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_msnn.errors import ConfigurationError, check_integer
+from lightning_msnn.errors import check_integer
 from lightning_msnn.runs.folders import run_folder
 
 __all__ = ["LastCheckpoint"]
 
-#: What a process was told, in the order of what counts where several were told different things.
+#: Meanings of signals; of several processes the largest counts.
 GO_ON, STOP, STOP_AND_REQUEUE = range(3)
 
 
@@ -28,46 +28,35 @@ class LastCheckpoint(Checkpoint):
     """Keep ``checkpoints/last.ckpt`` in the run's folder, from which a training resumes exactly.
 
     It is written after each epoch, after each validation, after every ``every_n_steps`` optimizer steps, and when one
-    of the processes is told to stop: by SIGTERM, or under SLURM by the signal that announces the end of the time limit
-    (SIGUSR1 unless SLURMEnvironment is given another), whereupon the job is put back into the queue. The optimizer step
-    or validation under way is finished first, on every process the same one: gradients that are still accumulating are
-    no part of a checkpoint. The processes then exit with status 143, as a shell reports a SIGTERM.
+    of the processes gets SIGTERM, or under SLURM the signal that announces the end of the time limit (SIGUSR1 unless
+    SLURMEnvironment is given another): then the job goes back into the queue too. The optimizer step or validation
+    under way is finished first, the same one on every process, since gradients that are still accumulating are in no
+    checkpoint. The processes then exit with status 143, as a shell reports a SIGTERM.
 
     Args:
         every_n_steps: Optimizer steps from one checkpoint to the next within an epoch; 0 is only at its end.
 
     Raises:
-        ConfigurationError: If the number is not an integer of at least 0, or a training is resumed with another
-            optimizer or schedule than the checkpoint's.
+        ConfigurationError: If the number is not an integer of at least 0.
     """
 
     def __init__(self, every_n_steps: int = 0) -> None:
         self.every_n_steps = check_integer("every_n_steps", every_n_steps, 0)
         self._path = ""
         self._saved_step = 0
-        self._told = GO_ON
-        self._trained_by = self._resumed = ""
+        self._signal = GO_ON
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the folder, and forget an earlier training, or a checkpoint that was tested."""
+        """Find the folder, and forget an earlier training."""
         self._path = os.path.join(run_folder(trainer), "checkpoints", "last.ckpt")
         if stage == "fit":
-            self._saved_step, self._resumed = 0, ""
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Say which optimizers and schedules the checkpoint is of."""
-        checkpoint["trained_by"] = self._trained_by
+            self._saved_step = 0
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Begin the next epoch behind a complete one; with ``max_steps`` Lightning would count an empty one first."""
-        self._resumed = checkpoint.get("trained_by", "")
         loops = checkpoint["loops"]["fit_loop"]
-        # Loaders keep what they like in the state of the loop itself.
-        _check_counts({name: counts for name, counts in loops.items() if name != "state_dict"})
         epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
         if trainer.max_steps == -1 or epochs["current"]["processed"] != epochs["current"]["started"]:
             return
@@ -77,34 +66,25 @@ class LastCheckpoint(Checkpoint):
         batches["is_last_batch"] = False
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning counts the restart as a step
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare optimizers and schedules with those of the checkpoint, before Lightning loads their state."""
-        resumed, self._resumed, self._trained_by = self._resumed, "", _trained_by(trainer)
-        if resumed not in ("", self._trained_by):
-            raise ConfigurationError(
-                f"a training by {resumed} cannot be resumed by {self._trained_by}: "
-                "give the model, the optimizer and the schedule that the checkpoint was written with"
-            )
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the place of Lightning's handlers, one of which waits for ever and one of which saves within a step."""
-        self._told = GO_ON
-        told = {signal.SIGTERM: STOP}
+        self._signal = GO_ON
+        meanings = {signal.SIGTERM: STOP}
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            told[environment.requeue_signal or signal.SIGUSR1] = STOP_AND_REQUEUE
+            meanings[environment.requeue_signal or signal.SIGUSR1] = STOP_AND_REQUEUE
 
         def remember(number: int, _: Any) -> None:
-            self._told = max(self._told, told[signal.Signals(number)])
+            self._signal = max(self._signal, meanings[signal.Signals(number)])
 
         if threading.current_thread() is threading.main_thread():
-            for number in told:
+            for number in meanings:
                 signal.signal(number, remember)  # Lightning restores what was there before
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save after every so many steps, or if told to stop."""
+        """Save after every so many steps, or at a signal."""
         # Where validation follows, the checkpoint after it is soon written, and resuming from before it would leave
         # that validation out.
         loop = trainer.fit_loop
@@ -126,41 +106,27 @@ class LastCheckpoint(Checkpoint):
         self._save_and_obey(trainer)
 
     def _save_and_obey(self, trainer: pl.Trainer, always: bool = True) -> None:
-        """Save, and stop if any process was told to; if not ``always``, save only then."""
-        told = self._told
+        """Save, and stop if any process got a signal; if not ``always``, save only then."""
+        stops = self._signal
         if trainer.world_size > 1:
-            told = int(
-                trainer.strategy.reduce(torch.tensor(told, device=trainer.strategy.root_device), reduce_op="max")
+            stops = int(
+                trainer.strategy.reduce(torch.tensor(stops, device=trainer.strategy.root_device), reduce_op="max")
             )
-        if (told or always) and self._saved_step != trainer.global_step and not getattr(trainer, "fast_dev_run", False):
+        if (
+            (stops or always)
+            and self._saved_step != trainer.global_step
+            and not getattr(trainer, "fast_dev_run", False)
+        ):
             self._saved_step = trainer.global_step
             trainer.save_checkpoint(self._path, weights_only=False)
-        if told:
+        if stops:
             rank_zero_info(f"stopped by a signal: --ckpt_path last resumes at step {trainer.global_step}")
-            if told == STOP_AND_REQUEUE and trainer.is_global_zero:
+            if stops == STOP_AND_REQUEUE and trainer.is_global_zero:
                 subprocess.run(["scontrol", "requeue", _slurm_job()], check=False)
             environment = trainer._accelerator_connector.cluster_environment
             launched = isinstance(environment, LightningEnvironment) and environment.local_rank() > 0
             # The process that started this one kills itself if this one fails.
             raise SIGTERMException(0 if launched else 128 + signal.SIGTERM)
-
-
-def _check_counts(value: Any) -> None:
-    """Raise a ConfigurationError unless all that a loop has counted are integers of at least 0."""
-    if isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            _check_counts(part)
-    elif value is not None and not isinstance(value, bool):
-        check_integer("each number of the loops of a checkpoint", value, 0)
-
-
-def _trained_by(trainer: pl.Trainer) -> str:
-    """Name optimizers, the sizes of their groups, and schedules."""
-    names = [
-        f"{type(optimizer).__name__} of {'+'.join(str(len(g['params'])) for g in optimizer.param_groups)} tensors"
-        for optimizer in trainer.optimizers
-    ]
-    return ", ".join([*names, *(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)])
 
 
 def _slurm_job() -> str:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any, SupportsFloat
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
-from lightning_msnn.tasks.base import Task, check_positive
-from lightning_msnn.tasks.distillation import distillation_loss
+from lightning_msnn.tasks.base import Task
 
 __all__ = ["SpikingClassifier"]
 
@@ -24,26 +19,30 @@ __all__ = ["SpikingClassifier"]
 class SpikingClassifier(Task):
     """Image classification by a network from timm's registry.
 
-    Batches are ``(images, targets)``: float images ``(B, in_chans, H, W)`` or frames ``(B, T, in_chans, H, W)``,
-    normalised, and integer targets ``(B,)``. To predict, they are ``(images, files)``.
+    Batches are ``(images, targets)``: float images ``(B, in_chans, H, W)``, normalised, and integer targets ``(B,)``.
+    To predict, they are ``(images, files)``.
 
     Args:
         network: Registered name of the network, ``timm.list_models("msnn*")`` or any other of timm's.
         num_classes: Classes; by default the data's on the command line.
         in_chans: Channels of the images; by default the data's on the command line.
-        network_kwargs: Further arguments of the network, such as ``theta``, ``windows``, ``context``.
-        pretrained: Whether to start from the weights that belong to the name.
+        network_kwargs: Further arguments of the network, such as ``theta``, ``windows``, ``context``;
+            ``{spiking: false, windows: single}`` is its ReLU baseline.
+        pretrained: True starts from the weights that belong to the name; an entry of the zoo or a checkpoint (a path
+            that ends in ``.ckpt``) starts from those of its weights that fit.
+        optimizer: Name in ``timm.optim.list_optimizers()``.
+        lr: Peak learning rate.
+        weight_decay: Weight decay of weights; norms, biases, tau and theta have none.
+        schedule: ``"cosine"``, ``"one_cycle"`` or ``"constant"``.
+        warmup_epochs: Length of the warm-up in epochs, at most 30 % of the training.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
         class_weights: Weight of each class in the loss of a training step, by default 1.
-        mixup: Alpha of the Beta distribution that mixup draws from; 0 is off.
-        cutmix: Alpha of the Beta distribution that cutmix draws from; 0 is off. With both, each batch gets one.
-        mix_prob: Share of the batches that are mixed, in [0, 1]; or shares by the epoch that they begin with, such as
-            ``{0: 0.5, 40: 0}``, and no batch is mixed before the first of them.
-        **kwargs: Arguments of :class:`lightning_msnn.tasks.Task`.
 
     Raises:
         ConfigurationError: If an argument is not allowed, or the data does not fit the network.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -51,42 +50,27 @@ class SpikingClassifier(Task):
         num_classes: int = 10,
         in_chans: int = 3,
         network_kwargs: dict[str, Any] | None = None,
-        pretrained: bool = False,
-        *,
+        pretrained: bool | str = False,
+        optimizer: str = "adamw",
+        lr: float = 2e-3,
+        weight_decay: float = 0.05,
+        schedule: Literal["cosine", "one_cycle", "constant"] = "cosine",
+        warmup_epochs: float = 5.0,
         label_smoothing: float = 0.1,
         class_weights: list[float] | None = None,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mix_prob: float | dict[int, float] = 1.0,
-        **kwargs: Any,
     ) -> None:
         check_integer("num_classes", num_classes, 2)
         check_number("label_smoothing", label_smoothing, below_one=True)
-        check_positive("mixup", mixup)
-        check_positive("cutmix", cutmix)
-        for epoch, share in (mix_prob if isinstance(mix_prob, dict) else {0: mix_prob}).items():
-            check_integer("an epoch of mix_prob", epoch, 0)
-            check_number("mix_prob", share)
-        class_weights = getattr(class_weights, "tolist", lambda: class_weights)()  # of a tensor or an array
-        if class_weights is not None and not (
-            isinstance(class_weights, Sequence)
-            and len(class_weights) == num_classes
-            and all(isinstance(w, SupportsFloat) and math.isfinite(w) and w >= 0.0 for w in class_weights)
-            and sum(class_weights) > 0.0
-        ):
+        weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        if weights is not None and (weights.shape != (num_classes,) or not (weights >= 0).all() or not weights.any()):
             raise ConfigurationError(
-                f"class_weights must be {num_classes} finite numbers of at least 0, not all 0, not {class_weights}"
+                f"class_weights must be {num_classes} numbers of at least 0, not all 0, not {class_weights}"
             )
-        class_weights = None if class_weights is None else list(class_weights)
-        super().__init__(network, num_classes, in_chans, network_kwargs, pretrained, **kwargs)
-        self.class_weights: Tensor | None
-        weights = torch.tensor([float(weight) for weight in class_weights]) if class_weights else None
+        super().__init__(
+            network, num_classes, in_chans, network_kwargs, pretrained, optimizer, lr, weight_decay, schedule,
+            warmup_epochs,
+        )  # fmt: skip
         self.register_buffer("class_weights", weights, persistent=False)
-        mixers = [
-            *([v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []),
-            *([v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []),
-        ]
-        self.mixer: nn.Module | None = v2.RandomChoice(mixers) if mixers else None
 
     def make_metrics(self, num_classes: int) -> dict[str, Metric]:
         """Return top-1 and top-5 accuracy; of fewer than five classes, the right one is always among the top."""
@@ -95,18 +79,6 @@ class SpikingClassifier(Task):
             "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
         }
 
-    def mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply mixup or cutmix to a batch, if they are on and it is its turn."""
-        share = self.hparams["mix_prob"]
-        if isinstance(share, dict):
-            share = share[max(begun)] if (begun := [e for e in share if e <= self.current_epoch]) else 0.0
-        # No number is drawn where nothing depends on it.
-        if self.mixer is None or share == 0.0 or (share < 1.0 and torch.rand(()).item() >= share):
-            return inputs, targets
-        frames = inputs.dim() == 5  # of which torchvision wants to be told
-        inputs, targets = self.mixer(tv_tensors.Video(inputs) if frames else inputs, targets)
-        return inputs.as_subclass(Tensor) if frames else inputs, targets
-
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy of each image, ``(B,)``."""
         return F.cross_entropy(outputs, targets, reduction="none")
@@ -114,10 +86,6 @@ class SpikingClassifier(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy of a training step, with smoothed labels and weighted classes."""
         return F.cross_entropy(outputs, targets, self.class_weights, label_smoothing=self.hparams["label_smoothing"])
-
-    def distil(self, outputs: Tensor, taught: Tensor) -> Tensor:
-        """Return the cross entropy from a teacher's classes to these, see :func:`~.distillation.distillation_loss`."""
-        return distillation_loss(outputs, taught, self.hparams["teacher_temperature"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the names of the classes and the preprocessing.
@@ -139,12 +107,16 @@ class SpikingClassifier(Task):
             batch_idx: Number of the batch.
 
         Returns:
-            ``file`` (names, or numbers of batch and image where there are none), ``class`` (names), ``index`` ``(B,)``,
-            ``probability`` ``(B,)`` of that class and ``logits`` ``(B, num_classes)``.
+            ``file`` (names, or numbers of process, batch and image where there are none), ``class`` (names), ``index``
+            ``(B,)``, ``probability`` ``(B,)`` of that class and ``logits`` ``(B, num_classes)``.
         """
         images, *rest = batch if isinstance(batch, list | tuple) else (batch,)
         logits = self(images).float()
         probability, index = logits.softmax(1).max(1)
         names = [self.class_names[i] for i in index.tolist()]
-        files = self._names(rest, batch_idx, len(names))
+        if rest and not isinstance(rest[0], Tensor):
+            files = list(rest[0])
+        else:
+            process = f"{self.global_rank}/" if self._trainer is not None and self.trainer.world_size > 1 else ""
+            files = [f"{process}{batch_idx}/{i}" for i in range(len(names))]
         return {"file": files, "class": names, "index": index, "probability": probability, "logits": logits}

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from lightning_msnn.callbacks import EMA
+from lightning_msnn.callbacks import EMA, EnergyTarget, Mixing
 from lightning_msnn.data import ImageFolder
 from lightning_msnn.runs import AtomicCheckpointIO, FiniteLoss, LastCheckpoint, RandomState
 from lightning_msnn.runs.random_state import get_generators, set_generators
@@ -43,18 +43,16 @@ def main(root: str, out: str, devices: int) -> None:
     pl.seed_everything(5)
     data = ImageFolder(root=root, image_size=8, batch_size=16, val_fraction=0.35, cache_dir=f"{out}/cache")
     task = SpikingClassifier(
-        "msnn_resnet12_tiny", num_classes=3, network_kwargs={"depths": [1, 1, 1, 1], "widths": [8] * 4}, mixup=0.5,
-        lr=0.001, lr_base_size=16, target_rate=0.05,
-    )  # fmt: skip
+        "msnn_resnet12_tiny", num_classes=3, network_kwargs={"depths": [1, 1, 1, 1], "widths": [8] * 4}, lr=0.001
+    )
     options: dict[str, Any] = {
         "accelerator": "cpu", "devices": devices, "strategy": "ddp" if devices > 1 else "auto", "logger": False,
         "default_root_dir": out, "enable_progress_bar": False, "enable_model_summary": False,
         "plugins": [AtomicCheckpointIO()],
     }  # fmt: skip
-    watch = Watch()
-    trainer = pl.Trainer(
-        max_epochs=2, callbacks=[EMA(0.9), RandomState(), LastCheckpoint(2), FiniteLoss(), watch], **options
-    )
+    watch, target = Watch(), EnergyTarget(rate=0.05)
+    callbacks = [Mixing(mixup=0.5), target, EMA(0.9), RandomState(), LastCheckpoint(2), FiniteLoss(), watch]
+    trainer = pl.Trainer(max_epochs=2, callbacks=callbacks, **options)
     result = {
         "validate": trainer.validate(task, datamodule=data, verbose=False)[0],
         "test": trainer.test(task, datamodule=data, verbose=False)[0],
@@ -64,10 +62,9 @@ def main(root: str, out: str, devices: int) -> None:
         "weights": task.state_dict(),
         "keys": sorted(trainer.callback_metrics),
         "fit": {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")},
-        "lr": max(scheduler["initial_lr"] for scheduler in trainer.optimizers[0].param_groups),
         "drawn": watch.drawn,
         "steps": trainer.global_step,
-        "dial": None if task.dial is None else task.dial.state_dict(),
+        "target": target.state_dict(),
     }
     torch.save(result, Path(out) / f"rank_{trainer.global_rank}.pt")
 

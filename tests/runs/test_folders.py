@@ -1,20 +1,15 @@
 """Each run has a folder of its own."""
 
-import errno
-import os
 from pathlib import Path
-from pickle import PicklingError
 
 import fsspec
 import lightning.pytorch as pl
 import pytest
 import torch
-from fsspec.implementations.memory import MemoryFileSystem
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_msnn.callbacks import BestCheckpoint, EnergyMonitor, SpikeRateMonitor, TrainingCurves
 from lightning_msnn.data import Digits
-from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, claim_version, newest_version, release_version
 from lightning_msnn.tasks import SpikingClassifier
 
@@ -58,9 +53,9 @@ def test_runs_of_a_service_do_not_share_a_folder(tmp_path: Path) -> None:
 
 def test_a_run_in_a_url_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    train("memory://bucket/run", logger=False)
-    last, plugins = "memory://bucket/run/checkpoints/last.ckpt", [AtomicCheckpointIO()]
-    train("memory://bucket/run", 2, resume=last, logger=False, plugins=plugins)
+    plugins = [AtomicCheckpointIO()]
+    train("memory://bucket/run", logger=False, plugins=plugins)
+    train("memory://bucket/run", 2, resume="memory://bucket/run/checkpoints/last.ckpt", logger=False, plugins=plugins)
     files = fsspec.filesystem("memory")
     assert {path.rpartition("/")[2] for path in files.ls("/bucket/run", detail=False)} == {"checkpoints", *FILES}
     names = {path.rpartition("/")[2] for path in files.ls("/bucket/run/checkpoints", detail=False)}
@@ -75,88 +70,6 @@ def test_all_files_of_a_run_are_in_one_place(place: str, tmp_path: Path, monkeyp
     train(place.format(tmp_path), logger=False)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"checkpoints", *FILES}
-
-
-def test_a_service_that_is_down_costs_files_and_not_the_training(
-    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
-    def down(*_: object, **__: object) -> None:
-        raise RuntimeError("503")
-
-    monkeypatch.setattr(MemoryFileSystem, "open", down)
-    train("memory://bucket/down", logger=False, plugins=[AtomicCheckpointIO()])
-    said = {str(w.message) for w in recwarn if "503" in str(w.message)}
-    for name in ("best.ckpt", "last.ckpt", "curves.png", "energy.json"):
-        assert any(f"{name}' cannot be written (RuntimeError: 503)" in message for message in said), (name, said)
-
-
-def test_what_is_no_fault_of_a_service_is_raised(recwarn: pytest.WarningsRecorder) -> None:
-    writer = AtomicCheckpointIO()
-    with pytest.raises(ConfigurationError, match="nothing can be written to 'nosuch://x/a.ckpt': Protocol not known"):
-        writer.save_checkpoint({"epoch": 1}, "nosuch://x/a.ckpt")
-    with pytest.raises((PicklingError, AttributeError)):
-        writer.save_checkpoint({"a": lambda: 0}, "memory://x/b.ckpt")
-    assert not recwarn
-    assert not fsspec.filesystem("memory").exists("/x/b.ckpt")
-
-
-def test_a_warning_says_whether_there_is_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    def down(*_: object, **__: object) -> None:
-        raise TimeoutError("503")
-
-    writer = AtomicCheckpointIO()
-    with monkeypatch.context() as patch:
-        patch.setattr(MemoryFileSystem, "open", down)
-        with pytest.warns(UserWarning, match="training goes on, and there is none yet"):
-            writer.save_checkpoint({"epoch": 1}, "memory://up/a.ckpt")
-    writer.save_checkpoint({"epoch": 2}, "memory://up/a.ckpt")
-    with monkeypatch.context() as patch:
-        patch.setattr(MemoryFileSystem, "open", down)
-        with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
-            writer.save_checkpoint({"epoch": 3}, "memory://up/a.ckpt")
-    assert writer.load_checkpoint("memory://up/a.ckpt") == {"epoch": 2}
-
-
-def test_after_a_resume_there_is_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
-    writer = AtomicCheckpointIO()
-    writer.load_checkpoint(tmp_path / "last.ckpt")
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
-        writer.save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
-
-
-def full(*_: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_disk_that_is_full_keeps_what_is_at_its_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    writer, url = AtomicCheckpointIO(), f"file://{tmp_path}/last.ckpt"
-    writer.save_checkpoint({"epoch": 1}, url)
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
-        writer.save_checkpoint({"epoch": 2}, url)
-    monkeypatch.undo()
-    assert writer.load_checkpoint(url) == {"epoch": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    writer.save_checkpoint({"epoch": 3}, url)
-    assert writer.load_checkpoint(url) == {"epoch": 3}
-    (tmp_path / "folder").mkdir()
-    with pytest.warns(UserWarning, match="training goes on, and the checkpoints written before are kept"):
-        writer.save_checkpoint({"epoch": 4}, f"file://{tmp_path}/folder")
-    assert not list((tmp_path / "folder").iterdir())
-
-
-def test_a_service_that_refuses_to_connect_costs_a_warning() -> None:
-    class Refuses(MemoryFileSystem):
-        protocol, cachable = "refuses", False
-
-        def __init__(self, *_: object, **__: object) -> None:
-            raise RuntimeError("421 too many connections")
-
-    fsspec.register_implementation("refuses", Refuses, clobber=True)
-    with pytest.warns(UserWarning, match="RuntimeError: 421 too many connections"):
-        AtomicCheckpointIO().save_checkpoint({"epoch": 1}, "refuses://x/a.ckpt")
 
 
 @pytest.mark.parametrize("logger", [True, False])

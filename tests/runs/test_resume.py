@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_msnn.callbacks import EMA, SpikeAnnealing
+from lightning_msnn.callbacks import EMA, Convert, EnergyTarget, Mixing, SpikeAnnealing, Teacher
 from lightning_msnn.data import Digits, ImageFolder
 from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, RandomState, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
@@ -68,11 +68,12 @@ def run(
     resume: bool = False,
     task: dict[str, Any] | None = None,
     callbacks: Sequence[pl.Callback] = (),
+    share: float = 1.0,
     **options: Any,
 ) -> Any:
     """Train, and return the trainer and the end of the weights being trained."""
     pl.seed_everything(seed, verbose=False)
-    given = {"mixup": 0.5, "cutmix": 0.5, "network_kwargs": dict(NETWORK), **(task or {})}
+    given = {"network_kwargs": dict(NETWORK), **(task or {})}
     module = SpikingClassifier(num_classes=data.num_classes, in_chans=data.in_chans, **given)
     raw: list[dict[str, torch.Tensor]] = []
 
@@ -90,8 +91,15 @@ def run(
         enable_progress_bar=False,
         enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[EMA(0.9), *callbacks, RandomState(), Keep(), LastCheckpoint(every_n_steps=2)]
-        + ([] if kill is None else [KillAt(kill)]),
+        callbacks=[
+            *callbacks,
+            EMA(0.9),
+            Mixing(0.5, 0.5, share),
+            RandomState(),
+            Keep(),
+            LastCheckpoint(every_n_steps=2),
+            *([] if kill is None else [KillAt(kill)]),
+        ],
         **options,
     )
     last = folder / "checkpoints" / "last.ckpt"
@@ -106,46 +114,49 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.fixture(params=[digits, decoded_in_workers])
-def make_data(request: pytest.FixtureRequest, images: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    return lambda: request.param(images)
-
-
 @pytest.mark.parametrize("options", [{}, {"val_check_interval": 3}, {"accumulate_grad_batches": 2}, {"max_steps": 11}])
-def test_resume_is_exact(tmp_path: Path, make_data: Any, options: dict[str, Any]) -> None:
+def test_resume_is_exact(tmp_path: Path, images: Path, options: dict[str, Any]) -> None:
     """Of the weights and their average, whatever the step, the seed of the second process, and its past."""
-    _, raw, whole = run(tmp_path / "a", make_data(), **options)
+    data = decoded_in_workers if "val_check_interval" in options else digits
+    _, raw, whole = run(tmp_path / "a", data(images), **options)
     steps = EPOCHS * BATCHES // options.get("accumulate_grad_batches", 1)
-    for kill in (1, 3, steps // 2, steps // 2 + 1, steps - 2):
+    for kill in (1, steps // 2, steps // 2 + 1, steps - 2):
         resumes = (tmp_path / "b" / "checkpoints" / "last.ckpt").exists()
-        run(tmp_path / "b", make_data(), seed=50 if resumes else 3, kill=kill, resume=True, **options)
-    trainer, again, task = run(tmp_path / "b", make_data(), seed=99, resume=True, **options)
+        run(tmp_path / "b", data(images), seed=50 if resumes else 3, kill=kill, resume=True, **options)
+    trainer, again, task = run(tmp_path / "b", data(images), seed=99, resume=True, **options)
     assert trainer.global_step == min(steps, options.get("max_steps", steps))
     assert same(raw, again)
     assert same(whole.state_dict(), task.state_dict())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_with_everything_at_once(tmp_path: Path, optimizer: str) -> None:
-    """Annealing, distillation, averaging, sizes by epoch, and mixing of a share of the batches."""
+@pytest.mark.parametrize("kind", ["adamw", "muon", "a target", "converted"])
+def test_with_everything_at_once(tmp_path: Path, kind: str) -> None:
+    """Annealing, a teacher, averaging, sizes by epoch, and mixing of a share of the batches."""
 
     def data() -> Digits:
         return Digits(batch_size=16, train_sizes={0: 8, 1: 12}, image_size=12, crop_padding=2)
 
-    run(tmp_path / "teacher", data(), task={"twin": "relu"}, max_epochs=1)
-    teacher = tmp_path / "teacher" / "checkpoints" / "last.ckpt"
-    task = {"init_from": str(teacher), "teacher": str(teacher), "mix_prob": 0.5, "optimizer": optimizer}
+    converted = kind == "converted"
+    network = {"network": "test_resnet", "network_kwargs": {}} if converted else {}
+    relu = {"network_kwargs": {**NETWORK, "spiking": False, "windows": "single"}}
+    run(tmp_path / "teacher", data(), task=network or relu, max_epochs=1)
+    teacher = str(tmp_path / "teacher" / "checkpoints" / "last.ckpt")
+    task = {**network, "pretrained": teacher, "optimizer": "muon" if kind == "muon" else "adamw"}
 
     def all_of_it(folder: str, **more: Any) -> Any:
-        return run(tmp_path / folder, data(), task=task, callbacks=[SpikeAnnealing()], **more)
+        callbacks = [*([Convert()] if converted else []), SpikeAnnealing(), Teacher(teacher, blocks=float(converted))]
+        callbacks += [EnergyTarget(rate=0.05)] if kind == "a target" else []
+        return *run(tmp_path / folder, data(), task=task, callbacks=callbacks, share=0.5, **more), callbacks[-1]
 
-    _, raw, whole = all_of_it("a")
+    _, raw, whole, last = all_of_it("a")
     for seed, kill in ((3, 3), (50, 5), (51, 6), (52, 9)):
         all_of_it("b", kill=kill, resume=True, seed=seed)
-    trainer, again, resumed = all_of_it("b", resume=True, seed=99)
+    trainer, again, resumed, other = all_of_it("b", resume=True, seed=99)
     assert trainer.global_step == EPOCHS * BATCHES
     assert same(raw, again)
     assert same(whole.state_dict(), resumed.state_dict())
+    assert last.state_dict() == other.state_dict()
+    assert kind != "a target" or last.state_dict()["multiplier"] > 0.0
 
 
 def test_without_the_generators_it_is_not_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,12 +215,12 @@ def test_sigterm_saves_between_two_steps(tmp_path: Path) -> None:
     data = digits(tmp_path)
     pl.seed_everything(3, verbose=False)
     before = signal.getsignal(signal.SIGTERM)
-    task = SpikingClassifier(in_chans=1, mixup=0.5, cutmix=0.5, network_kwargs=dict(NETWORK))
+    task = SpikingClassifier(in_chans=1, network_kwargs=dict(NETWORK))
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, default_root_dir=tmp_path / "b", limit_train_batches=BATCHES,
         max_epochs=EPOCHS, limit_val_batches=2, enable_progress_bar=False, enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[EMA(0.9), RandomState(), LastCheckpoint(), Terminate()],
+        callbacks=[EMA(0.9), Mixing(0.5, 0.5, 1.0), RandomState(), LastCheckpoint(), Terminate()],
     )  # fmt: skip
     with pytest.raises(SystemExit):
         trainer.fit(task, datamodule=data)
@@ -242,10 +253,10 @@ def test_slurm_signal_saves_and_requeues(tmp_path: Path, monkeypatch: pytest.Mon
         accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path / "b", limit_train_batches=BATCHES,
         max_epochs=EPOCHS, limit_val_batches=2, enable_progress_bar=False, enable_model_summary=False,
         plugins=[AtomicCheckpointIO(), SLURMEnvironment(auto_requeue=True)],
-        callbacks=[EMA(0.9), RandomState(), LastCheckpoint(), Warn()],
+        callbacks=[EMA(0.9), Mixing(0.5, 0.5, 1.0), RandomState(), LastCheckpoint(), Warn()],
     )  # fmt: skip
     pl.seed_everything(3, verbose=False)
-    task = SpikingClassifier(in_chans=1, mixup=0.5, cutmix=0.5, network_kwargs=dict(NETWORK))
+    task = SpikingClassifier(in_chans=1, network_kwargs=dict(NETWORK))
     try:
         with pytest.raises(SystemExit):
             trainer.fit(task, datamodule=digits(tmp_path))

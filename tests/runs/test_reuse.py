@@ -1,14 +1,12 @@
 """Callbacks, tasks and Trainers that serve more than one training, and tests between them."""
 
-import pickle
-
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_msnn.callbacks import EMA, SpikeAnnealing, TrainingCurves
+from lightning_msnn.callbacks import EMA, TrainingCurves
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, RandomState, read_checkpoint
@@ -85,16 +83,6 @@ def test_a_task_is_trained_again_for_another_length(tmp_path):
     assert again.global_step == 8
 
 
-def test_a_dial_goes_on_from_a_checkpoint_in_the_same_process(tmp_path):
-    module = task(target_rate=0.05)
-    first = trainer(tmp_path)
-    first.fit(module, loader())
-    first.save_checkpoint(tmp_path / "x.ckpt")
-    again = trainer(tmp_path, max_epochs=2)
-    again.fit(module, loader(), ckpt_path=tmp_path / "x.ckpt")
-    assert again.global_step == 8
-
-
 class Endless(IterableDataset):
     def __iter__(self):
         return iter(IMAGES)
@@ -121,8 +109,3 @@ def test_numbers_of_numpy_become_plain(tmp_path):
     own.fit(task(), datamodule=Digits(batch_size=64, val_fraction=np.float64(0.1), num_workers=0))
     own.save_checkpoint(tmp_path / "y.ckpt")
     assert type(read_checkpoint(tmp_path / "y.ckpt")["datamodule_hyper_parameters"]["val_fraction"]) is float
-
-
-def test_annealing_can_be_sent_to_another_process():
-    callback = pickle.loads(pickle.dumps(SpikeAnnealing(shape="cosine")))
-    assert callback.share_at(3, 10) == SpikeAnnealing(shape="cosine").share_at(3, 10)

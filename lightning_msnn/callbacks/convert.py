@@ -1,0 +1,81 @@
+"""Train a network with rectifiers on as a spiking one."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_msnn.conversion import (
+    RectifierSpike,
+    adopt,
+    assign_windows,
+    calibrate,
+    converted_layers,
+    image_shape,
+    trace,
+)
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.runs.strategies import shards_weights
+from lightning_msnn.tasks import Task, TrainingStepCallback
+
+__all__ = ["Convert"]
+
+
+class Convert(TrainingStepCallback):
+    """Convert a task's network with rectifiers to a spiking one as training starts, as :func:`lightning_msnn.convert`.
+
+    Its neurons are fitted to the first batch of the training. A network that is converted already stays as it is, so
+    that the same command resumes. A checkpoint holds the spiking network.
+
+    Args:
+        windows: Windows that the neurons' membranes visit: a kind of :data:`lightning_msnn.functional.WINDOWS`, or
+            ``"alternate"``.
+        image_size: Side in pixels of the images that the network is traced with; by default the data's, or the
+            network's own.
+
+    Raises:
+        ConfigurationError: When training starts, if the network cannot be converted or an argument is not allowed.
+    """
+
+    def __init__(self, windows: str = "single", image_size: int | None = None) -> None:
+        self.windows = windows
+        self.image_size = image_size
+        self._unfitted = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Convert the network."""
+        if stage != "fit" or not isinstance(pl_module, Task) or converted_layers(pl_module.network):
+            return
+        if shards_weights(trainer.strategy):
+            raise ConfigurationError(
+                f"Convert must be left out with {type(trainer.strategy).__name__}, which shards the weights: convert "
+                "with another strategy, for one step at least, and start from its checkpoint"
+            )
+        network = pl_module.network
+        size = self.image_size or getattr(getattr(trainer, "datamodule", None), "image_size", None)
+        shape = image_shape(network, size)
+        layers = assign_windows(trace(network, torch.empty(1, *shape, device="meta")), self.windows)
+        source, arguments = pl_module.made_of()
+        source = source.partition(".")[0]
+        if hasattr(getattr(network, "patch_embed", None), "img_size"):
+            arguments.setdefault("img_size", list(shape[1:]))
+        adopt(network, source, arguments, layers)
+        rank_zero_info("%d layers of %s receive spikes", len(layers), source)
+        self._unfitted = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave neurons alone that a checkpoint has fitted."""
+        self._unfitted = self._unfitted and trainer.global_step == 0
+
+    def change_batch(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Fit the neurons to the first batch; processes take their mean."""
+        if self._unfitted:
+            self._unfitted = False
+            calibrate(task.network, inputs)
+            for neuron in (module for module in task.network.modules() if isinstance(module, RectifierSpike)):
+                for value in (neuron.log_threshold, neuron.log_scale):
+                    mean = task.trainer.strategy.reduce(value.data.clone(), reduce_op="mean")
+                    value.data.copy_(mean)  # type: ignore[arg-type]
+        return inputs, targets

@@ -1,0 +1,54 @@
+"""Parts of a network that do not learn."""
+
+from fnmatch import fnmatchcase
+
+import lightning.pytorch as pl
+from torch import nn
+
+from lightning_msnn.errors import ConfigurationError, suggestion
+
+__all__ = ["Freeze"]
+
+
+class Freeze(pl.Callback):
+    """Let modules of a task's network neither learn nor move their statistics.
+
+    Args:
+        modules: Names or shell-style patterns, such as ``stem`` or ``stages.[01]``; or ``all_but_head``.
+
+    Raises:
+        ConfigurationError: When training starts, if a name is no module of the network.
+    """
+
+    def __init__(self, modules: str | list[str] = "all_but_head") -> None:
+        self.modules = [modules] if isinstance(modules, str) else list(modules)
+        self._frozen: list[nn.Module] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find the modules, and leave their parameters out of the training."""
+        if stage != "fit":
+            return
+        network = pl_module.get_submodule("network")
+        named = dict(network.named_modules())
+        found: list[nn.Module] = []
+        for pattern in self.modules:
+            if pattern == "all_but_head":
+                head = set(network.get_classifier().modules())  # type: ignore[operator]
+                matched = [m for m in named.values() if not head & set(m.modules())]
+            else:
+                matched = [module for name, module in named.items() if name and fnmatchcase(name, pattern)]
+            if not matched:
+                raise ConfigurationError(
+                    f"Freeze: {pattern!r} is no module of {type(network).__name__}: allowed are all_but_head, "
+                    f"{', '.join(name for name, _ in network.named_children())} and those in them"
+                    f"{suggestion(pattern, ['all_but_head', *named])}"
+                )
+            found += matched
+        self._frozen = found
+        for module in found:
+            module.requires_grad_(False)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep them in evaluation mode."""
+        for module in self._frozen:
+            module.eval()

@@ -1,0 +1,122 @@
+"""A network that is converted as training starts: trained, resumed, counted, reported, written down."""
+
+import json
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+
+from lightning_msnn import zoo
+from lightning_msnn.callbacks import EMA, Convert, EnergyMonitor, SpikeAnnealing, SpikeRateMonitor, Teacher
+from lightning_msnn.conversion import RectifierSpike, SpikingLayer, converted_layers
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.report import write_report
+from lightning_msnn.runs import RandomState, network_of, read_checkpoint
+from lightning_msnn.tasks import SpikingClassifier
+from tests.callbacks.training import fit
+
+PLAIN = {"network": "test_resnet", "network_kwargs": {}}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A checkpoint of a small network of timm's."""
+    folder = tmp_path_factory.mktemp("source")
+    fit(folder, **PLAIN, lr=5e-3)
+    return str(folder / "x.ckpt")
+
+
+class Fitted(pl.Callback):
+    """Keep the thresholds after the first step."""
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        if trainer.global_step == 0:
+            state = pl_module.network.state_dict()
+            self.values = [value.clone() for key, value in state.items() if key.endswith("log_threshold")]
+
+
+def test_from_a_trained_network_to_a_report_and_an_entry(source, tmp_path, monkeypatch):
+    fitted = Fitted()
+    task, trainer = fit(
+        tmp_path, Convert(), SpikeAnnealing(0.5), Teacher(source, blocks=1.0), EMA(0.9), SpikeRateMonitor(),
+        EnergyMonitor(), fitted, **PLAIN, pretrained=source, epochs=2, trainer={"limit_test_batches": 1},
+    )  # fmt: skip
+    assert all(len(value.unique()) > 1 for value in fitted.values)
+    assert all(m.annealing is None for m in task.modules() if isinstance(m, RectifierSpike))
+    (metrics,) = trainer.test(task, datamodule=trainer.datamodule, verbose=False)
+    assert 0.0 <= metrics["test/top1"] <= 1.0
+    checkpoint = tmp_path / "x.ckpt"
+    again = SpikingClassifier.load_from_checkpoint(checkpoint, weights_only=True).eval()
+    images = torch.randn(4, 1, 8, 8)
+    assert converted_layers(again.network) == converted_layers(task.network)
+    assert not any(isinstance(module, SpikingLayer) for module in task.twins(images)["ANN twin"].modules())
+    page = write_report(str(checkpoint), tmp_path / "report.html", samples=32, batch_size=16).read_text()
+    assert "ANN twin" in page
+    zoo.export(checkpoint, "spiking.digits_test_resnet", tmp_path / "zoo")
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "zoo"))
+    loaded = zoo.load("spiking.digits_test_resnet")
+    torch.testing.assert_close(loaded(images), again.network(images))
+
+
+class StopEarly(pl.Callback):
+    """Stop after the first epoch of those that are planned."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = True
+
+
+def test_a_resumed_training_is_the_same(source, tmp_path):
+    def run(*callbacks, **options):
+        module, _ = fit(tmp_path, Convert(), SpikeAnnealing(), RandomState(), *callbacks, **PLAIN, pretrained=source,
+                        epochs=2, **options)  # fmt: skip
+        return module.state_dict()
+
+    whole = run()
+    run(StopEarly())
+    resumed = run(ckpt_path=tmp_path / "x.ckpt")
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_hyper_parameters_build_the_network_again(source, tmp_path):
+    task, _ = fit(tmp_path, Convert("alternate", image_size=16), **PLAIN, pretrained=source)
+    kinds = converted_layers(task.network)
+    assert {"non_dilated", "dilated"} <= set(kinds.values())
+    content = read_checkpoint(tmp_path / "x.ckpt")
+    hparams = content["hyper_parameters"]
+    json.dumps(hparams)
+    assert hparams["network"] == "spiking"
+    assert converted_layers(SpikingClassifier(**hparams).network) == kinds
+    assert converted_layers(network_of(content, "x.ckpt")) == kinds
+    same, _ = fit(tmp_path / "again", Convert(), **hparams)
+    assert converted_layers(same.network) == kinds, "what is converted stays as it is"
+
+
+def test_neurons_are_fitted_alike_with_an_annealing_and_without(source, tmp_path):
+    fitted = []
+    for callbacks in ((), (SpikeAnnealing(),)):
+        first = Fitted()
+        fit(tmp_path, Convert(), *callbacks, first, **PLAIN, pretrained=source, lr=0.0, trainer={"max_steps": 1})
+        fitted.append(first.values)
+    for ours, theirs in zip(*fitted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_sharded_weights_are_refused(tmp_path, monkeypatch):
+    trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    monkeypatch.setattr(type(trainer), "strategy", FSDPStrategy.__new__(FSDPStrategy))
+    with pytest.raises(ConfigurationError, match="Convert must be left out with FSDPStrategy"):
+        Convert().setup(trainer, SpikingClassifier("test_resnet", 10, 1), "fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "task", "message"),
+    [
+        ({"image_size": -1}, PLAIN, "image_size must be an integer of at least 1, not -1"),
+        ({"windows": "all"}, PLAIN, "unknown kind of windows 'all'"),
+        ({}, {}, "has spiking neurons already"),
+    ],
+)
+def test_bad_options(options, task, message, tmp_path):
+    with pytest.raises(ConfigurationError, match=message):
+        fit(tmp_path, Convert(**options), **task)

@@ -1,0 +1,156 @@
+"""Training towards a rate or an energy: what a step measures, the weight of its excess, and where trainings end."""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_msnn.callbacks import EMA, BestCheckpoint, Convert, EnergyTarget
+from lightning_msnn.data import Digits
+from lightning_msnn.energy import count_operations, energy, synaptic_operations
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.nn import Spike
+from lightning_msnn.tasks import Task
+from tests.callbacks.training import ENTRY, RELU, fit
+
+
+class ToyNetwork(nn.Module):
+    """Neurons without weights: a current with a shift that learns, and a synapse."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+        self.spike = Spike()
+        self.synapse = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x):
+        return self.synapse(self.spike(x + self.shift)).mean((2, 3))
+
+
+class Toy(Task):
+    """A shift whose own loss wants it at 0.5, where half of the neurons fire."""
+
+    def __init__(self, shift):
+        super().__init__(num_classes=3, in_chans=4, network_kwargs={"depths": (1,), "widths": (8,)}, lr=0.02)
+        self.network = ToyNetwork(shift)
+
+    def setup(self, stage):
+        self._groups = [{"params": ["shift"], "weight_decay": 0.0}]
+
+    def losses(self, outputs, targets):
+        return (self.network.shift - 0.5).square().expand(len(outputs))
+
+    def rate(self):
+        return float((torch.randn(200_000) + self.network.shift.detach() >= 0.5).float().mean())
+
+
+def train(toy, target, steps=300):
+    data = TensorDataset(torch.randn(32 * 50, 4, 8, 8), torch.zeros(32 * 50, dtype=torch.int64))
+    pl.Trainer(
+        max_steps=steps, max_epochs=-1, callbacks=[target], logger=False, enable_checkpointing=False,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+    ).fit(toy, DataLoader(data, 32), DataLoader(TensorDataset(*data[:64]), 32))  # fmt: skip
+    return toy.rate()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.35])
+def test_the_multiplier_is_found(rate):
+    """The rate is the target, whatever the shift's own loss wants."""
+    target = EnergyTarget(rate=rate)
+    assert train(Toy(0.5), target) == pytest.approx(rate, rel=0.05)
+    assert target.state_dict()["multiplier"] > 0.0
+    assert target.met
+    assert target.counted["rate"] == pytest.approx(rate, rel=0.05)
+
+
+def test_an_energy_becomes_a_rate():
+    toy = Toy(0.5)
+    record = count_operations(toy.network, torch.randn(64, 4, 8, 8))
+    wanted = 0.6 * float(energy(record))
+    target = EnergyTarget(energy=wanted)
+    train(toy, target)
+    record = count_operations(toy.network, torch.randn(64, 4, 8, 8))
+    assert float(energy(record)) == pytest.approx(wanted, rel=0.05)
+    assert target.counted["energy"] == pytest.approx(wanted, rel=0.05)
+
+
+def test_what_needs_less_than_the_target_is_left_alone():
+    toy, target = Toy(0.0), EnergyTarget(rate=0.9)
+    train(toy, target, steps=100)
+    assert float(toy.network.shift) == pytest.approx(0.5, abs=0.05)
+    assert target.state_dict()["multiplier"] == 0.0
+
+
+def test_the_aim_moves():
+    """At the start nothing is asked for; the same rate is an excess later on."""
+    weights = []
+    for progress in (0, 20, 40, 80):
+        target, toy = EnergyTarget(rate=0.1), Toy(0.5)
+        toy.trainer = pl.Trainer(max_steps=100, accelerator="cpu", logger=False, enable_checkpointing=False)
+        toy.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = progress
+        target._state = {name: torch.tensor(value) for name, value in target._state.items()}
+        weights.append(float(target._weight(toy, torch.tensor(0.5))))
+    assert weights[0] == pytest.approx(0.0, abs=1e-4)
+    assert 0.0 < weights[1] == pytest.approx(weights[2] / 2, rel=1e-3)
+    assert weights[2] == pytest.approx(weights[3])
+
+
+@pytest.mark.parametrize("name", ["msnn_resnet12_tiny", "msnn_vit12_tiny", "msnn_rnn12_tiny", "converted"])
+def test_a_step_measures_about_what_evaluation_counts(name, tmp_path):
+    """Validation corrects the rest: borders of maps, and products that are in no layer with weights."""
+    if name == "converted":
+        task, _ = fit(tmp_path, Convert(), network="test_resnet", network_kwargs={})
+    else:
+        task, _ = fit(tmp_path, network=name, lr=0.0, network_kwargs={"depths": (1, 1), "widths": (24, 24)})
+    images, target = torch.randn(16, 1, 16, 16), EnergyTarget(rate=0.1)
+    target._watch(task.network)
+    task.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    sums = target._count(task, images)
+    record = count_operations(task.network.eval(), images)
+    assert float(sums[0]) == pytest.approx(16 * float(synaptic_operations(record)["accumulates"]))
+    target._received, target._watching = {}, True
+    task(images)
+    target._received = {i: x for i, x in target._received.items() if i in target._spiking}
+    spikes, full = target._operations()
+    assert full == pytest.approx(float(sums[3]))
+    assert float(spikes) / float(sums[0]) == pytest.approx(1.0, abs=0.35)
+    assert spikes.requires_grad
+
+
+def test_only_networks_at_their_target_are_kept(tmp_path):
+    options = {"network": ENTRY, "pretrained": True, "network_kwargs": {}, "lr": 4e-3}
+    options |= {"data": Digits(batch_size=32, num_workers=0), "trainer": {"limit_val_batches": 1.0}}
+    best, target = BestCheckpoint(), EnergyTarget(rate=0.001)
+    with pytest.warns(UserWarning, match="was above its target of rate or energy at every validation"):
+        _, trainer = fit(tmp_path, target, EMA(0.9), best, **options)
+    assert not best.best_model_path
+    assert {"train/rate", "train/multiplier", "val/rate", "val/energy"} <= trainer.callback_metrics.keys()
+    assert float(trainer.callback_metrics["val/rate"]) == pytest.approx(target.counted["rate"])
+    other = BestCheckpoint("val/rate", "min", required=True)
+    fit(tmp_path / "other", EnergyTarget(rate=0.9), other, **options)
+    assert Path(other.best_model_path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "a rate or an energy, not rate None and energy None"),
+        ({"rate": 0.1, "energy": 1e-6}, "a rate or an energy, not rate 0.1 and energy 1e-06"),
+        ({"rate": 0.0}, "rate of EnergyTarget must be above 0"),
+        ({"rate": 1.5}, "rate of EnergyTarget must be a number in"),
+        ({"energy": float("nan")}, "must be joules of an image, above 0, not nan"),
+    ],
+)
+def test_targets_that_are_none(given, message):
+    with pytest.raises(ConfigurationError, match=message):
+        EnergyTarget(**given)
+
+
+def test_networks_and_targets_that_do_not_fit(tmp_path):
+    with pytest.raises(ConfigurationError, match="no layer of MSNNResNet receives spikes"):
+        fit(tmp_path, EnergyTarget(rate=0.1), network_kwargs=RELU)
+    with pytest.raises(ConfigurationError, match="must be above .* joules, which an image costs without any spike"):
+        fit(tmp_path, EnergyTarget(energy=1e-12))

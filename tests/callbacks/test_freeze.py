@@ -1,0 +1,31 @@
+"""Parts of a network that do not learn."""
+
+import pytest
+import torch
+
+from lightning_msnn.callbacks import Freeze
+from lightning_msnn.errors import ConfigurationError
+from tests.callbacks.training import fit
+
+
+@pytest.mark.parametrize(
+    ("modules", "learns"),
+    [
+        ("all_but_head", {"head.fc"}),
+        ("stem", {"stages.0", "stages.1", "norm", "head.fc"}),
+        (["stem", "stages.[0]"], {"stages.1", "norm", "head.fc"}),
+    ],
+)
+def test_what_is_frozen_stays(tmp_path, modules, learns):
+    """Weights and statistics, also after a validation; all else moves."""
+    start, _ = fit(tmp_path, lr=0.0, trainer={"max_steps": 1, "limit_val_batches": 0})
+    task, _ = fit(tmp_path, Freeze(modules), lr=0.05, epochs=2, pretrained=str(tmp_path / "x.ckpt"))
+    before = start.network.state_dict()
+    moved = {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name for name in moved if not name.startswith(tuple(learns))} == set()
+    assert all(any(name.startswith(part) for name in moved) for part in learns)
+
+
+def test_a_name_that_is_none(tmp_path):
+    with pytest.raises(ConfigurationError, match="'stages.7' is no module of MSNNResNet.*did you mean 'stages.[01]'"):
+        fit(tmp_path, Freeze(["stem", "stages.7"]))

@@ -1,0 +1,39 @@
+"""A short training of a small task on digits."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_msnn.data import Digits
+from lightning_msnn.runs import AtomicCheckpointIO
+from lightning_msnn.tasks import SpikingClassifier
+
+NETWORK = {"depths": [1, 1], "widths": [8, 8]}
+RELU = {**NETWORK, "spiking": False, "windows": "single"}
+ENTRY = "msnn_resnet12_tiny.digits"
+
+
+def fit(
+    folder: Path,
+    *callbacks: pl.Callback,
+    epochs: int = 1,
+    ckpt_path: Path | None = None,
+    trainer: dict[str, Any] | None = None,
+    data: Any = None,
+    **task: Any,
+) -> tuple[SpikingClassifier, pl.Trainer]:
+    """Train four batches an epoch, write ``x.ckpt``, and return task and trainer."""
+    pl.seed_everything(0, verbose=False)
+    given = {"network": "msnn_resnet12_tiny", "in_chans": 1, "network_kwargs": dict(NETWORK), "schedule": "constant"}
+    module = SpikingClassifier(**{**given, **task})
+    options: dict[str, Any] = {"max_epochs": epochs, "limit_train_batches": 4, "limit_val_batches": 1}
+    own = pl.Trainer(
+        callbacks=list(callbacks), logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, accelerator="cpu", default_root_dir=folder, plugins=[AtomicCheckpointIO()],
+        **{**options, **(trainer or {})},
+    )  # fmt: skip
+    data = Digits(batch_size=16, image_size=8, num_workers=0) if data is None else data
+    own.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    own.save_checkpoint(folder / "x.ckpt")
+    return module, own
