@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train an entry of the zoo on one device, and a twin to teach it: weights, measured figures and card of both.
+# Train an entry of the zoo on one device, and a ReLU baseline to teach it: weights, measured figures and card of both.
 #
 #   benchmarks/train_zoo.sh msnn_resnet12 cifar100 data/cifar100 out               # on CUDA, bf16
 #   EPOCHS=2 benchmarks/train_zoo.sh msnn_vit12 cifar10 data/cifar10 out --trainer.accelerator cpu
@@ -48,5 +48,6 @@ fit() { # entry, recipe, options
 
 mkdir -p "$out/zoo"
 fit "$network.${tag}_relu" twin "$@"
-fit "$network.$tag" taught --model.teacher "$network.${tag}_relu" \
-    --model.init_from "$network.${tag}_relu" "$@"
+teacher="{class_path: Teacher, init_args: {source: $network.${tag}_relu}}"
+fit "$network.$tag" taught --model.pretrained "$network.${tag}_relu" \
+    --trainer.callbacks "[{class_path: SpikeAnnealing}, $teacher, {class_path: Mixing}]" "$@"

@@ -23,7 +23,7 @@ from lightning_msnn.export import export
 from lightning_msnn.report import load_task, make_test_data
 from lightning_msnn.report import main as report
 from lightning_msnn.runs import read_checkpoint
-from lightning_msnn.tasks import SpikingClassifier, SpikingForecaster
+from lightning_msnn.tasks import SpikingClassifier
 from lightning_msnn.zoo.__main__ import main as zoo_main
 from tests.conftest import ROOT
 
@@ -169,56 +169,6 @@ def test_series_from_fit_to_a_zoo_entry(more, series, monkeypatch):
         zoo.transforms("msnn_resnet12_tiny.waves")
 
 
-@pytest.fixture
-def sales(here):
-    time = np.arange(90)
-    values = 5 + time / 9 + np.sin(2 * np.pi * time / 6) + np.random.default_rng(0).normal(0, 0.1, 90)
-    (here / "sales.csv").write_text("day,sold\n" + "".join(f"{t},{v:.4f}\n" for t, v in zip(time, values, strict=True)))
-    return "sales.csv"
-
-
-FORECAST = ["--config", "data/forecasting", "--config", "recipe/series", "--data.context", "12", "--data.horizon", "4",
-            "--data.season", "6"]  # fmt: skip
-
-
-@pytest.mark.parametrize("twin", [[], ["--model.twin", "relu"]], ids=["spiking", "twin"])
-def test_a_forecast_from_fit_to_its_report(sales, twin, capsys):
-    main(["fit", *FORECAST, "--data.source", sales, *SHORT, *twin])
-    said = capsys.readouterr().out
-    assert "energy" in said
-    assert ("energy, times the first column" in said) == (not twin), "a twin has none to be compared with"
-    best = Path("runs/r/version_0/checkpoints/best.ckpt")
-    assert best.is_file(), "chosen by val/mase"
-    main(["test", "--ckpt_path", str(best), "--data.source", sales, *SHORT[:2], "--run.monitors", "false"])
-    assert "test/seasonal_naive_mase" in capsys.readouterr().out
-    main(["predict", "--ckpt_path", str(best), "--data.source", sales, *SHORT[:2]])
-    said = rows("predictions.csv")
-    assert list(said[0]) == ["file", "variable", "step", "forecast", "naive", "seasonal_naive"]
-    assert [(row["variable"], row["step"]) for row in said] == [("0", str(step)) for step in range(1, 5)]
-    known = [float(row["sold"]) for row in rows(sales)]
-    assert [float(row["naive"]) for row in said] == pytest.approx([known[-1]] * 4, rel=1e-4)
-    assert [float(row["seasonal_naive"]) for row in said] == pytest.approx(known[-6:-2], rel=1e-4)
-    with pytest.raises(SystemExit):
-        zoo_main(["export", str(best), "msnn_resnet12_tiny.sold"])
-    assert "is of a forecaster, not of a classifier" in capsys.readouterr().err
-
-
-def test_a_report_of_a_forecast_has_its_errors(here):
-    pytest.importorskip("aeon", reason="aeon, of the extra time-series, is not installed")
-    fit("--config", "data/forecasting", "--config", "recipe/series")
-    report([LAST, "--output", "r.html", "--samples", "8"])
-    page = Path("r.html").read_text()
-    found = re.search(r"the last season of Airline has a mean .* of [\d.]+, and .*, last has ([\d.]+) and takes", page)
-    content = read_checkpoint(LAST)
-    task = SpikingForecaster.load_from_checkpoint(LAST, weights_only=True).eval()
-    module = data.ForecastSeries(**arguments_of_checkpoint(content["datamodule_hyper_parameters"]))
-    module.setup("test")
-    errors = [(task(x) - y).abs() for x, y in module.test_dataloader()]
-    scale = float(module.naive_scale)
-    assert float(found[1]) == pytest.approx(float(torch.cat(errors).mean() / scale), abs=1e-3)
-    assert 'alt="The first forecast of the test part of Airline"' in page
-
-
 def test_events_by_name(here, monkeypatch):
     pytest.importorskip("tonic", reason="tonic, of the extra events, is not installed")
     from lightning_msnn.data import saccades
@@ -240,12 +190,11 @@ def test_events_by_name(here, monkeypatch):
 
 KINDS = {
     "speech": (SPEECH, SMALL),
-    "forecast": ([*FORECAST, "--data.source", "sales.csv"], SMALL),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_training_ends_as_one_that_was_not_stopped(kind, digits, sales):
+def test_a_resumed_training_ends_as_one_that_was_not_stopped(kind, digits):
     args, small = KINDS[kind]
     more = [
         *SHORT[:2], *SHORT[4:6], "--trainer.limit_train_batches", "3", "--model.network_kwargs", small,
@@ -351,23 +300,6 @@ def test_classes_in_another_order_are_refused(series, capsys):
     assert re.search(
         r"its classes in another order than .*: \['down', 'up'\], not \['up', 'down'\]", capsys.readouterr().err
     )
-
-
-def test_a_series_of_ones_own_is_named_again(sales, capsys):
-    main(["fit", *FORECAST, "--data.source", sales, *SHORT])
-    tested = float(re.search(r"test/mase\D+([\d.]+)", capsys.readouterr().out)[1])
-    for verb in ("test", "predict"):
-        with pytest.raises(SystemExit):
-            main([verb, "--ckpt_path", LAST, *SHORT[:2]])
-        assert "data.source must be given: it was 'sales.csv' in training" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        report([LAST, "--output", "r.html"])
-    assert "data.source must be given" in capsys.readouterr().err
-    report([LAST, "--root", sales, "--output", "r.html"])
-    found = re.search(
-        r"the last season of .*sales.csv has a mean .*, last has ([\d.]+) and takes", Path("r.html").read_text()
-    )
-    assert float(found[1]) == pytest.approx(tested, abs=1e-3)
 
 
 def test_what_is_tested_at_the_end_is_looked_for_before_the_training(series, capsys):

@@ -15,12 +15,11 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import ModelSummary, RichModelSummary
 from PIL import Image
 
 import lightning_msnn
 from lightning_msnn import data, zoo
-from lightning_msnn.callbacks import EMA, parameter_summary
+from lightning_msnn.callbacks import EMA
 from lightning_msnn.cli import MSNNCLI, configurations, main
 from lightning_msnn.cli.given import BASES, _class_parser
 from lightning_msnn.data import Digits
@@ -95,19 +94,6 @@ def test_fit_leaves_everything(run):
         rows = list(csv.DictReader(file))
     columns = {name for row in rows for name, value in row.items() if value}
     assert {"train/top1", "train/top5", "val/top1", "val/top5", "test/top1", "test/top5", "val/loss"} <= columns
-
-
-def test_the_summary_has_no_operations_that_nobody_counted(monkeypatch):
-    """Lightning's would say 0."""
-    said = []
-    for kind in (ModelSummary, RichModelSummary):
-        monkeypatch.setattr(kind, "summarize", staticmethod(lambda *_, **__: said.append("Lightning's own")))
-    monkeypatch.setattr(parameter_summary, "rank_zero_info", lambda text, *args: said.append(text % args))
-    main(["fit", *QUICK, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"])
-    (text,) = said
-    assert "flops" not in text.lower()
-    network = SpikingClassifier(in_chans=1).network
-    assert f"{sum(p.numel() for p in network.parameters()):,} parameters, of which" in text
 
 
 def test_fit_ends_by_testing_the_best_weights(monkeypatch):
@@ -313,9 +299,7 @@ def test_every_recipe_goes_with_all_data(dataset, recipe, monkeypatch, capsys):
             main(["fit", *(f"--config={name}" for name in order)])
     assert all(config.model == seen[0].model for config in seen)
     assert seen[0].data.init_args.batch_size == said["data"]["batch_size"]
-    assert seen[0].model.init_args.lr_base_size % said["data"]["batch_size"] == 0
-    if recipe != "recipe/dial":  # whose network is the one that is dialled
-        assert said["model"]["network"] in [*NETWORKS, *zoo.list_models()]
+    assert said["model"]["network"] in [*NETWORKS, *zoo.list_models()]
     default = seen[0].data.class_path.endswith("Digits")
     if of_images and "flip" not in said["data"]:
         assert seen[0].data.init_args.flip == (0.0 if default else 0.5), "of this data set, not of the default one"
@@ -331,8 +315,9 @@ def test_muon_takes_the_place_of_a_recipes_optimizer(capsys):
     assert stop.value.code == 0
     said = yaml.safe_load(capsys.readouterr().out)
     model = said["model"]["init_args"]
-    assert (model["optimizer"], model["lr"], model["twin"]) == ("muon", 0.02, "relu")
-    assert model["lr_base_size"] == said["data"]["init_args"]["batch_size"] == 512
+    assert (model["optimizer"], model["lr"]) == ("muon", 0.02)
+    assert model["network_kwargs"] == {"spiking": False, "windows": "single"}
+    assert said["data"]["init_args"]["batch_size"] == 512
 
 
 def test_a_file_wins_over_a_shipped_configuration(capsys):
@@ -374,8 +359,6 @@ BAD = {
          "--model.in_chans", "3"], "/no/such/folder"),
     "unknown key": (["--model.netwrk", "x"], "netwrk.*did you mean .*network"),
     "unknown configuration": (["--config", "recipe/fst"], "'recipe/fst'.*data/cifar100.*did you mean 'recipe/fast'"),
-    "unknown layer": (["--model.freeze", "stagse"], "freeze 'stagse'.*all_but_head.*stages.*did you mean 'stages'"),
-    "no layer decay": (["--model.layer_decay", "0"], "layer_decay must be above 0"),
     "weights of classes": (["--model.class_weights", "[1, 2]"], r"class_weights must be 10 .*not \[1.*2"),
     "missing checkpoint": (["--ckpt_path", "none.ckpt"], "no checkpoint at 'none.ckpt'"),
     "bad number": (["--model.lr", "-1"], "lr must be .*-1"),
@@ -435,17 +418,6 @@ def test_null_in_yaml(text, message, capsys):
     fails(["fit", *SHORT, "--config", "bad.yaml"], message, capsys)
 
 
-@pytest.mark.parametrize("network", ["msnn_resnet12_tiny", "resnet18"])
-def test_a_batch_of_one_on_a_map_of_one_pixel(network, capsys):
-    """Batch norm has nothing to go by; said in one sentence, by whatever network."""
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", *SHORT, "--model.network", network, "--data.batch_size", "1", "--data.image_size", "8"])
-    error = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2
-    assert re.search(f"error: a batch of 1 is too small to train {network}: .*more than 1 value", error[-1])
-    assert not any("Traceback" in line for line in error)
-
-
 def test_class_count_of_a_folder(folder, capsys):
     fails(["fit", *SHORT, *folder_args(folder), "--model.num_classes", "10"], "num_classes is 10.*ImageFolder has 2",
           capsys)  # fmt: skip
@@ -497,8 +469,7 @@ def test_predict_without_images(checkpoint, tmp_path, capsys):
     ("args", "said"),
     [
         (["fit", "--model.help"], "--model.label_smoothing"),
-        (["fit", "--model.help", "SpikingForecaster"], "--model.season"),
-        (["test", "--model.help=lightning_msnn.tasks.SpikingClassifier"], "--model.teacher_weight"),
+        (["test", "--model.help=lightning_msnn.tasks.SpikingClassifier"], "--model.class_weights"),
         (
             ["fit", "--config", "data/cifar100", "--data.help"],
             "Help for --data.help=lightning_msnn.data.CIFAR100",
@@ -530,9 +501,10 @@ def test_a_callback_that_watches_what_is_not_logged_stops_before_the_first_step(
 
 
 def test_a_callback_may_watch_what_is_logged_in_training_alone(capsys, own_definitions):
-    rate = ["lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.monitor", "val/rate"]
-    main(["fit", *SHORT, "--model.target_rate", "0.5", "--run.best", "val/energy", "--run.best_mode", "min",
-          "--run.test", "false", "--trainer.callbacks", *rate, "--run.name", "a"])  # fmt: skip
+    watch = "{class_path: ModelCheckpoint, init_args: {monitor: val/rate}}"
+    rate = f"[{{class_path: EnergyTarget, init_args: {{rate: 0.5}}}}, {watch}]"
+    main(["fit", *SHORT, "--run.best", "val/energy", "--run.best_mode", "min", "--run.test", "false",
+          "--trainer.callbacks", rate, "--run.name", "a"])  # fmt: skip
     last = "runs/a/version_0/checkpoints/last.ckpt"
     main(["validate", "--config", "runs/a/version_0/config.yaml", "--ckpt_path", last, "--run.name", "b"])
     Path("own.py").write_text(
@@ -695,23 +667,20 @@ def test_a_run_that_is_refused_a_resumption_is_as_it_was(capsys):
 def test_a_conversion_goes_on_by_its_own_command():
     main(["fit", *SHORT, "--run.test", "false", "--model.network", "test_resnet", "--run.name", "source"])
     source = "runs/source/version_0/checkpoints/last.ckpt"
-    words = [*LONGER, "--model.network", "test_resnet", "--model.init_from", source, "--model.convert", "true"]
+    words = [*LONGER, "--model.network", "test_resnet", "--model.pretrained", source, "--trainer.callbacks", "Convert"]
     words += ["--run.name", "c", "--run.monitors", "false", "--ckpt_path", "last"]
     for epochs in ("1", "2"):
         main([*words, "--trainer.max_epochs", epochs])
     content = read_checkpoint("runs/c/version_0/checkpoints/last.ckpt")
     assert content["global_step"] == 6
     assert content["hyper_parameters"]["network"] == "spiking"
-    assert content["as_given"] == {"network": "test_resnet", "convert": True} | dict.fromkeys(
-        ("network_kwargs", "teacher", "twin")
-    )
 
 
-@pytest.mark.parametrize(("name", "twin"), [("resnet18_cifar.c100", None), ("msnn_resnet12_tiny.digits", "relu")])
-def test_a_checkpoint_has_the_network_of_the_entry_it_started_from(name, twin, tmp_path):
+@pytest.mark.parametrize("name", ["resnet18_cifar.c100", "msnn_resnet12_tiny.digits"])
+def test_a_checkpoint_has_the_network_of_the_entry_it_started_from(name):
     config = zoo.info(name)
     shape = {"num_classes": config["num_classes"], "in_chans": config["input_size"][0]}
-    task = SpikingClassifier(name, **shape, pretrained=True, twin=twin)
+    task = SpikingClassifier(name, **shape, pretrained=True)
     content = {"state_dict": task.state_dict()}
     task.on_save_checkpoint(content)
     hparams = content["hyper_parameters"]
@@ -802,7 +771,6 @@ def test_configurations_of_trainers(name, capsys):
     main(["fit", *SHORT, "--config", f"trainer/{name}", "--trainer.accelerator", "cpu", "--trainer.strategy", "auto",
           "--trainer.devices", "1", "--trainer.sync_batchnorm", "false", "--run.test", "false"])  # fmt: skip
     last = torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
-    assert last["hyper_parameters"]["lr_base_size"] == 64, "the recipe's"
     assert ("current_model_state" in last) == (name == "ddp")
 
 

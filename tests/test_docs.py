@@ -21,8 +21,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning_msnn.describe import make_parser as describing
-from lightning_msnn.dial import make_parser as dialling
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
@@ -109,11 +107,6 @@ def parse_lightning(args, monkeypatch):
     if args[0] == "export":  # which is no training
         assert make_parser().parse_args(args[1:]).to in FORMATS
         return
-    if args[0] == "describe":
-        describing().parse_args(args[1:])
-        return
-    if args[0] == "dial":  # a training whose other options are those of fit
-        args = ["fit", *dialling().parse_known_args(args[1:])[1]]
     for i, (option, value) in enumerate(pairwise(list(args))):
         if option == "--config" and isinstance(yaml.safe_load(value), dict):  # a configuration that stands on the page
             Path(f"page{i}.yaml").write_text(value)
