@@ -326,9 +326,7 @@ CONFIGURATION: dict[str, Any] = {
             "optimizer": "sgd",
             "schedule": "one_cycle",
             "warmup_epochs": 0.5,
-            "mixup": 0.2,
-            "mix_prob": {0: 1.0, 1: 0.5},
-            "freeze": ["stem"],
+            "label_smoothing": 0.1,
         },
     },
     "data": {
@@ -343,6 +341,8 @@ CONFIGURATION: dict[str, Any] = {
         "callbacks": [
             {"class_path": "lightning_msnn.callbacks.EMA", "init_args": {"decay": 0.9}},
             {"class_path": "lightning_msnn.callbacks.SpikeAnnealing", "init_args": {"until": 0.5}},
+            {"class_path": "lightning_msnn.callbacks.Mixing", "init_args": {"mixup": 0.2, "share": {0: 1.0, 1: 0.5}}},
+            {"class_path": "lightning_msnn.callbacks.Freeze", "init_args": {"modules": ["stem"]}},
         ],
     },
     "run": {"name": "x", "every_n_steps": 1, "best": "val/top1", "ema": 0.0},

@@ -105,7 +105,8 @@ class EnergyTarget(TrainingStepCallback):
         for module in network.modules():
             channels = [getattr(module, name, None) for name in ("in_channels", "in_features", "input_size")]
             channels = [c for c in channels if isinstance(c, int)]
-            weights = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
+            own = dict(module.named_parameters(recurse=False))  # those of a recurrence meet its state
+            weights = sum(p.numel() for name, p in own.items() if p.dim() > 1 and not name.startswith("weight_hh"))
             if not weights or not channels:
                 continue
             stride = getattr(module, "stride", 1)

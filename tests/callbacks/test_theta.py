@@ -151,8 +151,10 @@ def test_refuses_learnt_thetas_and_patterns_without_a_match(tmp_path):
 
 def test_does_nothing_where_nothing_is_projected_and_says_so(tmp_path, caplog):
     caplog.set_level("INFO")
-    trainer = pl.Trainer(max_steps=1, callbacks=[linear()], logger=False, enable_checkpointing=False,
-                         enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")  # fmt: skip
+    trainer = pl.Trainer(
+        max_epochs=1, limit_train_batches=1, callbacks=[linear()], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
     task = SpikingClassifier("test_resnet", 10, 1)
     trainer.fit(task, datamodule=Digits(batch_size=16, num_workers=0, image_size=16))
     assert caplog.text.count("ThetaScheduler does nothing") == 1

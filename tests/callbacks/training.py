@@ -28,10 +28,10 @@ def fit(
     given = {"network": "msnn_resnet12_tiny", "in_chans": 1, "network_kwargs": dict(NETWORK), "schedule": "constant"}
     module = SpikingClassifier(**{**given, **task})
     options: dict[str, Any] = {"max_epochs": epochs, "limit_train_batches": 4, "limit_val_batches": 1}
+    options |= {"enable_checkpointing": False, **(trainer or {})}
     own = pl.Trainer(
         callbacks=list(callbacks), logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, accelerator="cpu", default_root_dir=folder, plugins=[AtomicCheckpointIO()],
-        **{**options, **(trainer or {})},
+        accelerator="cpu", default_root_dir=folder, plugins=[AtomicCheckpointIO()], **options,
     )  # fmt: skip
     data = Digits(batch_size=16, image_size=8, num_workers=0) if data is None else data
     own.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
