@@ -156,15 +156,13 @@ def test_series_from_fit_to_a_zoo_entry(more, series, monkeypatch):
     info = zoo.info("msnn_resnet12_tiny.waves")
     assert info["input_size"] == [1 + bool(more), 1, 20]
     assert info["data"]["init_args"]["problem"] == "Waves"
-    assert export(LAST, to="weights", out="x.safetensors", data=".").images == 24
-    assert export(LAST, to="weights", out="y.safetensors").top1 is None, (
-        "random series, as nobody says where others are"
-    )
+    assert export(LAST, to="torch", out="x.pt2", data=".").images == 24
+    assert export(LAST, to="torch", out="y.pt2").top1 is None, "random series, as nobody says where others are"
     (series / "shipped").mkdir()
     for part in ("TRAIN", "TEST"):
         (series / "shipped" / f"Waves_{part}.ts").write_text(Path(f"Waves_{part}.ts").read_text().replace("up", "left"))
     monkeypatch.setattr("lightning_msnn.data.time_series.aeon_folder", lambda: series / "shipped")
-    assert export(LAST, to="weights", out="z.safetensors").top1 is None, "others of that name are not these"
+    assert export(LAST, to="torch", out="z.pt2").top1 is None, "others of that name are not these"
     with pytest.raises(ConfigurationError, match="takes neither images nor recordings: use TimeSeries"):
         zoo.transforms("msnn_resnet12_tiny.waves")
 

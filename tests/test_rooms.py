@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "imports": {"functional", "models", "energy"},
     "trained": {"data", "models", "runs"},
     "zoo": {"imports", "nn", "models", "conversion", "energy", "data", "runs", "trained"},
-    "export": {"trained", "conversion", "data", "energy", "functional", "imports", "models", "nn", "runs", "zoo"},
+    "export": {"trained", "data", "energy", "imports", "models", "nn"},
     "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
     "cli": {
         "callbacks",

@@ -13,8 +13,8 @@ from lightning_msnn.imports import HELP, explained, import_files
 __all__ = ["main", "make_parser"]
 
 
-def _told(source: str, to: str, report: Report) -> str:
-    """What the command line prints of an export."""
+def _summary(source: str, to: str, report: Report) -> str:
+    """Describe an export for the command line."""
     lines = [
         f"{source} written as {to} to {report.path} ({report.size / 2**20:.2f} MB)",
         f"run again by {report.runtime} on {report.images} {report.what}: {report.differ} have another class, "
@@ -30,17 +30,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser = VerbParser(
         prog="lightning-msnn export",
         allow_abbrev=False,
-        description="Write a trained network in another format. The file is run again before it gets its name: other "
-        "classes than rounding explains, and there is none.",
+        description="Write a trained network in another format, once the other runtime has run the file. If it finds "
+        "other classes than rounding explains, nothing is written.",
     )
     parser.add_argument("source", help="checkpoint (.ckpt) of lightning-msnn fit, or name of a zoo entry")
     suffixes = ", ".join(f"{name} ({form.suffix})" for name, form in FORMATS.items())
     parser.add_argument("--to", required=True, metavar="FORMAT", help=suffixes)
     parser.add_argument("--out", required=True, metavar="PATH", help="the file; it must not exist")
-    types = "; ".join(f"{n}: {', '.join(form.dtypes)}" for n, form in FORMATS.items() if len(form.dtypes) > 1)
-    parser.add_argument("--dtype", metavar="TYPE", help=f"type that weights are kept in ({types})")
-    parser.add_argument("--data", "--root", metavar="FOLDER", help="data set of the network, whose test images are run")
-    parser.add_argument("--images", metavar="FOLDER", help="images that are run instead; without either, random ones")
+    parser.add_argument(
+        "--data", "--root", metavar="FOLDER", help="folder of the network's data set, whose test images are run"
+    )
+    parser.add_argument("--images", metavar="FOLDER", help="images to run instead; without either, random ones")
     parser.add_argument(
         "--image_size", type=int, metavar="N", help="side of the images, for checkpoints that do not say it"
     )
@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except ConfigurationError as error:
         sys.stderr.write(f"lightning-msnn: error: {explained(error, '--imports')}\n")
         sys.exit(2)
-    sys.stdout.write(f"{_told(given['source'], given['to'], report)}\n")
+    sys.stdout.write(f"{_summary(given['source'], given['to'], report)}\n")
 
 
 if __name__ == "__main__":

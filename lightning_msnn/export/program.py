@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 from collections.abc import Callable
@@ -12,63 +11,43 @@ import torch
 from torch import Tensor
 
 from lightning_msnn.errors import ConfigurationError, brief
-from lightning_msnn.export.source import Source
+from lightning_msnn.export.samples import facts
 from lightning_msnn.nn.folding import fold_batch_norm
+from lightning_msnn.trained import Trained
 
-__all__ = ["FACTS_FILE", "run", "trace", "write"]
+__all__ = ["FACTS_FILE", "run", "write"]
 
 FACTS_FILE = "lightning_msnn.json"
-"""File inside a program with what is known of its images; ``torch.export.load(..., extra_files=...)`` reads it."""
+"""File inside a program that describes its images; ``torch.export.load(..., extra_files=...)`` reads it."""
 
 
-def trace(source: Source, shape: torch.Size) -> torch.export.ExportedProgram:
-    """Return a network, folded, as a program of torch's own operators for any batch size.
+def write(trained: Trained, file: Path, shape: torch.Size) -> None:
+    """Write a network, folded, as a program of torch's own operators for any batch size.
 
     Args:
-        source: The network.
+        trained: The network.
+        file: The file, with the ending ``.pt2``.
         shape: Shape of one input.
 
     Raises:
         ConfigurationError: If torch cannot export the network.
     """
-    batch = torch.export.Dim("batch", min=1)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(
-                fold_batch_norm(source.network), (torch.zeros(2, *shape),), dynamic_shapes=({0: batch},)
-            )
+            batch = {0: torch.export.Dim("batch", min=1)}
+            folded = fold_batch_norm(trained.network)
+            program = torch.export.export(folded, (torch.zeros(2, *shape),), dynamic_shapes=(batch,))
         except Exception as error:  # whatever stops the exporter
-            reason = brief(error)
-            raise ConfigurationError(f"{source.name} cannot be exported by torch: {reason}") from error
+            raise ConfigurationError(f"{trained.name} cannot be exported by torch: {brief(error)}") from error
+    operators = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    if foreign := {operator.namespace for operator in operators} - {"aten", "prim"}:
+        raise ConfigurationError(
+            f"{trained.name} needs operators that torch does not have: {', '.join(sorted(foreign))}"
+        )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the code
-    foreign = {
-        node.target.namespace
-        for node in program.graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prim")
-    }
-    if foreign:
-        raise ConfigurationError(f"{source.name} needs operators that torch has not: {', '.join(sorted(foreign))}")
-    return program
-
-
-def write(source: Source, file: Path, shape: torch.Size, dtype: str) -> None:
-    """Write a network as a program.
-
-    Args:
-        source: The network.
-        file: The file, with the ending ``.pt2``.
-        shape: Shape of one input.
-        dtype: ``"float32"``.
-
-    Raises:
-        ConfigurationError: If torch cannot export the network.
-    """
-    content = io.BytesIO()  # torch hides a full disk behind an error of its own
-    facts = json.dumps(source.facts(), indent=2)
-    torch.export.save(trace(source, shape), content, extra_files={FACTS_FILE: facts})
-    file.write_bytes(content.getvalue())
+    torch.export.save(program, file, extra_files={FACTS_FILE: json.dumps(facts(trained), indent=2)})
 
 
 def run(file: Path) -> Callable[[Tensor], Tensor]:
@@ -83,6 +62,5 @@ def run(file: Path) -> Callable[[Tensor], Tensor]:
     try:
         module: Callable[[Tensor], Tensor] = torch.export.load(file).module()
     except Exception as error:  # whatever the bytes make torch raise
-        reason = brief(error)
-        raise ConfigurationError(f"torch cannot read {file.name!r}: {reason}") from error
+        raise ConfigurationError(f"torch cannot read {file.name!r}: {brief(error)}") from error
     return module

@@ -1,7 +1,8 @@
-"""The images that an exported file is run on again."""
+"""The inputs that an exported file is run on, and what the file says of them."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,26 +10,43 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_msnn import __version__
+from lightning_msnn.data.reading import decode_files, list_folder, normalise
+from lightning_msnn.energy.sampling import evenly, spread
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.export.source import Source
+from lightning_msnn.trained import Trained
 
-__all__ = ["DRAWN", "NUMBER", "Samples", "find_samples"]
+__all__ = ["DRAWN", "NUMBER", "Samples", "facts", "find_samples"]
 
 NUMBER = 500
-"""Images that a file is run on, at most."""
+"""Test inputs that a file is run on, at most."""
 
 DRAWN = 64
-"""Images that are drawn where there are no others, at most."""
+"""Random inputs that it is run on if there are no others, at most."""
 
 _VALUES = 2**25
-"""Values of all images that are drawn, but for two images."""
+"""Values in all random inputs together, at most, but for two inputs."""
+
+
+def facts(trained: Trained) -> dict[str, str]:
+    """Return what an exported file says of itself; values other than names and versions are JSON."""
+    return {
+        "source": trained.name,
+        "architecture": trained.architecture,
+        "lightning_msnn": __version__,
+        "class_names": json.dumps(trained.class_names),
+        "input_size": json.dumps(list(trained.input_size)),
+        "in_chans": json.dumps(trained.input_size[0]),
+        "mean": json.dumps(trained.mean),
+        "std": json.dumps(trained.std),
+    }
 
 
 class Samples(NamedTuple):
-    """Images as a network takes them.
+    """Inputs of a network.
 
     Args:
-        images: Images ``(N, C, H, W)``, or frames ``(N, T, C, H, W)``, normalised.
+        images: Normalised inputs ``(N, C, H, W)``.
         targets: Their classes ``(N,)``, None where they are not known.
         what: What they are, for people.
     """
@@ -38,78 +56,50 @@ class Samples(NamedTuple):
     what: str
 
 
-def find_samples(source: Source, data: str | Path | None = None, folder: str | Path | None = None) -> Samples:
-    """Return images of a folder, test images of the data that a network learnt from, or random ones.
+def find_samples(trained: Trained, data: str | Path | None = None, folder: str | Path | None = None) -> Samples:
+    """Return images of a folder, test inputs of the data that a network was trained on, or random ones.
 
     Args:
-        source: The network.
+        trained: The network.
         data: Folder of its data set, for those that need one.
-        folder: Folder of other images, which takes the place of the data.
+        folder: Folder of other images, which are run instead.
 
     Raises:
-        ConfigurationError: If a folder that is given has no such images.
+        ConfigurationError: If a folder is given and has no such images.
     """
     if data is not None and folder is not None:
         raise ConfigurationError("data and images must not both be given: the file is run on one of them")
     if folder is not None:
-        return _of_folder(source, Path(folder).expanduser())
-    found = _of_data(source, data)
-    if found is not None:
-        return found
-    if data is not None:
-        raise ConfigurationError(
-            f"data must not be given: {source.name} is of data that lightning_msnn.data does not have or that is not "
-            "classified; give images"
-        )
+        return _of_folder(trained, Path(folder).expanduser())
+    try:
+        return _of_data(trained, data)
+    except ConfigurationError:
+        if data is not None:
+            raise
     generator = torch.Generator().manual_seed(0)
-    number = max(2, min(DRAWN, _VALUES // math.prod(source.shape)))
-    pixels = torch.rand(number, *source.shape, generator=generator)
-    return Samples(_normalised(source, pixels), None, "random images (seed 0), since no real ones were given")
+    number = max(2, min(DRAWN, _VALUES // math.prod(trained.input_size)))
+    images = torch.rand(number, *trained.input_size, generator=generator)
+    if trained.mean:
+        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (trained.mean, trained.std))
+        images = (images - mean) / std
+    return Samples(images, None, "random images (seed 0), since no real ones were given")
 
 
-def _normalised(source: Source, pixels: Tensor) -> Tensor:
-    """From pixels in [0, 1] to what the network takes."""
-    if not source.mean:
-        return pixels
-    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (source.mean, source.std))
-    return (pixels - mean) / std
-
-
-def _of_folder(source: Source, folder: Path) -> Samples:
-    from lightning_msnn.data.reading import decode_files, list_folder
-
-    channels, height, width = source.input_size
-    if height != width or channels not in (1, 3) or source.shape != source.input_size:
-        raise ConfigurationError(
-            f"images must not be given: {source.name} takes {' x '.join(map(str, source.shape))}, and image files are "
-            "square ones of 1 or 3 channels"
-        )
+def _of_folder(trained: Trained, folder: Path) -> Samples:
+    trained.transform()  # refuses inputs that are no square images
+    channels, height, _ = trained.input_size
     files = list_folder(folder)
     step = max(1, len(files) / NUMBER)
-    chosen = [files[int(i * step)] for i in range(min(len(files), NUMBER))]
-    pixels = decode_files(chosen, height, channels).float() / 255
-    return Samples(_normalised(source, pixels), None, f"images of {str(folder)!r}")
+    pixels = decode_files([files[int(i * step)] for i in range(min(len(files), NUMBER))], height, channels)
+    images = normalise(pixels, trained.mean, trained.std) if trained.mean else pixels.float() / 255
+    return Samples(images, None, f"images of {str(folder)!r}")
 
 
-def _of_data(source: Source, root: str | Path | None) -> Samples | None:
-    """Test images of the source's data, evenly of all classes; None where there is none to read."""
-    from lightning_msnn import data as data_sets
-    from lightning_msnn.energy.sampling import evenly, spread
-
-    name = source.data.rpartition(".")[2]
-    kind = getattr(data_sets, name, None) if source.data.startswith(f"{data_sets.__name__}.") else None
-    if kind is None or (root is None and getattr(kind, "needs_root", True)):
-        return None
-    try:
-        module: Any = source.test_data(root, batch_size=250)
-    except ConfigurationError:
-        if root is None:  # nobody has said where it is, or it is other data of that name
-            return None
-        raise
-    dataset = module.test_dataloader().dataset
-    targets = torch.as_tensor(getattr(dataset, "targets", []))
-    if targets.dim() != 1 or targets.is_floating_point() or not len(targets):
-        return None
-    images = torch.cat(list(evenly(module, NUMBER)))
-    chosen = targets[spread(targets, NUMBER)]
-    return Samples(images, chosen, f"test images of {name}")
+def _of_data(trained: Trained, root: str | Path | None) -> Samples:
+    """Test inputs of a network's data, the same number of each class."""
+    module: Any = trained.test_data(root, batch_size=250)
+    targets = getattr(module.test_dataloader().dataset, "targets", None)
+    if targets is None:
+        raise ConfigurationError(f"{type(module).__name__} has no classes to compare with: give images")
+    targets, images = torch.as_tensor(targets), torch.cat(list(evenly(module, NUMBER)))
+    return Samples(images, targets[spread(targets, NUMBER)], f"test images of {type(module).__name__}")
