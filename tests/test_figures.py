@@ -23,7 +23,7 @@ from lightning_msnn import __version__, zoo
 from lightning_msnn.conversion.tracing import trace
 from lightning_msnn.energy import PROFILES
 from lightning_msnn.zoo.card import table
-from tests.conftest import ROOT
+from tests.conftest import ROOT, rest_is_slow
 
 DOCS = ROOT / "docs"
 PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md"]
@@ -320,7 +320,7 @@ SETTINGS: dict[str, str] = {
 """What looks like a measurement and is none: settings, targets, versions, and figures of the paper's."""
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", rest_is_slow(PAGES, {*PAGES} - {"docs/convert.md"}))
 def test_a_page_has_no_figure_without_a_source(page: str) -> None:
     whole = (ROOT / page).read_text(encoding="utf-8")
     known = [*SOURCES.get(page, list)(), *numbers([block for _, block in MARKED.findall(whole)])]
