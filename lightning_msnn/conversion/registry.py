@@ -17,10 +17,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from lightning_msnn.conversion.converting import assign_windows, make_layers_spiking
-from lightning_msnn.conversion.sources import build
 from lightning_msnn.conversion.tracing import trace
 from lightning_msnn.errors import ConfigurationError, brief, check_integer, suggestion
-from lightning_msnn.models.registry import zoo_cfgs
+from lightning_msnn.models.registry import build, zoo_cfgs
 
 __all__ = ["adopt", "image_shape", "spiking"]
 
@@ -124,5 +123,12 @@ def spiking(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     Raises:
         ConfigurationError: If an argument is not allowed, or there are no weights.
     """
-    features = {"feature_cls": "getter", "out_indices": None}
-    return build(_build, "spiking", pretrained, kwargs, own_arguments, feature_cfg=features)
+    if pretrained and not kwargs.get("pretrained_cfg"):
+        raise ConfigurationError("no weights for spiking: name a zoo entry, or convert a network that is trained")
+    own, features = {*own_arguments, "num_classes", "in_chans"}, {"feature_cls": "getter", "out_indices": None}
+    model, given = build(_build, "spiking", pretrained, own, kwargs, {}, feature_cfg=features)
+    if ends := timm.get_pretrained_cfg(given["source"]):
+        model.pretrained_cfg |= {"first_conv": ends.first_conv, "classifier": ends.classifier}  # type: ignore[operator]
+    named = {name: value for name, value in given.items() if name in own}
+    model._model_args = {**named, **getattr(model, "arguments", {})}  # type: ignore[assignment]  # for timm
+    return model

@@ -1,73 +1,19 @@
 """Networks to convert that timm does not have: a ResNet for images of 32 by 32 pixels."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
-import timm
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._builder import resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from lightning_msnn.errors import ConfigurationError, brief
-from lightning_msnn.models.registry import of_entry, zoo_cfgs
+from lightning_msnn.models.registry import build, zoo_cfgs
 
-__all__ = ["SmallImageResNet", "build", "resnet18_cifar"]
+__all__ = ["SmallImageResNet", "resnet18_cifar"]
 
-default_cfgs = generate_default_cfgs(
-    {name: replace(cfg, first_conv="conv1", classifier="fc") for name, cfg in zoo_cfgs("resnet18_cifar").items()}
-)
+default_cfgs = generate_default_cfgs(zoo_cfgs("resnet18_cifar", first_conv="conv1", classifier="fc"))
 
 own_arguments = ("channels", "global_pool")
 """Arguments that a file may give, see :func:`lightning_msnn.models.registry.own_arguments`."""
-
-
-def build(
-    network: Callable[..., nn.Module],
-    variant: str,
-    pretrained: bool,
-    kwargs: Mapping[str, Any],
-    own: Iterable[str],
-    **arguments: Any,
-) -> nn.Module:
-    """Build a network that has no weights but those of zoo entries, as timm builds its own.
-
-    Args:
-        network: Its class, or a function that makes it.
-        variant: Its registered name.
-        pretrained: Whether to load an entry's weights, whose sha256 is checked.
-        kwargs: What timm was given; it comes before what the entry says.
-        own: Names of the arguments that an entry may give beside the numbers of classes and channels.
-        **arguments: Further arguments of timm's builder and of the network, which ``kwargs`` override.
-
-    Raises:
-        ConfigurationError: If there are no weights, or the entry's files are not what they should be.
-    """
-    given = dict(kwargs)
-    cfg = resolve_pretrained_cfg(variant, given.pop("pretrained_cfg", None), given.pop("pretrained_cfg_overlay", None))
-    allowed = {*own, "num_classes", "in_chans"}
-    cfg, given, folder = of_entry(cfg, variant, pretrained, given, allowed)
-    if pretrained and folder is None and not (cfg.has_weights or cfg.source):
-        raise ConfigurationError(f"no weights for {variant}: name a zoo entry, or convert a network that is trained")
-    # Where stem and read-out are, for other numbers of channels and classes.
-    ends = timm.get_pretrained_cfg(str(given.get("source", variant)), allow_unregistered=True)
-    if ends is not None:
-        cfg = replace(cfg, first_conv=ends.first_conv, classifier=ends.classifier)
-    try:
-        model: nn.Module = build_model_with_cfg(
-            network, variant, pretrained, pretrained_cfg=cfg.to_dict(), **{**arguments, **given}
-        )
-    except ConfigurationError:
-        raise
-    except Exception as error:  # whatever the values in a file make torch raise
-        if folder is None:
-            raise
-        raise ConfigurationError(f"{folder} does not fit {variant}: {brief(error)}") from error
-    named = {name: value for name, value in given.items() if name in allowed}
-    model._model_args = {**named, **getattr(model, "arguments", {})}  # type: ignore[assignment]  # for timm
-    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
-    return model
 
 
 class SmallImageResNet(ResNet):  # type: ignore[misc]
@@ -96,5 +42,8 @@ def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         pretrained: Whether to load the weights of its zoo entry.
         **kwargs: Arguments of :class:`timm.models.ResNet`.
     """
+    own = {*own_arguments, "num_classes", "in_chans"}
     arguments = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
-    return build(SmallImageResNet, "resnet18_cifar", pretrained, kwargs, own_arguments, **arguments)
+    model, given = build(SmallImageResNet, "resnet18_cifar", pretrained, own, kwargs, arguments)
+    model._model_args = {name: value for name, value in given.items() if name in own}  # type: ignore[assignment]
+    return model

@@ -7,7 +7,7 @@ Licence: Apache-2.0.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -156,8 +156,6 @@ class MSNN(nn.Module):
     models.
 
     Args:
-        mixer: Makes a token mixer, a :class:`lightning_msnn.nn.Mixer`; called with the width and with ``windows``,
-            ``context``, ``norm`` and ``neuron``.
         in_chans: Channels of the image.
         num_classes: Classes of the read-out; 0 removes it.
         global_pool: Pooling before the read-out (timm's names), ``""`` for none.
@@ -182,17 +180,20 @@ class MSNN(nn.Module):
         spiking: Whether neurons fire; else each is a rectifier, ``max(u, 0)``, as in the twin of a network.
         drop_rate: Dropout before the read-out.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
+        mixer_kwargs: Further arguments of the token mixers.
 
     Raises:
         ConfigurationError: If an argument is not allowed.
     """
+
+    mixer: type[nn.Module]
+    """Class of the token mixers, see :class:`lightning_msnn.nn.Mixer`."""
 
     block: type[Block] = Block
     """Class of the residual blocks."""
 
     def __init__(
         self,
-        mixer: Callable[..., nn.Module],
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -216,6 +217,7 @@ class MSNN(nn.Module):
         spiking: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        mixer_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_integer("in_chans", in_chans, 1)
@@ -259,6 +261,7 @@ class MSNN(nn.Module):
             partial(Encoder, norm=norm, neuron=alike) if coding == "threshold" else lambda dim: BernoulliEncoder()
         )
         self.stem = Stem(in_chans, widths[0], norm, stem_stride)
+        of_mixers = {"context": context, "norm": norm, **(mixer_kwargs or {})}
         thetas = _for_each_block(theta, depths)
         rates = torch.linspace(0.0, drop_path_rate, sum(depths), device="cpu").tolist()
         stages: list[nn.Module] = []
@@ -268,7 +271,7 @@ class MSNN(nn.Module):
             blocks = [
                 self.block(
                     encoder(width),
-                    mixer(width, windows=kind, context=context, norm=norm, neuron=replace(alike, theta=thetas.pop(0))),
+                    self.mixer(width, neuron=replace(alike, theta=thetas.pop(0)), windows=kind, **of_mixers),
                     encoder(width) if mlp == "spiking" else None,
                     MLP(width, hidden, norm, alike) if mlp == "spiking" else AnalogueMLP(width, hidden, norm),
                     rates.pop(0),

@@ -7,11 +7,12 @@ Licence: Apache-2.0.
 
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
 from torch import Tensor, nn
 
 from lightning_msnn.models.msnn import MSNN
-from lightning_msnn.models.registry import DEPTHS, TWICE, create, imagenet_cfg, zoo_cfgs
+from lightning_msnn.models.registry import create, zoo_cfgs
 from lightning_msnn.nn.layer import fire
 from lightning_msnn.nn.mixer import Mixer
 from lightning_msnn.nn.neuron import Membrane, Neuron, Spike
@@ -70,22 +71,18 @@ class ConvMixer(Mixer):
 
 
 class MSNNResNet(MSNN):
-    """Spiking residual CNN.
+    """Spiking residual CNN; it takes the arguments of :class:`lightning_msnn.models.MSNN`."""
 
-    Args:
-        **kwargs: Arguments of :class:`lightning_msnn.models.msnn.MSNN` but for ``mixer``.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(ConvMixer, **kwargs)
+    mixer = ConvMixer
 
 
 default_cfgs = generate_default_cfgs(
-    zoo_cfgs(
-        "msnn_resnet12", "msnn_resnet12_tiny", "msnn_resnet12_w2", "msnn_resnet20", "msnn_resnet20_w2", "msnn_resnet32"
+    zoo_cfgs("msnn_resnet12", "msnn_resnet12_tiny")
+    | zoo_cfgs(
+        "msnn_resnet20_224", size=224, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, pool_size=(7, 7),
+        crop_pct=0.875,
     )
-    | zoo_cfgs("msnn_resnet20_224", **imagenet_cfg())
-)
+)  # fmt: skip
 
 
 @register_model
@@ -101,30 +98,6 @@ def msnn_resnet12_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 @register_model
-def msnn_resnet12_w2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Twelve blocks, twice as wide, widths 96 to 768: 55.6 M parameters."""
-    return create(MSNNResNet, "msnn_resnet12_w2", pretrained, {"widths": TWICE}, **kwargs)
-
-
-@register_model
-def msnn_resnet20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Twenty blocks, widths 48 to 384: 20.0 M parameters, 0.24 G operations at 32x32."""
-    return create(MSNNResNet, "msnn_resnet20", pretrained, {"depths": DEPTHS[20]}, **kwargs)
-
-
-@register_model
-def msnn_resnet20_w2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Twenty blocks, twice as wide, widths 96 to 768: 79.7 M parameters."""
-    return create(MSNNResNet, "msnn_resnet20_w2", pretrained, {"depths": DEPTHS[20], "widths": TWICE}, **kwargs)
-
-
-@register_model
-def msnn_resnet32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Thirty-two blocks, widths 48 to 384: 34.9 M parameters."""
-    return create(MSNNResNet, "msnn_resnet32", pretrained, {"depths": DEPTHS[32]}, **kwargs)
-
-
-@register_model
 def msnn_resnet20_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Twenty blocks, widths 48 to 384, a stem of stride 4: 3.5 G operations at 224x224."""
-    return create(MSNNResNet, "msnn_resnet20_224", pretrained, {"depths": DEPTHS[20], "stem_stride": 4}, **kwargs)
+    return create(MSNNResNet, "msnn_resnet20_224", pretrained, {"depths": (2, 4, 12, 2), "stem_stride": 4}, **kwargs)

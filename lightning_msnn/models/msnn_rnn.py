@@ -306,14 +306,15 @@ class MSNNRNN(MSNN):
 
     Args:
         cell: Recurrent cell, one of :data:`CELLS`.
-        **kwargs: Arguments of :class:`lightning_msnn.models.msnn.MSNN` but for ``mixer``.
+        **kwargs: Arguments of :class:`lightning_msnn.models.MSNN`.
     """
 
+    mixer = RecurrentMixer
     block = RecurrentBlock
     feature_module = "stages.{}.feature"
 
     def __init__(self, cell: str = "lstm", **kwargs: Any) -> None:
-        super().__init__(partial(RecurrentMixer, cell=cell), **kwargs)
+        super().__init__(mixer_kwargs={"cell": cell}, **kwargs)
 
     def make_stage(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.msnn import MSNN, Stage
-from lightning_msnn.models.registry import DEPTHS, TWICE, create, zoo_cfgs
+from lightning_msnn.models.registry import create, zoo_cfgs
 from lightning_msnn.nn.layer import cut_windows, fire
 from lightning_msnn.nn.mixer import Mixer
 from lightning_msnn.nn.neuron import Membrane, Neuron, Spike
@@ -138,13 +138,10 @@ class Position(nn.Module):
 class MSNNViT(MSNN):
     """Spiking vision transformer; each stage begins with a depthwise convolution that tells tokens their positions.
 
-    Args:
-        **kwargs: Arguments of :class:`lightning_msnn.models.msnn.MSNN` but for ``mixer``; widths are multiples of
-            24, the channels of a head.
+    It takes the arguments of :class:`lightning_msnn.models.MSNN`; widths are multiples of 24, the channels of a head.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(AttentionMixer, **kwargs)
+    mixer = AttentionMixer
 
     def make_stage(
         self,
@@ -159,9 +156,7 @@ class MSNNViT(MSNN):
         return Stage(downsample, blocks, Position(encoder(width), width, norm))
 
 
-default_cfgs = generate_default_cfgs(
-    zoo_cfgs("msnn_vit12", "msnn_vit12_tiny", "msnn_vit12_w2", "msnn_vit20", "msnn_vit20_w2", "msnn_vit32")
-)
+default_cfgs = generate_default_cfgs(zoo_cfgs("msnn_vit12", "msnn_vit12_tiny"))
 
 
 @register_model
@@ -174,27 +169,3 @@ def msnn_vit12(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def msnn_vit12_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Twelve blocks, widths 24 and 48: under 0.3 M parameters, for tests and a first look."""
     return create(MSNNViT, "msnn_vit12_tiny", pretrained, {"widths": (24, 24, 48, 48)}, **kwargs)
-
-
-@register_model
-def msnn_vit12_w2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Twelve blocks, twice as wide, widths 96 to 768, 4 to 32 heads: 23.3 M parameters."""
-    return create(MSNNViT, "msnn_vit12_w2", pretrained, {"widths": TWICE}, **kwargs)
-
-
-@register_model
-def msnn_vit20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Twenty blocks, widths 48 to 384: 8.3 M parameters."""
-    return create(MSNNViT, "msnn_vit20", pretrained, {"depths": DEPTHS[20]}, **kwargs)
-
-
-@register_model
-def msnn_vit20_w2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Twenty blocks, twice as wide, widths 96 to 768: 33.0 M parameters."""
-    return create(MSNNViT, "msnn_vit20_w2", pretrained, {"depths": DEPTHS[20], "widths": TWICE}, **kwargs)
-
-
-@register_model
-def msnn_vit32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Thirty-two blocks, widths 48 to 384: 14.3 M parameters."""
-    return create(MSNNViT, "msnn_vit32", pretrained, {"depths": DEPTHS[32]}, **kwargs)

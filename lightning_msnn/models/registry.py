@@ -2,52 +2,39 @@
 
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
-from timm.models._features import feature_take_indices
 from timm.models._hub import download_from_hf
 from torch import Tensor, nn
 
-from lightning_msnn.entries import CONFIG_FILE, WEIGHTS_FILE, entries, is_entry, read_config, read_weights
+from lightning_msnn.entries import CONFIG_FILE, WEIGHTS_FILE, entries, find, is_entry, read_config, read_weights
 from lightning_msnn.errors import ConfigurationError, brief, choose, suggestion
 from lightning_msnn.models.msnn import MSNN
 
 __all__ = [
-    "DEPTHS",
     "MIN_SIZE",
     "PRESETS",
-    "TWICE",
     "EntryCfg",
+    "build",
     "check_arguments",
     "create",
-    "create_with",
     "default_cfg",
     "entry_cfg",
-    "imagenet_cfg",
     "is_ours",
-    "of_entry",
     "own_arguments",
     "zoo_cfgs",
 ]
 
 MIN_SIZE = 8
 """Smallest side of an input image in pixels."""
-
-DEPTHS: dict[int, tuple[int, ...]] = {20: (2, 4, 12, 2), 32: (4, 4, 20, 4)}
-"""Blocks of each stage of deeper networks, by the number of all; twelve are the backbone's own."""
-
-TWICE = (96, 192, 384, 768)
-"""Widths of networks twice as wide."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -110,18 +97,6 @@ def default_cfg(size: int = 32, num_classes: int = 1000, in_chans: int = 3, **kw
     }
 
 
-def imagenet_cfg() -> dict[str, Any]:
-    """Return the fields of :func:`default_cfg` of networks for ImageNet: 224 pixels, a stem of stride 4."""
-    return {
-        "size": 224,
-        "pool_size": (7, 7),
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "crop_pct": 0.875,
-        "interpolation": "bilinear",
-    }
-
-
 def entry_cfg(folder: Path) -> PretrainedCfg:
     """Return timm's pretrained configuration of a zoo entry.
 
@@ -133,6 +108,8 @@ def entry_cfg(folder: Path) -> PretrainedCfg:
     """
     config = read_config(folder)
     channels, height, width = config["input_size"]
+    made_of = timm.get_pretrained_cfg(str(config["model_args"].get("source", config["architecture"])))
+    ends = {} if made_of is None else {"first_conv": made_of.first_conv, "classifier": made_of.classifier}
     cfg = default_cfg(
         height,
         config["num_classes"],
@@ -144,6 +121,7 @@ def entry_cfg(folder: Path) -> PretrainedCfg:
         label_names=tuple(config["class_names"]),
         architecture=config["architecture"],
         tag=config["tag"],
+        **ends,
     )
     return PretrainedCfg(**cfg)
 
@@ -178,16 +156,16 @@ def zoo_cfgs(*architectures: str, **fields: Any) -> dict[str, PretrainedCfg]:
     return cfgs | {f"{architecture}.untrained*": untrained for architecture in architectures}
 
 
-def _parameters(*classes: type[nn.Module]) -> set[str]:
-    """Names of the arguments that classes and those that they derive from take."""
-    bases = {base for each in classes for base in each.__mro__ if issubclass(base, nn.Module) and base is not nn.Module}
-    names = {name for base in bases for name in signature(base.__init__).parameters}
-    return names - {"self", "mixer", "args", "kwargs"}
+def _parameters(network: type[nn.Module]) -> dict[str, Parameter]:
+    """What a network's class takes, and the classes that it hands ``**kwargs`` to."""
+    bases = [base for base in network.__mro__ if base is not nn.Module and issubclass(base, nn.Module)]
+    found = {name: value for base in reversed(bases) for name, value in signature(base.__init__).parameters.items()}
+    return {name: value for name, value in found.items() if name not in ("self", "mixer_kwargs", "args", "kwargs")}
 
 
 def _builder_arguments() -> set[str]:
     """Names of the arguments that timm's builder takes besides those of the network."""
-    names = set(signature(build_model_with_cfg).parameters) - {"kwargs"}
+    names = {*signature(build_model_with_cfg).parameters} - {"kwargs"}
     return names | {"features_only", "feature_cls", "out_indices"}
 
 
@@ -198,145 +176,44 @@ def is_ours(architecture: str) -> bool:
 
 
 def own_arguments(architecture: str) -> set[str]:
-    """Return the names of the arguments in a registered network's own signature, and ``preset``.
+    """Return the names of the arguments that a file may give a registered network: its own, and ``preset``.
 
-    They do not say what is fetched from where, as those of timm's builder do, so a file may give them. The signatures
-    are those of the networks in the module that registers it.
+    timm's builder has others, which say what is fetched from where. The network's own are those of the classes in the
+    module that registers it, or what the module lists as ``own_arguments``.
 
     Args:
         architecture: Registered name.
     """
     module = sys.modules[timm.model_entrypoint(architecture).__module__]
-    if hasattr(module, "own_arguments"):  # of a network that is made of others
+    if hasattr(module, "own_arguments"):
         return {*module.own_arguments, "num_classes", "in_chans"}
     classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, nn.Module)]
     spiking = [each for each in classes if issubclass(each, MSNN)]
-    builder = {*_builder_arguments(), *signature(timm.create_model).parameters}
-    return (_parameters(*(spiking or classes)) | {"num_classes", "in_chans", "preset"}) - builder
+    own = {name for each in spiking or classes for name in _parameters(each)}
+    return (
+        (own | {"num_classes", "in_chans", "preset"})
+        - _builder_arguments()
+        - {*signature(timm.create_model).parameters}
+    )
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    """The numbers in a plain value, lists and dictionaries in it included."""
-    stack = [value]
-    while stack:
-        match stack.pop():
-            case dict() as inner:
-                stack += inner.values()
-            case list() | tuple() as inner:
-                stack += inner
-            case int() | float() as number:
-                yield number
-
-
-def check_arguments(
-    arguments: Mapping[str, Any], allowed: Collection[str], source: object, weights: Mapping[str, Tensor] | None = None
-) -> dict[str, Any]:
-    """Return arguments that a file gives for a network, if a file may give them.
+def check_arguments(arguments: Mapping[str, Any], allowed: Collection[str], source: object) -> dict[str, Any]:
+    """Return the arguments that a file gives for a network, if a file may give them.
 
     Args:
         arguments: Arguments by name.
         allowed: Names of those that a file may give, see :func:`own_arguments`.
         source: The file, for the message.
-        weights: Tensors of the file, if known. No number of a network that they fit is above all of their sizes, and
-            each of its blocks has one of them.
 
     Raises:
-        ConfigurationError: If another argument is among them, or a number is too large.
+        ConfigurationError: If another argument is among them.
     """
     arguments = _without_retired(arguments)
     if refused := ", ".join(sorted(str(name) for name in arguments.keys() - set(allowed))):
         raise ConfigurationError(
-            f"{source} is refused: it gives the network {refused}, and a file may give only arguments of the network's "
-            "own"
+            f"{source} is refused: it gives the network {refused}, and a file may give only its own arguments"
         )
-    if weights is not None:
-        largest = max([len(weights), *(size for value in weights.values() for size in value.shape)])
-        for name, value in arguments.items():
-            if any(number > largest for number in _numbers(value)):
-                raise ConfigurationError(f"{source} is refused: its weights are not those of {name} {value!r}")
-        depths = arguments.get("depths")
-        if sum(_numbers(depths)) > len(weights):
-            raise ConfigurationError(f"{source} is refused: its weights are not those of depths {depths!r}")
     return dict(arguments)
-
-
-def create_with(architecture: str, arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    """Make a registered network with the weights of a file.
-
-    Arguments of a file may ask for a network larger than the memory: it is made without any first.
-
-    Args:
-        architecture: Registered name.
-        arguments: Its arguments, checked.
-        weights: All its tensors by name.
-
-    Raises:
-        ValueError: If they are not those of the network by name and shape.
-        Exception: Whatever the arguments make the network raise.
-    """
-    try:
-        with torch.device("meta"):
-            plan = timm.create_model(architecture, **arguments).state_dict()
-    except (ConfigurationError, RuntimeError):  # which it raises again, or it computes with numbers while it is made
-        plan = dict(weights)
-    wrong = {n for n in plan.keys() | weights.keys() if n not in plan or n not in weights}
-    wrong |= {n for n in plan.keys() & weights.keys() if plan[n].shape != weights[n].shape}
-    if wrong:
-        raise ValueError(f"{len(wrong)} weights are missing, too many or of another shape, such as {min(wrong)}")
-    network: nn.Module = timm.create_model(architecture, **arguments)
-    network.load_state_dict(weights)
-    return network
-
-
-_NUMBERS = {"projection": ("theta", "theta_logit"), "decay": ("tau", "logit")}
-
-
-def _settle_numbers(state: dict[str, Tensor], model: nn.Module, given: Collection[str]) -> dict[str, Tensor]:
-    """Let theta and tau that are given beside ``pretrained`` take the place of the entry's.
-
-    Those that are not given are the entry's, also where they begin to be learnt, or are learnt no longer.
-
-    Args:
-        state: Weights of the entry, changed in place.
-        model: The network, as its arguments have made it.
-        given: Names of the arguments that are given.
-
-    Returns:
-        The weights.
-
-    Raises:
-        ConfigurationError: If the entry has learnt several where the network has one, or fixed one at 0 or 1 where the
-            network learns it.
-    """
-    for name, mine in model.state_dict().items():
-        module, _, last = name.rpartition(".")
-        fixed, learnt = _NUMBERS.get(module.rpartition(".")[2], ("", ""))
-        if last not in (fixed, learnt):
-            continue
-        numbers = {n: state.pop(key) for n in (fixed, learnt) if (key := f"{module}.{n}") in state}
-        if fixed in given:
-            state[name] = mine.clone()
-        if fixed in given or not numbers:
-            continue
-        ((kept, number),) = numbers.items()
-        if kept != last:
-            number = torch.logit(number) if last == learnt else torch.sigmoid(number)
-        if not number.isfinite().all():
-            raise ConfigurationError(
-                f"the entry has {fixed} {int(number.flatten()[0] > 0)} at {module!r}, from where nothing is learnt: "
-                f"give {fixed} too"
-            )
-        if number.numel() > mine.numel():
-            block = model.get_submodule(module.rsplit(".", 2)[0])
-            single = getattr(block, "windows", "") == "single"  # where nothing decays
-            if not (single or (number == number.flatten()[0]).all()):
-                raise ConfigurationError(
-                    f"the entry has learnt {number.numel()} values of {fixed} at {module!r}, and the network has one: "
-                    f"give {fixed} too, or learn_{fixed}: channel"
-                )
-            number = number.flatten()[0]
-        state[name] = number.reshape(()).expand_as(mine).clone() if number.numel() == 1 else number
-    return state
 
 
 def create(
@@ -355,124 +232,124 @@ def create(
     Raises:
         ConfigurationError: If an argument is not known to either, or there are no weights.
     """
-    allowed, kwargs = _parameters(MSNN, network), _without_retired(kwargs)
-    for name in kwargs.keys() - allowed - _builder_arguments() - {"preset"}:
+    parameters, kwargs = _parameters(network), _without_retired(kwargs)
+    for name in kwargs.keys() - parameters.keys() - _builder_arguments() - {"preset"}:
         raise ConfigurationError(
-            f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted({*allowed, 'preset'}))}"
-            f"{suggestion(name, allowed)}"
+            f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted({*parameters, 'preset'}))}"
+            f"{suggestion(name, parameters)}"
         )
     kwargs = {**choose(PRESETS, kwargs.pop("preset", "default"), "preset"), **kwargs}
-    given, overlay = kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
-    try:
-        cfg = resolve_pretrained_cfg(variant, given, overlay)
-    except RuntimeError as error:  # of a tag that timm does not know
-        raise ConfigurationError(
-            f"unknown network '{variant}.{given}': pretrained are {', '.join(timm.list_pretrained('msnn*')) or 'none'}"
-            f"{suggestion(f'{variant}.{given}', timm.list_pretrained('msnn*'))}"
-        ) from error
-    if pretrained and not (cfg.has_weights or cfg.state_dict):
-        tagged = [timm.get_pretrained_cfg(name) for name in timm.list_pretrained(variant)]
-        if given or not tagged:  # a tag that was asked for is not replaced by another
-            raise ConfigurationError(
-                f"no weights for {variant}{'.' + cfg.tag if cfg.tag else ''}: "
-                f"pretrained are {', '.join(timm.list_pretrained('msnn*')) or 'none'}"
-            )
-        cfg = max(tagged, key=lambda each: each.num_classes)
     stated = kwargs.get("pretrained_model_args") or {}
-    given_numbers = {name for name in ("theta", "tau") if name in kwargs and kwargs[name] != stated.get(name)}
-    cfg, kwargs, folder = of_entry(cfg, variant, pretrained, kwargs, allowed)
-    kwargs = {**(defaults or {}), **kwargs}
-    # All that decides what the network computes, so that later defaults leave it as it is.
-    arguments = {**_defaults(MSNN), **_defaults(network), **{k: v for k, v in kwargs.items() if k in allowed}}
-    indices, depths = kwargs.pop("out_indices", None), arguments["depths"]
-    if kwargs.get("features_only") and isinstance(depths, Sequence):  # else the network refuses them
-        indices = tuple(range(len(depths))) if indices is None else indices
-        try:
-            feature_take_indices(len(depths), indices)
-        except (AssertionError, IndexError, TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"out_indices must be stages of the network, 0 to {len(depths) - 1}, or how many of the last, not "
-                f"{indices!r}"
-            ) from error
+    given = {name for name in _NUMBERS if name in kwargs and kwargs[name] != stated.get(name)}
+    stages = len(kwargs["depths"]) if isinstance(kwargs.get("depths"), Sequence) else 4
+    features = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
+    model, kwargs = build(
+        network, variant, pretrained, {*parameters, "preset"}, kwargs, defaults or {}, feature_cfg=features,
+        pretrained_filter_fn=partial(_keep_given, given=given),
+    )  # fmt: skip
+    if isinstance(model, MSNN):
+        model.architecture = variant
+        # All that decides what the network computes, so that later defaults leave it as it is.
+        plain = {name: p.default for name, p in parameters.items() if name not in ("drop_rate", "drop_path_rate")}
+        plain = {name: value for name, value in plain.items() if value is not Parameter.empty}
+        own = {name: value for name, value in kwargs.items() if name in parameters}
+        model.arguments = {**plain, **own, "num_classes": model.num_classes, "in_chans": model.in_chans}
+        model._model_args = dict(model.arguments)  # type: ignore[assignment]  # which timm writes into a config.json
+    return model
+
+
+_NUMBERS = {"theta": (".projection.theta", ".projection.theta_logit"), "tau": (".decay.tau", ".decay.logit")}
+"""Names in a state dict of what the arguments theta and tau set."""
+
+
+def _keep_given(state: dict[str, Tensor], model: nn.Module, given: Collection[str]) -> dict[str, Tensor]:
+    """Let the network keep theta and tau that are given beside ``pretrained``; others are the entry's."""
+    endings = tuple(ending for name in given for ending in _NUMBERS[name])
+    own = {name: value.clone() for name, value in model.state_dict().items() if name.endswith(endings)}
+    return {name: value for name, value in state.items() if not name.endswith(endings)} | own
+
+
+def build(
+    network: Callable[..., nn.Module],
+    variant: str,
+    pretrained: bool,
+    own: Collection[str],
+    kwargs: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    **builder: Any,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build a network by timm's builder, with arguments and weights of its zoo entry.
+
+    Args:
+        network: Class of the network, or a function that makes it.
+        variant: Its registered name.
+        pretrained: Whether to load an entry's weights, whose sha256 is checked.
+        own: Names of the arguments that an entry may give.
+        kwargs: What timm was given; it overrides what the entry says, which overrides the defaults.
+        defaults: Arguments of the network by which the variant differs.
+        **builder: Further arguments of timm's builder.
+
+    Returns:
+        The network, and the arguments that it was built with.
+
+    Raises:
+        ConfigurationError: If there are no weights, or the entry's files are not what they should be.
+    """
+    given = dict(kwargs)
+    cfg = _cfg(variant, pretrained, given.pop("pretrained_cfg", None), given.pop("pretrained_cfg_overlay", None))
+    # What timm has read in the config.json of a local-dir or hf-hub.
+    check_arguments(given.get("pretrained_model_args") or {}, own, f"the config.json of {cfg.file or cfg.hf_hub_id}")
+    folder = _folder(cfg, pretrained, given.get("cache_dir"))
+    if folder is not None:
+        cfg = cfg if cfg.source is None else entry_cfg(folder)
+        config = read_config(folder)
+        if config["architecture"] != variant:
+            raise ConfigurationError(f"{folder} is of {config['architecture']}, not of {variant}")
+        given = check_arguments(config["model_args"], own, folder / CONFIG_FILE) | given
+        weights = cfg.state_dict or (read_weights(folder) if pretrained else None)
+        cfg = replace(cfg, state_dict=weights, url=None, hf_hub_id=None, custom_load=False)
+    given = {**defaults, **given}
     try:
         model: nn.Module = build_model_with_cfg(
-            network,
-            variant,
-            pretrained,
-            pretrained_cfg=asdict(cfg),
-            pretrained_filter_fn=partial(_settle_numbers, given=given_numbers),
-            feature_cfg={"out_indices": indices, "feature_cls": "getter"},
-            **kwargs,
+            network, variant, pretrained, pretrained_cfg=asdict(cfg), **{**builder, **given}
         )
     except ConfigurationError:
         raise
     except Exception as error:  # whatever the values in a file make torch raise
-        if folder is None and not (pretrained and "loading state_dict" in str(error)):
+        if folder is None:
             raise
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(f"{folder or cfg.file} does not fit {variant}: {reason}") from error
-    if isinstance(model, MSNN):
-        model.architecture = variant
-        model.arguments = {**arguments, "num_classes": model.num_classes, "in_chans": model.in_chans}
-        model._model_args = dict(model.arguments)  # type: ignore[assignment]  # which timm writes into a config.json
+        raise ConfigurationError(f"{folder} does not fit {variant}: {brief(error)}") from error
     # Else every copy of the network would carry its weights twice.
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
-    return model
+    return model, given
 
 
-def of_entry(
-    cfg: PretrainedCfg, variant: str, pretrained: bool, kwargs: Mapping[str, Any], allowed: Collection[str]
-) -> tuple[PretrainedCfg, dict[str, Any], Path | None]:
-    """Read what the entry that a pretrained configuration is of, if it is of one, says of its network.
-
-    Args:
-        cfg: timm's configuration: of the zoo, a ``local-dir:`` or ``hf-hub:``.
-        variant: Registered name of the network.
-        pretrained: Whether to read the entry's weights, whose sha256 is checked.
-        kwargs: What timm was given for the network; it comes before what the entry says.
-        allowed: Names of the arguments that a file may give, ``preset`` aside.
-
-    Returns:
-        The configuration, with the weights in its ``state_dict``; the arguments; and the entry's folder, or None.
-
-    Raises:
-        ConfigurationError: If the entry's files are not what they should be, or of another network.
-    """
-    stated = kwargs.get("pretrained_model_args") or {}  # what timm has read in the config.json of a local-dir or hf-hub
-    check_arguments(stated, {*allowed, "preset"}, f"the config.json of {cfg.file or cfg.hf_hub_id}")
-    folder = _folder(cfg, pretrained, kwargs.get("cache_dir"))
-    if folder is None:
-        return cfg, dict(kwargs), None
-    # An entry says how its network was made, and its weights are read here, where their hash is checked.
-    if cfg.source is not None:
-        cfg = entry_cfg(folder)
-    config, weights = read_config(folder), cfg.state_dict or (read_weights(folder) if pretrained else None)
-    if config["architecture"] != variant:
-        raise ConfigurationError(f"{folder} is of {config['architecture']}, not of {variant}")
-    kwargs = {**check_arguments(config["model_args"], allowed, folder / CONFIG_FILE, weights), **kwargs}
-    return replace(cfg, state_dict=weights, url=None, hf_hub_id=None, custom_load=False), kwargs, folder
+def _cfg(variant: str, pretrained: bool, given: Any, overlay: Any) -> PretrainedCfg:
+    """Find a network's pretrained configuration, by its tag if that is given, else by the entry with most classes."""
+    try:
+        cfg = resolve_pretrained_cfg(variant, given, overlay)
+    except RuntimeError:  # timm does not know the tag: the entry is newer than the import, or there is none
+        cfg = resolve_pretrained_cfg(variant, entry_cfg(find(f"{variant}.{given}")), overlay)
+    if pretrained and not (cfg.has_weights or cfg.state_dict):
+        tagged = [timm.get_pretrained_cfg(name) for name in timm.list_pretrained(variant)]
+        if given or not tagged:  # a tag that was asked for is not replaced by another
+            tag = f".{cfg.tag}" if cfg.tag else ""
+            names = ", ".join(timm.list_pretrained(["msnn*", "spiking*"])) or "none"
+            raise ConfigurationError(f"no weights for {variant}{tag}: pretrained are {names}")
+        cfg = max(tagged, key=lambda each: each.num_classes)
+    return cfg
 
 
 def _folder(cfg: PretrainedCfg, pretrained: bool, cache_dir: str | Path | None) -> Path | None:
-    """The folder of the entry that a pretrained configuration is of, if it is of one; of the hub's, in its cache."""
+    """Return the folder of the entry that a pretrained configuration is of, None if it is of none."""
     if cfg.source == "hf-hub":
         folder = Path(download_from_hf(cfg.hf_hub_id, CONFIG_FILE, cache_dir)).parent
-        if not is_entry(folder):
-            return None
         try:
-            if pretrained:  # beside it
-                download_from_hf(cfg.hf_hub_id, WEIGHTS_FILE, cache_dir)
+            if pretrained and is_entry(folder):
+                download_from_hf(cfg.hf_hub_id, WEIGHTS_FILE, cache_dir)  # into the same folder
         except OSError as error:  # which errors of huggingface_hub are
-            reason = brief(error)
-            raise ConfigurationError(f"weights of {cfg.hf_hub_id} cannot be fetched from the hub: {reason}") from error
-        return folder
+            raise ConfigurationError(f"weights of {cfg.hf_hub_id} cannot be fetched: {brief(error)}") from error
+        return folder if is_entry(folder) else None
     if cfg.source == "local-dir":
         return Path(cfg.file) if is_entry(Path(cfg.file)) else None
     return Path(cfg.file).parent if cfg.file and Path(cfg.file).name == WEIGHTS_FILE else None
-
-
-def _defaults(network: type[nn.Module]) -> dict[str, Any]:
-    """Defaults that are plain values, but for those that only training knows."""
-    parameters = signature(network).parameters.values()
-    plain = [p for p in parameters if p.default is None or isinstance(p.default, bool | int | float | str | tuple)]
-    return {p.name: p.default for p in plain if p.name not in ("drop_rate", "drop_path_rate")}

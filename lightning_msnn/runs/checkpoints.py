@@ -16,7 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, brief
-from lightning_msnn.models.registry import check_arguments, create_with, is_ours, own_arguments
+from lightning_msnn.models.registry import check_arguments, is_ours, own_arguments
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -174,12 +174,14 @@ def network_of(content: dict[str, Any], path: str | Path, named: str | None = No
     given = dict(hparams.get("network_kwargs") or {})
     given |= {key: hparams[key] for key in ("num_classes", "in_chans") if key in hparams}
     state = network_state(content)
-    check_arguments(made or given, own_arguments(name), repr(str(path)), state)
+    check_arguments(made or given, own_arguments(name), repr(str(path)))
     # Of checkpoints of earlier versions: arguments of an entry that it was started from are among those it was made of.
     name = name.partition(".")[0] if made else name
     try:
-        return create_with(name, made or given, state)
+        network: nn.Module = timm.create_model(name, **(made or given))
+        network.load_state_dict(state)
     except Exception as error:  # whatever the values in a file make torch raise
         raise ConfigurationError(
             f"{str(path)!r} is of network {name!r}, which cannot be made of it: {brief(error)}"
         ) from error
+    return network

@@ -3,7 +3,6 @@
 import copy
 import math
 import pickle
-import re
 import shutil
 
 import pytest
@@ -18,7 +17,6 @@ from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.kernels.layer import covered
 from lightning_msnn.models import CELLS, SPIKING_CELLS, Recurrence
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
-from lightning_msnn.models.registry import _settle_numbers
 from lightning_msnn.models.twins import ann_twin
 from lightning_msnn.nn import (
     CONTEXTS,
@@ -64,24 +62,6 @@ def test_size_of_resnet12():
     model = timm.create_model("msnn_resnet12", num_classes=100)
     assert 13e6 < sum(p.numel() for p in model.parameters()) < 15e6
     assert sum(len(stage.blocks) for stage in model.stages) == 12
-
-
-@pytest.mark.parametrize("family", ["resnet", "vit"])
-def test_depths_and_widths_are_those_of_the_name(family):
-    """Numbers of blocks and widths by the name; parameters grow with them, and nothing else is different."""
-    others = [n for n in NETWORKS if re.fullmatch(rf"msnn_{family}\d+(_w2)?", n)]
-    assert {f"msnn_{family}{n}" for n in ("12", "20", "32", "12_w2", "20_w2")} == set(others)
-    with torch.device("meta"):
-        models = {name: timm.create_model(name) for name in others}
-    base = models[f"msnn_{family}12"].arguments
-    for name, model in models.items():
-        depth, wide = re.fullmatch(r"msnn_[a-z]+(\d+)(_w2)?", name).groups()
-        assert sum(len(stage.blocks) for stage in model.stages) == int(depth)
-        assert [i["num_chs"] for i in model.feature_info] == [w * (2 if wide else 1) for w in (48, 96, 192, 384)]
-        assert {k for k, v in model.arguments.items() if v != base[k]} <= {"depths", "widths"}
-    sizes = [sum(p.numel() for p in models[f"msnn_{family}{n}"].parameters()) for n in ("12", "20", "32", "12_w2")]
-    assert sizes == sorted(sizes)
-    assert 3.5 < sizes[3] / sizes[0] < 4.1
 
 
 def test_stem_of_stride_4():
@@ -323,15 +303,6 @@ def test_images_of_other_channels_or_of_integers(images):
     assert other(images.float()).shape == (2, 10)
 
 
-@pytest.mark.parametrize("indices", [(9,), 7, (0, -5), "last"])
-def test_features_of_stages_that_are_not_there(indices):
-    """Of an entry too, whose files are not to blame."""
-    for name in ("msnn_resnet12_tiny", "msnn_resnet12_tiny.digits"):
-        with pytest.raises(ConfigurationError, match="^out_indices must be stages of the network, 0 to 3, or how many"):
-            timm.create_model(name, features_only=True, out_indices=indices)
-    assert timm.create_model("msnn_resnet12_tiny", features_only=True, **SHALLOW).feature_info.out_indices == (0, 1)
-
-
 @pytest.mark.parametrize("name", DISTINCT)
 def test_export(name):
     model = lively(make(name, **SHALLOW))
@@ -571,52 +542,6 @@ def test_pretrained_without_a_tag_takes_the_entry_with_the_most_classes(name):
     else:
         with pytest.raises(ConfigurationError, match=f"no weights for {name}"):
             timm.create_model(name, pretrained=True)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [{"windows": "single"}, {"learn_tau": False, "tau": 0.2}, {"learn_tau": "layer", "tau": 0.2}, {"learn_tau": False}],
-    ids=str,
-)
-def test_decays_of_an_entry_that_are_learnt_no_longer(given):
-    name, x = "msnn_resnet12_tiny.digits", torch.rand(2, 1, 16, 16)
-    if len(given) == 1 and "learn_tau" in given:
-        with pytest.raises(ConfigurationError, match="learnt 16 values of tau at .* has one: give tau"):
-            timm.create_model(name, pretrained=True, **given)
-        return
-    network = timm.create_model(name, pretrained=True, **given).eval()
-    assert network(x).shape == (2, 10)
-    if "tau" in given:
-        decays = [m() for n, m in network.named_modules() if n.endswith("decay")]
-        assert torch.allclose(torch.cat([d.flatten() for d in decays]), torch.tensor(0.2))
-
-
-@pytest.mark.parametrize(
-    ("entry", "network", "message"),
-    [
-        ({"learn_tau": "layer", "tau": 0.3}, {"learn_tau": False}, ""),
-        ({"learn_tau": "layer", "tau": 0.3}, {"windows": "single"}, ""),
-        ({"learn_tau": False, "tau": 0.3}, {"learn_tau": "channel"}, ""),
-        ({"learn_tau": False, "tau": 0.0}, {"learn_tau": "channel"}, "the entry has tau 0 at .* nothing is learnt"),
-        ({"learn_tau": False, "tau": 1.0}, {"learn_tau": "layer"}, "the entry has tau 1 at .* nothing is learnt"),
-    ],
-    ids=str,
-)
-def test_decays_of_any_grain_are_those_of_the_entry(entry, network, message):
-    small = {"depths": (1,), "widths": (8,)}
-    source, target = (timm.create_model("msnn_resnet12_tiny", **small, **given) for given in (entry, network))
-    with torch.no_grad():
-        for name, number in source.named_parameters():
-            if name.endswith("decay.logit"):
-                number.add_(torch.linspace(-1, 1, number.numel()) if number.numel() > 1 else 0.0)
-    if message:
-        with pytest.raises(ConfigurationError, match=message):
-            _settle_numbers(source.state_dict(), target, ())
-        return
-    target.load_state_dict(_settle_numbers(source.state_dict(), target, ()))
-    decays = [module() for name, module in target.named_modules() if name.endswith("decay")]
-    assert decays
-    assert torch.allclose(torch.cat([decay.flatten() for decay in decays]), torch.tensor(0.3))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -123,14 +123,6 @@ def test_an_entry_keeps_its_tau_where_theta_alone_is_given():
     assert {round(v.item(), 6) for v in numbers(model, ".theta").values()} == {0.3}
 
 
-def test_theta_of_an_entry_can_be_learnt_on():
-    x = torch.randn(2, *zoo.info(DIGITS)["input_size"])
-    model, fixed = zoo.load(DIGITS, learn_theta=True), zoo.load(DIGITS)
-    assert not numbers(model, ".theta")
-    assert numbers(model, ".theta_logit")
-    torch.testing.assert_close(model(x), fixed(x), rtol=0, atol=1e-4)
-
-
 def test_importing_the_zoo_does_not_import_lightning():
     code = "import sys, lightning_msnn; lightning_msnn.zoo.list_models(); sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
@@ -195,8 +187,7 @@ def test_export(tmp_path, monkeypatch):
     assert torch.equal(loaded(x), network(x))
     assert loaded.pretrained_cfg["tag"] == "mine"
     assert zoo.transforms("msnn_resnet12_tiny.mine")(Image.new("L", (20, 30))).shape == (1, 8, 8)
-    with pytest.raises(ConfigurationError, match=r"unknown network 'msnn_resnet12_tiny.mine'"):
-        timm.create_model("msnn_resnet12_tiny.mine", pretrained=True)
+    assert torch.equal(timm.create_model("msnn_resnet12_tiny.mine", pretrained=True).eval()(x), network(x))
 
 
 def test_an_entry_in_front_is_the_one_that_is_loaded(mine):
@@ -415,7 +406,7 @@ def test_local_dir_checks_the_hash_too(mine, tmp_path):
 
 def test_later_defaults_leave_an_entry_as_it_is(monkeypatch):
     """Every argument that decides what a network computes is in its config.json."""
-    arguments = set(signature(MSNN).parameters) - {"mixer", "drop_rate", "drop_path_rate"}
+    arguments = set(signature(MSNN).parameters) - {"mixer_kwargs", "drop_rate", "drop_path_rate"}
     for name in zoo.list_models("msnn*"):
         assert arguments <= zoo.info(name)["model_args"].keys()
 
@@ -482,7 +473,9 @@ def test_an_entry_says_all_arguments_and_no_folder_of_the_machine(tmp_path):
     assert "| started from | a checkpoint |" in card
     assert "| learnt also from | a checkpoint |" in card
     assert "somebody" not in (folder / "config.json").read_text() + card
-    assert set(signature(MSNN).parameters) - {"mixer", "drop_rate", "drop_path_rate"} <= config["model_args"].keys()
+    assert (
+        set(signature(MSNN).parameters) - {"mixer_kwargs", "drop_rate", "drop_path_rate"} <= config["model_args"].keys()
+    )
 
 
 def test_the_entry_that_is_named_is_found_before_others(tmp_path, monkeypatch):
