@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from lightning_msnn import __version__, data, zoo
-from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy import NETWORK, PROFILES, SAMPLES, evenly, profile
 from lightning_msnn.energy.inputs import draw_frames, draw_recording, draw_series, saliency
 from lightning_msnn.energy.pictures import png
@@ -52,7 +51,7 @@ def load_task(name: str, root: str | None = None) -> tuple[SpikingClassifier, st
         path = str(info.get("data", {}).get("class_path"))
         kind = choose({f"{data.__name__}.{name}": name for name in data.__all__}, path, "data set of a zoo entry")
         task.preprocessing = {"mean": info["mean"], "std": info["std"]}
-        settings = arguments_of_checkpoint(info["data"].get("init_args"), () if root is None else ("root",))
+        settings = getattr(data, kind).arguments_from(info["data"].get("init_args"), () if root is None else ("root",))
         return task.eval(), kind, _at(kind, settings or {"image_size": info["input_size"][1]}, root)
     content = read_checkpoint(name)
     kind = str((content.get("preprocessing") or {}).get("data"))
@@ -69,7 +68,7 @@ def load_task(name: str, root: str | None = None) -> tuple[SpikingClassifier, st
     except Exception as error:  # whatever the values in a file make torch raise
         reason = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise ConfigurationError(f"{name!r} is of a network that cannot be made of it: {reason}") from error
-    settings = arguments_of_checkpoint(
+    settings = getattr(data, kind).arguments_from(
         content.get("datamodule_hyper_parameters"), () if root is None else ("root", "source")
     )
     return loaded.eval(), kind, _at(kind, settings, root)
@@ -77,8 +76,7 @@ def load_task(name: str, root: str | None = None) -> tuple[SpikingClassifier, st
 
 def _at(kind: str, settings: dict[str, Any], root: str | None) -> dict[str, Any]:
     """Arguments of data with the place that the user gives."""
-    place = "source" if kind == data.ForecastSeries.__name__ else "root"
-    return settings if root is None else {**settings, place: root}
+    return settings if root is None else {**settings, "root": root}
 
 
 def make_test_data(task: SpikingClassifier, kind: str, arguments: dict[str, Any]) -> Any:

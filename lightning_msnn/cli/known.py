@@ -10,7 +10,6 @@ from jsonargparse import Namespace
 from lightning_msnn import data, tasks
 from lightning_msnn.cli.config_files import short
 from lightning_msnn.cli.given import BASES, OURS, Given, arguments_of, class_at, path_of
-from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.entries import find, read_config
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
 
@@ -74,7 +73,7 @@ class Known:
             values = content.get(hparams)
             if isinstance(values, dict) and kind is self._given.classes[section]:
                 if section == "data" and not resumed:
-                    values = arguments_of_checkpoint(values, self._named(kind))
+                    values = self._arguments_of(kind, values)
                 self._take_arguments(section, kind, values)
         for section, names in OF_A_TRAINING.items() if resumed else ():
             values = known.get(section)
@@ -96,7 +95,7 @@ class Known:
         of_data = config.get("data", {})
         kind = self._take_class("data", of_data.get("class_path"), resumed=False)
         if kind is not None:
-            self._take_arguments("data", kind, arguments_of_checkpoint(of_data.get("init_args"), self._named(kind)))
+            self._take_arguments("data", kind, self._arguments_of(kind, of_data.get("init_args")))
         self._know_size()
 
     def compare(self, config: Namespace, resumed: bool) -> None:
@@ -177,9 +176,10 @@ class Known:
         allowed = arguments_of(kind).keys() - OF_THE_MACHINE
         self.arguments[section] = {name: plain(value) for name, value in values.items() if name in allowed}
 
-    def _named(self, kind: type) -> set[str] | None:
-        """Names of the arguments of data that the user gives; None for a class that is not of this package."""
-        return self._given.names("data") if getattr(data, kind.__name__, None) is kind else None
+    def _arguments_of(self, kind: type, values: Any) -> dict[str, Any]:
+        """Arguments of data that a file may choose."""
+        ours = issubclass(kind, data.PartDataModule)
+        return kind.arguments_from(values, self._given.names("data")) if ours else {}
 
     def _know_size(self) -> None:
         if "image_size" in self.preprocessing and "image_size" in arguments_of(self._given.classes["data"]):

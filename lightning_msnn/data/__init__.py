@@ -1,4 +1,12 @@
-"""Data modules: inputs read once to tensors, gathered and augmented a whole batch at a time."""
+"""Data modules: inputs read at the start to tensors, gathered and augmented a whole batch at a time.
+
+To add a data set, write one file here, its line in this file, and a YAML in ``configs/data``; nothing else has to know
+of it. Derive it from :class:`ImageDataModule` or :class:`AudioDataModule`, or from :class:`ArrayDataModule` if it fits
+into memory as tensors. A checkpoint keeps the arguments of ``__init__``, and ``test`` and ``predict`` read them there.
+
+Your own data set can lie in any file (``examples/saccades.py``), and any LightningDataModule with ``num_classes``,
+``in_chans`` and ``image_size`` will do.
+"""
 
 from lightning_msnn.data.arrays import ArrayDataModule
 from lightning_msnn.data.audio import AudioDataModule
@@ -8,7 +16,7 @@ from lightning_msnn.data.cifar import CIFAR10, CIFAR100
 from lightning_msnn.data.digits import Digits
 from lightning_msnn.data.events import EventFrames
 from lightning_msnn.data.folder import ImageFolder
-from lightning_msnn.data.forecasting import ForecastSeries
+from lightning_msnn.data.parts import PartDataModule
 from lightning_msnn.data.speech_commands import SpeechCommands
 from lightning_msnn.data.spoken_digits import SpokenDigits
 from lightning_msnn.data.time_series import TimeSeries
@@ -22,9 +30,9 @@ __all__ = [
     "BatchAugmentation",
     "Digits",
     "EventFrames",
-    "ForecastSeries",
     "ImageDataModule",
     "ImageFolder",
+    "PartDataModule",
     "SpeechCommands",
     "SpokenDigits",
     "TimeSeries",

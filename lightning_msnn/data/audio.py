@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,15 @@ import torch
 from scipy.io import wavfile
 from torch import Tensor, nn
 
-from lightning_msnn.data.arrays import ArrayDataModule, NamedDataset, list_files
-from lightning_msnn.data.base import Part
+from lightning_msnn.data.arrays import ArrayDataModule, list_files
+from lightning_msnn.data.parts import Part
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
 __all__ = [
     "AudioDataModule",
     "LogMel",
+    "add_noise",
     "align_maps",
-    "augment_waves",
     "colour_maps",
     "find_sounds",
     "level_maps",
@@ -32,7 +32,6 @@ __all__ = [
     "mel_filters",
     "read_wav",
     "read_waves",
-    "warp_maps",
 ]
 
 logger = logging.getLogger(__name__)
@@ -42,12 +41,6 @@ DEVIATION = 9.0
 
 MARGIN = 0.05
 """Share of its length that an aligned map shows before and after a sound."""
-
-RATES = (1_000, 768_000)
-"""Sampling rates that are read, in Hz."""
-
-LOUDEST = 2.0**32
-"""Largest sample that is read."""
 
 Wave = npt.NDArray[np.float32]
 
@@ -62,32 +55,22 @@ def read_wav(path: str | os.PathLike[str]) -> tuple[Wave, int]:
         Samples in [-1, 1], float32, (N,), and the sampling rate in Hz.
 
     Raises:
-        ConfigurationError: If it cannot be read, is cut short, has no sample, or one that is not a number.
+        ConfigurationError: If it cannot be read, has no sample, or one that is not a number.
     """
     try:
-        with open(path, "rb") as file:
-            head = file.read(8)
-        announced, size = int.from_bytes(head[4:], "little") + 8, os.path.getsize(path)
-        if announced > size:
-            raise ValueError(f"its header announces {announced} bytes, and it has {size}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no samples
             rate, samples = wavfile.read(path)
-        if not samples.size:
-            raise ValueError("it has no samples")
-        if not np.abs(samples.astype(np.float64)).max() <= LOUDEST:  # nor a NaN
-            raise ValueError("it has samples that are not finite numbers, or beyond 32 bits")
-        if not RATES[0] <= rate <= RATES[1]:
-            raise ValueError(f"its sampling rate is {rate} Hz, and must be from {RATES[0]} to {RATES[1]}")
+        if not samples.size or not np.isfinite(samples).all() or rate < 1:
+            raise ValueError("it has no samples, or some that are not finite numbers")
     except Exception as error:  # the reader raises what it pleases where a header is damaged
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(f"cannot read the recording {os.fspath(path)!r}: {reason}") from error
+    wave = samples.astype(np.float32)
     if samples.dtype == np.uint8:
-        wave = (samples.astype(np.float32) - 128) / 128
+        wave = (wave - 128) / 128
     elif samples.dtype.kind == "i":
-        wave = samples.astype(np.float32) / -np.float32(np.iinfo(samples.dtype).min)
-    else:
-        wave = samples.astype(np.float32)
+        wave = wave / -np.float32(np.iinfo(samples.dtype).min)
     return (wave.mean(1) if wave.ndim == 2 else wave), int(rate)
 
 
@@ -163,14 +146,13 @@ def mel_filters(rate: int, n_fft: int, mels: int) -> Tensor:
 
 
 class LogMel(nn.Module):
-    """Waves to normalised log-mel maps.
+    """Waves to log-mel maps.
 
     Args:
         rate: Sampling rate in Hz.
         samples: Samples of a wave.
         mels: Height of a map.
         frames: Width of a map; neighbours are ``samples // frames`` samples apart.
-        causal: Whether a frame depends on nothing that comes after it, so that a map can be made as the sound comes.
         depth: Decibels below the loudest value that are kept.
 
     Raises:
@@ -180,20 +162,13 @@ class LogMel(nn.Module):
     window: Tensor
     filters: Tensor
 
-    def __init__(
-        self, rate: int, samples: int, mels: int, frames: int, causal: bool = False, depth: float = 80.0
-    ) -> None:
+    def __init__(self, rate: int, samples: int, mels: int, frames: int, depth: float = 40.0) -> None:
         super().__init__()
-        self.causal, self.depth = causal, depth
+        self.depth = depth
         self.n_fft = 2 ** math.ceil(math.log2(0.025 * rate))  # 25 ms or more, in which speech hardly changes
         self.hop, self.frames = samples // frames, frames
         if self.hop < 1:
             raise ConfigurationError(f"frames must be at most {samples}, the samples of a recording, not {frames}")
-        if causal and self.n_fft // 2 > self.hop:  # a frame is made of that many samples behind where it begins
-            raise ConfigurationError(
-                f"frames must be at most {samples // (self.n_fft // 2)} with several time steps, not {frames}: "
-                "the last of a step would be made of sound that comes after it"
-            )
         filters = mel_filters(rate, self.n_fft, mels)
         if (filters.sum(1) == 0).any():
             raise ConfigurationError(
@@ -203,36 +178,23 @@ class LogMel(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, waves: Tensor) -> Tensor:
-        """Map waves ``(B, samples)`` to decibels ``(B, 1, mels, frames)``.
-
-        They are at most ``depth`` below the loudest of the map, or if causal, of what came so far.
-        """
+        """Map waves ``(B, samples)`` to decibels ``(B, 1, mels, frames)``, at most ``depth`` below a map's loudest."""
         spectrum = torch.stft(waves, self.n_fft, self.hop, window=self.window, pad_mode="constant", return_complex=True)
         power = self.filters @ spectrum.abs().square()[..., : self.frames]
         decibels = 10 * power.clamp(min=1e-10).log10()
-        loudest = decibels.amax(1, keepdim=True)
-        loudest = loudest.cummax(2).values if self.causal else loudest.amax(2, keepdim=True)
-        return decibels.maximum(loudest - self.depth).unsqueeze(1)
+        return decibels.maximum(decibels.amax((1, 2), keepdim=True) - self.depth).unsqueeze(1)
 
 
-def augment_waves(waves: Tensor, shift: int, noise: float) -> Tensor:
-    """Move waves in time and add noise, each by a draw of its own from torch's global CPU generator.
+def add_noise(waves: Tensor, noise: float) -> Tensor:
+    """Add white noise to waves, drawn from torch's global CPU generator.
 
     Args:
         waves: float32, (B, samples).
-        shift: Most samples that a wave is moved to either side; silence follows.
-        noise: Largest standard deviation of white noise, as a multiple of the wave's; the draw is log-uniform over the
+        noise: Largest standard deviation of the noise, as a multiple of the wave's; the draw is log-uniform over the
             two decades up to it.
     """
-    batch, samples = waves.shape
-    if shift:
-        start = torch.randint(2 * shift + 1, (batch,)).to(waves.device)
-        places = start[:, None] + torch.arange(samples, device=waves.device)
-        waves = nn.functional.pad(waves, (shift, shift)).gather(1, places)
-    if noise:
-        level = (noise * 10 ** (-2 * torch.rand(batch, 1))).to(waves.device) * waves.std(1, keepdim=True)
-        waves = waves + level * torch.randn(waves.shape).to(waves.device)
-    return waves
+    level = (noise * 10 ** (-2 * torch.rand(len(waves), 1))).to(waves.device) * waves.std(1, keepdim=True)
+    return waves + level * torch.randn(waves.shape).to(waves.device)
 
 
 def mask_maps(maps: Tensor, width: int, dim: int) -> Tensor:
@@ -249,26 +211,6 @@ def mask_maps(maps: Tensor, width: int, dim: int) -> Tensor:
     place = torch.arange(size)
     masked = ((place >= first) & (place < first + drawn)).to(maps.device)
     return maps.masked_fill(masked[:, None, :, None] if dim == 2 else masked[:, None, None, :], 0.0)
-
-
-def warp_maps(maps: Tensor, stretch: float, transpose: float) -> Tensor:
-    """Play maps faster or slower and by a higher or lower voice, each by a draw of its own from torch's CPU generator.
-
-    The mel scale is nearly logarithmic where voices lie, so that a voice of another pitch or vocal tract is about the
-    same map moved along it.
-
-    Args:
-        maps: ``(B, 1, mels, frames)``; beyond a border its last value is repeated.
-        stretch: Largest share by which a map is stretched or shrunk in time about its middle; the draw is uniform.
-        transpose: Largest number of mel bands that it is moved by; the draw is uniform.
-    """
-    batch, _, mels, _ = maps.shape
-    drawn = 2 * torch.rand(2, batch) - 1
-    affine = torch.zeros(batch, 2, 3)
-    affine[:, 0, 0], affine[:, 1, 1] = 1 + stretch * drawn[0], 1.0
-    affine[:, 1, 2] = drawn[1] * transpose * 2 / mels
-    grid = nn.functional.affine_grid(affine.to(maps.device), list(maps.shape), align_corners=False)
-    return nn.functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
 
 
 def find_sounds(waves: Tensor, rate: int) -> Tensor:
@@ -289,10 +231,13 @@ def find_sounds(waves: Tensor, rate: int) -> Tensor:
     return (torch.stack([first - 0.5, last - 0.5], 1) * (hop / waves.shape[1])).clamp(0, 1)
 
 
-def align_maps(maps: Tensor, sounds: Tensor, frames: int, stretch: float = 0.0, transpose: float = 0.0) -> Tensor:
-    """Cut maps to their sounds, with a twentieth on either side, and stretch these to one length.
+def align_maps(
+    maps: Tensor, sounds: Tensor, frames: int, stretch: float = 0.0, transpose: float = 0.0, margin: float = MARGIN
+) -> Tensor:
+    """Cut maps to their sounds, with a margin on either side, and stretch these to one length.
 
-    In training ends and middle move, and the voice, each by a draw of its own from torch's CPU generator.
+    In training ends and middle move, and the voice, each by a draw of its own from torch's CPU generator. The mel scale
+    is nearly logarithmic where voices lie, so another pitch or vocal tract is about the same map moved along it.
 
     Args:
         maps: ``(B, 1, mels, fine)``, finer in time than what is returned; beyond a border its last value is repeated.
@@ -301,6 +246,7 @@ def align_maps(maps: Tensor, sounds: Tensor, frames: int, stretch: float = 0.0, 
         stretch: The middle of a sound moves by at most half of that share of its length, and at most a quarter, as if
             it were spoken faster first and then slower, or the other way round; each end moves by a quarter of it.
         transpose: Largest number of mel bands that a map is moved by.
+        margin: Share of its length that a map shows before and after a sound.
 
     Returns:
         Maps, ``(B, 1, mels, frames)``.
@@ -308,8 +254,8 @@ def align_maps(maps: Tensor, sounds: Tensor, frames: int, stretch: float = 0.0, 
     batch, _, mels, _ = maps.shape
     drawn = (2 * torch.rand(4, batch) - 1).to(maps.device) if stretch or transpose else maps.new_zeros(4, batch)
     length = (sounds[:, 1] - sounds[:, 0]).clamp(min=1e-3)
-    begin = sounds[:, 0] - (MARGIN + stretch / 4 * drawn[0]) * length
-    end = sounds[:, 1] + (MARGIN + stretch / 4 * drawn[1]) * length
+    begin = sounds[:, 0] - (margin + stretch / 4 * drawn[0]) * length
+    end = sounds[:, 1] + (margin + stretch / 4 * drawn[1]) * length
     # Two values for each frame, whose mean is taken.
     times = (torch.arange(2 * frames, device=maps.device) + 0.5) / (2 * frames)
     times = times + min(2 * stretch, 1.0) * drawn[2, :, None] * times * (1 - times)
@@ -349,11 +295,8 @@ def colour_maps(maps: Tensor, level: float) -> Tensor:
 class AudioDataModule(ArrayDataModule):
     """Recordings in memory, made into log-mel maps ``(B, 1, mels, frames)`` a batch at a time on the device.
 
-    A recording is aligned: cut to its sound, which is stretched to the width of the map, and its level and tilt are
-    taken out, so that neither the speed of a speaker matters nor the microphone. With a stream this cannot be done.
-
-    For several time steps a map is cut in time into as many parts, ``(B, T, 1, mels, frames / T)``, each made of what
-    was heard up to its end: a network's :meth:`~lightning_msnn.models.msnn.MSNN.step` takes them as they come.
+    A recording is aligned: cut to its sound, which is stretched to the width of the map, so that the speed of a speaker
+    does not matter. Level and tilt of each map are taken out, so that the microphone does not matter either.
 
     A data set is a subclass that states its classes and rate, and lists the files of its parts (``list_part``).
 
@@ -362,22 +305,18 @@ class AudioDataModule(ArrayDataModule):
         folder: A wav file to predict, or a folder of them, its sub-folders included.
         mels: Height of a map: filters on the mel scale.
         frames: Width of a map.
-        time_steps: Parts that a map is cut into; ``frames`` is a multiple of it.
-        aligned: Whether recordings are aligned; None where ``time_steps`` is 1, and only there it can be.
+        aligned: Whether recordings are cut to their sounds; else a map shows the whole recording.
         seconds: Length of a recording; of a longer one the loudest stretch is taken, a shorter one has silence around.
-        shift: Most seconds that a training recording is moved in time; one that is aligned is where its sound is.
         noise: Largest share of white noise in a training recording.
-        stretch: Largest share by which a training map is stretched or shrunk in time, in [0, 1); in one that is aligned
-            the middle moves instead (:func:`~lightning_msnn.data.audio.align_maps`).
+        stretch: How far the middle and the ends of a training recording move, in [0, 1)
+            (:func:`~lightning_msnn.data.audio.align_maps`).
         transpose: Most mel bands that a training map is moved up or down, as by another voice.
         colour: Standard deviation in decibels of what is added smoothly to the mel bands of a training map, as by
             another microphone.
         time_mask: Most frames of a training map that are masked.
         frequency_mask: Most mel bands of a training map that are masked.
         batch_size: Recordings a batch (on each device).
-        val_fraction: Share of the training part that is split off for validation, in [0, 1).
-        seed: Seed of that split.
-        num_workers: Worker processes of each loader.
+        **kwargs: Arguments of :class:`~lightning_msnn.data.parts.PartDataModule`.
 
     Raises:
         ConfigurationError: If a value is not allowed.
@@ -389,6 +328,7 @@ class AudioDataModule(ArrayDataModule):
     #: Sampling rate in Hz; recordings of another are resampled.
     rate: ClassVar[int]
     in_chans = 1
+    mean, std = (0.0,), (1.0,)  # each map is normalised by itself
 
     def __init__(
         self,
@@ -396,10 +336,8 @@ class AudioDataModule(ArrayDataModule):
         folder: str | None = None,
         mels: int = 32,
         frames: int = 40,
-        time_steps: int = 1,
-        aligned: bool | None = None,
+        aligned: bool = True,
         seconds: float = 0.8,
-        shift: float = 0.1,
         noise: float = 0.3,
         stretch: float = 0.35,
         transpose: float = 3.0,
@@ -407,50 +345,24 @@ class AudioDataModule(ArrayDataModule):
         time_mask: int = 8,
         frequency_mask: int = 6,
         batch_size: int = 64,
-        val_fraction: float = 0.1,
-        seed: int = 0,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, val_fraction, seed, num_workers)
+        super().__init__(batch_size, **kwargs)
         self.mels, self.frames = check_integer("mels", mels, 8), check_integer("frames", frames, 8)
-        if not (isinstance(seconds, int | float) and 0 < seconds <= 60):
-            raise ConfigurationError(f"seconds must be a number above 0 and at most 60, not {seconds!r}")
-        self.samples = round(seconds * self.rate)
-        self.time_steps = check_integer("time_steps", time_steps, 1)
-        if frames % time_steps:
-            raise ConfigurationError(f"frames must be a multiple of time_steps, {time_steps}, not {frames}")
-        if aligned not in (None, False) and (aligned is not True or time_steps > 1):
-            raise ConfigurationError(
-                f"aligned must be true, false or left out, and true only with time_steps 1, not {aligned!r} with "
-                f"time_steps {time_steps}: a sound must be heard to its end for it"
-            )
-        self.aligned = time_steps == 1 if aligned is None else aligned
-        if self.aligned:
-            # Finer in time than the map, so that a short sound has as many values as a long one. What is more than 40
-            # decibels below the loudest is of the room.
-            fine = max(frames, self.samples // max(1, self.samples // (4 * frames)))
-            self.log_mel = LogMel(self.rate, self.samples, mels, fine, depth=40.0)
-            self.mean, self.std = (0.0,), (1.0,)  # each map has its own
-        else:
-            self.log_mel = LogMel(self.rate, self.samples, mels, frames, causal=time_steps > 1)
-        if not (isinstance(shift, int | float) and 0 <= shift < seconds):
-            raise ConfigurationError(f"shift must be in [0, {seconds}), the seconds of a recording, not {shift!r}")
-        self.shift = round(shift * self.rate)
-        self.noise = check_number("noise", noise)
-        self.stretch = check_number("stretch", stretch, below_one=True)
-        if not (isinstance(transpose, int | float) and 0 <= transpose < mels):
-            raise ConfigurationError(f"transpose must be in [0, {mels}), the mel bands of a map, not {transpose!r}")
-        self.transpose = transpose
-        if not (isinstance(colour, int | float) and 0 <= colour < 80):
-            raise ConfigurationError(f"colour must be a number of decibels in [0, 80), not {colour!r}")
-        self.colour = colour
-        masks = {"time_mask": (time_mask, frames), "frequency_mask": (frequency_mask, mels)}
-        for name, (value, size) in masks.items():
-            if check_integer(name, value, 0) >= size:
-                raise ConfigurationError(f"{name} must be smaller than {size}, the size of the map, not {value}")
+        limits = {
+            "seconds": (seconds, 60), "transpose": (transpose, mels - 1), "colour": (colour, 80),
+            "time_mask": (time_mask, frames - 1), "frequency_mask": (frequency_mask, mels - 1),
+        }  # fmt: skip
+        for name, (value, most) in limits.items():
+            if not 0 <= value <= most or (name == "seconds" and not value):
+                raise ConfigurationError(f"{name} must be from 0 to {most}, not {value!r}")
+        self.samples, self.aligned = round(seconds * self.rate), aligned
+        # Finer in time than the map, so that a short sound has as many values as a long one.
+        fine = max(frames, self.samples // max(1, self.samples // (4 * frames)))
+        self.log_mel = LogMel(self.rate, self.samples, mels, fine)
+        self.noise, self.stretch = check_number("noise", noise), check_number("stretch", stretch, below_one=True)
+        self.transpose, self.colour = transpose, colour
         self.time_mask, self.frequency_mask = time_mask, frequency_mask
-        self.save_hyperparameters()
-        self.root, self.folder = self._path("root"), self._path("folder")
 
     @property
     def class_names(self) -> list[str]:
@@ -459,8 +371,8 @@ class AudioDataModule(ArrayDataModule):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Mel bands and frames of a map, or of its parts."""
-        return self.mels, self.frames // self.time_steps
+        """Mel bands and frames of a map."""
+        return self.mels, self.frames
 
     def list_part(self, part: Part) -> tuple[list[Path], list[int]]:
         """Return the files of a part and their classes."""
@@ -470,9 +382,7 @@ class AudioDataModule(ArrayDataModule):
         """List the files of a part."""
         if part is not None:
             self.list_part(part)
-        elif self.folder is None:
-            raise ConfigurationError("folder is not given: predict needs a wav file or a folder of them, data.folder")
-        else:
+        elif self.folder is not None:
             list_files(self.folder, ".wav")
 
     def read(self, part: Part) -> tuple[Tensor, Tensor]:
@@ -480,14 +390,14 @@ class AudioDataModule(ArrayDataModule):
         files, targets = self.list_part(part)
         return read_waves(files, self.rate, self.samples), torch.tensor(targets)
 
-    def read_unknown(self) -> NamedDataset:
+    def read_unknown(self) -> tuple[Tensor, list[str]]:
         """Read the recordings that are to be predicted."""
         assert self.folder is not None
         files = list_files(self.folder, ".wav")
-        return NamedDataset(read_waves(files, self.rate, self.samples), [str(file) for file in files])
+        return read_waves(files, self.rate, self.samples), [str(file) for file in files]
 
     def read_one(self, path: str | os.PathLike[str]) -> Tensor:
-        """Read a wav file as the input of a network, ``([T,] 1, mels, frames / T)``."""
+        """Read a wav file as the input of a network, ``(1, mels, frames)``."""
         return self.transform(read_waves([path], self.rate, self.samples), False)[0]
 
     def span(self, wave: Tensor) -> tuple[float, float]:
@@ -498,23 +408,19 @@ class AudioDataModule(ArrayDataModule):
         return begin - MARGIN * (end - begin), end + MARGIN * (end - begin)
 
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
-        """Turn waves, int16, (B, samples), into normalised log-mel maps, or their parts."""
+        """Turn waves, int16, (B, samples), into log-mel maps, each of mean 0 and deviation 1."""
         waves = inputs.float() / 32768
-        stretch, transpose = (self.stretch, self.transpose) if training else (0.0, 0.0)
-        sounds = find_sounds(waves, self.rate) if self.aligned else None
+        if self.aligned:  # the last few samples may not be in the map
+            sounds = find_sounds(waves, self.rate) * (self.samples / (self.log_mel.hop * self.log_mel.frames))
+        else:
+            sounds = waves.new_tensor([0.0, 1.0]).expand(len(waves), 2)
         if training:
-            waves = augment_waves(waves, 0 if self.aligned else self.shift, self.noise)
+            waves = add_noise(waves, self.noise)
         maps: Tensor = self.log_mel.to(waves.device)(waves)
-        if sounds is not None:
-            sounds = sounds * (self.samples / (self.log_mel.hop * self.log_mel.frames))  # the last few may be left out
-            maps = level_maps(align_maps(maps, sounds, self.frames, stretch, transpose))
-        elif stretch or transpose:
-            maps = warp_maps(maps, stretch, transpose)
-        maps = (maps - self.mean[0]) / self.std[0]
+        moves = (self.stretch, self.transpose) if training else (0.0, 0.0)
+        maps = level_maps(align_maps(maps, sounds, self.frames, *moves, margin=MARGIN if self.aligned else 0.0))
         if training:
             if self.colour:
-                maps = colour_maps(maps, self.colour / (DEVIATION if self.aligned else self.std[0]))
+                maps = colour_maps(maps, self.colour / DEVIATION)
             maps = mask_maps(mask_maps(maps, self.frequency_mask, 2), self.time_mask, 3)
-        if self.time_steps > 1:
-            maps = torch.unflatten(maps, 3, (self.time_steps, -1)).permute(0, 3, 1, 2, 4).contiguous()
         return maps

@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100."""
 
-import os
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -11,8 +9,10 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
-from lightning_msnn.data.base import Archive, ImageDataModule, Part
-from lightning_msnn.data.reading import Listing, image_array
+from lightning_msnn.data.archives import Archive
+from lightning_msnn.data.base import ImageDataModule
+from lightning_msnn.data.parts import Part
+from lightning_msnn.data.reading import image_array
 from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["CIFAR10", "CIFAR100"]
@@ -54,37 +54,28 @@ class CIFAR10(ImageDataModule):
     )
 
     @property
-    def _official_folder(self) -> Path:
-        return self._root_folder() / self.archive.folder
+    def _is_official(self) -> bool:
+        return self.root is not None and (self.root / self.archive.folder).is_dir()
 
-    def _list(self, part: Part) -> Listing:
-        folder = self._official_folder
-        if not folder.is_dir():
-            return super()._list(part)
-        names = self.official.train_list if part == "train" else self.official.test_list
-        files = [os.path.join(folder, name) for name, _ in [*names, (self.official.meta["filename"], "")]]
-        for file in files:
-            if not os.path.isfile(file):
-                raise ConfigurationError(f"the official {self._title} folder lacks {file!r}: {self._fetch_again}")
-        return Listing(folder, files, [])
+    def check_part(self, part: Part | None) -> None:
+        """List the files of a part; the official ones are looked at when they are read."""
+        if part is None or not self._is_official:
+            super().check_part(part)
 
-    def _decode(self, listing: Listing) -> tuple[Tensor, Tensor]:
-        if listing.targets:
-            return super()._decode(listing)
-        train = Path(listing.files[0]).name == self.official.train_list[0][0]
+    def read(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Return the images of a part, uint8, (N, 3, H, W), and their classes (N,)."""
+        if not self._is_official:
+            return super().read(part)
         try:
             # Checks the MD5 sums before it unpickles anything.
-            official = self.official(str(listing.root.parent), train=train)
+            official = self.official(str(self.root), train=part == "train")
         except RuntimeError as error:
             raise ConfigurationError(
-                f"a file in {str(listing.root)!r} is not the official one of {self._title}: {self._fetch_again}"
+                f"a file in {str(self.root)!r} is not the official one of {type(self).__name__}: delete "
+                f"{self.archive.folder!r} and download it again with data.download: true"
             ) from error
         pixels = np.stack([image_array(Image.fromarray(image), self.image_size) for image in official.data])
         return torch.from_numpy(pixels), torch.tensor(official.targets)
-
-    @property
-    def _fetch_again(self) -> str:
-        return f"delete {self.archive.folder!r} and download it again with data.download: true"
 
 
 class CIFAR100(CIFAR10):

@@ -15,42 +15,43 @@ from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["ArrayDataset", "Batch", "FileDataset", "Loader", "collate"]
 
-#: uint8 images (B, C, H, W) with int64 targets (B,), or with the paths of their files where no target is known.
+#: Inputs as they are stored (B, ...) with targets (B, ...), or with the names of their files where no target is known.
 Batch = tuple[Tensor, Tensor | list[str]]
 
 
 class ArrayDataset(Dataset[Batch]):
-    """Images in memory.
+    """Inputs in memory.
 
     torch's loader hands ``__getitems__`` all indices of a batch, so that one gather makes the batch; samplers, and
     Lightning's distributed ones among them, work as ever.
 
     Args:
-        images: uint8, (N, C, H, W).
-        targets: int64, (N,).
-        indices: The images that belong to the dataset; by default all.
+        images: Inputs as they are stored, such as uint8 images (N, C, H, W).
+        targets: Targets, (N, ...), or names of files where no target is known.
+        indices: The inputs that belong to the dataset; by default all.
     """
 
-    def __init__(self, images: Tensor, targets: Tensor, indices: Tensor | None = None) -> None:
+    def __init__(self, images: Tensor, targets: Tensor | list[str], indices: Tensor | None = None) -> None:
         self.images = images
         self.indices = torch.arange(len(images)) if indices is None else indices
-        self.targets = targets[self.indices]
+        self.targets = targets if indices is None or isinstance(targets, list) else targets[indices]
 
     def select(self, indices: Tensor, training: bool = False) -> "ArrayDataset":
-        """Return the dataset of the images at ``indices``, which shares the pixels; ``training`` changes nothing."""
-        chosen = ArrayDataset.__new__(ArrayDataset)
-        chosen.images, chosen.indices, chosen.targets = self.images, self.indices[indices], self.targets[indices]
+        """Return the dataset of the inputs at ``indices``, which shares them; ``training`` changes nothing."""
+        chosen = ArrayDataset(self.images, self.targets)
+        chosen.indices, chosen.targets = self.indices[indices], self.targets[indices]  # type: ignore[index]
         return chosen
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | str]:  # type: ignore[override]
         return self.images[self.indices[index]], self.targets[index]
 
     def __getitems__(self, indices: list[int]) -> Batch:
         chosen = torch.tensor(indices)
-        return self.images[self.indices[chosen]], self.targets[chosen]
+        named = isinstance(self.targets, list)
+        return self.images[self.indices[chosen]], [self.targets[i] for i in indices] if named else self.targets[chosen]
 
 
 class FileDataset(Dataset[Batch]):
@@ -118,8 +119,8 @@ class Loader(DataLoader[Batch]):
     """A DataLoader whose place in an epoch is part of a checkpoint, and that leaves torch's global generator alone.
 
     Lightning calls ``state_dict`` and ``load_state_dict``. What an epoch holds depends on the sampler's seed and epoch
-    alone (:class:`~lightning_msnn.data.sampling.ShardSampler`), so that its number and that of the batches given out
-    say where to go on, and nothing is decoded to get there. Without a call of the sampler's ``set_epoch``, each
+    alone (:class:`~lightning_msnn.data.sampling.ShardSampler`), so its number and the number of batches given out say
+    where to continue, and nothing is decoded to get there. Without a call of the sampler's ``set_epoch``, each
     iteration that ends begins the next epoch.
 
     An error of the configuration that a worker raises keeps its one sentence; torch would put the worker's traceback
@@ -159,12 +160,5 @@ class Loader(DataLoader[Batch]):
         return {"epoch": self._epoch, "batches": self._given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on behind the last batch that was given out, when the next iteration is in the same epoch.
-
-        Raises:
-            ConfigurationError: If it is no such place.
-        """
-        place = [state_dict.get(name) for name in ("epoch", "batches")] if isinstance(state_dict, dict) else []
-        if not place or not all(isinstance(number, int) and 0 <= number < 2**63 for number in place):
-            raise ConfigurationError(f"the place in the data of a checkpoint must be an epoch and batches, not {place}")
+        """Continue behind the last batch that was given out, when the next iteration is in the same epoch."""
         self._resume = state_dict["epoch"], state_dict["batches"]

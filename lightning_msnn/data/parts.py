@@ -1,40 +1,114 @@
-"""What all data modules share: loaders of the parts of a data set, and an order that resumes."""
+"""The base of all data modules: parts of a data set, their loaders, and an order that a resumed training continues."""
 
 import itertools
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
-from lightning_msnn.data.datasets import Loader, collate
+from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, collate
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
-from lightning_msnn.errors import ConfigurationError, check_integer, check_number
+from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 
-__all__ = ["ROOT_OPTIONS", "PartDataModule"]
+__all__ = ["Part", "PartDataModule", "stratified_split"]
 
-ROOT_OPTIONS = "--data.root of fit, validate, test and predict, --root of other commands"
-"""Where a user says in which folder data lies."""
+Part = Literal["train", "test"]
+
+#: The part of the data set that each stage reads: validation is split off the training part.
+STAGES: dict[str, Part | None] = {"fit": "train", "validate": "train", "test": "test", "predict": None}
+
+#: Arguments that say where data lies and how this machine loads it: only the user chooses them, no checkpoint.
+OF_THE_MACHINE = frozenset(("root", "folder", "download", "num_workers", "pin_memory"))
+
+#: Most batches of an epoch that few samples are repeated for: the order of all of them is drawn at once.
+MOST_BATCHES = 10_000
+
+
+def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split samples into a training and a validation part, with the same share of each class.
+
+    The validation part has ``round(fraction * N)`` samples, or as near to it as these rules allow: each class keeps at
+    least one training sample, and each class of two or more samples has at least one for validation. Shares of a class
+    are rounded by the largest remainder.
+
+    Args:
+        targets: Classes, int64, (N,).
+        fraction: Share of the validation part, in [0, 1).
+        seed: Seed of the choice; torch's global generator is neither read nor moved.
+
+    Returns:
+        Sorted indices of the training part and of the validation part, int64.
+    """
+    _, counts = torch.unique(targets, return_counts=True)
+    ideal = fraction * counts.double().numpy()
+    count = counts.numpy()
+    least = np.minimum(count - 1, 1 if fraction > 0 else 0)
+    most = count - 1
+    # The small number keeps 0.29 * 100 from being rounded down to 28.
+    taken = np.clip(np.floor(ideal + 1e-9).astype(np.int64), least, most)
+    missing = int(np.floor(fraction * len(targets) + 0.5)) - int(taken.sum())
+    step, bound = (1, most) if missing > 0 else (-1, least)
+    for _ in range(abs(missing)):
+        open_ = taken != bound
+        if not open_.any():
+            break
+        taken[np.where(open_, step * (ideal - taken), -np.inf).argmax()] += step
+
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(targets), dtype=torch.bool)
+    classes = torch.tensor_split(targets.argsort(stable=True), counts.cumsum(0)[:-1])
+    for members, number in zip(classes, taken.tolist(), strict=True):
+        chosen[members[torch.randperm(len(members), generator=generator)[:number]]] = True
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a number, a name that is no path, or a list or dictionary of these."""
+    if isinstance(value, list | tuple | dict):
+        return all(map(_is_plain, value)) and (not isinstance(value, dict) or all(map(_is_plain, value.values())))
+    return bool(re.fullmatch(r"[\w-]+", value)) if isinstance(value, str) else isinstance(value, int | float)
 
 
 class PartDataModule(LightningDataModule):
-    """Loaders of the training, validation, test and predict part of a data set.
+    """The training, validation, test and predict part of a data set.
 
-    The order of the training is a function of seed and epoch, and a checkpoint keeps the place in it. A subclass says
-    ``class_names``, and its ``setup`` puts the parts into ``_datasets``.
+    Samples are stored and loaded small (uint8 pixels, int16 sounds). ``on_after_batch_transfer`` makes them into what a
+    network, a callback and a user's hooks see, on the device: normalised float32 inputs, augmented in training. Targets
+    follow as they are, or the names of the files when predicting.
+
+    The order of the training is a function of seed and epoch, and a checkpoint keeps the place in it.
 
     Args:
         batch_size: Samples a batch (on each device).
-        val_fraction: Share of the training part that is split off for validation, in [0, 1).
+        val_fraction: Share of the training part that is split off for validation, in [0, 1), the same for each class.
         seed: Seed of that split.
         num_workers: Worker processes of each loader; 0 loads in the main process.
         pin_memory: Load into page-locked memory, which copies to a GPU faster; by default when CUDA is available.
+        min_batches: Batches of an epoch on each device, at least: a smaller training part is met several times in one,
+            in any order. From 1 to 10,000.
 
     Raises:
         ConfigurationError: If a value is not allowed.
     """
+
+    #: Mean and standard deviation of each channel, in the unit of what ``transform`` normalises.
+    mean: Sequence[float]
+    std: Sequence[float]
+    #: What samples are called, in the plural.
+    noun: ClassVar[str] = "samples"
+    #: Whether ``root`` must be given, and what lies there, for messages.
+    needs_root: ClassVar[bool] = True
+    layout: ClassVar[str] = "its files"
+    #: Folders of the data set and of what is to be predicted, which a subclass takes as arguments if it has them.
+    root: Path | None = None
+    folder: Path | None = None
 
     def __init__(
         self,
@@ -43,18 +117,58 @@ class PartDataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         pin_memory: bool | None = None,
+        min_batches: int = 1,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters()  # those of a subclass too
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.val_fraction = check_number("val_fraction", val_fraction, below_one=True)
         self.seed = check_integer("seed", seed, 0)
         self.num_workers = check_integer("num_workers", num_workers, 0)
         self.pin_memory = pin_memory
+        self.min_batches = check_integer("min_batches", min_batches, 1)
+        if min_batches > MOST_BATCHES:
+            raise ConfigurationError(f"min_batches must be {MOST_BATCHES} at most, not {min_batches}")
+        self.root, self.folder = self._path("root"), self._path("folder")
         self._datasets: dict[str, Any] = {}
         self._shuffle_seed: int | None = None
         self._loaders = itertools.count()
         self._train_loader: Loader | None = None
         self._place: dict[str, int] | None = None
+
+    @classmethod
+    def arguments_from(cls, hparams: object, given: Collection[str] | None = ()) -> dict[str, Any]:
+        """Return the arguments that a checkpoint or an entry may choose: how inputs are made, and from which split.
+
+        They are numbers and names. Where data lies is the user's choice. What this class no longer has is left out.
+
+        Args:
+            hparams: ``datamodule_hyper_parameters`` of a checkpoint, or ``init_args`` of an entry.
+            given: Names of the arguments that the user gives; None if no data is read.
+
+        Raises:
+            ConfigurationError: If an argument is a path, which the user must give.
+        """
+        names: set[str] = set()
+        for base in cls.__mro__:
+            if "__init__" in vars(base):
+                parameters = signature(vars(base)["__init__"]).parameters
+                names |= parameters.keys()
+                if Parameter.VAR_KEYWORD not in (parameter.kind for parameter in parameters.values()):
+                    break
+        chosen = {}
+        for name, value in hparams.items() if isinstance(hparams, dict) else ():
+            if name not in names - OF_THE_MACHINE or value is None:
+                continue
+            if _is_plain(value):
+                chosen[name] = value
+            elif given is not None and name not in given:
+                raise ConfigurationError(
+                    f"data.{name} must be given: it was {value!r} in training, which a file may not choose"
+                )
+        return chosen
+
+    # What a data set defines
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -65,6 +179,77 @@ class PartDataModule(LightningDataModule):
     def num_classes(self) -> int:
         """Number of classes; no sample is read."""
         return len(self.class_names)
+
+    def check_part(self, part: Part | None) -> None:
+        """Raise a ConfigurationError if a part (None: what is to be predicted) is not there; read no sample."""
+
+    def open(self, part: Part | None) -> ArrayDataset | FileDataset:
+        """Return the dataset of a part, or of what is to be predicted, whose targets are names of files."""
+        raise NotImplementedError
+
+    def split(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the indices of the training and of the validation samples in the training part."""
+        return stratified_split(targets, self.val_fraction, self.seed)
+
+    def transform(self, inputs: Tensor, training: bool) -> Tensor:
+        """Turn a batch as it is stored into float32 inputs of the network, augmented if ``training``."""
+        raise NotImplementedError
+
+    def _will_download(self) -> bool:
+        """Whether ``prepare_data`` will fetch the data set."""
+        return False
+
+    @property
+    def _download_hint(self) -> str:
+        """How a user downloads the data set, for messages."""
+        return ""
+
+    # What Lightning calls
+
+    def check(self, stage: str) -> None:
+        """Find what is wrong with the files that a stage needs before any work.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            ConfigurationError: If something is missing, empty or does not fit.
+        """
+        part = choose(STAGES, stage, "stage")
+        if part is None and self.folder is None:
+            raise ConfigurationError(f"folder is not given: predict needs a folder of {self.noun}, data.folder")
+        if part is not None and self._will_download():
+            return
+        if part is not None and self.needs_root:
+            self.check_root()
+        self.check_part(part)
+
+    def check_root(self) -> Path:
+        """Return the folder of the data set, or raise a ConfigurationError if there is none."""
+        if self.root is None or not self.root.is_dir():
+            given = "is not given" if self.root is None else f"{str(self.root)!r} is not a folder"
+            raise ConfigurationError(
+                f"root {given}: {type(self).__name__} needs a folder with {self.layout}, --data.root of fit, validate, "
+                f"test and predict, --root of other commands{self._download_hint}"
+            )
+        return self.root
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what a stage needs; by default the training and the test part, and ``folder`` if it is given."""
+        for name in ("fit", "test", *(["predict"] * (self.folder is not None))) if stage is None else (stage,):
+            part = choose(STAGES, name, "stage")
+            if (part or "predict") not in self._datasets:
+                self.check(name)
+                self._load(part)
+
+    def _load(self, part: Part | None) -> None:
+        whole = self.open(part)
+        if part != "train":
+            self._datasets[part or "predict"] = whole
+            return
+        assert isinstance(whole.targets, Tensor)
+        train, val = self.split(whole.targets)
+        self._datasets |= {"train": whole.select(train, training=True), "val": whole.select(val)}
 
     def train_dataloader(self) -> Loader:
         """Shuffled batches; a last incomplete batch is dropped unless there is no other."""
@@ -86,18 +271,25 @@ class PartDataModule(LightningDataModule):
         """Batches of what is to be predicted, with the names of the files."""
         return self._loader("predict")
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make a batch as it is stored into normalised float32 inputs on its device, augmented in training."""
+        inputs, *rest = batch
+        return self.transform(inputs, self.trainer is not None and self.trainer.training), *rest
+
     def state_dict(self) -> dict[str, Any]:
         """Return the seed of the order of the training samples, and the place in it."""
         place = self._place if self._train_loader is None else self._train_loader.state_dict()
         return {"shuffle_seed": self._seed_of_shuffle(), "place": place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the order of the training that is resumed, whatever the seed of this run.
+        """Continue the order of the training that is resumed, whatever the seed of this run.
 
         Lightning restores the place of a loader too, but not where a schedule has asked for the number of steps before.
         """
-        seed, self._place = state_dict["shuffle_seed"], state_dict["place"]
-        self._shuffle_seed = check_integer("shuffle_seed of a checkpoint", seed, 0)
+        self._shuffle_seed = check_integer("shuffle_seed of a checkpoint", state_dict["shuffle_seed"], 0)
+        self._place = state_dict["place"]
+
+    # Machinery
 
     def _seed_of_shuffle(self) -> int:
         if self._shuffle_seed is None:
@@ -107,7 +299,7 @@ class PartDataModule(LightningDataModule):
 
     def _path(self, name: str) -> Path | None:
         """Return a hyper-parameter as a path with its ``~`` expanded; a checkpoint keeps it as text."""
-        value = self.hparams[name]
+        value = self.hparams.get(name)
         if value is None:
             return None
         if not isinstance(value, str | os.PathLike) or not os.fspath(value):
@@ -115,26 +307,18 @@ class PartDataModule(LightningDataModule):
         self.hparams[name] = os.fspath(value)  # a pathlib.Path would not load with weights_only=True
         return Path(value).expanduser()
 
-    def _cache_root(self) -> Path:
-        """Folder of decoded data sets, where none is given."""
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        return Path(base) / "lightning_msnn"
-
     def _ready(self, name: str) -> Any:
         if name not in self._datasets:
             raise RuntimeError(f"the {name} part is not loaded: call prepare_data() and setup() first")
         return self._datasets[name]
 
-    def _of_an_epoch(self, dataset: Any, devices: int) -> Any:
-        """The training part as an epoch meets it."""
-        return dataset
-
     def _loader(self, name: str) -> Loader:
         dataset = self._ready(name)
         training = name == "train"
         devices, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-        if training:
-            dataset = self._of_an_epoch(dataset, devices)
+        if training and (size := len(dataset)) and max(1, size // devices // self.batch_size) < self.min_batches:
+            passes = -(-self.min_batches * self.batch_size * devices // size)
+            dataset = dataset.select(torch.arange(size).repeat(passes), training=True)
         sampler = ShardSampler(dataset, devices, rank, training, self._seed_of_shuffle())
         if training:
             sampler.set_epoch(next(self._loaders))  # a Trainer sets the right one; else each loader is shuffled anew

@@ -1,11 +1,9 @@
 """Folders and image files: what is in them, and their pixels."""
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +11,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.datasets.folder import make_dataset
 
 from lightning_msnn.errors import ConfigurationError
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "Listing",
     "Pixels",
     "decode_files",
     "image_array",
@@ -27,7 +25,6 @@ __all__ = [
     "normalise",
     "prepare_pixels",
     "read_image",
-    "scan",
 ]
 
 #: Endings of image files, whatever their case.
@@ -39,73 +36,47 @@ IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 Pixels = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Files of one part of a data set.
-
-    Args:
-        root: Folder that all files lie under.
-        files: Paths of the files.
-        targets: Class of each file; empty where the files themselves hold the classes.
-    """
-
-    root: Path
-    files: list[str]
-    targets: list[int]
+def is_image(path: str) -> bool:
+    """Return whether a path ends as an image file does and is not hidden."""
+    return path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
 
 
-def scan(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the sorted names of a folder's sub-folders and of its image files, hidden ones left out.
-
-    Raises:
-        ConfigurationError: If the folder does not exist or cannot be read.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
-            folders = [entry.name for entry in visible if entry.is_dir()]
-            images = [e.name for e in visible if e.name.lower().endswith(IMAGE_SUFFIXES) and e.is_file()]
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from error
-    return sorted(folders), sorted(images)
+def class_folders(folder: Path) -> list[str]:
+    """Return the sorted names of a folder's sub-folders, hidden ones left out; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def list_classes(folder: Path, classes: Sequence[str] | None = None, inside: str = "") -> Listing:
-    """List the images of ``folder/<class>/<inside>``.
+def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
+    """List the images of ``folder/<class>``, sub-folders included.
 
     Args:
         folder: Folder with one sub-folder for each class.
-        classes: The class folders that must be there, and no others; by default those that are, sorted by name.
-        inside: Folder inside each class folder that has the images.
+        classes: The class folders that must be there, and no others.
 
     Returns:
-        The files, sorted by class and name; class k is the k-th of ``classes``.
+        The files, sorted by class and name, and the class of each; class k is the k-th of ``classes``.
 
     Raises:
         ConfigurationError: If the class folders are not the allowed ones, or one of them holds no image.
     """
-    found, _ = scan(folder)
+    found = class_folders(folder)
     if not found:
         raise ConfigurationError(f"{str(folder)!r} has no class folders: one folder of images for each class is needed")
-    classes = found if classes is None else classes
     missing, unknown = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
     if missing or unknown:
         difference = [f"{what} {shorten(names)}" for what, names in (("lacks", missing), ("has", unknown)) if names]
         raise ConfigurationError(
             f"{str(folder)!r} {' and '.join(difference)}, but its class folders must be exactly {shorten(classes)}"
         )
-    files: list[str] = []
-    targets: list[int] = []
-    for target, name in enumerate(classes):
-        place = folder / name / inside
-        images = scan(place)[1]
-        if not images:
-            raise ConfigurationError(
-                f"class folder {str(place)!r} holds no image: allowed are {' '.join(IMAGE_SUFFIXES)}"
-            )
-        files += [os.path.join(place, image) for image in images]
-        targets += [target] * len(images)
-    return Listing(folder, files, targets)
+    numbers = {name: number for number, name in enumerate(classes)}
+    listed = make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
+    if empty := sorted(set(numbers.values()) - {target for _, target in listed}):
+        raise ConfigurationError(
+            f"class folder {str(folder / classes[empty[0]])!r} holds no image: allowed are {' '.join(IMAGE_SUFFIXES)}"
+        )
+    return [file for file, _ in listed], [target for _, target in listed]
 
 
 def shorten(names: Sequence[str], most: int = 5) -> str:
@@ -120,16 +91,12 @@ def list_folder(folder: Path) -> list[str]:
     Raises:
         ConfigurationError: If the folder does not exist or holds no image.
     """
-    pending, files = [folder], []
-    while pending:
-        place = pending.pop()
-        folders, images = scan(place)
-        # A link to a folder could lead back up and never end.
-        pending += [place / name for name in folders if not (place / name).is_symlink()]
-        files += [os.path.join(place, name) for name in images]
+    if not folder.is_dir():
+        raise ConfigurationError(f"there is no folder {str(folder)!r}")
+    files = sorted(os.path.join(place, name) for place, _, names in os.walk(folder) for name in filter(is_image, names))
     if not files:
         raise ConfigurationError(f"folder {str(folder)!r} holds no image: allowed are {' '.join(IMAGE_SUFFIXES)}")
-    return sorted(files)
+    return files
 
 
 def image_array(image: Image.Image, size: int) -> Pixels:
@@ -163,15 +130,10 @@ def read_image(
         uint8, (channels, size, size).
 
     Raises:
-        ConfigurationError: If the file cannot be decoded, or its header announces more pixels than
-            ``PIL.Image.MAX_IMAGE_PIXELS``; the message names the file.
+        ConfigurationError: If the file cannot be decoded, or PIL takes it for a decompression bomb.
     """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as file:
-            limit = Image.MAX_IMAGE_PIXELS
-            # PIL itself only warns between the limit and twice the limit.
-            if limit is not None and math.prod(file.size) > limit:
-                raise ValueError(f"its header announces {file.width} x {file.height} pixels, and {limit} are allowed")
             return prepare_pixels(file, size, channels, transform)
     except Exception as error:  # PIL's decoders raise what they please: OSError, SyntaxError, struct.error, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -179,44 +141,28 @@ def read_image(
 
 
 def prepare_pixels(
-    image: Image.Image,
-    size: int,
-    channels: int,
-    transform: Callable[[Image.Image], Image.Image] | None = None,
+    image: Image.Image, size: int, channels: int, transform: Callable[[Image.Image], Image.Image] | None = None
 ) -> Pixels:
-    """Return the pixels of an image, uint8 ``(channels, size, size)``: upright, grey or RGB, its centre square scaled.
+    """Return the pixels of an image, uint8, (channels, size, size): upright, grey or RGB, its centre square scaled.
 
     Args:
         image: Any PIL image.
         size: Height and width of the result.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey) or 3 (RGB); transparency is dropped.
         transform: Applied to the image in its own size, after the conversion to grey or RGB.
-
-    Raises:
-        ValueError: If its pixels are neither of 8 nor of 16 bits.
     """
     with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
         image = ImageOps.exif_transpose(image)
-    image = convert(image, channels)
+    if image.mode.startswith("I;16"):  # PIL clips 16-bit values at 255; their upper byte is what is meant
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGB" if channels == 3 else "L")
     return image_array(image if transform is None else transform(image), size)
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Map uint8 images ``(..., C, H, W)`` to ``(pixels / 255 - mean) / std``, float32."""
+    """Map images (..., C, H, W) of values from 0 to 255 to ``(pixels / 255 - mean) / std``, float32."""
     mean, std = (torch.tensor(value, device=pixels.device).view(-1, 1, 1) for value in (mean, std))
     return pixels.float().div_(255).sub_(mean).div_(std)
-
-
-def convert(image: Image.Image, channels: int) -> Image.Image:
-    """Return the image with 8 bits a channel, grey or RGB; transparency is dropped."""
-    if image.mode.startswith("I;16"):
-        # PIL clips 16-bit values at 255; their upper byte is what is meant.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"pixel mode {image.mode!r}, and 8 or 16 bits a channel are allowed")
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns when a transparent palette goes to RGB directly
-    return image.convert("RGB" if channels == 3 else "L")
 
 
 def decode_files(files: Sequence[str], size: int, channels: int) -> Tensor:

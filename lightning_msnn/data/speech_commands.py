@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_msnn.data.arrays import list_files
 from lightning_msnn.data.audio import AudioDataModule
-from lightning_msnn.data.base import Part
+from lightning_msnn.data.parts import Part
 from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["SpeechCommands"]
@@ -33,9 +33,6 @@ class SpeechCommands(AudioDataModule):
         "three", "tree", "two", "up", "visual", "wow", "yes", "zero",
     ]  # fmt: skip
     rate = 16000
-    # Those of SpokenDigits, for maps that are not aligned; not measured on these recordings.
-    mean = (-27.6,)
-    std = (25.1,)
 
     def __init__(self, *, frames: int = 48, seconds: float = 1.0, **kwargs: Any) -> None:
         super().__init__(frames=frames, seconds=seconds, **kwargs)
@@ -44,28 +41,23 @@ class SpeechCommands(AudioDataModule):
         assert self.root is not None
         file = self.root / f"{name}_list.txt"
         try:
-            lines = file.read_text(encoding="utf-8").split()
+            lines = sorted(file.read_text(encoding="utf-8").split())
         except OSError as error:
             raise ConfigurationError(f"cannot read the official list {str(file)!r}: {error.strerror}") from error
         for line in lines:
             if line.partition("/")[0] not in self.classes or not (self.root / line).is_file():
-                raise ConfigurationError(
-                    f"{str(file)!r} names {line!r}, which is not a recording in {str(self.root)!r}"
-                )
-        return sorted(lines)
+                raise ConfigurationError(f"{str(file)!r} names {line!r}, which is not a recording beside it")
+        return lines
 
     def list_part(self, part: Part) -> tuple[list[Path], list[int]]:
         """Return the files of a part and their words; those that validate come last."""
-        assert self.root is not None
-        missing = [word for word in self.classes if not (self.root / word).is_dir()]
-        if missing:
-            raise ConfigurationError(f"{str(self.root)!r} has no folder of the word {missing[0]!r}")
+        root = self.check_root()
         names = self._official("testing")
         if part == "train":
             validating = self._official("validation")
-            every = [f"{word}/{f.name}" for word in self.classes for f in list_files(self.root / word, ".wav")]
+            every = [f"{word}/{f.name}" for word in self.classes for f in list_files(root / word, ".wav")]
             names = [*sorted(set(every).difference(names, validating)), *validating]
-        return [self.root / name for name in names], [self.classes.index(name.partition("/")[0]) for name in names]
+        return [root / name for name in names], [self.classes.index(name.partition("/")[0]) for name in names]
 
     def split(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Split off the official validation part."""

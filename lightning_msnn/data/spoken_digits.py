@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lightning_msnn.data.arrays import list_files
 from lightning_msnn.data.audio import AudioDataModule
-from lightning_msnn.data.base import Part
-from lightning_msnn.errors import ConfigurationError, choose, suggestion
+from lightning_msnn.data.parts import Part
+from lightning_msnn.errors import ConfigurationError, choose
 
 __all__ = ["SpokenDigits"]
 
@@ -35,9 +35,6 @@ class SpokenDigits(AudioDataModule):
 
     classes: ClassVar[list[str]] = [str(digit) for digit in range(10)]
     rate = 8000
-    # Of the log-mel maps of recordings with an index of 5 or more, not aligned, in decibels.
-    mean = (-27.6,)
-    std = (25.1,)
 
     def __init__(
         self,
@@ -51,46 +48,36 @@ class SpokenDigits(AudioDataModule):
         self.splits, self.test_speakers, self.val_speaker = splits, tuple(test_speakers), val_speaker
         if val_speaker in self.test_speakers:
             raise ConfigurationError(f"val_speaker must not be one of test_speakers, and {val_speaker!r} is")
-        self.save_hyperparameters("splits", "val_speaker")
-        self.hparams["test_speakers"] = list(test_speakers)
 
-    def _recordings(self) -> list[tuple[Path, int, str, int]]:
-        """Files with digit, speaker and index."""
+    def _recordings(self, part: Part) -> list[tuple[Path, int, str]]:
+        """Files of a part with digit and speaker."""
         assert self.root is not None
-        found = []
         inner = self.root / "recordings"
-        for file in list_files(inner if inner.is_dir() else self.root, ".wav"):
-            match = NAME.fullmatch(file.stem)
+        found = {file: NAME.fullmatch(file.stem) for file in list_files(inner if inner.is_dir() else self.root, ".wav")}
+        chosen = []
+        for file, match in found.items():
             if match is None:
                 raise ConfigurationError(f"{str(file)!r} must be named <digit>_<speaker>_<index>.wav")
-            found.append((file, int(match[1]), match[2], int(match[3])))
-        return found
-
-    def _chosen(self, part: Part) -> list[tuple[Path, int, str]]:
-        """Files of a part with digit and speaker."""
-        found = self._recordings()
-        if self.splits == "speakers":
-            known = sorted({speaker for _, _, speaker, _ in found})
-            for speaker in (*self.test_speakers, self.val_speaker):
-                if speaker not in known:
-                    allowed = f"those in {str(self.root)!r} are {', '.join(known)}"
-                    raise ConfigurationError(f"unknown speaker {speaker!r}: {allowed}{suggestion(speaker, known)}")
-        chosen = [r for r in found if self._is_test(r[2], r[3]) == (part == "test")]
+            of_test = match[2] in self.test_speakers if self.splits == "speakers" else int(match[3]) < 5
+            if of_test == (part == "test"):
+                chosen.append((file, int(match[1]), match[2]))
+        known = sorted({match[2] for match in found.values() if match is not None})
+        if self.splits == "speakers" and (unknown := {*self.test_speakers, self.val_speaker} - {*known}):
+            raise ConfigurationError(
+                f"unknown speaker {min(unknown)!r}: those in {str(self.root)!r} are {', '.join(known)}"
+            )
         if not chosen:
             raise ConfigurationError(f"{str(self.root)!r} has no recording of the {part} part of {self.splits!r}")
-        return [r[:3] for r in chosen]
+        return chosen
 
     def list_part(self, part: Part) -> tuple[list[Path], list[int]]:
         """Return the files of a part and their digits."""
-        chosen = self._chosen(part)
+        chosen = self._recordings(part)
         return [file for file, _, _ in chosen], [digit for _, digit, _ in chosen]
-
-    def _is_test(self, speaker: str, index: int) -> bool:
-        return speaker in self.test_speakers if self.splits == "speakers" else index < 5
 
     def split(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Split off a tenth of each digit, or the speaker who validates."""
         if self.splits == "recordings":
             return super().split(targets)
-        validates = torch.tensor([speaker == self.val_speaker for _, _, speaker in self._chosen("train")])
+        validates = torch.tensor([speaker == self.val_speaker for _, _, speaker in self._recordings("train")])
         return (~validates).nonzero().flatten(), validates.nonzero().flatten()

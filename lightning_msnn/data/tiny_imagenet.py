@@ -4,8 +4,10 @@ from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
-from lightning_msnn.data.base import Archive, ImageDataModule, Part
-from lightning_msnn.data.reading import Listing, list_classes, scan
+from lightning_msnn.data.archives import Archive
+from lightning_msnn.data.base import ImageDataModule
+from lightning_msnn.data.parts import Part
+from lightning_msnn.data.reading import list_classes
 from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["TinyImageNet200"]
@@ -47,48 +49,37 @@ class TinyImageNet200(ImageDataModule):
 
     @property
     def _tree(self) -> Path:
-        root = self._root_folder()
+        root = self.check_root()
         inner = root / self.archive.folder
         return inner if inner.is_dir() else root
 
     def _wnids(self) -> list[str]:
         path = self._tree / "wnids.txt"
-        wnids = sorted(line.strip() for line in read_lines(path) if line.strip())
+        wnids = sorted(filter(None, read_lines(path)))
         if len(set(wnids)) != self.num_classes:
-            raise ConfigurationError(f"{str(path)!r} names {len(set(wnids))} classes, but {self._title} has 200")
+            raise ConfigurationError(f"{str(path)!r} names {len(set(wnids))} classes, but TinyImageNet200 has 200")
         return wnids
 
-    def _list(self, part: Part) -> Listing:
+    def list_part(self, part: Part) -> tuple[list[str], list[int]]:
+        """Return the files of a part and their classes."""
         wnids = self._wnids()
         if part == "train":
-            return list_classes(self._tree / "train", wnids, inside="images")
-        folder = self._tree / "val"
-        path = folder / "val_annotations.txt"
-        number = {wnid: target for target, wnid in enumerate(wnids)}
-        images = set(scan(folder / "images")[1])
-        files, targets = [], []
-        for line in sorted(filter(None, read_lines(path))):
-            name, _, rest = line.partition("\t")
-            wnid = rest.partition("\t")[0].strip()
-            if wnid not in number:
+            return list_classes(self._tree / "train", wnids)
+        path = self._tree / "val" / "val_annotations.txt"
+        rows = [line.split("\t") for line in sorted(read_lines(path))]
+        files = [str(path.with_name("images") / row[0]) for row in rows]
+        for row, file in zip(rows, files, strict=True):
+            if row[1:2] == [] or row[1] not in wnids or not Path(file).is_file():
                 raise ConfigurationError(
-                    f"line {line!r} of {str(path)!r} must start with a file and an id of wnids.txt"
+                    f"{str(path)!r} names {row}: a file in images/ and an id of wnids.txt are needed"
                 )
-            if name not in images:
-                raise ConfigurationError(
-                    f"{str(path)!r} names {name!r}, which is no image in {str(folder / 'images')!r}"
-                )
-            files.append(str(folder / "images" / name))
-            targets.append(number[wnid])
-        if not files:
-            raise ConfigurationError(f"{str(path)!r} is empty: one line for each image is needed")
-        return Listing(folder, files, targets)
+        return files, [wnids.index(row[1]) for row in rows]
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file, or raise a ConfigurationError that names it."""
+    """Return the lines of a text file that are not empty, or raise a ConfigurationError that names it."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigurationError(f"cannot read {str(path)!r}: {reason}") from error

@@ -18,7 +18,6 @@ from timm.models._hub import save_config_for_hf
 
 from lightning_msnn import __version__
 from lightning_msnn import data as data_sets
-from lightning_msnn.data.base import arguments_of_checkpoint
 from lightning_msnn.energy.pictures import draw_energy, png
 from lightning_msnn.entries import CONFIG_FILE, FACTS, TAG, WEIGHTS_FILE, find, read_config
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
@@ -58,7 +57,7 @@ def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
         settings = {key: v for key, v in settings.items() if not key.startswith("teacher_")}
     kind, of_data = getattr(data_sets, name.rpartition(".")[2], None), {"class_path": name}
     if isinstance(kind, type) and issubclass(kind, data_sets.ArrayDataModule):  # images have a size, and no more
-        init_args = arguments_of_checkpoint(data, ("root", "source"))
+        init_args = kind.arguments_from(data, None)
         of_data["init_args"] = {key: v for key, v in init_args.items() if key not in _OF_TRAINING and v is not None}
     facts = {
         "data": of_data,

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_msnn import data as data_sets
 from lightning_msnn.conversion import converted_twins
 from lightning_msnn.data.arrays import ArrayDataModule
-from lightning_msnn.data.base import ImageDataModule, arguments_of_checkpoint
+from lightning_msnn.data.base import ImageDataModule
 from lightning_msnn.energy import FACTORS, NETWORK, evenly, summarize
 from lightning_msnn.energy.report import compare
 from lightning_msnn.entries import find
@@ -61,7 +61,7 @@ def make_data(config: dict[str, Any], **given: Any) -> ImageDataModule | ArrayDa
     assert isinstance(kind, type)
     if issubclass(kind, ImageDataModule):
         return kind(**{"image_size": config["input_size"][1], **given})
-    settings = arguments_of_checkpoint(config["data"].get("init_args"), given)
+    settings = kind.arguments_from(config["data"].get("init_args"), given)
     try:
         module = kind(**{**settings, **given})
     except TypeError as error:
