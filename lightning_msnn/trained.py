@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_msnn import data as data_sets
-from lightning_msnn.data import ArrayDataModule, ImageDataModule
+from lightning_msnn.data import ArrayDataModule, ImageDataModule, PartDataModule
 from lightning_msnn.data.base import LARGEST_IMAGE
 from lightning_msnn.data.reading import normalise, prepare_pixels, shorten
 from lightning_msnn.entries import entries, find, read_config
@@ -30,7 +30,7 @@ from lightning_msnn.runs.checkpoints import is_checkpoint, network_of, read_chec
 
 __all__ = ["OF_THE_MACHINE", "Inputs", "Trained", "inputs_of_checkpoint", "inputs_of_entry", "load_trained"]
 
-OF_THE_MACHINE = {"root", "folder", "cache_dir", "download", "num_workers", "pin_memory"}
+OF_THE_MACHINE = {"root", "folder", "download", "num_workers", "pin_memory"}
 """Arguments of data that say where it lies and how it is loaded: the user chooses them, never a file."""
 
 _TENSORS = ("state_dict", "optimizer_states", "current_model_state")
@@ -99,7 +99,9 @@ class Inputs:
             ConfigurationError: If the data set is not known, its class is not imported, or its arguments do not fit.
         """
         kind = self._data_class()
-        arguments = {**self.data_args, **given, **({} if root is None else {"root": str(root)})}
+        ours = issubclass(kind, PartDataModule)
+        saved = kind.arguments_from(self.data_args, given) if ours else self.data_args
+        arguments = {**saved, **given, **({} if root is None else {"root": str(root)})}
         if issubclass(kind, ImageDataModule):
             arguments.setdefault("image_size", self.input_size[1])
         try:
@@ -278,9 +280,8 @@ def inputs_of_checkpoint(content: Mapping[str, Any], name: str, image_size: int 
 
 
 def _data_args(given: Any) -> dict[str, Any]:
-    """Arguments of data in a file, without the user's own choices and ``time_steps: 1``, which data had once."""
-    skipped = [*OF_THE_MACHINE, *(["time_steps"] if (given or {}).get("time_steps") == 1 else [])]
-    return {name: value for name, value in (given or {}).items() if name not in skipped}
+    """Arguments of data in a file, without the user's own choices."""
+    return {name: value for name, value in (given or {}).items() if name not in OF_THE_MACHINE}
 
 
 def _numbers(count: int) -> list[str]:

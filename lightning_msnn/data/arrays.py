@@ -1,6 +1,5 @@
 """The data module of data sets that fit into memory as tensors and are not images: sounds, series, events."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor
@@ -9,7 +8,7 @@ from lightning_msnn.data.datasets import ArrayDataset
 from lightning_msnn.data.parts import Part, PartDataModule
 from lightning_msnn.errors import ConfigurationError
 
-__all__ = ["ArrayDataModule", "aeon_folder", "list_files"]
+__all__ = ["ArrayDataModule", "list_files"]
 
 
 class ArrayDataModule(PartDataModule):
@@ -67,17 +66,3 @@ def list_files(place: Path, suffix: str) -> list[Path]:
     if not files:
         raise ConfigurationError(f"{str(place)!r} must be a {suffix} file or a folder with some, and is not")
     return files
-
-
-def aeon_folder() -> Path:
-    """Return the folder of the series that aeon's wheel ships.
-
-    Raises:
-        ConfigurationError: If aeon is not installed.
-    """
-    spec = find_spec("aeon")
-    if spec is None or spec.origin is None:
-        raise ConfigurationError(
-            "aeon is not installed, which reads and ships series: pip install 'lightning-msnn[time-series]'"
-        )
-    return Path(spec.origin).parent / "datasets" / "data"

@@ -27,8 +27,8 @@ def find_data_set(name: str) -> Any:
             f"EventFrames needs tonic, and it cannot be imported ({error}): pip install 'lightning-msnn[events]'"
         ) from error
     with_classes = [kind for name in known.__all__ if hasattr(kind := getattr(known, name), "classes")]
-    cameras = {kind.__name__: kind for kind in with_classes if kind.sensor_size and kind.sensor_size[1] > 1}
-    return choose(cameras, name, "data set")
+    heights = {kind.__name__: (getattr(kind, "sensor_size", None) or (0, 0))[1] for kind in with_classes}
+    return choose({kind.__name__: kind for kind in with_classes if heights[kind.__name__] > 1}, name, "data set")
 
 
 class EventFrames(ArrayDataModule):

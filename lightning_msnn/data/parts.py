@@ -152,9 +152,9 @@ class PartDataModule(LightningDataModule):
         names: set[str] = set()
         for base in cls.__mro__:
             if "__init__" in vars(base):
-                parameters = signature(vars(base)["__init__"]).parameters
-                names |= parameters.keys()
-                if Parameter.VAR_KEYWORD not in (parameter.kind for parameter in parameters.values()):
+                parameters = list(signature(vars(base)["__init__"]).parameters.values())[1:]
+                names |= {p.name for p in parameters if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)}
+                if all(p.kind != Parameter.VAR_KEYWORD for p in parameters):
                     break
         chosen = {}
         for name, value in hparams.items() if isinstance(hparams, dict) else ():

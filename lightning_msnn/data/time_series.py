@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_msnn.data.arrays import ArrayDataModule, aeon_folder, list_files
+from lightning_msnn.data.arrays import ArrayDataModule, list_files
 from lightning_msnn.data.parts import Part
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
@@ -23,26 +24,30 @@ Series = list[npt.NDArray[np.float64]]
 
 
 def read_ts(file: Path) -> tuple[Series, list[str], list[str]]:
-    """Read a .ts file with aeon's reader.
+    """Read a .ts file, without time stamps.
 
     Returns:
         Series (C, L) of any lengths, the class of each, and the classes in the order of the header; no classes where
         the header says that there are none.
 
     Raises:
-        ConfigurationError: If aeon is not installed, or the file cannot be read, has no series or a missing value.
+        ConfigurationError: If it cannot be read, has no series, or a missing value.
     """
-    aeon_folder()
-    from aeon.datasets import load_from_ts_file  # an optional extra, and slow to import
-
     try:
-        series, labels, header = load_from_ts_file(str(file), return_meta_data=True)
-        if not len(series) or not all(np.isfinite(values).all() for values in series):
+        head, _, body = file.read_text(encoding="utf-8").partition("@data")
+        header = {words[0].lower(): words[1:] for line in head.splitlines() if (words := line.split())}
+        labelled, *classes = header.get("@classlabel", ["false"])
+        series, labels = [], []
+        for line in filter(None, map(str.strip, body.splitlines())):
+            channels = line.split(":")
+            if labelled.lower() == "true":
+                labels.append(channels.pop().strip())
+            series.append(np.array([channel.split(",") for channel in channels], dtype=np.float64))
+        if not series or not all(np.isfinite(values).all() for values in series):
             raise ValueError("it has no series, or one with missing values: fill them")
-    except Exception as error:  # the reader raises what it pleases where a file is damaged
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigurationError(f"cannot read the series in {str(file)!r}: {reason}") from error
-    return list(series), labels.tolist(), header["class_values"] or sorted(set(labels.tolist()))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot read the series in {str(file)!r}: {error}") from error
+    return series, labels, classes
 
 
 def warp_series(series: Tensor, warp: float, crop: float) -> Tensor:
@@ -74,6 +79,20 @@ def _between(values: Tensor, places: Tensor) -> Tensor:
     share = (places - low).unsqueeze(1)
     low, high = (index.unsqueeze(1).expand(-1, values.shape[1], -1) for index in (low, high))
     return torch.lerp(values.gather(2, low), values.gather(2, high), share.to(values.dtype))
+
+
+def aeon_folder() -> Path:
+    """Return the folder of the series that aeon's wheel ships.
+
+    Raises:
+        ConfigurationError: If aeon is not installed.
+    """
+    spec = find_spec("aeon")
+    if spec is None or spec.origin is None:
+        raise ConfigurationError(
+            "root is not given, and aeon, which ships series, is not installed: pip install 'lightning-msnn[time-series]'"
+        )
+    return Path(spec.origin).parent / "datasets" / "data"
 
 
 class TimeSeries(ArrayDataModule):

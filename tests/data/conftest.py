@@ -20,8 +20,7 @@ def make_tree(tmp_path: Path) -> MakeTree:
         name: str = "set",
         test_name: str = "test",
     ) -> Path:
-        root = tmp_path / name
-        seed = 0
+        root, seed = tmp_path / name, 0
         for part, number in (("train", train), (test_name, test)):
             for label in classes:
                 for index in range(number):
@@ -30,11 +29,3 @@ def make_tree(tmp_path: Path) -> MakeTree:
         return root
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep the tests out of the user's cache folder."""
-    place = tmp_path_factory.mktemp("xdg")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
-    return place / "lightning_msnn"

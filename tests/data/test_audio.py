@@ -9,8 +9,8 @@ from scipy.io import wavfile
 from lightning_msnn.data.arrays import list_files
 from lightning_msnn.data.audio import (
     LogMel,
+    add_noise,
     align_maps,
-    augment_waves,
     colour_maps,
     find_sounds,
     level_maps,
@@ -18,7 +18,6 @@ from lightning_msnn.data.audio import (
     mel_filters,
     read_wav,
     read_waves,
-    warp_maps,
 )
 from lightning_msnn.data.speech_commands import SpeechCommands
 from lightning_msnn.data.spoken_digits import SpokenDigits
@@ -64,25 +63,15 @@ def test_channels_are_averaged(tmp_path):
     np.testing.assert_allclose(read, (left + right) / 2, atol=1e-6)
 
 
-def damage(path, what):
-    if what == "empty file":
-        path.write_bytes(b"")
-    elif what == "no samples":
-        write(path, np.zeros(0))
-    elif what == "cut short":
-        write(path, tone(440))
-        path.write_bytes(path.read_bytes()[:1000])
-    elif what == "no wav":
-        path.write_bytes(b"ID3" + bytes(100))
-    elif what == "nan":
-        write(path, np.full(100, np.nan), dtype=np.float32)
-
-
-@pytest.mark.parametrize("what", ["empty file", "no samples", "cut short", "no wav", "nan", "missing"])
+@pytest.mark.parametrize("what", ["empty", "no samples", "no wav", "nan", "missing"])
 def test_a_damaged_recording_is_named(tmp_path, what):
-    damage(tmp_path / "a.wav", what)
+    path = tmp_path / "a.wav"
+    if what in ("empty", "no wav"):
+        path.write_bytes(b"" if what == "empty" else b"ID3" + bytes(100))
+    elif what != "missing":
+        write(path, np.zeros(0) if what == "no samples" else np.full(100, np.nan), dtype=np.float32)
     with pytest.raises(ConfigurationError, match=r"cannot read the recording '.*a\.wav': \w+"):
-        read_wav(tmp_path / "a.wav")
+        read_wav(path)
 
 
 def test_another_rate_is_resampled_and_said(tmp_path, caplog):
@@ -127,19 +116,9 @@ def test_a_tone_is_where_its_filter_is():
         assert abs(found - mel) <= 1
 
 
-def test_shift_moves_waves_whole():
-    waves = torch.zeros(64, 100)
-    waves[:, 40:60] = torch.arange(1.0, 21.0)
-    moved = augment_waves(waves, 30, 0.0)
-    starts = [row.nonzero()[0].item() for row in moved]
-    assert min(starts) < 25
-    assert max(starts) > 55
-    assert all(torch.equal(row[s : s + 20], waves[0, 40:60]) for row, s in zip(moved, starts, strict=True))
-
-
 def test_noise_has_the_level_that_is_asked_for():
     waves = torch.randn(200, 2000)
-    level = (augment_waves(waves, 0, 0.5) - waves).std(1) / waves.std(1)
+    level = (add_noise(waves, 0.5) - waves).std(1) / waves.std(1)
     assert 0.004 < level.min() < 0.01
     assert 0.4 < level.max() < 0.55
 
@@ -153,24 +132,6 @@ def test_masks_are_bands(dim):
     assert set(lost.sum(1).tolist()) == set(range(6))
     assert (lost.diff(dim=1).abs().sum(1) <= 2).all()
     assert lost.sum(0).min() > 0
-
-
-def test_a_warped_map_is_moved_and_stretched():
-    """A map that is linear in band and time shows where it was read: one affine function of both."""
-    bands, times = torch.meshgrid(torch.arange(24.0), torch.arange(30.0), indexing="ij")
-    maps = torch.stack([bands, times])[:, None].repeat(100, 1, 1, 1)  # each draw is of one map
-    warped = warp_maps(maps, 0.4, 3.0)
-    moved = warped[0::2, 0, 8:16, 10:20] - bands[8:16, 10:20]
-    assert (moved.flatten(1).std(1) < 1e-4).all()
-    assert -3.001 < moved.min() < -2
-    assert 2 < moved.max() < 3.001
-    middle = warped[1::2, 0, 8, 10:20]
-    speed = middle.diff(dim=1)
-    assert (speed.std(1) < 1e-3).all()
-    assert 0.599 < speed.min() < 0.75
-    assert 1.25 < speed.max() < 1.401
-    torch.testing.assert_close(middle[:, 4:6].mean(1), torch.full((100,), 14.5))
-    assert torch.equal(warp_maps(maps, 0.0, 0.0).round(decimals=3), maps)
 
 
 def silence(seconds):
@@ -208,7 +169,7 @@ def test_aligned_recordings_do_not_depend_on_place_speed_level_and_microphone():
     torch.testing.assert_close(level_maps(tilted)[:, :, 5:-5], level_maps(maps)[:, :, 5:-5], atol=0.3, rtol=0)
 
 
-@pytest.mark.parametrize("frames", [40, 90, 128, 300, 640])
+@pytest.mark.parametrize("frames", [40, 90, 640])
 def test_the_place_of_a_sound_does_not_matter_whatever_the_width(frames):
     """Not where a map has no whole number of samples to each frame either."""
     module = SpokenDigits(frames=frames)
@@ -217,6 +178,10 @@ def test_the_place_of_a_sound_does_not_matter_whatever_the_width(frames):
     maps = module.transform(torch.from_numpy(waves * 32767).short(), False).flatten(1)
     for other in maps[1:]:
         assert torch.nn.functional.cosine_similarity(maps[0], other, 0) > 0.97
+    whole = SpokenDigits(frames=frames, aligned=False).transform(torch.from_numpy(waves * 32767).short(), False)
+    loud = whole.mean((1, 2))  # a fifth of the map where it is, at 0.08, 0.3 and 0.64 of 0.8 seconds
+    places = loud.topk(frames // 10, 1).indices.float().mean(1) / frames
+    torch.testing.assert_close(places, torch.tensor([0.08, 0.3, 0.64]) / 0.8 + 0.06, atol=0.08, rtol=0)
 
 
 def test_an_offset_of_a_microphone_does_not_hide_where_a_sound_is(tmp_path):
@@ -227,22 +192,6 @@ def test_an_offset_of_a_microphone_does_not_hide_where_a_sound_is(tmp_path):
     plain, shifted = read_waves([tmp_path / "a.wav", tmp_path / "b.wav"], 8000, 6400)
     assert module.span(plain) == pytest.approx(module.span(shifted), abs=0.01)
     assert module.span(shifted) == pytest.approx((0.185, 0.515), abs=0.02)
-
-
-@pytest.mark.parametrize("rate", [0, 1, 999, 768_001, 2**31 - 1])
-def test_a_sampling_rate_of_nothing_that_sounds_is_refused(rate, tmp_path):
-    wavfile.write(tmp_path / "x.wav", 8000, np.zeros(800, np.int16))
-    content = bytearray((tmp_path / "x.wav").read_bytes())
-    content[24:32] = rate.to_bytes(4, "little") + (2 * rate).to_bytes(4, "little")
-    (tmp_path / "x.wav").write_bytes(content)
-    with pytest.raises(ConfigurationError, match=rf"cannot read .*x.wav': its sampling rate is {rate} Hz"):
-        read_wav(tmp_path / "x.wav")
-
-
-def test_samples_beyond_any_width_are_refused(tmp_path):
-    wavfile.write(tmp_path / "x.wav", 8000, np.array([0.0, 1e300]))
-    with pytest.raises(ConfigurationError, match="has samples that are not finite numbers, or beyond 32 bits"):
-        read_wav(tmp_path / "x.wav")
 
 
 def test_aligned_maps_are_read_where_they_should_be():
@@ -278,21 +227,6 @@ def test_colour_is_the_same_at_all_times_and_of_its_level():
     torch.testing.assert_close(added[:, 0, 1::2, 0], (knots[:, 1:] + knots[:, :-1]) / 2)
 
 
-def test_parts_are_the_map_and_do_not_know_what_comes_after(digits):
-    whole, parts = (SpokenDigits(root=str(digits), time_steps=steps, aligned=False) for steps in (1, 4))
-    assert not SpokenDigits(root=str(digits), time_steps=4).aligned
-    assert (whole.image_size, parts.image_size) == ((32, 40), (32, 10))
-    waves = torch.randint(-20000, 20000, (3, 6400), dtype=torch.int16)
-    cut = parts.transform(waves, False)
-    assert cut.shape == (3, 4, 1, 32, 10)
-    torch.testing.assert_close(torch.cat(list(cut.unbind(1)), 3), whole.transform(waves, False))  # it is never silent
-    later = waves.clone()
-    later[:, 3 * 1600 + 128 :] = 0
-    later[:, 5000:] = 32767
-    assert torch.equal(parts.transform(later, False)[:, :3], cut[:, :3])
-    assert not torch.equal(parts.transform(later, False)[:, 3], cut[:, 3])
-
-
 def test_own_split_holds_out_the_first_five_indices(digits):
     module = SpokenDigits(root=str(digits), val_fraction=0.25)
     test, train = (module.list_part(part)[0] for part in ("test", "train"))
@@ -320,20 +254,10 @@ def test_speakers_are_held_out(digits):
         ({"splits": "speakers", "val_speaker": "theo"}, "val_speaker must not be one of test_speakers, and 'theo' is"),
         ({"mels": 200}, "mels must be smaller, not 200"),
         ({"frames": 7000}, "frames must be at most 6400"),
-        ({"seconds": 0}, "seconds must be a number above 0"),
-        ({"shift": 0.8}, r"shift must be in \[0, 0.8\)"),
+        ({"seconds": 0}, "seconds must be from 0 to 60, not 0"),
         ({"noise": 2}, r"noise must be a number in \[0, 1\], not 2"),
-        ({"time_mask": 40}, "time_mask must be smaller than 40"),
+        ({"time_mask": 40}, "time_mask must be from 0 to 39, not 40"),
         ({"stretch": 1}, r"stretch must be a number in \[0, 1\), not 1"),
-        ({"transpose": 32}, r"transpose must be in \[0, 32\)"),
-        ({"colour": -1}, r"colour must be a number of decibels in \[0, 80\), not -1"),
-        (
-            {"time_steps": 4, "aligned": True},
-            "aligned must be .* true only with time_steps 1, not True with time_steps 4",
-        ),
-        ({"aligned": "yes"}, "aligned must be true, false or left out, .* not 'yes'"),
-        ({"time_steps": 3}, "frames must be a multiple of time_steps, 3, not 40"),
-        ({"time_steps": 4, "frames": 80}, "frames must be at most 50 with several time steps, not 80"),
         ({"root": 3}, "root must be the path of a folder, not 3"),
     ],
 )
@@ -355,7 +279,7 @@ def test_bad_folders_are_named_before_any_work(digits):
     (digits / "none").mkdir()
     with pytest.raises(ConfigurationError, match=r"none' must be a .wav file or a folder with some"):
         SpokenDigits(root=str(digits / "none")).check("fit")
-    with pytest.raises(ConfigurationError, match="unknown speaker 'dy': those in .* are ada, bo, cy, di; did you mean"):
+    with pytest.raises(ConfigurationError, match="unknown speaker 'dy': those in .* are ada, bo, cy, di"):
         SpokenDigits(root=str(digits), splits="speakers", test_speakers=("dy",)).check("test")
     with pytest.raises(ConfigurationError, match="folder is not given"):
         SpokenDigits().check("predict")
@@ -373,7 +297,7 @@ def make_trainer(**arguments):
 
 def test_a_spiking_network_trains_and_predicts_files(digits):
     module = SpokenDigits(root=str(digits), folder=str(digits / "recordings" / "3_bo_4.wav"), batch_size=50)
-    task = SpikingClassifier("msnn_resnet12_tiny", num_classes=10, in_chans=1)
+    task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, {"depths": (1, 1), "widths": (8, 8)})
     trainer = make_trainer(max_epochs=1)
     trainer.fit(task, datamodule=module)
     assert trainer.test(task, datamodule=module, verbose=False)[0]["test/loss"] > 0
@@ -383,23 +307,11 @@ def test_a_spiking_network_trains_and_predicts_files(digits):
     assert found["logits"].shape == (1, 10)
 
 
-def test_training_is_repeated_exactly(digits):
-    losses = []
-    for _ in range(2):
-        torch.manual_seed(1)
-        module = SpokenDigits(root=str(digits), batch_size=30)
-        task = SpikingClassifier("msnn_resnet12_tiny", num_classes=10, in_chans=1)
-        trainer = make_trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=0)
-        trainer.fit(task, datamodule=module)
-        losses.append(trainer.callback_metrics["train/loss"])
-    assert losses[0] == losses[1]
-
-
 @pytest.fixture
 def commands(tmp_path):
     for number, word in enumerate(SpeechCommands.classes):
         for index in range(4):
-            write(tmp_path / word / f"{index}_nohash_0.wav", tone(200 + 20 * number, 16000), 16000)
+            write(tmp_path / word / f"{index}_nohash_0.wav", tone(200 + 20 * number, 16000, 0.1), 16000)
     write(tmp_path / "_background_noise_" / "hum.wav", tone(50, 16000), 16000)
     (tmp_path / "testing_list.txt").write_text("".join(f"{w}/0_nohash_0.wav\n" for w in SpeechCommands.classes))
     (tmp_path / "validation_list.txt").write_text("cat/1_nohash_0.wav\nzero/3_nohash_0.wav\n")

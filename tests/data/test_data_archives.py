@@ -1,16 +1,14 @@
 """Archives that are made to do harm, and those that are not."""
 
-import gzip
 import io
 import os
-import struct
 import tarfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from lightning_msnn.data import archives
 from lightning_msnn.data.archives import extract
 
 
@@ -40,72 +38,39 @@ def test_links_past_the_limit_of_a_path(tmp_path: Path) -> None:
     assert not list((tmp_path / "canaries").iterdir())
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_links_inside_the_folder_too(tmp_path: Path, kind: bytes) -> None:
-    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
-        add(tar, "file", content=b"x")
-        add(tar, "link", kind, "file")
-    with pytest.raises(tarfile.TarError, match="'link' is neither a file nor a folder"):
-        extract(tmp_path / "x.tar.gz", tmp_path / "place")
-    assert not (tmp_path / "place").exists(), "what comes before it is not written either"
+@pytest.mark.parametrize("name", ["/outside", "../outside", "folder/../../outside"])
+@pytest.mark.parametrize("suffix", ["tar.gz", "zip"])
+def test_nothing_is_written_outside_the_folder(tmp_path: Path, name: str, suffix: str) -> None:
+    path, place = tmp_path / f"x.{suffix}", tmp_path / "a" / "place"
+    if suffix == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, "x")
+        extract(path, place)  # without the part of the name that leads out
+    else:
+        with tarfile.open(path, "w:gz") as tar:
+            add(tar, name, content=b"x")
+        with nullcontext() if name == "/outside" else pytest.raises(tarfile.TarError):
+            extract(path, place)
+    assert all(place in file.parents for file in tmp_path.rglob("*outside"))
+    assert not Path("/outside").exists()
 
 
-@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
-def test_a_header_as_long_as_it_likes(tmp_path: Path, kind: bytes) -> None:
-    """17 MB of zeros are packed to 17 kB, less than an archive may grow; tarfile would hold them all at once."""
-    header = tarfile.TarInfo("x")
-    header.type, header.size = kind, 17 * 2**20
-    path = tmp_path / "x.tar.gz"
-    path.write_bytes(gzip.compress(header.tobuf() + bytes(header.size)))
-    with pytest.raises(ValueError, match="one of its headers has 17825792 bytes"):
+@pytest.mark.parametrize("suffix", ["tar.xz", "zip"])
+def test_an_archive_that_grows(tmp_path: Path, suffix: str) -> None:
+    path, content = tmp_path / f"x.{suffix}", bytes(21 * 2**20)
+    if suffix == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("x", content)
+    else:
+        with tarfile.open(path, "w:xz") as tar:
+            add(tar, "x", content=content)
+    with pytest.raises(ValueError, match="unpacks to more than 20971520 bytes, 20 times its size"):
         extract(path, tmp_path / "place")
     assert not (tmp_path / "place").exists()
 
 
-@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip"])
-def test_too_many_members(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 20)
-    path = tmp_path / f"x.{suffix}"
-
-    def write(number: int) -> None:
-        if suffix == "zip":
-            with zipfile.ZipFile(path, "w") as archive:
-                for index in range(number):
-                    archive.writestr(str(index), "")
-        else:
-            with tarfile.open(path, "w:gz" if suffix == "tar.gz" else "w") as tar:
-                for index in range(number):
-                    add(tar, str(index))
-
-    write(21)
-    with pytest.raises(ValueError, match="more than 20 members"):
-        extract(path, tmp_path / "place")
-    assert not (tmp_path / "place").exists()
-    write(20)
-    extract(path, tmp_path / "place")
-    assert len(list((tmp_path / "place").iterdir())) == 20
-
-
-def test_a_size_that_is_not_true(tmp_path: Path) -> None:
-    """The archive ends long before the member does; a sparse one would take no room in it."""
-    member = tarfile.TarInfo("x")
-    member.size = 2**40
-    (tmp_path / "x.tar").write_bytes(member.tobuf() + bytes(1024))
-    with pytest.raises(ValueError, match="unpacks to more than"):
-        extract(tmp_path / "x.tar", tmp_path / "place")
-    sparse = bytearray(tarfile.TarInfo("x").tobuf())
-    sparse[156:157] = tarfile.GNUTYPE_SPARSE
-    sparse[483:495] = struct.pack(">12s", b"%011o" % 2**32)
-    sparse[148:156] = b" " * 8
-    sparse[148:156] = b"%06o\0 " % sum(sparse)
-    (tmp_path / "x.tar").write_bytes(bytes(sparse) + bytes(1024))
-    with pytest.raises(ValueError, match="unpacks to more than"):
-        extract(tmp_path / "x.tar", tmp_path / "place")
-    assert not (tmp_path / "place").exists()
-
-
-@pytest.mark.parametrize("mode", ["", "gz", "bz2", "xz"])
-def test_every_packing(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize("mode", ["", "gz"])
+def test_archives_are_unpacked(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "x"
     with tarfile.open(path, f"w:{mode}") as tar:
         add(tar, "folder", tarfile.DIRTYPE)
@@ -113,7 +78,3 @@ def test_every_packing(tmp_path: Path, mode: str) -> None:
     extract(path, tmp_path / "place")
     (file,) = (tmp_path / "place" / "folder").iterdir()
     assert file.read_bytes() == b"content" * 100_000
-    if mode:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises((tarfile.TarError, OSError)):
-            extract(path, tmp_path / "other")

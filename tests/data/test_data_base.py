@@ -1,5 +1,3 @@
-import os
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -7,35 +5,24 @@ import numpy as np
 import pytest
 import torch
 from image_files import MakeTree, write_image
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 
-from lightning_msnn import data
-from lightning_msnn.cli.given import arguments_of
-from lightning_msnn.cli.known import OF_THE_MACHINE
-from lightning_msnn.data import CIFAR10, CIFAR100, Digits, ImageDataModule, ImageFolder, TinyImageNet200
-from lightning_msnn.data import reading as reading_file
-from lightning_msnn.data.base import CHOSEN, PREPROCESSING, arguments_of_checkpoint, stratified_split
+from lightning_msnn.data import (
+    CIFAR10,
+    CIFAR100,
+    ArrayDataModule,
+    Digits,
+    ImageDataModule,
+    ImageFolder,
+    TinyImageNet200,
+)
 from lightning_msnn.data.datasets import Loader
+from lightning_msnn.data.parts import stratified_split
 from lightning_msnn.data.reading import IMAGE_SUFFIXES, decode_files, read_image
 from lightning_msnn.errors import ConfigurationError
 
 CLASSES = ["ant", "bee", "cat"]
 MODULES = [CIFAR10, CIFAR100, Digits, ImageFolder, TinyImageNet200]
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that were decoded, in any order."""
-    files: list[str] = []
-    original = reading_file.read_image
-
-    def counting(path: str, *args: Any) -> Any:
-        files.append(path)
-        return original(path, *args)
-
-    monkeypatch.setattr(reading_file, "read_image", counting)
-    return files
 
 
 def ready(module: ImageDataModule) -> ImageDataModule:
@@ -54,7 +41,7 @@ def stop_workers(loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("counts", [[10, 10, 10], [500, 3, 41, 2], [7], [5] * 40])
-@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.29, 0.5, 0.97])
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.29, 0.97])
 def test_split_is_complete_disjoint_and_stratified(counts: list[int], fraction: float) -> None:
     shuffle = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(9))
     targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[shuffle]
@@ -99,7 +86,6 @@ def test_split_depends_on_the_seed_alone() -> None:
 # Arguments
 
 
-@pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -110,6 +96,8 @@ def test_split_depends_on_the_seed_alone() -> None:
         ("val_fraction", -0.1),
         ("seed", -1),
         ("num_workers", -2),
+        ("min_batches", 0),
+        ("min_batches", 10**20),
         ("crop_padding", 1000),
         ("flip", 2),
         ("policy", "mixup"),
@@ -117,14 +105,13 @@ def test_split_depends_on_the_seed_alone() -> None:
         ("policy_groups", 0),
         ("train_sizes", {0: 0}),
         ("train_sizes", {-1: 16}),
-        ("train_sizes", {0: "small"}),
         ("root", 3),
         ("folder", ""),
     ],
 )
-def test_wrong_arguments_are_named(kind: type[ImageDataModule], name: str, value: Any) -> None:
+def test_wrong_arguments_are_named(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        kind(**{name: value})
+        ImageFolder(**{name: value})
     message = str(caught.value)
     assert name.replace("policy", "augmentation policy") in message or name in message
     named = [part for item in value.items() for part in item] if isinstance(value, dict) else [value]
@@ -132,15 +119,10 @@ def test_wrong_arguments_are_named(kind: type[ImageDataModule], name: str, value
     assert "\n" not in message
 
 
-def test_download_of_what_has_none_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="ImageFolder has no download"):
-        ImageFolder(root="x", download=True)
-
-
 @pytest.mark.parametrize("kind", MODULES)
 def test_hyperparameters_are_plain_and_complete(kind: type[ImageDataModule], tmp_path: Path) -> None:
     module = kind(root=tmp_path, batch_size=7)  # type: ignore[arg-type]
-    assert all(isinstance(value, str | int | float | bool | None | list) for value in module.hparams.values())
+    assert all(isinstance(value, str | int | float | bool | None) for value in module.hparams.values())
     assert module.hparams["root"] == str(tmp_path)
     assert {"batch_size", "flip", "policy", "seed", "crop_padding", "val_fraction"} <= set(module.hparams)
     again = kind(**module.hparams)
@@ -180,25 +162,11 @@ def test_empty_class_folder_is_named(make_tree: MakeTree) -> None:
     module.check("test")
 
 
-def test_no_class_folders(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    with pytest.raises(ConfigurationError, match="has no class folders"):
-        ImageFolder(root=str(tmp_path)).check("fit")
-
-
-@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
-def test_classes_of_train_and_test_must_agree(make_tree: MakeTree, stage: str) -> None:
+def test_classes_of_train_and_test_must_agree(make_tree: MakeTree) -> None:
     root = make_tree(CLASSES)
     (root / "test" / "cat").rename(root / "test" / "dog")
-    with pytest.raises(ConfigurationError, match=r"same class folders.*'cat', 'dog'"):
-        ImageFolder(root=str(root)).check(stage)
-
-
-def test_cache_folder_that_is_a_file(make_tree: MakeTree, tmp_path: Path) -> None:
-    place = tmp_path / "file"
-    place.write_text("")
-    with pytest.raises(ConfigurationError, match=r"cache_dir '.*file' is a file"):
-        ImageFolder(root=str(make_tree(CLASSES)), cache_dir=str(place)).check("fit")
+    with pytest.raises(ConfigurationError, match=r"lacks 'cat' and has 'dog', but its class folders must be exactly"):
+        ImageFolder(str(root)).check("test")
 
 
 def damage_truncated(path: Path) -> None:
@@ -213,38 +181,22 @@ def damage_text(path: Path) -> None:
     path.write_text("not an image")
 
 
-def damage_bomb(path: Path) -> None:
-    # A valid file of a single colour: 10,000 x 10,000 pixels, beyond PIL's limit but below its own error.
-    Image.new("L", (10_000, 10_000)).save(path)
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("damage", [damage_truncated, damage_empty, damage_text, damage_bomb])
+@pytest.mark.parametrize("damage", [damage_truncated, damage_empty, damage_text])
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_bad_image_is_named_and_nothing_written(
-    make_tree: MakeTree, private_cache: Path, damage: Any, in_memory: bool
-) -> None:
+def test_bad_image_is_named(make_tree: MakeTree, damage: Any, in_memory: bool) -> None:
     root = make_tree(CLASSES)
     damage(root / "train" / "cat" / "2.png")
-    module = ImageFolder(root=str(root), image_size=16, in_memory=in_memory, val_fraction=0.0)
-
-    def work() -> None:
-        ready(module)
-        list(module.train_dataloader())
-
+    module = ImageFolder(str(root), image_size=16, in_memory=in_memory, val_fraction=0.0)
     with pytest.raises(ConfigurationError, match=r"cannot read the image '.*train/cat/2.png'") as caught:
-        work()
+        list(ready(module).train_dataloader())
     assert "\n" not in str(caught.value)
-    assert not private_cache.exists()
 
 
-def test_header_beyond_twice_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image(tmp_path / "x.png", 0)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32 // 3)
     with pytest.raises(ConfigurationError, match=r"x.png'.*exceeds limit"):
         read_image(str(tmp_path / "x.png"), 8, 3)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert read_image(str(tmp_path / "x.png"), 8, 3).shape == (3, 8, 8)
 
 
 # Decoding
@@ -290,11 +242,6 @@ def test_modes(tmp_path: Path) -> None:
     assert read(Image.new("RGBA", (4, 4), (1, 2, 3, 0)), 3) == [1, 2, 3]
     assert read(Image.new("1", (4, 4), 1), 3) == [255, 255, 255]
     assert read(Image.fromarray(np.full((4, 4), 0x7FFF, dtype=np.uint16)), 3) == [127] * 3
-    palette = Image.new("RGB", (4, 4), (9, 8, 7)).quantize(4)
-    palette.info["transparency"] = bytes([0, 255, 255, 255])
-    assert read(palette, 3) == [9, 8, 7]
-    with pytest.raises(ConfigurationError, match="pixel mode 'F'"):
-        read(Image.new("F", (4, 4)), 3, "tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -320,142 +267,31 @@ def test_broken_exif_is_no_reason_to_refuse_an_image(tmp_path: Path) -> None:
     assert read_image(str(tmp_path / "x.png"), 4, 3)[:, 0, 0].tolist() == [1, 2, 3]
 
 
-TRAINING_ALONE = {
-    *("shift", "noise", "stretch", "transpose", "colour", "time_mask", "frequency_mask", "scale", "warp", "crop"),
-    *("min_batches", "in_memory", "dataset_kwargs"),
-}
-"""Arguments of data that change nothing of a network's inputs but in training, or are the user's own."""
+class Odd(ArrayDataModule):
+    """A data set whose base takes more than it does."""
+
+    def __init__(self, level: float, where: str = "here") -> None:
+        super().__init__(batch_size=3)
 
 
-@pytest.mark.parametrize("name", data.__all__)
-def test_what_an_input_is_made_by_is_known_to_its_checkpoint(name: str) -> None:
-    kind = getattr(data, name)
-    if isinstance(kind, type) and issubclass(kind, LightningDataModule):
-        assert arguments_of(kind).keys() <= {*PREPROCESSING, *CHOSEN, *OF_THE_MACHINE, *TRAINING_ALONE}
-
-
-def test_a_checkpoint_chooses_preprocessing_alone() -> None:
-    everything = ImageFolder(root="/r", folder="/f", cache_dir="/c", num_workers=3, image_size=48, policy="randaugment")
-    taken = arguments_of_checkpoint(dict(everything.hparams))
-    assert (taken["image_size"], taken["policy"], taken["val_fraction"]) == (48, "randaugment", 0.1)
-    assert not taken.keys() & {"root", "folder", "cache_dir", "num_workers", "download", "pin_memory", "in_memory"}
-    assert "invented" not in arguments_of_checkpoint({**everything.hparams, "invented": 1})
+def test_a_checkpoint_chooses_how_inputs_are_made_and_no_files() -> None:
+    everything = ImageFolder("/r", folder="/f", num_workers=3, image_size=48, policy="randaugment", train_sizes={2: 32})
+    taken = ImageFolder.arguments_from(dict(everything.hparams))
+    assert (taken["image_size"], taken["policy"], taken["train_sizes"]) == (48, "randaugment", {2: 32})
+    assert not taken.keys() & {"root", "folder", "num_workers", "download", "pin_memory", "in_memory"}
+    gone = {"time_steps": 1, "cache_dir": "/c", "self": 1, "kwargs": {"root": "x"}}
+    assert ImageFolder.arguments_from({**everything.hparams, **gone}) == taken
     for kind in MODULES:
-        assert not kind(**arguments_of_checkpoint(dict(kind().hparams))).train_sizes
+        assert kind(**kind.arguments_from(dict(kind().hparams))).hparams == kind().hparams
     for nothing in (None, [], "x"):
-        assert arguments_of_checkpoint(nothing) == {}
-    with pytest.raises(ConfigurationError, match="image_size of a checkpoint must be at most 4096, not 5000"):
-        arguments_of_checkpoint({"image_size": 5000})
-
-
-# The cache
-
-
-def test_cache_is_made_once_and_used(make_tree: MakeTree, private_cache: Path, decoded: list[str]) -> None:
-    root = make_tree(CLASSES)
-    first = ready(ImageFolder(root=str(root), image_size=16))
-    files = sorted(private_cache.iterdir())
-    assert [file.name.rsplit("-", 1)[0] for file in files] == ["imagefolder-test-16", "imagefolder-train-16"]
-    assert len(decoded) == 3 * (4 + 2)
-    decoded.clear()
-    second = ready(ImageFolder(root=str(root), image_size=16, seed=5, batch_size=2))
-    assert not decoded
-    assert sorted(private_cache.iterdir()) == files
-    for part in ("train", "test"):
-        assert torch.equal(first._dataset(part).images, second._dataset(part).images)  # type: ignore[union-attr,arg-type]
-    ready(ImageFolder(root=str(root), image_size=8))
-    assert len(decoded) == 18
-
-
-def change_pixels(root: Path) -> None:
-    write_image(root / "train" / "ant" / "0.png", 999)
-
-
-def change_time(root: Path) -> None:
-    os.utime(root / "train" / "ant" / "0.png", ns=(1, 1))
-
-
-def change_name(root: Path) -> None:
-    (root / "train" / "ant" / "0.png").rename(root / "train" / "ant" / "00.png")
-
-
-def change_number(root: Path) -> None:
-    (root / "train" / "ant" / "3.png").unlink()
-
-
-def change_class(root: Path) -> None:
-    (root / "train" / "ant" / "3.png").rename(root / "train" / "bee" / "9.png")
-
-
-@pytest.mark.parametrize("change", [change_pixels, change_time, change_name, change_number, change_class])
-def test_cache_follows_the_files(make_tree: MakeTree, decoded: list[str], change: Any) -> None:
-    root = make_tree(CLASSES)
-    ready(ImageFolder(root=str(root), image_size=16))
-    change(root)
-    decoded.clear()
-    module = ready(ImageFolder(root=str(root), image_size=16))
-    assert len(decoded) == (11 if change is change_number else 12)
-    dataset = module._dataset("train")
-    pixels = decode_files(sorted(map(str, (root / "train").glob("*/*.png"))), 16, 3)
-    assert torch.equal(dataset.images, pixels)  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage", None, {"images": torch.zeros(2), "targets": torch.zeros(2)}])
-def test_corrupt_cache_is_made_again(make_tree: MakeTree, private_cache: Path, content: Any) -> None:
-    root = make_tree(CLASSES)
-    ready(ImageFolder(root=str(root), image_size=16))
-    (path,) = private_cache.glob("*train*")
-    whole = path.read_bytes()
-    if isinstance(content, dict):
-        torch.save(content, path)
-    else:
-        path.write_bytes(whole[:-500] if content is None else content)
-    module = ImageFolder(root=str(root), image_size=16)
-    with pytest.warns(UserWarning, match=r"cache file '.*train.*' cannot be used") as caught:
-        ready(module)
-    assert len([warning for warning in caught if "cache file" in str(warning.message)]) == 1
-    assert len(path.read_bytes()) == len(whole)
-    assert len(module._datasets["train"]) + len(module._datasets["val"]) == 12
-
-
-def test_cache_with_code_is_not_run(make_tree: MakeTree, private_cache: Path, tmp_path: Path) -> None:
-    root = make_tree(CLASSES)
-    ready(ImageFolder(root=str(root), image_size=16))
-    (path,) = private_cache.glob("*train*")
-
-    class Evil:
-        def __reduce__(self) -> Any:
-            return (os.mkdir, (str(tmp_path / "was-here"),))
-
-    torch.save({"images": Evil(), "targets": Evil()}, path)
-    with pytest.warns(UserWarning, match="cannot be used"):
-        ready(ImageFolder(root=str(root), image_size=16))
-    assert not (tmp_path / "was-here").exists()
-
-
-def test_cache_folder_that_cannot_be_written(make_tree: MakeTree, private_cache: Path, decoded: list[str]) -> None:
-    root = make_tree(CLASSES)
-    place = private_cache.parent / "file" / "cache"  # below a file, so that even root cannot make it
-    (private_cache.parent / "file").write_text("")
-    module = ImageFolder(root=str(root), image_size=16, cache_dir=str(place))
-    with pytest.warns(UserWarning, match=r"cache folder '.*' cannot be written") as caught:
-        ready(module)
-    assert len([warning for warning in caught if "cache folder" in str(warning.message)]) == 1
-    assert len(decoded) == 18  # setup did not decode again what prepare_data had decoded
-    assert len(next(iter(module.test_dataloader()))[0]) == 6
-
-
-def test_full_disk_leaves_nothing(make_tree: MakeTree, private_cache: Path, decoded: list[str]) -> None:
-    module = ImageFolder(root=str(make_tree(CLASSES)), image_size=64)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
-    try:
-        with pytest.warns(UserWarning, match=r"cannot be written \(File too large\)"):
-            ready(module)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(private_cache.iterdir())
-    assert len(decoded) == 18, "once each: the images stay in memory"
+        assert Digits.arguments_from(nothing) == {}
+    assert Odd.arguments_from(Odd(0.5).hparams) == {"level": 0.5, "where": "here"}
+    for path in ("../x.csv", "os.path", ["a/b"], {"x": "a b"}):
+        with pytest.raises(ConfigurationError, match="data.where must be given: it was .* in training, which a file"):
+            Odd.arguments_from({"where": path})
+        assert Odd.arguments_from({"where": path}, ("where",)) == Odd.arguments_from({"where": path}, None) == {}
+    with pytest.raises(ConfigurationError, match="must be at most 4096, not 5000"):
+        Digits(**Digits.arguments_from({"image_size": 5000}))
 
 
 # Loaders
@@ -484,7 +320,6 @@ def test_test_images_are_never_trained_or_validated_on(make_tree: MakeTree) -> N
 def test_batches(make_tree: MakeTree) -> None:
     module = ready(ImageFolder(root=str(make_tree(CLASSES)), image_size=16, batch_size=5, val_fraction=0.0))
     assert module.val_dataloader() == []
-    torch.manual_seed(0)
     batches = list(module.train_dataloader())
     assert [len(images) for images, _ in batches] == [5, 5]
     for images, targets in batches:
@@ -552,8 +387,7 @@ def test_predict_needs_no_root(tmp_path: Path) -> None:
         write_image(tmp_path / "in" / name, index, (50, 40))
     (tmp_path / "in" / "notes.txt").write_text("")
     module = CIFAR100(folder=str(tmp_path / "in"), batch_size=2)
-    module.check("predict")
-    ready(module)
+    module.setup("predict")
     (first, names), (last, name) = module.predict_dataloader()
     assert (first.dtype, first.shape, last.shape) == (torch.uint8, (2, 3, 32, 32), (1, 3, 32, 32))
     assert [*names, *name] == [str(tmp_path / "in" / file) for file in ("a.JPG", "b.png", "deep/er/c.webp")]
@@ -565,7 +399,7 @@ def test_predict_needs_no_root(tmp_path: Path) -> None:
 def test_predict_folder_is_checked(tmp_path: Path) -> None:
     for folder, message in (
         (None, "folder is not given"),
-        (str(tmp_path / "no"), "No such file"),
+        (str(tmp_path / "no"), "there is no folder"),
         (str(tmp_path), "holds no image"),
     ):
         with pytest.raises(ConfigurationError, match=message):
