@@ -62,7 +62,7 @@ def images(change: Callable[[Path], Any], *args: str) -> Callable[[Path], list[s
         return [
             *("fit", *QUICK, "--data", "lightning_msnn.data.ImageFolder", "--data.root", str(root)),
             *("--data.image_size", "8", "--model.in_chans", "3", "--model.num_classes", "2"),
-            *("--data.cache_dir", str(folder / "cache"), *args),
+            *args,
         ]
 
     return make

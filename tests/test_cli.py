@@ -343,7 +343,7 @@ def folder(tmp_path):
 
 def folder_args(root):
     return ["--data", "lightning_msnn.data.ImageFolder", "--data.root", str(root), "--data.image_size", "8",
-            "--model.in_chans", "3", "--data.cache_dir", str(root.parent / "cache")]  # fmt: skip
+            "--model.in_chans", "3"]  # fmt: skip
 
 
 BAD = {

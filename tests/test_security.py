@@ -1,11 +1,9 @@
 """Files made to do harm: each is refused, and a canary proves that nothing of theirs ran."""
 
-import io
 import json
 import pickle
 import socket
 import sys
-import tarfile
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -18,7 +16,6 @@ import torch
 from lightning_msnn import zoo
 from lightning_msnn.callbacks import BestCheckpoint
 from lightning_msnn.cli import main
-from lightning_msnn.data.archives import Archive, download_and_extract_archive, extract
 from lightning_msnn.entries import CONFIG_FILE
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.report import main as report
@@ -97,74 +94,6 @@ def test_yaml_with_python_tags(canary: Path, tag: str, key: str, capsys: pytest.
     assert stop.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
     assert not canary.exists()
-
-
-def tar_with(path: Path, **member: Any) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        info = tarfile.TarInfo()
-        for name, value in member.items():
-            setattr(info, name, value)
-        archive.addfile(info, io.BytesIO(bytes(info.size)))
-    return path
-
-
-@pytest.mark.parametrize(
-    "member",
-    [
-        {"name": "../canary"},
-        {"name": "inside/../../canary"},
-        {"name": "link", "type": tarfile.SYMTYPE, "linkname": "../canary"},
-        {"name": "link", "type": tarfile.LNKTYPE, "linkname": "../canary"},
-        {"name": "device", "type": tarfile.CHRTYPE},
-        {"name": "pipe", "type": tarfile.FIFOTYPE},
-    ],
-)
-def test_tar_that_leaves_its_folder(canary: Path, member: dict[str, Any]) -> None:
-    place = canary.with_name("place")
-    place.mkdir()
-    with pytest.raises(tarfile.TarError):
-        extract(tar_with(canary.with_name("x.tar.gz"), **member), place)
-    assert not canary.exists()
-    assert not list(place.iterdir())
-
-
-def test_absolute_tar_stays_inside(canary: Path) -> None:
-    place = canary.with_name("place")
-    extract(tar_with(canary.with_name("x.tar.gz"), name=str(canary)), place)
-    assert not canary.exists()
-    assert (place / str(canary)[1:]).is_file()
-
-
-@pytest.mark.parametrize("name", ["../canary", "a/../../canary", "/canary", "..\\canary"])
-def test_zip_that_leaves_its_folder(canary: Path, name: str) -> None:
-    path, place = canary.with_name("x.zip"), canary.with_name("place")
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("first", "")
-        archive.writestr(name, "x")
-    with pytest.raises(ValueError, match="lies outside of its folder"):
-        extract(path, place)
-    assert not canary.exists()
-    assert not place.exists()
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_archive_that_unpacks_without_end(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "x"
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("zeros", bytes(2**25))
-    else:
-        tar_with(path, name="zeros", size=2**25)
-    with pytest.raises(ValueError, match="unpacks to more than"):
-        extract(path, tmp_path / "place")
-    assert not (tmp_path / "place").exists()
-
-
-@pytest.mark.parametrize("url", ["http://example.org/x.zip", "ftp://example.org/x.zip", "file:///etc/passwd", "x.zip"])
-def test_downloads_are_over_https(tmp_path: Path, url: str) -> None:
-    with pytest.raises(ValueError, match="is not an https address"):
-        download_and_extract_archive(Archive(url, "0" * 32, "x"), tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoint_with_overlapping_members(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lightning_msnn.errors import ConfigurationError, UnknownNameError
 
 __all__ = ["AT_THE_START", "OF_A_TRAINING", "OF_THE_DATA", "OF_THE_MACHINE", "Known", "plain"]
 
-OF_THE_MACHINE = {"root", "folder", "cache_dir", "download", "num_workers", "pin_memory"}
+OF_THE_MACHINE = {"root", "folder", "download", "num_workers", "pin_memory"}
 """Arguments of the data that say where it lies and how it is loaded: no checkpoint chooses them."""
 
 OF_THE_DATA = {"length"}

@@ -31,7 +31,7 @@ __all__ = ["export", "measure"]
 
 _NOT_SETTINGS = {
     *("network", "num_classes", "in_chans", "network_kwargs", "pretrained", "init_from", "teacher", "seed"),
-    *("root", "cache_dir", "folder", "download", "num_workers", "pin_memory"),
+    *("root", "folder", "download", "num_workers", "pin_memory"),
 }
 """Hyper-parameters that an entry says elsewhere, or that are of the machine."""
 

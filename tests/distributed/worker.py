@@ -41,7 +41,7 @@ def main(root: str, out: str, devices: int) -> None:
 
     ImageFolder._decode = counted  # type: ignore[method-assign]
     pl.seed_everything(5)
-    data = ImageFolder(root=root, image_size=8, batch_size=16, val_fraction=0.35, cache_dir=f"{out}/cache")
+    data = ImageFolder(root=root, image_size=8, batch_size=16, val_fraction=0.35)
     task = SpikingClassifier(
         "msnn_resnet12_tiny", num_classes=3, network_kwargs={"depths": [1, 1, 1, 1], "widths": [8] * 4}, lr=0.001
     )

@@ -90,7 +90,7 @@ def test_images_of_all_classes_whatever_the_batches(tmp_path):
     """What is counted, and what the twins are calibrated on, depends on no batch size."""
     found = []
     for size in (7, 64):
-        datamodule = Digits(batch_size=size, image_size=16, cache_dir=tmp_path)
+        datamodule = Digits(batch_size=size)
         datamodule.prepare_data()
         datamodule.setup("test")
         images = torch.cat(list(evenly(datamodule, 40, size)))

@@ -79,7 +79,7 @@ def test_checkpoint_of_a_run(tmp_path, capsys):
         accelerator="cpu", max_steps=1, limit_val_batches=0, logger=False, default_root_dir=tmp_path,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
-    trainer.fit(task, datamodule=(datamodule := Digits(cache_dir=tmp_path / "cache")))
+    trainer.fit(task, datamodule=(datamodule := Digits()))
     trainer.save_checkpoint(run / "checkpoints" / "best.ckpt")
     (run / "config.yaml").write_text("seed: <1234>\n")
     figure = Figure(figsize=(1, 1))
