@@ -71,9 +71,9 @@ class Inputs:
         """
         kind = self._data_class() if self.data.startswith(f"{data_sets.__name__}.") else ImageDataModule
         if issubclass(kind, ArrayDataModule):
-            module: Any = self.data_module()
-            if not hasattr(module, "read_one"):
+            if not hasattr(kind, "read_one"):
                 raise ConfigurationError(f"{self.name} takes neither images nor recordings: use {kind.__name__}")
+            module: Any = self.data_module()
             read: Callable[[Any], Tensor] = module.read_one
             return read
         channels, height, width = self.input_size

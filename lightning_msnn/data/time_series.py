@@ -90,7 +90,8 @@ def aeon_folder() -> Path:
     spec = find_spec("aeon")
     if spec is None or spec.origin is None:
         raise ConfigurationError(
-            "root is not given, and aeon, which ships series, is not installed: pip install 'lightning-msnn[time-series]'"
+            "root is not given, and aeon, which ships series, is not installed: "
+            "pip install 'lightning-msnn[time-series]'"
         )
     return Path(spec.origin).parent / "datasets" / "data"
 
