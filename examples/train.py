@@ -1,6 +1,6 @@
 """Train a spiking network on handwritten digits in a plain PyTorch loop, without Lightning: 40 seconds on one CPU core.
 
-    python examples/train.py
+python examples/train.py
 """
 
 import argparse
@@ -12,8 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.nn import functional as F
 
-import lightning_msnn  # registers the networks with timm
-from lightning_msnn.nn import Spike
+from lightning_msnn.nn import Spike  # the package registers its networks with timm when it is imported
 
 
 def load(size: int = 16):
@@ -41,7 +40,7 @@ class SpikeRate:
 
 
 def train_epoch(network, optimizer, schedule, images, labels, batch_size=64):
-    """One pass over the training images in random order; spikes have a surrogate gradient, so this is as for any CNN."""
+    """One pass over the training images in random order; spikes have a surrogate gradient, so it is as for any CNN."""
     network.train()
     for batch in torch.randperm(len(images)).split(batch_size):
         loss = F.cross_entropy(network(images[batch]), labels[batch])
