@@ -31,7 +31,7 @@ from benchmarks.common import ROOT, fill, markdown
 from lightning_msnn import zoo
 from lightning_msnn.energy import FACTORS, evenly, spike_rate, summarize
 from lightning_msnn.energy.report import compare
-from lightning_msnn.functional import PROJECTIONS, side, split
+from lightning_msnn.functional import PROJECTIONS, side
 from lightning_msnn.tasks import SpikingClassifier
 
 DOCS = ROOT / "docs"
@@ -87,11 +87,6 @@ def label_of(name: str) -> str:
     return family(name) + (", converted" if network == "spiking" else ", its source")
 
 
-def spiking_entries() -> list[str]:
-    """Names of the entries whose neurons fire."""
-    return [name for name in zoo.list_models() if "spike_rate" in zoo.info(name)]
-
-
 def measure(roots: dict[str, str]) -> None:
     """Count, and write ``measured.json``.
 
@@ -101,11 +96,10 @@ def measure(roots: dict[str, str]) -> None:
     found: dict[str, Any] = {"entry": ENTRY, "rates": {}}
     if MEASURED.is_file():
         found = json.loads(MEASURED.read_text(encoding="utf-8"))
-    for name in spiking_entries():
+    for name in (name for name in zoo.list_models() if "spike_rate" in zoo.info(name)):
         if name in found["rates"]:
             continue
-        config = zoo.info(name)
-        kind = data_of(name)
+        config, kind = zoo.info(name), data_of(name)
         data = zoo.test_data(config, roots.get(kind), 64)
         samples = SAMPLES[kind]
         task = SpikingClassifier(
@@ -282,28 +276,6 @@ def draw_neuron(found: dict[str, Any]) -> Figure:
     return figure
 
 
-def draw_raster(found: dict[str, Any]) -> Figure:
-    """Spikes of a layer: a row for each channel, a column for each place, in the order of visits."""
-    one = found["blocks"][0]
-    spikes = torch.cat([w[0].flatten(1) for w in split(one["spikes"][None], one["kind"])], 1).numpy()
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
-    axes = figure.subplots()
-    places = spikes.shape[1] // 4
-    for k, colour in enumerate(COLOURS):
-        rows, columns = np.nonzero(spikes[:, k * places : (k + 1) * places])
-        axes.plot(columns + k * places, rows, "|", color=colour, ms=3.4, mew=0.9)
-        axes.text((k + 0.5) * places, -1.8, f"window {k + 1}", ha="center", color=colour, weight="bold")
-    for border in range(1, 4):
-        axes.axvline(border * places - 0.5, color="black", lw=0.7)
-    axes.set_xlim(-1, 4 * places)
-    axes.set_ylim(len(spikes) - 0.5, -0.9)
-    axes.set_xlabel("place on the map, row by row within a window, in the order of visits")
-    axes.set_ylabel("channel")
-    rate = 100 * spikes.mean()
-    axes.set_title(f"Spikes of the first layer of {ENTRY} for one photograph: {rate:.0f} % of the neurons fire", pad=22)
-    return figure
-
-
 def draw_energy() -> Figure:
     """Accuracy against energy for all entries and trained twins, from their cards."""
     names = [name for name in zoo.list_models() if {"top1", "energy_joules"} <= zoo.info(name).keys()]
@@ -437,7 +409,6 @@ def draw() -> None:
         "omega_surfaces": draw_projections(),
         "pictures/membranes": draw_windows(found),
         "pictures/neuron": draw_neuron(found),
-        "pictures/raster": draw_raster(found),
         "pictures/accuracy_energy": draw_energy(),
         "pictures/spike_rates": draw_rates(measured),
         "pictures/curves": draw_curves(),

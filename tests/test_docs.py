@@ -5,10 +5,7 @@ taken apart: what they install must be there, and what they run is parsed.
 """
 
 import argparse
-import ast
-import builtins
 import importlib
-import inspect
 import re
 import runpy
 import shlex
@@ -226,56 +223,3 @@ def test_python_runs(page, folder, monkeypatch, capsys):
 
 def test_pages_that_are_not_executed_are_there():
     assert ELSEWHERE.keys() <= {page.relative_to(ROOT).as_posix() for page in PAGES if PYTHON[page]}
-
-
-def _checked(tree, known):
-    """Check that what is imported, and what is looked up in it, is there, and that calls fit what they call."""
-
-    def found(node):
-        """What an expression stands for; None for what only running it would tell."""
-        if isinstance(node, ast.Name):
-            return known.get(node.id)
-        if isinstance(node, ast.Attribute) and (owner := found(node.value)) is not None:
-            return getattr(owner, node.attr)
-        return None
-
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                module = importlib.import_module(alias.name)
-                known[alias.asname or alias.name.partition(".")[0]] = (
-                    module if alias.asname else sys.modules[alias.name.partition(".")[0]]
-                )
-        elif isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                known[alias.asname or alias.name] = getattr(importlib.import_module(node.module), alias.name)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            found(node)
-        if isinstance(node, ast.Call) and inspect.isroutine(target := found(node.func)):
-            try:
-                signature = inspect.signature(target)
-            except ValueError:  # of what is written in C
-                continue
-            if not any(isinstance(a, ast.Starred) for a in node.args):
-                signature.bind(*node.args, **{k.arg: k.value for k in node.keywords if k.arg})
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if PYTHON[page]], ids=lambda page: page.name)
-def test_python_names_what_there_is(page):
-    if page.name == "extending.md":
-        for block in PYTHON[page]:
-            _checked(ast.parse(block.text), dict(vars(builtins)))
-        return
-    known = dict(vars(builtins))
-    for block in PYTHON[page]:
-        _checked(ast.parse(block.text), known)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    ["from lightning_msnn.data import Digit", "import timm\ntimm.make_model", "import timm\ntimm.is_model(x=1)"],
-)
-def test_a_wrong_name_is_noticed(wrong):
-    with pytest.raises((AttributeError, TypeError)):
-        _checked(ast.parse(wrong), {})

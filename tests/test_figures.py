@@ -296,7 +296,7 @@ SOURCES: dict[str, Callable[[], list[Any]]] = {
 SETTINGS: dict[str, str] = {
     "README.md": r"Norse \d\.\d\.\d",
     "CHANGELOG.md": r"torch \d\.\d+|torchvision 0\.27|[Ww]ith 2\.10 and 2\.11|before 2\.10|Lemaire et al",
-    "CONTRIBUTING.md": "version 1\\.0|up to 100 MB",
+    "CONTRIBUTING.md": r"version 1\.0|up to 100 MB|five (?:minutes|seconds)|in 20 minutes",
     "SECURITY.md": "20 times its size|before 1\\.0",
     "benchmarks/README.md": r"at 1\.\d+ times the speed|with 0\.8 times|\(three times as many",
     "docs/beyond-images.md": r"CC BY-SA 4\.0|for a second of sound|half of the 95 % interval",
