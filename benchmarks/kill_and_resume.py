@@ -1,6 +1,6 @@
 """Kill trainings with SIGKILL at random moments, resume them each time, and compare with those that were left alone.
 
-    python benchmarks/kill_and_resume.py [--kills 40] [--seed 0] [--folder FOLDER] [--only NAME ...]
+    python benchmarks/kill_and_resume.py [--kills 40] [--seed 0] [--only NAME ...]
 
 Each pair of options is trained once as a whole and once with its share of the kills, a third of which each fall into a
 training step, a checkpoint's writing and a validation. After each kill every checkpoint of the run must be readable. At
@@ -151,15 +151,11 @@ def kill(process: int, folder: Path, moment: str, batches: int) -> bool:
     return False
 
 
-def finish(process: int, folder: Path) -> None:
-    """Wait for the end of a training."""
-    if os.waitpid(process, 0)[1] != 0:
+def finish(folder: Path, options: tuple[str, ...]) -> dict[str, Any]:
+    """Train to the end, and return the last checkpoint; a process killed before its first left an empty version."""
+    if os.waitpid(start(folder, options), 0)[1] != 0:
         raise RuntimeError(f"the training failed: {(folder / 'log.txt').read_text()[-3000:]}")
-
-
-def last(folder: Path) -> Path:
-    """Return the last checkpoint of a training; a process that was killed before its first left an empty version."""
-    return max((folder / "run").glob("version_*/checkpoints/last.ckpt"))
+    return read_checkpoint(max((folder / "run").glob("version_*/checkpoints/last.ckpt")))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -174,18 +170,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 def compare(folder: Path, kills: int, options: tuple[str, ...], moments: Any) -> bool:
-    """Run both trainings and return whether they end alike.
-
-    Args:
-        folder: Folder for both.
-        kills: Number of kills.
-        options: Further options of ``lightning-msnn fit``.
-        moments: Where the kills are to fall, by and by.
-    """
-    finish(start(folder / "whole", options), folder / "whole")
-    done = 0
+    """Train with and without kills, which fall into the given moments in turn; return whether both end alike."""
+    whole, killed, done = finish(folder / "whole", options), folder / "killed", 0
     while done < kills:
-        killed = folder / "killed"
         (killed / "moment").unlink(missing_ok=True)
         process, moment, batches = start(killed, options), next(moments), random.randint(1, BATCHES + 2)
         if not kill(process, killed, moment, batches):
@@ -196,10 +183,9 @@ def compare(folder: Path, kills: int, options: tuple[str, ...], moments: Any) ->
         done += 1
         steps = [read_checkpoint(file)["global_step"] for file in killed.rglob("*.ckpt")]  # raises if one is broken
         print(f"    killed in a {moment}: checkpoints of steps {sorted(steps)} can be read", flush=True)
-    finish(start(folder / "killed", options), folder / "killed")
-    a, b = read_checkpoint(last(folder / "whole")), read_checkpoint(last(folder / "killed"))
+    resumed = finish(killed, options)
     names = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "random_state", "global_step")
-    different = [name for name in names if not same(a.get(name), b.get(name))]
+    different = [name for name in names if not same(whole.get(name), resumed.get(name))]
     print(f"    {', '.join(different)} DIFFERENT" if different else "    identical", flush=True)
     return not different
 
@@ -209,7 +195,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40, help="kills of all pairs together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", choices=PAIRS, nargs="+", default=list(PAIRS), metavar="NAME")
     arguments = parser.parse_args()
     random.seed(arguments.seed)
@@ -219,8 +204,7 @@ def main() -> None:
         for index, name in enumerate(arguments.only):
             share = arguments.kills // len(arguments.only) + (index < arguments.kills % len(arguments.only))
             print(name, flush=True)
-            folder = (arguments.folder or Path(temporary)) / str(index)
-            verdicts[name] = compare(folder.resolve(), share, PAIRS[name], moments)
+            verdicts[name] = compare(Path(temporary).resolve() / str(index), share, PAIRS[name], moments)
     alike = sum(verdicts.values())
     print(f"{arguments.kills} kills, {alike} of {len(verdicts)} pairs identical, {time.monotonic() - begun:.0f} s")
     sys.exit(0 if alike == len(verdicts) else 1)

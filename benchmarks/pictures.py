@@ -38,7 +38,7 @@ DOCS = ROOT / "docs"
 MEASURED = DOCS / "measured.json"
 TRAININGS = DOCS / "trainings.jsonl"
 ENTRY = "msnn_resnet12.c100"
-"""Entry whose operations are counted beside its twins, and whose membranes are drawn."""
+"""Entry whose operations are counted beside its baselines, and whose membranes are drawn."""
 
 SAMPLES = {"Digits": 359, "CIFAR100": 256, "CIFAR10": 256, "SpokenDigits": 300}
 COLOURS = ["#3b6fb6", "#d9822b", "#3f9b5f", "#a4508b"]
@@ -83,16 +83,12 @@ def label_of(name: str) -> str:
     """What a picture calls an entry."""
     network, _, tag = name.partition(".")
     if family(name).startswith("msnn"):
-        return network.removeprefix("msnn_") + (", trained ReLU twin" if tag.endswith("_relu") else "")
+        return network.removeprefix("msnn_") + (", trained ReLU baseline" if tag.endswith("_relu") else "")
     return family(name) + (", converted" if network == "spiking" else ", its source")
 
 
 def measure(roots: dict[str, str]) -> None:
-    """Count, and write ``measured.json``.
-
-    Args:
-        roots: Folders of data sets, by the name of the class.
-    """
+    """Count, and write ``measured.json``; folders of data sets by the name of the class."""
     found: dict[str, Any] = {"entry": ENTRY, "rates": {}}
     if MEASURED.is_file():
         found = json.loads(MEASURED.read_text(encoding="utf-8"))
@@ -277,7 +273,7 @@ def draw_neuron(found: dict[str, Any]) -> Figure:
 
 
 def draw_energy() -> Figure:
-    """Accuracy against energy for all entries and trained twins, from their cards."""
+    """Accuracy against energy for all entries and trained ReLU baselines, from their cards."""
     names = [name for name in zoo.list_models() if {"top1", "energy_joules"} <= zoo.info(name).keys()]
     figure = Figure(figsize=(14.0, 4.8), layout="constrained")
     axes = figure.subplots(1, len(DATA))
@@ -308,7 +304,7 @@ def draw_energy() -> Figure:
         panel.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("test top-1 (%)")
     black: dict[str, Any] = {"color": "black", "ls": "", "ms": 8, "mew": 2}
-    kinds = {"spiking": "o", "rectifiers": "s"}
+    kinds = {"spiking": "o", "ReLU": "s"}
     handles = [Line2D([], [], marker=m, label=f"{kind}, arithmetic alone", **black) for kind, m in kinds.items()]
     handles += [Line2D([], [], marker=m, mfc="white", label="with memory traffic", **black) for m in kinds.values()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
@@ -351,11 +347,11 @@ def draw_curves() -> Figure:
         axes = places[line["data"].partition(",")[0]]
         options = line["command"].split()
         name = options[options.index("--model.network") + 1] if "--model.network" in options else "msnn_resnet12"
-        twin, epochs = bool({"recipe/twin", "--model.twin"} & set(options)), [epoch for epoch, _ in line["curve"]]
+        relu, epochs = bool({"recipe/twin", "--model.twin"} & set(options)), [epoch for epoch, _ in line["curve"]]
         means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment"}
-        label = f"{name}{', twin' if twin else ''}{''.join(said for word, said in means.items() if word in options)}"
+        label = f"{name}{', ReLU' if relu else ''}{''.join(said for word, said in means.items() if word in options)}"
         plain = name == "msnn_resnet12" and not means.keys() & set(options)
-        style = "-" if not twin else ":" if plain else "-." if "optimizer/muon" in options else "--"
+        style = "-" if not relu else ":" if plain else "-." if "optimizer/muon" in options else "--"
         axes.plot(epochs, [top1 for _, top1 in line["curve"]], style, color=FAMILIES[name], lw=2, label=label)
     for (name, axes), lowest in zip(places.items(), (50, 30), strict=True):
         axes.set_ylim(bottom=lowest)
