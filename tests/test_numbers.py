@@ -45,8 +45,10 @@ def train(folder: Path, name: str, seed: int = 0, **options: Any) -> tuple[pl.Tr
     return trainer, after, losses.values
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-mixed"])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [*((name, precision) for name in TINY for precision in ("bf16-mixed", "16-mixed")), (TINY[0], "bf16-true")],
+)
 def test_precision(tmp_path: Path, name: str, precision: Any) -> None:
     """fp16 with the gradient scaler too, which Lightning would not use on a CPU."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16) if precision == "16-mixed" else None
@@ -63,13 +65,10 @@ def test_precision(tmp_path: Path, name: str, precision: Any) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_same_seed_same_result(tmp_path: Path, name: str) -> None:
     """With ``deterministic: true``."""
-    (_, first, losses), (_, again, same), (_, other, _) = (
-        train(tmp_path, name, seed=seed, deterministic=True) for seed in (1, 1, 2)
-    )
+    (_, first, losses), (_, again, same) = (train(tmp_path, name, seed=1, deterministic=True) for _ in range(2))
     torch.use_deterministic_algorithms(False)
     assert losses == same
     assert all(torch.equal(first[key], again[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
 @pytest.mark.parametrize("name", DISTINCT)
