@@ -32,7 +32,7 @@ DISTINCT = rest_is_slow(NETWORKS, TINY)
 """The others are a tiny one, only deeper, wider or with another stride of the stem, and run the same code."""
 
 COMPILED = rest_is_slow(TINY, TINY[:1])
-"""Networks that are compiled or exported."""
+"""Networks that are compiled, exported or trained, where the other families run the same code around theirs."""
 SHALLOW = {"depths": (2, 1), "widths": (24, 24)}
 """Arguments of a network in which all is there, layers that follow each other and stages, for what writes down its
 operations one by one."""

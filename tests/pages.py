@@ -52,4 +52,5 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 def commands(text: str) -> list[str]:
     """Return the command lines of a block of shell, each on one line, without comments."""
     joined = re.sub(r" *\\\n\s*", " ", text)
+    joined = re.sub(r"'[^'\n]*\n[^']*'", lambda quoted: " ".join(quoted[0].split()), joined)
     return [line.strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]

@@ -24,7 +24,7 @@ from torch.distributed.run import get_args_parser
 from lightning_msnn.cli import MSNNCLI, main
 from lightning_msnn.export import FORMATS
 from lightning_msnn.export.__main__ import make_parser
-from tests.conftest import ROOT
+from tests.conftest import ROOT, rest_is_slow
 from tests.pages import PAGES, blocks, commands
 
 PYTHON = {page: blocks(page, "python") for page in PAGES}
@@ -199,7 +199,9 @@ def test_a_wrong_option_of_a_program_is_noticed(folder, monkeypatch, capsys):
 # Python
 
 
-@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", rest_is_slow(EXECUTED, {*EXECUTED} - {ROOT / "docs" / "fine-tune.md"}), ids=lambda page: page.name
+)
 def test_python_runs(page, folder, monkeypatch, capsys):
     """The blocks of a page, one after another in one namespace, with few batches where they train."""
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save("apple.png")
