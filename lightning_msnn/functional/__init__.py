@@ -17,7 +17,7 @@ What is added is found by its name from then on. It runs on these functions, in 
 their own alone; so does another definition under a name that is there already.
 """
 
-from lightning_msnn.functional.membrane import coupled_scan, isolated, recurrent_scan, scan, shared
+from lightning_msnn.functional.membrane import coupled_scan, recurrent_scan, scan
 from lightning_msnn.functional.projection import (
     PROJECTIONS,
     WITHOUT_THETA,
@@ -57,7 +57,6 @@ __all__ = [
     "exponential",
     "graded",
     "heaviside",
-    "isolated",
     "mean",
     "merge",
     "none",
@@ -68,7 +67,6 @@ __all__ = [
     "rectifier",
     "recurrent_scan",
     "scan",
-    "shared",
     "side",
     "sigmoid",
     "sine",

@@ -1,20 +1,17 @@
-"""Membranes: how they travel over windows, and the two forms of a layer (arXiv 2401.10843).
+"""Membranes: how they travel from window to window (arXiv 2401.10843).
 
 Synaptic currents do not depend on the other windows of their own layer, so they are computed for all windows at once,
 before the scan; what is left to do in order is element-wise. This is the reference that the kernels are tested against,
 and what a layer runs on that no kernel covers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
-__all__ = ["coupled_scan", "isolated", "recurrent_scan", "scan", "shared"]
+__all__ = ["connected", "coupled_scan", "recurrent_scan", "scan"]
 
 Omega = Callable[[Tensor, Tensor], Tensor]
-Carry = Callable[[list[Tensor]], list[Tensor]]
-Fire = Callable[[Tensor], Tensor]
 
 
 def scan(currents: list[Tensor], tau: Tensor) -> list[Tensor]:
@@ -73,36 +70,9 @@ def recurrent_scan(currents: list[Tensor], before: list[Tensor], tau: Tensor, om
     return membranes
 
 
-def shared(
-    currents: list[Tensor], carry: Carry, merge: Callable[[list[Tensor]], Tensor], fire: Fire
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """A layer with shared context: ``u = carry(I)``, ``s = H(merge(u) - V)``.
+def connected(current: Tensor, unused: Sequence[Tensor]) -> Tensor:
+    """Return a current as it is, with a gradient of 0 to tensors that play no part where a map is one window.
 
-    Args:
-        currents: Currents of the windows in order, ``I_k = cut_k(I)``, each ``(B, C, h, w)``.
-        carry: One of the scans, a function of the currents.
-        merge: Puts windows back on the map, see :func:`lightning_msnn.functional.merge`.
-        fire: Spikes of a membrane.
-
-    Returns:
-        Spikes and the merged membrane, both ``(B, C, H, W)``, and the membranes ``u_k`` of the windows.
+    Data-parallel training stops at a parameter without a gradient.
     """
-    membranes = carry(currents)
-    merged = merge(membranes)
-    return fire(merged), merged, membranes
-
-
-def isolated(currents: list[Tensor], carry: Carry, fire: Fire) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """A layer with isolated context, as published: ``u = carry(I)``, ``s_k = H(u_k - V)``.
-
-    Args:
-        currents: Currents of the windows in order, each ``(B, C, h, w)``.
-        carry: One of the scans, a function of the currents.
-        fire: Spikes of a membrane.
-
-    Returns:
-        Spikes and membranes of the windows as a batch, both ``(n B, C, h, w)``, and the membranes ``u_k`` of each.
-    """
-    membranes = carry(currents)
-    batch = torch.cat(membranes)
-    return fire(batch), batch, membranes
+    return sum((x.flatten()[:0].sum() for x in unused), current)

@@ -17,12 +17,10 @@
 #define INLINE static inline __attribute__((always_inline))
 #define PI 3.14159265358979323846f
 
-/* In the order of the tables in layer.py. */
+/* In the order of the tables in geometry.py. */
 enum { STILL, FIRST, COUPLED, RECURRENT };
-enum { SINE, MEAN, TANH, EXPONENTIAL, POLYNOMIAL, PIECEWISE_LINEAR, NONE };
-enum { TRIANGULAR, RECTANGULAR, ARCTAN, SIGMOID };
-enum { RECTIFIER, RAMP, GRADED };
-enum { BY_SHIFT, BY_SCALE, BY_TAU, BY_THETA, BY_THRESHOLD, BY_LEAK, SUMS };
+enum { SINE, NONE };
+enum { BY_SHIFT, BY_SCALE, BY_TAU, BY_THETA, BY_THRESHOLD, SUMS };
 
 /* A call. Sizes and numbers in the order in which Python writes them, then pointers; what is not there is NULL. */
 typedef struct {
@@ -36,21 +34,18 @@ typedef struct {
     int64_t rows, row_groups, row_block; /* of the current, and how they are shared out where windows play no part */
     int64_t in_overlaps, out_overlaps, padded; /* whether windows do where they are read and written; or have no pixel */
     int64_t whole;                     /* whether statistics, or the second pass back, are part of the call */
-    int64_t form, omega, surrogate, soft, fires, batch_statistics, tau_stride, level_stride, leak_stride;
-    int64_t timed;                     /* whether the layer is one time step of several: see before and after */
+    int64_t form, omega, fires, batch_statistics, tau_stride, level_stride;
     int64_t bf16, bytes;               /* whether maps are bfloat16; whether spikes are bytes */
     double eps, threshold;
     const int32_t *in_index, *out_index, *other_index; /* windows by places: the pixel of each, its end where padded */
     const float *share;                /* of each pixel of the output: one over the number of windows that cover it */
     const void *current, *residual, *other;
-    const void *before;                /* what the windows' membranes kept of the step before; nothing is cut: rows */
     const float *weight, *bias, *running_mean, *running_var; /* of the norm */
     float *norm;                       /* mean, variance, scale, shift by channel */
-    const float *tau, *theta, *level, *anneal, *leak; /* leak: the decay over time */
+    const float *tau, *theta, *level, *anneal; /* anneal: the share of the step */
     void *out, *handed_on, *merged;
-    void *after;                       /* what they keep for the next step: leak u (1 - s) */
-    const void *grad, *grad_handed, *grad_merged, *grad_after;
-    void *by_current, *by_other, *by_before;
+    const void *grad, *grad_handed, *grad_merged;
+    void *grad_current, *grad_other;
     double *moments;                   /* of statistics: row_groups by 2 by channels, zeros */
     double *sums;                      /* groups by SUMS by channels, zeros */
     float *totals;                     /* of sums: SUMS by channels, and what the second pass takes off: 2 by channels */
@@ -160,25 +155,6 @@ INLINE float cosine_of(Angle x) {
     return signed_by(x.sign, c);
 }
 
-/* exp(x) for x <= 0: powers of two, then the power series on [-ln 2 / 2, ln 2 / 2]. */
-INLINE float exponential_of(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    float n = rintf(x * 1.44269504088896341f);
-    float r = fmaf(n, -0.693147182464599609f, x);
-    r = fmaf(n, 1.90465429995776804e-9f, r);
-    float p = 1.0f / 5040.0f;
-    p = fmaf(p, r, 1.0f / 720.0f);
-    p = fmaf(p, r, 1.0f / 120.0f);
-    p = fmaf(p, r, 1.0f / 24.0f);
-    p = fmaf(p, r, 1.0f / 6.0f);
-    p = fmaf(p, r, 0.5f);
-    p = fmaf(p, r, 1.0f);
-    p = fmaf(p, r, 1.0f);
-    Bits two;
-    two.u = (uint32_t)(127 + (int32_t)(n == n ? n : 0.0f)) << 23;
-    return p * two.f;
-}
-
 typedef struct { float value, by_a, by_b, by_c; } Omega;
 
 /* What a window hands to the next, before the decay, and its derivatives by a, by b and by c = pi theta. */
@@ -194,41 +170,13 @@ INLINE Omega omega(int kind, float a, float b, float theta) {
         o.by_a = c * (slope * k);
         o.by_b = -c * (by_k * s);
         o.by_c = by_k * k - b * (by_k * s);
-    } else if (kind == MEAN) {
-        o.value = 0.5f * (a + b);
-        o.by_a = o.by_b = 0.5f;
-    } else if (kind == TANH) {
-        float x = c * (a + b), e = exponential_of(x < 0.0f ? x : -x);
-        float t = (1.0f - e) / (1.0f + e);
-        t = x < 0.0f ? -t : t;
-        o.value = 2.0f * t;
-        o.by_a = o.by_b = c * (1.0f - t * t);
-        o.by_c = (a + b) * (1.0f - t * t);
-    } else if (kind == EXPONENTIAL) {
-        float x = 0.5f * (a + b), fade = exponential_of(x < 0.0f ? c * x : -c * x);
-        o.value = (x < 0.0f ? -2.0f : 2.0f) * (1.0f - fade);
-        o.by_a = o.by_b = c * fade;
-        o.by_c = 2.0f * x * fade;
-    } else if (kind == POLYNOMIAL) {
-        float y = 0.5f * c * (a + b);
-        y = y > 1.0f ? 1.0f : y;
-        y = y < -1.0f ? -1.0f : y;
-        o.value = y * (3.0f - y * y);
-        o.by_a = o.by_b = 1.5f * c * (1.0f - y * y);
-        o.by_c = 1.5f * (a + b) * (1.0f - y * y);
-    } else if (kind == PIECEWISE_LINEAR) {
-        float z = c * (a + b), inside = z > 2.0f || z < -2.0f ? 0.0f : 1.0f;
-        o.value = z > 2.0f ? 2.0f : z;
-        o.value = o.value < -2.0f ? -2.0f : o.value;
-        o.by_a = o.by_b = inside * c;
-        o.by_c = inside * (a + b);
     }
     return o;
 }
 
 /* The value alone. */
 INLINE float value_of(int kind, float a, float b, float theta) {
-    if (kind != SINE) return omega(kind, a, b, theta).value;
+    if (kind != SINE) return b;
     return 2.0f * sine_of(angle_of(theta * a, cosine_of(angle_of(theta, b))));
 }
 
@@ -241,28 +189,22 @@ typedef struct {
     int64_t g, b0, b1, c0, n, length; /* length: of a run, n by o->run */
     float *x;                         /* rows, where nothing is cut */
     float *merged, *by_x, *by_received; /* maps of an image, where windows overlap */
-    float *sums, *threshold, *slope;  /* by channel */
+    float *sums, *threshold;          /* by channel */
     float *tau, *level, *scale, *shift, *mean, *by_tau, *by_theta, *by_shift, *by_scale; /* by place of a run and channel */
     float *u, *d, *owed;              /* of a run in each window: membranes, gradients, those of what was handed on */
-    float *leak;                      /* by channel, where the layer is one time step of several; runs are of one place */
-    float *kept;                      /* of every place in each window: membranes, later the gradients that kept ones owe */
-    float *taken;                     /* of a map: the gradient that spikes owe for what they took from membranes */
 } Task;
 
 /* Whether spikes leave the windows at once, and their gradients enter them so, without a map of membranes. */
 #define AT_ONCE(FORM, OMEGA) ((FORM) == FIRST || ((FORM) == COUPLED && (OMEGA) == SINE))
 
-/* Whether neurons return steps, or in training what is compiled for all of them: steps mixed with the rectifier. */
-static int common_soft(const Call *o) { return !o->anneal || o->soft == RECTIFIER; }
-
 static int fires_at_once(const Call *o) {
     int compiled = AT_ONCE(o->form, o->omega); /* for others it is not worth the compiler's time */
-    int bare = common_soft(o) && !o->merged && !o->grad_merged && !o->timed;
+    int bare = !o->merged && !o->grad_merged;
     return o->fires && compiled && !o->out_overlaps && !o->padded && bare;
 }
 
 static int owes_at_once(const Call *o) {
-    return fires_at_once(o) && !o->level && !o->in_overlaps && o->surrogate == TRIANGULAR;
+    return fires_at_once(o) && !o->level && !o->in_overlaps;
 }
 
 /* Places of the maps of an image that a task needs, with one more for padding: of membranes, and in the backward pass
@@ -275,15 +217,9 @@ static int64_t by_x_places(const Call *o) { return o->grad && o->in_overlaps ? o
 
 static int64_t by_received_places(const Call *o) { return o->grad && o->form == RECURRENT ? o->other_pixels + 1 : 0; }
 
-static int64_t kept_places(const Call *o, int64_t tile) { return o->timed ? o->windows ? 4 * o->places : tile : 0; }
-
-static int64_t taken_places(const Call *o, int64_t tile) {
-    return o->timed && o->grad ? o->windows ? o->out_pixels + 1 : tile : 0;
-}
-
 /* Floats a channel that a task needs. */
 static int64_t task_floats_each(const Call *o, int64_t tile) {
-    int64_t common = SUMS + 3 + kept_places(o, tile) + taken_places(o, tile);
+    int64_t common = SUMS + 1;
     if (!o->windows) return tile + common;
     return merged_places(o) + by_x_places(o) + by_received_places(o) + common + 21 * o->run;
 }
@@ -292,14 +228,8 @@ static void share_out(const Call *o, Task *t, float *memory, int64_t tile) {
     int64_t n = t->n, length = t->length = n * o->run;
     t->sums = memory, memory += SUMS * n;
     t->threshold = memory, memory += n;
-    t->slope = memory, memory += n;
-    t->leak = memory, memory += n;
-    t->kept = memory, memory += kept_places(o, tile) * n;
-    t->taken = memory, memory += taken_places(o, tile) * n;
-    for (int64_t c = 0; c < n; c++) {
+    for (int64_t c = 0; c < n; c++)
         t->threshold[c] = o->level ? o->level[(t->c0 + c) * o->level_stride] : (float)o->threshold;
-        t->leak[c] = o->leak ? o->leak[(t->c0 + c) * o->leak_stride] : 0.0f;
-    }
     if (!o->windows) {
         t->x = memory, memory += tile * n;
         return;
@@ -339,68 +269,24 @@ INLINE void read_rows(const Call *o, const Task *t, float *x, int64_t row, int64
     }
 }
 
-/* Add what rows kept of the time step before. */
-INLINE void add_before(const Call *o, const Task *t, float *x, int64_t row, int64_t rows, int bf16) {
-    for (int64_t r = 0; r < rows; r++, x += t->n) {
-        int64_t at = (row + r) * o->channels + t->c0;
-#pragma omp simd
-        for (int64_t c = 0; c < t->n; c++) x[c] += load(o->before, at + c, bf16);
-    }
-}
-
-/* What a neuron returns in training, instead of the step alone: a value and its slope. */
-INLINE float soft_of(int soft, float u, float v, float *slope, float h) {
-    if (soft == RAMP) {
-        float y = u - v + 0.5f;
-        *slope = y > 0.0f && y < 1.0f ? 1.0f : 0.0f;
-        y = y < 0.0f ? 0.0f : y;
-        return y > 1.0f ? 1.0f : y;
-    }
-    if (soft == GRADED) {
-        *slope = (u >= v ? 1.0f : 0.0f) + v * h;
-        return u < v ? 0.0f : u;
-    }
-    *slope = u > 0.0f ? 1.0f : 0.0f;
-    return u < 0.0f ? 0.0f : u;
-}
-
-INLINE float surrogate_of(int surrogate, float x) {
-    if (surrogate == RECTANGULAR) return fabsf(x) < 0.5f ? 1.0f : 0.0f;
-    if (surrogate == ARCTAN) return 1.0f / (1.0f + PI * x * (PI * x));
-    if (surrogate == SIGMOID) {
-        float e = exponential_of(-4.0f * fabsf(x)), s = 1.0f / (1.0f + e);
-        return 4.0f * s * (1.0f - s);
-    }
+/* The triangular surrogate gradient. */
+INLINE float surrogate_of(float x) {
     float y = fabsf(x);
     return 1.0f - (y > 1.0f ? 1.0f : y);
 }
 
-/* The slope of what neurons return: the surrogate's of the step, in training mixed with that of soft (-1: none). */
-INLINE float slope_of(int surrogate, int soft, float u, float v, float a) {
-    float slope, h = surrogate_of(surrogate, u - v);
-    if (soft < 0) return h;
-    soft_of(soft, u, v, &slope, h);
-    return a * h + (1.0f - a) * slope;
+/* The slope of what neurons return: that of a step, or while annealing of a times the step and (1 - a) times max(u, 0). */
+INLINE float slope_of(int anneals, float u, float v, float a) {
+    float h = surrogate_of(u - v);
+    return anneals ? a * h + (1.0f - a) * (u > 0.0f ? 1.0f : 0.0f) : h;
 }
 
-/* A loop for what neurons return in training. */
-#define BY_SOFT(LOOP)                                                                                                  \
-    if (o->soft == RECTIFIER) {                                                                                        \
-        LOOP(RECTIFIER)                                                                                                \
-    } else if (o->soft == RAMP) {                                                                                      \
-        LOOP(RAMP)                                                                                                     \
-    } else {                                                                                                           \
-        LOOP(GRADED)                                                                                                   \
-    }
-
-/* Store a step, or in training its mixture with soft (-1: none), a of it the step. */
-INLINE void store_spike(void *p, int64_t i, float u, float v, float a, int soft, int bf16) {
-    if (soft < 0) {
+/* Store what neurons return. */
+INLINE void store_spike(void *p, int64_t i, float u, float v, float a, int anneals, int bf16) {
+    if (anneals)
+        store(p, i, a * (u >= v ? 1.0f : 0.0f) + (1.0f - a) * (u < 0.0f ? 0.0f : u), bf16);
+    else
         store_step(p, i, u >= v, bf16);
-    } else {
-        float slope, y = soft_of(soft, u, v, &slope, 0.0f);
-        store(p, i, a * (u >= v ? 1.0f : 0.0f) + (1.0f - a) * y, bf16);
-    }
 }
 
 /* Merge, fire and write rows of the output, q their first pixel of the image. */
@@ -422,13 +308,12 @@ INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_
             for (int64_t c = 0; c < t->n; c++) store(o->out, at + c, m[c], bf16);
         } else if (o->bytes) {
             store_bytes(o->out, at, m, level, t->n);
-        } else if (!o->anneal) {
+        } else if (o->anneal) {
 #pragma omp simd
-            for (int64_t c = 0; c < t->n; c++) store_spike(o->out, at + c, m[c], level[c], a, -1, bf16);
+            for (int64_t c = 0; c < t->n; c++) store_spike(o->out, at + c, m[c], level[c], a, 1, bf16);
         } else {
-#define MIX(SOFT)                                                                                                      \
-    _Pragma("omp simd") for (int64_t c = 0; c < t->n; c++) store_spike(o->out, at + c, m[c], level[c], a, SOFT, bf16);
-            BY_SOFT(MIX)
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) store_spike(o->out, at + c, m[c], level[c], a, 0, bf16);
         }
         if (o->merged) {
 #pragma omp simd
@@ -437,7 +322,7 @@ INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_
     }
 }
 
-/* A stage for the type of maps, and for what neurons return, known to the compiler. */
+/* A stage for the type of maps, known to the compiler. */
 #define BY_TYPE(FUNCTION, ...)                                                                                         \
     if (o->bf16)                                                                                                       \
         FUNCTION(o, t, __VA_ARGS__, 1);                                                                                \
@@ -445,9 +330,6 @@ INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_
         FUNCTION(o, t, __VA_ARGS__, 0);
 static void read_out(const Call *o, const Task *t, float *x, int64_t row, int64_t rows) {
     BY_TYPE(read_rows, x, row, rows)
-    if (o->timed) {
-        BY_TYPE(add_before, x, row, rows)
-    }
 }
 
 static void write_in(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows) {
@@ -461,7 +343,7 @@ static void write_in(const Call *o, const Task *t, float *m, int64_t q, int64_t 
 
 /* Where a run of places lies in each window: in memory, and as pixels of an image; ok is 0 where it is padding. */
 typedef struct {
-    int64_t in[4], out[4], map[4], in_pixel[4], out_pixel[4], map_pixel[4], before[4];
+    int64_t in[4], out[4], map[4], in_pixel[4], out_pixel[4], map_pixel[4], beside[4];
     float in_ok[4], map_ok[4];
 } Spot;
 
@@ -476,24 +358,20 @@ INLINE Spot locate(const Call *o, const Task *t, int64_t b, int64_t i) {
         s.in_ok[k] = (float)in_ok, s.map_ok[k] = (float)map_ok;
         s.in[k] = in * o->channels + t->c0, s.out[k] = out * o->channels + t->c0;
         s.map[k] = (b * o->other_pixels + (map_ok ? s.map_pixel[k] : 0)) * o->channels + t->c0;
-        s.before[k] = beside * o->channels + t->c0;
+        s.beside[k] = beside * o->channels + t->c0;
     }
     return s;
 }
 
-/* The normalised current, and a membrane that was received: nothing, where a place is padding. To the current comes what
- * the membrane kept of the time step before, padding or not. */
-#define X(k)                                                                                                           \
-    ((padded ? s.in_ok[k] : 1.0f) * fmaf(load(o->current, s.in[k] + c, bf16), scale[c], shift[c]) +                    \
-     (timed ? load(o->before, s.before[k] + c, bf16) : 0.0f))
+/* The normalised current, and a membrane that was received: nothing, where a place is padding. */
+#define X(k) ((padded ? s.in_ok[k] : 1.0f) * fmaf(load(o->current, s.in[k] + c, bf16), scale[c], shift[c]))
 #define RECEIVED(k) ((padded ? s.map_ok[k] : 1.0f) * load(o->other, s.map[k] + c, bf16))
-#define BEFORE(k) load(o->other, s.before[k] + c, bf16)
+#define BEFORE(k) load(o->other, s.beside[k] + c, bf16)
 #define VALUE(A, B) (tau[c] * value_of(omega_kind, A, B, theta))
 
 /* Visit the windows of an image: spikes, or sums of membranes on its map; and the membranes that are handed on. */
 INLINE void visit(
-    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int bytes, int soft, int padded,
-    int timed, int bf16
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int bytes, int anneals, int padded, int bf16
 ) {
     int64_t n = t->length;
     float theta = o->theta ? *o->theta : 0.0f, a = o->anneal ? *o->anneal : 1.0f;
@@ -523,10 +401,10 @@ INLINE void visit(
                 v = X(1), w = X(2), z = X(3);
             }
             if (fires && !bytes) {
-                store_spike(o->out, s.out[0] + c, u, level[c], a, soft, bf16);
-                store_spike(o->out, s.out[1] + c, v, level[c], a, soft, bf16);
-                store_spike(o->out, s.out[2] + c, w, level[c], a, soft, bf16);
-                store_spike(o->out, s.out[3] + c, z, level[c], a, soft, bf16);
+                store_spike(o->out, s.out[0] + c, u, level[c], a, anneals, bf16);
+                store_spike(o->out, s.out[1] + c, v, level[c], a, anneals, bf16);
+                store_spike(o->out, s.out[2] + c, w, level[c], a, anneals, bf16);
+                store_spike(o->out, s.out[3] + c, z, level[c], a, anneals, bf16);
             }
             if (!fires || bytes || form == FIRST) u0[c] = u, u1[c] = v, u2[c] = w, u3[c] = z;
         }
@@ -536,7 +414,6 @@ INLINE void visit(
             const float *u = t->u + k * n;
 #pragma omp simd
             for (int64_t c = 0; c < n; c++) m[c] += u[c];
-            if (timed) memcpy(t->kept + (k * o->places + i) * n, u, sizeof(float) * (size_t)n);
         }
         if (form != FIRST || !o->handed_on) continue;
         int64_t skip = o->channels - o->handed - t->c0, begin = skip > 0 ? skip : 0;
@@ -548,10 +425,10 @@ INLINE void visit(
 /* Back through the windows of an image. Where they do not overlap, gradients of spikes are taken and those of the current
  * given at once; else both are on the image's map in scratch memory. */
 INLINE void revisit(
-    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int surrogate, int soft, int in_overlaps,
-    int padded, int timed, int bf16
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int at_once, int anneals, int in_overlaps,
+    int padded, int bf16
 ) {
-    int64_t n = t->length, step = o->places * n;
+    int64_t n = t->length;
     float theta = o->theta ? *o->theta : 0.0f, a = o->anneal ? *o->anneal : 1.0f;
     const float *tau = t->tau, *scale = t->scale, *shift = t->shift, *level = t->level;
     float *by_tau = t->by_tau, *by_theta = t->by_theta;
@@ -559,7 +436,7 @@ INLINE void revisit(
     float *e0 = t->d, *e1 = e0 + n, *e2 = e1 + n, *e3 = e2 + n, *a0 = t->u, *a1 = a0 + n, *a2 = a1 + n, *a3 = a2 + n;
     if (in_overlaps) memset(t->by_x, 0, sizeof(float) * (size_t)((o->in_pixels + 1) * t->n));
     if (form == RECURRENT) memset(t->by_received, 0, sizeof(float) * (size_t)((o->other_pixels + 1) * t->n));
-    if (surrogate < 0) memset(t->merged + o->out_pixels * t->n, 0, sizeof(float) * (size_t)t->n);
+    if (!at_once) memset(t->merged + o->out_pixels * t->n, 0, sizeof(float) * (size_t)t->n);
     for (int64_t i = 0; i < o->places; i += o->run) {
         Spot s = locate(o, t, b, i);
         int64_t skip = o->channels - o->handed - t->c0, begin = skip > 0 ? skip : 0;
@@ -572,10 +449,8 @@ INLINE void revisit(
             }
         const float *m0 = t->merged + s.out_pixel[0] * t->n, *m1 = t->merged + s.out_pixel[1] * t->n;
         const float *m2 = t->merged + s.out_pixel[2] * t->n, *m3 = t->merged + s.out_pixel[3] * t->n;
-        const float *kept = t->kept + i * n;
 #define OWED(k, U)                                                                                                     \
-    ((surrogate < 0 ? m##k[c] : load(o->grad, s.out[k] + c, bf16) * slope_of(surrogate, soft, U, level[c], a)) +       \
-     (timed ? kept[k * step + c] : 0.0f))
+    (at_once ? load(o->grad, s.out[k] + c, bf16) * slope_of(anneals, U, level[c], a) : m##k[c])
 #pragma omp simd
         for (int64_t c = 0; c < n; c++) {
             float u = X(0), d0, d1, d2, d3, l = tau[c];
@@ -633,8 +508,7 @@ INLINE void revisit(
 #pragma omp simd
                 for (int64_t c = 0; c < n; c++) by_received[c] += a[c];
             }
-            if (form == COUPLED && k < 3) pack(o->by_other, s.before[k], a, n, bf16);
-            if (timed && o->by_before) pack(o->by_before, s.before[k], d, n, bf16);
+            if (form == COUPLED && k < 3) pack(o->grad_other, s.beside[k], a, n, bf16);
             if (in_overlaps) {
 #pragma omp simd
                 for (int64_t c = 0; c < n; c++) by_x[c] += d[c];
@@ -650,145 +524,57 @@ INLINE void revisit(
             }
             if (o->norm && !o->batch_statistics) {
 #pragma omp simd
-                for (int64_t c = 0; c < n; c++) store(o->by_current, s.in[k] + c, scale[c] * d[c], bf16);
+                for (int64_t c = 0; c < n; c++) store(o->grad_current, s.in[k] + c, scale[c] * d[c], bf16);
             } else {
-                pack(o->by_current, s.in[k], d, n, bf16);
+                pack(o->grad_current, s.in[k], d, n, bf16);
             }
         }
     }
     if (form == RECURRENT)
         for (int64_t q = 0; q < o->other_pixels; q++)
-            pack(o->by_other, (b * o->other_pixels + q) * o->channels + t->c0, t->by_received + q * t->n, t->n, bf16);
+            pack(o->grad_other, (b * o->other_pixels + q) * o->channels + t->c0, t->by_received + q * t->n, t->n, bf16);
 }
 
 /* A pass with the form, the projection, the type and the rest known to the compiler. */
-#define FOR_EACH_OMEGA(DO)                                                                                             \
-    DO(SINE) DO(MEAN) DO(TANH) DO(EXPONENTIAL) DO(POLYNOMIAL) DO(PIECEWISE_LINEAR) DO(NONE)
-#define TIMED(FORM, OMEGA) ((OMEGA) == SINE || (OMEGA) == NONE) /* native.py says so, too */
 #define VISIT(FORM, OMEGA)                                                                                             \
-    if (AT_ONCE(FORM, OMEGA) && fires && o->bytes) {                                                                   \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 1, -1, 0, 0)                                                                 \
-    } else if (AT_ONCE(FORM, OMEGA) && fires && o->anneal) {                                                           \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, RECTIFIER, 0, 0)                                                          \
-    } else if (AT_ONCE(FORM, OMEGA) && fires) {                                                                        \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, -1, 0, 0)                                                                 \
-    } else if (TIMED(FORM, OMEGA) && o->timed) {                                                                       \
-        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, -1, 1, 1)                                                                 \
+    if (AT_ONCE(FORM, OMEGA) && at_once && o->bytes) {                                                                 \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 1, 0, 0)                                                                     \
+    } else if (AT_ONCE(FORM, OMEGA) && at_once && o->anneal) {                                                         \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, 1, 0)                                                                     \
+    } else if (AT_ONCE(FORM, OMEGA) && at_once) {                                                                      \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, 0, 0)                                                                     \
     } else {                                                                                                           \
-        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, -1, 1, 0)                                                                 \
+        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, 0, 1)                                                                     \
     }
 #define REVISIT(FORM, OMEGA)                                                                                           \
-    if (AT_ONCE(FORM, OMEGA) && fires && o->anneal) {                                                                  \
-        BY_TYPE(revisit, b, FORM, OMEGA, TRIANGULAR, RECTIFIER, 0, 0, 0)                                               \
-    } else if (AT_ONCE(FORM, OMEGA) && fires) {                                                                        \
-        BY_TYPE(revisit, b, FORM, OMEGA, TRIANGULAR, -1, 0, 0, 0)                                                      \
-    } else if (TIMED(FORM, OMEGA) && o->timed) {                                                                       \
-        BY_TYPE(revisit, b, FORM, OMEGA, -1, -1, (int)o->in_overlaps, 1, 1)                                            \
+    if (AT_ONCE(FORM, OMEGA) && at_once && o->anneal) {                                                                \
+        BY_TYPE(revisit, b, FORM, OMEGA, 1, 1, 0, 0)                                                                   \
+    } else if (AT_ONCE(FORM, OMEGA) && at_once) {                                                                      \
+        BY_TYPE(revisit, b, FORM, OMEGA, 1, 0, 0, 0)                                                                   \
     } else {                                                                                                           \
-        BY_TYPE(revisit, b, FORM, OMEGA, -1, -1, (int)o->in_overlaps, 1, 0)                                            \
+        BY_TYPE(revisit, b, FORM, OMEGA, 0, 0, (int)o->in_overlaps, 1)                                                 \
     }
 #define DISPATCH(NAME, DO)                                                                                             \
-    static void NAME(const Call *o, const Task *t, int64_t b, int fires) {                                             \
+    static void NAME(const Call *o, const Task *t, int64_t b, int at_once) {                                           \
         if (o->form == STILL) {                                                                                        \
             DO(STILL, NONE)                                                                                            \
         } else if (o->form == FIRST) {                                                                                 \
             DO(FIRST, NONE)                                                                                            \
+        } else if (o->form == COUPLED && o->omega == SINE) {                                                           \
+            DO(COUPLED, SINE)                                                                                          \
         } else if (o->form == COUPLED) {                                                                               \
-            switch (o->omega) { FOR_EACH_OMEGA(DO##_COUPLED) }                                                         \
+            DO(COUPLED, NONE)                                                                                          \
+        } else if (o->omega == SINE) {                                                                                 \
+            DO(RECURRENT, SINE)                                                                                        \
         } else {                                                                                                       \
-            switch (o->omega) { FOR_EACH_OMEGA(DO##_RECURRENT) }                                                       \
+            DO(RECURRENT, NONE)                                                                                        \
         }                                                                                                              \
     }
-#define CASE(DO, FORM, OMEGA)                                                                                          \
-    case OMEGA:                                                                                                        \
-        DO(FORM, OMEGA)                                                                                                \
-        break;
-#define VISIT_COUPLED(OMEGA) CASE(VISIT, COUPLED, OMEGA)
-#define VISIT_RECURRENT(OMEGA) CASE(VISIT, RECURRENT, OMEGA)
-#define REVISIT_COUPLED(OMEGA) CASE(REVISIT, COUPLED, OMEGA)
-#define REVISIT_RECURRENT(OMEGA) CASE(REVISIT, RECURRENT, OMEGA)
 DISPATCH(visit_windows, VISIT)
 DISPATCH(revisit_windows, REVISIT)
 
-/* Whether neurons whose merged membrane is the share of a sum fired, one or none: padding does not. */
-INLINE float fired_of(float sum, float share, float level, float ok) { return share * sum >= level ? ok : 0.0f; }
-
-/* What membranes keep for the next time step, once they are merged and have fired. */
-INLINE void keep_windows(const Call *o, const Task *t, int64_t b, int bf16) {
-    const float *leak = t->leak, *level = t->level;
-    for (int64_t i = 0; i < o->places; i++) {
-        Spot s = locate(o, t, b, i);
-        for (int k = 0; k < 4; k++) {
-            const float *u = t->kept + (k * o->places + i) * t->n, *m = t->merged + s.out_pixel[k] * t->n;
-            float ok = s.out_pixel[k] < o->out_pixels ? 1.0f : 0.0f, *after = t->d;
-#pragma omp simd
-            for (int64_t c = 0; c < t->n; c++) after[c] = leak[c] * u[c] * (1.0f - fired_of(m[c], 1.0f, level[c], ok));
-            pack(o->after, s.before[k], after, t->n, bf16);
-        }
-    }
-}
-
-INLINE void keep_rows(const Call *o, const Task *t, float *x, int64_t row, int64_t rows, int bf16) {
-    const float *leak = t->leak, *level = t->threshold;
-    for (int64_t r = 0; r < rows; r++, x += t->n) {
-        int64_t at = (row + r) * o->channels + t->c0;
-#pragma omp simd
-        for (int64_t c = 0; c < t->n; c++) {
-            float fired = fired_of(x[c], 1.0f, level[c], 1.0f);
-            store(o->after, at + c, leak[c] * x[c] * (1.0f - fired), bf16);
-        }
-    }
-}
-
-/* From the gradient of what a membrane u kept: those of the decay, of the membrane itself, and of the spike, less sign. */
-#define OWE_KEPT(AT, SHARE, OK)                                                                                        \
-    _Pragma("omp simd") for (int64_t c = 0; c < n; c++) {                                                              \
-        float g = load(o->grad_after, (AT) + c, bf16), rest = 1.0f - fired_of(m[c], SHARE, level[c], OK);              \
-        by_leak[c] += g * u[c] * rest;                                                                                 \
-        taken[c] += leak[c] * u[c] * g;                                                                                \
-        kept[c] = leak[c] * g * rest;                                                                                  \
-    }
-
-/* The membranes' sums are on the map, the membranes themselves in kept, which the gradients take the place of. */
-INLINE void owe_windows(const Call *o, const Task *t, int64_t b, int bf16) {
-    const float *leak = t->leak, *level = t->level;
-    float *by_leak = t->sums + BY_LEAK * t->n;
-    int64_t n = t->n;
-    memset(t->taken, 0, sizeof(float) * (size_t)((o->out_pixels + 1) * n));
-    for (int64_t i = 0; i < o->places; i++) {
-        Spot s = locate(o, t, b, i);
-        for (int k = 0; k < 4; k++) {
-            float *kept = t->kept + (k * o->places + i) * n, *u = kept, *taken = t->taken + s.out_pixel[k] * n;
-            const float *m = t->merged + s.out_pixel[k] * n;
-            int there = s.out_pixel[k] < o->out_pixels;
-            float share = there && o->share ? o->share[s.out_pixel[k]] : 1.0f;
-            OWE_KEPT(s.before[k], share, (float)there)
-        }
-    }
-}
-
-INLINE void owe_kept_rows(const Call *o, const Task *t, float *x, int64_t row, int64_t rows, int bf16) {
-    const float *leak = t->leak, *level = t->threshold, *u = x, *m = x;
-    float *by_leak = t->sums + BY_LEAK * t->n, *kept = t->kept, *taken = t->taken;
-    int64_t n = t->n;
-    memset(taken, 0, sizeof(float) * (size_t)(rows * n));
-    for (int64_t r = 0; r < rows; r++, u += n, m += n, kept += n, taken += n) {
-        OWE_KEPT((row + r) * o->channels + t->c0, 1.0f, 1.0f)
-    }
-}
-
-/* The gradient of membranes of rows is whole, and that of what they kept before. */
-INLINE void pass_back(const Call *o, const Task *t, float *m, int64_t row, int64_t rows, int bf16) {
-    const float *kept = t->kept;
-    for (int64_t r = 0; r < rows; r++, m += t->n, kept += t->n) {
-#pragma omp simd
-        for (int64_t c = 0; c < t->n; c++) m[c] += kept[c];
-        if (o->by_before) pack(o->by_before, (row + r) * o->channels + t->c0, m, t->n, bf16);
-    }
-}
-
 /* Normalise and fire rows that are independent of each other, or add the stream to them. */
-INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int soft, int bf16) {
+INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int anneals, int bf16) {
     const float *scale = o->norm + 2 * o->channels + t->c0, *shift = o->norm + 3 * o->channels + t->c0;
     const float *level = t->threshold;
     float a = o->anneal ? *o->anneal : 1.0f;
@@ -798,7 +584,7 @@ INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, i
         for (int64_t c = 0; c < t->n; c++) {
             float x = load(o->current, at + c, bf16);
             x = normed ? fmaf(x, scale[c], shift[c]) : x;
-            store_spike(o->out, at + c, x, level[c], a, soft, bf16);
+            store_spike(o->out, at + c, x, level[c], a, anneals, bf16);
         }
     }
 }
@@ -822,9 +608,9 @@ INLINE void add_stream(const Call *o, const Task *t, int64_t row, int64_t rows, 
 
 #define FIRE(NORMED)                                                                                                   \
     if (o->anneal) {                                                                                                   \
-        BY_TYPE(fire_rows, row, rows, NORMED, RECTIFIER)                                                               \
+        BY_TYPE(fire_rows, row, rows, NORMED, 1)                                                                       \
     } else {                                                                                                           \
-        BY_TYPE(fire_rows, row, rows, NORMED, -1)                                                                      \
+        BY_TYPE(fire_rows, row, rows, NORMED, 0)                                                                       \
     }
 static void fire(const Call *o, const Task *t, int64_t row, int64_t rows) {
     if (o->norm) {
@@ -838,11 +624,7 @@ static void forward(const Call *o, Task *t, int64_t tile) {
     for (int64_t b = t->b0; b < t->b1; b += tile) {
         if (!o->windows) {
             int64_t rows = least(tile, t->b1 - b);
-            if (o->timed) {
-                read_out(o, t, t->x, b, rows);
-                write_in(o, t, t->x, 0, b, rows);
-                BY_TYPE(keep_rows, t->x, b, rows)
-            } else if (o->fires && !o->bytes && common_soft(o) && !o->merged) {
+            if (o->fires && !o->bytes && !o->merged) {
                 fire(o, t, b, rows);
             } else if (!o->fires && o->norm && !o->merged) {
                 BY_TYPE(add_stream, b, rows)
@@ -856,9 +638,6 @@ static void forward(const Call *o, Task *t, int64_t tile) {
         visit_windows(o, t, b, at_once);
         if (at_once) continue;
         PIECES(o->out_pixels, o->out_slabs) write_in(o, t, t->merged + q * t->n, q, row, rows);
-        if (o->timed) {
-            BY_TYPE(keep_windows, b)
-        }
     }
 }
 
@@ -866,54 +645,29 @@ static void forward(const Call *o, Task *t, int64_t tile) {
 INLINE void owe_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bf16) {
     float a = o->anneal ? *o->anneal : 1.0f;
     const float *level = t->threshold;
-    float *by_level = t->sums + BY_THRESHOLD * t->n, *by_u = t->slope, *taken = t->taken + q * t->n;
+    float *by_level = t->sums + BY_THRESHOLD * t->n;
     int64_t n = t->n;
-    for (int64_t r = 0; r < rows; r++, m += n, taken += n) {
+    for (int64_t r = 0; r < rows; r++, m += n) {
         int64_t at = (row + r) * o->channels + t->c0;
         float share = o->share ? o->share[q + r] : 1.0f;
         if (!o->fires) {
 #pragma omp simd
             for (int64_t c = 0; c < n; c++) m[c] = load(o->grad, at + c, bf16);
         } else {
-#define SLOPE(KIND)                                                                                                    \
-    _Pragma("omp simd") for (int64_t c = 0; c < n; c++) by_u[c] = surrogate_of(KIND, share * m[c] - level[c]);
-            if (o->surrogate == TRIANGULAR) {
-                SLOPE(TRIANGULAR)
-            } else if (o->surrogate == RECTANGULAR) {
-                SLOPE(RECTANGULAR)
-            } else if (o->surrogate == ARCTAN) {
-                SLOPE(ARCTAN)
-            } else {
-                SLOPE(SIGMOID)
-            }
-            if (o->grad_after) {
-#pragma omp simd
-                for (int64_t c = 0; c < n; c++) {
-                    taken[c] *= by_u[c];
-                    by_level[c] += taken[c];
-                }
-            }
             if (o->level) {
 #pragma omp simd
-                for (int64_t c = 0; c < n; c++) by_level[c] -= a * by_u[c] * load(o->grad, at + c, bf16);
+                for (int64_t c = 0; c < n; c++)
+                    by_level[c] -= a * surrogate_of(share * m[c] - level[c]) * load(o->grad, at + c, bf16);
             }
             if (o->anneal) {
-#define MIX_SLOPE(SOFT)                                                                                                \
-    _Pragma("omp simd") for (int64_t c = 0; c < n; c++) {                                                              \
-        float slope, h = by_u[c];                                                                                      \
-        soft_of(SOFT, share * m[c], level[c], &slope, h);                                                              \
-        by_u[c] = a * h + (1.0f - a) * slope;                                                                          \
-        float by_v = SOFT == RAMP ? slope : SOFT == GRADED ? level[c] * h : 0.0f;                                      \
-        by_level[c] -= (1.0f - a) * by_v * load(o->grad, at + c, bf16);                                                \
-    }
-                BY_SOFT(MIX_SLOPE)
+#pragma omp simd
+                for (int64_t c = 0; c < n; c++)
+                    m[c] = slope_of(1, share * m[c], level[c], a) * load(o->grad, at + c, bf16);
+            } else {
+#pragma omp simd
+                for (int64_t c = 0; c < n; c++)
+                    m[c] = slope_of(0, share * m[c], level[c], a) * load(o->grad, at + c, bf16);
             }
-#pragma omp simd
-            for (int64_t c = 0; c < n; c++) m[c] = by_u[c] * load(o->grad, at + c, bf16);
-        }
-        if (o->grad_after) {
-#pragma omp simd
-            for (int64_t c = 0; c < n; c++) m[c] -= taken[c];
         }
         if (o->grad_merged) {
 #pragma omp simd
@@ -939,10 +693,10 @@ INLINE void settle_rows(const Call *o, const Task *t, const float *d, int64_t ro
         int64_t at = (row + r) * o->channels + t->c0;
         const float *p = d + r * t->n;
         if (!o->norm || o->batch_statistics) {
-            if (t->n < o->channels) pack(o->by_current, at, p, t->n, bf16);
+            if (t->n < o->channels) pack(o->grad_current, at, p, t->n, bf16);
         } else {
 #pragma omp simd
-            for (int64_t c = 0; c < t->n; c++) store(o->by_current, at + c, scale[c] * p[c], bf16);
+            for (int64_t c = 0; c < t->n; c++) store(o->grad_current, at + c, scale[c] * p[c], bf16);
         }
         if (!o->norm) continue;
 #pragma omp simd
@@ -951,27 +705,25 @@ INLINE void settle_rows(const Call *o, const Task *t, const float *d, int64_t ro
             by_scale[c] += p[c] * (load(o->current, at + c, bf16) - mean[c]);
         }
     }
-    if (t->n == o->channels && (!o->norm || o->batch_statistics)) pack(o->by_current, row * t->n, d, rows * t->n, bf16);
+    if (t->n == o->channels && (!o->norm || o->batch_statistics)) pack(o->grad_current, row * t->n, d, rows * t->n, bf16);
 }
 
 static void settle(const Call *o, const Task *t, const float *d, int64_t row, int64_t rows) {
     BY_TYPE(settle_rows, d, row, rows)
 }
 
-
 /* Rows that are independent of each other: the gradient of the normalised current is cheaper made twice than kept. The
  * first pass takes its sums, several rows at a time; the second, which is the first where statistics are constants, writes
  * the gradient of the current. */
 INLINE float owed_of(
-    const Call *o, int64_t at, float scale, float shift, float level, float a, float *x, int surrogate, int soft, int bf16
+    const Call *o, int64_t at, float scale, float shift, float level, float a, float *x, int fires, int anneals, int bf16
 ) {
     float g = load(o->grad, at, bf16);
     *x = load(o->current, at, bf16);
-    if (surrogate < 0) return g;
-    return g * slope_of(surrogate, soft, fmaf(*x, scale, shift), level, a);
+    return fires ? g * slope_of(anneals, fmaf(*x, scale, shift), level, a) : g;
 }
 
-INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int surrogate, int soft, int bf16) {
+INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int fires, int anneals, int bf16) {
     const float *mean = o->norm + t->c0, *scale = mean + 2 * o->channels, *shift = scale + o->channels;
     const float *level = t->threshold;
     float *by_shift = t->sums + BY_SHIFT * t->n, *by_scale = t->sums + BY_SCALE * t->n;
@@ -982,10 +734,10 @@ INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, in
 #pragma omp simd
         for (int64_t c = 0; c < n; c++) {
             float x, y, z, w, m = mean[c];
-            float p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, surrogate, soft, bf16);
-            float q = owed_of(o, at + step + c, scale[c], shift[c], level[c], a, &y, surrogate, soft, bf16);
-            float u = owed_of(o, at + 2 * step + c, scale[c], shift[c], level[c], a, &z, surrogate, soft, bf16);
-            float v = owed_of(o, at + 3 * step + c, scale[c], shift[c], level[c], a, &w, surrogate, soft, bf16);
+            float p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, anneals, bf16);
+            float q = owed_of(o, at + step + c, scale[c], shift[c], level[c], a, &y, fires, anneals, bf16);
+            float u = owed_of(o, at + 2 * step + c, scale[c], shift[c], level[c], a, &z, fires, anneals, bf16);
+            float v = owed_of(o, at + 3 * step + c, scale[c], shift[c], level[c], a, &w, fires, anneals, bf16);
             by_shift[c] += (p + q) + (u + v);
             by_scale[c] += (p * (x - m) + q * (y - m)) + (u * (z - m) + v * (w - m));
         }
@@ -994,7 +746,7 @@ INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, in
         int64_t at = (row + r) * step + t->c0;
 #pragma omp simd
         for (int64_t c = 0; c < n; c++) {
-            float x, p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, surrogate, soft, bf16);
+            float x, p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, anneals, bf16);
             by_shift[c] += p;
             by_scale[c] += p * (x - mean[c]);
         }
@@ -1002,7 +754,7 @@ INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, in
 }
 
 /* The gradient of the current: what its statistics owe is taken off, or nothing. */
-INLINE void owe_current(const Call *o, const Task *t, int64_t row, int64_t rows, int surrogate, int soft, int bf16) {
+INLINE void owe_current(const Call *o, const Task *t, int64_t row, int64_t rows, int fires, int anneals, int bf16) {
     const float *mean = o->norm + t->c0, *scale = mean + 2 * o->channels, *shift = scale + o->channels;
     const float *level = t->threshold, *by_mean = o->totals + SUMS * o->channels + t->c0;
     const float *by_spread = by_mean + o->channels;
@@ -1014,29 +766,29 @@ INLINE void owe_current(const Call *o, const Task *t, int64_t row, int64_t rows,
         if (o->batch_statistics) {
 #pragma omp simd
             for (int64_t c = 0; c < n; c++) {
-                float x, p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, surrogate, soft, bf16);
+                float x, p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, anneals, bf16);
                 d[c] = fmaf(x - mean[c], by_spread[c], fmaf(p, scale[c], by_mean[c]));
             }
         } else {
 #pragma omp simd
             for (int64_t c = 0; c < n; c++) {
                 float x;
-                d[c] = scale[c] * owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, surrogate, soft, bf16);
+                d[c] = scale[c] * owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, anneals, bf16);
             }
         }
-        if (n != o->channels) pack(o->by_current, at, d, n, bf16);
+        if (n != o->channels) pack(o->grad_current, at, d, n, bf16);
     }
-    if (n == o->channels) pack(o->by_current, row * n, t->x, rows * n, bf16);
+    if (n == o->channels) pack(o->grad_current, row * n, t->x, rows * n, bf16);
 }
 
 #define BACK(NAME, FUNCTION)                                                                                           \
     static void NAME(const Call *o, const Task *t, int64_t row, int64_t rows) {                                        \
         if (!o->fires) {                                                                                               \
-            BY_TYPE(FUNCTION, row, rows, -1, -1)                                                                       \
+            BY_TYPE(FUNCTION, row, rows, 0, 0)                                                                         \
         } else if (!o->anneal) {                                                                                       \
-            BY_TYPE(FUNCTION, row, rows, TRIANGULAR, -1)                                                               \
+            BY_TYPE(FUNCTION, row, rows, 1, 0)                                                                         \
         } else {                                                                                                       \
-            BY_TYPE(FUNCTION, row, rows, TRIANGULAR, RECTIFIER)                                                        \
+            BY_TYPE(FUNCTION, row, rows, 1, 1)                                                                         \
         }                                                                                                              \
     }
 BACK(sum, sum_rows)
@@ -1044,20 +796,7 @@ BACK(owe_input, owe_current)
 
 /* Whether gradients are made twice. */
 static int is_twice(const Call *o) {
-    int common = !o->fires || (o->surrogate == TRIANGULAR && common_soft(o));
-    return !o->windows && o->norm && !o->level && !o->grad_merged && o->whole && common;
-}
-
-/* What membranes of an image, or of rows, owe for what they kept; nothing after the last time step. */
-static void owe_kept(const Call *o, const Task *t, int64_t b, int64_t rows) {
-    if (!o->timed) return;
-    if (!o->grad_after) {
-        memset(t->kept, 0, sizeof(float) * (size_t)(kept_places(o, rows) * t->n));
-    } else if (o->windows) {
-        BY_TYPE(owe_windows, b)
-    } else {
-        BY_TYPE(owe_kept_rows, t->x, b, rows)
-    }
+    return !o->windows && o->norm && !o->level && !o->grad_merged && o->whole;
 }
 
 static void backward(const Call *o, Task *t, int64_t tile) {
@@ -1070,11 +809,7 @@ static void backward(const Call *o, Task *t, int64_t tile) {
                 if (!o->batch_statistics) owe_input(o, t, b, rows);
             } else {
                 if (o->fires) read_out(o, t, t->x, b, rows);
-                owe_kept(o, t, b, rows);
                 owe(o, t, t->x, 0, b, rows);
-                if (o->timed) {
-                    BY_TYPE(pass_back, t->x, b, rows)
-                }
                 settle(o, t, t->x, b, rows);
             }
         } else {
@@ -1082,7 +817,6 @@ static void backward(const Call *o, Task *t, int64_t tile) {
             memset(t->by_tau, 0, sizeof(float) * (size_t)(4 * t->length));
             if (!at_once) {
                 if (o->form != STILL || o->fires) visit_windows(o, t, b, 0);
-                owe_kept(o, t, b, 1);
                 PIECES(o->out_pixels, o->out_slabs) owe(o, t, t->merged + q * t->n, q, row, rows);
             }
             revisit_windows(o, t, b, at_once);
@@ -1231,9 +965,9 @@ INLINE void take_off(const Call *o, int64_t r0, int64_t r1, int bf16) {
 #pragma omp simd
             for (int64_t c = 0; c < n; c++) {
                 float x = load(o->current, at + c, bf16) - m[c];
-                d[c] = fmaf(x, q[c], fmaf(load(o->by_current, at + c, bf16), s[c], p[c]));
+                d[c] = fmaf(x, q[c], fmaf(load(o->grad_current, at + c, bf16), s[c], p[c]));
             }
-            pack(o->by_current, at, d, n, bf16);
+            pack(o->grad_current, at, d, n, bf16);
         }
 }
 

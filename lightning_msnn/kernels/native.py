@@ -8,23 +8,14 @@ import torch
 from torch import Tensor
 
 from lightning_msnn.kernels.compiler import build
-from lightning_msnn.kernels.geometry import (
-    FORMS,
-    OMEGAS,
-    SOFT,
-    SUMS,
-    SURROGATES,
-    Layer,
-    Parameters,
-    Tables,
-    tables,
-    vectors,
-)
+from lightning_msnn.kernels.geometry import FORMS, OMEGAS, Layer, Parameters, Tables, tables, vectors
 
-__all__ = ["DTYPES", "available", "backward", "forward", "settle", "statistics"]
+__all__ = ["available", "backward", "covers", "forward", "settle", "statistics"]
 
 DTYPES = (torch.float32, torch.bfloat16)
-"""Data types of maps that the kernels take."""
+"""Data types of maps."""
+SUMS = 5
+"""Sums by channel that a backward pass makes."""
 
 _GRAIN = 32768  # elements that are worth a thread
 _GROUPS = 16  # of images, for one thread as for many
@@ -34,14 +25,13 @@ _RUN = 1024  # floats that are worth a loop, at most
 _INTEGERS = (
     *("images", "channels", "in_pixels", "in_slabs", "out_pixels", "out_slabs", "windows", "places", "run"),
     *("other_pixels", "handed", "groups", "block", "threads", "rows", "row_groups", "row_block"),
-    *("in_overlaps", "out_overlaps", "padded", "whole", "form", "omega", "surrogate", "soft", "fires"),
-    *("batch_statistics", "tau_stride", "level_stride", "leak_stride", "timed", "bf16", "bytes"),
+    *("in_overlaps", "out_overlaps", "padded", "whole", "form", "omega", "fires"),
+    *("batch_statistics", "tau_stride", "level_stride", "bf16", "bytes"),
 )
 _POINTERS = (
-    *("in_index", "out_index", "other_index", "share", "current", "residual", "other", "before", "weight", "bias"),
-    *("running_mean", "running_var", "norm", "tau", "theta", "level", "anneal", "leak", "out", "handed_on", "merged"),
-    *("after", "grad", "grad_handed", "grad_merged", "grad_after", "by_current", "by_other", "by_before"),
-    *("moments", "sums", "totals"),
+    *("in_index", "out_index", "other_index", "share", "current", "residual", "other", "weight", "bias"),
+    *("running_mean", "running_var", "norm", "tau", "theta", "level", "anneal", "out", "handed_on", "merged"),
+    *("grad", "grad_handed", "grad_merged", "grad_current", "grad_other", "moments", "sums", "totals"),
 )
 
 
@@ -65,15 +55,14 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a library is not for compilers to trace
 def available() -> bool:
     """Whether there is a library; the first call on a machine compiles it."""
     return _library() is not None
 
 
-def _floats(given: Parameters, channels: int) -> dict[str, Tensor]:
-    """Parameters in float32: see :func:`lightning_msnn.kernels.geometry.vectors`."""
-    return {name: x.float() for name, x in vectors(given, channels).items()}
+def covers(x: Tensor) -> bool:
+    """Whether the kernels run on tensors like one."""
+    return x.is_cpu and x.dtype in DTYPES and available()
 
 
 def _run(function: str, call: _Call, **tensors: Tensor | None) -> None:
@@ -100,8 +89,8 @@ def _describe(call: _Call, shape: torch.Size, dtype: torch.dtype, threads: int) 
 def _plan(
     layer: Layer, height: int, width: int, shape: torch.Size, dtype: torch.dtype, threads: int, backward: bool
 ) -> tuple[_Call, Tables]:
-    """A call without its tensors, and where windows lie."""
-    at = tables(layer, height, width, torch.device("cpu"))
+    """A call without its tensors, and the tables that it points to."""
+    at = tables(layer.kind, layer.windows_in, layer.windows_out, height, width)
     n, call = at.windows, _Call()
     _describe(call, shape, dtype, threads)
     if not n:
@@ -113,7 +102,7 @@ def _plan(
         call.in_slabs, call.out_slabs = (n if layer.windows_in else 1), (n if layer.windows_out else 1)
         call.in_pixels = at.current[0] * at.current[1] * call.in_slabs
         call.out_pixels = at.out[0] * at.out[1] * call.out_slabs
-        call.form, call.omega = FORMS.index(layer.form), OMEGAS.index(layer.omega)
+        call.form, call.omega = FORMS.index(layer.form), list(OMEGAS).index(layer.omega)
         call.handed = layer.handed
         call.in_overlaps, call.out_overlaps = at.overlaps and not layer.windows_in, at.share is not None
         call.padded = at.padded
@@ -126,10 +115,8 @@ def _plan(
         for name, table in (("in_index", at.index_in), ("out_index", at.index_out), ("other_index", at.index_map)):
             setattr(call, name, table.data_ptr())
         call.share = None if at.share is None else at.share.data_ptr()
-    if layer.surrogate:
-        call.fires, call.surrogate, call.soft = 1, SURROGATES.index(layer.surrogate), SOFT.index(layer.soft)
-    call.batch_statistics, call.eps, call.threshold = layer.training, layer.eps, layer.threshold
-    call.bytes = layer.bytes
+    call.fires, call.bytes, call.threshold = layer.fires, layer.bytes, layer.threshold
+    call.batch_statistics, call.eps = layer.training, layer.eps
     return call, at
 
 
@@ -163,7 +150,7 @@ def statistics(current: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     moments = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
     _run(
         "msnn_statistics", call, current=current, norm=norm, moments=moments,
-        **_floats(Parameters(weight=weight, bias=bias), channels),
+        **vectors(Parameters(weight=weight, bias=bias), channels),
     )  # fmt: skip
     return norm
 
@@ -205,7 +192,7 @@ def forward(
             moments = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
     _run(
         "msnn_forward", call, current=current, residual=residual, other=other, norm=norm, out=out,
-        handed_on=handed, merged=merged, moments=moments, **_floats(given, channels),
+        handed_on=handed, merged=merged, moments=moments, **vectors(given, channels),
     )  # fmt: skip
     return norm
 
@@ -216,12 +203,12 @@ def backward(
     grad: Tensor,
     grad_handed: Tensor | None,
     grad_merged: Tensor | None,
-    current: Tensor,
     other: Tensor | None,
-    norm: Tensor,
+    current: Tensor,
+    norm: Tensor | None,
     given: Parameters,
     whole: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """The gradients.
 
     Args:
@@ -230,9 +217,9 @@ def backward(
         grad: Gradient of what it returned.
         grad_handed: Gradient of what it handed on, if there is one.
         grad_merged: Gradient of the merged membranes, if there is one.
-        current: Current in channels-last order, as all maps.
         other: Membranes of layer 1, or the map received.
-        norm: The norm; empty if there is none.
+        current: Current in channels-last order, as all maps.
+        norm: The norm, None if there is none.
         given: Its parameters.
         whole: Whether statistics of the norm are this current's alone; else :func:`settle` is to follow, if the layer
             is in training.
@@ -244,25 +231,25 @@ def backward(
     """
     channels, call = current.shape[1], _call(layer, size, current, given, True)
     call.whole = whole
-    by_current = torch.empty_like(current)
-    by_other = (
-        current.new_empty(0) if other is None else torch.empty_like(other) if call.form > 1 else torch.zeros_like(other)
-    )
+    grad_current = torch.empty_like(current)
+    grad_other = None
+    if other is not None:
+        grad_other = torch.empty_like(other) if call.form > 1 and call.windows else torch.zeros_like(other)
     sums = torch.zeros(call.groups, SUMS, channels, dtype=torch.float64, device=current.device)
     totals = torch.empty(SUMS + 2, channels, dtype=torch.float32, device=current.device)
     _run(
-        "msnn_backward", call, current=current, other=other, norm=norm if norm.numel() else None,
-        grad=grad, grad_handed=grad_handed, grad_merged=grad_merged, by_current=by_current, by_other=by_other,
-        sums=sums, totals=totals, **_floats(given, channels),
+        "msnn_backward", call, current=current, other=other, norm=norm,
+        grad=grad, grad_handed=grad_handed, grad_merged=grad_merged, grad_current=grad_current, grad_other=grad_other,
+        sums=sums, totals=totals, **vectors(given, channels),
     )  # fmt: skip
-    return by_current, by_other, totals
+    return grad_current, grad_other, totals
 
 
-def settle(by_current: Tensor, current: Tensor, norm: Tensor, totals: Tensor, rows: Tensor, eps: float) -> None:
+def settle(grad_current: Tensor, current: Tensor, norm: Tensor, totals: Tensor, rows: Tensor, eps: float) -> None:
     """From the gradient of the normalised current to that of the current, in place, where processes share statistics.
 
     Args:
-        by_current: What :func:`backward` returned.
+        grad_current: What :func:`backward` returned.
         current: The current.
         norm: The norm.
         totals: The sums of :func:`backward` of all processes, float32 ``(SUMS + 2, C)``.
@@ -272,4 +259,4 @@ def settle(by_current: Tensor, current: Tensor, norm: Tensor, totals: Tensor, ro
     call = _Call()
     _describe(call, current.shape, current.dtype, torch.get_num_threads())
     call.eps = eps
-    _run("msnn_settle", call, current=current, norm=norm, by_current=by_current, totals=totals, sums=rows)
+    _run("msnn_settle", call, current=current, norm=norm, grad_current=grad_current, totals=totals, sums=rows)

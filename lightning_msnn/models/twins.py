@@ -77,7 +77,7 @@ class LIFNeurons(Spike):
         self.__dict__.update(spike.__dict__)
         self.tau, self.time_steps = tau, time_steps
 
-    def forward(self, membrane: Tensor, fired: Tensor | None = None) -> Tensor:
+    def forward(self, membrane: Tensor, kernel: Callable[[], Tensor] | None = None) -> Tensor:
         """Map the currents of all time steps ``(T B, C, H, W)`` to their spikes, of that shape."""
         fired_at, kept = [], None
         for current in torch.unflatten(membrane, 0, (self.time_steps, -1)).unbind(0):

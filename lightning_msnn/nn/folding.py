@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.kernels import native
 from lightning_msnn.kernels.geometry import Layer
-from lightning_msnn.kernels.layer import covered, neurons
+from lightning_msnn.kernels.layer import kernels_of, neurons
 from lightning_msnn.nn.blocks import Encoder, PatchMerging, Stem
 from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Spike
 from lightning_msnn.nn.projection import LearntProjection, Projection
@@ -34,7 +35,7 @@ class ThresholdEncoder(nn.Module):
     sign: Tensor
     zero: Tensor
     one: Tensor
-    comparison = Layer(surrogate="triangular", eps=0.0)
+    comparison = Layer(fires=True, eps=0.0)
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class ThresholdEncoder(nn.Module):
         """
         if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
             raise ConfigurationError("a folded network has no gradient to its input: load the network without fuse")
-        if covered(x):
+        if kernels_of(x) is native:
             sign = {"weight": self.sign, "running_mean": self.zero, "running_var": self.one} if self.mixed else {}
             return neurons(x, self.comparison, (x.shape[2], x.shape[3]), level=self.level, **sign)[0]
         if self.mixed:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.functional.membrane import coupled_scan, recurrent_scan, scan
+from lightning_msnn.functional.membrane import connected, coupled_scan, recurrent_scan, scan
 from lightning_msnn.functional.spike import SOFT, SURROGATES, anneal, heaviside
 from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.nn.projection import LearntProjection, make_projection
@@ -137,15 +137,15 @@ class Spike(nn.Module):
         level = torch.as_tensor(self.level_of(returned), dtype=returned.dtype, device=returned.device).detach()
         return between(level, share, self.soft)
 
-    def forward(self, membrane: Tensor, fired: Tensor | None = None) -> Tensor:
+    def forward(self, membrane: Tensor, kernel: Callable[[], Tensor] | None = None) -> Tensor:
         """Return the spikes of a membrane ``(B, C, H, W)``, of any shape if the threshold is fixed.
 
         Args:
-            membrane: Membrane; the synaptic current of neurons whose spikes a kernel has computed from it.
-            fired: Those spikes, which are returned as they are, so that hooks on this module see them.
+            membrane: Membrane; the synaptic current where a kernel runs the whole layer.
+            kernel: Computes the spikes of the layer from that current.
         """
-        if fired is not None:
-            return fired
+        if kernel is not None:
+            return kernel()
         spikes, share = self.fire(membrane), self.share(membrane)
         if share is None:
             return spikes
@@ -317,11 +317,10 @@ class Membrane(nn.Module):
             return self.carry(currents, other, tau.to(currents[0].dtype), self.projection)
         if not self.training:
             return currents
-        # A parameter without a gradient would stop data-parallel training, also one that made the map received here.
         unused = list(other[:1]) if self.form == "recurrent" else []
         unused += [tau] if isinstance(self.decay, LearntDecay) else []
         unused += [self.projection.radian()] if isinstance(self.projection, LearntProjection) else []
-        return [sum((x.flatten()[:0].sum() for x in unused), currents[0])]
+        return [connected(currents[0], unused)]
 
     def carry(
         self, currents: list[Any], other: Sequence[Any], tau: Tensor, omega: Callable[..., Any] | None
