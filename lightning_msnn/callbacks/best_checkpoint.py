@@ -60,7 +60,6 @@ class BestCheckpoint(ModelCheckpoint):
             monitor=monitor, mode=mode, filename="best", auto_insert_metric_name=False, enable_version_counter=False
         )
         self.required = required
-        self._validated = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the best checkpoint so far; a file does not say what else is removed once there is a better one.
@@ -82,25 +81,18 @@ class BestCheckpoint(ModelCheckpoint):
         tie = current is not None and bool(current == self.best_model_score)
         return bool(trainer.strategy.reduce_boolean_decision(tie))
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin anew: whether an earlier training validated says nothing of this one."""
-        self._validated = False
-        super().on_train_start(trainer, pl_module)
-
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where there is no validation, if the metric was logged."""
-        if self._validated:
+        if not str(self.monitor).startswith("val/"):
             self._require(trainer, pl_module)
-        if self._counts(trainer, pl_module):
+        if self._counts(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after a validation, if the metric was logged."""
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        self._validated |= fitting and not trainer.sanity_checking
-        if fitting and str(self.monitor).startswith("val/"):
+        if trainer.state.fn == TrainerFn.FITTING and str(self.monitor).startswith("val/"):
             self._require(trainer, pl_module)
-        if self._counts(trainer, pl_module):
+        if self._counts(trainer):
             super().on_validation_end(trainer, pl_module)
 
     def _require(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -108,7 +100,7 @@ class BestCheckpoint(ModelCheckpoint):
         if self.required:
             check_logged(trainer, pl_module, str(self.monitor), "which is to choose the best checkpoint")
 
-    def _counts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+    def _counts(self, trainer: pl.Trainer) -> bool:
         """Whether there is a metric, of a network that is at its target if it has one."""
         return self.monitor in trainer.callback_metrics and _at_target(trainer)
 

@@ -1,5 +1,7 @@
 """Exponential moving average of weights."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
@@ -44,6 +46,13 @@ class EMA(WeightAveraging):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the average as the result; Lightning would validate it in the place of a checkpoint."""
         self._average_model = None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore both sets of weights to go on fitting; Lightning would warn in a test."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what Lightning cannot average."""

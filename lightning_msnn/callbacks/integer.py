@@ -33,21 +33,12 @@ class IntegerInference(Callback):
         if not isinstance(getattr(pl_module, "network", None), nn.Module):
             raise ConfigurationError(f"{type(pl_module).__name__} has no network that could have integer weights")
 
-    def _begin(self, pl_module: pl.LightningModule) -> None:
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the integer network in the place of the network, whose weights are those of the checkpoint by now."""
         self._network = pl_module.get_submodule("network")
         pl_module.network = to_integers(self._network.eval())
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the integer network in the place of the network, whose weights are those of the checkpoint by now."""
-        self._begin(pl_module)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the integer network in the place of the network."""
-        self._begin(pl_module)
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the integer network in the place of the network."""
-        self._begin(pl_module)
+    on_validation_start = on_test_start = on_predict_start = _begin
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put the network back."""

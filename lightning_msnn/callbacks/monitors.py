@@ -48,10 +48,10 @@ __all__ = ["EnergyMonitor", "SpikeRateMonitor"]
 class _Monitor(Callback):
     """Counts what the network does for the images of training steps that log, and for some images of a test.
 
-    What the network is called with is kept, and after the step, or at the end of the test, evaluated once more under
-    the eyes of the counter, as reports and cards do. Training is to the bit what it is without a monitor, and between
-    the steps that log no hook is attached. Images of a test are spread evenly over the classes if the data has
-    ``targets`` and an order; else they are the first.
+    The network's inputs are kept, and after the step, or at the end of the test, evaluated once more with the counter,
+    as reports and cards do. Training is to the bit what it is without a monitor, and between the steps that log no hook
+    is attached. Images of a test are spread evenly over the classes if the data has ``targets`` and an order; else they
+    are the first.
     """
 
     operations = True
@@ -66,24 +66,16 @@ class _Monitor(Callback):
 
     def _network(self, pl_module: pl.LightningModule) -> nn.Module:
         """Find the network in the module."""
-        if self.network is not None:
-            try:
-                return pl_module.get_submodule(self.network)
-            except AttributeError as error:
-                raise ConfigurationError(
-                    f"{type(pl_module).__name__} has no module {self.network!r}: "
-                    f"allowed are {', '.join(n for n, _ in pl_module.named_children())}"
-                ) from error
-        for name in ("network", "model"):
-            if isinstance(found := getattr(pl_module, name, None), nn.Module):
-                return found
-        children = [m for m in pl_module.children() if next(m.parameters(), None) is not None]
-        if len(children) == 1:
-            return children[0]
-        raise ConfigurationError(
-            f"{type(pl_module).__name__} has several modules: name the network to count, {type(self).__name__}(network="
-            f"...), one of {', '.join(n for n, _ in pl_module.named_children())}"
-        )
+        children = [name for name, m in pl_module.named_children() if next(m.parameters(), None) is not None]
+        known = [name for name in ("network", "model") if name in children]
+        name = self.network or (known or (children if len(children) == 1 else [""]))[0]
+        found = dict(pl_module.named_modules()).get(name) if name else None
+        if found is None:
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} has no module {name!r}: {type(self).__name__}(network=...) takes one of "
+                f"{', '.join(children)}"
+            )
+        return found
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that there is a network that can be counted."""
@@ -95,7 +87,7 @@ class _Monitor(Callback):
         self._missing = len(range(trainer.global_rank, self.samples, trainer.world_size))
 
     def _watch(self, pl_module: pl.LightningModule, rows: list[int] | None = None) -> None:
-        """Have what the network is called with next kept: these rows, or the first."""
+        """Keep the next inputs of the network: these rows, or the first."""
         keep = partial(self._keep, rows)
         self._handle = self._network(pl_module).register_forward_pre_hook(keep, with_kwargs=True)
 
@@ -116,7 +108,7 @@ class _Monitor(Callback):
         self._release()
 
     def _counted(self, trainer: pl.Trainer, pl_module: pl.LightningModule, twins: Any = None) -> dict[str, Record]:
-        """Count what the network, and its twins, do for the images that all processes have kept."""
+        """Count the network, and what it is compared with, on the images that all processes have kept."""
         network, inputs = self._network(pl_module), self._inputs
         self._inputs = []
         self._release()
@@ -131,14 +123,10 @@ class _Monitor(Callback):
         finally:
             for module in training:
                 module.training = True
-        return {name: self._sum(record, pl_module) for name, record in records.items()}
-
-    def _sum(self, record: Record, pl_module: pl.LightningModule) -> Record:
-        """Add up the records of all processes."""
-        total = Total(record).to(pl_module.device)
-        total.update(record)
-        found: Record = total.compute()
-        return found
+        totals = {name: Total(record).to(pl_module.device) for name, record in records.items()}
+        for name, record in records.items():
+            totals[name].update(record)
+        return {name: total.compute() for name, total in totals.items()}  # over all processes
 
     def _values(self, record: Record) -> dict[str, Any]:
         """Return what is logged of a record, by key."""
@@ -154,20 +142,9 @@ class _Monitor(Callback):
         if self.every_n_steps is not None:
             logs = (trainer.fit_loop.total_batch_idx + 1) % self.every_n_steps == 0
         else:
-            logs = self._ends_a_step_that_logs(trainer, batch_idx)
+            logs = _ends_an_epoch_that_logs(trainer, batch_idx)
         if logs:
             self._watch(pl_module)
-
-    @staticmethod
-    def _ends_a_step_that_logs(trainer: pl.Trainer, batch_idx: int) -> bool:
-        """Whether a batch is the last of an epoch, or of the training, in which the trainer logs an optimizer step."""
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
-        steps = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-        batches, together = batch_idx + 1, trainer.accumulate_grad_batches
-        ends = trainer.is_last_batch or batches == trainer.num_training_batches
-        ends = ends or (steps == trainer.max_steps and batches % together == 0)
-        before = steps - math.ceil(batches / together)
-        return bool(ends) and every > 0 and (before == 0 or steps // every > before // every)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -199,6 +176,17 @@ class _Monitor(Callback):
 
 def _is_batch(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dim() > 0
+
+
+def _ends_an_epoch_that_logs(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether a batch is the last of an epoch, or of the training, in which the trainer logs an optimizer step."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
+    steps = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+    batches, together = batch_idx + 1, trainer.accumulate_grad_batches
+    ends = trainer.is_last_batch or batches == trainer.num_training_batches
+    ends = ends or (steps == trainer.max_steps and batches % together == 0)
+    before = steps - math.ceil(batches / together)
+    return bool(ends) and every > 0 and (before == 0 or steps // every > before // every)
 
 
 def _chosen_rows(trainer: pl.Trainer, samples: int) -> list[list[int]] | None:
@@ -273,19 +261,17 @@ class SpikeRateMonitor(_Monitor):
 
 
 class EnergyMonitor(_Monitor):
-    """Log what the network costs, and compare it with its twins at the end of a test.
+    """Log what the network costs, and compare it at the end of a test with the networks of ``pl_module.twins(images)``.
 
     Logs ``energy/all`` and ``energy/<kind>`` in joules by image, ``energy/accumulates_per_image`` and
     ``energy/multiply_accumulates_per_image``, the same on every rank. At the end of a test, ``energy.json`` goes to the
-    run folder: all counts and energies, of the network and of those that the LightningModule's ``twins(images)``
-    returns, if it has that. So does ``energy.png``, which also goes to the loggers that take images.
+    run folder, with all counts and energies, and ``energy.png``, which also goes to the loggers that take images.
 
     Args:
         profile: Name of an energy profile, or a YAML file of one.
-        every_n_steps: Training steps from one log to the next. None: the last step of an epoch, of the first and of all
-            that hold a multiple of the trainer's ``log_every_n_steps``.
-        samples: Images of a test that are counted, spread evenly over the classes.
-        network: Name of the network in the LightningModule; found if it is ``network``, ``model`` or the only module.
+        every_n_steps: As for :class:`SpikeRateMonitor`.
+        samples: As for :class:`SpikeRateMonitor`.
+        network: As for :class:`SpikeRateMonitor`.
 
     Raises:
         ConfigurationError: If an argument is not allowed, or there is no network to count.
@@ -313,17 +299,15 @@ class EnergyMonitor(_Monitor):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the comparison and draw the picture."""
-        top1 = dict(getattr(pl_module, "top1_of_twins", {}))
-        if "test/top1" in trainer.callback_metrics:
-            top1[NETWORK] = 100.0 * float(trainer.callback_metrics["test/top1"])
+        found = trainer.callback_metrics.get("test/top1")
+        top1 = {} if found is None else {NETWORK: 100.0 * float(found)}
         records = self._counted(trainer, pl_module, getattr(pl_module, "twins", None))
         self.columns = {name: summarize(record, self.profile, top1.get(name)) for name, record in records.items()}
         folder = run_folder(trainer)
         if not self.columns or not writes_files(trainer):
             return
-        target = os.path.join(folder, "energy.json")
         content = {"unit": "joules, operations: for one sample", "profile": self.profile, "columns": self.columns}
-        write_whole((json.dumps(content, indent=1) + "\n").encode(), target)
+        write_whole((json.dumps(content, indent=1) + "\n").encode(), os.path.join(folder, "energy.json"))
         _log_picture(draw_energy(self.columns[NETWORK]), "energy", folder, trainer)
 
     def table(self) -> str:
@@ -332,10 +316,7 @@ class EnergyMonitor(_Monitor):
 
 
 def _log_picture(figure: Figure, name: str, folder: str, trainer: pl.Trainer) -> None:
-    """Write a figure to the run folder as ``<name>.png``, and to the loggers that take images.
-
-    Those are TensorBoard's, and those with a ``log_image``, as that of Weights & Biases.
-    """
+    """Write a figure to the run folder as ``<name>.png``, and to TensorBoard and loggers with a ``log_image``."""
     content = png(figure)
     write_whole(content, os.path.join(folder, f"{name}.png"))
     for logger in trainer.loggers:

@@ -2,8 +2,6 @@
 
 import csv
 import os
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,15 +10,15 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_msnn.errors import ConfigurationError, TrainingError
+from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["PredictionWriter"]
+
+COLUMNS = ("file", "class", "probability")
 
 
 class PredictionWriter(Callback):
     """Write what ``predict_step`` returned to a CSV file with the columns file, class, probability.
-
-    A module with ``prediction_columns`` and ``prediction_rows(outputs)`` says its own.
 
     Rows are written batch by batch to ``<path>.part``, or ``<path>.part<n>`` on process n above 0, which stays if the
     prediction is interrupted. The file itself appears whole at the end; with several processes it has the rows of all,
@@ -36,17 +34,13 @@ class PredictionWriter(Callback):
     def __init__(self, path: str = "predictions.csv") -> None:
         self.path = Path(path)
         folder = self.path.absolute().parent
-        reason = (
-            "its folder does not exist" if not folder.is_dir()
-            else "it is a folder" if self.path.is_dir()
-            else "its folder is read-only" if not os.access(folder, os.W_OK)
-            else ""
-        )  # fmt: skip
-        if reason:
-            raise ConfigurationError(f"cannot write predictions to {path!r}: {reason}")
+        if not folder.is_dir() or self.path.is_dir() or not os.access(folder, os.W_OK):
+            raise ConfigurationError(
+                f"cannot write predictions to {str(path)!r}: it must be a file in a folder that exists and is not "
+                "read-only"
+            )
         self._part = self.path
         self._file: TextIO | None = None
-        self._rows = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin the file of this process, before any work is done."""
@@ -54,36 +48,21 @@ class PredictionWriter(Callback):
             self._part = self.path.with_name(f"{self.path.name}.part{trainer.global_rank or ''}")
             try:
                 self._file = self._part.open("w", newline="", encoding="utf-8")
-                self._write([getattr(pl_module, "prediction_columns", _COLUMNS)])
+                self._write([COLUMNS])
             except OSError as error:
                 raise ConfigurationError(f"cannot write predictions to {str(self.path)!r}: {error.strerror}") from error
-            self._rows = 0
 
-    def _write(self, rows: Sequence[Sequence[str | float]]) -> None:
+    def _write(self, rows: Any) -> None:
         assert self._file is not None
-        plain = [[_plain(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-        csv.writer(self._file).writerows(plain)
+        csv.writer(self._file).writerows([[_plain(cell) for cell in row] for row in rows])
         self._file.flush()
-        self._rows += len(rows)
 
     def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Write the rows of a batch."""
-        rows = getattr(pl_module, "prediction_rows", _rows)
-        try:
-            self._write(rows(outputs))
-        except OSError as error:
-            raise TrainingError(
-                f"predictions stopped, for {str(self._part)!r} cannot be written: {error.strerror}; "
-                f"it has the first {self._rows} rows"
-            ) from error
+        probabilities = [f"{probability:.6f}" for probability in outputs["probability"].tolist()]
+        self._write(zip(outputs["file"], outputs["class"], probabilities, strict=True))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the file its name, with the rows of all processes."""
@@ -95,7 +74,6 @@ class PredictionWriter(Callback):
             if trainer.is_global_zero:
                 # A distributed sampler repeats files to give every process as many: a set takes the repeats out.
                 every = sorted({tuple(row) for part in parts for row in part}, key=_order)
-                self._close()
                 with self._part.open("w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerows([head, *every])
         self._close()
@@ -113,24 +91,14 @@ class PredictionWriter(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep the rows so far, if there are any."""
         if self._file is not None:
-            with suppress(OSError):  # of what a full disk did not take
-                self._close()
-            self._file = None
-            if self._rows == 0:
-                self._part.unlink(missing_ok=True)
+            self._close()
+            if len(self._part.read_text(encoding="utf-8").splitlines()) == 1:
+                self._part.unlink()
 
 
-_COLUMNS = ("file", "class", "probability")
-
-
-def _order(row: Sequence[str]) -> list[tuple[int, float, str]]:
+def _order(row: tuple[str, ...]) -> list[tuple[int, float, str]]:
     """Key that sorts cells that are whole numbers as numbers, before others."""
     return [(0, float(cell), "") if cell.isdecimal() else (1, 0.0, cell) for cell in row]
-
-
-def _rows(outputs: Any) -> list[tuple[str, ...]]:
-    probabilities = [f"{probability:.6f}" for probability in outputs["probability"].tolist()]
-    return list(zip(outputs["file"], outputs["class"], probabilities, strict=True))
 
 
 def _plain(cell: str) -> str:

@@ -4,10 +4,10 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -20,57 +20,24 @@ __all__ = ["THETA_SCHEDULES", "ThetaScheduler", "cosine", "linear", "piecewise",
 
 
 def linear(position: int, total: int, theta: float, end: float) -> float:
-    """Return theta on a straight line from ``theta`` in the first epoch or step to ``end`` in the last.
-
-    Args:
-        position: Epochs or steps done.
-        total: Epochs or steps of the whole training.
-        theta: Radian factor at the start, in units of pi.
-        end: Radian factor at the end.
-    """
+    """Return theta on a straight line from ``theta`` in the first epoch or step to ``end`` in the last."""
     return theta + (end - theta) * min(1.0, position / max(1, total - 1))
 
 
 def cosine(position: int, total: int, theta: float, end: float) -> float:
-    """Return theta on half a cosine from ``theta`` in the first epoch or step to ``end`` in the last.
-
-    Args:
-        position: Epochs or steps done.
-        total: Epochs or steps of the whole training.
-        theta: Radian factor at the start, in units of pi.
-        end: Radian factor at the end.
-    """
+    """Return theta on half a cosine from ``theta`` in the first epoch or step to ``end`` in the last."""
     return end + (theta - end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, position / max(1, total - 1))))
 
 
 def step(position: int, total: int, theta: float, gamma: float, every: int) -> float:
-    """Return ``theta`` multiplied by ``gamma`` once for each ``every`` epochs or steps done.
-
-    Args:
-        position: Epochs or steps done.
-        total: Epochs or steps of the whole training.
-        theta: Radian factor at the start, in units of pi.
-        gamma: Factor.
-        every: Epochs or steps between two changes.
-    """
+    """Return ``theta`` multiplied by ``gamma`` once for each ``every`` epochs or steps done."""
     return float(theta * gamma ** (position // every))
 
 
 def piecewise(position: int, total: int, points: Mapping[int, float]) -> float:
-    """Return theta on straight lines through points; before the first and after the last it stays as there.
-
-    Args:
-        position: Epochs or steps done.
-        total: Epochs or steps of the whole training.
-        points: Radian factors in units of pi by epoch or step.
-    """
+    """Return theta on straight lines through points; before the first and after the last it stays as there."""
     known = sorted(points)
-    if position <= known[0]:
-        return points[known[0]]
-    for left, right in pairwise(known):
-        if position < right:
-            return points[left] + (points[right] - points[left]) * (position - left) / (right - left)
-    return points[known[-1]]
+    return float(np.interp(position, known, [points[p] for p in known]))
 
 
 THETA_SCHEDULES: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {
@@ -79,7 +46,7 @@ THETA_SCHEDULES: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {
     "step": (step, ("theta", "gamma", "every")),
     "piecewise": (piecewise, ("points",)),
 }
-"""Schedules by the name that configurations use, and what each needs."""
+"""Schedules by name: functions of the epochs or steps done and of all of them, and the further arguments of each."""
 
 
 class ThetaScheduler(pl.Callback):

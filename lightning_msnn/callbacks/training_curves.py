@@ -25,12 +25,9 @@ PANELS = {
     "top-1 accuracy (%)": ("train/top1", "val/top1"),
     "top-5 accuracy (%)": ("train/top5", "val/top5"),
 }
-"""Panels of the picture, and what each compares. The loss that is learnt from has an axis of its own: with smoothed and
-mixed labels, with weights of classes or with a teacher it is not what validation measures."""
+"""Panels of the picture, and their metrics. With smoothed or mixed labels the two losses are not the same thing."""
 
 FORMATS = (".png", ".pdf", ".svg")
-
-DRAWN = {name for names in PANELS.values() for name in names}
 
 
 class TrainingCurves(Callback):
@@ -59,16 +56,16 @@ class TrainingCurves(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the values of the epoch, after those of validation."""
+        drawn = {name for names in PANELS.values() for name in names}
         for name, value in trainer.callback_metrics.items():
-            if name in DRAWN:
+            if name in drawn:
                 self.history.setdefault(name, []).append((trainer.current_epoch + 1, float(value)))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the picture."""
         path = os.path.join(run_folder(trainer), self.filename)
         if writes_files(trainer) and self.history:
-            content = io.BytesIO()
-            self.draw().savefig(content, dpi=120, format=PurePath(path).suffix[1:])
+            self.draw().savefig(content := io.BytesIO(), dpi=120, format=PurePath(path).suffix[1:])
             write_whole(content.getvalue(), path)
 
     def draw(self) -> Figure:

@@ -1,7 +1,6 @@
 """Predictions as a CSV file: checked before any work, written as they come, whole at the end."""
 
 import csv
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_msnn.callbacks import PredictionWriter
 from lightning_msnn.callbacks.predictions import _order
-from lightning_msnn.errors import ConfigurationError, TrainingError
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier
 
 NAMES = ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "\tx", "\rx", "plain", 'com,ma "quoted"', "a=b", "ä.png"]
@@ -75,14 +74,10 @@ def test_nothing_is_left_of_a_prediction_that_did_not_begin(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
-    with pytest.raises(ConfigurationError, match="nowhere/p.csv.*does not exist"):
-        PredictionWriter(str(tmp_path / "nowhere" / "p.csv"))
-    with pytest.raises(ConfigurationError, match="it is a folder"):
-        PredictionWriter(str(tmp_path))
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(ConfigurationError, match="read-only"):
-        PredictionWriter(str(tmp_path / "p.csv"))
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    for path in (tmp_path / "nowhere" / "p.csv", tmp_path):
+        with pytest.raises(ConfigurationError, match=f"cannot write predictions to '{path}': it must be a file"):
+            PredictionWriter(str(path))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -92,21 +87,6 @@ def test_a_full_disk_is_found_before_any_work(tmp_path):
     with pytest.raises(ConfigurationError, match="p.csv.*No space left"):
         predict(Named(watch=lambda: seen.append(1)), tmp_path / "p.csv")
     assert not seen
-
-
-def test_a_disk_that_fills_up_stops_the_prediction_and_keeps_the_rows(tmp_path, monkeypatch):
-    write = PredictionWriter._write
-
-    def full(self, new):
-        if self._rows == 4:
-            raise OSError(28, "No space left on device")
-        write(self, new)
-
-    monkeypatch.setattr(PredictionWriter, "_write", full)
-    with pytest.raises(TrainingError, match=r"p.csv.part.*No space left.*first 4 rows"):
-        predict(Named(), tmp_path / "p.csv")
-    assert len(rows(tmp_path / "p.csv.part")) == 5
-    assert not (tmp_path / "p.csv").exists()
 
 
 def test_rows_of_several_processes_are_in_order():

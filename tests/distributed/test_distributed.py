@@ -181,9 +181,9 @@ def test_synchronised_batch_norm_is_lightnings_own() -> None:
         converted.eval()(torch.randn(1, 3, 16, 16))
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 5])
-@pytest.mark.parametrize("size", [5, 16, 31, 32, 33, 65])
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 16])
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("size", [5, 31, 32])
+@pytest.mark.parametrize("batch_size", [2, 7])
 def test_every_image_once_and_as_many_batches(processes: int, size: int, batch_size: int) -> None:
     dataset = list(range(size))
     samplers = [ShardSampler(dataset, processes, rank, False, 0) for rank in range(processes)]  # type: ignore[arg-type]

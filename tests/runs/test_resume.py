@@ -69,6 +69,8 @@ def run(
     task: dict[str, Any] | None = None,
     callbacks: Sequence[pl.Callback] = (),
     share: float = 1.0,
+    every: int = 2,
+    plugins: Sequence[Any] = (),
     **options: Any,
 ) -> Any:
     """Train, and return the trainer and the end of the weights being trained."""
@@ -84,20 +86,21 @@ def run(
     options = {"max_epochs": EPOCHS, **options}
     trainer = pl.Trainer(
         accelerator="cpu",
+        devices=1,
         logger=False,
         default_root_dir=folder,
         limit_train_batches=BATCHES,
         limit_val_batches=2,
         enable_progress_bar=False,
         enable_model_summary=False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *plugins],
         callbacks=[
             *callbacks,
             EMA(0.9),
             Mixing(0.5, 0.5, share),
             RandomState(),
             Keep(),
-            LastCheckpoint(every_n_steps=2),
+            LastCheckpoint(every_n_steps=every),
             *([] if kill is None else [KillAt(kill)]),
         ],
         **options,
@@ -205,27 +208,26 @@ def test_same_seed_same_result_and_another_seed_another(tmp_path: Path) -> None:
     assert not same(a, c)
 
 
-def test_sigterm_saves_between_two_steps(tmp_path: Path) -> None:
-    class Terminate(pl.Callback):
+def stop_by(number: signal.Signals, folder: Path, data: Any, *plugins: Any) -> None:
+    """Train, and send this process a signal within the fourth step, after which the training ends."""
+
+    class Stop(pl.Callback):
         def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
             if trainer.global_step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
 
+    before = signal.getsignal(number)
+    try:
+        with pytest.raises(SystemExit):
+            run(folder, data, callbacks=[Stop()], every=0, plugins=plugins)
+    finally:
+        signal.signal(number, before)
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 4
+
+
+def test_sigterm_saves_between_two_steps(tmp_path: Path) -> None:
     _, raw, _ = run(tmp_path / "a", digits(tmp_path))
-    data = digits(tmp_path)
-    pl.seed_everything(3, verbose=False)
-    before = signal.getsignal(signal.SIGTERM)
-    task = SpikingClassifier(in_chans=1, network_kwargs=dict(NETWORK))
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, default_root_dir=tmp_path / "b", limit_train_batches=BATCHES,
-        max_epochs=EPOCHS, limit_val_batches=2, enable_progress_bar=False, enable_model_summary=False,
-        plugins=[AtomicCheckpointIO()],
-        callbacks=[EMA(0.9), Mixing(0.5, 0.5, 1.0), RandomState(), LastCheckpoint(), Terminate()],
-    )  # fmt: skip
-    with pytest.raises(SystemExit):
-        trainer.fit(task, datamodule=data)
-    signal.signal(signal.SIGTERM, before)
-    assert read_checkpoint(tmp_path / "b" / "checkpoints" / "last.ckpt")["global_step"] == 4
+    stop_by(signal.SIGTERM, tmp_path / "b", digits(tmp_path))
     assert same(raw, run(tmp_path / "b", digits(tmp_path), resume=True)[1])
 
 
@@ -242,29 +244,5 @@ def test_slurm_signal_saves_and_requeues(tmp_path: Path, monkeypatch: pytest.Mon
              "NODEID": "0", "NODELIST": "localhost", "JOB_NAME": "train"}  # fmt: skip
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-
-    class Warn(pl.Callback):
-        def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.global_step == 3:
-                os.kill(os.getpid(), signal.SIGUSR1)
-
-    before = signal.getsignal(signal.SIGUSR1)
-    trainer = pl.Trainer(
-        accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path / "b", limit_train_batches=BATCHES,
-        max_epochs=EPOCHS, limit_val_batches=2, enable_progress_bar=False, enable_model_summary=False,
-        plugins=[AtomicCheckpointIO(), SLURMEnvironment(auto_requeue=True)],
-        callbacks=[EMA(0.9), Mixing(0.5, 0.5, 1.0), RandomState(), LastCheckpoint(), Warn()],
-    )  # fmt: skip
-    pl.seed_everything(3, verbose=False)
-    task = SpikingClassifier(in_chans=1, network_kwargs=dict(NETWORK))
-    try:
-        with pytest.raises(SystemExit):
-            trainer.fit(task, datamodule=digits(tmp_path))
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    stop_by(signal.SIGUSR1, tmp_path / "b", digits(tmp_path), SLURMEnvironment(auto_requeue=True))
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
-    assert read_checkpoint(tmp_path / "b" / "checkpoints" / "last.ckpt")["global_step"] == 4
-    for name in slurm:
-        monkeypatch.delenv(f"SLURM_{name}")
-    _, raw, _ = run(tmp_path / "a", digits(tmp_path))
-    assert same(raw, run(tmp_path / "b", digits(tmp_path), resume=True)[1])
