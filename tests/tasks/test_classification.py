@@ -67,8 +67,10 @@ class Rates(pl.Callback):
         self.seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
-@pytest.mark.parametrize("warmup", [0, 1, 2.5])
-@pytest.mark.parametrize("limits", [{"max_epochs": 10}, {"max_steps": 30}, {"max_steps": 30, "max_epochs": 1000}])
+@pytest.mark.parametrize(
+    ("warmup", "limits"),
+    [(0, {"max_epochs": 10}), (1, {"max_steps": 30}), (2.5, {"max_steps": 30, "max_epochs": 1000})],
+)
 def test_cosine_after_a_warm_up_by_its_formula(tmp_path, warmup, limits):
     """Three batches an epoch, whatever says where training ends; a warm-up takes at most 30 % of it."""
     rates, total = Rates(), 30
@@ -110,12 +112,11 @@ class Gradients(pl.Callback):
         self.seen = {n: (p.detach().clone(), p.grad.clone()) for n, p in module.network.named_parameters()}
 
 
-@pytest.mark.parametrize("optimizer", [None, "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_the_first_step_of_the_optimizer_by_its_formula(tmp_path, optimizer):
     """Weights shrink by their own share, decoupled from the gradient with AdamW; vectors do not."""
     lr, decay, kept = 0.01, 0.3, Gradients()
-    given = {} if optimizer is None else {"optimizer": optimizer}
-    task = SpikingClassifier(lr=lr, weight_decay=decay, schedule="constant", **given)
+    task = SpikingClassifier(lr=lr, weight_decay=decay, schedule="constant", optimizer=optimizer, **SMALL)
     trainer(tmp_path, max_steps=1, callbacks=[kept]).fit(task, loader())
     for name, after in task.network.named_parameters():
         p, g = kept.seen[name]
@@ -129,7 +130,8 @@ def test_the_first_step_of_the_optimizer_by_its_formula(tmp_path, optimizer):
 
 def test_a_long_warm_up_is_cut(tmp_path):
     rates = Rates()
-    trainer(tmp_path, max_epochs=4, callbacks=[rates]).fit(SpikingClassifier(lr=0.01, warmup_epochs=100), loader())
+    task = SpikingClassifier(lr=0.01, warmup_epochs=100, **SMALL)
+    trainer(tmp_path, max_epochs=4, callbacks=[rates]).fit(task, loader())
     assert rates.seen.index(max(rates.seen)) == 4, "30 % of 12 steps, rounded"
 
 
@@ -180,7 +182,7 @@ def test_a_step_learns_from_mixed_images_with_both_labels(tmp_path, kwargs):
 
 
 def test_fits_tests_and_predicts(tmp_path):
-    task = SpikingClassifier(num_classes=4)
+    task = SpikingClassifier(num_classes=4, **SMALL)
     t = trainer(tmp_path, callbacks=[Mixing(mixup=0.8)])
     t.fit(task, loader(classes=4), loader(classes=4))
     assert {"train/top1", "train/top5", "train/loss", "val/top1", "val/top5", "val/loss"} <= set(t.callback_metrics)
@@ -253,7 +255,7 @@ def test_checkpoint_loads_with_plain_values(tmp_path):
 def test_training_curves_resume(tmp_path):
     curves = TrainingCurves()
     t = trainer(tmp_path, max_epochs=2, callbacks=[curves], logger=pl.loggers.CSVLogger(tmp_path))
-    t.fit(SpikingClassifier(), loader(), loader())
+    t.fit(SpikingClassifier(**SMALL), loader(), loader())
     assert [e for e, _ in curves.history["val/top1"]] == [1, 2]
     assert [e for e, _ in curves.history["train/loss"]] == [1, 2]
     assert all(math.isfinite(v) for points in curves.history.values() for _, v in points)
