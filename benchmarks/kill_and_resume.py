@@ -173,7 +173,8 @@ def compare(folder: Path, kills: int, options: tuple[str, ...], moments: Any) ->
     """Train with and without kills, which fall into the given moments in turn; return whether both end alike."""
     whole, killed, done = finish(folder / "whole", options), folder / "killed", 0
     while done < kills:
-        (killed / "moment").unlink(missing_ok=True)
+        for file in (killed / "moment", *killed.rglob(".*.partial")):
+            file.unlink(missing_ok=True)
         process, moment, batches = start(killed, options), next(moments), random.randint(1, BATCHES + 2)
         if not kill(process, killed, moment, batches):
             print(f"    the training ended before it could be killed in a {moment}: once more from the beginning")

@@ -77,5 +77,5 @@ class Convert(TrainingStepCallback):
             for neuron in (module for module in task.network.modules() if isinstance(module, RectifierSpike)):
                 for value in (neuron.log_threshold, neuron.log_scale):
                     mean = task.trainer.strategy.reduce(value.data.clone(), reduce_op="mean")
-                    value.data.copy_(mean)  # type: ignore[arg-type]
+                    value.data.copy_(mean)
         return inputs, targets

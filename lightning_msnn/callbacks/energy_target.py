@@ -103,8 +103,8 @@ class EnergyTarget(TrainingStepCallback):
         """Watch what layers with weights receive, and forget what was watched before."""
         self._release()
         for module in network.modules():
-            channels = [getattr(module, name, None) for name in ("in_channels", "in_features", "input_size")]
-            channels = [c for c in channels if isinstance(c, int)]
+            given = [getattr(module, name, None) for name in ("in_channels", "in_features", "input_size")]
+            channels = [c for c in given if isinstance(c, int)]
             own = dict(module.named_parameters(recurse=False))  # those of a recurrence meet its state
             weights = sum(p.numel() for name, p in own.items() if p.dim() > 1 and not name.startswith("weight_hh"))
             if not weights or not channels:
@@ -227,7 +227,7 @@ class EnergyTarget(TrainingStepCallback):
     @staticmethod
     def _mean(task: Task, value: Tensor) -> Tensor:
         """Mean over the processes of a training."""
-        mean: Tensor = task.trainer.strategy.reduce(value.to(task.device), reduce_op="mean")  # type: ignore[assignment]
+        mean: Tensor = task.trainer.strategy.reduce(value.to(task.device), reduce_op="mean")
         return mean
 
     # Validation

@@ -67,9 +67,9 @@ class _Monitor(Callback):
     def _network(self, pl_module: pl.LightningModule) -> nn.Module:
         """Find the network in the module."""
         children = [name for name, m in pl_module.named_children() if next(m.parameters(), None) is not None]
-        known = [name for name in ("network", "model") if name in children]
-        name = self.network or (known or (children if len(children) == 1 else [""]))[0]
-        found = dict(pl_module.named_modules()).get(name) if name else None
+        known = [name for name in children if name in ("network", "model") or len(children) == 1]
+        name = self.network or (sorted(known)[-1] if known else "")  # network before model
+        found: nn.Module | None = dict(pl_module.named_modules()).get(name) if name else None
         if found is None:
             raise ConfigurationError(
                 f"{type(pl_module).__name__} has no module {name!r}: {type(self).__name__}(network=...) takes one of "

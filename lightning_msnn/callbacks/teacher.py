@@ -152,7 +152,8 @@ class Teacher(TrainingStepCallback):
         network = self.network.to(pl_module.device, dtype)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         seen = getattr(pl_module, "preprocessing", {})
-        ours, theirs = (seen.get("mean"), seen.get("std")), self.normalised
+        ours: tuple[Any, Any] = seen.get("mean"), seen.get("std")
+        theirs = self.normalised
         self._scale = self._shift = None
         if all(ours) and all(theirs) and (list(ours[0]), list(ours[1])) != (list(theirs[0]), list(theirs[1])):
             our_mean, our_std, its_mean, its_std = (

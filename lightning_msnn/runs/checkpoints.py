@@ -107,7 +107,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ConfigurationError(f"{str(path)!r} is not a checkpoint of Lightning: it has no 'state_dict'")
     for field, kind in _FIELDS.items():
         value = content.get(field)
-        if value is not None and not (isinstance(value, kind) and all(isinstance(name, str) for name in value)):
+        names: Any = value if isinstance(value, kind) else [None]
+        if value is not None and not all(isinstance(name, str) for name in names):
             raise ConfigurationError(
                 f"{str(path)!r} is not a checkpoint of this package: its {field} is of another type"
             )

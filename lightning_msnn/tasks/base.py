@@ -242,8 +242,8 @@ class Task(pl.LightningModule):
                 )
         only = only_size(self.network)
         sizes = {getattr(datamodule, "image_size", None), *(getattr(datamodule, "train_sizes", None) or {}).values()}
-        for size in sizes - {None} if only else ():
-            if only != ((size, size) if isinstance(size, int) else tuple(size)):
+        for size in sizes - {None}:
+            if only is not None and only != ((size, size) if isinstance(size, int) else tuple(size)):
                 raise ConfigurationError(
                     f"{self.hparams['network']} takes images of {only[0]}x{only[1]} pixels alone, but {data} has "
                     f"{size}: give network_kwargs that img_size, or the data one size"
