@@ -2,6 +2,7 @@
 
 import csv
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,6 +42,7 @@ class PredictionWriter(Callback):
             )
         self._part = self.path
         self._file: TextIO | None = None
+        self._rows = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin the file of this process, before any work is done."""
@@ -49,6 +51,7 @@ class PredictionWriter(Callback):
             try:
                 self._file = self._part.open("w", newline="", encoding="utf-8")
                 self._write([COLUMNS])
+                self._rows = False
             except OSError as error:
                 raise ConfigurationError(f"cannot write predictions to {str(self.path)!r}: {error.strerror}") from error
 
@@ -56,6 +59,7 @@ class PredictionWriter(Callback):
         assert self._file is not None
         csv.writer(self._file).writerows([[_plain(cell) for cell in row] for row in rows])
         self._file.flush()
+        self._rows = True
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -91,9 +95,11 @@ class PredictionWriter(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep the rows so far, if there are any."""
         if self._file is not None:
-            self._close()
-            if len(self._part.read_text(encoding="utf-8").splitlines()) == 1:
-                self._part.unlink()
+            with suppress(OSError):  # of what a full disk did not take
+                self._close()
+            self._file = None
+            if not self._rows:
+                self._part.unlink(missing_ok=True)
 
 
 def _order(row: tuple[str, ...]) -> list[tuple[int, float, str]]:

@@ -90,7 +90,9 @@ def test_the_aim_moves():
     weights = []
     for progress in (0, 20, 40, 80):
         target, toy = EnergyTarget(rate=0.1), Toy(0.5)
-        toy.trainer = pl.Trainer(max_steps=100, accelerator="cpu", logger=False, enable_checkpointing=False)
+        toy.trainer = pl.Trainer(
+            max_epochs=-1, max_steps=100, accelerator="cpu", logger=False, enable_checkpointing=False
+        )
         toy.trainer.strategy.connect(toy)
         toy.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = progress
         target._state = {name: torch.tensor(value) for name, value in target._state.items()}
