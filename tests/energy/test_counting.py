@@ -1,11 +1,14 @@
 """The counting engine: by hand, against brute force, and on every registered network."""
+
 import copy
 from collections import OrderedDict
+
 import pytest
 import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+
 from lightning_msnn import zoo
 from lightning_msnn.energy import OperationCounter, count_operations, energy
 from lightning_msnn.energy.profiles import FIELDS, TRANSCENDENTAL
@@ -30,8 +33,6 @@ def lively(model, size=32):
     return model.eval()
 
 
-
-
 def by_hand():
     """Two convolutions and a linear layer, made to fire where the test says."""
     conv1, conv2, linear = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Linear(12, 5)
@@ -42,8 +43,6 @@ def by_hand():
         conv1.weight.zero_()
         conv1.weight[0, 0, 1, 1], conv1.weight[1, 0, 1, 1] = 1.0, -1.0
     return nn.Sequential(conv1, Spike(), conv2, Spike(), nn.Flatten(), linear)
-
-
 
 
 def test_by_hand():
@@ -107,8 +106,6 @@ def test_by_hand():
     }
     # 400 multiply-accumulates, 54 accumulates, 88 comparisons with a threshold, for two images.
     assert energy(record) == pytest.approx((400 * 4.6 + 54 * 0.9 + 88 * 0.9) * 1e-12 / 2, rel=1e-12)
-
-
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -178,8 +175,6 @@ def test_convolutions_against_brute_force(conv):
     assert analogue.total("accumulates") == 0
 
 
-
-
 def test_each_sample_is_judged_by_itself():
     """One analogue sample does not make multiply-accumulates of the spikes of another, whatever the batch."""
     layer = nn.Conv2d(1, 1, 1)
@@ -189,8 +184,6 @@ def test_each_sample_is_judged_by_itself():
     assert record.total("accumulates") == 2
     assert record.total("multiply_accumulates") == 4
     assert record.total("effective_multiply_accumulates") == 2
-
-
 
 
 class Call(nn.Module):
@@ -205,14 +198,10 @@ class Call(nn.Module):
         return self.function(*inputs)
 
 
-
-
 def counted(model, *inputs):
     record = count_operations(model, *inputs)
     assert not record.uncounted
     return {name: record.total(name) for name in FIELDS if record.total(name)}
-
-
 
 
 @pytest.mark.parametrize("cell", SPIKING_CELLS)
@@ -226,8 +215,6 @@ def test_a_sample_costs_the_same_in_any_batch(cell):
         torch.testing.assert_close(counts, batch * one, rtol=0, atol=0, msg=lambda m, b=batch: f"{b}: {m}")
 
 
-
-
 @pytest.mark.parametrize("product", ["bgk,gkn->bgn", "bgk,ogk->bgo", "bhgk,gkn->bhgn"])
 def test_products_by_group_in_any_batch(product):
     network = Call(lambda x: torch.einsum(product, x, network.weight))
@@ -237,15 +224,11 @@ def test_products_by_group_in_any_batch(product):
         assert counted(network, torch.randn(batch, *shape))["weights_read"] == batch * 4 * 6 * 6
 
 
-
-
 def test_heads_that_share_keys():
     q, k = torch.randn(2, 4, 3, 4), torch.randn(2, 2, 3, 4)
     shared = Call(lambda q, k: F.scaled_dot_product_attention(q, k, k, enable_gqa=True))
     each = Call(lambda q, k: F.scaled_dot_product_attention(q, k, k))
     assert counted(shared, q, k) == counted(each, q, k.repeat_interleave(2, 1))
-
-
 
 
 @pytest.mark.parametrize(
@@ -265,16 +248,12 @@ def test_zeros_that_are_put_around_an_image_are_padding(padded, same):
     assert counted(padded, x) == expected
 
 
-
-
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 def test_uneven_padding_by_hand():
     # A kernel of 2 reaches all 5 places with its first tap and 4 with its second.
     assert counted(nn.Conv2d(4, 4, 2, padding="same"), torch.randn(2, 4, 5, 5))["dense"] == 2 * 16 * 9 * 9
     # Of 3x3 taps on a pixel, one is read.
     assert counted(nn.Conv2d(4, 6, 3, padding=1), torch.randn(2, 4, 1, 1))["weights_read"] == 2 * 24
-
-
 
 
 def test_what_is_a_bias_and_what_is_not():
@@ -299,8 +278,6 @@ def test_what_is_a_bias_and_what_is_not():
     assert counted(embedding, torch.randn(2, 3, 8, 8))["additions"] == 2 * 4 * 8, "a place has a value for each token"
 
 
-
-
 def test_activations_with_a_threshold_are_no_neurons():
     x = torch.randn(2, 4)
     assert counted(nn.Softplus(), x) == counted(nn.Sigmoid(), x)
@@ -308,15 +285,11 @@ def test_activations_with_a_threshold_are_no_neurons():
     assert counted(nn.Hardswish(), x) == {"additions": 3 * 8, "multiplications": 2 * 8}
 
 
-
-
 class Fires(nn.Module):
     threshold = 0.5
 
     def forward(self, x):
         return (x >= self.threshold).float()
-
-
 
 
 def test_neurons_that_meet_two_maps():
@@ -334,8 +307,6 @@ def test_neurons_that_meet_two_maps():
     assert list(counter.record().visits.values()) == [3, 3]
 
 
-
-
 def test_containers_are_no_neurons():
     """Also where a name in them is one of a neuron's."""
     spike, x = Spike(), torch.randn(2, 8, 4, 4)
@@ -346,8 +317,6 @@ def test_containers_are_no_neurons():
     numbers = nn.ParameterDict({"decay": nn.Parameter(torch.ones(1))})
     scaled = Call(lambda x: x * x.tanh() * numbers["decay"], numbers)
     assert counted(scaled, x)["multiplications"] == 2 * 128 * (2 + TRANSCENDENTAL)
-
-
 
 
 def test_spikes_alone_are_counted_beside_the_kernels(monkeypatch):
@@ -372,8 +341,6 @@ def test_spikes_alone_are_counted_beside_the_kernels(monkeypatch):
     assert record.total("neurons") == count_operations(network, x).total("neurons") > 0
 
 
-
-
 def test_weights_that_autocast_keeps_are_read_each_time():
     weight = nn.Parameter(torch.randn(4, 4))
     network = Call(lambda x: network.layers[1](network.layers[0](x @ network.weight)), nn.Linear(4, 5), nn.Linear(5, 3))
@@ -387,8 +354,6 @@ def test_weights_that_autocast_keeps_are_read_each_time():
     assert first.sum(0)[list(FIELDS).index("weights_read")] == 2 * (16 + 20 + 15)
 
 
-
-
 @pytest.mark.parametrize("name", TINY)
 def test_integers_cost_what_floats_do_but_for_their_scales(name):
     network = lively(timm.create_model(name, num_classes=10), 16)
@@ -399,8 +364,6 @@ def test_integers_cost_what_floats_do_but_for_their_scales(name):
         assert folded.total(name) == integers.total(name), name
     scaled = integers.total("multiplications") - folded.total("multiplications")
     assert 0 < scaled < integers.total("values_written")
-
-
 
 
 def test_membranes_of_other_libraries():
@@ -440,8 +403,6 @@ def test_products_of_activations(a, b, accumulates, multiply_accumulates):
         assert not record.uncounted
 
 
-
-
 def test_softmax_attention():
     q = torch.randn(2, 3, 5, 4)  # two samples, three heads, five tokens of four channels
     products = 2 * 3 * 5 * 5 * 4
@@ -459,8 +420,6 @@ def test_softmax_attention():
     # Scores: where spikes meet. Then each spike of the values meets the scores of five tokens.
     meetings = (spikes.sum(2) * spikes.sum(2)).sum()
     assert record.total("accumulates") == meetings + 5 * spikes.sum()
-
-
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
@@ -496,8 +455,6 @@ def test_recurrent_layers(cell, gates, bidirectional):
     assert count_operations(turned, spikes.transpose(0, 1)).total("accumulates") == record.total("accumulates")
 
 
-
-
 def test_arithmetic():
     x = torch.randn(2, 3, 4, 4)
     cases = {
@@ -517,8 +474,6 @@ def test_arithmetic():
             assert not record.uncounted, name
 
 
-
-
 def test_batch_norm_is_folded_and_parameters_are_constants():
     class Net(nn.Sequential):
         def forward(self, x):
@@ -533,15 +488,11 @@ def test_batch_norm_is_folded_and_parameters_are_constants():
         assert record.total("multiply_accumulates") == 2 * (16 * 16 + 4 * 4), "and a product with a constant"
 
 
-
-
 def test_what_is_not_known_is_named():
     model = nn.Sequential(nn.Conv2d(1, 1, 1), Call(lambda x: torch.special.i0(x)))
     record = count_operations(model, torch.rand(2, 1, 4, 4))
     assert list(record.uncounted.values()) == [1]
     assert "i0" in next(iter(record.uncounted))
-
-
 
 
 def test_network_is_left_as_it_was():
@@ -561,8 +512,6 @@ def test_network_is_left_as_it_was():
     assert counter.record().total("accumulates") == twice
 
 
-
-
 @pytest.mark.parametrize("name", DISTINCT)
 def test_any_batch_split_gives_the_same_counts(name):
     for context in ("shared", "isolated"):
@@ -579,8 +528,6 @@ def test_any_batch_split_gives_the_same_counts(name):
         assert torch.equal(whole.counts[:, same], counts[:, same])
         torch.testing.assert_close(whole.counts.double(), counts.double(), rtol=0.01, atol=50.0)
         assert not whole.uncounted
-
-
 
 
 @pytest.mark.parametrize(
@@ -606,8 +553,6 @@ def test_every_synapse_of_the_branches_is_accumulate_only(name, kwargs):
     assert record.total("spikes") > 0
 
 
-
-
 @pytest.mark.parametrize("projection", sorted(PROJECTIONS))
 def test_membranes_and_omega(projection):
     """Three of four windows carry a membrane over: a membrane update each, and in layer 2 an Omega."""
@@ -629,8 +574,6 @@ def test_membranes_and_omega(projection):
     assert single.total("membrane_updates") == single.total("omega") == 0
 
 
-
-
 def test_overlapping_windows_cost_their_mean():
     mixer = ConvMixer(4, "dilated").eval()
     record = count_operations(mixer, (torch.rand(1, 4, 8, 8) < 0.3).float())
@@ -638,8 +581,6 @@ def test_overlapping_windows_cost_their_mean():
     means = 2 * 4 * (6 * 4 + 6 * 4 + 4 * 8)
     assert record.total("additions") == record.total("multiplications") == means
     assert record.total("membrane_updates") == 2 * 3 * 4 * 36
-
-
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -659,16 +600,12 @@ def test_training_under_autocast_and_inference_mode(name):
     assert model.stem.conv.weight.grad.isfinite().all()
 
 
-
-
 def test_compiled_networks_are_refused():
     model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ConfigurationError, match="compiled or scripted"):
         OperationCounter(torch.compile(model))
     with pytest.raises(ConfigurationError, match="meta device"), OperationCounter(model.to("meta")):
         pass
-
-
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
@@ -680,8 +617,6 @@ def test_networks_of_others(name):
     assert record.total("neurons") == record.total("spikes") == record.total("accumulates") == 0
     assert record.total("multiply_accumulates") == record.total("dense") > 1e6
     assert not record.uncounted
-
-
 
 
 class Leaky(nn.Module):
@@ -703,8 +638,6 @@ class Leaky(nn.Module):
         return self.spk
 
 
-
-
 @pytest.mark.parametrize("inference", [True, False])
 def test_state_in_buffers_is_no_weight(inference):
     counts = []
@@ -724,16 +657,12 @@ def test_state_in_buffers_is_no_weight(inference):
     assert counts[0]["dense"] == 2 * 3 * (24 + 36)
 
 
-
-
 def test_normalisation_without_running_statistics_is_not_folded():
     x = torch.randn(2, 4, 7, 7)
     by_group = counted(nn.GroupNorm(4, 4), x)
     assert counted(nn.InstanceNorm2d(4), x) == counted(nn.BatchNorm2d(4, track_running_stats=False), x) == by_group
     assert not counted(nn.InstanceNorm2d(4, track_running_stats=True).eval(), x)
     assert not counted(nn.BatchNorm2d(4), x)
-
-
 
 
 def test_what_is_added_to_a_product_and_how_maps_are_resized():
@@ -750,8 +679,6 @@ def test_what_is_added_to_a_product_and_how_maps_are_resized():
     assert not counted(nn.Upsample(scale_factor=2), x)
 
 
-
-
 @pytest.mark.parametrize("options", [{"fuse": True}, {"integer": True}, {}], ids=str)
 def test_buffers_that_a_network_does_not_write_stay_weights(options):
     """Wherever it was made, and whatever is loaded into it between calls."""
@@ -766,5 +693,3 @@ def test_buffers_that_a_network_does_not_write_stay_weights(options):
             network.load_state_dict(network.state_dict())
             network(x)
     assert torch.equal(counter.record().counts, 3 * expected)
-
-
