@@ -17,7 +17,6 @@ from lightning_msnn.energy import spread
 from lightning_msnn.energy.inputs import saliency
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.report import main as report
-from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
 from lightning_msnn.trained import load_trained
 from lightning_msnn.zoo.__main__ import main as zoo_main
@@ -170,15 +169,6 @@ def test_series_are_tested_as_they_were_trained_on(series):
     first, second = (module.on_after_batch_transfer(next(iter(module.test_dataloader())), 0)[0] for module in modules)
     assert [module.length for module in modules] == [20, 20]
     assert torch.equal(first, second)
-
-
-def test_the_configuration_of_a_run_goes_on_with_it(series):
-    args = ["--config", "data/time_series", "--data.problem", "Waves", "--data.root", ".", "--data.differences", "true"]
-    fit(*args, "--model.schedule", "constant")
-    config = "runs/r/version_0/config.yaml"
-    main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_epochs", "2"])
-    assert read_checkpoint(LAST)["epoch"] == 1
-    assert read_checkpoint(LAST)["datamodule_hyper_parameters"]["length"] == 20
 
 
 def test_classes_in_another_order_are_refused(series, capsys):

@@ -1,0 +1,100 @@
+"""The examples run, on little data, and do what they say."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_msnn.errors import ConfigurationError
+from tests.conftest import ROOT, SHALLOW
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    yield
+    for path in EXAMPLES:
+        sys.modules.pop(path.stem, None)
+
+
+def make_trainer(**options):
+    return Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_it_is_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) < (100 if path.stem == "train" else 150)
+
+
+def test_a_plain_loop_trains(capsys):
+    import train
+
+    assert train.main(epochs=3, samples=320) > 25, "of ten classes"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert 5 < float(last.partition("fires for ")[2].partition(" %")[0]) < 60
+
+
+def test_forecasts_follow_each_other_in_time_and_beat_the_last_season(tmp_path):
+    import forecasting
+
+    data = forecasting.Series()
+    data.setup()
+    seen = {}
+    for part in ("train", "val", "test"):
+        dataset = data._datasets[part]
+        for known, future in (dataset[index] for index in range(len(dataset))):
+            place = (data.values == future[0]).nonzero().item()
+            assert torch.equal(known.flatten(), data.values[place - 36 : place])
+            assert torch.equal(future, data.values[place : place + 12])
+            seen.setdefault(part, set()).update(range(place, place + 12))
+    assert not seen["train"] & seen["val"] | seen["val"] & seen["test"]
+    task = forecasting.Forecaster(network_kwargs=SHALLOW, lr=4e-3, schedule="one_cycle")
+    trainer = make_trainer(max_epochs=10)
+    trainer.fit(task, datamodule=data)
+    (measured,) = trainer.test(task, datamodule=data, verbose=False)
+    errors, naive = [], []
+    task.eval()
+    with torch.no_grad():
+        for series, future in data.test_dataloader():
+            errors.append((task(series) - future).abs())
+            naive.append((series[:, 0, 0, -12:] - future).abs())
+    errors, naive = (torch.cat(x).mean().item() / data.naive_scale for x in (errors, naive))
+    assert measured["test/mase"] == pytest.approx(errors, rel=1e-5)
+    assert errors < naive
+    (tmp_path / "s.csv").write_text("day,sold\n" + "".join(f"{t},{t * t}\n" for t in range(30)))
+    other = forecasting.Series(str(tmp_path / "s.csv"), context=8, horizon=4)
+    assert other.values[5] == 25
+    other.check("fit")
+    with pytest.raises(ConfigurationError, match="a series of 30 values is too short for a horizon of 12"):
+        forecasting.Series(str(tmp_path / "s.csv"), context=8).check("fit")
+
+
+def test_saccades_are_events_that_a_network_learns_from(monkeypatch):
+    import saccades
+
+    digits = saccades.load_digits()
+    events = saccades.saccade(digits.images[3] / 16, 0)
+    assert 500 < events.sum() < 20_000
+    assert 0.4 < events[:, 0].sum() / events.sum() < 0.6  # what comes into view leaves it again
+    assert not np.array_equal(events, saccades.saccade(digits.images[3] / 16, 1))
+    digits.images, digits.target = digits.images[:120], digits.target[:120]
+    monkeypatch.setattr(saccades, "load_digits", lambda: digits)
+    data = saccades.SaccadedDigits(frames=3)
+    data.setup()
+    assert [len(data._datasets[name]) for name in ("train", "val", "test")] == [86, 10, 24]
+    whole, parts = (saccades.SaccadedDigits(frames=n).read("test")[0].long() for n in (1, 3))
+    assert torch.equal(parts.unflatten(1, (3, 2)).sum(1), whole)
+    from lightning_msnn.tasks import SpikingClassifier
+
+    task = SpikingClassifier(num_classes=10, in_chans=6, network_kwargs=SHALLOW)
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(task, datamodule=data)
+    assert math.isfinite(trainer.test(task, datamodule=data, verbose=False)[0]["test/loss"])
