@@ -82,6 +82,7 @@ def folder(tmp_path, monkeypatch, own_definitions):
         for block in blocks(page):
             if block.file:
                 (tmp_path / block.file).write_text(block.text)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "my.py").write_text(
         "from lightning.pytorch import LightningDataModule, LightningModule\n"
         "class Module(LightningModule):\n    pass\nclass DataModule(LightningDataModule):\n    pass\n"
