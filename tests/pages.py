@@ -15,14 +15,7 @@ _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
-    """A fenced block of code.
-
-    Args:
-        page: Path of the page from the root of the repository.
-        heading: Heading that it stands under.
-        language: What follows the fence, "" for nothing.
-        text: What is in it.
-    """
+    """A fenced block of code: its page, the heading above it, what follows the fence, and what is in it."""
 
     page: str
     heading: str
