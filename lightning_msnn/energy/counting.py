@@ -1,21 +1,19 @@
-"""The counting engine: watches any network through forward hooks and dispatch, and counts what each layer does.
+"""The counting engine: hooks say which module runs, and one dispatch mode sees every operation in it.
 
-A layer is a module by its qualified name. Hooks say which module runs, the dispatch mode sees every operation in it,
-and :mod:`lightning_msnn.energy.rules` says what an operation counts as. One that no rule knows is listed by name.
+A layer is a module by its qualified name. :mod:`lightning_msnn.energy.rules` says what an operation counts as; one that
+no rule knows is listed by name.
 
-What the engine needs of a network, and no more:
-
-- The first axis of the first tensor that the network is called with counts the samples.
+- The first axis of the first tensor that the network is called with counts the samples, and the first axis of whatever
+  its layers are called with is that number or a multiple of it, such as windows of each sample. A product of matrices
+  where it is not is listed by name.
 - A module is a layer of **neurons** if it has a ``threshold``, a ``v_threshold``, a ``p.v_th`` or a ``decay`` and no
   synapse inside, as those of this package, SpikingJelly, snnTorch and Norse have, and is not one of torch's own. What
-  it returns first are its spikes, with samples, time steps and samples, or both in one axis first, unless it has a
-  ``decay``: then it carries membranes. Which of them is seen from the operations; where they are not counted, and the
-  time steps are a multiple of the samples, SpikingJelly's ``step_mode`` tells it alone. Multiplications by constants
+  it returns first are its spikes, unless it has a ``decay``: then it carries membranes. Multiplications by constants
   inside, but for those of spikes, are membrane updates, and the rest of its arithmetic is that of firing and reset.
-- A module that holds neurons multiplies nothing but what they hand to the next time step.
+- A **recurrent layer** without modules inside, torch's or one with the same names of parameters, is counted as a whole
+  from its input and output.
 - A module with a function ``omega`` is a **projection**: its elementary operations are Omega's.
-- A buffer holds weights until the network fills it from its inputs while it is counted; then it holds state, as long as
-  nothing else, such as zeros, is put there.
+- Parameters, buffers and what is computed from them alone are weights; a buffer that the network writes into is none.
 
 A module reads its weights once in a call, however many steps of a recurrence it takes with them.
 """
@@ -23,8 +21,8 @@ A module reads its weights once in a call, however many steps of a recurrence it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -32,24 +30,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_msnn.energy.profiles import COLUMN, FIELDS
-from lightning_msnn.energy.rules import (
-    FACTORIES,
-    FREE,
-    FUNCTIONS,
-    POSITIONS,
-    RANDOM,
-    RULES,
-    UNKNOWN,
-    Call,
-    Known,
-    Rule,
-    known,
-)
+from lightning_msnn.energy.rules import FREE, NOTHING, RULES, Amounts, Call, mark, recurrent
 from lightning_msnn.errors import ConfigurationError, choose
 
 __all__ = ["OperationCounter", "Record", "count_operations", "layer_names", "parameters_of_layers"]
@@ -147,51 +132,19 @@ def _kind(module: nn.Module) -> str:
         return "omega"
     if _is_neuron(module):
         return "neuron"
-    return "carrier" if any(_is_neuron(child) for child in module.children()) else "plain"
+    if hasattr(module, "weight_ih_l0") and not any(module.children()):
+        return "recurrent"
+    return "plain"
 
 
-class _Contents:
-    """What a tensor holds: told by itself, its memory and how often that was written into."""
+@dataclass
+class _Frame:
+    """A module that runs: its row, its kind, the items that it was called with, and the weights that it has read."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.tensor, self.address = x, x.untyped_storage().data_ptr()
-        self.version = 0 if x.is_inference() else x._version
-
-    def same(self, other: _Contents | None) -> bool:
-        """Whether nothing has changed since."""
-        if other is None or self.tensor is not other.tensor:
-            return False
-        return (self.address, self.version) == (other.address, other.version)
-
-
-def _covers(x: Tensor) -> bool:
-    """Whether a tensor is all that there is in its memory."""
-    return x.numel() * x.element_size() == x.untyped_storage().nbytes()
-
-
-def _unknown(call: Call) -> str:
-    return call.name
-
-
-class _Functions(TorchFunctionMode):
-    """Hands linear and recurrent layers to the counter as a whole."""
-
-    def __init__(self, counter: OperationCounter) -> None:
-        super().__init__()
-        self.counter = counter
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        # By position, as rules read it.
-        given = (*args, *(kwargs[key] for key in POSITIONS.get(name, ())[len(args) :] if key in kwargs))
-        if name not in FUNCTIONS or not self.counter.takes(name, given):
-            return func(*args, **kwargs)
-        with self.counter.pause():  # what it is made of is counted already
-            out = func(*args, **kwargs)
-        with torch.no_grad(), _disable_current_modes():
-            self.counter.count(name, FUNCTIONS[name], given, kwargs, out, written="out" in kwargs)
-        return out
+    row: int
+    kind: str
+    items: int
+    read: set[tuple[int, torch.Size]] = field(default_factory=set)
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -204,9 +157,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        # Composed operations, views too, arrive in inference mode alone: counted by what they are of, as elsewhere.
-        known = name in FREE or name in RULES or name.rstrip("_") in RULES
-        if not known and not self.counter.paused and func.namespace == "aten":
+        # In inference mode composed operations arrive as they are called; what they are made of is counted.
+        if func.namespace == "aten" and name not in FREE and name.rstrip("_") not in RULES:
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -249,23 +201,13 @@ class OperationCounter:
     def _reset(self) -> None:
         self.layers = layer_names(self.model)
         self.samples = 0
-        self.paused = False
-        # Buffers as the network left them, filled from its inputs, and all of them as they were when it began.
-        self._state: dict[str, _Contents] = {}
-        self._buffers: dict[str, _Contents] = {}
-        self._numbers: Counter[tuple[int, str]] = Counter()
-        self._tensors: dict[tuple[int, str], Tensor] = {}
+        self._counts: dict[tuple[int, str], int | Tensor] = {}
         self._uncounted: Counter[str] = Counter()
         self._fired: dict[tuple[int, torch.Size], Tensor] = {}
         self._visits: Counter[tuple[int, torch.Size]] = Counter()
-        self._stack: list[tuple[int, str]] = []  # rows and kinds of the modules that run
-        self._read: list[set[tuple[int, torch.Size]]] = []  # weights that each of them has read
-        self._modes: ExitStack | None = None
-        self._batch = self._whole = 1  # samples that go through what runs, and that went into the network
-        self._constants: set[int] = set()
-        self._kept: list[Tensor] = []
-        self._facts: Any = WeakTensorKeyDictionary()  # what is known of tensors, and after how many writes
-        self._writes: Counter[int] = Counter()  # into the memory at an address
+        self._weights = [x for x in (*self.model.parameters(), *self.model.buffers()) if x.numel()]
+        self._fixed = {x.untyped_storage().data_ptr() for x in self._weights if not x.is_meta}
+        self._stop()
 
     # Hooks
 
@@ -281,17 +223,15 @@ class OperationCounter:
                 f"operations of a {type(self.model).__name__} on the meta device cannot be counted: spikes have no "
                 "values there; load its weights"
             )
-        kinds = {module: _kind(module) for module in self.model.modules()}
-        firing = {m for m, kind in kinds.items() if kind == "neuron" and not hasattr(m, "decay")}
-        for row, (module, kind) in enumerate(kinds.items()):
-            holds = kind == "neuron" and any(m in firing for m in module.modules() if m is not module)
-            if self.operations or holds or module is self.model:
-                enter, leave = partial(self._enter, (row, kind)), partial(self._leave, (row, kind))
+        for row, module in enumerate(self.model.modules()):
+            kind = _kind(module)
+            if self.operations or module is self.model:
+                enter, leave = partial(self._enter, row, kind), partial(self._leave, row)
                 self._handles += [
                     module.register_forward_pre_hook(enter, with_kwargs=True),
                     module.register_forward_hook(leave, with_kwargs=True, always_call=True, prepend=True),
                 ]
-            if module in firing:
+            if kind == "neuron" and not hasattr(module, "decay"):
                 self._handles.append(module.register_forward_hook(partial(self._fire, row), prepend=True))
         return self
 
@@ -304,77 +244,63 @@ class OperationCounter:
         self._handles.clear()
         self._stop()
 
-    def _enter(self, frame: tuple[int, str], module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module is self.model and self._modes is None:
-            tensors = _tensors([*args, *kwargs.values()])
-            samples = len(tensors[0]) if tensors and tensors[0].dim() else 1
-            self.samples += samples
-            self._batch = self._whole = max(1, samples)
-            self._buffers = {name: _Contents(buffer) for name, buffer in module.named_buffers()}
-            # What the network filled is no weight, until something else is put there, such as zeros.
-            fixed = [now.tensor for name, now in self._buffers.items() if not now.same(self._state.get(name))]
-            weights = [*module.parameters(), *fixed]
-            self._kept = [x for x in weights if x.numel()]  # also if it is replaced
-            self._constants = {x.untyped_storage().data_ptr() for x in self._kept}
-            torch.clear_autocast_cache()  # of weights in another type, whose making shows that they are constants
-            self._modes = ExitStack()
-            if self.operations:
-                self._modes.enter_context(_Functions(self))
-                self._modes.enter_context(_Operations(self))
-        if self._modes is not None:
-            self._batch *= getattr(module, "steps_in_batch", 1)  # time steps, one after another on the batch axis
-            self._stack.append(frame)
-            self._read.append(set())
-
-    def _leave(self, frame: tuple[int, str], module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._modes is None:
-            return
-        row, kind = frame
-        self._batch //= getattr(module, "steps_in_batch", 1)
-        while self._stack and self._stack.pop() != frame:  # an error left the frames of its callees
-            pass
-        del self._read[len(self._stack) :]
+    def _enter(self, row: int, kind: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        first = next((x for x in _tensors([*args, *kwargs.values()]) if x.dim()), None)
         if not self._stack:
-            for name, buffer in module.named_buffers():
-                now = _Contents(buffer)
-                if self._writes[now.address] or not now.same(self._buffers.get(name)):
-                    self._state.pop(name, None)
-                    if now.address not in self._constants:
-                        self._state[name] = now
+            if module is not self.model:
+                return
+            self._batch = 1 if first is None else max(1, len(first))
+            self.samples += 1 if first is None else len(first)
+            if self.operations:
+                torch.clear_autocast_cache()  # of weights in another type, whose making shows that they are constants
+                self._modes.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+                torch.backends.mha.set_fastpath_enabled(False)  # it is one operation, whose parts are not seen
+                self._modes.enter_context(_Operations(self))
+        self._batch *= getattr(module, "steps_in_batch", 1)  # time steps, one after another on the batch axis
+        items = self._stack[-1].items if first is None and self._stack else self._batch if first is None else len(first)
+        self._stack.append(_Frame(row, kind, items))
+
+    def _leave(self, row: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if all(frame.row != row for frame in self._stack):
+            return
+        while (frame := self._stack.pop()).row != row:  # an error left the frames of its callees
+            pass
+        if frame.kind == "omega":
+            self._add(row, {"omega": sum(x.numel() for x in _tensors(output))})
+        elif frame.kind == "recurrent" and _tensors(output):
+            x, state, *_ = *args, *kwargs.values(), None, None
+            with torch.no_grad(), _disable_current_modes():
+                self._add(row, recurrent(module, x, state, _tensors(output)[0], self._batch))
+        self._batch //= getattr(module, "steps_in_batch", 1)
+        if not self._stack:
             self._stop()
-        if kind == "omega":
-            self._add(row, omega=sum(x.numel() for x in _tensors(output)))
 
     def _stop(self) -> None:
-        if self._modes is not None:
+        self._stack: list[_Frame] = []
+        self._batch = 1
+        self._constants = set(self._fixed)
+        self._kept: list[Tensor] = []  # constants that were computed, so that their memory is not another's
+        self._marks: Any = WeakTensorKeyDictionary()
+        if hasattr(self, "_modes"):
             self._modes.close()
-            self._modes = None
-        self._stack.clear()
-        self._read.clear()
-        self._kept.clear()
-        self._buffers = {}
-        self._constants.clear()
-        self._facts.clear()
-        self._writes.clear()
+        self._modes = ExitStack()
 
     # Sums
 
-    def _add(self, row: int, **amounts: int | Tensor) -> None:
+    def _add(self, row: int, amounts: Amounts | str) -> None:
+        if isinstance(amounts, str):
+            self._uncounted[f"{self.layers[row] or type(self.model).__name__}: {amounts}"] += 1
+            return
         for name, amount in amounts.items():
-            key = (row, name)
-            if isinstance(amount, Tensor):
-                before = self._tensors.get(key)
-                self._tensors[key] = amount if before is None else before + amount
-            elif amount:
-                self._numbers[key] += amount
+            self._counts[row, name] = self._counts.get((row, name), 0) + amount
 
     def record(self) -> Record:
         """Return what was counted since the context was entered."""
         counts = torch.zeros(len(self.layers), len(FIELDS), dtype=torch.int64)
-        # One transfer from the device.
-        tensors = torch.stack(list(self._tensors.values())).tolist() if self._tensors else []
-        for (row, name), number in (*self._numbers.items(), *zip(self._tensors, tensors, strict=True)):
-            counts[row, COLUMN[name]] += number
+        tensors = {key: amount for key, amount in self._counts.items() if isinstance(amount, Tensor)}
+        moved = torch.stack([*tensors.values()]).tolist() if tensors else []  # one transfer from the device
+        for (row, name), number in (self._counts | dict(zip(tensors, moved, strict=True))).items():
+            counts[row, COLUMN[name]] = number
         names: dict[tuple[int, torch.Size], str] = {}
         for row, shape in sorted(self._fired, key=lambda key: key[0]):
             layer = self.layers[row]
@@ -391,20 +317,18 @@ class OperationCounter:
 
     def _fire(self, row: int, module: nn.Module, args: Any, output: Any) -> None:
         spikes = next(iter(_tensors(output)), None)
-        within = any(kind == "neuron" and outer != row for outer, kind in self._stack)  # a part of other neurons
-        if self._modes is None or within or spikes is None or spikes.dim() == 0:
+        if not self._stack or spikes is None or spikes.dim() == 0:
             return
-        steps = self._known(spikes).steps == "axis" or getattr(module, "step_mode", "") == "m"
         with torch.no_grad(), _disable_current_modes():  # what counting computes is not the network's
-            if spikes.dim() > 1 and spikes.shape[1] == self._whole and (steps or spikes.shape[0] % self._whole):
+            if len(spikes) % self._batch and spikes.dim() > 1 and spikes.shape[1] == self._batch:
                 spikes = spikes.flatten(0, 1)  # time steps, and then samples
             # In the type of the spikes, which is several times as fast as in bool; added up where integers are exact.
             found = torch.ne(spikes, 0, out=torch.empty_like(spikes))
             fired, places = found.sum(0, dtype=torch.promote_types(found.dtype, torch.float32)).long(), spikes.numel()
-            self._add(row, neurons=places, spikes=fired.sum(), values_read=places, spikes_written=places)
+            amounts = {"neurons": places, "spikes": fired.sum(), "values_read": places, "spikes_written": places}
+            self._add(row, amounts)
             key = row, fired.shape
-            before = self._fired.get(key)
-            self._fired[key] = fired if before is None else before + fired
+            self._fired[key] = self._fired[key] + fired if key in self._fired else fired
             self._visits[key] += spikes.shape[0]
 
     # Operations
@@ -412,85 +336,46 @@ class OperationCounter:
     def _constant(self, x: Tensor) -> bool:
         return x.numel() == 0 or x.untyped_storage().data_ptr() in self._constants
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leave operations uncounted, while they stay seen by other modes."""
-        self.paused = True
-        try:
-            yield
-        finally:
-            self.paused = False
-
-    def takes(self, name: str, args: Any) -> bool:
-        """Whether a function is counted as a whole: a linear layer only where its weights are parameters."""
-        if self._modes is None or not self._stack:
-            return False
-        return name != "linear" or [self._constant(x) for x in args[:2]] == [False, True]
-
-    def count(self, name: str, rule: Rule, args: Any, kwargs: Any, out: Any, written: bool = False) -> None:
-        """Add what a rule says of a call, which may have written into its inputs, to the layer that runs."""
-        row = self._stack[-1][0]
-        if written:  # what is written into a constant makes it one no longer
-            self._constants.difference_update(x.untyped_storage().data_ptr() for x in _tensors(out))
-        inputs = _tensors([*args, *kwargs.values()])
-        call = self._call(name, args, kwargs, inputs, out)
-        amounts = rule(call)
-        self._know(call, rule, _tensors(out), written)
-        if isinstance(amounts, str):
-            self._uncounted[f"{self.layers[row] or type(self.model).__name__}: {amounts}"] += 1
-            return
-        if "weights_read" in amounts:
-            matrices = (x for x in inputs if x.dim() > 1 and self._constant(x))
-            weights = {(x.data_ptr(), x.shape) for x in matrices if self._known(x).distinct != 1}  # no zeros, made anew
-            if weights and weights <= self._read[-1]:
-                amounts["weights_read"] = 0
-            self._read[-1] |= weights
-        self._add(row, **amounts)
-
-    def _call(self, name: str, args: Any, kwargs: Any, inputs: list[Tensor], out: Any, view: bool = False) -> Call:
-        kind = self._stack[-1][1]
-        return Call(name, args, kwargs, inputs, _tensors(out)[0], self._batch, kind, self._constant, self._known, view)
-
-    def _known(self, x: Tensor) -> Known:
-        """What is known of a tensor, unless its memory was written into since."""
-        fact, writes = self._facts.get(x, (UNKNOWN, 0))
-        return fact if writes == self._writes[x.untyped_storage().data_ptr()] else UNKNOWN
-
-    def _know(self, call: Call, rule: Rule | None, outputs: Iterable[Tensor], written: bool = False) -> None:
-        """Remember what the outputs are."""
-        fact = known(call, rule)
-        for out in outputs:
-            place = out.untyped_storage().data_ptr()
-            self._writes[place] += written
-            if fact != UNKNOWN:
-                self._facts[out] = fact, self._writes[place]
-            else:
-                self._facts.pop(out, None)
-
     def dispatched(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """Count an operation, given its arguments and what it returned."""
-        if self._modes is None or not self._stack or self.paused:
+        """Count an operation, given its arguments and what it returned, for the layer that runs."""
+        outputs = _tensors(out)
+        if not self._stack or self._stack[-1].kind == "recurrent" or not outputs:
             return
-        name = func.overloadpacket.__name__
-        inputs, outputs = _tensors([*args, *kwargs.values()]), _tensors(out)
-        view = func.is_view or name == "_unsafe_view"
-        written: bool = func._schema.is_mutable
-        emptied = name in ("zero_", "fill_") and len(inputs) == 1 and all(map(_covers, outputs))
-        if name in FACTORIES or emptied or (name not in RANDOM and all(map(self._constant, inputs))):
-            # Computed from parameters alone: a constant at inference. It is kept, so that its memory is not another's.
-            self._constants.update(x.untyped_storage().data_ptr() for x in outputs if x.numel())
+        frame, name = self._stack[-1], func.overloadpacket.__name__
+        inputs = _tensors([*args, *kwargs.values()])
+        places = [x.untyped_storage().data_ptr() for x in outputs if x.numel()]
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
+        if not drawn and (name.startswith(_NUMBERS) or all(map(self._constant, inputs))):
+            self._constants.update(places)
             self._kept += outputs
-            if outputs:
-                self._know(self._call(name, args, kwargs, inputs, outputs, view), None, outputs, written)
             return
-        if written:
-            self._constants.difference_update(x.untyped_storage().data_ptr() for x in outputs)
-        if func.is_view or name in FREE or all(x.dim() == 0 for x in outputs):
-            if outputs:
-                self._know(self._call(name, args, kwargs, inputs, outputs, view), None, outputs, written)
-            return
-        name = name if name in RULES else name.rstrip("_")
-        self.count(name, RULES.get(name, _unknown), args, kwargs, out, written)
+        if func._schema.is_mutable:  # what is written into a constant makes it one no longer
+            self._constants.difference_update(places)
+            self._fixed.difference_update(places)
+        name = name if name in FREE else name.rstrip("_")
+        call = Call(
+            name, args, kwargs, inputs, outputs[0], self._batch, frame.items, frame.kind, self._constant,
+            lambda x: self._marks.get(x, NOTHING), func.is_view or name == "_unsafe_view",
+        )  # fmt: skip
+        known = mark(call)
+        if not (call.view or name in FREE or all(x.dim() == 0 for x in outputs)):
+            with torch.no_grad(), _disable_current_modes():
+                amounts = RULES[name](call) if name in RULES else name
+            if not isinstance(amounts, str) and "weights_read" in amounts:
+                weights = {(x.data_ptr(), x.shape) for x in inputs if x.dim() > 1 and self._constant(x)}
+                if weights and weights <= frame.read:
+                    amounts["weights_read"] = 0
+                frame.read |= weights
+            self._add(frame.row, amounts)
+        for x in outputs:
+            if known == NOTHING:
+                self._marks.pop(x, None)
+            else:
+                self._marks[x] = known
+
+
+_NUMBERS = ("new_", "zeros", "ones", "full", "empty", "zero_", "fill_", "arange", "lift_")
+"""How names of operations begin whose result holds nothing but numbers."""
 
 
 def count_operations(model: nn.Module, *inputs: Any) -> Record:

@@ -10,43 +10,35 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_msnn.energy.profiles import TRANSCENDENTAL
 
-__all__ = ["FACTORIES", "FREE", "FUNCTIONS", "POSITIONS", "RANDOM", "RULES", "UNKNOWN", "Call", "Known", "known"]
+__all__ = ["FREE", "NOTHING", "RULES", "Amounts", "Call", "Mark", "mark", "recurrent"]
 
 Amounts = dict[str, int | Tensor]
 
 
-@dataclass(frozen=True)
-class Known:
-    """What is known of a tensor from the operations that made it.
+class Mark(NamedTuple):
+    """What is known of a tensor from the operation that made it.
 
     Args:
-        channels: Of what synapses have added up, also scaled or with a bias, how many; else 0.
+        current: Whether synapses have summed it, also scaled or with a bias.
         spikes: Whether it is the result of a comparison, also scaled, clamped or selected by one.
-        border: Sizes of a border of zeros, as :func:`torch.nn.functional.pad` takes them, none below 0.
-        distinct: Of a constant, how many values of parameters it is made of: those that it repeats, as for each
-            sample, count once. None for all that it holds.
-        steps: Where steps come before samples (time steps, tokens or groups): ``"axis"`` if steps are axis 0 and
-            samples axis 1, ``"rows"`` if both are axis 0, the samples of a step one after another; else empty.
+        border: Sizes of a border of zeros, as :func:`torch.nn.functional.pad` takes them.
     """
 
-    channels: int = 0
+    current: bool = False
     spikes: bool = False
     border: tuple[int, ...] = ()
-    distinct: int | None = None
-    steps: str = ""
 
 
-UNKNOWN = Known()
+NOTHING = Mark()
 
 
 @dataclass(frozen=True)
@@ -60,10 +52,10 @@ class Call:
         inputs: The tensors among them.
         out: The tensor that it returned, the first of several.
         batch: Samples that go through the network.
-        kind: What the module is that runs: ``"plain"``, ``"neuron"`` (fires or carries a membrane), ``"carrier"``
-            (holds neurons) or ``"omega"`` (a projection).
+        items: Items that the running module was called with, such as windows of samples: the first axis of its input.
+        kind: What the module is: ``"plain"``, ``"neuron"`` (fires or carries a membrane) or ``"omega"`` (a projection).
         constant: Whether a tensor comes from parameters alone.
-        known: What is known of a tensor.
+        marks: Mark of a tensor.
         view: Whether the output is in the memory of an input.
     """
 
@@ -73,9 +65,10 @@ class Call:
     inputs: Sequence[Tensor]
     out: Tensor
     batch: int
+    items: int
     kind: str
     constant: Callable[[Tensor], bool]
-    known: Callable[[Tensor], Known]
+    marks: Callable[[Tensor], Mark] = field(default=lambda x: NOTHING)
     view: bool = False
 
     @cached_property
@@ -145,30 +138,20 @@ def _synapse(
 
 @lru_cache(maxsize=4096)
 def _reach(
-    size: int,
-    kernel: int,
-    stride: int,
-    padding: int,
-    dilation: int,
-    outputs: int,
-    before: int,
-    after: int,
-    transposed: bool,
+    inside: range, size: int, kernel: int, stride: int, padding: int, dilation: int, outputs: int, transposed: bool
 ) -> tuple[tuple[int, ...], int]:
-    """How many outputs each position of an axis reaches, and how many taps are met; padding reaches none.
+    """How many outputs each of ``size`` positions of an axis reaches, and how many taps of the kernel meet a position.
 
     Args:
+        inside: Positions that are not a border of zeros, which reaches nothing.
         size: Positions.
         kernel: Taps.
         stride: Step of the kernel.
         padding: Zeros that the convolution puts before the first position.
         dilation: Distance between taps.
         outputs: Outputs.
-        before: First positions that are padding.
-        after: Last positions that are padding.
         transposed: Whether positions and outputs have changed places.
     """
-    inside = range(before, size - after)
     reached, met = Counter[int](), 0
     for tap in (k * dilation - padding for k in range(kernel)):
         if transposed:
@@ -182,33 +165,25 @@ def _reach(
 
 def _convolution(call: Call) -> Amounts:
     x, weight, _, stride, padding, dilation, transposed, _, groups = call.args[:9]
-    axes, samples, fan_out = x.dim() - 2, call.batch, call.out.shape[1] // groups
-    border = call.known(x).border
-    if not call.constant(weight) and len(x) == 1 and groups % call.batch == 0:  # kernels of each sample, as groups
-        x, samples = x.view(call.batch, -1, *x.shape[2:]), 1
+    axes, fan_out, sizes = x.dim() - 2, call.out.shape[1] // groups, x.shape[2:]
     stride, padding, dilation = (list(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation))
-    zeros = (*border, *[0] * (2 * axes))[: 2 * axes]  # from the last axis to the first
-    before = [min(n, size) for n, size in zip(zeros[-2::-2], x.shape[2:], strict=True)]
-    after = [min(n, size - b) for n, size, b in zip(zeros[::-2], x.shape[2:], before, strict=True)]
-    sides = zip(
-        x.shape[2:], weight.shape[2:], stride, padding, dilation, call.out.shape[2:], before, after, strict=True
-    )
+    zeros = (*call.marks(x).border, *[0] * (2 * axes))[: 2 * axes]  # from the last axis to the first
+    inside = [range(b, size - a) for size, b, a in zip(sizes, zeros[-2::-2], zeros[::-2], strict=True)]
+    sides = zip(inside, sizes, weight.shape[2:], stride, padding, dilation, call.out.shape[2:], strict=True)
     reached, taps = zip(*(_reach(*side, transposed) for side in sides), strict=True)
     places = torch.ones((), dtype=torch.int64, device=x.device)
     for axis in reached:
         places = places.unsqueeze(-1) * torch.tensor(axis, dtype=torch.int64, device=x.device)
     values = (x != 0).sum(1)
-    outputs, met = call.out.numel() // len(x), weight.shape[0] * weight.shape[1] * math.prod(taps)
-    inside = (size - b - a for size, b, a in zip(x.shape[2:], before, after, strict=True))
     return _synapse(
         x,
-        x.shape[1] * math.prod(inside),
+        x.shape[1] * math.prod(map(len, inside)),
         values.flatten(1).sum(1),
         (values * places).flatten(1).sum(1) * fan_out,
         dense=x.shape[1] * fan_out * math.prod(map(sum, reached)),
-        outputs=outputs,
-        weights=min(met, _distinct(call, weight)) * samples,
-        kernels=outputs // math.prod(call.out.shape[2:]) * math.prod(weight.shape[2:]),
+        outputs=call.out[0].numel(),
+        weights=weight.shape[0] * weight.shape[1] * math.prod(taps) * call.batch,
+        kernels=call.out.shape[1] * math.prod(weight.shape[2:]),
     )
 
 
@@ -218,67 +193,37 @@ def _rows(x: Tensor, weights: int, fan_out: int) -> Amounts:
     return _synapse(x, size, values, values * fan_out, size * fan_out, size // x.shape[-1] * fan_out, weights)
 
 
-def _by_sample(x: Tensor, batch: int, steps: str = "") -> Tensor:
-    """Lay the first axes out by sample, as far as they are of samples; see :class:`Known` for ``steps``."""
-    x = x.transpose(0, 1) if steps == "axis" else x
-    if len(x) % batch:
-        return x
-    if steps == "rows":
-        return x.reshape(-1, batch, *x.shape[1:]).transpose(0, 1)
-    return x.reshape(batch, -1, *x.shape[1:])
-
-
-def _linear(call: Call) -> Amounts:
-    return _layer(call, *call.inputs[:2])
-
-
-def _layer(call: Call, x: Tensor, weight: Tensor) -> Amounts:
-    """Amounts of ``x`` times the weights of a linear layer."""
-    steps = call.known(x).steps
-    if x.dim() < 3:
-        x = _by_sample(x.view(-1, x.shape[-1]), call.batch, steps)
-    elif steps == "axis" or (x.shape[0] % call.batch and x.shape[1] == call.batch):
-        x = _by_sample(x, call.batch, "axis")
-    return _rows(x, _distinct(call, weight) * call.batch, len(weight))
-
-
-def _factors(call: Call) -> tuple[Tensor, Tensor]:
-    """The factors of a product of matrices."""
-    a, b = call.args[1:3] if "add" in call.name else call.args[:2]
-    return a, b
-
-
-def _matmul(call: Call) -> Amounts:
+def _matmul(call: Call) -> Amounts | str:
     """Amounts of ``a @ b`` of matrices or batches of matrices; a factor made of parameters alone is weights."""
-    a, b = _factors(call)
-    x, weights = (b, a) if call.constant(a) else (a, b)
-    steps, distinct = call.known(x).steps, _distinct(call, weights)
+    a, b = call.args[1:3] if "add" in call.name else call.args[:2]
     a, b = (a.unsqueeze(0) if a.dim() == 1 else a), (b.unsqueeze(-1) if b.dim() == 1 else b)
+    added = _added(call)
     if call.constant(a):
         a, b = b.transpose(-1, -2), a.transpose(-1, -2)
-        steps = steps if a.dim() == 3 else ""
-    if not call.constant(b):
-        if a.dim() == b.dim() == 2 and len(a) % call.batch == 0:  # weights that the network makes, for rows of samples
-            a, b = _by_sample(a, call.batch, steps), b.expand(call.batch, -1, -1)
-        return _sum(_product(a, b, call.batch), _added(call, {"alpha"}))
-    if a.dim() == 3 and len(a) % call.batch:  # groups, and then samples
-        steps = "axis"
-    added = {} if "add" in call.name and call.constant(call.args[0]) else _added(call, set())  # a bias costs nothing
-    return _sum(_rows(_by_sample(a, call.batch, steps), distinct * call.batch, b.shape[-1]), added)
+    if b.dim() == 3 and b.stride(0) == 0:  # one matrix for all
+        a, b = a.flatten(0, 1), b[0]
+    if a.dim() == 2:
+        if len(a) % call.items or call.items % call.batch:
+            return f"{call.name} of {len(a)} rows, which are not those of {call.batch} samples"
+        a = a.reshape(call.items, -1, a.shape[1])
+    elif call.constant(b):  # a matrix of weights for each group, which comes first
+        a = a.transpose(0, 1)
+        a = a.reshape(call.batch, -1, *a.shape[1:]) if len(a) % call.batch == 0 else a
+    if call.constant(b):
+        return _sum(_rows(a, b.numel() * call.batch, b.shape[-1]), added)
+    return _sum(_product(a, b.expand(len(a), *b.shape[-2:]), call.batch), added)
 
 
-def _added(call: Call, scaled: set[str]) -> Amounts:
-    """Amounts of what is added to a product in one operation, and of factors: its own where no weight takes them in."""
-    if "add" not in call.name:
+def _added(call: Call) -> Amounts:
+    """Amounts of what is added to a product in one operation; a bias costs nothing."""
+    if "add" not in call.name or call.constant(call.args[0]) or call.options.get("beta", 1) == 0:
         return {}
-    beta, size = call.options.get("beta", 1), call.out.numel()
-    factors = sum(call.options.get(name, 1) != 1 for name in scaled)
-    factors += beta not in (0, 1) and not call.constant(call.args[0])
-    return {"additions": size * (beta != 0), "multiplications": size * factors}
+    factors = sum(call.options.get(name, 1) != 1 for name in ("alpha", "beta"))
+    return {"additions": call.out.numel(), "multiplications": call.out.numel() * factors}
 
 
 def _product(a: Tensor, b: Tensor, batch: int) -> Amounts:
-    """Amounts of a product of activations ``(items, n, k)`` and ``(items, k, m)``."""
+    """Amounts of a product of activations ``(..., n, k)`` and ``(..., k, m)``."""
     n, k, m = a.shape[-2], a.shape[-1], b.shape[-1]
     a, b = a.reshape(-1, n, k), b.reshape(-1, k, m)
     a_binary, b_binary, items = _binary(a), _binary(b), len(a)
@@ -321,69 +266,64 @@ def _attention(call: Call) -> Amounts:
 _CELLS: dict[str, tuple[int, int, int]] = {
     "lstm": (4, 4 + 1, 5 * TRANSCENDENTAL + 3),
     "gru": (3, 3 + 3, 3 * TRANSCENDENTAL + 3),
+    "rnn": (1, 1, TRANSCENDENTAL),
     "rnn_tanh": (1, 1, TRANSCENDENTAL),
     "rnn_relu": (1, 1 + 1, 0),
 }
 
 
-def _analogue(products: int, effective: int | Tensor, weights: int, values: int, outputs: int) -> Amounts:
-    """Amounts of products of analogue values that a recurrent layer keeps to itself."""
-    return {
-        "dense": products,
-        "multiply_accumulates": products,
-        "effective_multiply_accumulates": effective,
-        "weights_read": weights,
-        "input_reads": values,
-        "addresses": values + outputs,
-    }
+def recurrent(module: nn.Module, x: Any, state: Any, out: Tensor, batch: int) -> Amounts | str:
+    """Amounts of a recurrent layer with torch's names of parameters.
 
+    Its input may be spikes. The recurrent product takes the analogue output, and what lies between layers is not seen:
+    it is taken for analogue and never zero.
 
-def _cell(call: Call) -> Amounts:
-    """Amounts of one step of a recurrent layer: ``x, h, input weights, recurrent weights, ...``."""
-    x, state, weights, recurrent = call.args[:4]
-    h = state if isinstance(state, Tensor) else state[0]
-    _, additions, multiplications = _CELLS[call.name.removesuffix("_cell")]
-    parts = [_layer(call, x, weights)]
-    if call.constant(h):  # before the first step; an analogue value, as in a layer of several steps
-        products, effective = h.numel() * len(recurrent), (h != 0).sum() * len(recurrent)
-        read = _distinct(call, recurrent) * call.batch
-        parts.append(_analogue(products, effective, read, h.numel(), len(h) * len(recurrent)))
-    else:
-        parts.append(_layer(call, h, recurrent))
-    parts.append({"additions": h.numel() * additions, "multiplications": h.numel() * multiplications})
-    return _sum(*parts)
-
-
-def _recurrent(call: Call) -> Amounts | str:
-    """Amounts of a recurrent layer called as torch's function: ``x, h, weights, has_biases, layers, ...``."""
-    if isinstance(call.args[1], Tensor) and call.args[1].dim() == 1:  # lengths, where h is else
-        return f"{call.name} of a packed sequence"
-    x, state, weights, _, layers, _, _, bidirectional, batch_first = call.args
-    begin = state if isinstance(state, Tensor) else state[0]  # h, (layers and directions, samples, hidden)
-    x, read = (x, call.out) if batch_first else (x.transpose(0, 1), call.out.transpose(0, 1))
-    gates, additions, multiplications = _CELLS[call.name]
-    directions = 2 if bidirectional else 1
-    places = x.shape[0] * x.shape[1]
-    units, hidden = len(weights[0]) // gates, weights[1].shape[1]  # hidden is less than units if h is projected
+    Args:
+        module: The layer.
+        x: Its input.
+        state: State before the first token, None for zeros.
+        out: Its output.
+        batch: Samples that go through the network.
+    """
+    name = str(getattr(module, "mode", getattr(module, "cell", ""))).lower()
+    if name not in _CELLS or not isinstance(x, Tensor) or x.dim() != 3:
+        return f"{name or type(module).__name__} of a {type(x).__name__}, not of (samples, tokens, channels)"
+    gates, additions, multiplications = _CELLS[name]
+    weights = dict(module.named_parameters())
+    directions = 1 + ("weight_ih_l0_reverse" in weights)
+    layers = sum("weight_ih" in key for key in weights) // directions
+    if not getattr(module, "batch_first", True):
+        x, out = x.transpose(0, 1), out.transpose(0, 1)
+    places, steps = x.shape[0] * x.shape[1], x.shape[1]
+    units, hidden = len(weights["weight_ih_l0"]) // gates, weights["weight_hh_l0"].shape[1]  # projected: hidden < units
     fan_out = directions * gates * units
     each, values, outputs = places * directions * units, places * directions * hidden, places * fan_out
+    forward, backward = out[:, :-1, :hidden], out[:, 1:, hidden:]
+    seen = ((forward != 0).sum() + (backward != 0).sum()) * (gates * units)  # of the last layer
 
-    parts = [_rows(x, x.shape[-1] * fan_out * call.batch, fan_out)]
-    # What lies between layers is not seen: analogue, and never zero.
-    between = _analogue(values * fan_out, values * fan_out, directions * hidden * fan_out * call.batch, values, outputs)
+    def analogue(products: int, effective: int | Tensor, read: int, reads: int, written: int) -> Amounts:
+        return {
+            "dense": products,
+            "multiply_accumulates": products,
+            "effective_multiply_accumulates": effective,
+            "weights_read": read * batch,
+            "input_reads": reads,
+            "addresses": reads + written,
+        }
+
+    begin = state[0] if isinstance(state, list | tuple) else state
+    parts = [_rows(x, x.shape[-1] * fan_out * batch, fan_out)]
+    between = analogue(values * fan_out, values * fan_out, directions * hidden * fan_out, values, outputs)
     parts += [between] * (layers - 1)
     for layer in range(layers):
-        # The recurrent product: h is analogue; after the first step only the last layer's is seen.
         products = places * hidden * fan_out
-        effective: int | Tensor = products // x.shape[1] * (x.shape[1] - 1)
-        if layer == layers - 1:
-            forward, backward = read[:, :-1, :hidden], read[:, 1:, hidden:]
-            effective = ((forward != 0).sum() + (backward != 0).sum()) * (gates * units)
-        first = (begin[layer * directions : (layer + 1) * directions] != 0).sum() * (gates * units)
-        parts.append(_analogue(products, first + effective, hidden * fan_out * call.batch, values, outputs))
+        effective = seen if layer == layers - 1 else products // steps * (steps - 1)
+        if begin is not None:
+            own = begin[layer * directions : (layer + 1) * directions]
+            effective = effective + (own != 0).sum() * (gates * units)
+        parts.append(analogue(products, effective, hidden * fan_out, values, outputs))
         if hidden < units:
-            read_once = directions * units * hidden * call.batch
-            parts.append(_analogue(each * hidden, each * hidden, read_once, each, values))
+            parts.append(analogue(each * hidden, each * hidden, directions * units * hidden, each, values))
         parts.append({"additions": each * additions, "multiplications": each * multiplications})
     return _sum(*parts)
 
@@ -391,9 +331,10 @@ def _recurrent(call: Call) -> Amounts | str:
 # Everything else
 
 # Element-wise operations: additions (comparisons included) and multiplications for each element of the output.
-_ADDITIONS = _names(
-    "add sub rsub neg abs relu clamp clamp_min clamp_max hardtanh maximum minimum sign ge gt le lt eq ne threshold "
-    "floor ceil round leaky_relu heaviside"
+_COMPARISONS = _names("ge gt le lt eq ne heaviside")
+_ADDITIONS = _COMPARISONS | _names(
+    "add sub rsub neg abs relu clamp clamp_min clamp_max hardtanh maximum minimum sign threshold floor ceil round "
+    "leaky_relu"
 )
 _MULTIPLICATIONS = _names("mul div pow sqrt rsqrt reciprocal square leaky_relu")
 _TRANSCENDENTALS = _names("exp expm1 exp2 log log1p log2 sin cos tan tanh sigmoid erf gelu silu softplus elu mish atan")
@@ -430,28 +371,27 @@ def _elementwise(call: Call) -> Amounts:
         if not _is_update(call, scaled):
             return {}
         return {"membrane_updates": size, "values_read": size, "values_written": size}
-    if call.kind == "carrier" and call.name in ("mul", "rsub"):
-        # What its neurons hand to the next time step, tau u (1 - s): an update, and a reset that only selects.
-        # A mean where windows overlap is by a number, not by a tensor.
-        if call.name == "rsub" or len(varying) != 1:
-            return {}
-        number = any(isinstance(x, int | float) for x in call.args[:2])
-        return {"multiplications" if number else "membrane_updates": size}
-    if call.name in ("add", "sub") and len(varying) == 1 and _is_bias(call, varying[0]):
+    if call.name in ("add", "sub") and len(varying) == 1 and _is_bias(call):
         return {}
     traffic: Amounts = {"values_read": size * len(varying), "values_written": size} if len(varying) > 1 else {}
     return {"additions": size * additions, "multiplications": size * multiplications, **traffic}
 
 
+def _is_bias(call: Call) -> bool:
+    """Whether a number, or a constant with one axis, is added to what synapses have summed."""
+    constants = (x for x in call.inputs if call.constant(x))
+    return call.marks(call.varying[0]).current and all(sum(n > 1 for n in c.shape) <= 1 for c in constants)
+
+
 def _is_update(call: Call, scaled: bool) -> bool:
     """Whether an operation in a neuron scales a membrane, by itself or (``scaled``) as it is added to a current."""
     if call.name == "lerp":  # a reset, where spikes say how far
-        return not (isinstance(call.args[2], Tensor) and call.known(call.args[2]).spikes)
+        return not (isinstance(call.args[2], Tensor) and call.marks(call.args[2]).spikes)
     if scaled or call.name == "addcmul":
         factors = [x for x in call.inputs[1:] if x.dim() and not call.constant(x)]
     else:
         factors = call.varying if call.name in ("mul", "div") else []
-    return len(factors) == 1 and not call.known(factors[0]).spikes
+    return len(factors) == 1 and not call.marks(factors[0]).spikes
 
 
 def _batch_norm(call: Call) -> Amounts:
@@ -477,147 +417,25 @@ def _reduction(call: Call) -> Amounts:
     return {"additions": additions, "multiplications": means, "values_read": x.numel(), "values_written": size}
 
 
-# What is known
-
-
-def _distinct(call: Call, x: Tensor) -> int:
-    """How many values of parameters a constant is made of."""
-    distinct = call.known(x).distinct
-    return math.prod(n for n, step in zip(x.shape, x.stride(), strict=True) if step) if distinct is None else distinct
-
-
-def _sources(call: Call) -> int | None:
-    """How many values of parameters a constant that is computed from constants is made of."""
-    weights = [x for x in call.inputs if x.is_floating_point()] or call.inputs  # places are no weights
-    size, rule = call.out.numel(), RULES.get(call.name, RULES.get(call.name.rstrip("_")))
-    if call.name in _FILLED:
-        return 1
-    if not weights:
-        return None
-    if call.name in _LOOKUPS:  # what places repeat, what is found there repeats
-        places = [x for x in call.inputs if not x.is_floating_point() and x.dtype != torch.bool]
-        return size // max([1, *(x.numel() // max(1, _distinct(call, x)) for x in places)])
-    if rule is _matmul:  # what a factor repeats, the product repeats
-        return size // max(max(1, x.numel() // max(1, _distinct(call, x))) for x in weights)
-    if rule is _elementwise:
-        return max((_distinct(call, x) for x in weights if x.numel() == size), default=size)
-    return min(size, sum({(x.data_ptr(), n := _distinct(call, x)): n for x in weights}.values()))
-
-
-def _is_bias(call: Call, x: Tensor) -> bool:
-    """Whether what is added to an input is a number, or a value for each of the channels that synapses have summed."""
-    channels = call.known(x).channels
-    return bool(channels) and all(_distinct(call, c) <= channels for c in call.inputs if call.constant(c))
-
-
-def _channels(call: Call, rule: Rule | None) -> int:
-    """How many channels synapses add up in this operation; 0 if it has none."""
-    if rule is _linear:
-        return call.out.shape[-1]
-    if rule is _convolution:
-        return call.out.shape[1] if call.constant(call.args[1]) else 0
-    if rule is _matmul:
-        a, b = _factors(call)
-        if not (call.constant(a) or call.constant(b)):
-            return 0
-        weights, axis = (a, -2) if call.constant(a) else (b, -1)
-        channels: int = weights.shape[axis] if weights.dim() > 1 else 1
-        inner: int = max(1, a.shape[-1])
-        return max(channels, _distinct(call, weights) // inner)
-    return 0
-
-
-def _border(call: Call) -> tuple[int, ...]:
-    """Sizes of a border of zeros: a view keeps it where it has the same axes."""
-    (x,) = call.varying
-    border = call.known(x).border
-    if call.name == "constant_pad_nd" and not any(call.args[2:]):
-        return tuple(max(0, a + b) for a, b in zip_longest(border, call.args[1], fillvalue=0))
-    same = call.view and x.shape == call.out.shape and x.stride() == call.out.stride()
-    return border if same or call.name in _COPIES else ()
-
-
-def _steps(call: Call) -> str:
-    """Where steps come before samples in the output, see :class:`Known`."""
-    x, out = call.varying[0], call.out
-    before = call.known(x).steps
-    first = len(x) == call.batch and not before  # samples are, until now
-    if call.name == "unsqueeze":  # which names the axis that is new
-        place = call.args[1] % out.dim()
-        if place == 0:
-            return "axis" if first and out.dim() > 2 else ""
-        return before if before == "rows" or place > 1 else ""
-    if first:
-        joined = call.name in ("cat", "stack")
-        if joined and (call.args[1] if len(call.args) > 1 else 0) in (0, -out.dim()):
-            return "rows" if call.name == "cat" else "axis" if out.dim() > 2 else ""
-        if call.name == "repeat" and out.dim() > x.dim():
-            return "axis" if out.dim() > 2 and out.shape[1] == len(x) else ""
-        if call.name == "repeat" and len(out) > len(x):
-            return "rows"
-    follow = _steps_of_view if call.view else _steps_of_copy
-    axes = call.args[1] if len(call.args) > 1 else None
-    if call.name in _INSIDE and isinstance(axes, int | list | tuple):  # axes taken away or made: a sample's own
-        rank, first_own = max(x.dim(), out.dim()), 2 if before == "axis" else 1
-        axes = [axes] if isinstance(axes, int) else axes
-        return before if all(axis % rank >= first_own for axis in axes) else ""
-    return next(filter(None, (follow(x, call.known(x).steps, out, call.batch) for x in call.varying)), "")
-
-
-def _steps_of_view(x: Tensor, steps: str, view: Tensor, batch: int) -> str:
-    """Axes are told by their strides, but those of one sample, of which a stride says nothing: by their sizes."""
-    if not view.dim():
-        return ""
-    kept = len(view) == len(x) and view.stride(0) == x.stride(0)
-    several = view.dim() > 2
-    if steps == "axis":
-        if several and view.shape[1] == x.shape[1] and (x.shape[1] == 1 or view.stride(1) == x.stride(1)):
-            return "axis"
-        if view.dim() < x.dim() and len(view) == x.shape[0] * x.shape[1]:
-            return "rows"
-        merged = several and x.dim() > view.dim() and view.shape[1] == x.shape[1] * x.shape[2]
-        return "axis" if merged and kept else ""
-    if steps == "rows":
-        if several and view.dim() > x.dim() and view.shape[1] == batch and len(view) * batch == len(x):
-            return "axis"
-        return "rows" if kept and len(view) != batch else ""
-    moved = several and not kept and len(x) == batch == view.shape[1] and view.stride(1) == x.stride(0)
-    return "axis" if moved else ""
-
-
-def _steps_of_copy(x: Tensor, steps: str, out: Tensor, batch: int) -> str:
-    if steps == "axis":
-        return steps if out.dim() == x.dim() and out.shape[1] == x.shape[1] else ""
-    return steps if out.dim() and len(out) == len(x) else ""
-
-
-def known(call: Call, rule: Rule | None) -> Known:
-    """What the output of an operation is known to be.
-
-    Args:
-        call: The operation; of one that is free, with its inputs as they are.
-        rule: Its rule, if it has one.
-    """
-    if not call.varying or call.name in _FILLED:
-        return Known(distinct=_sources(call))
-    single = call.known(call.varying[0]) if len(call.varying) == 1 else UNKNOWN
+def mark(call: Call) -> Mark:
+    """What the output of an operation is known to be."""
+    rule, varying = RULES.get(call.name), [call.marks(x) for x in call.varying]
+    if rule is _convolution or (rule is _matmul and len(varying) == 1):
+        return Mark(current=True)
+    if call.name == "constant_pad_nd" and min(call.args[1]) >= 0 and not any(call.args[2:]):
+        return Mark(border=tuple(call.args[1]))
+    if not varying:
+        return NOTHING
     copied = call.view or call.name in _COPIES
-    scaled = copied or call.name in ("mul", "div", "add", "sub")
-    return Known(
-        channels=_channels(call, rule) or (single.channels if scaled else 0),
-        spikes=call.name in _COMPARISONS
-        or ((copied or call.name in _SELECTIONS) and all(call.known(x).spikes for x in call.varying)),
-        border=_border(call) if single.border or call.name == "constant_pad_nd" else (),
-        steps=_steps(call),
+    return Mark(
+        current=len(varying) == 1 and varying[0].current and (copied or call.name in ("mul", "div", "add", "sub")),
+        spikes=call.name in _COMPARISONS or ((copied or call.name in _SELECTIONS) and all(x.spikes for x in varying)),
+        border=varying[0].border if call.name in _COPIES else (),
     )
 
 
-_COMPARISONS = _names("ge gt le lt eq ne heaviside logical_and logical_or logical_not")
 _COPIES = _names("_to_copy clone")
 _SELECTIONS = _names("mul rsub where masked_fill clamp clamp_min clamp_max")
-_FILLED = _names("fill_ full full_like new_full new_ones new_zeros ones ones_like zero_ zeros zeros_like")
-_LOOKUPS = _names("embedding gather index index_select")
-_INSIDE = _names("mean sum amax amin max min stack")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
@@ -647,38 +465,17 @@ RULES: dict[str, Rule] = {
 }
 """Rules by the name of the operation in torch's dispatcher."""
 
-FUNCTIONS: dict[str, Rule] = {
-    "linear": _linear,
-    **dict.fromkeys(_CELLS, _recurrent),
-    **dict.fromkeys((f"{name}_cell" for name in _CELLS), _cell),
-}
-"""Rules of what is counted where it is called as a function: what it is made of no longer tells samples apart."""
-
-POSITIONS = {
-    "linear": ("input", "weight", "bias"),
-    **dict.fromkeys((f"{name}_cell" for name in _CELLS), ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")),
-}
-"""Places of what these functions take by keyword too."""
-
-RANDOM = _names(
-    "bernoulli bernoulli_ cauchy_ exponential_ geometric_ log_normal_ multinomial normal normal_ normal_functional "
-    "poisson rand rand_like randint randint_like randn randn_like random_ randperm uniform_"
-)
-"""What makes other values each time: no constants."""
-
-FREE = RANDOM | _names(
+FREE = _names(
     """
-    _local_scalar_dense _reshape_copy _to_copy _unsafe_index _unsafe_view arange as_strided_
+    _local_scalar_dense _reshape_copy _to_copy _unsafe_index _unsafe_view arange as_strided_ bernoulli bernoulli_
     bitwise_and bitwise_not bitwise_or cat channel_shuffle clone constant_pad_nd copy copy_ detach_ embedding empty
-    empty_like empty_strided fill fill_ flip full full_like gather im2col index index_select isfinite linspace
-    lift_fresh logical_and logical_not logical_or masked_fill native_dropout new_empty new_empty_strided new_full
-    new_ones new_zeros ones ones_like pixel_shuffle pixel_unshuffle reflection_pad2d repeat
-    replication_pad2d resize_ roll scalar_tensor split_with_sizes_copy squeeze_ stack swapaxes_ t_ transpose_ tril triu
-    unbind_copy unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze_ upsample_nearest1d upsample_nearest2d
+    empty_like empty_strided exponential_ fill fill_ flip full full_like gather im2col index index_select isfinite
+    lift_fresh linspace logical_and logical_not logical_or masked_fill multinomial native_dropout new_empty
+    new_empty_strided new_full new_ones new_zeros normal normal_ ones ones_like pixel_shuffle pixel_unshuffle rand
+    rand_like randint randint_like randn randn_like randperm random_ reflection_pad2d repeat replication_pad2d resize_
+    roll scalar_tensor split_with_sizes_copy squeeze_ stack swapaxes_ t_ transpose_ tril triu unbind_copy uniform_
+    unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze_ upsample_nearest1d upsample_nearest2d
     upsample_nearest3d where zero_ zeros zeros_like
     """
 )
 """What moves or makes values, or exists in training alone."""
-
-FACTORIES = frozenset(n for n in FREE if n.startswith(("new_", "zeros", "ones", "full", "empty", "arange", "lift_")))
-"""What makes values of nothing but numbers: constants."""
