@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "trained": {"data", "models", "runs"},
     "zoo": {"imports", "nn", "models", "conversion", "energy", "data", "runs", "trained"},
     "export": {"trained", "data", "energy", "imports", "models", "nn"},
-    "report": {"imports", "data", "energy", "models", "runs", "tasks", "zoo"},
+    "report": {"conversion", "imports", "energy", "models", "runs", "trained", "zoo"},
     "cli": {
         "callbacks",
         "data",

@@ -121,8 +121,7 @@ def _tensors(values: Any) -> list[Tensor]:
 def _is_neuron(module: nn.Module) -> bool:
     marked = any(hasattr(module, name) for name in ("threshold", "v_threshold", "decay"))
     marked |= hasattr(getattr(module, "p", None), "v_th")
-    kind = type(module).__base__ if nn.utils.parametrize.is_parametrized(module) else type(module)
-    others = kind.__module__.startswith("torch.nn.") or any(isinstance(m, _SYNAPSES) for m in module.modules())
+    others = type(module).__module__.startswith("torch.nn.") or any(isinstance(m, _SYNAPSES) for m in module.modules())
     return marked and not others
 
 
@@ -196,6 +195,7 @@ class OperationCounter:
         self.model = model
         self.operations = operations
         self._handles: list[Any] = []
+        self._modes = ExitStack()
         self._reset()
 
     def _reset(self) -> None:
@@ -268,7 +268,7 @@ class OperationCounter:
         if frame.kind == "omega":
             self._add(row, {"omega": sum(x.numel() for x in _tensors(output))})
         elif frame.kind == "recurrent" and _tensors(output):
-            x, state, *_ = *args, *kwargs.values(), None, None
+            x, state = [*args, *kwargs.values(), None, None][:2]
             with torch.no_grad(), _disable_current_modes():
                 self._add(row, recurrent(module, x, state, _tensors(output)[0], self._batch))
         self._batch //= getattr(module, "steps_in_batch", 1)
@@ -281,9 +281,7 @@ class OperationCounter:
         self._constants = set(self._fixed)
         self._kept: list[Tensor] = []  # constants that were computed, so that their memory is not another's
         self._marks: Any = WeakTensorKeyDictionary()
-        if hasattr(self, "_modes"):
-            self._modes.close()
-        self._modes = ExitStack()
+        self._modes.close()
 
     # Sums
 
@@ -325,8 +323,8 @@ class OperationCounter:
             # In the type of the spikes, which is several times as fast as in bool; added up where integers are exact.
             found = torch.ne(spikes, 0, out=torch.empty_like(spikes))
             fired, places = found.sum(0, dtype=torch.promote_types(found.dtype, torch.float32)).long(), spikes.numel()
-            amounts = {"neurons": places, "spikes": fired.sum(), "values_read": places, "spikes_written": places}
-            self._add(row, amounts)
+            self._add(row, dict.fromkeys(("neurons", "values_read", "spikes_written"), places))
+            self._add(row, {"spikes": fired.sum()})
             key = row, fired.shape
             self._fired[key] = self._fired[key] + fired if key in self._fired else fired
             self._visits[key] += spikes.shape[0]

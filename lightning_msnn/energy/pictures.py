@@ -162,56 +162,35 @@ def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
         shape = "auto" if rate.shape[0] == 1 else "equal"  # a row would be too thin to see
         image = axes.imshow(rate.numpy(), vmin=0.0, vmax=largest, cmap="viridis", aspect=shape)
         height, width = rate.shape
-        parts = split(rate[None, None], kind) if not one["isolated"] else [rate[None, None]]
-        if len(parts) > 1:
-            _mark_windows(axes, kind, height, width, [float(p.mean()) for p in parts])
         what = "mean of its windows" if one["isolated"] and kind != "single" else f"{kind} windows"
+        parts = [] if one["isolated"] else split(rate[None, None], kind)
+        if len(parts) > 1:
+            _draw_borders(axes, kind, height, width)
+            what += ": " + " ".join(f"{float(part.mean()):.0f}" for part in parts)
         axes.set_title(f"{layer.rsplit('.mixer', 1)[0]}, {height}x{width}\n{what}", fontsize=8)
         axes.set_xticks([])
         axes.set_yticks([])
     figure.colorbar(
         image, ax=list(grid.flat)[: len(maps)], label="spike rate (%), mean over channels and images", shrink=0.7
     )
-    figure.suptitle("Where blocks fire: their first layers, with the mean rate (%) of each window")
+    figure.suptitle("Where blocks fire: their first layers, and the mean rate (%) of each window")
     return figure
 
 
-def _mark_windows(axes: Any, kind: str, height: int, width: int, rates: Sequence[float]) -> None:
-    """Draw the borders of windows in the corners, and write their mean rates where no other window is.
-
-    Outside of all others is what lies between the map's border and theirs. The rates of other windows are one line.
-    """
+def _draw_borders(axes: Any, kind: str, height: int, width: int) -> None:
+    """Draw the borders of windows that lie in the corners of a map or are pieces of a row."""
     cut = cut_by(kind, height)
     if isinstance(cut, Pieces) and not isinstance(cut, Interleaved):
-        for start, rate in zip(cut.starts(width), rates, strict=True):
-            end = start + cut.side(width)
-            for x in {start, end} - {0, width}:
-                axes.axvline(x - 0.5, color="white", linewidth=0.7, alpha=0.7)
-            _write(axes, ((start + end) / 2 / width, 0.9), f"{rate:.0f}")
+        corners = [(0, start, height, cut.side(width)) for start in cut.starts(width)]
+    elif isinstance(cut, Corners) and not isinstance(cut, Grid):
+        h, w = side(kind, height), side(kind, width)
+        corners = [(top, left, h, w) for top in (0, height - h) for left in (0, width - w)]
+    else:
         return
-    if not isinstance(cut, Corners) or isinstance(cut, Grid):
-        _write(axes, (0.5, 0.9), " ".join(f"{r:.0f}" for r in rates))
-        return
-    h, w = side(kind, height), side(kind, width)
-    for k, rate in enumerate(rates):
-        top, left = (height - h) * (k // 2), (width - w) * (k % 2)
-        for y in {top, top + h} - {0, height}:
-            axes.plot([left - 0.5, left + w - 0.5], [y - 0.5] * 2, color="white", linewidth=0.7, alpha=0.7)
-        for x in {left, left + w} - {0, width}:
-            axes.plot([x - 0.5] * 2, [top - 0.5, top + h - 0.5], color="white", linewidth=0.7, alpha=0.7)
-        across, down = (width - w) / width / 2, (height - h) / height / 2
-        _write(axes, (1 - across if k % 2 else across, down if k // 2 else 1 - down), f"{rate:.0f}")
-    axes.set_xlim(-0.5, width - 0.5)
-    axes.set_ylim(height - 0.5, -0.5)
+    from matplotlib.patches import Rectangle
 
-
-def _write(axes: Any, place: tuple[float, float], text: str) -> None:
-    """Write on a picture, readable on any colour; the place is in units of the axes."""
-    from matplotlib.patheffects import withStroke
-
-    outline = [withStroke(linewidth=1.5, foreground="black")]
-    axes.text(*place, text, transform=axes.transAxes, color="white", fontsize=7, ha="center", va="center",
-              path_effects=outline)  # fmt: skip
+    for top, left, h, w in corners:
+        axes.add_patch(Rectangle((left - 0.5, top - 0.5), w, h, fill=False, color="white", linewidth=0.7, alpha=0.7))
 
 
 def png(figure: Figure) -> bytes:

@@ -1,31 +1,24 @@
 """Operation counts and what they cost: counts to joules, by named profiles of hardware.
 
 A network's counts are an int64 tensor ``(layers, len(FIELDS))``, sums over samples. A profile prices the fields in
-picojoules. Where the source of a profile gives no figure for an operation, the profile has none, and
-:func:`unpriced` says how many operations the energy leaves out.
+picojoules; what its source has no figure for is left out, and :func:`unpriced` says how much that is.
 
-What is counted, and how it is priced:
-
-- A **synaptic operation** is an input that meets a weight: borders, stride, dilation and groups are exact, padding
-  counts nothing. If a sample's whole input of a layer is in {0, 1}, each of its spikes that meets a weight is an
-  accumulate; else each value, zero or not, that meets a weight is a multiply-accumulate. Those whose value is not zero
-  are counted beside it as effective.
+- A **synaptic operation** is an input that meets a weight: borders, stride, dilation and groups are exact. If a
+  sample's whole input of a layer is in {0, 1}, each of its spikes that meets a weight is an accumulate; else each value
+  that meets a weight is a multiply-accumulate, and those that are not zero are counted beside it as effective.
 - A **product of two activations** (attention) is an accumulate if at least one factor is all in {0, 1}: counted where
-  two spikes meet if both are, else once for each spike and each value that it meets. Otherwise it is a
-  multiply-accumulate.
-- **Batch norm** is folded into the synapse or the threshold beside it, a bias is where an accumulator starts, and what
-  is computed from parameters alone is a constant: none of these counts. All other arithmetic counts as additions
-  (comparisons included) or multiplications.
+  two spikes meet if both are, else once for each spike and each value that it meets.
+- **Batch norm** is folded, a bias is where an accumulator starts, and what is computed from parameters alone is a
+  constant: none of these counts. All other arithmetic counts as additions (comparisons included) or multiplications.
 - A **neuron** is one comparison of a membrane with a threshold. A **membrane update** is ``tau u + I``: one
   multiply-accumulate. **Omega** is as many multiply-accumulates as its function has elementary operations, of which a
   transcendental function has :data:`TRANSCENDENTAL`.
-- **Memory traffic** is bytes, priced by what an access to a memory of stated size costs. A value is a word, a spike one
-  bit. Each layer reads its inputs and writes its outputs once; an element-wise operation of two tensors reads both; a
-  membrane is read and written at each update, and read where it meets its threshold. Weights and accumulators have two
-  models, and a profile prices one of them. *Reuse*: a weight is read once for a sample (``weight_bytes``) and sums are
-  kept in registers, as on an accelerator that holds a layer while a sample passes. *By event*: each synaptic operation
-  fetches its weight (``fetch_bytes``) and reads and writes its accumulator (``accumulator_bytes``). Both networks of a
-  comparison are priced alike. Reuse is what the default profiles price, since by event a factor is larger.
+- **Memory traffic** is bytes, priced by an access to a memory of stated size. A value is a word, a spike one bit. Each
+  layer reads its inputs and writes its outputs once; an element-wise operation of two tensors reads both; a membrane is
+  read and written at each update, and read where it meets its threshold. Of weights and accumulators a profile prices
+  one of two models. *Reuse*: a weight is read once for a sample (``weight_bytes``) and sums stay in registers. *By
+  event*: each synaptic operation fetches its weight (``fetch_bytes``) and reads and writes its accumulator
+  (``accumulator_bytes``), which makes a factor larger.
 """
 
 from __future__ import annotations
@@ -39,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_msnn.errors import ConfigurationError, check_integer, check_yaml, choose
+from lightning_msnn.errors import ConfigurationError, brief, check_integer, check_yaml, choose
 
 __all__ = [
     "DEFAULT_PROFILE",
@@ -128,6 +121,9 @@ class Profile:
 
     def __post_init__(self) -> None:
         check_integer("bits of an energy profile", self.bits, 1)
+        for name, kind in (("source", str), ("prices", dict), ("sources", dict)):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigurationError(f"{name!r} must be a {kind.__name__}, not {getattr(self, name)!r}")
         for key, price in self.prices.items():
             choose(dict.fromkeys(PRICED), key, "price of an energy profile")
             if isinstance(price, bool) or not isinstance(price, int | float) or not 0.0 <= price < float("inf"):
@@ -164,6 +160,10 @@ def _digital(
 
 
 _REUSE = dict.fromkeys(("weight_bytes", "value_bytes", "spike_bytes"), _SRAM_1MB)
+_BY_EVENT = {
+    **dict.fromkeys(("fetch_bytes", "accumulator_bytes"), _SRAM_32KB),
+    **dict.fromkeys(("value_bytes", "spike_bytes"), _SRAM_1MB),
+}
 
 
 def _access(size: Tensor) -> Tensor:
@@ -190,10 +190,9 @@ def _lemaire(counts: Tensor, _samples: float, parameters: Tensor, skip_zeros: bo
     output once; addresses cost an addition for each input and output and, in a convolution, for each place of the
     kernel of each output channel.
 
-    It differs from the paper on purpose: borders and strides are exact, where the paper has each spike or output meet
-    the whole kernel; no bias is read, and a reset adds nothing; an analogue input of a spiking network is that of an
-    ordinary analogue layer. Where zeros are skipped, they are not read either. A product of two activations, which the
-    paper does not have, reads one value for each multiply-accumulate, and its addresses are those of a linear layer.
+    It differs from the paper on purpose: borders and strides are exact, no bias is read, a reset adds nothing, and
+    zeros that are skipped are not read either. A product of two activations, which the paper does not have, reads one
+    value for each multiply-accumulate, and its addresses are those of a linear layer.
     """
     c = {name: counts[:, i].double() for name, i in COLUMN.items()}
     add, mac = 0.1, 3.2
@@ -230,17 +229,7 @@ PROFILES: dict[str, Profile] = {
     "cmos_45nm_int8": _digital(_HOROWITZ, "8-bit", 0.2, 0.03, _REUSE, bits=8),
     "cmos_45nm_sram": _digital(_HOROWITZ, "fp32", 3.7, 0.9, _REUSE, memory=True),
     "cmos_45nm_dram": _digital(_HOROWITZ, "fp32", 3.7, 0.9, {**_REUSE, "weight_bytes": _DRAM}, memory=True),
-    "cmos_45nm_event": _digital(
-        _HOROWITZ,
-        "fp32",
-        3.7,
-        0.9,
-        {
-            **dict.fromkeys(("fetch_bytes", "accumulator_bytes"), _SRAM_32KB),
-            **dict.fromkeys(("value_bytes", "spike_bytes"), _SRAM_1MB),
-        },
-        memory=True,
-    ),
+    "cmos_45nm_event": _digital(_HOROWITZ, "fp32", 3.7, 0.9, _BY_EVENT, memory=True),
     "loihi": Profile(
         "M. Davies et al., Loihi: A Neuromorphic Manycore Processor with On-Chip Learning, IEEE Micro 2018, 14 nm",
         {"accumulates": 23.6, "neurons": 81.0, "membrane_updates": 0.0},
@@ -329,27 +318,19 @@ def load_profiles(path: str | Path) -> dict[str, Profile]:
         check_yaml(text := Path(path).read_text(encoding="utf-8"))
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not content:
+        raise ConfigurationError(f"{str(path)!r} is not YAML: {brief(error)}") from error
+    if not isinstance(content, dict) or not all(isinstance(definition, dict) for definition in content.values()):
         raise ConfigurationError(f"{str(path)!r} must map names of energy profiles to their definitions")
     loaded = {}
     for name, definition in content.items():
         try:
-            loaded[str(name)] = _parse(definition)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"energy profile {str(name)!r} in {str(path)!r}: {error}") from error
+            for key in definition:
+                choose(dict.fromkeys(("source", "prices", "sources", "bits")), key, "key")
+            found = Profile(**definition)
+        except (ConfigurationError, TypeError) as error:
+            raise ConfigurationError(f"energy profile {str(name)!r} in {str(path)!r}: {brief(error)}") from error
+        loaded[str(name)] = replace(found, memory=found.traffic)
     return loaded
-
-
-def _parse(definition: Any) -> Profile:
-    types = {"source": str, "prices": dict, "sources": dict, "bits": int}
-    if not isinstance(definition, dict) or not {"source", "prices"} <= definition.keys():
-        raise ConfigurationError(f"it must have 'source' and 'prices', not {definition!r}")
-    for key, value in definition.items():
-        if not isinstance(value, choose(types, key, "key")):
-            raise ConfigurationError(f"{key!r} must be a {types[key].__name__}, not {value!r}")
-    found = Profile(**definition)
-    return replace(found, memory=found.traffic)
 
 
 def _quantities(counts: Tensor, bits: int, skip_zeros: bool) -> dict[str, Tensor]:

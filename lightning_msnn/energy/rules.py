@@ -286,8 +286,8 @@ def recurrent(module: nn.Module, x: Any, state: Any, out: Tensor, batch: int) ->
         batch: Samples that go through the network.
     """
     name = str(getattr(module, "mode", getattr(module, "cell", ""))).lower()
-    if name not in _CELLS or not isinstance(x, Tensor) or x.dim() != 3:
-        return f"{name or type(module).__name__} of a {type(x).__name__}, not of (samples, tokens, channels)"
+    if name not in _CELLS or not isinstance(x, Tensor) or x.dim() != 3 or getattr(module, "proj_size", 0):
+        return f"{name or type(module).__name__} of a {type(x).__name__} not (samples, tokens, channels), or projected"
     gates, additions, multiplications = _CELLS[name]
     weights = dict(module.named_parameters())
     directions = 1 + ("weight_ih_l0_reverse" in weights)
@@ -295,36 +295,33 @@ def recurrent(module: nn.Module, x: Any, state: Any, out: Tensor, batch: int) ->
     if not getattr(module, "batch_first", True):
         x, out = x.transpose(0, 1), out.transpose(0, 1)
     places, steps = x.shape[0] * x.shape[1], x.shape[1]
-    units, hidden = len(weights["weight_ih_l0"]) // gates, weights["weight_hh_l0"].shape[1]  # projected: hidden < units
-    fan_out = directions * gates * units
-    each, values, outputs = places * directions * units, places * directions * hidden, places * fan_out
+    hidden = weights["weight_hh_l0"].shape[1]
+    fan_out = directions * gates * hidden
+    values, outputs, products = places * directions * hidden, places * fan_out, places * hidden * fan_out
     forward, backward = out[:, :-1, :hidden], out[:, 1:, hidden:]
-    seen = ((forward != 0).sum() + (backward != 0).sum()) * (gates * units)  # of the last layer
+    seen = ((forward != 0).sum() + (backward != 0).sum()) * (gates * hidden)  # of the last layer
 
-    def analogue(products: int, effective: int | Tensor, read: int, reads: int, written: int) -> Amounts:
+    def analogue(effective: int | Tensor, inputs: int = 1) -> Amounts:
         return {
-            "dense": products,
-            "multiply_accumulates": products,
+            "dense": inputs * products,
+            "multiply_accumulates": inputs * products,
             "effective_multiply_accumulates": effective,
-            "weights_read": read * batch,
-            "input_reads": reads,
-            "addresses": reads + written,
+            "weights_read": inputs * hidden * fan_out * batch,
+            "input_reads": values,
+            "addresses": values + outputs,
         }
 
     begin = state[0] if isinstance(state, list | tuple) else state
     parts = [_rows(x, x.shape[-1] * fan_out * batch, fan_out)]
-    between = analogue(values * fan_out, values * fan_out, directions * hidden * fan_out, values, outputs)
-    parts += [between] * (layers - 1)
     for layer in range(layers):
-        products = places * hidden * fan_out
+        if layer:
+            parts.append(analogue(directions * products, directions))
         effective = seen if layer == layers - 1 else products // steps * (steps - 1)
         if begin is not None:
             own = begin[layer * directions : (layer + 1) * directions]
-            effective = effective + (own != 0).sum() * (gates * units)
-        parts.append(analogue(products, effective, hidden * fan_out, values, outputs))
-        if hidden < units:
-            parts.append(analogue(each * hidden, each * hidden, directions * units * hidden, each, values))
-        parts.append({"additions": each * additions, "multiplications": each * multiplications})
+            effective = effective + (own != 0).sum() * (gates * hidden)
+        parts.append(analogue(effective))
+        parts.append({"additions": values * additions, "multiplications": values * multiplications})
     return _sum(*parts)
 
 
@@ -362,13 +359,12 @@ _ELEMENTWISE: dict[str, tuple[int, int]] = {
 def _elementwise(call: Call) -> Amounts:
     additions, multiplications = _ELEMENTWISE[call.name]
     size, varying = call.out.numel(), call.varying
-    scaled = call.name in ("add", "sub") and call.options.get("alpha", 1) != 1
-    multiplications += scaled
+    multiplications += call.name in ("add", "sub") and call.options.get("alpha", 1) != 1
     if call.kind == "omega":
         return {"omega_operations": size * (additions + multiplications)}
     if call.kind == "neuron":
         # tau u is the update; adding the current to it is the other half, and what is left is firing and reset.
-        if not _is_update(call, scaled):
+        if call.name not in ("mul", "div") or len(varying) != 1 or call.marks(varying[0]).spikes:
             return {}
         return {"membrane_updates": size, "values_read": size, "values_written": size}
     if call.name in ("add", "sub") and len(varying) == 1 and _is_bias(call):
@@ -383,17 +379,6 @@ def _is_bias(call: Call) -> bool:
     return call.marks(call.varying[0]).current and all(sum(n > 1 for n in c.shape) <= 1 for c in constants)
 
 
-def _is_update(call: Call, scaled: bool) -> bool:
-    """Whether an operation in a neuron scales a membrane, by itself or (``scaled``) as it is added to a current."""
-    if call.name == "lerp":  # a reset, where spikes say how far
-        return not (isinstance(call.args[2], Tensor) and call.marks(call.args[2]).spikes)
-    if scaled or call.name == "addcmul":
-        factors = [x for x in call.inputs[1:] if x.dim() and not call.constant(x)]
-    else:
-        factors = call.varying if call.name in ("mul", "div") else []
-    return len(factors) == 1 and not call.marks(factors[0]).spikes
-
-
 def _batch_norm(call: Call) -> Amounts:
     """Amounts of a batch norm: folded into its neighbour, unless it has no running statistics."""
     if isinstance(call.args[3], Tensor):
@@ -405,10 +390,6 @@ def _batch_norm(call: Call) -> Amounts:
 def _reduction(call: Call) -> Amounts:
     x, size = call.args[0], call.out.numel()
     additions = max(0, x.numel() - size)
-    if "adaptive" in call.name:  # pieces that may overlap: from the floor of where one begins to the ceiling of its end
-        axes = zip(x.shape[-len(call.args[1]) :], call.out.shape[-len(call.args[1]) :], strict=True)
-        pieces = (sum(-(-(i + 1) * n // m) - i * n // m for i in range(m)) for n, m in axes)
-        additions = math.prod(x.shape[: -len(call.args[1])]) * math.prod(pieces) - size
     if call.name.startswith(("avg_pool", "max_pool")):
         window = call.args[1] if isinstance(call.args[1], list | tuple) else [call.args[1]]
         area = math.prod(window) if len(window) == x.dim() - 2 else window[0] ** (x.dim() - 2)
