@@ -13,13 +13,12 @@ from lightning_msnn import conversion, models
 from lightning_msnn.conversion import convert
 
 if TYPE_CHECKING:
-    from lightning_msnn import zoo
+    from lightning_msnn import energy, zoo
 
-__all__ = ["__version__", "conversion", "convert", "models", "zoo"]
+__all__ = ["__version__", "conversion", "convert", "energy", "models", "zoo"]
 
 
 def __getattr__(name: str) -> Any:
-    # When it is asked for: it evaluates, exports and draws, which takes seconds to import.
-    if name == "zoo":
-        return import_module("lightning_msnn.zoo")
+    if name in ("energy", "zoo"):  # when they are asked for: they draw and export, which takes time to import
+        return import_module(f"lightning_msnn.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "tasks",
         "zoo",
     },
-    "__init__": {"conversion", "models", "zoo"},
+    "__init__": {"conversion", "energy", "models", "zoo"},
     "__main__": {"cli"},
 }
 WITHOUT_LIGHTNING = {"errors", "entries", "functional", "kernels", "nn", "models", "conversion", "energy"}

@@ -55,7 +55,8 @@ def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = F
         The converted network, in the mode of the one that was given.
 
     Raises:
-        ConfigurationError: If an argument is not allowed, or the network cannot be traced or has no such layers.
+        ConfigurationError: If an argument is not allowed, or the network cannot be traced, has no such layers or does
+            not call them.
     """
     plan = trace(model, sample)
     layers = assign_windows(plan, windows)
@@ -119,6 +120,9 @@ def make_layers_spiking(model: M, layers: Mapping[str, str]) -> M:
             raise ConfigurationError(f"{name} is a {type(layer).__name__}, which cannot receive spikes")
         made[layer] = make_spiking(layer, kind)
     replace(model, made)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # no fast path, which takes the weights and does not call the layers
     return model
 
 
@@ -129,44 +133,53 @@ def converted_layers(model: nn.Module) -> dict[str, str]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Tensor) -> None:
-    """Let the neurons of a converted network begin as the best one-bit quantisers of what they are given.
+    """Fit the neurons of a converted network, each as the best one-bit quantiser of what it is given.
 
     They are given what the rectifiers of the network pass on; its batch norms are in evaluation mode.
 
     Args:
         model: The network; thresholds and scales are changed in place.
         images: A batch of images as the network takes them.
+
+    Raises:
+        ConfigurationError: If a neuron does not run, as the network does not call its layer.
     """
     modes = {module: module.training for module in model.modules()}
-    annealed = {module: (module.annealing, module.soft) for module in model.modules() if isinstance(module, Spike)}
-    neurons = [module for module in model.modules() if isinstance(module, RectifierSpike)]
-    model.eval()
+    annealed = {module: module.annealing for module in model.modules() if isinstance(module, Spike)}
+    neurons = {module: name for name, module in model.named_modules() if isinstance(module, RectifierSpike)}
+    ran: set[nn.Module] = set()
+    hooks = [neuron.register_forward_pre_hook(lambda m, args: m.fit(args[0]) or ran.add(m)) for neuron in neurons]
     parameter = next(model.parameters())
-    hooks = [neuron.register_forward_pre_hook(lambda m, args: m.fit(args[0])) for neuron in neurons]
     try:
+        set_annealing(model.eval(), 0.0)
         for neuron in neurons:
             neuron.train()
-        set_annealing(model, 0.0)
-        model(images.to(parameter.device, parameter.dtype))
+        with torch.autocast(parameter.device.type, enabled=False):
+            model(images.to(parameter.device, parameter.dtype))
     finally:
-        for spike, (share, soft) in annealed.items():
-            spike.annealing, spike.soft = share, soft
         for hook in hooks:
             hook.remove()
+        for spike, share in annealed.items():
+            spike.annealing = share
         for module, training in modes.items():
             module.training = training
+    if idle := [name.removesuffix(".neuron") for neuron, name in neurons.items() if neuron not in ran]:
+        raise ConfigurationError(
+            f"{type(model).__name__} does not call {', '.join(idle[:3])} as a module, so its neurons would never run: "
+            "it cannot be converted"
+        )
 
 
 def converted_twins(network: nn.Module, images: Tensor) -> dict[str, nn.Module] | None:
-    """Return the ANN twin of a converted network: its source, with the weights that it has now.
+    """Return the ReLU baseline of a converted network: its source, with the weights that it has now.
 
     Args:
         network: The network.
-        images: Images ``(B, in_chans, H, W)`` that set the statistics of the twin's batch norms.
+        images: Images ``(B, in_chans, H, W)`` that set the statistics of the baseline's batch norms.
 
     Returns:
-        The twin in eval mode by name; None for a network that is not converted.
+        The baseline in eval mode by name; None for a network that is not converted.
     """
-    if not any(isinstance(module, SpikingLayer) for module in network.modules()):
+    if not converted_layers(network):
         return None
     return {"ANN twin": take_statistics(revert(network), images)}

@@ -56,12 +56,6 @@ class Threshold(nn.Module):
         return membrane >= self.threshold.to(x.dtype)
 
 
-def _is_plain(layer: nn.Conv2d) -> bool:
-    """Whether a convolution pads with zeros, as many at both ends."""
-    plain = SYNAPSES[type(layer).forward] is _convolve
-    return plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-
-
 class FixedLayer(nn.Sequential):
     """A layer that receives spikes, for inference: thresholds, then the layer itself with ``lambda`` in its weights.
 
@@ -81,8 +75,9 @@ class FixedLayer(nn.Sequential):
             conv = nn.Conv2d(layer.in_features, layer.out_features, 1, device="meta")
             conv.weight, conv.bias = nn.Parameter(layer.weight[:, :, None, None]), layer.bias
             return IntegerLayer(threshold, IntegerConv2d(conv))
-        if not (isinstance(layer, nn.Conv2d) and _is_plain(layer)):
-            return self
+        plain = SYNAPSES[type(layer).forward] is _convolve and getattr(layer, "padding_mode", "") == "zeros"
+        if not isinstance(layer, nn.Conv2d) or not plain or isinstance(layer.padding, str):
+            return self  # it does not pad with as many zeros at both ends
         return IntegerLayer(threshold, IntegerConv2d(layer))
 
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.functional.membrane import scan
-from lightning_msnn.functional.spike import SOFT, triangular
+from lightning_msnn.functional.spike import triangular
 from lightning_msnn.functional.windows import merge, split
 from lightning_msnn.nn import Spike, make_decay
-from lightning_msnn.nn.neuron import between
 
 __all__ = ["RectifierSpike", "WindowMembrane", "one_bit_quantiser"]
 
@@ -64,8 +63,7 @@ class RectifierSpike(Spike):
     They return ``H(x - V_c)``, exactly 0 or 1; ``lambda_c`` is multiplied into the weights that the spikes meet. As
     ``V_c`` is positive, it is the same whether the membrane is the rectifier's current or its value. While annealing
     with share ``a`` they return ``a lambda_c H(x - V_c) + (1 - a) x``, for the weights as they are: at ``a = 0``, what
-    the rectifier did. Other functions of an annealing are ``lambda_c`` times those of ``x / lambda_c`` with threshold
-    ``V_c / lambda_c``. Both numbers are learnt as logarithms, so that they stay positive and learn at the same pace in
+    the rectifier did. Both numbers are learnt as logarithms, so that they stay positive and learn at the same pace in
     channels of any scale.
 
     Args:
@@ -91,15 +89,12 @@ class RectifierSpike(Spike):
         if share is None:
             return spikes
         scale = self.log_scale.exp().view(self.shape).to(x.dtype)
-        soft = x  # to which the rectifier has been applied
-        if self.soft != "rectifier":
-            soft = scale * SOFT[self.soft](x / scale, spikes, threshold / scale)
-        return soft * (1.0 - share) + spikes * (share * scale)
+        return x * (1.0 - share) + spikes * (share * scale)  # to x the rectifier has been applied
 
     def _between(self, returned: Tensor, share: Tensor) -> Tensor:
         logs = (self.log_threshold.detach(), self.log_scale.detach())
         threshold, scale = (x.exp().view(self.shape).to(returned.dtype) for x in logs)
-        return scale * between(threshold / scale, share, self.soft)
+        return (1.0 - share) * threshold + share * scale / 2
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_msnn.conversion.layers import SYNAPSES, SpikingLayer, copied
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.nn import Spike
 
 __all__ = ["APPROXIMATE", "Plan", "Row", "convertible", "trace"]
@@ -42,12 +43,11 @@ _MOVES = _names(
     """
 )
 _POOLS = _names("mean avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d")
-_SYNAPSES = _names("convolution addmm mm bmm baddbmm")
 _REASONS = {
     **dict.fromkeys(("add", "sub", "sum", "addcmul"), "a sum"),
     **dict.fromkeys(("mul", "div"), "a product"),
     **dict.fromkeys(_POOLS, "average pooling"),
-    **dict.fromkeys(_SYNAPSES, "a layer without rectifier"),
+    **dict.fromkeys(("convolution", "addmm", "mm", "bmm", "baddbmm"), "a layer without rectifier"),
     "sigmoid": "a gate",
     "_softmax": "a softmax",
     "_safe_softmax": "a softmax",
@@ -111,28 +111,18 @@ class Plan:
 
     def __str__(self) -> str:
         total = max(1, sum(row.operations for row in self.rows))
-        head = ("layer", "kind", "input", "receives", "from", "operations")
-        cells = [
-            (
-                row.layer,
-                row.kind,
-                "x".join(map(str, row.shape)),
-                "spikes" if row.spiking else "analogue values",
-                row.why,
-                f"{100 * row.operations / total:.1f} %",
-            )
-            for row in self.rows
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-        lines = [
-            "  ".join([*(c.ljust(w) for c, w in zip(row[:-1], widths[:-1], strict=True)), row[-1].rjust(widths[-1])])
-            for row in (head, *cells)
-        ]
-        share = 100 * sum(row.operations for row in self.spiking) / total
-        lines += [
-            f"{len(self.spiking)} of {len(self.rows)} layers, with {share:.1f} % of the operations, receive spikes"
-        ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], ""])
+        table = [("layer", "kind", "input", "receives", "from", "operations")]
+        for row in self.rows:
+            receives, share = "spikes" if row.spiking else "analogue values", f"{100 * row.operations / total:.1f} %"
+            table.append((row.layer, row.kind, "x".join(map(str, row.shape)), receives, row.why, share))
+        *widths, last = (max(map(len, column)) for column in zip(*table, strict=True))
+        head, *lines = (
+            "  ".join([*(cell.ljust(n) for cell, n in zip(cells, widths, strict=False)), cells[-1].rjust(last)])
+            for cells in table
+        )
+        share = f"{100 * sum(row.operations for row in self.spiking) / total:.1f} %"
+        end = f"{len(self.spiking)} of {len(self.rows)} layers, with {share} of the operations, receive spikes"
+        return "\n".join([head, "-" * len(head), *lines, end, ""])
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -178,8 +168,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor)]
         if not outputs:
             return out
-        if plain in _SYNAPSES or plain.startswith("_scaled_dot_product"):
-            self._count(plain, inputs, outputs[0])
+        if flops := flop_registry.get(func.overloadpacket):
+            self._count(flops(*args, **(kwargs or {}), out_val=out) // 2, inputs)
         origin = self._follow(func, plain, args, inputs)
         for x in outputs:
             self.origins[x] = origin
@@ -208,20 +198,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return _Origin(frozenset().union(*(origin.rectifiers for origin in origins)))
         return _Origin(other="a normalisation" if "norm" in name else _REASONS.get(name, f"{name}()"))
 
-    def _count(self, name: str, inputs: list[Tensor], out: Tensor) -> None:
+    def _count(self, products: int, inputs: list[Tensor]) -> None:
         """Add the multiply-accumulates of a product to the layer that it runs in."""
         place = self.stack[-1]
-        if name == "convolution":
-            x, weight = inputs[:2]
-            transposed = isinstance(self.modules[place], nn.modules.conv._ConvTransposeNd)
-            products = (x if transposed else out).numel() * weight[0].numel()
-        elif name.startswith("_scaled"):
-            x, key = inputs[:2]
-            products = 2 * x.numel() * key.shape[-2]
-        else:
-            x, other = inputs[-2:]
-            products = x.numel() * other.shape[-1]
-        row = self._row(place, x)
+        row = self._row(place, inputs[0])
         row.operations += products // self.batch
         if not row.origins or not convertible(self.modules[place]):
             weighed = any(self.origin(v) == _PARAMETER for v in inputs[:3])
@@ -258,15 +238,11 @@ def trace(model: nn.Module, sample: Tensor) -> Plan:
         raise ConfigurationError(f"a network is converted, a torch.nn.Module, not {model!r:.80}")
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
-            raise ConfigurationError(
-                f"a compiled or scripted {type(module).__name__} cannot be converted: give the network itself"
-            )
+            raise ConfigurationError(f"{name} is compiled or scripted: give the network itself")
         if isinstance(module, SpikingLayer | Spike):
             raise ConfigurationError(f"{name} has spiking neurons already: give a network with rectifiers")
     if not (isinstance(sample, Tensor) and sample.is_floating_point() and sample.dim() > 1 and len(sample) > 0):
-        said = (
-            f"a tensor {tuple(sample.shape)} of {sample.dtype}" if isinstance(sample, Tensor) else type(sample).__name__
-        )
+        said = f"{getattr(sample, 'dtype', type(sample).__name__)} {tuple(getattr(sample, 'shape', ()))}"
         raise ConfigurationError(f"the sample must be a batch of images, float (B, C, H, W), not {said}")
     shadow = copied(model).to("meta").eval()
     seen = torch.empty_like(sample[:2], device="meta")
@@ -275,7 +251,10 @@ def trace(model: nn.Module, sample: Tensor) -> Plan:
         with torch.device("meta"), torch.no_grad(), watch:
             shadow(seen)
     except Exception as error:
-        _explain(model, sample, error)
+        raise ConfigurationError(
+            f"{name} cannot be traced with a sample of shape {tuple(sample.shape)}: it takes another, its control flow "
+            f"depends on values, or it names a device ({brief(error)})"
+        ) from error
     for row in watch.rows.values():
         other = next((origin.other for origin in row.origins if origin.other), "")
         row.spiking = not other
@@ -287,20 +266,3 @@ def trace(model: nn.Module, sample: Tensor) -> Plan:
             "Hardswish): there is nothing to convert"
         )
     return plan
-
-
-def _explain(model: nn.Module, sample: Tensor, error: Exception) -> None:
-    """Raise what kept a network from being traced: the sample, or the network."""
-    trial = copied(model).eval()
-    said = " ".join(str(error).split())
-    try:
-        with torch.no_grad():
-            trial(sample[:2].to(next(iter(trial.parameters())).device))
-    except Exception as own:
-        said = " ".join(str(own).split())
-        raise ConfigurationError(
-            f"{type(model).__name__} does not take a sample of shape {tuple(sample.shape)}: {said}"
-        ) from own
-    raise ConfigurationError(
-        f"{type(model).__name__} cannot be traced, as its control flow depends on values or it names a device: {said}"
-    ) from error

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import lightning_msnn
-from lightning_msnn.conversion import converted_layers, trace
+from lightning_msnn.conversion import RectifierSpike, converted_layers, trace
 from lightning_msnn.errors import ConfigurationError
 
 IMAGES = torch.randn(4, 3, 8, 8)
@@ -127,14 +127,18 @@ class Weighted(nn.Conv2d):
     [
         (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 4, 1)), IMAGES, "nothing to convert"),
         (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Weighted(4, 4, 1)), IMAGES, "nothing to convert"),
-        (Net(by_value), IMAGES, "Net cannot be traced, as its control flow depends on values"),
-        (Net(RECTIFIED["module"]), IMAGES[:, :2], r"does not take a sample of shape \(4, 2, 8, 8\)"),
-        (Net(RECTIFIED["module"]), IMAGES.long(), "float .*not a tensor .* of torch.int64"),
-        (Net(RECTIFIED["module"]), IMAGES[:0], r"batch of images, .* not a tensor \(0, 3, 8, 8\)"),
+        (Net(by_value), IMAGES, "Net cannot be traced with a sample .* its control flow depends on values"),
+        (
+            Net(RECTIFIED["module"]),
+            IMAGES[:, :2],
+            r"a sample of shape \(4, 2, 8, 8\): it takes another",
+        ),
+        (Net(RECTIFIED["module"]), IMAGES.long(), "batch of images, float .* not torch.int64"),
+        (Net(RECTIFIED["module"]), IMAGES[:0], "batch of images, float"),
         (Net(RECTIFIED["module"]), [1, 2], "not list"),
         (Net(RECTIFIED["module"]), IMAGES * math.inf, "the sample must be finite numbers"),
         (timm.create_model("msnn_resnet12_tiny"), torch.randn(2, 3, 16, 16), "has spiking neurons already"),
-        (torch.compile(Net(RECTIFIED["module"])), IMAGES, "compiled or scripted OptimizedModule"),
+        (torch.compile(Net(RECTIFIED["module"])), IMAGES, "OptimizedModule is compiled or scripted"),
     ],
 )
 def test_bad_input_is_one_sentence_and_changes_nothing(model, sample, message):
@@ -173,3 +177,35 @@ def test_the_twins_of_the_package_convert(name):
     twin = timm.create_model(name, spiking=False, windows="single", num_classes=10)
     made = lightning_msnn.convert(twin, IMAGES.repeat(1, 1, 2, 2))
     assert len(converted_layers(made)) > 12
+
+
+def test_a_transformer_of_torchs_own_calls_its_layers():
+    """In evaluation it has a fast path, which takes the weights without calling the layers."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation="relu", batch_first=True)
+    x = torch.randn(4, 5, 8)
+    made = lightning_msnn.convert(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), x)
+    assert list(converted_layers(made)) == ["layers.0.linear2", "layers.1.linear2"]
+    fired = []
+    for module in made.modules():
+        if isinstance(module, RectifierSpike):
+            module.register_forward_hook(lambda m, args, out: fired.append(out.unique().tolist()))
+    with torch.inference_mode():
+        made(x)
+    assert fired == [[0.0, 1.0]] * 2
+
+
+class Listed(nn.Module):
+    """A network that keeps a layer in a list beside its modules, and calls that."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.called = [self.last]
+
+    def forward(self, x):
+        return self.called[0](self.first(x).relu())
+
+
+def test_a_layer_that_is_not_called_as_a_module_is_refused():
+    with pytest.raises(ConfigurationError, match="Listed does not call last as a module"):
+        lightning_msnn.convert(Listed(), IMAGES)
