@@ -6,7 +6,6 @@ Licence: Apache-2.0.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -82,17 +81,13 @@ def window_kinds(schedule: str, depths: Sequence[int]) -> list[list[str]]:
 
 def _for_each_block(theta: float | Sequence[float], depths: Sequence[int]) -> list[float]:
     """Spread theta over the blocks: one number, one for each stage, or one for each block."""
-    if isinstance(theta, int | float):
-        return [theta] * sum(depths)
-    thetas = list(theta)
-    if any(isinstance(value, bool | str) for value in thetas):
-        raise ConfigurationError(f"theta must be a number or numbers, not {theta!r}")
+    thetas = [theta] * sum(depths) if isinstance(theta, int | float) else list(theta)
     if len(thetas) == len(depths):
-        return [value for value, depth in zip(thetas, depths, strict=True) for _ in range(depth)]
-    if len(thetas) != sum(depths):
+        thetas = [value for value, depth in zip(thetas, depths, strict=True) for _ in range(depth)]
+    if len(thetas) != sum(depths) or any(isinstance(value, bool | str) for value in thetas):
         raise ConfigurationError(
             f"theta must be one number, {len(depths)} (one for each stage) or {sum(depths)} (one for each block), "
-            f"not {len(thetas)}: {thetas}"
+            f"not {theta!r}"
         )
     return thetas
 
@@ -128,16 +123,25 @@ class Stage(nn.Module):
     """Blocks at one resolution, after the patch merging that leads to it.
 
     Args:
-        downsample: Patch merging, or identity in the first stage.
+        before: Channels of the stage before, None for the first.
+        width: Channels of this stage.
         blocks: Residual blocks.
-        position: What tells the stream its positions; None for mixers that see them.
+        encoder: Makes an encoder of the stream for so many channels.
+        norm: Whether there is batch norm.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], position: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        before: int | None,
+        width: int,
+        blocks: Sequence[nn.Module],
+        encoder: Callable[[int], nn.Module],
+        norm: bool,
+    ) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = downsample
-        self.position: nn.Module = nn.Identity() if position is None else position
+        self.downsample: nn.Module = PatchMerging(before, width, norm) if before else nn.Identity()
+        self.position: nn.Module = nn.Identity()  # of families whose mixers do not see where a token is
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,7 +181,7 @@ class MSNN(nn.Module):
         norm: Whether batch norm follows every synapse and comes before every spike that leaves the stream.
         mlp: ``"spiking"`` or ``"gelu"``, one of :data:`MLPS`.
         coding: ``"threshold"`` or ``"bernoulli"``, one of :data:`CODINGS`.
-        spiking: Whether neurons fire; else each is a rectifier, ``max(u, 0)``, as in the twin of a network.
+        spiking: Whether neurons fire; else each is a rectifier, ``max(u, 0)``, as in the ReLU baseline of a network.
         drop_rate: Dropout before the read-out.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
         mixer_kwargs: Further arguments of the token mixers.
@@ -190,7 +194,13 @@ class MSNN(nn.Module):
     """Class of the token mixers, see :class:`lightning_msnn.nn.Mixer`."""
 
     block: type[Block] = Block
-    """Class of the residual blocks."""
+    """Class of the residual blocks; ``mixer.project`` and ``mlp.fc2`` are the last synapses of their branches."""
+
+    stage: type[nn.Module] = Stage
+    """Class of the stages."""
+
+    feature_module = "stages.{}"
+    """Name of the module whose output is the feature of a stage, for FX feature extraction."""
 
     def __init__(
         self,
@@ -230,12 +240,10 @@ class MSNN(nn.Module):
                 raise ConfigurationError(f"{name} must be in [0, 1), not {rate}")
         if not (math.isfinite(mlp_ratio) and mlp_ratio > 0):
             raise ConfigurationError(f"mlp_ratio must be a positive number, not {mlp_ratio}")
-        for name, values in (("depths", depths), ("widths", widths)):
-            if not isinstance(values, Sequence):
-                raise ConfigurationError(f"{name} must be a list of integers, one for each stage, not {values!r}")
-        if len(depths) != len(widths) or not depths:
+        stages_alike = isinstance(depths, Sequence) and isinstance(widths, Sequence) and len(depths) == len(widths) > 0
+        if not stages_alike:
             raise ConfigurationError(
-                f"depths and widths must be of equal length, not {list(depths)} and {list(widths)}"
+                f"depths and widths must be lists of integers, one for each stage, not {depths!r} and {widths!r}"
             )
         for value in (*depths, *widths):
             check_integer("each of depths and widths", value, 1)
@@ -279,8 +287,7 @@ class MSNN(nn.Module):
                 for kind in kinds[i]
             ]
             before = widths[i - 1] if i else None
-            downsample = PatchMerging(before, width, norm) if before else nn.Identity()
-            stages.append(self.make_stage(before, width, downsample, blocks, encoder, norm))
+            stages.append(self.stage(before, width, blocks, encoder, norm))
             self.feature_info.append(
                 {"num_chs": width, "reduction": stem_stride * 2**i, "module": self.feature_module.format(i)}
             )
@@ -289,39 +296,14 @@ class MSNN(nn.Module):
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         self.apply(_init_weights)
-        ends = re.compile(rf"blocks\.\d+\.(mixer\.project|mlp\.fc2)\.{'norm' if norm else 'conv'}\.weight$")
-        for name, parameter in self.named_parameters():
-            if ends.search(name):
-                parameter.data.mul_(BRANCH_GAIN)
+        for block in (block for stage in stages for block in stage.blocks):  # type: ignore[union-attr]
+            for last in (block.mixer.project, block.mlp.fc2):
+                (last.norm if norm else last.conv).weight.data.mul_(BRANCH_GAIN)
         if not spiking:
             for parent in list(self.modules()):
                 for name, child in parent.named_children():
                     if isinstance(child, Spike | BernoulliEncoder):
                         setattr(parent, name, Rectifier())
-
-    feature_module = "stages.{}"
-    """Name of the module whose output is the feature of a stage, for FX feature extraction."""
-
-    def make_stage(
-        self,
-        before: int | None,
-        width: int,
-        downsample: nn.Module,
-        blocks: Sequence[nn.Module],
-        encoder: Callable[[int], nn.Module],
-        norm: bool,
-    ) -> nn.Module:
-        """Make a stage; a family overrides it to add what it needs.
-
-        Args:
-            before: Channels of the stage before, None for the first.
-            width: Channels of this stage.
-            downsample: Patch merging, or identity in the first stage.
-            blocks: Its blocks.
-            encoder: Makes an encoder of the stream for so many channels.
-            norm: Whether there is batch norm.
-        """
-        return Stage(downsample, blocks)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must spare beyond vectors: decays, thresholds, radian factors."""
@@ -364,7 +346,7 @@ class MSNN(nn.Module):
         self.num_classes = check_integer("num_classes", num_classes, 0)
         self.head.reset(num_classes, global_pool)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
-        if self.arguments:  # twins are built with them
+        if self.arguments:  # baselines are built with them
             pooled = {} if global_pool is None else {"global_pool": global_pool}
             self.arguments |= {"num_classes": self.num_classes, **pooled}
 

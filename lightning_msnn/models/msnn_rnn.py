@@ -273,17 +273,29 @@ class RecurrentStage(nn.Module):
     """Blocks at one resolution, after the patch merging of the stream and of the membrane map.
 
     Args:
-        downsample: Patch merging of the stream, or identity in the first stage.
-        membrane: Patch merging of the membrane map, identity in the first stage, or None where no block takes the map.
+        before: Channels of the stage before, None for the first.
+        width: Channels of this stage.
         blocks: Residual blocks.
+        encoder: Not used: the cell sees the order of the tokens.
+        norm: Whether there is batch norm.
     """
 
-    def __init__(self, downsample: nn.Module, membrane: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        before: int | None,
+        width: int,
+        blocks: Sequence[nn.Module],
+        encoder: Callable[[int], nn.Module],
+        norm: bool,
+    ) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = downsample
-        self.travels = membrane is not None
-        self.membrane: nn.Module = nn.Identity() if membrane is None else membrane
+        self.downsample: nn.Module = PatchMerging(before, width, norm) if before else nn.Identity()
+        # A map that is one window throughout takes nothing from the one before.
+        self.travels = any(block.mixer.windows != "single" for block in blocks)  # type: ignore[union-attr]
+        self.membrane: nn.Module = (
+            PatchMerging(2 * before, 2 * width, norm) if before and self.travels else nn.Identity()
+        )
         self.blocks = nn.ModuleList(blocks)
         self.feature = nn.Identity()  # names the stream for feature extraction, since a stage returns two tensors
 
@@ -311,30 +323,11 @@ class MSNNRNN(MSNN):
 
     mixer = RecurrentMixer
     block = RecurrentBlock
+    stage = RecurrentStage
     feature_module = "stages.{}.feature"
 
     def __init__(self, cell: str = "lstm", **kwargs: Any) -> None:
         super().__init__(mixer_kwargs={"cell": cell}, **kwargs)
-
-    def make_stage(
-        self,
-        before: int | None,
-        width: int,
-        downsample: nn.Module,
-        blocks: Sequence[nn.Module],
-        encoder: Callable[[int], nn.Module],
-        norm: bool,
-    ) -> nn.Module:
-        """Make a stage that merges the patches of the membrane map too."""
-        membrane: nn.Module | None = PatchMerging(2 * before, 2 * width, norm) if before else nn.Identity()
-        if all(
-            module.windows == "single"
-            for block in blocks
-            for module in block.modules()
-            if isinstance(module, RecurrentMixer)
-        ):
-            membrane = None  # no window takes anything from the map
-        return RecurrentStage(downsample, membrane, blocks)
 
     def _pass(self, x: Tensor, last: int) -> list[Tensor]:
         outputs: list[Tensor] = []

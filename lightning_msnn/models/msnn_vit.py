@@ -20,7 +20,7 @@ from lightning_msnn.nn.mixer import Mixer
 from lightning_msnn.nn.neuron import Membrane, Neuron, Spike
 from lightning_msnn.nn.synapse import Synapse
 
-__all__ = ["AttentionMixer", "MSNNViT", "Position"]  # the registry adds the entry points
+__all__ = ["AttentionMixer", "AttentionStage", "MSNNViT", "Position"]  # the registry adds the entry points
 
 
 @register_notrace_module  # the number of windows depends on the size of the map
@@ -135,6 +135,21 @@ class Position(nn.Module):
         return after
 
 
+class AttentionStage(Stage):
+    """Blocks at one resolution, after a depthwise convolution that tells tokens their positions."""
+
+    def __init__(
+        self,
+        before: int | None,
+        width: int,
+        blocks: Sequence[nn.Module],
+        encoder: Callable[[int], nn.Module],
+        norm: bool,
+    ) -> None:
+        super().__init__(before, width, blocks, encoder, norm)
+        self.position = Position(encoder(width), width, norm)
+
+
 class MSNNViT(MSNN):
     """Spiking vision transformer; each stage begins with a depthwise convolution that tells tokens their positions.
 
@@ -142,18 +157,7 @@ class MSNNViT(MSNN):
     """
 
     mixer = AttentionMixer
-
-    def make_stage(
-        self,
-        before: int | None,
-        width: int,
-        downsample: nn.Module,
-        blocks: Sequence[nn.Module],
-        encoder: Callable[[int], nn.Module],
-        norm: bool,
-    ) -> nn.Module:
-        """Make a stage that begins with positions."""
-        return Stage(downsample, blocks, Position(encoder(width), width, norm))
+    stage = AttentionStage
 
 
 default_cfgs = generate_default_cfgs(zoo_cfgs("msnn_vit12", "msnn_vit12_tiny"))

@@ -1,7 +1,7 @@
-"""Twins of a network, to compare it with: the same topology with ReLU, and with plain LIF neurons over several steps.
+"""Baselines of a network: the same topology with ReLU, and with plain LIF neurons over several time steps.
 
-A twin is built from the network's own name and arguments and takes over its weights, where both have them. They are
-there to count operations, which for the ANN twin do not depend on weights; for accuracy, train the twin.
+A baseline is built from the network's own name and arguments, and takes over the weights that both have. It is there to
+count operations, which with ReLU do not depend on weights; for accuracy, train it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.nn.layer import normalise
 from lightning_msnn.nn.neuron import Spike
 
-__all__ = ["TWINS", "LIFNeurons", "LIFTwin", "ann_twin", "calibrate", "snn_twin", "twins"]
+__all__ = ["LIFNeurons", "LIFTwin", "ann_twin", "calibrate", "snn_twin", "twins"]
 
 
 def _obstacle(model: nn.Module) -> str:
-    """Say why a network has no twin; nothing if it has."""
+    """Say why a network has no baselines, nothing if it has."""
     name, arguments = getattr(model, "architecture", ""), getattr(model, "arguments", None)
     if not name or not isinstance(arguments, dict) or "depths" not in arguments:
         return f"{type(model).__name__} has no twin: a twin is that of a spiking network made by timm.create_model"
@@ -41,7 +41,7 @@ def _build(model: nn.Module, **changes: Any) -> nn.Module:
         raise ConfigurationError(obstacle)
     name: Any = model.architecture
     arguments: Any = model.arguments
-    with torch.random.fork_rng(devices=[]):  # that a twin is made must not change the training
+    with torch.random.fork_rng(devices=[]):  # making a baseline must not change the training
         twin: nn.Module = timm.create_model(name, **{**arguments, **changes})
     own = twin.state_dict()
     # A network in integers gives integers, whose scales calibrated batch norms take up.
@@ -130,10 +130,6 @@ def snn_twin(model: nn.Module, time_steps: int = 4) -> LIFTwin:
     """
     check_integer("time_steps", time_steps, 1)
     return LIFTwin(_build(model, windows="single", spiking=True), time_steps)
-
-
-TWINS: dict[str, Callable[[nn.Module], nn.Module]] = {"relu": ann_twin}
-"""Twins that can be trained in the place of a network, by the name that configurations use."""
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS
 from lightning_msnn.models.twins import ann_twin
 from lightning_msnn.nn import CONTEXTS, PatchMerging
 from lightning_msnn.nn.folding import fold_batch_norm
-from tests.conftest import SHALLOW, TINY
+from tests.conftest import COMPILED, SHALLOW, TINY
 from tests.models.plain import PlainNetwork
 from tests.models.test_plain_loop import gradients, uneven
 from tests.models.test_registry import lively, make
 
-SCHEDULES = ["alternate", "alternate_grid", "dilated", "single", *TIME_WINDOWS]
+SCHEDULES = ["alternate", "dilated", *TIME_WINDOWS]
 
 
 @pytest.mark.parametrize("windows", SCHEDULES)
@@ -71,7 +71,7 @@ def test_patch_merging_of_a_row_is_that_of_a_padded_map(width):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", COMPILED)
 def test_export_folding_and_features(name, context):
     model = uneven(make(name, context=context))
     x = torch.randn(2, 3, 1, 45).double()
