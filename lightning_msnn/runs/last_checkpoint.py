@@ -10,12 +10,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_msnn.errors import check_integer
+from lightning_msnn.runs.checkpoints import AtomicCheckpointIO
 from lightning_msnn.runs.folders import run_folder
 
 __all__ = ["LastCheckpoint"]
@@ -47,8 +49,10 @@ class LastCheckpoint(Checkpoint):
         self._signal = GO_ON
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the folder, and forget an earlier training."""
+        """Find the folder, and let checkpoints be written in a way that a kill leaves them whole."""
         self._path = os.path.join(run_folder(trainer), "checkpoints", "last.ckpt")
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's own, not one that a user gives
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage == "fit":
             self._saved_step = 0
 
