@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_msnn.energy.profiles import COLUMN, FIELDS
-from lightning_msnn.energy.rules import FREE, NOTHING, RULES, Amounts, Call, mark, recurrent
+from lightning_msnn.energy.rules import FREE, NOTHING, RULES, Call, mark, recurrent
 from lightning_msnn.errors import ConfigurationError, choose
 
 __all__ = ["OperationCounter", "Record", "count_operations", "layer_names", "parameters_of_layers"]
@@ -257,8 +257,8 @@ class OperationCounter:
                 torch.backends.mha.set_fastpath_enabled(False)  # it is one operation, whose parts are not seen
                 self._modes.enter_context(_Operations(self))
         self._batch *= getattr(module, "steps_in_batch", 1)  # time steps, one after another on the batch axis
-        items = self._stack[-1].items if first is None and self._stack else self._batch if first is None else len(first)
-        self._stack.append(_Frame(row, kind, items))
+        around = self._stack[-1].items if self._stack else self._batch
+        self._stack.append(_Frame(row, kind, around if first is None else len(first)))
 
     def _leave(self, row: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if all(frame.row != row for frame in self._stack):
@@ -285,7 +285,7 @@ class OperationCounter:
 
     # Sums
 
-    def _add(self, row: int, amounts: Amounts | str) -> None:
+    def _add(self, row: int, amounts: Mapping[str, int | Tensor] | str) -> None:
         if isinstance(amounts, str):
             self._uncounted[f"{self.layers[row] or type(self.model).__name__}: {amounts}"] += 1
             return

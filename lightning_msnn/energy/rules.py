@@ -286,7 +286,7 @@ def recurrent(module: nn.Module, x: Any, state: Any, out: Tensor, batch: int) ->
         batch: Samples that go through the network.
     """
     name = str(getattr(module, "mode", getattr(module, "cell", ""))).lower()
-    if name not in _CELLS or not isinstance(x, Tensor) or x.dim() != 3 or getattr(module, "proj_size", 0):
+    if name not in _CELLS or not isinstance(x, Tensor) or x.dim() != 3 or getattr(module, "proj_size", False):
         return f"{name or type(module).__name__} of a {type(x).__name__} not (samples, tokens, channels), or projected"
     gates, additions, multiplications = _CELLS[name]
     weights = dict(module.named_parameters())

@@ -1,6 +1,5 @@
 """Counts to joules: the table of profiles, and profiles from YAML."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -104,13 +103,6 @@ def test_chips_say_what_their_source_leaves_out():
     assert unpriced(counts(), "truenorth") == {}
 
 
-def test_zeros_can_be_skipped():
-    table = counts(multiply_accumulates=100, effective_multiply_accumulates=40)
-    assert joules(table, skip_zeros=True)["multiply-accumulates"] == pytest.approx(40 * 4.6e-12)
-    for name in ("cmos_45nm", "lemaire"):
-        assert sum(joules(table, name, skip_zeros=True).values()) < sum(joules(table, name).values())
-
-
 QUEUE = 4000 / 8192 * 10  # pJ of an access to 1,000 words
 
 
@@ -172,13 +164,6 @@ def test_lemaire_arithmetic_beside_synapses():
     assert lemaire(arithmetic) == pytest.approx({"membranes": 20 * 3.2, "Omega": 30 * 3.2, "other arithmetic": 7 * 3.2})
 
 
-def test_lemaire_charges_addresses_to_synapses_alone():
-    residual = counts(additions=50, values_read=100, values_written=50)
-    assert lemaire(residual) == pytest.approx({"other arithmetic": 50 * 0.1})
-    neurons = counts(neurons=50, spikes=4, values_read=50, spikes_written=50)
-    assert lemaire(neurons) == pytest.approx({"membranes": 50 * 0.1, "memory": 4 * QUEUE})
-
-
 def test_profile_from_yaml(tmp_path):
     path = tmp_path / "chip.yaml"
     path.write_text("chip:\n  source: its data sheet\n  bits: 8\n  prices: {accumulates: 2.5, value_bytes: 1}\n")
@@ -197,8 +182,6 @@ def test_profile_from_yaml(tmp_path):
         ("chip: {source: 1, prices: {}}", "'source' must be a str, not 1"),
         ("chip: {source: x, prices: {accumulate: 1}}", "'chip' .*price .*'accumulate'.*did you mean 'accumulates'"),
         ("chip: {source: x, prices: {accumulates: -1}}", "accumulates .* at least 0 pJ, not -1"),
-        ("chip: {source: x, prices: {accumulates: .nan}}", "accumulates .* at least 0 pJ, not nan"),
-        ("chip: {source: x, prices: {}, bits: 0}", "bits .* at least 1, not 0"),
         ("chip: {source: x, prices: {}, price: 1}", "unknown key 'price'.*did you mean 'prices'"),
         ("a: {source: x, prices: {}}\nb: {source: x, prices: {}}", "one energy profile, not 2"),
         ("[1, 2]", "must map names"),
@@ -227,9 +210,3 @@ def test_unknown_profile():
         energy_by_kind(counts(), 1, torch.zeros(2), "loihy")
     with pytest.raises(ConfigurationError, match="no energy profile at 'none.yaml'"):
         profile("none.yaml")
-
-
-def test_counts_past_32_bits_are_exact():
-    table = counts(accumulates=2**45 + 1)
-    assert joules(table)["accumulates"] == (2**45 + 1) * 0.9 * 1e-12
-    assert math.isfinite(sum(joules(table, "lemaire").values()))

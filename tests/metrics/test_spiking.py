@@ -4,7 +4,6 @@ import math
 import os
 
 import pytest
-import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -21,7 +20,6 @@ from lightning_msnn.energy import (
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import Energy, SaturatedNeurons, SilentNeurons, SpikeRate, SynapticOperations
 from lightning_msnn.nn import Neuron, Spike
-from tests.conftest import TINY
 
 
 def small():
@@ -114,20 +112,6 @@ def test_two_processes_equal_one(tmp_path):
         assert values.keys() == expected.keys()
         for name, value in expected.items():
             assert equal(value, values[name]), name
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_registered_networks(name):
-    model = timm.create_model(name, num_classes=10).eval()
-    record = count_operations(model, torch.randn(3, 3, 32, 32))
-    every = metrics(model, record)
-    for metric in every.values():
-        metric.update(record)
-    assert 0 <= every["rate"].compute() <= 1
-    rates = every["rate by layer"].compute()
-    assert rates.keys() == record.fired.keys()
-    assert 0 <= every["silent"].compute() <= 1
-    assert every["energy"].compute() > 0
 
 
 @pytest.mark.parametrize("metric", [SilentNeurons, SaturatedNeurons])
