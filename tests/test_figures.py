@@ -272,7 +272,7 @@ SETTINGS: dict[str, str] = {
     "docs/cluster.md": r"arXiv 1706\.02677",
     "docs/concepts.md": r"threshold \(0\.5\)|from 0\.1;|program uses 0\.25",
     "docs/convert.md": "over 60 % of the steps|half of the batches",
-    "docs/dial.md": r"first 40 % of the|at most 3 % above",
+    "docs/dial.md": r"first 40 % of the|at most 3 % above|half of its operations",
     "docs/distil.md": "the first 60 %",
     "docs/energy.md": r"NeuroBench 2\.3 and SpikingJelly 2\.0",
     "docs/experiments.md": r"fixed at 0\.4|default of 0\.1|theta 0\.3|at 0\.7 and 0\.9|theta is 0\.25|0\.1 to 0\.9"
@@ -283,7 +283,7 @@ SETTINGS: dict[str, str] = {
     "docs/paper.md": r"arXiv 2401\.10843|\| (?:72\.41|72\.31) %|\| a third|theta 0\.3|at 0\.7 and 0\.9"
     r"|channel from 0\.1|a fixed 0\.4",
     "docs/rates.md": r"fell by 0\.0003",
-    "docs/training.md": r"smoothing 0\.1|half of the batches",
+    "docs/training.md": r"smoothing 0\.1|half of the batches|10 to 15 seconds of one core",
     "docs/zoo.md": r"explains: 1 %, of accuracies 0\.1 points",
 }
 """What looks like a measurement and is none: settings, targets, versions, and figures of the paper's."""
