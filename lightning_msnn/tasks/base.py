@@ -281,10 +281,12 @@ class Task(pl.LightningModule):
         checkpoint["preprocessing"] = dict(self.preprocessing)
         checkpoint["started_from"] = self._started_from
         checkpoint["planned_steps"] = self._planned_steps
+        checkpoint["network_arguments"] = _plain(getattr(self.network, "arguments", {}))
         # Whoever loads the checkpoint needs neither the entry that its network is named by nor what it started from.
-        name, kwargs = self.made_of()
-        made = {**self.hparams, "pretrained": False, "network": name, "network_kwargs": kwargs}
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = _plain(made)
+        hparams, (name, kwargs) = {**self.hparams, "pretrained": False}, self.made_of()
+        if name != hparams["network"]:
+            hparams |= {"network": name, "network_kwargs": kwargs}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = _plain(hparams)
         of_data = pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY
         if of_data in checkpoint:
             checkpoint[of_data] = _plain(checkpoint[of_data])

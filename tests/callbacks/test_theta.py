@@ -109,7 +109,7 @@ def test_pattern_moves_what_it_names(tmp_path):
 def test_the_checkpoint_holds_the_theta(tmp_path):
     fit(tmp_path, ThetaScheduler("linear", theta=0.1, end=0.5), 3)
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert content["hyper_parameters"]["network_kwargs"]["theta"] == pytest.approx(0.5), "and says so, on the card too"
+    assert content["network_arguments"]["theta"] == pytest.approx(0.5), "and says so, also on the card"
     state = content["state_dict"]
     assert all(v.item() == pytest.approx(0.5) for k, v in state.items() if k.endswith("projection.theta"))
 

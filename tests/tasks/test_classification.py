@@ -337,7 +337,7 @@ def test_starts_from_an_entry_and_needs_it_no_longer(tmp_path):
         assert content["started_from"] == "msnn_vit12_tiny.digits"
         hparams = content["hyper_parameters"]
         assert (hparams["network"], hparams["pretrained"]) == ("msnn_vit12_tiny", False)
-        assert hparams["network_kwargs"]["windows"] == task.network.arguments["windows"]
+        assert content["network_arguments"] == {**task.network.arguments, "num_classes": 10, "in_chans": 3}
 
 
 def test_another_part_of_a_training_step(tmp_path):
