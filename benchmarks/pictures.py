@@ -96,7 +96,7 @@ def measure(roots: dict[str, str]) -> None:
         if name in found["rates"]:
             continue
         config, kind = zoo.info(name), data_of(name)
-        data = zoo.test_data(config, roots.get(kind), 64)
+        data = zoo.test_data(name, roots.get(kind), 64)
         samples = SAMPLES[kind]
         task = SpikingClassifier(
             name, num_classes=config["num_classes"], in_chans=config["input_size"][0], pretrained=True

@@ -47,7 +47,7 @@ def measure(network: nn.Module, images: Tensor) -> Rows:
 def measure_entry(name: str, data: str | None, samples: int) -> None:
     """Measure an entry in both ways and write its file."""
     network = zoo.load(name)
-    images = torch.cat(list(evenly(test_data(zoo.info(name), data, 64), 2 * samples)))
+    images = torch.cat(list(evenly(test_data(name, data, 64), 2 * samples)))
     renewing, measuring = images[::2], images[1::2]
     rows = [{"renewed": 0, **row} for row in measure(network, measuring)]
     rows += [{"renewed": 1, **row} for row in measure(calibrate(network, renewing), measuring)]

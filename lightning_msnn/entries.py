@@ -4,11 +4,10 @@ An entry is a trained network in a folder named as timm names it, ``<architectur
 and a ``config.json`` as timm writes it, so that ``timm.create_model("local-dir:<folder>")`` reads it too. Under
 :data:`FACTS` it says what timm does not know: the hash of the weights, the data, how they were trained, measured
 figures. Entries are looked for in ``$LIGHTNING_MSNN_ZOO``, in ``zoo/`` of a checkout and in the installed package; the
-first with a name wins. An entry without ``model.safetensors`` is fetched from the ``url`` among its facts.
+first with a name wins.
 """
 
 import hashlib
-import http.client
 import json
 import os
 import re
@@ -157,21 +156,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return {**content[FACTS], **own}
 
 
-def _weights_file(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Return where the weights of an entry lie, after fetching them if they have to be."""
-    file, url = folder / WEIGHTS_FILE, config.get("url")
-    if url is None or file.exists():
-        return file
-    cached = Path(torch.hub.get_dir(), "checkpoints", f"{folder.name}-{config['sha256'][:16]}.safetensors")
-    if not cached.exists():
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(cached), config["sha256"])
-        except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:
-            raise ConfigurationError(f"weights of {folder.name} cannot be fetched from {url}: {error}") from error
-    return cached
-
-
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read the weights of an entry on the CPU after checking their hash.
 
@@ -182,11 +166,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         Tensors by name; those that are stored in 16 or 8 bits are float32.
 
     Raises:
-        ConfigurationError: If the file is missing and cannot be fetched, its sha256 is not the one in
+        ConfigurationError: If the file is missing, its sha256 is not the one in
             ``config.json``, or it is no safetensors file.
     """
-    config = read_config(folder)
-    file = _weights_file(folder, config)
+    config, file = read_config(folder), folder / WEIGHTS_FILE
     try:
         content = file.read_bytes()
     except OSError as error:

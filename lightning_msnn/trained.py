@@ -225,16 +225,16 @@ def load_trained(source: str | Path, *, image_size: int | None = None) -> Traine
     return made
 
 
-def inputs_of_entry(name: str) -> Inputs:
+def inputs_of_entry(entry: str | Path) -> Inputs:
     """Return what a zoo entry takes; no weights are read.
 
     Args:
-        name: Name of the entry, in either spelling.
+        entry: Name of the entry, in either spelling, or its folder.
 
     Raises:
         ConfigurationError: If there is no such entry.
     """
-    return Inputs(**_facts_of_entry(find(name)))
+    return Inputs(**_facts_of_entry(entry if isinstance(entry, Path) else find(entry)))
 
 
 def inputs_of_checkpoint(content: Mapping[str, Any], name: str, image_size: int | None = None) -> Inputs:

@@ -112,25 +112,6 @@ def test_a_pickle_is_no_file_of_weights(mine):
         read_weights(mine)
 
 
-def test_weights_behind_a_url_are_fetched_once_and_checked(mine, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    kept = read_weights(mine)
-    away = (mine / "model.safetensors").rename(tmp_path / "away")
-    change(mine, url=(tmp_path / "none").as_uri())
-    with pytest.raises(ConfigurationError, match="cannot be fetched from file:"):
-        read_weights(mine)
-    change(mine, url=away.as_uri())
-    content = away.read_bytes()
-    away.write_bytes(b"something else")
-    with pytest.raises(ConfigurationError, match="cannot be fetched from file:.*hash"):
-        read_weights(mine)
-    away.write_bytes(content)
-    first = read_weights(mine)
-    away.unlink()
-    again = read_weights(mine)
-    assert all(torch.equal(first[name], value) and torch.equal(again[name], value) for name, value in kept.items())
-
-
 def test_8_bits_are_integers_times_the_scale_of_their_channel():
     weight = torch.randint(-127, 128, (3, 2, 2, 2), dtype=torch.int8)
     scale = torch.tensor([0.5, 1.0, 2.0])

@@ -110,6 +110,7 @@ class SpikingLayer(nn.Module):
     It has the parameters of the layer that it was made of, by the same names, and those of ``neuron``.
     """
 
+    spike_weights = ("weight",)
     neuron: RectifierSpike
     weight: Tensor
     bias: Tensor | None

@@ -55,6 +55,8 @@ class Recurrence(nn.Module):
         ConfigurationError: If the cell is not known.
     """
 
+    spike_weights: tuple[str, ...] = ("weight_ih_l0", "weight_ih_l0_reverse")
+
     def __init__(self, input_size: int, hidden_size: int, cell: str = "lstm") -> None:
         super().__init__()
         rows = choose(CELLS, cell, "recurrent cell") * hidden_size
@@ -155,6 +157,8 @@ class SpikingRecurrence(Recurrence):
         cell: One of :data:`SPIKING_CELLS`.
         neuron: What the neurons are like.
     """
+
+    spike_weights = (*Recurrence.spike_weights, "weight_hh_l0", "weight_hh_l0_reverse")
 
     def __init__(
         self,

@@ -150,6 +150,7 @@ class AnalogueMLP(nn.Module):
         self.fc1 = Synapse(dim, hidden, 1, norm)
         self.act = nn.GELU()
         self.fc2 = Synapse(hidden, dim, 1, norm)
+        self.fc1.spike_weights = self.fc2.spike_weights = ()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map the stream ``(B, dim, H, W)`` to a branch of that shape, to which the residual stream is added."""

@@ -183,6 +183,9 @@ class Synapse(nn.Module):
         groups: Groups of channels that do not see each other.
     """
 
+    spike_weights: tuple[str, ...] = ("conv.weight",)
+    """Names of the weights that meet spikes, which files may keep in 8 bits."""
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int = 1, norm: bool = True, groups: int = 1
     ) -> None:

@@ -3,8 +3,8 @@
 import datetime
 import hashlib
 import json
-import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,55 +22,67 @@ from lightning_msnn.energy.pictures import draw_energy, png
 from lightning_msnn.entries import CONFIG_FILE, FACTS, TAG, WEIGHTS_FILE, find, read_config
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
 from lightning_msnn.models.registry import default_cfg, is_ours
-from lightning_msnn.runs.checkpoints import network_of, read_checkpoint
-from lightning_msnn.zoo.card import OF_A_FILE, PICTURE, write_card
+from lightning_msnn.runs.checkpoints import is_checkpoint, write_whole
+from lightning_msnn.trained import OF_THE_MACHINE, Trained, load_trained
+from lightning_msnn.zoo.card import A_CHECKPOINT, PICTURE, write_card
 from lightning_msnn.zoo.storing import stored
-from lightning_msnn.zoo.verification import BATCH, figures, test_data
+from lightning_msnn.zoo.verification import figures, test_data
 
 __all__ = ["export", "measure"]
 
-_NOT_SETTINGS = {
-    *("network", "num_classes", "in_chans", "network_kwargs", "pretrained", "init_from", "teacher", "seed"),
-    *("root", "folder", "download", "num_workers", "pin_memory"),
-}
-"""Hyper-parameters that an entry says elsewhere, or that are of the machine."""
+_NOT_SETTINGS = {"network", "num_classes", "in_chans", "network_kwargs", "pretrained", "init_from", "teacher", "seed"}
+"""Hyper-parameters that an entry says elsewhere."""
 
 _OF_TRAINING = {"batch_size", "val_fraction", "seed"}
-"""Arguments of data that say nothing of what a network is given in a test."""
+"""Arguments of data that a test does not depend on."""
 
 
 def _public(source: str | None) -> str | None:
-    """Return the name of an entry or of a network; of a checkpoint, which is a file of the machine, that it is one."""
-    return OF_A_FILE if source is not None and source.endswith(".ckpt") else source
+    """Return the name of an entry or a network; of a checkpoint, which is a file of this machine, no path."""
+    return A_CHECKPOINT if source is not None and is_checkpoint(source) else source
 
 
-def _run(content: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
-    """What a checkpoint knows of the run that wrote it."""
+def _facts(trained: Trained, checkpoint: str | Path) -> dict[str, Any]:
+    """What a checkpoint says of the run that wrote it."""
+    content = trained.info
     hparams, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters") or {}
-    name = str(content["preprocessing"].get("data"))
-    of_data: dict[str, Any]
-    if name in data_sets.__all__:
-        name = f"{data_sets.__name__}.{name}"
-    seeds = [part["shuffle_seed"] for part in content.values() if isinstance(part, dict) and "shuffle_seed" in part]
-    settings = {key: v for key, v in {**data, **hparams}.items() if key not in _NOT_SETTINGS and v is not None}
-    if hparams.get("teacher") is None:
-        settings = {key: v for key, v in settings.items() if not key.startswith("teacher_")}
-    kind, of_data = getattr(data_sets, name.rpartition(".")[2], None), {"class_path": name}
-    if isinstance(kind, type) and issubclass(kind, data_sets.ArrayDataModule):  # images have a size, and no more
-        init_args = kind.arguments_from(data, None)
-        of_data["init_args"] = {key: v for key, v in init_args.items() if key not in _OF_TRAINING and v is not None}
+    of_data: dict[str, Any] = {"class_path": trained.data or str((content.get("preprocessing") or {}).get("data"))}
+    kind = getattr(data_sets, trained.data.rpartition(".")[2], None)
+    if isinstance(kind, type) and issubclass(kind, data_sets.ArrayDataModule):  # images are described by their size
+        arguments = kind.arguments_from(data, None)
+        of_data["init_args"] = {key: v for key, v in arguments.items() if key not in _OF_TRAINING}
+    seeds = [part["shuffle_seed"] for part in content.values() if isinstance(part, Mapping) and "shuffle_seed" in part]
+    settings = {**data, **hparams}
     facts = {
         "data": of_data,
-        # What it takes to make the entry includes what these took.
         "init_from": _public(content.get("started_from")),
-        "teacher": _public(hparams.get("teacher")),
+        "teacher": _public(content.get("teacher") or hparams.get("teacher")),
         "epochs": content["loops"]["fit_loop"]["epoch_progress"]["total"]["started"] if "loops" in content else None,
         "steps": content.get("global_step"),
         "seed": seeds[0] if seeds else None,
         "date": datetime.date.fromtimestamp(Path(checkpoint).stat().st_mtime).isoformat(),
-        "settings": settings,
+        "settings": {k: v for k, v in settings.items() if k not in _NOT_SETTINGS | OF_THE_MACHINE and v is not None},
     }
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _read(checkpoint: str | Path, name: str) -> Trained:
+    """Read the checkpoint that an entry of that name is made of."""
+    architecture, _, tag = name.partition(".")
+    if not tag or not timm.is_model(architecture) or not is_ours(architecture):
+        raise UnknownNameError(
+            f"an entry is named <architecture>.<tag>, not {name!r}",
+            "" if timm.is_model(architecture) else "network",
+            architecture,
+        )
+    if not TAG.fullmatch(tag):
+        raise ConfigurationError(f"the tag of an entry must be of letters, digits and any of '_.-', not {tag!r}")
+    if not is_checkpoint(str(checkpoint)):
+        raise ConfigurationError(f"{str(checkpoint)!r} is no checkpoint: its name must end in .ckpt")
+    trained = load_trained(checkpoint)
+    if trained.architecture != architecture:
+        raise ConfigurationError(f"{str(checkpoint)!r} is of network {trained.architecture!r}, not of {architecture!r}")
+    return trained
 
 
 def export(
@@ -92,60 +104,32 @@ def export(
         The folder of the entry.
 
     Raises:
-        ConfigurationError: If the checkpoint cannot be read or is of another network, a weight is not finite or
-            beyond float16, nothing receives spikes in int8, a field is not allowed or of its type, or the entry
-            exists.
+        ConfigurationError: If the checkpoint cannot be read or is of another network, a weight is not finite or beyond
+            the type, nothing receives spikes in int8, or the entry exists.
     """
     if own := sorted({"sha256", "weights"} & fields.keys()):
-        raise ConfigurationError(f"{own[0]} must not be among the fields: it is what the file of weights says")
-    content = read_checkpoint(checkpoint)
-    seen = content.get("preprocessing")
-    architecture, _, tag = name.partition(".")
-    if not tag or not timm.is_model(architecture) or not is_ours(architecture):
-        raise UnknownNameError(
-            f"an entry is named <architecture>.<tag>, not {name!r}",
-            "" if timm.is_model(architecture) else "network",
-            architecture,
-        )
-    network_name = content.get("hyper_parameters", {}).get("network")
-    if "season" in content.get("hyper_parameters", {}):
-        raise ConfigurationError(f"{str(checkpoint)!r} is of a forecaster, not of a classifier, as entries are")
-    if str(network_name).partition(".")[0] != architecture or not seen:
-        raise ConfigurationError(f"{str(checkpoint)!r} is of network {network_name!r}, not of {architecture!r}")
-    if not TAG.fullmatch(tag):
-        raise ConfigurationError(f"the tag of an entry must be of letters, digits and any of '_.-', not {tag!r}")
-    target = Path(folder) / name
+        raise ConfigurationError(f"{own[0]} must not be among the fields: the file of weights decides it")
+    trained, target = _read(checkpoint, name), Path(folder) / name
     if target.exists():
         raise ConfigurationError(f"{target} exists: remove it to make the entry anew")
-    network = network_of(content, checkpoint)
-    weights = safetensors.torch.save(stored(network, dtype, repr(str(checkpoint))), {"format": "pt"})
+    architecture, _, tag = name.partition(".")
+    weights = safetensors.torch.save(stored(trained.network, dtype, repr(str(checkpoint))), {"format": "pt"})
+    trained.network.pretrained_cfg = default_cfg(  # type: ignore[assignment]
+        trained.input_size[1], len(trained.class_names), trained.input_size[0], input_size=trained.input_size,
+        mean=tuple(trained.mean), std=tuple(trained.std), architecture=architecture, tag=tag,
+    )  # fmt: skip
+    facts = {"sha256": hashlib.sha256(weights).hexdigest(), "weights": dtype, **_facts(trained, checkpoint), **fields}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:
+            made = Path(temporary) / name
+            made.mkdir()
+            (made / WEIGHTS_FILE).write_bytes(weights)
+            save_config_for_hf(trained.network, made / CONFIG_FILE, {"label_names": trained.class_names, FACTS: facts})
+            write_card(made)
+            made.rename(target)
     except OSError as error:
         raise ConfigurationError(f"cannot write to the folder {str(folder)!r}: {error.strerror}") from error
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:
-        made = Path(temporary) / name
-        made.mkdir()
-        (made / WEIGHTS_FILE).write_bytes(weights)
-        try:
-            size, mean, std = seen["image_size"], tuple(seen["mean"]), tuple(seen["std"])
-            height, width = (size, size) if isinstance(size, int) else size
-            network.pretrained_cfg = default_cfg(  # type: ignore[assignment]
-                height, len(content["class_names"]), len(mean), input_size=(len(mean), height, width), mean=mean,
-                std=std, architecture=architecture, tag=tag,
-            )  # fmt: skip
-            facts = {
-                "sha256": hashlib.sha256(weights).hexdigest(),
-                "weights": dtype,
-                **_run(content, checkpoint),
-                **fields,
-            }
-            save_config_for_hf(network, made / CONFIG_FILE, {"label_names": content["class_names"], FACTS: facts})
-        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
-            reason = f"{type(error).__name__} {error}"
-            raise ConfigurationError(f"{str(checkpoint)!r} does not say what images it is for: {reason}") from error
-        write_card(made)
-        shutil.move(made, target)
     return target
 
 
@@ -172,12 +156,12 @@ def measure(
     """
     folder = entry if isinstance(entry, Path) else find(entry)
     config = read_config(folder)
-    # In the memory format that entries are loaded in: another one rounds otherwise, which moves a few images.
+    # In the memory format that entries are loaded in: another one rounds differently, which moves a few images.
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(device)
-    found, summary = figures(config, network, test_data(config, data, BATCH), device)
+    found, summary = figures(config, network, test_data(folder, data), device)
     content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     content[FACTS] |= found | {"versions": _versions()}
-    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (folder / PICTURE).write_bytes(png(draw_energy(summary)))
+    write_whole(f"{json.dumps(content, indent=2)}\n".encode(), folder / CONFIG_FILE)
+    write_whole(png(draw_energy(summary)), folder / PICTURE)
     write_card(folder)
     return found

@@ -1,19 +1,15 @@
 """Weights of a network as a file keeps them: in 32 or 16 bits, or synapses in 8.
 
-A spike is 0 or 1, so a synapse adds up those weights that spikes meet. In 8 bits they are integers, and their sum is
-exact; it is multiplied once by the scale of its output channel. There is nothing to calibrate.
+A spike is 0 or 1, so a synapse adds up the weights that spikes meet. In 8 bits they are integers, whose sum is exact;
+it is multiplied once by the scale of its output channel. There is nothing to calibrate.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from lightning_msnn.conversion import SpikingLayer
 from lightning_msnn.entries import SCALE
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.models.msnn_rnn import Recurrence, SpikingRecurrence
-from lightning_msnn.nn import AnalogueMLP, Synapse
 from lightning_msnn.nn.integer import quantised
 
 __all__ = ["DTYPES", "stored", "synapses"]
@@ -23,38 +19,27 @@ DTYPES = ("float32", "float16", "int8")
 
 
 def synapses(network: nn.Module) -> set[str]:
-    """Return the names of the weights that meet spikes, of every convolution, linear layer and recurrent cell.
+    """Return the names of the weights that meet spikes, or what stands for spikes in a ReLU baseline.
 
-    Of a twin with rectifiers they are the same, which meet what stands in the place of spikes there.
+    Each module names its own in ``spike_weights``.
 
     Args:
         network: A network of this package, converted ones included.
     """
-    modules = dict(network.named_modules())
-    mlps = [name for name, module in modules.items() if isinstance(module, AnalogueMLP)]
-    analogue = {f"{name}.{part}" for name in mlps for part in ("fc1", "fc2")}
-    found = set()
-    for name, module in modules.items():
-        if isinstance(module, Synapse) and name not in analogue:
-            found.add(f"{name}.conv.weight")
-        elif isinstance(module, Recurrence):
-            kinds = ("ih", "hh") if isinstance(module, SpikingRecurrence) else ("ih",)
-            found |= {f"{name}.weight_{kind}_l0{way}" for kind in kinds for way in ("", "_reverse")}
-        elif isinstance(module, SpikingLayer):
-            found.add(f"{name}.weight")
-    return found
+    named = network.named_modules()
+    return {f"{name}.{weight}" for name, module in named for weight in getattr(module, "spike_weights", ())}
 
 
 def stored(network: nn.Module, dtype: str, source: str) -> dict[str, Tensor]:
-    """Return the weights of a network as a file keeps them.
+    """Return the weights of a network as a file keeps them; :func:`lightning_msnn.entries.dequantised` reads them.
 
-    :func:`lightning_msnn.entries.dequantised` reads them. In 8 bits, what a spike of a converted network stands
-    for goes into the weights: its neurons can no longer anneal from rectifiers, nor be turned back into them.
+    In 8 bits, the value that a spike of a converted network stands for goes into the weights: its neurons can no longer
+    anneal from rectifiers, nor be turned back into them.
 
     Args:
         network: The network, in float32.
         dtype: One of :data:`DTYPES`.
-        source: What the network is of, for messages.
+        source: Where the network is from, for messages.
 
     Raises:
         ConfigurationError: If there is no such type, a weight is not finite or beyond the type, or int8 is asked for
@@ -62,16 +47,13 @@ def stored(network: nn.Module, dtype: str, source: str) -> dict[str, Tensor]:
     """
     choose(dict.fromkeys(DTYPES), dtype, "type of weights")
     state = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise ConfigurationError(f"{name} of {source} has values that are not finite")
     if dtype == "float16":
         state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     elif dtype == "int8":
         state = _in_8_bits(network, state, source)
     for name, value in state.items():
         if not value.isfinite().all():
-            raise ConfigurationError(f"{name} of {source} has values beyond float16")
+            raise ConfigurationError(f"{name} of {source} has values that are not finite in {value.dtype}")
     return state
 
 
@@ -81,14 +63,12 @@ def _in_8_bits(network: nn.Module, state: dict[str, Tensor], source: str) -> dic
     if not names:
         raise ConfigurationError(f"int8 is for weights that meet spikes, and {source} has none: give float16")
     for name, module in network.named_modules():
-        if isinstance(module, SpikingLayer):  # integers are added up, so that what a spike stands for goes into them
+        if hasattr(module, "scaled_weight"):  # of a converted network
             state[f"{name}.weight"] = module.scaled_weight().detach()
-            state[f"{name}.neuron.log_scale"] = torch.zeros_like(module.neuron.log_scale)
+            state[f"{name}.neuron.log_scale"].zero_()
     for name, value in state.items():
         if name in names:
             made[name], made[name + SCALE] = quantised(value)
-            if not (made[name + SCALE] * 128).isfinite().all():
-                raise ConfigurationError(f"{name} of {source} has values beyond 8 bits with a scale")
         else:
             made[name] = value.half() if value.is_floating_point() and value.dim() > 1 else value
     return made

@@ -6,101 +6,57 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_msnn import data as data_sets
 from lightning_msnn.conversion import converted_twins
-from lightning_msnn.data.arrays import ArrayDataModule
-from lightning_msnn.data.base import ImageDataModule
-from lightning_msnn.energy import FACTORS, NETWORK, evenly, summarize
+from lightning_msnn.energy import NETWORK, evenly, summarize
 from lightning_msnn.energy.report import compare
-from lightning_msnn.entries import find
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.twins import ann_twin, calibrate
 from lightning_msnn.nn import Spike
+from lightning_msnn.trained import inputs_of_entry
+from lightning_msnn.zoo.card import ENERGIES
 from lightning_msnn.zoo.loading import fixed_images, info, load
 
-__all__ = ["ENERGIES", "TOLERANCES", "evaluate", "figures", "make_data", "test_data", "verify"]
+__all__ = ["TOLERANCES", "evaluate", "figures", "test_data", "verify"]
 
 BATCH = 250
 """Images of a batch."""
 
-ENERGIES = {f"energy_joules{way.removeprefix('arithmetic').replace('memory', '_memory')}": way for way in FACTORS}
-"""Energies of one image in joules, and the way in which each is counted. Those of the ANN twin end in ``_ann_twin``."""
-
 TOLERANCES: dict[str, float] = {
-    **dict.fromkeys(("parameters", "time_steps", "top1_images", "energy_images"), 0.0),
+    **dict.fromkeys(("parameters", "top1_images", "energy_images"), 0.0),
     **dict.fromkeys(("spike_rate", "accumulates", "multiply_accumulates"), 0.01),
     **dict.fromkeys((name + of for name in ENERGIES for of in ("", "_ann_twin")), 0.01),
 }
-"""Shares by which measured figures may differ from those of the card. Kernels and processors round otherwise, and a
-membrane next to its threshold then fires or does not: of all spikes that is one in thousands. Accuracies may differ by
-0.1 percentage points or one image, whatever is more, and logits of the fixed images by 0.001."""
-
-
-def make_data(config: dict[str, Any], **given: Any) -> ImageDataModule | ArrayDataModule:
-    """Make the data module of an entry, with the preprocessing that its network was trained on.
-
-    Args:
-        config: What :func:`~lightning_msnn.zoo.info` says of the entry.
-        **given: Further arguments of the data module.
-
-    Raises:
-        ConfigurationError: If its data is not one of :mod:`lightning_msnn.data`.
-    """
-    path = str(config.get("data", {}).get("class_path"))
-    package, _, name = path.rpartition(".")
-    kind = getattr(data_sets, name, None) if name in data_sets.__all__ else None
-    known = isinstance(kind, type) and issubclass(kind, ImageDataModule | ArrayDataModule)
-    # A file does not say what is imported.
-    if package != data_sets.__name__ or not known:
-        raise ConfigurationError(
-            f"the data of {config['architecture']}.{config['tag']} is {path}, which is not one of "
-            f"{data_sets.__name__}: give the data module itself, zoo.measure(name, data_module)"
-        )
-    assert isinstance(kind, type)
-    if issubclass(kind, ImageDataModule):
-        return kind(**{"image_size": config["input_size"][1], **given})
-    settings = kind.arguments_from(config["data"].get("init_args"), given)
-    try:
-        module = kind(**{**settings, **given})
-    except TypeError as error:
-        raise ConfigurationError(
-            f"{config['architecture']}.{config['tag']} gives {name} arguments that it does not have: {error}"
-        ) from error
-    assert isinstance(module, ArrayDataModule)
-    module.mean, module.std = list(config["mean"]), list(config["std"])
-    return module
+"""Relative differences that are allowed between measured figures and those of the card. Kernels and processors round
+differently, and one spike in thousands then differs. Accuracies may differ by 0.1 percentage points or one image,
+whichever is more, and logits of the fixed images by 0.001."""
 
 
 def test_data(
-    config: dict[str, Any], data: str | Path | LightningDataModule | None, batch_size: int
+    entry: str | Path,
+    data: str | Path | LightningDataModule | None = None,  # noqa: PT028  # no test
+    batch_size: int = BATCH,  # noqa: PT028
 ) -> LightningDataModule:
-    """Return the data module of an entry, its test part ready.
+    """Return the test data of an entry, set up, with the preprocessing of its network.
 
     Args:
-        config: What :func:`~lightning_msnn.zoo.info` says of the entry.
-        data: Folder of the data set; some need none. Or the data module itself, which it must be where the entry's
-            is none of :mod:`lightning_msnn.data`.
+        entry: Name of the entry, in either spelling, or its folder.
+        data: Folder of the data set; some need none. Or the data module itself.
         batch_size: Inputs of a batch.
 
     Raises:
-        ConfigurationError: If the data is not there, or is not what the entry was made for.
+        ConfigurationError: If the data is not there, has other classes, or is none of :mod:`lightning_msnn.data` and
+            not given.
     """
-    if isinstance(data, LightningDataModule):
-        module = data
-    else:
-        given: dict[str, Any] = {} if data is None else {"root": str(data)}
-        made = make_data(config, batch_size=batch_size, num_workers=0, **given)
-        made.check("test")
-        module = made
-    module.prepare_data()
-    module.setup("test")
-    for field, ours in (("class_names", config["class_names"]), ("mean", config["mean"]), ("std", config["std"])):
-        theirs = getattr(module, field, None)
-        if theirs is not None and list(theirs) != ours:
-            raise ConfigurationError(f"{type(module).__name__} has {field} {list(theirs)}, but the entry has {ours}")
-    return module
+    inputs = inputs_of_entry(entry)
+    if not isinstance(data, LightningDataModule):
+        return inputs.test_data(data, batch_size=batch_size, num_workers=0)
+    inputs.check(data)
+    inputs.prepare(data)
+    data.prepare_data()
+    data.setup("test")
+    return data
 
 
 @torch.inference_mode()
@@ -126,8 +82,8 @@ def evaluate(model: nn.Module, data: LightningDataModule, device: str | torch.de
     return {"top1": top1, "top5": top5, "top1_images": images}
 
 
-def _ann_twin(network: nn.Module, images: torch.Tensor) -> dict[str, nn.Module]:
-    """The ANN twin of a network by name, with the statistics of images; none for one without spikes, its own twin."""
+def _relu_baseline(network: nn.Module, images: Tensor) -> dict[str, nn.Module]:
+    """The ReLU baseline of a network by name, with the statistics of images; none for one without spikes."""
     if not any(isinstance(module, Spike) for module in network.modules()):
         return {}
     return converted_twins(network, images) or {"ANN twin": calibrate(ann_twin(network), images)}
@@ -152,18 +108,14 @@ def figures(
     Returns:
         Figures by the name that ``config.json`` has for them; and the summary of all that was counted.
     """
-    with torch.random.fork_rng():  # of a network that draws its spikes
-        torch.manual_seed(0)
-        accuracy = evaluate(evaluated or network, data, device)
-    records, _ = compare(network, partial(_ann_twin, network), (images.to(device) for images in evenly(data)))
+    accuracy = evaluate(evaluated or network, data, device)
+    records, _ = compare(network, partial(_relu_baseline, network), (images.to(device) for images in evenly(data)))
     summaries = {column: summarize(record) for column, record in records.items()}
     own = summaries[NETWORK]
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.no_grad():
         logits = network(fixed_images(config).to(device))
     found: dict[str, Any] = {
         **accuracy,
-        "time_steps": getattr(network, "time_steps", 1),
         "parameters": own["parameters"],
         "accumulates": round(own["counts"]["accumulates"]),
         "multiply_accumulates": round(own["counts"]["multiply_accumulates"]),
@@ -215,18 +167,17 @@ def verify(
         ConfigurationError: If there is no such entry or data, or a figure differs from the card's by more than
             :data:`TOLERANCES` allow, is missing, or cannot be measured.
     """
-    config = info(name)
-    module = test_data(config, data, batch_size)
+    config, module = info(name), test_data(name, data, batch_size)
     network = load(name, device=device)
     found, _ = figures(config, network, module, device, load(name, device=device, fuse=True) if fuse else None)
     claims = {*found, *(TOLERANCES.keys() & config.keys())}
     wrong = [field for field in sorted(claims) if _differs(field, config.get(field), found)]
     if wrong:
-        said = "; ".join(
-            f"{field} is {found.get(field)}, but the card says {config.get(field)}"
-            if field != "logits_of_fixed_images"
-            else f"{field} are others"
+        said = (
+            f"{field} differ"
+            if field == "logits_of_fixed_images"
+            else f"{field} is {found.get(field)}, but the card says {config.get(field)}"
             for field in wrong
         )
-        raise ConfigurationError(f"{find(name).name} is not what its card says: {said}")
+        raise ConfigurationError(f"{inputs_of_entry(name).name} is not what its card says: {'; '.join(said)}")
     return found

@@ -104,7 +104,7 @@ def foreign(folder):
     ("change", "message"),
     [
         (spoilt, "is refused: its sha256 is "),
-        (lambda folder: (folder / "model.safetensors").unlink(), "weights of me/mine cannot be fetched from the hub: "),
+        (lambda folder: (folder / "model.safetensors").unlink(), "weights of me/mine cannot be fetched: "),
         (foreign, "does not fit msnn_rnn12_tiny: "),
     ],
 )
