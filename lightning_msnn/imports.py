@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning_msnn.energy.profiles import PROFILES
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
-from lightning_msnn.functional import PROJECTIONS, SOFT, SURROGATES, WINDOWS
+from lightning_msnn.functional import PROJECTIONS, SURROGATES, WINDOWS
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
 
 __all__ = ["HELP", "TABLES", "explained", "import_files"]
@@ -30,7 +30,6 @@ TABLES: dict[str, dict[str, Any]] = {
     "surrogate gradient": SURROGATES,
     "kind of windows": WINDOWS,
     "windows": WINDOW_SCHEDULES,
-    "kind of annealing": SOFT,
     "energy profile": PROFILES,
 }
 """Tables that a file can add to, by what they hold."""

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.functional import PROJECTIONS, coupled_scan, recurrent_scan, scan
-from lightning_msnn.functional.windows import WINDOWS, merge, split
 from lightning_msnn.tasks import SpikingClassifier
 from tests.conftest import TINY
 
@@ -28,24 +27,6 @@ BOUNDED = sorted(set(PROJECTIONS) - {"mean", "none"})
 
 def noise(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-@given(kind=st.sampled_from(sorted(WINDOWS)), height=sizes, width=sizes, seed=seeds)
-def test_split_and_merge_are_the_identity(kind: str, height: int, width: int, seed: int) -> None:
-    x = noise(seed, 2, 3, height, width)
-    windows = split(x, kind)
-    assert len(windows) in (1, 4)
-    assert len({window.shape for window in windows}) == 1
-    assert torch.equal(merge(windows, kind, height, width), x)
-
-
-@given(kind=st.sampled_from(sorted(WINDOWS)), height=sizes, width=sizes, seed=seeds)
-def test_merging_keeps_a_value_in_the_range_of_its_windows(kind: str, height: int, width: int, seed: int) -> None:
-    windows = [noise(seed + k, *w.shape) for k, w in enumerate(split(torch.zeros(1, 2, height, width), kind))]
-    merged = merge(windows, kind, height, width)
-    assert merged.shape == (1, 2, height, width)
-    assert merged.max() <= max(w.max() for w in windows)
-    assert merged.min() >= min(w.min() for w in windows)
 
 
 def omega_of(name: str, theta: float) -> Any:
@@ -97,12 +78,6 @@ def test_a_bounded_projection_stays_in_its_range(name: str, a: float, b: float, 
 )
 def test_a_bounded_projection_with_any_theta(name: str, a: float, b: float, theta: float, dtype: torch.dtype) -> None:
     out = PROJECTIONS[name](torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype), torch.tensor(theta))
-    assert -2.0 <= float(out) <= 2.0
-
-
-@given(a=st.floats(-6e4, 6e4, width=16), b=st.floats(-6e4, 6e4, width=16), name=st.sampled_from(BOUNDED))
-def test_a_bounded_projection_in_half_precision(name: str, a: float, b: float) -> None:
-    out = PROJECTIONS[name](*(torch.tensor(x, dtype=torch.float16) for x in (a, b)), torch.tensor(0.25))
     assert -2.0 <= float(out) <= 2.0
 
 

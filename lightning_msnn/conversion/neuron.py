@@ -91,11 +91,6 @@ class RectifierSpike(Spike):
         scale = self.log_scale.exp().view(self.shape).to(x.dtype)
         return x * (1.0 - share) + spikes * (share * scale)  # to x the rectifier has been applied
 
-    def _between(self, returned: Tensor, share: Tensor) -> Tensor:
-        logs = (self.log_threshold.detach(), self.log_scale.detach())
-        threshold, scale = (x.exp().view(self.shape).to(returned.dtype) for x in logs)
-        return (1.0 - share) * threshold + share * scale / 2
-
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
         """Begin with the best one-bit quantiser of a rectifier's values.

@@ -30,15 +30,11 @@ from lightning_msnn.functional.projection import (
     tanh,
 )
 from lightning_msnn.functional.spike import (
-    SOFT,
     SURROGATES,
     anneal,
     arctan,
-    graded,
     heaviside,
-    ramp,
     rectangular,
-    rectifier,
     sigmoid,
     triangular,
 )
@@ -46,7 +42,6 @@ from lightning_msnn.functional.windows import WINDOWS, count, merge, side, split
 
 __all__ = [
     "PROJECTIONS",
-    "SOFT",
     "SURROGATES",
     "WINDOWS",
     "WITHOUT_THETA",
@@ -55,16 +50,13 @@ __all__ = [
     "count",
     "coupled_scan",
     "exponential",
-    "graded",
     "heaviside",
     "mean",
     "merge",
     "none",
     "piecewise_linear",
     "polynomial",
-    "ramp",
     "rectangular",
-    "rectifier",
     "recurrent_scan",
     "scan",
     "side",

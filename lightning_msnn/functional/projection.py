@@ -1,7 +1,8 @@
 """The projection Omega, which merges what layer 1 and layer 2 saw in the window before.
 
-A projection is a function ``omega(a, b, theta)`` of two membranes of equal shape and of the radian factor theta, a
-scalar tensor in units of pi. A new one is a line in :data:`PROJECTIONS`.
+A projection is a function ``omega(a, b, theta)`` of the membranes that layers 1 and 2 had in the window before, of
+equal shape, and of the radian factor theta, a scalar tensor in units of pi. It returns the merged membrane, of that
+shape. A new one is a line in :data:`PROJECTIONS`. Below, ``c = pi theta``.
 """
 
 import math
@@ -24,18 +25,10 @@ __all__ = [
 
 
 def sine(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
-    """``Omega(a, b) = 2 sin(pi theta a cos(pi theta b))``, the projection of Yao et al. (arXiv 2401.10843).
+    """``Omega(a, b) = 2 sin(c a cos(c b))``, the projection of Yao et al. (arXiv 2401.10843).
 
-    Range [-2, 2]; with ``c = pi theta``, the derivative by ``a`` is in [-2 c, 2 c] and that by ``b`` in
+    Range [-2, 2]; the derivative with respect to ``a`` is in [-2 c, 2 c], that with respect to ``b`` in
     [-2 c^2 |a|, 2 c^2 |a|]; ``Omega(0, b) = 0``.
-
-    Args:
-        a: Membrane of layer 1 in the window before, any shape.
-        b: Membrane of layer 2 in the window before, shape of ``a``.
-        theta: Radian factor in units of pi, a scalar tensor.
-
-    Returns:
-        The merged membrane, shape of ``a``.
     """
     angle = math.pi * theta
     return 2.0 * torch.sin(angle * a * torch.cos(angle * b))
@@ -45,85 +38,42 @@ def mean(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
     """``Omega(a, b) = (a + b) / 2``, which the authors' CIFAR-100 program uses; theta plays no part.
 
     Range unbounded; both derivatives 1/2; ``Omega(0, 0) = 0``.
-
-    Args:
-        a: Membrane of layer 1 in the window before, any shape.
-        b: Membrane of layer 2 in the window before, shape of ``a``.
-        theta: Not used; every projection takes the same arguments.
-
-    Returns:
-        The merged membrane, shape of ``a``.
     """
     return (a + b) * 0.5
 
 
 def tanh(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
-    """Smooth bound without the sine's folds.
-
-    ``Omega(a, b) = 2 tanh(c (a + b) / 2)`` with ``c = pi theta``.
+    """Twice the hyperbolic tangent of ``c (a + b) / 2``: bounded as the sine is, without its folds.
 
     Range (-2, 2); both derivatives in (0, c]; ``Omega(0, 0) = 0``.
-
-    Args:
-        a: Membrane of layer 1 in the window before, any shape.
-        b: Membrane of layer 2 in the window before, shape of ``a``.
-        theta: Radian factor in units of pi, a scalar tensor.
-
-    Returns:
-        The merged membrane, shape of ``a``.
     """
     return 2.0 * torch.tanh(0.5 * math.pi * theta * (a + b))
 
 
 def exponential(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
-    """``Omega(a, b) = 2 sign(x) (1 - exp(-c |x|))`` with ``x = (a + b) / 2`` and ``c = pi theta``.
+    """``Omega(a, b) = 2 sign(x) (1 - exp(-c |x|))`` with ``x = (a + b) / 2``.
 
-    Range (-2, 2), reached by an exponential; both derivatives in (0, c]; ``Omega(0, 0) = 0``.
-
-    Args:
-        a: Membrane of layer 1 in the window before, any shape.
-        b: Membrane of layer 2 in the window before, shape of ``a``.
-        theta: Radian factor in units of pi, a scalar tensor.
-
-    Returns:
-        The merged membrane, shape of ``a``.
+    Range (-2, 2); both derivatives in (0, c]; ``Omega(0, 0) = 0``.
     """
     x = 0.5 * (a + b)
-    negative = x < 0  # torch's own size of a number has no slope at 0
+    negative = x < 0  # torch.abs has no slope at 0
     y = -2.0 * torch.expm1(-math.pi * theta * torch.where(negative, -x, x))
     return torch.where(negative, -y, y)
 
 
 def polynomial(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
-    """``Omega(a, b) = y (3 - y^2)`` with ``y = c (a + b) / 2`` cut to [-1, 1] and ``c = pi theta``.
+    """``Omega(a, b) = y (3 - y^2)`` with ``y = c (a + b) / 2`` cut to [-1, 1]: it reaches its bounds with slope 0.
 
-    The cubic that reaches its bounds with slope 0. Range [-2, 2]; both derivatives in [0, 3 c / 2];
-    ``Omega(0, 0) = 0``.
-
-    Args:
-        a: Membrane of layer 1 in the window before, any shape.
-        b: Membrane of layer 2 in the window before, shape of ``a``.
-        theta: Radian factor in units of pi, a scalar tensor.
-
-    Returns:
-        The merged membrane, shape of ``a``.
+    Range [-2, 2]; both derivatives in [0, 3 c / 2]; ``Omega(0, 0) = 0``.
     """
     y = (0.5 * math.pi * theta * (a + b)).clamp(-1.0, 1.0)
     return y * (3.0 - y * y)
 
 
 def piecewise_linear(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
-    """``Omega(a, b) = c (a + b)`` cut to [-2, 2], with ``c = pi theta``: no transcendental function to evaluate.
+    """``Omega(a, b) = c (a + b)`` cut to [-2, 2]: no transcendental function to evaluate.
 
     Range [-2, 2]; both derivatives 0 or c; ``Omega(0, 0) = 0``.
-
-    Args:
-        a: Membrane of layer 1 in the window before, any shape.
-        b: Membrane of layer 2 in the window before, shape of ``a``.
-        theta: Radian factor in units of pi, a scalar tensor.
-
-    Returns:
-        The merged membrane, shape of ``a``.
     """
     return (math.pi * theta * (a + b)).clamp(-2.0, 2.0)
 
@@ -132,14 +82,6 @@ def none(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
     """``Omega(a, b) = b``: no recurrence from layer to layer, the ablation; theta plays no part.
 
     Range unbounded; derivatives 0 and 1; ``Omega(0, 0) = 0``.
-
-    Args:
-        a: Membrane of layer 1 in the window before, not used.
-        b: Membrane of layer 2 in the window before, any shape.
-        theta: Not used.
-
-    Returns:
-        ``b``.
     """
     return b
 

@@ -1,9 +1,9 @@
 """The Heaviside step and the surrogate gradients that stand in for its derivative.
 
-A surrogate is a function ``h(x)`` of the distance ``x = u - V`` between membrane and threshold. The forward pass is the
-exact step; only the backward pass uses ``h`` in place of the Dirac delta (Neftci et al., *Surrogate Gradient Learning
-in Spiking Neural Networks*, IEEE Signal Processing Magazine 2019). Every surrogate here is even, integrates to 1, so
-that it is a density as the delta is, and is evaluated in the data type of its input.
+A surrogate is a function ``h(x)`` of the distance ``x = u - V`` between membrane and threshold, of any shape. The
+forward pass is the exact step; only the backward pass uses ``h`` in place of the Dirac delta (Neftci et al., *Surrogate
+Gradient Learning in Spiking Neural Networks*, IEEE Signal Processing Magazine 2019). Every surrogate here is even,
+integrates to 1, so that it is a density as the delta is, and is evaluated in the data type of its input.
 """
 
 import math
@@ -13,70 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Proxy
-from torch.nn.functional import hardtanh
 
-__all__ = [
-    "SOFT",
-    "SURROGATES",
-    "anneal",
-    "arctan",
-    "graded",
-    "heaviside",
-    "ramp",
-    "rectangular",
-    "rectifier",
-    "sigmoid",
-    "triangular",
-]
+__all__ = ["SURROGATES", "anneal", "arctan", "heaviside", "rectangular", "sigmoid", "triangular"]
 
 
 def rectangular(x: Tensor) -> Tensor:
-    """Rectangle of width 1 and height 1, the paper's choice: ``h(x) = 1 if |x| < 1/2 else 0``.
-
-    Source: Wu et al., *Spatio-Temporal Backpropagation for Training High-Performance Spiking Neural Networks*, 2018.
-
-    Args:
-        x: Membrane less threshold, any shape.
-
-    Returns:
-        The surrogate derivative, shape and data type of ``x``.
-    """
+    """Rectangle of width 1 and height 1, the paper's choice: ``h(x) = 1 if |x| < 1/2 else 0`` (Wu et al. 2018)."""
     return (x.abs() < 0.5).to(x.dtype)
 
 
 def triangular(x: Tensor) -> Tensor:
-    """Triangle of width 2 and height 1: ``h(x) = max(0, 1 - |x|)`` (Bellec et al. 2018, without its damping factor).
-
-    Args:
-        x: Membrane less threshold, any shape.
-
-    Returns:
-        The surrogate derivative, shape and data type of ``x``.
-    """
+    """Triangle of width 2 and height 1: ``h(x) = max(0, 1 - |x|)`` (Bellec et al. 2018, without its damping factor)."""
     return (1.0 - x.abs()).clamp_(min=0.0)
 
 
 def arctan(x: Tensor) -> Tensor:
-    """Derivative of a scaled arctangent: ``h(x) = 1 / (1 + (pi x)^2)`` (Fang et al. 2021 with alpha = 2).
-
-    Args:
-        x: Membrane less threshold, any shape.
-
-    Returns:
-        The surrogate derivative, shape and data type of ``x``.
-    """
+    """Derivative of a scaled arctangent: ``h(x) = 1 / (1 + (pi x)^2)`` (Fang et al. 2021 with alpha = 2)."""
     return 1.0 / (1.0 + (math.pi * x) * (math.pi * x))
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """Derivative of a logistic function of slope 4: ``h(x) = 4 S(4x) (1 - S(4x))``, of height 1.
-
-    Args:
-        x: Membrane less threshold, any shape.
-
-    Returns:
-        The surrogate derivative, shape and data type of ``x``.
-    """
+    """Derivative of a logistic function of slope 4: ``h(x) = 4 S(4x) (1 - S(4x))``, of height 1."""
     s = torch.sigmoid(4.0 * x)
     return 4.0 * s * (1.0 - s)
 
@@ -142,60 +99,12 @@ def _heaviside(membrane: Tensor, surrogate: str, threshold: Tensor | float) -> T
     return heaviside(membrane, SURROGATES[surrogate], threshold)
 
 
-def rectifier(membrane: Tensor, spikes: Tensor, threshold: Tensor | float) -> Tensor:
-    """``max(u, 0)``: at the start of an annealing the network is its ReLU twin.
-
-    Args:
-        membrane: Membrane ``u``, any shape.
-        spikes: Its spikes, not used.
-        threshold: Threshold ``V``, not used.
-    """
-    return torch.relu(membrane)
-
-
-def ramp(membrane: Tensor, spikes: Tensor, threshold: Tensor | float) -> Tensor:
-    """``u - V + 1/2`` cut to [0, 1], a bounded rectifier of width 1 about the threshold (Severa et al. 2019).
-
-    Its slope at the bounds is 0.
-
-    Args:
-        membrane: Membrane ``u``, any shape.
-        spikes: Its spikes, not used.
-        threshold: Threshold ``V``, a number or a tensor that fits the membrane.
-    """
-    return hardtanh(membrane - threshold + 0.5, 0.0, 1.0)
-
-
-def graded(membrane: Tensor, spikes: Tensor, threshold: Tensor | float) -> Tensor:
-    """``u H(u - V)``, a spike that carries its membrane; the derivative of its jump of height ``V`` is the surrogate.
-
-    Args:
-        membrane: Membrane ``u``, any shape.
-        spikes: Its spikes, shape of ``membrane``.
-        threshold: Threshold ``V``, a number or a tensor that fits the membrane.
-    """
-    return torch.where(membrane >= threshold, membrane - threshold, 0.0) + threshold * spikes
-
-
-SOFT: dict[str, Callable[[Tensor, Tensor, Tensor | float], Tensor]] = {
-    "rectifier": rectifier,
-    "ramp": ramp,
-    "graded": graded,
-}
-"""What neurons may return in training beside the step, by the name that configurations use."""
-
-
-def anneal(membrane: Tensor, spikes: Tensor, threshold: Tensor | float, share: Tensor | float, soft: str) -> Tensor:
-    """Return ``a s + (1 - a) f(u)``: spikes that sharpen while a network trains.
+def anneal(membrane: Tensor, spikes: Tensor, share: Tensor | float) -> Tensor:
+    """Return ``a s + (1 - a) max(u, 0)``: spikes that sharpen while a network trains; its gradient is mixed likewise.
 
     Args:
         membrane: Membrane ``u``, any shape.
         spikes: Its spikes ``s``, as :func:`heaviside` returns them, shape of ``membrane``.
-        threshold: Threshold ``V``, a number or a tensor that fits the membrane.
         share: Share ``a`` of the step, in [0, 1].
-        soft: Name of the function ``f``, one of :data:`SOFT`.
-
-    Returns:
-        What the neurons return, shape of ``membrane``; its gradient is mixed likewise.
     """
-    return share * spikes + (1.0 - share) * SOFT[soft](membrane, spikes, threshold)
+    return share * spikes + (1.0 - share) * torch.relu(membrane)

@@ -22,7 +22,7 @@ lists its name.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS
 
-__all__ = ["WINDOWS", "Corners", "Grid", "Single", "WindowKind", "count", "cut_by", "merge", "shape", "side", "split"]
+__all__ = ["WINDOWS", "Corners", "Grid", "Single", "WindowKind", "count", "cut_by", "merge", "side", "split"]
 
 
 class WindowKind(Protocol):
@@ -56,10 +56,6 @@ class Single:
     def side(self, size: int) -> int:
         """The size of the map."""
         return size
-
-    def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a window."""
-        return self.side(height), self.side(width)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The map alone."""
@@ -146,12 +142,8 @@ WINDOWS: dict[str, WindowKind] = {
 def cut_by(kind: str, height: int) -> WindowKind:
     """Return what cuts a map of so many rows: of one row, the kind in one dimension that takes its place.
 
-    Args:
-        kind: One of :data:`WINDOWS`.
-        height: Height of the map in pixels.
-
     Raises:
-        ValueError: If ``kind`` is not known.
+        ValueError: If ``kind`` is none of :data:`WINDOWS`.
     """
     if kind not in WINDOWS:
         raise ValueError(f"unknown kind of windows: {kind}")
@@ -159,46 +151,19 @@ def cut_by(kind: str, height: int) -> WindowKind:
 
 
 def count(kind: str, height: int, width: int) -> int:
-    """Number of windows that a map is cut into; 1 where it is too small to cut.
-
-    Args:
-        kind: One of :data:`WINDOWS`.
-        height: Height of the map in pixels.
-        width: Width of the map in pixels.
+    """Number of windows that a map of ``height`` by ``width`` pixels is cut into; 1 where it is too small to cut.
 
     Raises:
-        ValueError: If ``kind`` is not known.
+        ValueError: If ``kind`` is none of :data:`WINDOWS`.
     """
     return cut_by(kind, height).count(height, width)
-
-
-def shape(kind: str, height: int, width: int) -> tuple[int, int]:
-    """Height and width of the windows of a map in pixels, those of the map where it is one window.
-
-    Args:
-        kind: One of the kinds that are defined here.
-        height: Height of the map in pixels.
-        width: Width of the map in pixels.
-
-    Raises:
-        ValueError: If ``kind`` is not known.
-    """
-    windows: Any = cut_by(kind, height)
-    if windows.count(height, width) == 1:
-        return height, width
-    found: tuple[int, int] = windows.shape(height, width)
-    return found
 
 
 def side(kind: str, size: int) -> int:
     """Side of a window in pixels on an axis of ``size`` pixels.
 
-    Args:
-        kind: One of :data:`WINDOWS`.
-        size: Size of the map on this axis in pixels.
-
     Raises:
-        ValueError: If ``kind`` is not known, or its windows are not cut alike on both axes.
+        ValueError: If ``kind`` is none of :data:`WINDOWS`, or its windows are not cut alike on both axes.
     """
     windows = cut_by(kind, 0)
     if not isinstance(windows, Single):
@@ -215,9 +180,6 @@ def split(x: Tensor, kind: str) -> list[Tensor]:
 
     Returns:
         Tensors ``(B, C, h, w)``, or the map alone where it is one window; views where that is possible.
-
-    Raises:
-        ValueError: If ``kind`` is not known.
     """
     windows = cut_by(kind, x.shape[2])
     return [x] if windows.count(x.shape[2], x.shape[3]) == 1 else windows.split(x)
@@ -234,9 +196,6 @@ def merge(windows: list[Tensor], kind: str, height: int, width: int) -> Tensor:
 
     Returns:
         Map of shape ``(B, C, H, W)``.
-
-    Raises:
-        ValueError: If ``kind`` is not known.
     """
     kind_ = cut_by(kind, height)
     return windows[0] if len(windows) == 1 else kind_.merge(windows, height, width)

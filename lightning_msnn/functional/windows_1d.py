@@ -44,10 +44,6 @@ class Pieces:
         """Width of a piece of a map of so many columns."""
         return self._side(size)
 
-    def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a piece."""
-        return height, self.side(width)
-
     def starts(self, width: int) -> list[int]:
         """First column of each piece."""
         return [(k * (width - self.side(width)) + 1) // (PIECES - 1) for k in range(PIECES)]

@@ -72,7 +72,7 @@ def equations(
         level = given.get("level")
         threshold = layer.threshold if level is None else level.to(dtype).view(-1, 1, 1)
         out, share = heaviside(merged, SURROGATE, threshold), given.get("anneal")
-        out = out if share is None else anneal(merged, out, threshold, share, "rectifier")
+        out = out if share is None else anneal(merged, out, share)
     else:
         out = merged if residual is None else merged + residual
     return out.to(current.dtype), handed, merged.to(current.dtype) if layer.keeps else None, norm

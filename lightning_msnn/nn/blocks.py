@@ -91,8 +91,7 @@ class Encoder(nn.Module):
 class BernoulliEncoder(nn.Module):
     """Rate coding in one step: a spike with the probability that the residual stream gives, cut to [0, 1].
 
-    Random in training and in evaluation alike, from torch's generator. The backward pass takes the derivative of the
-    expected spike, which is 1 inside [0, 1] and 0 outside.
+    Random in evaluation too. The backward pass takes the derivative of the expected spike: 1 inside [0, 1], 0 outside.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,13 +115,7 @@ class MLP(nn.Module):
 
     byte_spikes = ("spike",)
 
-    def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        norm: bool = True,
-        neuron: Neuron = Neuron(),  # noqa: B008  # frozen
-    ) -> None:
+    def __init__(self, dim: int, hidden: int, norm: bool = True, neuron: Neuron = Neuron()) -> None:  # noqa: B008
         super().__init__()
         self.fc1 = Synapse(dim, hidden, 1, norm)
         self.spike = Spike(neuron, hidden)

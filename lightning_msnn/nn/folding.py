@@ -79,22 +79,21 @@ class ThresholdEncoder(nn.Module):
 
 
 def _has_statistics(norm: nn.Module) -> bool:
-    """Whether a module is a batch norm, of one process or of several, whose inference is a scale and a shift."""
+    """Whether a module is a batch norm whose inference is a scale and a shift."""
     return isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
 
 
 def _fixed(module: nn.Module) -> nn.Module | None:
-    """What holds the number that a module computes from a logit in each call; None for other modules."""
-    fixed: nn.Module
+    """Return a module with the number that a module learns as a logit; None for other modules."""
     if type(module) is LearntDecay:
-        fixed = FixedDecay(0.0)
-        fixed.tau = module().detach()
-    elif type(module) is LearntProjection:
-        fixed = Projection(module.name)
-        fixed.theta = module.radian().detach()
-    else:
-        return None
-    return fixed.eval()
+        decay = FixedDecay(0.0)
+        decay.tau = module().detach()
+        return decay.eval()
+    if type(module) is LearntProjection:
+        projection = Projection(module.name)
+        projection.theta = module.radian().detach()
+        return projection.eval()
+    return None
 
 
 def fold_batch_norm(model: M) -> M:
@@ -117,17 +116,13 @@ def fold_batch_norm(model: M) -> M:
     if model.training:
         raise ConfigurationError("batch norm can only be folded in evaluation mode: call eval() first")
 
-    def foldable(encoder: Encoder) -> bool:
-        # A ReLU, which a twin has in the place of spikes, passes on values that need the scale.
-        return _has_statistics(encoder.norm) and isinstance(encoder.spike, Spike)
-
     folded = copy.deepcopy(model)
     for parent in list(folded.modules()):
         if isinstance(parent, Synapse | Stem | PatchMerging) and _has_statistics(parent.norm):
             parent.conv = fuse_conv_bn_eval(parent.conv, parent.norm)  # type: ignore[arg-type]
             parent.norm = nn.Identity()
         for name, child in parent.named_children():
-            if isinstance(child, Encoder) and foldable(child):
+            if isinstance(child, Encoder) and _has_statistics(child.norm) and isinstance(child.spike, Spike):
                 setattr(parent, name, ThresholdEncoder(child))
             elif (fixed := _fixed(child)) is not None:
                 setattr(parent, name, fixed)

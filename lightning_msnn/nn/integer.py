@@ -218,7 +218,7 @@ def to_integers(model: M) -> M:
     modules = list(model.modules())
     converted = any(callable(getattr(module, "for_inference", None)) for module in modules)
     if not converted and any(isinstance(module, Rectifier) for module in modules):
-        raise ConfigurationError("integer weights are for spikes, and this network is a twin with rectifiers")
+        raise ConfigurationError("integer weights are for spikes, and this network is a ReLU baseline")
     if any(isinstance(module, BernoulliEncoder) for module in modules):
         raise ConfigurationError("integer weights are for thresholds, and this network draws its spikes: bernoulli")
     folded = fold_batch_norm(model)

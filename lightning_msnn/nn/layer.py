@@ -182,7 +182,7 @@ def _covers_spike(spike: nn.Module, on_cpu: bool) -> bool:
         return False
     if spike._forward_pre_hooks or spike._backward_hooks or spike._backward_pre_hooks:
         return False  # hooks on what it returns see what kernels compute
-    return (spike.annealing is None or spike.soft == "rectifier") and (on_cpu or type(spike) is Spike)
+    return on_cpu or type(spike) is Spike
 
 
 def _covers_norm(norm: nn.Module, current: Tensor, on_cpu: bool) -> bool:

@@ -6,16 +6,15 @@ No neuron keeps a state between calls: membranes are values that a forward pass 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.functional.membrane import connected, coupled_scan, recurrent_scan, scan
-from lightning_msnn.functional.spike import SOFT, SURROGATES, anneal, heaviside
+from lightning_msnn.functional.spike import SURROGATES, anneal, heaviside
 from lightning_msnn.functional.windows import WINDOWS
-from lightning_msnn.nn.projection import LearntProjection, make_projection
+from lightning_msnn.nn.projection import LearntProjection, Projection, make_projection
 
 __all__ = [
     "ByteSpike",
@@ -25,7 +24,6 @@ __all__ = [
     "Neuron",
     "Rectifier",
     "Spike",
-    "between",
     "grain_size",
     "make_decay",
     "set_annealing",
@@ -33,22 +31,20 @@ __all__ = [
 
 
 def grain_size(name: str, learn: bool | str, channels: int) -> int:
-    """Return how many values are learnt: 0, 1 for a layer, or one for each channel.
+    """Return how many values an argument makes a layer of so many channels learn.
 
     Args:
         name: Name of the argument, for the message.
-        learn: False, ``"layer"``, ``"channel"``, or True, which is ``"channel"``.
+        learn: False is none, ``"layer"`` one, ``"channel"`` or True one for each channel.
         channels: Number of channels of the layer.
 
     Raises:
         ConfigurationError: If ``learn`` is something else.
     """
-    if learn is False:
-        return 0
+    if learn is False or learn == "layer":
+        return int(learn == "layer")
     if learn is True or learn == "channel":
         return channels
-    if learn == "layer":
-        return 1
     raise ConfigurationError(f"{name} must be true, false, 'layer' or 'channel', not {learn!r}")
 
 
@@ -104,7 +100,6 @@ class Spike(nn.Module):
         self.level = nn.Parameter(torch.full((values,), threshold)) if values else None
         self.name = neuron.surrogate
         self.surrogate = choose(SURROGATES, neuron.surrogate, "surrogate gradient")
-        self.soft = "rectifier"
         # No buffer: what averages, broadcasts or stores those of a network has no use for it.
         self.annealing = None
 
@@ -120,23 +115,6 @@ class Spike(nn.Module):
         """Return exact spikes of a membrane."""
         return heaviside(membrane, self.surrogate, self.level_of(membrane))
 
-    def told(self, returned: Tensor) -> Tensor:
-        """Return the exact spikes behind what the neurons returned, without a gradient; while annealing, by its size.
-
-        Args:
-            returned: What :meth:`forward` returned, of its shape.
-        """
-        share = self.share(returned)
-        spikes = returned.detach()
-        if share is None:
-            return spikes
-        return (spikes > self._between(spikes, share.to(spikes.dtype))).to(spikes.dtype)
-
-    def _between(self, returned: Tensor, share: Tensor) -> Tensor:
-        """What lies between what neurons return just below their threshold and at it, while annealing."""
-        level = torch.as_tensor(self.level_of(returned), dtype=returned.dtype, device=returned.device).detach()
-        return between(level, share, self.soft)
-
     def forward(self, membrane: Tensor, kernel: Callable[[], Tensor] | None = None) -> Tensor:
         """Return the spikes of a membrane ``(B, C, H, W)``, of any shape if the threshold is fixed.
 
@@ -149,23 +127,11 @@ class Spike(nn.Module):
         spikes, share = self.fire(membrane), self.share(membrane)
         if share is None:
             return spikes
-        return anneal(membrane, spikes, self.level_of(membrane), share.to(membrane.dtype), self.soft)
+        return anneal(membrane, spikes, share.to(membrane.dtype))
 
     def extra_repr(self) -> str:
         """Show threshold and surrogate."""
         return f"threshold={self.threshold if self.level is None else 'learnt'}, surrogate={self.name!r}"
-
-
-def between(level: Tensor, share: Tensor, soft: str) -> Tensor:
-    """What lies between ``a s + (1 - a) f(u)`` just below a threshold and at it.
-
-    Args:
-        level: Threshold, any shape.
-        share: Share ``a`` of the step.
-        soft: Name of the function ``f``, one of :data:`lightning_msnn.functional.SOFT`.
-    """
-    ends = [SOFT[soft](level, torch.full_like(level, s), level) for s in (0.0, 1.0)]
-    return 0.5 * (share + (1.0 - share) * (ends[0] + ends[1]))
 
 
 class ByteSpike(Spike):
@@ -188,18 +154,16 @@ class Rectifier(nn.ReLU):
     """ReLU in the place of the threshold of a layer of neurons."""
 
 
-def set_annealing(model: nn.Module, share: float | None, soft: str = "rectifier") -> None:
-    """Let all neurons of a network return ``a s + (1 - a) f(u)`` in training; evaluation is with exact spikes.
+def set_annealing(model: nn.Module, share: float | None) -> None:
+    """Let all neurons of a network return ``a s + (1 - a) max(u, 0)`` in training; evaluation is with exact spikes.
 
     Args:
         model: The network.
         share: Share ``a`` of the step, in [0, 1]; None is exact spikes, as 1 is.
-        soft: Name of the function ``f``, one of :data:`lightning_msnn.functional.SOFT`.
 
     Raises:
-        ConfigurationError: If an argument is not allowed.
+        ConfigurationError: If the share is not in [0, 1].
     """
-    choose(SOFT, soft, "kind of annealing")
     if share is not None and not 0.0 <= share <= 1.0:
         raise ConfigurationError(f"the share of spikes in an annealing must be in [0, 1], not {share}")
     annealing = None
@@ -210,7 +174,7 @@ def set_annealing(model: nn.Module, share: float | None, soft: str = "rectifier"
         )
     for module in model.modules():
         if isinstance(module, Spike):
-            module.soft, module.annealing = soft, annealing
+            module.annealing = annealing
 
 
 class FixedDecay(nn.Module):
@@ -249,13 +213,8 @@ class LearntDecay(nn.Module):
         return torch.sigmoid(self.logit).view(-1, 1, 1)
 
 
-def make_decay(channels: int, tau: float, learn_tau: bool | str) -> nn.Module:
-    """Make the decay of one layer of neurons.
-
-    Args:
-        channels: Number of channels of the layer.
-        tau: Decay per window; the initial one if it is learnt.
-        learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely it is learnt.
+def make_decay(channels: int, tau: float, learn_tau: bool | str) -> FixedDecay | LearntDecay:
+    """Make the decay of a layer of neurons, fixed or learnt as :func:`grain_size` says.
 
     Raises:
         ConfigurationError: If tau is outside [0, 1], or on a bound where it is learnt.
@@ -266,9 +225,6 @@ def make_decay(channels: int, tau: float, learn_tau: bool | str) -> nn.Module:
     if not 0.0 <= tau <= 1.0:
         raise ConfigurationError(f"tau must be in [0, 1], not {tau}")
     return LearntDecay(values, tau) if values else FixedDecay(tau)
-
-
-_COUPLED: dict[str, Callable[..., list[Tensor]]] = {"coupled": coupled_scan, "recurrent": recurrent_scan}
 
 
 class Membrane(nn.Module):
@@ -285,20 +241,18 @@ class Membrane(nn.Module):
         ConfigurationError: If an argument is not allowed.
     """
 
-    projection: nn.Module | None
+    projection: Projection | LearntProjection | None
 
     def __init__(self, form: str, neuron: Neuron, channels: int, windows: str) -> None:
         super().__init__()
-        choose(dict.fromkeys(("first", *_COUPLED)), form, "form")
+        choose(dict.fromkeys(("first", "coupled", "recurrent")), form, "form")
         choose(WINDOWS, windows, "kind of windows")
         self.form = form
-        several = windows != "single"
-        self.decay = make_decay(channels, neuron.tau, several and neuron.learn_tau)
-        self.projection = (
-            None
-            if form == "first"
-            else make_projection(neuron.projection, neuron.theta, several and neuron.learn_theta)
-        )
+        learns = windows != "single"
+        self.decay = make_decay(channels, neuron.tau, learns and neuron.learn_tau)
+        self.projection = None
+        if form != "first":
+            self.projection = make_projection(neuron.projection, neuron.theta, learns and neuron.learn_theta)
 
     def forward(self, currents: list[Tensor], other: Sequence[Tensor] = ()) -> list[Tensor]:
         """Visit the windows.
@@ -311,26 +265,17 @@ class Membrane(nn.Module):
         Returns:
             Membranes of the windows, shapes of ``currents``.
         """
-        tau = self.decay()
-        if len(currents) > 1:
-            # Under autocast the currents are narrower than the parameter, which must not widen the scan.
-            return self.carry(currents, other, tau.to(currents[0].dtype), self.projection)
-        if not self.training:
-            return currents
-        unused = list(other[:1]) if self.form == "recurrent" else []
+        # Under autocast the currents are narrower than the parameter, which must not widen the scan.
+        tau = self.decay().to(currents[0].dtype)
+        if len(currents) == 1:
+            return [connected(currents[0], self._unused(tau, other))] if self.training else currents
+        if self.projection is None:
+            return scan(currents, tau)
+        travel = coupled_scan if self.form == "coupled" else recurrent_scan
+        return travel(currents, list(other), tau, self.projection)
+
+    def _unused(self, tau: Tensor, other: Sequence[Tensor]) -> list[Tensor]:
+        """What plays no part where a map is one window and yet needs a gradient."""
+        unused = [*other[:1]] if self.form == "recurrent" else []
         unused += [tau] if isinstance(self.decay, LearntDecay) else []
-        unused += [self.projection.radian()] if isinstance(self.projection, LearntProjection) else []
-        return [connected(currents[0], unused)]
-
-    def carry(
-        self, currents: list[Any], other: Sequence[Any], tau: Tensor, omega: Callable[..., Any] | None
-    ) -> list[Any]:
-        """Run the scan of this form on tensors, or on whatever adds and is multiplied as they do.
-
-        Args:
-            currents: Synaptic currents of the windows in order, two or more.
-            other: Membranes that these are coupled with.
-            tau: Decay from window to window.
-            omega: The projection, None for layer 1.
-        """
-        return scan(currents, tau) if omega is None else _COUPLED[self.form](currents, other, tau, omega)
+        return unused + ([self.projection.radian()] if isinstance(self.projection, LearntProjection) else [])

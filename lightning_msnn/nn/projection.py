@@ -19,17 +19,25 @@ class _Omega(nn.Module):
         self.name = name
         self.omega = choose(PROJECTIONS, name, "projection")
 
+    def radian(self) -> Tensor:
+        """Return theta, a scalar, in units of pi."""
+        raise NotImplementedError
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Merge the membranes that layers 1 and 2 had in the window before, of equal shape: ``Omega(a, b)``."""
+        return self.omega(first, second, self.radian())
+
     def extra_repr(self) -> str:
         """Show the name; theta may move."""
         return f"{self.name!r}"
 
 
 class Projection(_Omega):
-    """Merge the membranes that layers 1 and 2 had in the window before: ``Omega(a, b)``.
+    """A projection whose radian factor is a buffer, which a schedule can move.
 
     Args:
         name: Name of the projection, one of :data:`lightning_msnn.functional.PROJECTIONS`.
-        theta: Radian factor in units of pi, a finite number in [0, 1]; a buffer, which a schedule can move.
+        theta: Radian factor in units of pi, a finite number in [0, 1].
 
     Raises:
         ConfigurationError: If the name is not known or theta is not in [0, 1].
@@ -46,10 +54,6 @@ class Projection(_Omega):
     def radian(self) -> Tensor:
         """Return theta, a scalar, in units of pi."""
         return self.theta
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Project two membranes of equal shape onto one."""
-        return self.omega(first, second, self.theta)
 
 
 class LearntProjection(_Omega):
@@ -75,20 +79,7 @@ class LearntProjection(_Omega):
         """Return theta, a scalar, in units of pi."""
         return torch.sigmoid(self.theta_logit)
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Project two membranes of equal shape onto one."""
-        return self.omega(first, second, self.radian())
 
-
-def make_projection(name: str, theta: float, learn_theta: bool) -> nn.Module:
-    """Make the projection of one layer of neurons.
-
-    Args:
-        name: Name of the projection.
-        theta: Radian factor in units of pi; the initial one if it is learnt.
-        learn_theta: Whether it is learnt.
-
-    Raises:
-        ConfigurationError: If the name is not known or theta is not allowed.
-    """
+def make_projection(name: str, theta: float, learn_theta: bool) -> Projection | LearntProjection:
+    """Make the projection of one layer of neurons, with a theta that is learnt or not."""
     return LearntProjection(name, theta) if learn_theta else Projection(name, theta)

@@ -29,8 +29,7 @@ def product_is_faster(
 ) -> bool:
     """Whether a convolution trains faster on a CPU by matrix products, output and gradients together.
 
-    Wherever the gain was below a tenth on processors with AMX, or where products lose on those with AVX-512 alone, it
-    stays a convolution.
+    Where products gain less than a tenth on processors with AMX, or lose on those with AVX-512 alone, the answer is no.
 
     Args:
         kernel: Side of the kernel: 1, 2 with stride 2, or 3.

@@ -4,7 +4,6 @@ import ctypes
 import logging
 import os
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -60,26 +59,11 @@ def test_a_source_that_does_not_compile(source, tmp_path, caplog):
     assert kept(tmp_path) == []
 
 
-def test_a_library_that_cannot_be_loaded(source, monkeypatch, caplog):
-    monkeypatch.setattr(native, "_compile", lambda compiler, source, target: target.write_bytes(b"not a library"))
-    with caplog.at_level(logging.INFO, "lightning_msnn"):
-        assert native.build(source) is None
-    assert "twice.c is not used" in caplog.text
-
-
 def test_no_compiler(source, monkeypatch, caplog):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with caplog.at_level(logging.INFO, "lightning_msnn"):
         assert native.build(source) is None
     assert "no C compiler" in caplog.text
-
-
-def test_the_compiler_of_the_environment(source, monkeypatch):
-    command = native._compiler()
-    monkeypatch.setenv("CC", f"{command[0]} -DTEST")
-    assert native._compiler() == [command[0], "-DTEST"]
-    monkeypatch.setenv("CC", "no-such-compiler")
-    assert native._compiler() == command
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs no folder of someone else's for root")
@@ -99,45 +83,6 @@ def test_a_folder_that_is_open_to_others(source, tmp_path, caplog, mode):
     assert native.build(source).twice(3) == 6
     assert kept(tmp_path) == []
     assert "closed to others (mode 0700)" in caplog.text
-
-
-def test_a_link_to_a_folder(source, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir(mode=0o700)
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "lightning_msnn_kernels").symlink_to(elsewhere)
-    assert native.build(source).twice(3) == 6
-    assert list(elsewhere.iterdir()) == []
-
-
-def test_beside_decoded_data(source, tmp_path, caplog):
-    """Data that was decoded first makes a folder that others may read; kernels are kept all the same."""
-    (tmp_path / "cache" / "lightning_msnn").mkdir(parents=True, mode=0o755)
-    assert native.build(source).twice(3) == 6
-    assert len(kept(tmp_path)) == 1
-    assert not caplog.text
-
-
-def test_two_processes_at_once(source, tmp_path):
-    """Both compile; each finds a whole library, and one is left."""
-    code = (
-        "import sys; from pathlib import Path; from lightning_msnn.kernels.compiler import build; "
-        "print(build(Path(sys.argv[1])).twice(21))"
-    )
-    command = [sys.executable, "-c", code, str(source)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0].strip() for process in running] == ["42", "42"]
-    assert len(kept(tmp_path)) == 1
-
-
-def test_no_home(source, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(source / "below a file"))
-    assert native.build(source).twice(3) == 6
-
-
-def test_an_unknown_processor(monkeypatch):
-    monkeypatch.setattr(native.Path, "read_text", lambda *_: (_ for _ in ()).throw(OSError))
-    assert isinstance(native._processor(), str)
 
 
 @pytest.mark.parametrize(("value", "type_"), [("0", type(None)), ("1", ctypes.CDLL)])

@@ -1,6 +1,3 @@
-import copy
-from functools import partial
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,12 +5,13 @@ from safetensors.torch import load_file
 from benchmarks.published import PublishedMixer
 from lightning_msnn.energy import count_operations
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.functional import PROJECTIONS, WINDOWS, merge, split
-from lightning_msnn.functional.projection import WITHOUT_THETA
+from lightning_msnn.functional import WINDOWS, merge
 from lightning_msnn.models import CELLS, SPIKING_CELLS, AttentionMixer, ConvMixer, RecurrentMixer, SpikingRecurrence
-from lightning_msnn.nn import CONTEXTS, Neuron, set_annealing
+from lightning_msnn.nn import Neuron, set_annealing
 from tests.conftest import GOLDEN
 
+SOME = ["sine", "tanh"]
+"""A projection that kernels compute, and one that they leave to the equations; tests/functional has all of them."""
 UNUSED = {"allow_unused": True, "materialize_grads": True}  # on a map that is one window
 
 
@@ -180,103 +178,14 @@ def test_unknown_cell():
         RecurrentMixer(4, cell="lstn")
 
 
-def recurrent_loop(mixer, spikes, before):
-    """The recurrent method as it is written, window by window."""
-    height, width = spikes.shape[2:]
-    m = split(before, mixer.windows)
-    omega, tau = mixer.membrane.projection, mixer.membrane.decay()
-    new = []
-    for k, window in enumerate(split(spikes, mixer.windows)):
-        tokens = torch.stack([window[:, :, i, j] for i in range(window.shape[2]) for j in range(window.shape[3])], 1)
-        read = mixer.recurrence(tokens)
-        current = torch.stack(list(read.unbind(1)), 2).view(len(spikes), -1, *window.shape[2:])
-        if k == 0:
-            new.append(tau * omega(m[0], m[1]) + current)
-        elif k == 1:
-            new.append(tau * omega(new[0], m[1]) + current)
-        else:
-            new.append(tau * omega(m[k], new[k - 1]) + current)
-    after = merge(new, mixer.windows, height, width)
-    if mixer.isolated:
-        return merge([mixer.project(mixer.spike(u)) for u in new], mixer.windows, height, width), after
-    return mixer.project(mixer.spike(after)), after
-
-
-@pytest.mark.parametrize("projection", PROJECTIONS)
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("windows", sorted(set(WINDOWS) - {"single"}))
-def test_recurrent_mixer_equals_its_formula(windows, context, projection):
-    mixer = RecurrentMixer(
-        4, windows, context, norm=False, neuron=Neuron(projection=projection, tau=0.4, threshold=0.0)
-    )
-    for size in [(8, 8), (5, 6)]:
-        spikes = (torch.rand(2, 4, *size) < 0.5).float()
-        before = torch.randn(2, 8, *size, requires_grad=True)
-        out, expected = mixer(spikes, before), recurrent_loop(mixer, spikes, before)
-        upstream = [torch.randn_like(o) for o in out]
-        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-        wanted = torch.autograd.grad(
-            expected, [before, *mixer.parameters()], upstream, allow_unused=True, materialize_grads=True
-        )
-        got = torch.autograd.grad(
-            out, [before, *mixer.parameters()], upstream, allow_unused=True, materialize_grads=True
-        )
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-
-
-def attention_loop(mixer, spikes):
-    """Spiking attention as it is written, head by head and window by window."""
-    height, width = spikes.shape[2:]
-    dim, d = spikes.shape[1], mixer.head_dim
-    tau1, tau2 = mixer.membrane1.decay(), mixer.membrane2.decay()
-    source = split(spikes, mixer.windows) if mixer.isolated else split(mixer.qkv(spikes), mixer.windows)
-    u1, u2 = [], []
-    for k, window in enumerate(source):
-        current = mixer.qkv(window) if mixer.isolated else window
-        u1.append(current if k == 0 else tau1 * u1[-1] + current)
-    merged = split(mixer.spike1(merge(u1, mixer.windows, height, width)), mixer.windows)
-    for k, u in enumerate(u1):
-        s = (mixer.spike1(u) if mixer.isolated else merged[k]).flatten(2).transpose(1, 2)
-        heads = []
-        for h in range(dim // d):
-            q, key, v = (s[:, :, part * dim + h * d : part * dim + (h + 1) * d] for part in range(3))
-            heads.append((q @ key.transpose(1, 2)) @ v * mixer.scale)
-        current = mixer.norm(torch.cat(heads, 2).transpose(1, 2).reshape(len(spikes), dim, *u.shape[2:]))
-        if k:
-            current = current + tau2 * mixer.membrane2.projection(u1[k - 1][:, 2 * dim :], u2[-1])
-        u2.append(current)
-    if mixer.isolated:
-        return merge([mixer.project(mixer.spike2(u)) for u in u2], mixer.windows, height, width)
-    return mixer.project(mixer.spike2(merge(u2, mixer.windows, height, width)))
-
-
-@pytest.mark.parametrize("projection", PROJECTIONS)
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("windows", WINDOWS)
-def test_attention_mixer_equals_its_formula(windows, context, projection):
-    mixer = AttentionMixer(
-        8, windows, context, head_dim=4, neuron=Neuron(projection=projection, tau=0.4, threshold=0.1)
-    ).eval()
-    for size in [(8, 8), (3, 4)]:  # more tokens in a window than channels in a head, and fewer
-        spikes = (torch.rand(2, 8, *size) < 0.5).float()
-        out, expected = mixer(spikes), attention_loop(mixer, spikes)
-        upstream = torch.randn_like(out)
-        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-        wanted = torch.autograd.grad(
-            expected, list(mixer.parameters()), upstream, allow_unused=True, materialize_grads=True
-        )
-        got = torch.autograd.grad(out, list(mixer.parameters()), upstream, **UNUSED)
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-
-
 def test_heads_must_fit():
     with pytest.raises(ConfigurationError, match="multiples of 24, the channels of a head, not 40"):
         AttentionMixer(40)
 
 
-@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("projection", SOME)
 @pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2), (1, 4), (1, 15)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 15)])
 def test_batched_windows_equal_the_published_loop(windows, size, projection):
     mixer = ConvMixer(5, windows, "isolated", neuron=Neuron(projection=projection, tau=0.4, threshold=0.0)).eval()
     x = (torch.rand(2, 5, *size) < 0.5).float()
@@ -287,35 +196,6 @@ def test_batched_windows_equal_the_published_loop(windows, size, projection):
     upstream = torch.randn_like(out)
     got = torch.autograd.grad(out, [a, *weights], upstream, **UNUSED)
     wanted = torch.autograd.grad(expected, [b, *weights], upstream, **UNUSED)
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-
-
-def shared_loop(mixer, spikes):
-    """Shared context from the formulas of the method, pixel by pixel of each window."""
-    height, width = spikes.shape[2:]
-    u1 = []
-    for k, current in enumerate(split(mixer.synapse1(spikes), mixer.windows)):
-        u1.append(current if k == 0 else current + mixer.membrane1.decay() * u1[k - 1])
-    s1 = mixer.spike1(merge(u1, mixer.windows, height, width))
-    u2 = []
-    for k, current in enumerate(split(mixer.synapse2(s1), mixer.windows)):
-        omega = mixer.membrane2.projection
-        u2.append(current if k == 0 else current + mixer.membrane2.decay() * omega(u1[k - 1], u2[k - 1]))
-    return mixer.project(mixer.spike2(merge(u2, mixer.windows, height, width)))
-
-
-@pytest.mark.parametrize("projection", PROJECTIONS)
-@pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2), (1, 4), (1, 15)])
-def test_shared_context_equals_its_formula(windows, size, projection):
-    mixer = ConvMixer(5, windows, "shared", neuron=Neuron(projection=projection, tau=0.4, threshold=0.0))
-    x = (torch.rand(2, 5, *size) < 0.5).float()
-    out, expected = mixer.eval()(x), shared_loop(mixer, x)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    upstream = torch.randn_like(out)
-    weights = list(mixer.parameters())
-    got = torch.autograd.grad(out, weights, upstream, **UNUSED)
-    wanted = torch.autograd.grad(expected, weights, upstream, **UNUSED)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -339,18 +219,6 @@ def test_isolated_windows_do_not_see_each_other():
     assert not same[4:, 4:].all()
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_membranes_carry_from_window_to_window(context):
-    """A change in the first window reaches the last, where no kernel does."""
-    mixer = ConvMixer(4, "non_dilated", context, neuron=Neuron(tau=0.4)).eval()
-    x = (torch.rand(1, 4, 16, 16) < 0.5).float()
-    y = x.clone()
-    y[..., :2, :2] = 1 - y[..., :2, :2]
-    ((u,), _), ((v,), _) = (observed(mixer, ["membrane1"], image) for image in (x, y))
-    difference = (u[3] - v[3]).abs().amax(1)[0]
-    assert difference[:2, :2].max() > 0
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -370,39 +238,3 @@ def test_membranes_carry_from_window_to_window(context):
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ConfigurationError, match=message):
         ConvMixer(4, **kwargs) if kwargs.keys() & {"windows", "context"} else ConvMixer(4, neuron=Neuron(**kwargs))
-
-
-@pytest.mark.parametrize("projection", PROJECTIONS)
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize("learn_theta", [False, True])
-@pytest.mark.parametrize("kind", [ConvMixer, partial(AttentionMixer, head_dim=3)])
-def test_fused_scans_equal_plain_ones_in_a_mixer(kind, windows, context, projection, learn_theta):
-    """Outputs to 1e-5 and spikes exactly, gradients of weights, tau and theta; what is watched is the reference."""
-    if learn_theta and projection in WITHOUT_THETA:
-        pytest.skip("no theta to learn")
-    kwargs = {"projection": projection, "tau": 0.4, "threshold": 0.1, "learn_theta": learn_theta}
-    fused = kind(6, windows, context, neuron=Neuron(**kwargs)).eval()
-    plain = copy.deepcopy(fused)
-    for module in plain.modules():
-        module.register_forward_pre_hook(lambda m, args: None)  # what is watched runs equation by equation
-    fired = []
-    for mixer in (fused, plain):
-        for spike in (mixer.spike1, mixer.spike2):
-            spike.register_forward_hook(lambda m, args, out: fired.append(out))
-    for size in [(8, 8), (7, 10), (1, 15), (4, 1)]:
-        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-9)):
-            spikes = (torch.rand(3, 6, *size) < 0.5).to(dtype).to(memory_format=torch.channels_last)
-            a, b = fused.to(dtype)(spikes), plain.to(dtype)(spikes)
-            for one, other in zip(fired[-4:-2], fired[-2:], strict=True):
-                assert torch.equal(one, other)
-                assert 0 < one.mean() < 1
-            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-            # Sums of thousands, which float32 rounds beyond 1e-5 where they nearly cancel.
-            tolerance *= 10
-            upstream = torch.randn_like(a)
-            got = torch.autograd.grad(a, list(fused.parameters()), upstream, **UNUSED)
-            wanted = torch.autograd.grad(
-                b, list(plain.parameters()), upstream, allow_unused=True, materialize_grads=True
-            )
-            torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)

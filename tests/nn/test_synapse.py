@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_msnn.kernels.convolution import small_convolution
-from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d, PointwiseConv2d, Synapse, product_is_faster
+from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d, PointwiseConv2d, Synapse
 
 KINDS = {
     "pointwise": lambda bias=True: PointwiseConv2d(6, 10, bias),
@@ -129,28 +129,6 @@ def test_what_is_a_product_in_training(kind, batch, size, dtype, expected):
     assert not is_product(conv.eval()(x))
 
 
-def test_the_rule_knows_nothing_but_what_was_measured():
-    assert product_is_faster(1, 128, 4, 4, torch.bfloat16)
-    assert not product_is_faster(5, 128, 2, 2, torch.bfloat16)
-    assert not product_is_faster(1, 128, 4, 4, torch.bfloat16, depthwise=True)
-    assert not product_is_faster(1, 128, 4, 4, torch.float16)
-
-
-@pytest.mark.parametrize(
-    ("size", "products", "convolutions"),
-    # The gradient of the weights is a product; on two by two pixels so are the output and the gradient of the input.
-    [((2, 2), 3, 0), ((3, 3), 1, 2)],
-)
-def test_operations_of_a_small_convolution(size, products, convolutions):
-    conv, x = CentredConv2d(6, 10, 3, bias=False), maps(64, 6, *size)
-    results(conv, x)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        results(conv, x)
-    counts = {event.key: event.count for event in profiler.key_averages()}
-    assert counts.get("aten::mm", 0) == products
-    assert counts.get("aten::convolution", 0) + counts.get("aten::convolution_backward", 0) == convolutions
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_does_not_depend_on_the_number_of_images(kind):
     conv = KINDS[kind]().to(torch.bfloat16).eval()
@@ -190,23 +168,6 @@ def test_derivatives_of_a_small_convolution(size, depthwise):
     bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(small_convolution, (x, weight, bias))
     assert torch.autograd.gradgradcheck(small_convolution, (x, weight, bias))
-
-
-def test_small_convolution_whose_kernel_is_larger_than_the_map():
-    x = maps(2, 3, 2, 4, dtype=torch.float64)
-    weight = torch.randn(5, 3, 7, 5, dtype=torch.float64, requires_grad=True)
-    got = torch.autograd.grad(small_convolution(x, weight, None).square().sum(), [x, weight])
-    out = nn.functional.conv2d(x, weight, padding=(3, 2))
-    assert_close(got, torch.autograd.grad(out.square().sum(), [x, weight]), 1e-12)
-
-
-def test_gradients_of_kernels_come_in_the_order_of_the_kernel():
-    """So that nothing copies them: into the parameter's gradient they go as they are."""
-    conv = CentredConv2d(6, 10, 3).to(memory_format=torch.channels_last)
-    conv(maps(64, 6, 2, 2)).sum().backward()
-    assert conv.weight.grad.is_contiguous(memory_format=torch.channels_last)
-    (grad,) = torch.autograd.grad(conv(maps(64, 6, 3, 3)).sum(), conv.weight)
-    assert grad.stride() == conv.weight.stride()
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
