@@ -95,14 +95,7 @@ def _centred(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @register_notrace_module  # what computes it depends on the size of the map
 class PointwiseConv2d(nn.Conv2d):
-    """A 1x1 convolution: one linear layer for all pixels.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        bias: Whether there is a bias.
-        groups: Groups of channels that do not see each other.
-    """
+    """A 1x1 convolution, one linear layer for all pixels; arguments as of ``nn.Conv2d``."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, 1, bias=bias, groups=groups)
@@ -116,14 +109,9 @@ class PointwiseConv2d(nn.Conv2d):
 
 @register_notrace_module  # what computes it depends on the size of the map
 class PatchConv2d(nn.Conv2d):
-    """A 2x2 convolution of stride 2: one linear layer for all patches of four pixels.
+    """A 2x2 convolution of stride 2, one linear layer for all patches of four pixels; arguments as of ``nn.Conv2d``.
 
     On a map of a single row only the upper half of the kernel meets pixels.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        bias: Whether there is a bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
@@ -144,14 +132,7 @@ class CentredConv2d(nn.Conv2d):
     """A convolution of odd kernel that keeps the size of the map, and skips what falls on its padding throughout.
 
     On a map or window of a single row or column only the middle of the kernel meets pixels: in the last stage, cut into
-    windows of one pixel, one weight in nine.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Side of the kernel in pixels, odd.
-        bias: Whether there is a bias.
-        groups: Groups of channels that do not see each other.
+    windows of one pixel, one weight in nine. Arguments are those of ``nn.Conv2d``.
     """
 
     def __init__(
