@@ -284,7 +284,7 @@ class Task(pl.LightningModule):
         checkpoint["network_arguments"] = _plain(getattr(self.network, "arguments", {}))
         # Whoever loads the checkpoint needs neither the entry that its network is named by nor what it started from.
         hparams, (name, kwargs) = {**self.hparams, "pretrained": False}, self.made_of()
-        if name != hparams["network"]:
+        if name != hparams["network"] or name == "spiking":  # whose layers are found only once
             hparams |= {"network": name, "network_kwargs": kwargs}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = _plain(hparams)
         of_data = pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY
