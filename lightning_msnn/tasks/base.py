@@ -281,7 +281,9 @@ class Task(pl.LightningModule):
         checkpoint["preprocessing"] = dict(self.preprocessing)
         checkpoint["started_from"] = self._started_from
         checkpoint["planned_steps"] = self._planned_steps
-        checkpoint["network_arguments"] = _plain(getattr(self.network, "arguments", {}))
+        made = dict(getattr(self.network, "arguments", {}))  # complete, whatever the defaults of later versions
+        shape = {key: self.hparams[key] for key in ("num_classes", "in_chans")}
+        checkpoint["network_arguments"] = _plain(made | shape) if made else {}
         # Whoever loads the checkpoint needs neither the entry that its network is named by nor what it started from.
         hparams, (name, kwargs) = {**self.hparams, "pretrained": False}, self.made_of()
         if name != hparams["network"] or name == "spiking":  # whose layers are found only once
