@@ -273,6 +273,7 @@ def test_report_fetches_no_weights(tmp_path: Path, offline: list[str], capsys: p
     """Of a network of timm's own that a checkpoint says to be pretrained."""
     network = timm.create_model("resnet18", num_classes=10, in_chans=1)
     content = small_checkpoint()
+    content.pop("network_arguments", None)
     content["state_dict"] = {f"network.{name}": value for name, value in network.state_dict().items()}
     content["hyper_parameters"] = {"network": "resnet18", "num_classes": 10, "in_chans": 1, "pretrained": True}
     content["class_names"] = [str(digit) for digit in range(10)]
