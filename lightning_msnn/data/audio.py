@@ -20,19 +20,7 @@ from lightning_msnn.data.arrays import ArrayDataModule, list_files
 from lightning_msnn.data.parts import Part
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
-__all__ = [
-    "AudioDataModule",
-    "LogMel",
-    "add_noise",
-    "align_maps",
-    "colour_maps",
-    "find_sounds",
-    "level_maps",
-    "mask_maps",
-    "mel_filters",
-    "read_wav",
-    "read_waves",
-]
+__all__ = ["AudioDataModule", "LogMel", "align_maps", "find_sounds", "level_maps", "read_wav", "read_waves"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +35,6 @@ Wave = npt.NDArray[np.float32]
 
 def read_wav(path: str | os.PathLike[str]) -> tuple[Wave, int]:
     """Read a wav file: integers of any width or floats, channels averaged.
-
-    Args:
-        path: The file.
 
     Returns:
         Samples in [-1, 1], float32, (N,), and the sampling rate in Hz.
@@ -85,18 +70,10 @@ def loudest(wave: Wave, samples: int) -> Wave:
 
 
 def read_waves(files: Sequence[str | os.PathLike[str]], rate: int, samples: int) -> Tensor:
-    """Read recordings as waves of one rate and length, each at full level.
+    """Read wav files as waves of one rate in Hz and one length, int16, (N, samples), each at full level.
 
-    A recording of another rate is resampled, and how many were is said. An offset is taken out. Of a longer one the
-    loudest stretch is taken; a shorter one has silence on both sides.
-
-    Args:
-        files: wav files.
-        rate: Sampling rate in Hz.
-        samples: Samples of a wave.
-
-    Returns:
-        int16, (N, samples).
+    A recording of another rate is resampled, and a warning says how many were. An offset is taken out. Of a longer one
+    the loudest stretch is taken; a shorter one has silence on both sides.
 
     Raises:
         ConfigurationError: Naming a file that cannot be read.
@@ -124,18 +101,10 @@ def read_waves(files: Sequence[str | os.PathLike[str]], rate: int, samples: int)
 
 
 def mel_filters(rate: int, n_fft: int, mels: int) -> Tensor:
-    """Triangular filters, evenly spaced on the mel scale from 0 Hz to half the rate.
+    """Triangular filters, evenly spaced on the mel scale from 0 Hz to half the rate, (mels, n_fft // 2 + 1), at most 1.
 
     torchaudio, which has these, cannot be imported beside torch for CPUs. The scale is that of HTK:
     ``2595 log10(1 + f / 700)`` (O'Shaughnessy, Speech Communication: Human and Machine, 1987).
-
-    Args:
-        rate: Sampling rate in Hz.
-        n_fft: Length of the Fourier transform in samples.
-        mels: Number of filters.
-
-    Returns:
-        Weights, float32, (mels, n_fft // 2 + 1), at most 1.
     """
     top = 2595 * math.log10(1 + rate / 2 / 700)
     edges = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64) / 2595) - 1)
@@ -186,12 +155,9 @@ class LogMel(nn.Module):
 
 
 def add_noise(waves: Tensor, noise: float) -> Tensor:
-    """Add white noise to waves, drawn from torch's global CPU generator.
+    """Add white noise to waves (B, samples), drawn from torch's global CPU generator.
 
-    Args:
-        waves: float32, (B, samples).
-        noise: Largest standard deviation of the noise, as a multiple of the wave's; the draw is log-uniform over the
-            two decades up to it.
+    Its standard deviation is log-uniform over the two decades up to ``noise``, as a multiple of the wave's.
     """
     level = (noise * 10 ** (-2 * torch.rand(len(waves), 1))).to(waves.device) * waves.std(1, keepdim=True)
     return waves + level * torch.randn(waves.shape).to(waves.device)
@@ -202,7 +168,7 @@ def mask_maps(maps: Tensor, width: int, dim: int) -> Tensor:
 
     Args:
         maps: ``(B, 1, mels, frames)``, normalised.
-        width: Largest width of the band; the draw is uniform from 0.
+        width: Largest width of the band.
         dim: Axis that is masked: 2 for frequencies, 3 for times.
     """
     size = maps.shape[dim]
@@ -214,14 +180,9 @@ def mask_maps(maps: Tensor, width: int, dim: int) -> Tensor:
 
 
 def find_sounds(waves: Tensor, rate: int) -> Tensor:
-    """Find where sounds begin and end: what lies between the first and the last 20 ms within 35 dB of the loudest.
+    """Find where sounds begin and end in waves (B, samples), as shares of the wave, (B, 2).
 
-    Args:
-        waves: float32, (B, samples).
-        rate: Sampling rate in Hz.
-
-    Returns:
-        Begin and end, (B, 2), as shares of the wave.
+    A sound is what lies between the first and the last 20 ms within 35 dB of the loudest.
     """
     width = max(1, rate // 50)
     hop = max(1, width // 4)
@@ -268,12 +229,9 @@ def align_maps(
 
 
 def level_maps(maps: Tensor) -> Tensor:
-    """Take level and tilt out of maps: their mean over time, smoothed over nine mel bands, and their deviation.
+    """Take level and tilt out of maps ``(B, 1, mels, frames)``, which are of a microphone and of a voice at large.
 
-    What is taken out is that of a microphone and of a voice at large, and differs from one recording to the next.
-
-    Args:
-        maps: ``(B, 1, mels, frames)``.
+    That is their mean over time, smoothed over nine mel bands, and their deviation.
     """
     mean = nn.functional.pad(maps.mean(3, keepdim=True), (0, 0, 4, 4), mode="replicate")
     maps = maps - nn.functional.avg_pool2d(mean, (9, 1), 1)
@@ -283,10 +241,8 @@ def level_maps(maps: Tensor) -> Tensor:
 def colour_maps(maps: Tensor, level: float) -> Tensor:
     """Raise and lower the mel bands of maps smoothly, as another microphone does; drawn from torch's CPU generator.
 
-    Args:
-        maps: ``(B, 1, mels, frames)``.
-        level: Standard deviation of what is added, in the unit of the maps, at five places from the lowest band to the
-            highest; between them it is linear.
+    What is added has standard deviation ``level`` at five places from the lowest band to the highest, and is linear
+    between them.
     """
     drawn = (level * torch.randn(len(maps), 1, 5, 1)).to(maps.device)
     return maps + nn.functional.interpolate(drawn, (maps.shape[2], 1), mode="bilinear", align_corners=True)

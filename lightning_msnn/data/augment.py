@@ -32,9 +32,9 @@ class BatchAugmentation(nn.Module):
     random numbers come from torch's global CPU generator, whatever the device of the images: one seed gives the same
     augmentation everywhere, and a restored generator state repeats it exactly.
 
-    torchvision draws a policy's operations once for a call. A call for each image would starve a GPU, so the batch is
-    cut into ``policy_groups`` groups of neighbours and each group gets its own draw. More groups are nearer to the
-    published policies (``policy_groups`` of the batch size is exactly them) and slower.
+    torchvision draws a policy's operations once for a call, and a call for each image would starve a GPU. So the batch
+    is cut into ``policy_groups`` groups of neighbours, each with its own draw. With as many groups as images this is
+    the published policy; fewer are faster.
 
     Args:
         crop_padding: Rows and columns of zeros put around an image before a crop of its own size; 0 is no crop.
@@ -73,19 +73,7 @@ class BatchAugmentation(nn.Module):
         self.register_buffer("fill", torch.tensor(colour, dtype=torch.uint8).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Augment a batch.
-
-        Args:
-            images: uint8, (B, C, H, W), with 1 or 3 channels.
-
-        Returns:
-            A new uint8 tensor of the same shape on the same device; ``images`` is left as it was.
-
-        Raises:
-            TypeError: If the images are not a uint8 batch.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise TypeError(f"a uint8 batch (B, C, H, W) is needed, not {images.dtype} {tuple(images.shape)}")
+        """Return an augmented copy of a uint8 batch (B, C, H, W); policies take 1 or 3 channels."""
         if self.crop_padding:
             images = self._crop(images)
         if self.flip:
@@ -125,8 +113,3 @@ class BatchAugmentation(nn.Module):
         rows, columns = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
         mask = ((rows >= y0) & (rows < y1)).unsqueeze(2) & ((columns >= x0) & (columns < x1)).unsqueeze(1)
         return torch.where(mask.unsqueeze(1), self.fill.to(images.device), images)
-
-    def extra_repr(self) -> str:
-        """Show the settings in ``repr``."""
-        names = ("crop_padding", "flip", "policy", "erasing", "policy_groups")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

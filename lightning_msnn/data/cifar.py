@@ -81,10 +81,7 @@ class CIFAR10(ImageDataModule):
 class CIFAR100(CIFAR10):
     """CIFAR-100: 50,000 training and 10,000 test images of 100 classes, 32x32 RGB.
 
-    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. ``root`` holds either the
-    official ``cifar-100-python`` folder (its checksums are compared) or ``train/<class>/*`` and ``test/<class>/*``
-    with one image a file; the official one is read where both exist. Both number the classes alike, by their fine
-    label.
+    As :class:`CIFAR10`, with the official ``cifar-100-python`` folder and the fine labels.
     """
 
     classes: ClassVar[list[str]] = CIFAR100_CLASSES.split()

@@ -22,8 +22,7 @@ Batch = tuple[Tensor, Tensor | list[str]]
 class ArrayDataset(Dataset[Batch]):
     """Inputs in memory.
 
-    torch's loader hands ``__getitems__`` all indices of a batch, so that one gather makes the batch; samplers, and
-    Lightning's distributed ones among them, work as ever.
+    torch's loader hands ``__getitems__`` all indices of a batch, so that one gather makes the batch.
 
     Args:
         images: Inputs as they are stored, such as uint8 images (N, C, H, W).
@@ -118,13 +117,10 @@ def collate(batch: Any) -> Any:
 class Loader(DataLoader[Batch]):
     """A DataLoader whose place in an epoch is part of a checkpoint, and that leaves torch's global generator alone.
 
-    Lightning calls ``state_dict`` and ``load_state_dict``. What an epoch holds depends on the sampler's seed and epoch
-    alone (:class:`~lightning_msnn.data.sampling.ShardSampler`), so its number and the number of batches given out say
-    where to continue, and nothing is decoded to get there. Without a call of the sampler's ``set_epoch``, each
-    iteration that ends begins the next epoch.
+    What an epoch holds depends on the sampler's seed and epoch alone, so its number and the number of batches given out
+    say where to continue, and nothing is decoded to get there. Without a call of ``set_epoch`` each iteration begins the next epoch.
 
-    An error of the configuration that a worker raises keeps its one sentence; torch would put the worker's traceback
-    in its place.
+    A configuration error of a worker keeps its one sentence, without torch's traceback.
     """
 
     _given = 0

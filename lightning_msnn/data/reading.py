@@ -51,10 +51,6 @@ def class_folders(folder: Path) -> list[str]:
 def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
     """List the images of ``folder/<class>``, sub-folders included.
 
-    Args:
-        folder: Folder with one sub-folder for each class.
-        classes: The class folders that must be there, and no others.
-
     Returns:
         The files, sorted by class and name, and the class of each; class k is the k-th of ``classes``.
 
@@ -118,16 +114,7 @@ def image_array(image: Image.Image, size: int) -> Pixels:
 def read_image(
     path: str, size: int, channels: int, transform: Callable[[Image.Image], Image.Image] | None = None
 ) -> Pixels:
-    """Decode an image file, turned upright if its EXIF orientation says so.
-
-    Args:
-        path: The file.
-        size: Height and width of the result.
-        channels: 1 (grey) or 3 (RGB).
-        transform: Applied to the image in its own size, after the conversion to grey or RGB.
-
-    Returns:
-        uint8, (channels, size, size).
+    """Decode an image file to the pixels that :func:`prepare_pixels` returns.
 
     Raises:
         ConfigurationError: If the file cannot be decoded, or PIL takes it for a decompression bomb.
@@ -143,13 +130,9 @@ def read_image(
 def prepare_pixels(
     image: Image.Image, size: int, channels: int, transform: Callable[[Image.Image], Image.Image] | None = None
 ) -> Pixels:
-    """Return the pixels of an image, uint8, (channels, size, size): upright, grey or RGB, its centre square scaled.
+    """Return the pixels of an image, uint8, (channels, size, size): upright, its centre square scaled.
 
-    Args:
-        image: Any PIL image.
-        size: Height and width of the result.
-        channels: 1 (grey) or 3 (RGB); transparency is dropped.
-        transform: Applied to the image in its own size, after the conversion to grey or RGB.
+    With 1 channel it is grey, with 3 RGB; ``transform`` is applied then, in the image's own size.
     """
     with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
         image = ImageOps.exif_transpose(image)

@@ -54,12 +54,7 @@ def even_batch_size(batch_size: int, images: int, processes: int) -> int:
     """Return the batch size nearest to ``batch_size`` with which every process has as many batches to evaluate.
 
     Processes that shard a network meet in every forward pass: one with a batch more than the others would wait for
-    ever.
-
-    Args:
-        batch_size: The batch size asked for.
-        images: Images of all processes together; each has ``images // processes`` of them, or one more.
-        processes: Number of processes.
+    ever. Each has ``images // processes`` images, or one more.
     """
     share, more = divmod(images, processes)
     if not more:

@@ -51,15 +51,14 @@ def read_ts(file: Path) -> tuple[Series, list[str], list[str]]:
 
 
 def warp_series(series: Tensor, warp: float, crop: float) -> Tensor:
-    """Play series unevenly and from a later to an earlier end, each by a draw of its own from torch's CPU generator.
+    """Play series ``(B, C, 1, L)`` unevenly and cut their ends, each by a draw of its own from torch's CPU generator.
 
-    Time warping and window slicing of augmentations (Iwana and Uchida, arXiv 2007.15951); lengths stay as they are, and
-    values between two are interpolated.
+    Time warping and window slicing (Iwana and Uchida, arXiv 2007.15951); lengths stay as they are.
 
     Args:
         series: ``(B, C, 1, L)``.
         warp: Standard deviation of the logarithm of the speed, at five places; between them it is linear.
-        crop: Largest share of a series that is cut off, at both ends together; the draw is uniform.
+        crop: Largest share of a series that is cut off, at both ends together.
     """
     batch, size = len(series), series.shape[3]
     share = torch.linspace(0, 1, size, device=series.device).expand(batch, size)
@@ -192,12 +191,12 @@ class TimeSeries(ArrayDataModule):
         files = [self._file("train"), *([self._file("test")] if part == "test" else [])]
         if part is None and self.folder is not None:
             files += list_files(self.folder, ".ts")
-        variables = {file: len(self._read(file)[0][0]) for file in files}
-        if other := [file for file in files if variables[file] != variables[files[0]]]:
-            raise ConfigurationError(
-                f"the series in {str(other[0])!r} have {variables[other[0]]} variables, and those of training "
-                f"{variables[files[0]]}"
-            )
+        variables = len(self._read(files[0])[0][0])
+        for file in files:
+            if (found := len(self._read(file)[0][0])) != variables:
+                raise ConfigurationError(
+                    f"the series in {str(file)!r} have {found} variables, and those of training {variables}"
+                )
         labels = {label for file in files if part is not None for label in self._read(file)[1]}
         if part is not None and (not labels or not labels <= set(self.class_names)):
             allowed = ", ".join(self.class_names) or "no classes"

@@ -124,9 +124,3 @@ def test_wrong_arguments_are_named(arguments: dict[str, object], words: list[str
     with pytest.raises(ConfigurationError) as caught:
         BatchAugmentation(**arguments)  # type: ignore[arg-type]
     assert all(word in str(caught.value) for word in words)
-
-
-@pytest.mark.parametrize("images", [torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8)])
-def test_other_tensors_are_refused(images: Tensor) -> None:
-    with pytest.raises(TypeError, match="uint8 batch"):
-        BatchAugmentation()(images)
