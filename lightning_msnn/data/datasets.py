@@ -118,7 +118,8 @@ class Loader(DataLoader[Batch]):
     """A DataLoader whose place in an epoch is part of a checkpoint, and that leaves torch's global generator alone.
 
     What an epoch holds depends on the sampler's seed and epoch alone, so its number and the number of batches given out
-    say where to continue, and nothing is decoded to get there. Without a call of ``set_epoch`` each iteration begins the next epoch.
+    say where to continue, and nothing is decoded to get there. Without a call of ``set_epoch`` each iteration begins
+    the next epoch.
 
     A configuration error of a worker keeps its one sentence, without torch's traceback.
     """
