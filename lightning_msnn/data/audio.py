@@ -356,13 +356,6 @@ class AudioDataModule(ArrayDataModule):
         """Read a wav file as the input of a network, ``(1, mels, frames)``."""
         return self.transform(read_waves([path], self.rate, self.samples), False)[0]
 
-    def span(self, wave: Tensor) -> tuple[float, float]:
-        """Return where the map of a wave, int16, (samples,), begins and ends, in seconds."""
-        if not self.aligned:
-            return 0.0, self.samples / self.rate
-        begin, end = (find_sounds(wave[None].float(), self.rate)[0] * self.samples / self.rate).tolist()
-        return begin - MARGIN * (end - begin), end + MARGIN * (end - begin)
-
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
         """Turn waves, int16, (B, samples), into log-mel maps, each of mean 0 and deviation 1."""
         waves = inputs.float() / 32768
