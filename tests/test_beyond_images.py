@@ -13,7 +13,6 @@ import yaml
 
 from lightning_msnn import data, zoo
 from lightning_msnn.cli import configurations, main
-from lightning_msnn.energy import spread
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.report import main as report
 from lightning_msnn.trained import load_trained
@@ -65,6 +64,7 @@ def rows(file):
 SPEECH = ["--config", "data/spoken_digits", "--config", "recipe/tiny", "--data.root", "fsdd"]
 
 
+@pytest.mark.slow
 def test_speech_from_fit_to_a_zoo_entry(digits, here, capsys, monkeypatch):
     fit(*SPEECH, "--data.frames", "32", "--data.splits", "speakers")
     main(["test", "--ckpt_path", LAST, "--data.root", "fsdd", *SHORT[:2], "--run.monitors", "false"])
@@ -113,6 +113,7 @@ def series(here):
     return here
 
 
+@pytest.mark.slow
 def test_series_from_fit_to_a_zoo_entry(series, monkeypatch):
     words = ("--config", "data/time_series", "--config", "recipe/series", "--data.problem", "Waves", "--data.root", ".")
     fit(*words, "--data.differences", "true")
@@ -130,12 +131,6 @@ def test_series_from_fit_to_a_zoo_entry(series, monkeypatch):
     assert info["data"]["init_args"]["problem"] == "Waves"
     with pytest.raises(ConfigurationError, match="takes neither images nor recordings: use TimeSeries"):
         zoo.transforms("msnn_resnet12_tiny.waves")
-
-
-def test_what_are_no_classes_is_chosen_evenly_of_all():
-    chosen = spread(torch.randn(50, 3), 20)
-    assert len(chosen.unique()) == 20
-    assert torch.equal(chosen, spread(torch.zeros(50, dtype=torch.int64), 20))
 
 
 def test_series_are_tested_as_they_were_trained_on(series):

@@ -32,12 +32,6 @@ def test_crop_and_flip_equal_a_naive_reference(channels: int) -> None:
     assert 0 < sum(flips) < len(flips)
 
 
-def test_flip_always_and_never() -> None:
-    images = batch()
-    assert torch.equal(BatchAugmentation(crop_padding=0, flip=1.0)(images), images.flip(-1))
-    assert torch.equal(BatchAugmentation(crop_padding=0, flip=0.0)(images), images)
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [8, 32])
@@ -92,19 +86,6 @@ def test_erased_area_lies_in_its_bounds_and_is_one_rectangle_of_the_mean_colour(
     assert erased.any(0).all()
     colour = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8).view(-1, 1, 1)
     assert torch.equal(result, torch.where(erased.unsqueeze(1), colour, images))
-
-
-def test_erasing_probability() -> None:
-    images = torch.full((2000, 3, 16, 16), 255, dtype=torch.uint8)
-    torch.manual_seed(2)
-    share = (BatchAugmentation(0, 0.0, erasing=0.25)(images) != 255).flatten(1).any(1).float().mean()
-    assert 0.2 < share < 0.3
-
-
-def test_other_shapes_than_squares() -> None:
-    images = batch(6)[:, :, :5]
-    result = BatchAugmentation(2, 0.5, "randaugment", erasing=1.0)(images)
-    assert result.shape == images.shape
 
 
 @pytest.mark.parametrize(

@@ -138,20 +138,6 @@ def test_fit_decodes_no_test_image(make_tree: MakeTree, tmp_path: Path) -> None:
         trainer(tmp_path, fast_dev_run=True).test(model, module, verbose=False)
 
 
-def test_predict_alone_needs_no_data_set(tmp_path: Path) -> None:
-    write_image(tmp_path / "in" / "x.png", 0)
-    module = CIFAR10(folder=str(tmp_path / "in"))
-    assert trainer(tmp_path).predict(Probe(3 * 32 * 32, 10), module) == [[str(tmp_path / "in" / "x.png")]]
-
-
-def test_no_validation(tmp_path: Path) -> None:
-    module = Digits(val_fraction=0.0)
-    model = Probe(256, 10)
-    trainer(tmp_path, max_epochs=1, limit_train_batches=2).fit(model, module)
-    assert len(model.seen["train"]) == 2
-    assert not model.seen["val"]
-
-
 def test_each_device_keeps_a_batch() -> None:
     module = Digits(batch_size=500)
     module.setup("fit")
@@ -164,29 +150,3 @@ def test_each_device_keeps_a_batch() -> None:
     assert not module.train_dataloader().drop_last  # 1294 images, 323 a device
     Running.world_size = 2
     assert module.train_dataloader().drop_last
-
-
-def test_hyperparameters_load_from_a_checkpoint_of_plain_values(make_tree: MakeTree, tmp_path: Path) -> None:
-    root = make_tree(CIFAR10.classes)
-    module = ImageFolder(root=root, image_size=16, batch_size=4, seed=3)  # type: ignore[arg-type]
-    runner = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
-    runner.fit(Probe(3 * 16 * 16, 10), module)
-    runner.save_checkpoint(tmp_path / "x.ckpt")
-    assert torch.load(tmp_path / "x.ckpt", weights_only=True)["datamodule_hyper_parameters"]["seed"] == 3
-    again = ImageFolder.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True)
-    assert (again.root, again.seed, again.batch_size, again.image_size) == (root, 3, 4, 16)
-
-
-@pytest.mark.parametrize("kind", [Digits, CIFAR10, ImageFolder])
-def test_the_command_line_sees_every_argument(kind: type[ImageDataModule]) -> None:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "data")
-    parsed = parser.parse_args(["--data.batch_size=3", "--data.policy=randaugment", "--data.seed=4"])
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name before 4.49
-    module = instantiate(parsed).data
-    assert (module.batch_size, module.seed, module.augment.policy) == (3, 4, "randaugment")
-    assert module.augment.flip == (0.0 if kind is Digits else 0.5)
-    text = parser.format_help()
-    assert "Share of the training part that is split off" in " ".join(text.split())

@@ -76,15 +76,6 @@ def test_series_are_stretched_and_say_how_long_they_were(problem):
     torch.testing.assert_close(seen.std(1, correction=0), torch.tensor(module.std[:2]), rtol=1e-5, atol=1e-5)
 
 
-def test_series_of_one_length_have_no_channel_more(tmp_path):
-    for part in ("TRAIN", "TEST"):
-        write_ts(tmp_path, *waves(10, (16,), channels=1), part=part)
-    module = TimeSeries("Waves", root=str(tmp_path), length=12)
-    assert (module.in_chans, module.image_size) == (1, (1, 12))
-    module.setup("test")
-    assert module.on_after_batch_transfer(next(iter(module.test_dataloader())), 0)[0].shape == (10, 1, 1, 12)
-
-
 def test_differences_are_channels_with_a_mean_and_deviation_of_their_own(problem):
     plain, module = (TimeSeries("Waves", str(problem), batch_size=100, differences=more) for more in (False, True))
     for data in (plain, module):
@@ -119,18 +110,6 @@ def test_series_are_played_unevenly_in_their_own_order():
     assert not torch.equal(*warp_series(series[:2], 0.5, 0.0))
 
 
-def test_only_training_series_are_warped_and_their_length_stays(problem):
-    module = TimeSeries("Waves", root=str(problem), noise=0.0, scale=0.0)
-    module.setup("fit")
-    series = module.train_dataloader().dataset[:8][0]
-    plain, warped = module.transform(series, False), module.transform(series, True)
-    assert torch.equal(plain[:, 2], warped[:, 2])
-    assert not torch.equal(plain[:, :2], warped[:, :2])
-    same = TimeSeries("Waves", root=str(problem), noise=0.0, scale=0.0, warp=0.0, crop=0.0)
-    same.setup("fit")
-    assert torch.equal(same.transform(series, True), plain)
-
-
 def test_bad_series_are_named(problem, tmp_path):
     with pytest.raises(ConfigurationError, match=r"no file 'Tides_TRAIN.ts' in .*: problems there are Waves"):
         TimeSeries("Tides", root=str(problem)).check("fit")
@@ -155,19 +134,6 @@ def test_bad_series_are_named(problem, tmp_path):
     (problem / "Waves" / "Waves_TRAIN.ts").write_text("@data\n1,2,x:up\n")
     with pytest.raises(ConfigurationError, match=r"cannot read the series in '.*Waves_TRAIN.ts'"):
         TimeSeries("Waves", root=str(problem)).check("fit")
-
-
-def test_units_of_a_series_do_not_count(tmp_path):
-    series, labels = waves(20, (12,), channels=1)
-    found = []
-    for unit in (1.0, 1e-9):
-        write_ts(tmp_path / "Waves", [[unit * x for x in one] for one in series], labels)
-        data = TimeSeries("Waves", root=str(tmp_path), noise=0, scale=0, warp=0, crop=0, batch_size=18)
-        data.setup("fit")
-        torch.manual_seed(0)
-        found.append(data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)[0])
-    torch.testing.assert_close(found[0], found[1])
-    assert found[0].std() == pytest.approx(1.0, rel=0.05)
 
 
 def test_series_to_predict_need_no_class_and_others_do(problem):
@@ -218,14 +184,6 @@ def test_the_number_of_batches_follows_devices_and_batch_size(problem):
         module.trainer = Mock(world_size=devices, global_rank=devices - 1)
         assert len(module.train_dataloader()) >= 20
     assert len(module._datasets["train"]) == 36
-
-
-def test_a_batch_that_all_series_do_not_fill(problem):
-    module = TimeSeries("Waves", root=str(problem), batch_size=48, min_batches=2)
-    module.setup("fit")
-    met = [series[:, 0, 0, 0] for series, _ in module.train_dataloader()]
-    assert [len(batch) for batch in met] == [48, 48]
-    assert len(torch.cat(met).unique()) == 36
 
 
 @pytest.mark.parametrize("network", ["msnn_resnet12_tiny", "msnn_vit12_tiny", "msnn_rnn12_tiny"])
