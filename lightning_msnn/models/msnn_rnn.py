@@ -141,7 +141,7 @@ SPIKING_CELLS: dict[str, type[nn.Module]] = {"spiking_lstm": LSTMGates, "spiking
 
 
 class FeedbackSpike(Spike):
-    """Neurons that a cell is fed back by: they fire at its output, and carry nothing of their own."""
+    """Neurons that fire at a cell's own output and feed the cell; a LIF baseline leaves them as they are."""
 
 
 class SpikingRecurrence(Recurrence):
