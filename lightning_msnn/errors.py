@@ -88,9 +88,12 @@ def deprecated(old: str, new: str, gone_in: str) -> None:
     warnings.warn(f"{old} goes in version {gone_in}: use {new}", DeprecationWarning, stacklevel=3)
 
 
-def suggestion(name: str, allowed: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the entry of ``allowed`` nearest to ``name``, or an empty string."""
-    near = get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+def suggestion(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return ``"; did you mean 'x'?"`` for the entry of ``allowed`` nearest to ``name``, or an empty string.
+
+    Entries are less similar the lower the cutoff is, from 1 (the same) to 0 (nothing in common).
+    """
+    near = get_close_matches(name, list(allowed), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from enum import Enum
-from inspect import Parameter, signature
-from itertools import count
+from importlib import import_module
+from inspect import Parameter
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from jsonargparse import Namespace
-from lightning.fabric.plugins import CheckpointIO
+import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -28,273 +24,179 @@ from lightning_msnn.callbacks import (
     EMA,
     BestCheckpoint,
     EnergyMonitor,
-    IntegerInference,
     PredictionWriter,
     SpikeRateMonitor,
     TrainingCurves,
 )
-from lightning_msnn.callbacks.best_checkpoint import check_logged
-from lightning_msnn.cli.causes import configuration_error, is_lightnings, is_restoring
-from lightning_msnn.cli.config_files import sentence
-from lightning_msnn.cli.folders import LOCAL_LOGGERS, check_folder, place_logger, put_aside, run_of, with_local_first
-from lightning_msnn.cli.given import BASES, DEFAULTS, IMPORTS, Given, Parser, arguments_of, path_of
-from lightning_msnn.cli.known import AT_THE_START, OF_A_TRAINING, Known, plain
-from lightning_msnn.entries import entries
-from lightning_msnn.errors import ConfigurationError, TrainingError, suggestion
-from lightning_msnn.export.__main__ import main as export
-from lightning_msnn.imports import HELP, explained
-from lightning_msnn.nn import Spike
-from lightning_msnn.runs import (
-    AtomicCheckpointIO,
-    Claim,
-    FiniteLoss,
-    LastCheckpoint,
-    RandomState,
-    claim_version,
-    newest_version,
-    read_checkpoint,
-    release_version,
+from lightning_msnn.cli.folders import (
+    Run,
+    begin_run,
+    experiment_folder,
+    newest_run,
+    place_loggers,
+    put_aside,
+    resume_run,
 )
+from lightning_msnn.cli.parsing import IMPORTS, ConfigurationFile, Parser, in_chain, leading
+from lightning_msnn.cli.source import OF_THE_TRAINING, Source, compare_resumed, parameters_of
+from lightning_msnn.entries import entries, resolve
+from lightning_msnn.errors import ConfigurationError, TrainingError, brief, suggestion
+from lightning_msnn.imports import HELP, explained, import_files
+from lightning_msnn.nn import Spike
+from lightning_msnn.runs import FiniteLoss, LastCheckpoint, RandomState, is_checkpoint, read_checkpoint
 
 __all__ = ["MSNNCLI", "main"]
 
-LINKED = {"num_classes": "num_classes", "in_chans": "in_chans"}
-"""Arguments of the model that are an attribute of the data by default."""
+DEFAULTS = {"model": "lightning_msnn.tasks.SpikingClassifier", "data": "lightning_msnn.data.Digits"}
+"""Classes of a training that names none."""
+
+LINKED = ("num_classes", "in_chans")
+"""Arguments of the model that are attributes of the data."""
 
 EPOCHS = 30
 """Epochs of a training whose end nothing else says."""
 
-BEST = "val/top1"
-"""Metric that chooses the best checkpoint if no other is named."""
-
-OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"export": export}
-"""Verbs that are no training of LightningCLI, each with a command line of its own."""
-
-MORE = (*OTHERS,)
-"""Verbs that are not those of LightningCLI."""
+VERBS = {"export": "export.__main__", "zoo": "zoo.__main__", "report": "report"}
+"""Verbs with a command line of their own, and the modules that are imported for them."""
 
 
-def _as_text(value: Any) -> Any:
-    """Return a configuration with members of enumerations, which some classes have as defaults, as their text."""
-    if isinstance(value, Namespace):
-        for key, part in vars(value).items():
-            setattr(value, key, _as_text(part))
-    elif isinstance(value, list):
-        return [_as_text(part) for part in value]
-    return str(value.value) if isinstance(value, Enum) and isinstance(value, str) else value
+class _Record(Callback):
+    """Save the configuration in the run's folder, send it to the loggers, and store what a resumed training needs."""
 
+    def __init__(self, folder: Path, config: str) -> None:
+        self.begun = False
+        """Whether a training step is done."""
+        self._folder = folder
+        self._config = config
 
-def _no(value: Any) -> bool:
-    return value in (None, False, "null", "false", "False")
-
-
-def _linked(name: str, parameter: Parameter) -> Callable[[Any], Any]:
-    """Return a function that reads what the model takes from the data, or the model's default."""
-
-    def read(datamodule: Any) -> Any:
-        try:
-            value = getattr(datamodule, LINKED[name], None)
-        except ConfigurationError:
-            raise
-        except Exception:  # of data that knows it only once it is set up
-            value = None
-        if value is None and parameter.default is Parameter.empty:
-            raise ConfigurationError(f"model.{name} must be given: {type(datamodule).__name__} does not say it")
-        return parameter.default if value is None else value
-
-    return read
-
-
-class _Record(SaveConfigCallback):
-    """Save the configuration with the run, send it to the loggers, and say in checkpoints of what classes they are."""
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration; a folder where that is not possible would not take checkpoints either."""
-        try:
-            super().setup(trainer, pl_module, stage)
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot write to the run's folder {error.filename!r}: {error.strerror}"
-            ) from error
-
-    begun = False
-    """Whether a training step is done."""
-
-    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        """Note that the first step is done."""
-        self.begun = True
-
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Stop, before the first step if that is known, if a callback needs a metric that a validation does not log."""
-        if trainer.state.fn != TrainerFn.FITTING or not isinstance(pl_module, tasks.Task):
+        if not trainer.is_global_zero:
             return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            monitor = getattr(callback, "monitor", None)
-            asks_itself = isinstance(callback, BestCheckpoint) or getattr(callback, "strict", True) is False
-            if isinstance(monitor, str) and monitor.startswith("val/") and not asks_itself:
-                check_logged(trainer, pl_module, monitor, f"which {type(callback).__name__} watches")
-
-    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Send the configuration to every logger."""
-        text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
             if isinstance(logger, Logger):
-                logger.log_hyperparams({"config": text})
+                logger.log_hyperparams({"config": self._config})
+        file = self._folder / "config.yaml"
+        if not file.exists():  # fit ends with test
+            try:
+                file.write_text(f"# lightning-msnn {__version__}\n{self._config}", encoding="utf-8")
+            except OSError as error:
+                raise ConfigurationError(f"cannot write to the run's folder: {brief(error)}") from error
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Store the paths of the classes, and options that a training that goes on must have too."""
-        known = {section: self.config[section].class_path for section in BASES}
-        more = {
-            section: {name: self.config[section].get(name) for name in names}
-            for section, names in OF_A_TRAINING.items()
-        }
-        checkpoint["cli"] = known | plain(more)
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        """Note that a step is done."""
+        self.begun = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Store the options that a resumed training must have too."""
+        config = yaml.safe_load(self._config)
+        stored = {section: config[section] for section in DEFAULTS}
+        for section, names in OF_THE_TRAINING.items():
+            stored[section] = {name: config[section][name] for name in names if name in config[section]}
+        checkpoint["cli"] = stored
 
 
 class MSNNCLI(LightningCLI):
     """LightningCLI for any module and data; a spiking classifier of digits by default.
 
     Beyond LightningCLI: configurations that come with the package are found by name; the model takes the data's number
-    of classes, channels and image size; runs go to ``<run.folder>/<run.name>/version_<n>`` for all local loggers alike,
-    and nothing that exists is overwritten; ``--ckpt_path last`` resumes the newest run that has a last checkpoint, bit
-    for bit where it stopped; a checkpoint or a zoo entry says what model, data and preprocessing it needs, and what is
-    given otherwise is refused; what is wrong with model, data or checkpoint is said before anything is written;
-    checkpoints are written whole or not at all; a loss that is not finite stops the training, and a logger that fails
-    does not; ``fit`` ends with ``test`` of the best checkpoint; ``predict`` writes a CSV file.
+    of classes and channels; runs lie in ``<trainer.default_root_dir>/<run.name>/version_<n>``, and nothing that exists
+    is overwritten; ``--ckpt_path last`` resumes the newest run; ``validate``, ``test`` and ``predict`` take model, data
+    and preprocessing from the checkpoint or the zoo entry; ``fit`` ends with ``test`` of the best checkpoint;
+    ``predict`` writes a CSV file.
     """
 
-    _claimed: Claim | None = None
-    _aside: dict[Path, Path] | None = None
-    """Files of a resumed run that were put aside."""
+    _run: Run | None = None
+    _aside: dict[Path, Path] = {}  # noqa: RUF012
+    _record: _Record | None = None
+    _source: Source | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **kwargs)
         except BaseException:
-            for file, aside in () if self._aside is None or self._begun() else self._aside.items():
-                aside.replace(file)  # a resumed run that was refused is as it was
+            if self._record is None or not self._record.begun:
+                for file, aside in self._aside.items():
+                    aside.replace(file)  # a resumed run that was refused is as it was
             raise
         finally:
-            if self._claimed is not None:
-                release_version(self._claimed)  # of a run that ended before it wrote anything
+            if self._run is not None:
+                self._run.close()
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser that finds configurations by name."""
+        parser = self.parser_class(allow_abbrev=False, **kwargs)
+        parser.add_argument("-c", "--config", action=ConfigurationFile, help="Configuration: a file, or a name.")
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of this command line."""
-        parser.set_defaults({section: {"class_path": path_of(kind)} for section, kind in DEFAULTS.items()})
+        """Add the options of this command line, and let the model's arguments be the data's."""
         for name, kind, default, text in (
             (IMPORTS, str | list[str], [], HELP),
-            ("run.folder", str, "runs", "Folder of all runs."),
-            ("run.name", str | None, None, "Folder of this experiment in it, by default network and data."),
+            ("run.name", str | None, None, "Folder of this experiment, by default network and data."),
             ("run.test", bool, True, "Whether fit ends by testing the best checkpoint."),
-            ("run.best", str | None, BEST, "Metric that chooses checkpoints/best.ckpt; null keeps none."),
-            ("run.best_mode", str, "max", "Whether the highest (max) or the lowest (min) value is best."),
             ("run.every_n_steps", int, 0, "Steps from one checkpoints/last.ckpt to the next; 0: after each epoch."),
             ("run.ema", float, 0.0, "Decay of the moving average of weights that is validated and kept; 0: none."),
             ("run.monitors", bool, True, "Whether energy and spike rates of tasks of this package are monitored."),
             ("predictions", str, "predictions.csv", "CSV file that predict writes."),
-            ("integer", bool, False, "Whether validate, test and predict run in integers of 8 bits, on a CPU."),
         ):  # fmt: skip
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+        for name in LINKED:
+            read = self._reader(name)
+            parser.link_arguments("data", f"model.init_args.{name}", compute_fn=read, apply_on="instantiate")
 
-    # Before anything is parsed: what is given, and what a checkpoint or an entry says
+    def _reader(self, name: str) -> Callable[[Any], Any]:
+        """Return a function that reads an argument of the model off the data, unless it is given."""
+
+        def read(datamodule: Any) -> Any:
+            model = self._get(self.config, "model")
+            default = parameters_of(_class(model.class_path)).get(name)
+            given = model.init_args.get(name, default)
+            if self._source is not None or given != default:
+                return given
+            value = getattr(datamodule, name, None)
+            if value is None and default is Parameter.empty:
+                raise ConfigurationError(f"model.{name} must be given: {type(datamodule).__name__} does not say it")
+            return default if value is None else value
+
+        return read
+
+    # What is parsed
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Read what is given, and complete it from a checkpoint, an entry of the zoo, or the data."""
+        """Parse the command line, behind what a checkpoint or an entry says of model and data."""
         args = list(sys.argv[1:] if args is None else args)
-        verbs = self._subcommand_parsers
-        if not args or (not args[0].startswith("-") and args[0] not in verbs):
-            given = f", not {args[0]!r}{suggestion(args[0], (*verbs, *MORE))}" if args else ""
-            raise ConfigurationError(f"the first argument must be one of {', '.join((*verbs, *MORE))}{given}")
-        self._checkpoint: str | None = None
-        if args[0] not in verbs:
-            self.config = parser.parse_args(args)
-            raise ConfigurationError(f"the first argument must be one of {', '.join(verbs)}, not {args[0]!r}")
-        verb = args[0]
-        self._given = Given(verbs[verb], args[1:])
-        self._known = Known(self._given)
-        if self._given.help:
-            parser.parse_args([verb, *self._given.help])  # which prints it, and exits
-        back: dict[str, Any] = {}
-        if (content := self._find_checkpoint(verb)) is not None:
-            back = {"model": AT_THE_START}
-            self._known.read_checkpoint(content, str(self._checkpoint), resumed=verb == "fit")
-        elif verb != "fit":
-            network = str(self._given.values.get("model.network"))
-            if not _no(self._given.values.get("model.pretrained")) and network in entries():
-                self._known.read_entry(network)
-            self._name = self._name_of_run()  # after the data of the entry
-        self._given.settle()
-        self._link(verbs[verb])
-        try:
-            self.config = parser.parse_args([verb, *self._given.arguments(self._known.arguments, back)])
-        except ConfigurationError:
-            raise
-        except Exception as error:  # whatever nested values make the parser raise
-            raise ConfigurationError(f"the options cannot be read: {sentence(error)}") from error
-        self._known.compare(self.config[verb], resumed=verb == "fit")
-        if verb == "fit" and self.config[verb].integer:
-            raise ConfigurationError("integer is for validate, test and predict: a training has no integer weights")
-        if verb == "fit" and self.config[verb].get("lr_scheduler") and not self.config[verb].get("optimizer"):
-            raise ConfigurationError(
-                "lr_scheduler needs an optimizer beside it (--optimizer), whose rate it sets: the model's own has "
-                "model.schedule"
-            )
-        seed = self.config[verb].seed_everything
-        if not isinstance(seed, bool) and (seed is None or not 0 <= seed < 2**32):
-            raise ConfigurationError(f"seed_everything must be true, false or an integer in [0, 2^32), not {seed}")
-        for name, kind in get_type_hints(Trainer.__init__).items():  # null gets past the parser
-            if self.config[verb].trainer.get(name, 0) is None and type(None) not in get_args(kind):
-                raise ConfigurationError(f"trainer.{name} must be {getattr(kind, '__name__', kind)}, not null")
-        if (batches := self.config[verb].trainer.accumulate_grad_batches) < 1:
-            raise ConfigurationError(f"trainer.accumulate_grad_batches must be at least 1, not {batches}")
-        if (clip := self.config[verb].trainer.gradient_clip_val) is not None and not clip >= 0:
-            raise ConfigurationError(f"trainer.gradient_clip_val must be at least 0 or null, not {clip}")
+        verb, known = args[0] if args else "", (*self._subcommand_parsers, *VERBS)
+        if not verb.startswith("-") and verb not in known:
+            said = f", not {verb!r}{suggestion(verb, known)}" if verb else ""
+            raise ConfigurationError(f"the first argument must be one of {', '.join(known)}{said}")
+        if verb in known:
+            self._source = self._find_source(verb, leading(args[1:]))
+            classes = {section: {"class_path": path} for section, path in DEFAULTS.items()}
+            first = classes if self._source is None else self._source.configuration()
+            args = [verb, *(["--config", json.dumps(first)] if first else []), *args[1:]]
+        self.config = parser.parse_args(args)
+        config = self.config[verb]
+        config.run.imports = import_files(config.run.imports)  # by their full paths
+        if self._source is not None:
+            self._source.check(config)
+        elif verb != "fit" and issubclass(_class(config.model.class_path), tasks.Task):
+            raise ConfigurationError(f"{verb} needs trained weights: give --ckpt_path FILE, or --model.pretrained true")
+        if config.get("lr_scheduler") and not config.get("optimizer"):
+            raise ConfigurationError("lr_scheduler needs an optimizer beside it (--optimizer), whose rate it sets")
 
-    def _find_checkpoint(self, verb: str) -> dict[str, Any] | None:
-        """Read the checkpoint that is given, before anything starts."""
-        given = self._given.values
-        path = given.get("ckpt_path")
-        self._name = self._name_of_run()
-        base = Path(str(given.get("run.folder", "runs"))) / self._name
-        if path in ("best", "hpc") or (path == "last" and verb != "fit"):
-            raise ConfigurationError(f"--ckpt_path {path} is not known to {verb}: give the path of a .ckpt file")
-        if path == "last":
-            if (version := newest_version(base, resumable=True)) is None:
-                rank_zero_info(f"No last checkpoint in {base}: a new training begins")
-                return None
-            path = base / f"version_{version}" / "checkpoints" / "last.ckpt"
-        elif _no(path):
-            if (
-                verb != "fit"
-                and issubclass(self._given.classes["model"], tasks.Task)
-                and _no(given.get("model.pretrained"))
-                and not self._given.only_prints
-            ):
-                raise ConfigurationError(
-                    f"{verb} needs trained weights: give --ckpt_path FILE, or --model.pretrained true"
-                )
+    def _find_source(self, verb: str, given: Any) -> Source | None:
+        """The checkpoint or the entry that is evaluated."""
+        if verb == "fit":
             return None
-        self._checkpoint = str(path)
-        return read_checkpoint(self._checkpoint)
-
-    def _name_of_run(self) -> str:
-        """The run's name: by default network and data."""
-        name, kind = self._given.values.get("run.name"), self._given.classes["model"]
-        if not _no(name):
-            return str(name)
-        network = self._given.values.get("model.network") or getattr(arguments_of(kind).get("network"), "default", None)
-        name = f"{network or kind.__name__}_{self._given.classes['data'].__name__}".lower()
-        return name.replace(".", "_").replace("/", "_")
-
-    def _link(self, parser: LightningArgumentParser) -> None:
-        """Let the model's arguments be the data's, where neither the user nor a checkpoint says them."""
-        model = self._given.classes["model"]
-        made = [vars(kind)["__init__"] for kind in reversed(model.__mro__) if "__init__" in vars(kind)]
-        parameters = {name: parameter for init in made for name, parameter in signature(init).parameters.items()}
-        for name in LINKED.keys() & arguments_of(model).keys() - self._known.arguments["model"].keys():
-            if f"model.{name}" not in self._given.values:
-                read = _linked(name, parameters[name])
-                parser.link_arguments("data", f"model.init_args.{name}", compute_fn=read, apply_on="instantiate")
+        if given.ckpt_path in ("last", "best", "hpc"):
+            raise ConfigurationError(f"--ckpt_path {given.ckpt_path} is for fit: give the path of a .ckpt file")
+        if given.ckpt_path is not None:
+            return Source(given.ckpt_path)
+        network, pretrained = vars(given)["model.network"], vars(given)["model.pretrained"]
+        if pretrained not in (None, "true", "false", "null"):
+            return Source(pretrained if is_checkpoint(pretrained) else resolve(pretrained))
+        return Source(network) if network in entries() and pretrained == "true" else None
 
     def _parse_ckpt_path(self) -> None:
         """Done before parsing."""
@@ -302,156 +204,133 @@ class MSNNCLI(LightningCLI):
     # Before anything is built: folders
 
     def before_instantiate_classes(self) -> None:
-        """Give the local loggers one folder for this run."""
+        """Give the run its folder."""
         verb = str(self.subcommand)
-        config, given = self.config[verb], self._given.values
-        config.run.name = self._name
-        trainer = config.trainer
+        config = self.config[verb]
+        trainer, checkpoint = config.trainer, config.ckpt_path
         if verb == "fit" and trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = EPOCHS
-        resumed = given.get("ckpt_path") == "last"
-        self._saved = _as_text(config.clone())  # what reproduces this run, in another folder
-        if resumed:
-            self._saved.ckpt_path, config.ckpt_path = None, self._checkpoint
-        for option, folder in (
-            ("run.folder", config.run.folder),
-            ("trainer.default_root_dir", trainer.default_root_dir),
-        ):
-            if "://" in str(folder):
-                raise ConfigurationError(f"{option} must be a folder of this machine, not {str(folder)!r}")
-        base = Path(config.run.folder) / config.run.name
         if verb == "predict":
             trainer.logger = False  # predictions are the output; no run begins
-        loggers: list[Any] = []
-        if trainer.logger not in (False, []):
-            loggers = trainer.logger = with_local_first(trainer.logger)
-        version: int | str | None = None
-        if resumed and self._checkpoint is not None:
-            folder = Path(self._checkpoint).parents[1]
-            version = int(folder.name.removeprefix("version_"))
-            self._aside = put_aside(folder, "metrics.csv", "config.yaml")
-        elif (
-            verb in ("validate", "test")
-            and self._checkpoint is not None
-            and not {"run.folder", "run.name"} & given.keys()
-        ):
-            file = Path(self._checkpoint).absolute()
-            base = file.parents[1] if file.parent.name == "checkpoints" else file.parent
-            version = next(v for i in count() if not (base / (v := f"{verb}_{i}")).exists())
-        check_folder(base)
-        if version is None and verb != "predict":
-            try:
-                self._claimed = claim_version(base)
-            except OSError as error:
-                raise ConfigurationError(f"cannot write to {str(base)!r}: {error.strerror}") from error
-            version = self._claimed.version
-        for logger in loggers:
-            place_logger(logger, base, version, config.run)
-        if trainer.default_root_dir is None:
-            trainer.default_root_dir = str(run_of(base, version))
+            return
+        beside = checkpoint is not None and verb != "fit" and trainer.default_root_dir is None and not config.run.name
+        if not config.run.name:
+            network = config.model.init_args.get("network") or config.model.class_path.rpartition(".")[2]
+            kind = config.data.class_path.rpartition(".")[2] if config.data else "data"
+            config.run.name = f"{network}_{kind}".lower().replace(".", "_").replace("/", "_")
+        experiment = experiment_folder(trainer.default_root_dir, config.run.name)
+        text = self._saved()
+        if checkpoint == "last":
+            folder = newest_run(experiment)
+            checkpoint = config.ckpt_path = str(folder / "checkpoints" / "last.ckpt") if folder else None
+            if folder is None:
+                rank_zero_info(f"No last checkpoint in {experiment}: a new training begins")
+            else:
+                self._run = resume_run(folder)
+        if checkpoint is not None and verb == "fit":
+            compare_resumed(yaml.safe_load(text), read_checkpoint(checkpoint).get("cli") or {}, checkpoint)
+        if self._run is not None:
+            self._aside = put_aside(self._run.folder, "metrics.csv", "config.yaml") or {}
+        elif beside:
+            place = Path(checkpoint).absolute().parent
+            self._run = begin_run(place.parent if place.name == "checkpoints" else place, verb)
+        else:
+            self._run = begin_run(experiment)
+        place_loggers(trainer, self._run.folder)
+        if not trainer.fast_dev_run:
+            self._record = _Record(self._run.folder, text)
 
-    def _callbacks(self, config: dict[str, Any]) -> list[Callback]:
-        """Return the callbacks that options ask for; one of the user's takes the place of one of its kind."""
-        verb, run = self.subcommand, self._get(self.config_init, "run")
-        given: list[Callback] = config["callbacks"]
-        checkpoints = config.get("enable_checkpointing") is not False
-        first: list[Callback] = [IntegerInference()] if self._get(self.config_init, "integer") else []
-        # The average is made of the network that callbacks such as Convert leave.
-        then: list[Callback] = [EMA(run.ema)] if run.ema and verb == "fit" else []
-        then += [TrainingCurves()] if verb == "fit" else []
-        if run.monitors and verb in ("fit", "test") and isinstance(self.model, tasks.Task):
-            spikes = any(isinstance(module, Spike) for module in self.model.modules())
-            then += [*([SpikeRateMonitor()] if spikes else []), EnergyMonitor()]
-        chosen = any(isinstance(callback, ModelCheckpoint) for callback in given)
-        if run.best is not None and checkpoints and verb == "fit" and not chosen:
-            required = isinstance(self.model, tasks.Task) or run.best != BEST  # others log what they please
-            then.append(BestCheckpoint(run.best, run.best_mode, required=required))
-        kinds = tuple(type(callback) for callback in given)
-        first, then = ([callback for callback in ours if not isinstance(callback, kinds)] for ours in (first, then))
-        last: list[Callback] = [LastCheckpoint(run.every_n_steps)] if checkpoints else []
-        return [*first, *given, *then, RandomState(), FiniteLoss(), *last]
+    def _saved(self) -> str:
+        """The configuration that reproduces this run, in another folder."""
+        config = self.config[str(self.subcommand)].clone()
+        if config.ckpt_path == "last":
+            config.ckpt_path = None
+        parser, model = self._parser(self.subcommand), config.model
+        content = yaml.safe_load(parser.dump(config, skip_none=False, skip_link_targets=False, skip_validation=True))
+        defaults = parameters_of(_class(model.class_path))
+        for name in LINKED:  # which the data says again
+            arguments = content["model"].get("init_args") or {}
+            if name in arguments and arguments[name] == defaults.get(name):
+                del arguments[name]
+        return yaml.safe_dump(content, sort_keys=False)
+
+    # What is built
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer; what ours are given and cannot be made of is said in one sentence."""
+        """Make model, data and trainer; what ours cannot be made of is said in one sentence."""
         try:
             super().instantiate_classes()
         except Exception as error:  # whatever arguments make torch, timm or Lightning raise
-            if configuration_error(error) is not None or not self._ours():
-                raise
-            raise ConfigurationError(f"model, data or trainer cannot be made as given: {sentence(error)}") from error
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb; what a checkpoint holds and cannot be restored is said in one sentence."""
-        try:
-            super()._run_subcommand(subcommand)
-        except TrainingError:
-            raise
-        except Exception as error:  # whatever the values in a file make Lightning and torch raise
-            if configuration_error(error) is not None:
-                raise
-            restoring, begins = self._checkpoint is not None and is_restoring(error), self._begins()
-            if begins and not restoring and is_lightnings(error):
-                raise ConfigurationError(f"the training cannot begin: {sentence(error)}") from error
-            if self._ours() and isinstance(error, MisconfigurationException):
-                raise ConfigurationError(f"the training cannot go on: {sentence(error)}") from error
-            if restoring or (begins and self._checkpoint is not None):
-                raise ConfigurationError(f"{self._checkpoint!r} cannot be restored: {sentence(error)}") from error
+            if in_chain(error, ConfigurationError) is None and self._ours():
+                said = brief(error)
+                raise ConfigurationError(f"model, data or trainer cannot be made as given: {said}") from error
             raise
 
     def _ours(self) -> bool:
         """Whether model and data are of this package; errors of other classes keep their traceback."""
-        return all(kind.__module__.startswith("lightning_msnn.") for kind in self._given.classes.values())
-
-    def _begins(self) -> bool:
-        """Whether a training of our classes has not done a step yet, in which it takes up what it resumes."""
-        return self.subcommand == "fit" and self._ours() and not self._begun()
-
-    def _begun(self) -> bool:
-        """Whether a step of a training is done."""
-        callbacks = getattr(getattr(self, "trainer", None), "callbacks", [])
-        return any(callback.begun for callback in callbacks if isinstance(callback, _Record))
+        parts = [self._get(self.config, section) for section in DEFAULTS]
+        return all(part is None or part.class_path.startswith("lightning_msnn.") for part in parts)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Add what every run has, and say in one sentence what a Trainer refuses."""
+        """Add what every run has; a callback of the user's takes the place of one of its kind."""
         given = config.get("callbacks") or []
-        config["callbacks"] = list(given) if isinstance(given, list) else [given]
-        config["callbacks"] = self._callbacks(config)
-        if self.subcommand != "predict" and not config.get("fast_dev_run"):
-            callbacks = [*callbacks, _Record(self._parser(self.subcommand), self._saved)]
-        plugins = config.get("plugins") or []
-        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            config["plugins"] = [*plugins, AtomicCheckpointIO()]
-        try:
-            trainer = super()._instantiate_trainer(config, callbacks)
-        except (MisconfigurationException, ValueError, TypeError) as error:
-            raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
-        on_cpus = isinstance(trainer.accelerator, CPUAccelerator) and isinstance(trainer.strategy, DDPStrategy)
-        if config.get("sync_batchnorm") and on_cpus:
-            raise ConfigurationError(
-                "trainer.sync_batchnorm must be false on CPUs, not true: torch has it on GPUs alone"
-            )
-        return trainer
+        given = list(given) if isinstance(given, list) else [given]
+        kinds = tuple(type(callback) for callback in given)
+        more = [callback for callback in self._callbacks(config, given) if not isinstance(callback, kinds)]
+        config["callbacks"] = [*given, *more]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _callbacks(self, config: dict[str, Any], given: list[Callback]) -> list[Callback]:
+        """Return the callbacks of every run."""
+        verb, run, ours = self.subcommand, self._get(self.config_init, "run"), isinstance(self.model, tasks.Task)
+        made: list[Callback] = [EMA(run.ema)] if run.ema and verb == "fit" else []
+        if verb == "fit":
+            made.append(TrainingCurves())
+        if run.monitors and ours and verb in ("fit", "test"):
+            spikes = any(isinstance(module, Spike) for module in self.model.modules())
+            made += [*([SpikeRateMonitor()] if spikes else []), EnergyMonitor()]
+        if verb == "predict" and isinstance(self.model, tasks.SpikingClassifier):
+            made.append(PredictionWriter(self._get(self.config_init, "predictions")))
+        saves = verb == "fit" and config.get("enable_checkpointing") is not False
+        if saves and not any(isinstance(callback, ModelCheckpoint) for callback in given):
+            made.append(BestCheckpoint(required=type(self.model).__module__.startswith("lightning_msnn.")))
+        made += [RandomState(), FiniteLoss(), *([LastCheckpoint(run.every_n_steps)] if saves else [])]
+        return [*made, *([self._record] if self._record is not None else [])]
+
+    # What is run
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Load checkpoints as plain values only."""
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        return {**kwargs, "weights_only": True}
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
-    # Before anything is written: does the model fit the data?
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; what Lightning refuses before the first step is said in one sentence."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (MisconfigurationException, ValueError) as error:
+            begun = self._record is not None and self._record.begun
+            if begun or in_chain(error, ConfigurationError) is not None or not self._ours():
+                raise
+            raise ConfigurationError(f"{subcommand} cannot begin: {brief(error)}") from error
 
     def _check(self) -> None:
-        if self.datamodule is not None and hasattr(self.datamodule, "check"):
+        """Compare model, data and checkpoint before anything is written."""
+        if hasattr(self.datamodule, "check"):
             self.datamodule.check(self.subcommand)
         if isinstance(self.model, tasks.Task) and self.datamodule is not None and self.subcommand != "predict":
             self.model.check_data(self.datamodule)
-        if self.subcommand != "fit":
-            self._known.apply(self.model, self.datamodule, classes_differ=self.subcommand == "predict")
+        if self._source is not None and self._source.inputs is not None:
+            inputs = self._source.inputs
+            inputs.prepare(self.datamodule)
+            if isinstance(self.model, tasks.Task):
+                self.model.class_names = list(inputs.class_names)
+            if self.subcommand != "predict":
+                inputs.check(self.datamodule)
 
-    before_validate = before_test = _check
+    before_validate = before_test = before_predict = _check
 
     def before_fit(self) -> None:
-        """Check the data, also what the training ends by testing on, and the teacher."""
+        """Check the data, also what the training ends by testing on."""
         self._check()
         if self._get(self.config_init, "run").test and hasattr(self.datamodule, "check"):
             try:
@@ -465,26 +344,22 @@ class MSNNCLI(LightningCLI):
             if isinstance(callback, EnergyMonitor) and self.trainer.is_global_zero:
                 sys.stdout.write(f"\n{callback.table()}")
 
-    def before_predict(self) -> None:
-        """Check the folder and have a CSV file written."""
-        self._check()
-        if isinstance(self.model, tasks.SpikingClassifier):
-            writer = PredictionWriter(self._get(self.config_init, "predictions"))
-            self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
-        else:
-            rank_zero_info("%s writes no predictions: give it a callback that does", type(self.model).__name__)
-
     def after_fit(self) -> None:
         """Test the best checkpoint of the training, which validation chose."""
         if not self._get(self.config_init, "run").test or self.trainer.interrupted:
             return
         if not isinstance(self.model, tasks.Task) and type(self.model).test_step is LightningModule.test_step:
             return
-        checkpoint = self.trainer.checkpoint_callback
-        path = getattr(checkpoint, "best_model_path", "") if checkpoint is not None else ""
+        path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         rank_zero_info(f"Testing {path or 'the last weights'}")
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path or None, weights_only=True)
         self.after_test()
+
+
+def _class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    kind: type = getattr(import_module(module), name)
+    return kind
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -494,9 +369,9 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments, those of the process if None.
     """
     args = sys.argv[1:] if args is None else args
-    if args and args[0] in OTHERS:
-        return OTHERS[args[0]](args[1:])
-    loggers = [f"lightning.pytorch.loggers.{name}" for name in LOCAL_LOGGERS]
+    if args and args[0] in VERBS:
+        return import_module(f"lightning_msnn.{VERBS[args[0]]}").main(args[1:])  # type: ignore[no-any-return]
+    loggers = [f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger")]
     try:
         MSNNCLI(
             LightningModule,
@@ -508,7 +383,7 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_class=Parser,
             parser_kwargs={
                 "version": __version__,
-                "epilog": f"More, each with --help: {', '.join(f'lightning-msnn {verb}' for verb in MORE)}",
+                "epilog": f"More, each with --help: {', '.join(f'lightning-msnn {verb}' for verb in VERBS)}",
             },
             trainer_defaults={"logger": [{"class_path": p, "init_args": {"save_dir": "."}} for p in loggers]},
             load_from_checkpoint_support=False,  # hyper-parameters are plain values already
@@ -517,7 +392,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except SIGTERMException as stop:
         sys.exit(128 + signal.SIGTERM if stop.code is None else stop.code)  # Lightning's own are without a code
     except Exception as error:
-        cause: Exception | None = error if isinstance(error, TrainingError) else configuration_error(error)
+        cause = in_chain(error, TrainingError) or in_chain(error, ConfigurationError)
         if cause is None:
             raise
         sys.stderr.write(f"lightning-msnn: error: {explained(cause, f'--{IMPORTS}')}\n")

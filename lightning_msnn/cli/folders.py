@@ -1,82 +1,154 @@
-"""Where the files of a run go."""
+"""The folder of a run: claimed, so that no two runs share one, and locked while it is trained."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_msnn.errors import ConfigurationError
 
-__all__ = ["LOCAL_LOGGERS", "check_folder", "place_logger", "put_aside", "run_of", "with_local_first"]
+__all__ = ["Run", "begin_run", "experiment_folder", "newest_run", "place_loggers", "put_aside", "resume_run"]
 
-LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
+_LOCAL = ("CSVLogger", "TensorBoardLogger")
 """Loggers of Lightning that write files of this machine."""
 
 
-def _is_local(logger: Any) -> bool:
-    return logger.class_path.rpartition(".")[2] in LOCAL_LOGGERS
-
-
-def with_local_first(given: Any) -> list[Any]:
-    """Return loggers, one of local files before those of services: the folder of the first is that of the run."""
-    loggers = [logger for logger in (given if isinstance(given, list) else [given]) if hasattr(logger, "class_path")]
-    if not any(map(_is_local, loggers)):
-        name = f"lightning.pytorch.loggers.{LOCAL_LOGGERS[0]}"
-        loggers.append(Namespace(class_path=name, init_args=Namespace(save_dir=".")))
-    return sorted(loggers, key=_is_local, reverse=True)
-
-
-def run_of(base: Path, version: int | str | None) -> Path:
-    """Folder of one run of an experiment, or of the experiment where there is no run."""
-    return base if version is None else base / (version if isinstance(version, str) else f"version_{version}")
-
-
-def place_logger(logger: Any, base: Path, version: int | str | None, given: Namespace) -> None:
-    """Let a logger write into the folder of the run.
-
-    One of local files that has a version and a folder of its own keeps it, if nothing is there yet.
+class Run(NamedTuple):
+    """The folder of a run.
 
     Args:
-        logger: Class and arguments of a logger, changed in place.
-        base: Folder of the experiment.
-        version: The run's number, or name, in it.
-        given: The options ``folder`` and ``name`` of the run.
+        folder: The folder, ``<experiment>/version_<n>``.
+        made: Folders that were made for it, the outermost first.
+        lock: Descriptor of the folder, which is locked as long as it is open.
     """
-    arguments = logger.init_args
-    if not _is_local(logger):
-        if arguments.get("save_dir") == ".":  # Weights & Biases
-            arguments.save_dir = str(run_of(base, version))
+
+    folder: Path
+    made: list[Path]
+    lock: int | None = None
+
+    def close(self) -> None:
+        """Unlock the folder, and remove what is still empty: the run ended before it wrote anything."""
+        if self.lock is not None:
+            os.close(self.lock)
+        with contextlib.suppress(OSError):
+            for folder in reversed(self.made):
+                folder.rmdir()
+
+
+def experiment_folder(root: str | None, name: str) -> Path:
+    """Return the folder of an experiment's runs, ``<root>/<name>`` with ``~`` expanded; without a root, in ``runs``.
+
+    Raises:
+        ConfigurationError: If it is not a folder of this machine.
+    """
+    if "://" in str(root):
+        raise ConfigurationError(f"trainer.default_root_dir must be a folder of this machine, not {root!r}")
+    return Path(root or "runs").expanduser() / name
+
+
+def newest_run(experiment: Path) -> Path | None:
+    """Return the folder of the newest run that has ``checkpoints/last.ckpt``; None if there is none."""
+    numbers = [number for number in _numbers(experiment) if (experiment / f"version_{number}/{_LAST}").is_file()]
+    return experiment / f"version_{max(numbers)}" if numbers else None
+
+
+_LAST = "checkpoints/last.ckpt"
+
+
+def _numbers(experiment: Path) -> list[int]:
+    names = [path.name.removeprefix("version_") for path in experiment.glob("version_*")]
+    return [int(name) for name in names if name.isdigit()]
+
+
+def begin_run(experiment: Path, prefix: str = "version") -> Run:
+    """Make the folder of a new run, ``<prefix>_<n>``, which no other process has or gets.
+
+    Of several processes of one training the first makes it; Lightning tells the others its name.
+
+    Args:
+        experiment: Folder of the experiment, made if it is not there.
+        prefix: ``"version"``, or a verb.
+
+    Raises:
+        ConfigurationError: If the folder cannot be made.
+    """
+    if getattr(rank_zero_only, "rank", 0):
+        return Run(experiment / f"{prefix}_{max(_numbers(experiment), default=0)}", [])
+    try:
+        made = [folder for folder in (*reversed(experiment.parents), experiment) if not folder.exists()]
+        experiment.mkdir(parents=True, exist_ok=True)
+        for number in count(max(_numbers(experiment), default=-1) + 1 if prefix == "version" else 0):
+            folder = experiment / f"{prefix}_{number}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return Run(folder, [*made, folder], _lock(folder))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"cannot write to the folder of the run {str(experiment)!r}: {reason}") from error
+    raise AssertionError  # count has no end
+
+
+def resume_run(folder: Path) -> Run:
+    """Take the folder of a run that is resumed.
+
+    Raises:
+        ConfigurationError: If another process trains it.
+    """
+    return Run(folder, [], None if getattr(rank_zero_only, "rank", 0) else _lock(folder))
+
+
+def _lock(folder: Path) -> int:
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise ConfigurationError(f"another process trains the run {str(folder)!r}: wait for its end") from error
+    except OSError:  # a file system without locks
+        pass
+    return lock
+
+
+def place_loggers(trainer: Namespace, folder: Path) -> None:
+    """Let the loggers of a trainer write into the folder of the run, and Lightning put its checkpoints there.
+
+    A local logger that has a folder of its own (``save_dir``) keeps it.
+
+    Args:
+        trainer: Options of the trainer, changed in place.
+        folder: The folder.
+    """
+    trainer.default_root_dir = str(folder)
+    if trainer.logger in (False, []):
         return
-    name, number = arguments.get("name"), arguments.get("version")
-    usual = {  # runs: in configurations that earlier versions have saved
-        "save_dir": {Path(), Path("runs"), base.parent, Path(given.folder)},
-        "name": {Path("lightning_logs"), Path(base.name), Path(given.name)},
-    }
-    for option, places in usual.items():
-        value = arguments.get(option)
-        if number is None and value is not None and Path(value) not in places:
-            rank_zero_warn(
-                f"{option} {value!r} of {logger.class_path.rpartition('.')[2]} has no effect: run.folder and run.name "
-                "say where the files of a run are"
-            )
-    if number is None or run_of(Path(arguments.save_dir) / str(name), number).exists():
-        arguments.save_dir, arguments.name, arguments.version = str(base.parent), base.name, version
+    given = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    loggers = [logger for logger in given if hasattr(logger, "class_path")]  # without true, Lightning's default
+    if not any(map(_is_local, loggers)):
+        loggers.append(
+            Namespace(class_path=f"lightning.pytorch.loggers.{_LOCAL[0]}", init_args=Namespace(save_dir="."))
+        )
+    for logger in loggers:
+        if logger.init_args.get("save_dir") != ".":
+            continue
+        logger.init_args["save_dir"] = str(folder)
+        if _is_local(logger):
+            place = {"save_dir": str(folder.parents[1]), "name": folder.parent.name, "version": folder.name}
+            logger.init_args.update(Namespace(place))
+    # The folder of the first is that of the run.
+    trainer.logger = sorted(loggers, key=_is_local, reverse=True)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise a ConfigurationError if a folder cannot be made or written to; make nothing."""
-    if "\0" in str(folder):
-        raise ConfigurationError(f"cannot write to {str(folder)!r}: a path has no character 0")
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigurationError(f"cannot write to {str(folder)!r}: {str(there)!r} is a file")
-    if not os.access(there, os.W_OK):
-        raise ConfigurationError(f"cannot write to {str(folder)!r}: {str(there)!r} is read-only")
+def _is_local(logger: Any) -> bool:
+    return logger.class_path.rpartition(".")[2] in _LOCAL
 
 
 @rank_zero_only

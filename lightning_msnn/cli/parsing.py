@@ -1,0 +1,149 @@
+"""The parser: configurations by name, and errors in one sentence that names what is allowed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from inspect import isabstract
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+
+from lightning_msnn.errors import ConfigurationError, brief, suggestion
+from lightning_msnn.imports import HELP, import_files
+
+__all__ = ["IMPORTS", "ConfigurationFile", "Parser", "configurations", "find_configuration", "in_chain", "leading"]
+
+IMPORTS = "run.imports"
+"""Option that names files of the user's own."""
+
+_MEANT, _ALLOWED = "; did you mean ", ": allowed are "
+
+_LONGEST = 300
+"""Characters of another library's message, at most."""
+
+
+def configurations() -> dict[str, Path]:
+    """Return the configurations that come with the package, by name, such as ``recipe/fast``."""
+    package = Path(__file__).resolve().parents[1]
+    folder = next((f for f in (package / "_configs", package.parent / "configs") if f.is_dir()), package / "_configs")
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
+
+
+def find_configuration(name: str) -> Path:
+    """Return a configuration's file: one of that name on the disk, else one that comes with the package.
+
+    Args:
+        name: Path of a file, or name such as ``quickstart`` or ``data/cifar100``.
+
+    Raises:
+        ConfigurationError: If there is none; the message lists those that come with the package.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = configurations()
+    if (key := name.removesuffix(".yaml")) not in known:
+        hint = suggestion(key, known) or f": allowed are {', '.join(known)}"
+        raise ConfigurationError(f"no configuration {name!r}, neither a file nor one of the package{hint}")
+    return known[key]
+
+
+class ConfigurationFile(ActionConfigFile):
+    """``--config``: a file, the name of a configuration of the package, or YAML itself, which begins with ``{``."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Import the files that the configuration names, then apply it."""
+        text = values
+        if not values.lstrip().startswith("{"):
+            values = str(find_configuration(values))
+            try:
+                text = Path(values).read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise ConfigurationError(f"cannot read the configuration {values!r}: {brief(error)}") from error
+        try:
+            content = yaml.safe_load(text)
+            if not isinstance(content, dict):
+                raise ValueError("it must have options by name")
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigurationError(f"cannot read the configuration {values!r}: {brief(error)}") from error
+        run = content.get("run")
+        import_files((run.get("imports") if isinstance(run, dict) else None) or [])
+        super().__call__(parser, namespace, values, option_string)
+
+
+def leading(args: list[str]) -> argparse.Namespace:
+    """Read the options that decide what is parsed: the checkpoint or entry that a run is of, and files to import.
+
+    The files are imported.
+
+    Args:
+        args: The arguments after the verb.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("ckpt_path", "model.network", "model.pretrained"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument(f"--{IMPORTS}", action="append", default=[], help=HELP)
+    given, _ = parser.parse_known_args(args)
+    for value in vars(given)[IMPORTS]:
+        import_files(yaml.safe_load(value) if value.startswith("[") else value)
+    return given
+
+
+def in_chain(error: BaseException | None, kind: type[BaseException]) -> Any:
+    """Return an error, or the first one that has led to it, of a kind; None if there is none."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are configuration errors, with the allowed name nearest to one that is not known."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong with the arguments."""
+        if (found := in_chain(ex, ConfigurationError)) is not None:  # of the parser of a class
+            raise found
+        lines = [" ".join(line.split()).removeprefix("- ") for line in message.splitlines()]
+        ours = [line for line in lines if _MEANT in line or _ALLOWED in line]  # likewise, of one of several types
+        if ours:
+            raise ConfigurationError(ours[0]) from ex
+        # jsonargparse repeats all that it was given, and says of each type of several what does not fit.
+        said, _, given = " ".join(lines).partition(" Errors: ")
+        value = given.rpartition("Given value: ")[2]
+        said = f"{said[:_LONGEST]}{f', not {value[:_LONGEST]}' if value else ''}"
+        raise ConfigurationError(f"{said}{self._hint(message)}") from ex
+
+    def _hint(self, message: str) -> str:
+        """The allowed name that is nearest to a word of a message; the arguments of a class if there is none."""
+        names = list(_names(self))
+        bases = (Callback, Logger, LightningModule, LightningDataModule)
+        allowed = {*names, *(kind.__name__ for base in bases for kind in _derived(base))}
+        for word in message.replace("=", " ").split():
+            word = word.strip("\"'.,:;()[]<>-")
+            if len(word) > 2 and word not in allowed and (hint := suggestion(word, allowed, 0.8)):
+                return hint
+        return f"{_ALLOWED}{', '.join(names)}" if "is not accepted" in message and len(names) < 30 else ""
+
+
+def _names(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Names of the options of a parser and of its verbs."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, verb in action.choices.items():
+                yield name
+                yield from _names(verb)
+        elif action.dest != argparse.SUPPRESS:
+            yield action.dest
+
+
+def _derived(base: type) -> Iterable[type]:
+    """A class and all that are derived from it and imported, without abstract ones."""
+    for kind in type.__subclasses__(base):
+        yield from _derived(kind)
+    if not isabstract(base):
+        yield base

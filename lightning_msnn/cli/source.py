@@ -1,0 +1,168 @@
+"""What a checkpoint or an entry says of a run's model and data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from lightning_msnn import data, tasks
+from lightning_msnn.entries import entries
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.runs import read_checkpoint
+from lightning_msnn.trained import OF_THE_MACHINE, Inputs, inputs_of_checkpoint, inputs_of_entry
+
+__all__ = ["Source", "compare_resumed", "parameters_of"]
+
+OF_THE_TRAINING = {
+    "run": ("ema",),
+    "trainer": ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+}
+"""Options by section that a resumed training has as it began, beside its model and its data."""
+
+_CLASSIFIER = f"{tasks.__name__}.{tasks.SpikingClassifier.__name__}"
+
+_SECTIONS: dict[str, tuple[type, Any]] = {"model": (LightningModule, tasks), "data": (LightningDataModule, data)}
+
+
+def parameters_of(kind: type) -> dict[str, Any]:
+    """Return the arguments of a class and of those that it derives from, with their defaults."""
+    made = [vars(base)["__init__"] for base in reversed(kind.__mro__) if "__init__" in vars(base)]
+    return {name: given.default for init in made for name, given in signature(init).parameters.items()}
+
+
+def _imported(path: str, section: str) -> type | None:
+    """The class at a path, if it is imported: a file does not say what is imported."""
+    module, _, name = path.rpartition(".")
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, _SECTIONS[section][0]) else None
+
+
+class Source:
+    """What a trained network says of the run that evaluates it.
+
+    Args:
+        name: Checkpoint, or name of an entry.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inputs: Inputs | None = None
+        """What the network takes; None of a checkpoint of another module, which does not say it."""
+        self.paths = {"model": "", "data": ""}
+        """Paths of its classes."""
+        self.arguments: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
+        """Their arguments."""
+        if name in entries():
+            self.inputs = inputs_of_entry(name)
+            self.paths["model"] = _CLASSIFIER
+            shape = {"num_classes": len(self.inputs.class_names), "in_chans": self.inputs.input_size[0]}
+            self.arguments["model"] = {"network": name, "pretrained": True, **shape}
+        else:
+            self._read(read_checkpoint(name))
+        if self.inputs is not None:
+            self.paths["data"] = self.inputs.data or self.paths["data"]
+            self.arguments["data"] = dict(self.inputs.data_args)
+            if (kind := _imported(self.paths["data"], "data")) and "image_size" in parameters_of(kind):
+                self.arguments["data"]["image_size"] = self.inputs.input_size[1]
+
+    def _read(self, content: Mapping[str, Any]) -> None:
+        for section, path in (content.get("cli") or {}).items():
+            if section in self.paths:
+                self.paths[section] = str(path["class_path"] if isinstance(path, dict) else path or "")
+        if content.get("preprocessing") and "class_names" in content:
+            self.inputs = inputs_of_checkpoint(content, self.name)
+            self.paths["model"] = self.paths["model"] or _CLASSIFIER
+        self.arguments = {
+            "model": dict(content.get("hyper_parameters") or {}),
+            "data": dict(content.get("datamodule_hyper_parameters") or {}),
+        }
+
+    def configuration(self) -> dict[str, Any]:
+        """Return model and data as a configuration, as far as their classes are imported."""
+        found = {}
+        for section, path in self.paths.items():
+            if (kind := _imported(path, section)) is not None:
+                known = parameters_of(kind).keys() - OF_THE_MACHINE
+                given = {name: value for name, value in self.arguments[section].items() if name in known}
+                found[section] = {"class_path": path, "init_args": _plain(given)}
+        return found
+
+    def check(self, config: Namespace) -> None:
+        """Compare the model of a run with this one's, and let it be this one's.
+
+        Args:
+            config: Options of the verb, changed in place.
+
+        Raises:
+            ConfigurationError: If the model is given otherwise, or a class must be given.
+        """
+        for section, path in self.paths.items():
+            if path and config[section] is None:
+                raise ConfigurationError(f"{section} must be given: {self.name} has {path}, give --{section} {path}")
+        ours, path = config.model.class_path, self.paths["model"]
+        if path and _imported(ours, "model") is not _imported(path, "model"):
+            raise ConfigurationError(f"model is {ours}, but {self.name} has {path}: give --model {path}")
+        for name, theirs in _plain(self.arguments["model"]).items():
+            if name not in config.model.init_args or name == "pretrained":
+                continue
+            value = _plain(config.model.init_args[name])
+            if name == "network":
+                same = str(value).partition(".")[0] == str(theirs).partition(".")[0]
+            elif name == "network_kwargs":
+                same = (value or {}).items() <= (theirs or {}).items()
+            else:
+                same = value == theirs
+            if not same:
+                raise ConfigurationError(f"model.{name} is {value!r}, but {self.name} has {theirs!r}: leave it out")
+            config.model.init_args[name] = theirs
+
+
+def compare_resumed(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> None:
+    """Compare a training with the one that it resumes.
+
+    Args:
+        ours: Its configuration.
+        theirs: What the checkpoint has of the other's.
+        name: The checkpoint.
+
+    Raises:
+        ConfigurationError: If model, data or another option that must stay is given otherwise.
+    """
+    flat, known = dict(_flat(ours)), dict(_flat(theirs))
+    for option in sorted(flat.keys() & known.keys()):
+        last = option.rpartition(".")[2]
+        if flat[option] != known[option] and last not in OF_THE_MACHINE:
+            raise ConfigurationError(
+                f"{option} is {flat[option]!r}, but {name} has {known[option]!r}: a training is resumed by the command "
+                "that began it; train anew under another run.name"
+            )
+
+
+def _flat(config: Mapping[str, Any]) -> Any:
+    """Options that a resumed training has as it began, with their values."""
+    for section in _SECTIONS:
+        part = config.get(section) or {}
+        part = part if isinstance(part, Mapping) else {"class_path": part}
+        if part.get("class_path"):
+            yield section, part["class_path"].rpartition(".")[2]
+        for name, value in (part.get("init_args") or {}).items():
+            yield f"{section}.{name}", value
+    for section, names in OF_THE_TRAINING.items():
+        yield from (
+            (f"{section}.{name}", value) for name, value in (config.get(section) or {}).items() if name in names
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A value as a configuration and a checkpoint hold it alike."""
+    if isinstance(value, Namespace | Mapping):
+        return {str(key): _plain(part) for key, part in dict(value).items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
