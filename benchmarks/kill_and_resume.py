@@ -81,7 +81,8 @@ class Moments(Callback):
 def command(folder: Path, options: tuple[str, ...]) -> list[str]:
     """Return a training of digits that can be resumed."""
     return [
-        *("fit", "--run.folder", str(folder), "--run.name", "run", "--run.test", "false", "--ckpt_path", "last"),
+        *("fit", "--trainer.default_root_dir", str(folder), "--run.name", "run"),
+        *("--run.test", "false", "--ckpt_path", "last"),
         *("--model.in_chans", "1", "--model.network_kwargs", f"{{{SMALL}}}"),
         *("--data.batch_size", "16", "--data.policy", "randaugment", "--trainer.limit_train_batches", str(BATCHES)),
         *("--trainer.limit_val_batches", "3", "--trainer.num_sanity_val_steps", "0", "--trainer.max_epochs", "3"),

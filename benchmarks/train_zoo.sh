@@ -27,7 +27,7 @@ fit() { # entry, recipe, options
     lightning-msnn fit --config "$of" --config "recipe/$recipe" --config optimizer/muon \
         --model.network "$network" --data.root "$data" --data.image_size $size \
         --trainer.max_epochs "$epochs" --trainer.check_val_every_n_epoch 1 --trainer.accelerator gpu \
-        --run.folder "$out/runs" --run.name "$entry" --run.test false --ckpt_path last "$@"
+        --trainer.default_root_dir "$out/runs" --run.name "$entry" --run.test false --ckpt_path last "$@"
     run=$(ls -td "$out/runs/$entry"/version_* | head -1)
     python - "$epochs" "$run" > "$run/fields.json" <<-'PYTHON'
 	import json, platform, sys

@@ -17,7 +17,6 @@ __all__ = [
     "check_device",
     "check_integer",
     "check_number",
-    "check_yaml",
     "choose",
     "deprecated",
     "suggestion",
@@ -132,37 +131,6 @@ def check_integer(name: str, value: object, low: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ConfigurationError(f"{name} must be an integer of at least {low}, not {value!r}")
     return value
-
-
-def check_yaml(text: str, largest: int = 100_000, deepest: int = 50) -> None:
-    """Look at YAML before it is loaded: a few lines of aliases of aliases stand for billions of values.
-
-    Args:
-        text: The YAML.
-        largest: Values that it may unfold to.
-        deepest: Mappings and sequences that may lie inside each other.
-
-    Raises:
-        ConfigurationError: If there are more.
-        yaml.YAMLError: If it is not YAML.
-    """
-    import yaml
-
-    sizes: dict[str | None, int] = {}
-    around: list[tuple[str | None, int]] = []  # anchors of what is open, and the values before it
-    total = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = around.pop()
-            sizes[anchor] = total - before
-        elif isinstance(event, yaml.NodeEvent):
-            if isinstance(event, yaml.CollectionStartEvent):
-                around.append((event.anchor, total))
-            total += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
-        if total > largest or len(around) > deepest:
-            raise ConfigurationError(
-                f"YAML must not unfold to more than {largest} values or lie more than {deepest} levels deep"
-            )
 
 
 def check_device(name: str) -> torch.device:

@@ -22,16 +22,14 @@ from torch import Tensor, nn
 from lightning_msnn import data as data_sets
 from lightning_msnn.data import ArrayDataModule, ImageDataModule, PartDataModule
 from lightning_msnn.data.base import LARGEST_IMAGE
+from lightning_msnn.data.parts import OF_THE_MACHINE
 from lightning_msnn.data.reading import normalise, prepare_pixels, shorten
 from lightning_msnn.entries import entries, find, read_config
 from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
 from lightning_msnn.models.registry import is_ours
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_of, read_checkpoint
 
-__all__ = ["OF_THE_MACHINE", "Inputs", "Trained", "inputs_of_checkpoint", "inputs_of_entry", "load_trained"]
-
-OF_THE_MACHINE = {"root", "folder", "download", "num_workers", "pin_memory"}
-"""Arguments of data that say where it lies and how it is loaded: the user chooses them, never a file."""
+__all__ = ["Inputs", "Trained", "inputs_of_checkpoint", "inputs_of_entry", "load_trained"]
 
 _TENSORS = ("state_dict", "optimizer_states", "current_model_state")
 """What a checkpoint holds beside facts."""
@@ -48,7 +46,7 @@ class Inputs:
         mean: Mean that is subtracted from each channel of images in [0, 1]; empty where they pass as they are.
         std: Standard deviation that they are divided by then.
         data: Path of the data module's class that it was trained on; empty if nothing says it.
-        data_args: Arguments of that class, without those in :data:`OF_THE_MACHINE`.
+        data_args: Arguments of that class, without those that say where the data lies.
         info: All other facts: the entry's ``config.json``, or the checkpoint without its tensors.
     """
 

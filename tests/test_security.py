@@ -1,11 +1,9 @@
 """Files made to do harm: each is refused, and a canary proves that nothing of theirs ran."""
 
 import json
-import pickle
 import socket
 import sys
 import urllib.request
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from lightning_msnn.cli import main
 from lightning_msnn.entries import CONFIG_FILE
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.report import main as report
-from lightning_msnn.runs import AtomicCheckpointIO, network_of, read_checkpoint
+from lightning_msnn.runs import network_of, read_checkpoint
 
 QUICK = ["--config", str(Path(__file__).parents[1] / "configs" / "quickstart.yaml"), "--trainer.accelerator", "cpu"]
 
@@ -49,21 +47,15 @@ def test_the_payload_works(canary: Path) -> None:
     assert canary.exists()
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
-@pytest.mark.parametrize("verb", ["fit", "test", "predict"])
-def test_pickle_with_a_payload(canary: Path, kind: str, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = canary.with_name("bad.ckpt")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_pickle_with_a_payload(canary: Path, zipped: bool, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     content = {"state_dict": {"w": torch.zeros(1)}, "hyper_parameters": {"x": Payload(canary)}}
-    if kind == "pickle":
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    torch.save(content, "bad.ckpt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(SystemExit) as stop:
-        main([verb, *QUICK, "--ckpt_path", str(path)])
+        main([verb, *QUICK, "--ckpt_path", "bad.ckpt"])
     assert stop.value.code == 2
     assert "bad.ckpt' is not a checkpoint" in capsys.readouterr().err.splitlines()[-1]
-    with pytest.raises(ConfigurationError, match="not a checkpoint"):
-        AtomicCheckpointIO().load_checkpoint(path, weights_only=False)  # whatever is asked for
     assert not canary.exists()
 
 
@@ -77,35 +69,28 @@ def test_resuming_with_a_payload(canary: Path, capsys: pytest.CaptureFixture[str
     assert not canary.exists()
 
 
-@pytest.mark.parametrize(
-    "tag",
-    [
-        "!!python/object/apply:os.system ['touch {}']",
-        "!!python/object/new:os.system ['touch {}']",
-        "!!python/object/apply:builtins.exec [\"open('{}', 'w')\"]",
-        "!!python/name:os.system",
-    ],
-)
-@pytest.mark.parametrize("key", ["model", "seed_everything", "trainer"])
-def test_yaml_with_python_tags(canary: Path, tag: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("bad.yaml").write_text(f"{key}: {tag.format(canary)}\n")
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system ['touch {}']", "!!python/name:os.system"])
+def test_yaml_with_python_tags(canary: Path, tag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.yaml").write_text(f"model: {tag.format(canary)}\n")
     with pytest.raises(SystemExit) as stop:
         main(["fit", *QUICK, "--config", "bad.yaml"])
     assert stop.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+    assert "cannot read the configuration 'bad.yaml'" in capsys.readouterr().err
     assert not canary.exists()
 
 
-def test_checkpoint_with_overlapping_members(tmp_path: Path) -> None:
-    """Nothing is compressed, but one piece of the file is said to be many members."""
-    path = tmp_path / "x.ckpt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", bytes(2**20))
-        entry = archive.infolist()[0]
-        for _ in range(50):
-            archive.filelist.append(entry)
-    with pytest.raises(ConfigurationError, match="would unpack to 53477376 bytes"):
-        read_checkpoint(path)
+def test_a_checkpoint_imports_nothing(canary: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even a module that Python would find."""
+    Path("theirs.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
+    sys.path.insert(0, "")
+    try:
+        torch.save({"state_dict": {}, "cli": {"model": "theirs.Model", "data": "theirs.Data"}}, "x.ckpt")
+        with pytest.raises(SystemExit):
+            main(["test", "--ckpt_path", "x.ckpt"])
+    finally:
+        sys.path.remove("")
+    assert "x.ckpt has theirs.Model: give --model theirs.Model" in capsys.readouterr().err
+    assert not canary.exists()
 
 
 # A file does not say what is fetched from where.
@@ -172,24 +157,6 @@ def test_weights_of_a_checkpoint_are_its_own(tmp_path: Path, offline: list[str])
     network = network_of(read, tmp_path / "x.ckpt")
     assert torch.equal(network.state_dict()["head.fc.weight"], content["state_dict"]["network.head.fc.weight"])
     assert not offline
-
-
-def test_a_network_of_timms_own_must_be_named() -> None:
-    network = timm.create_model("resnet18", num_classes=3, zero_init_last=False)
-    content = {
-        "state_dict": {f"network.{name}": value for name, value in network.state_dict().items()},
-        "hyper_parameters": {"network": "resnet18", "num_classes": 3, "network_kwargs": {"zero_init_last": False}},
-    }
-    with pytest.raises(ConfigurationError, match="'resnet18', which is refused: allowed are msnn_.* named beside it"):
-        network_of(content, "x.ckpt")
-    assert network_of(content, "x.ckpt", "resnet18").num_classes == 3
-
-
-def test_tensor_that_says_to_be_larger_than_it_is() -> None:
-    content = small_checkpoint()
-    content["state_dict"]["network.head.fc.weight"] = torch.zeros(1).expand(10**9, 10**3)
-    with pytest.raises(ConfigurationError, match="no tensor that is stored whole"):
-        network_of(content, "x.ckpt")
 
 
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:
@@ -262,11 +229,6 @@ def test_checkpoint_that_names_a_file_to_remove(tmp_path: Path) -> None:
             changed = {path: torch.tensor(0.5)} if field == "best_k_models" else path
             with pytest.raises(ConfigurationError, match="a best checkpoint must be a file in .*checkpoints', not"):
                 BestCheckpoint().load_state_dict(state | {field: changed})
-    kept = tmp_path / "kept.txt"
-    kept.touch()
-    for path in (kept, folder / ".." / "kept.ckpt"):
-        AtomicCheckpointIO().remove_checkpoint(path)
-    assert kept.exists()
 
 
 def test_report_fetches_no_weights(tmp_path: Path, offline: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ from lightning_msnn.cli.folders import (
     resume_run,
 )
 from lightning_msnn.cli.parsing import IMPORTS, ConfigurationFile, Parser, in_chain, leading
-from lightning_msnn.cli.source import OF_THE_TRAINING, Source, compare_resumed, parameters_of
+from lightning_msnn.cli.source import Source, compare_resumed, options_of, parameters_of
 from lightning_msnn.entries import entries, resolve
 from lightning_msnn.errors import ConfigurationError, TrainingError, brief, suggestion
 from lightning_msnn.imports import HELP, explained, import_files
@@ -90,10 +90,8 @@ class _Record(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the options that a resumed training must have too."""
         config = yaml.safe_load(self._config)
-        stored = {section: config[section] for section in DEFAULTS}
-        for section, names in OF_THE_TRAINING.items():
-            stored[section] = {name: config[section][name] for name in names if name in config[section]}
-        checkpoint["cli"] = stored
+        classes = {section: (config[section] or {}).get("class_path") for section in DEFAULTS}
+        checkpoint["cli"] = {**classes, "options": dict(options_of(config))}
 
 
 class MSNNCLI(LightningCLI):

@@ -7,7 +7,7 @@ import fcntl
 import os
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -121,7 +121,7 @@ def _lock(folder: Path) -> int:
 def place_loggers(trainer: Namespace, folder: Path) -> None:
     """Let the loggers of a trainer write into the folder of the run, and Lightning put its checkpoints there.
 
-    A local logger that has a folder of its own (``save_dir``) keeps it.
+    A logger that is given a folder of its own (``save_dir``) keeps it, beside one in the folder of the run.
 
     Args:
         trainer: Options of the trainer, changed in place.
@@ -132,23 +132,18 @@ def place_loggers(trainer: Namespace, folder: Path) -> None:
         return
     given = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     loggers = [logger for logger in given if hasattr(logger, "class_path")]  # without true, Lightning's default
-    if not any(map(_is_local, loggers)):
-        loggers.append(
-            Namespace(class_path=f"lightning.pytorch.loggers.{_LOCAL[0]}", init_args=Namespace(save_dir="."))
-        )
-    for logger in loggers:
-        if logger.init_args.get("save_dir") != ".":
-            continue
+    free = [logger for logger in loggers if logger.init_args.get("save_dir") == "."]
+    local = [logger for logger in free if logger.class_path.rpartition(".")[2] in _LOCAL]
+    if not local:
+        path = f"lightning.pytorch.loggers.{_LOCAL[0]}"
+        local = [Namespace(class_path=path, init_args=Namespace(save_dir="."))]
+    for logger in free:
         logger.init_args["save_dir"] = str(folder)
-        if _is_local(logger):
-            place = {"save_dir": str(folder.parents[1]), "name": folder.parent.name, "version": folder.name}
-            logger.init_args.update(Namespace(place))
+    for logger in local:
+        place = {"save_dir": str(folder.parents[1]), "name": folder.parent.name, "version": folder.name}
+        logger.init_args.update(Namespace(place))
     # The folder of the first is that of the run.
-    trainer.logger = sorted(loggers, key=_is_local, reverse=True)
-
-
-def _is_local(logger: Any) -> bool:
-    return logger.class_path.rpartition(".")[2] in _LOCAL
+    trainer.logger = [*local, *(logger for logger in loggers if logger not in local)]
 
 
 @rank_zero_only

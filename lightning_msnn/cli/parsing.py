@@ -24,6 +24,8 @@ IMPORTS = "run.imports"
 
 _MEANT, _ALLOWED = "; did you mean ", ": allowed are "
 
+_UNION = "Does not validate against any of the Union subtypes Subtypes:"
+
 _LONGEST = 300
 """Characters of another library's message, at most."""
 
@@ -48,7 +50,11 @@ def find_configuration(name: str) -> Path:
         return Path(name)
     known = configurations()
     if (key := name.removesuffix(".yaml")) not in known:
-        hint = suggestion(key, known) or f": allowed are {', '.join(known)}"
+        folders: dict[str, list[str]] = {str(Path(k).parent): [] for k in known}
+        for k in known:
+            folders[str(Path(k).parent)].append(Path(k).name)
+        names = ", ".join(f"{f}/{{{','.join(n)}}}" if f != "." else ", ".join(n) for f, n in folders.items())
+        hint = suggestion(key, known) or f": allowed are {names}"
         raise ConfigurationError(f"no configuration {name!r}, neither a file nor one of the package{hint}")
     return known[key]
 
@@ -87,7 +93,7 @@ def leading(args: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("ckpt_path", "model.network", "model.pretrained"):
         parser.add_argument(f"--{name}")
-    parser.add_argument(f"--{IMPORTS}", action="append", default=[], help=HELP)
+    parser.add_argument(f"--{IMPORTS}", f"--{IMPORTS}+", dest=IMPORTS, action="append", default=[], help=HELP)
     given, _ = parser.parse_known_args(args)
     for value in vars(given)[IMPORTS]:
         import_files(yaml.safe_load(value) if value.startswith("[") else value)
@@ -113,10 +119,13 @@ class Parser(LightningArgumentParser):
         if ours:
             raise ConfigurationError(ours[0]) from ex
         # jsonargparse repeats all that it was given, and says of each type of several what does not fit.
-        said, _, given = " ".join(lines).partition(" Errors: ")
+        said, _, given = " ".join(filter(None, lines)).replace(_UNION, "must be one of").partition(" Errors: ")
         value = given.rpartition("Given value: ")[2]
         said = f"{said[:_LONGEST]}{f', not {value[:_LONGEST]}' if value else ''}"
-        raise ConfigurationError(f"{said}{self._hint(message)}") from ex
+        hint = self._hint(message)
+        if not hint and in_chain(ex, ImportError) is not None:
+            hint = f"; a file of yours that defines it must be imported with --{IMPORTS}"
+        raise ConfigurationError(f"{said}{hint}") from ex
 
     def _hint(self, message: str) -> str:
         """The allowed name that is nearest to a word of a message; the arguments of a class if there is none."""

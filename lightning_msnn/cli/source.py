@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from inspect import signature
 from typing import Any
 
@@ -11,12 +11,13 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_msnn import data, tasks
+from lightning_msnn.data.parts import OF_THE_MACHINE
 from lightning_msnn.entries import entries
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import read_checkpoint
-from lightning_msnn.trained import OF_THE_MACHINE, Inputs, inputs_of_checkpoint, inputs_of_entry
+from lightning_msnn.trained import Inputs, inputs_of_checkpoint, inputs_of_entry
 
-__all__ = ["Source", "compare_resumed", "parameters_of"]
+__all__ = ["Source", "compare_resumed", "options_of", "parameters_of"]
 
 OF_THE_TRAINING = {
     "run": ("ema",),
@@ -76,7 +77,7 @@ class Source:
     def _read(self, content: Mapping[str, Any]) -> None:
         for section, path in (content.get("cli") or {}).items():
             if section in self.paths:
-                self.paths[section] = str(path["class_path"] if isinstance(path, dict) else path or "")
+                self.paths[section] = str(path or "")
         if content.get("preprocessing") and "class_names" in content:
             self.inputs = inputs_of_checkpoint(content, self.name)
             self.paths["model"] = self.paths["model"] or _CLASSIFIER
@@ -89,10 +90,14 @@ class Source:
         """Return model and data as a configuration, as far as their classes are imported."""
         found = {}
         for section, path in self.paths.items():
-            if (kind := _imported(path, section)) is not None:
-                known = parameters_of(kind).keys() - OF_THE_MACHINE
-                given = {name: value for name, value in self.arguments[section].items() if name in known}
-                found[section] = {"class_path": path, "init_args": _plain(given)}
+            if (kind := _imported(path, section)) is None:
+                continue
+            arguments = self.arguments[section]
+            if issubclass(kind, data.PartDataModule):
+                arguments = kind.arguments_from(arguments, given=None)
+            known = parameters_of(kind)
+            given = {name: value for name, value in arguments.items() if name in known and name not in OF_THE_MACHINE}
+            found[section] = {"class_path": path, "init_args": _plain(given)}
         return found
 
     def check(self, config: Namespace) -> None:
@@ -106,7 +111,18 @@ class Source:
         """
         for section, path in self.paths.items():
             if path and config[section] is None:
-                raise ConfigurationError(f"{section} must be given: {self.name} has {path}, give --{section} {path}")
+                raise ConfigurationError(
+                    f"{self.name} has {path}: give --{section} {path}, and import the file that defines it with "
+                    "--run.imports"
+                )
+        kind = _imported(self.paths["data"], "data")
+        if (
+            kind is not None
+            and issubclass(kind, data.PartDataModule)
+            and _imported(config.data.class_path, "data") is kind
+        ):
+            defaults, arguments = parameters_of(kind), config.data.init_args.items()
+            kind.arguments_from(self.arguments["data"], {n for n, value in arguments if value != defaults.get(n)})
         ours, path = config.model.class_path, self.paths["model"]
         if path and _imported(ours, "model") is not _imported(path, "model"):
             raise ConfigurationError(f"model is {ours}, but {self.name} has {path}: give --model {path}")
@@ -125,40 +141,41 @@ class Source:
             config.model.init_args[name] = theirs
 
 
-def compare_resumed(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> None:
+def compare_resumed(config: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> None:
     """Compare a training with the one that it resumes.
 
     Args:
-        ours: Its configuration.
-        theirs: What the checkpoint has of the other's.
+        config: Its configuration.
+        theirs: What the command line has stored in the checkpoint.
         name: The checkpoint.
 
     Raises:
         ConfigurationError: If model, data or another option that must stay is given otherwise.
     """
-    flat, known = dict(_flat(ours)), dict(_flat(theirs))
-    for option in sorted(flat.keys() & known.keys()):
-        last = option.rpartition(".")[2]
-        if flat[option] != known[option] and last not in OF_THE_MACHINE:
+    known = {f"{section}.class_path": theirs[section] for section in _SECTIONS if theirs.get(section)}
+    known |= theirs.get("options") or {}
+    for option, ours in options_of(config):
+        if option in known and ours != known[option]:
             raise ConfigurationError(
-                f"{option} is {flat[option]!r}, but {name} has {known[option]!r}: a training is resumed by the command "
-                "that began it; train anew under another run.name"
+                f"{option} is {ours!r}, but {name} has {known[option]!r}: a training is resumed by the command that "
+                "began it; train anew under another run.name"
             )
 
 
-def _flat(config: Mapping[str, Any]) -> Any:
-    """Options that a resumed training has as it began, with their values."""
+def options_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the options that a resumed training has as it began, and their values.
+
+    Args:
+        config: A configuration, plain values.
+    """
     for section in _SECTIONS:
         part = config.get(section) or {}
-        part = part if isinstance(part, Mapping) else {"class_path": part}
-        if part.get("class_path"):
-            yield section, part["class_path"].rpartition(".")[2]
-        for name, value in (part.get("init_args") or {}).items():
-            yield f"{section}.{name}", value
+        yield f"{section}.class_path", part.get("class_path")
+        arguments = (part.get("init_args") or {}).items()
+        yield from ((f"{section}.{name}", value) for name, value in arguments if name not in OF_THE_MACHINE)
     for section, names in OF_THE_TRAINING.items():
-        yield from (
-            (f"{section}.{name}", value) for name, value in (config.get(section) or {}).items() if name in names
-        )
+        part = config.get(section) or {}
+        yield from ((f"{section}.{name}", part[name]) for name in names if name in part)
 
 
 def _plain(value: Any) -> Any:

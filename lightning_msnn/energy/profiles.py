@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_msnn.errors import ConfigurationError, brief, check_integer, check_yaml, choose
+from lightning_msnn.errors import ConfigurationError, brief, check_integer, choose
 
 __all__ = [
     "DEFAULT_PROFILE",
@@ -315,8 +315,7 @@ def load_profiles(path: str | Path) -> dict[str, Profile]:
     if not Path(path).is_file():
         raise ConfigurationError(f"no energy profile at {str(path)!r}: give the path of a YAML file")
     try:
-        check_yaml(text := Path(path).read_text(encoding="utf-8"))
-        content = yaml.safe_load(text)
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{str(path)!r} is not YAML: {brief(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(definition, dict) for definition in content.values()):

@@ -9,22 +9,17 @@ from lightning_msnn.runs.checkpoints import (
     write_whole,
 )
 from lightning_msnn.runs.finite_loss import FiniteLoss
-from lightning_msnn.runs.folders import Claim, claim_version, newest_version, release_version
 from lightning_msnn.runs.last_checkpoint import LastCheckpoint
 from lightning_msnn.runs.random_state import RandomState
 
 __all__ = [
     "AtomicCheckpointIO",
-    "Claim",
     "FiniteLoss",
     "LastCheckpoint",
     "RandomState",
-    "claim_version",
     "is_checkpoint",
     "network_of",
     "network_state",
-    "newest_version",
     "read_checkpoint",
-    "release_version",
     "write_whole",
 ]

@@ -138,7 +138,8 @@ def test_fit_and_test_by_torchrun(tmp_path: Path) -> None:
     (ours,) = [float(row["test/top1"]) for row in rows if row.get("test/top1")]
     one = python(
         *("-m", "lightning_msnn", "test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")),
-        *("--trainer.devices", "1", "--trainer.accelerator", "cpu", "--run.folder", "alone", "--run.monitors", "false"),
+        *("--trainer.devices", "1", "--trainer.accelerator", "cpu", "--run.monitors", "false"),
+        *("--trainer.default_root_dir", "alone"),
         cwd=tmp_path,
     )
     assert one.returncode == 0, one.stderr[-3000:]
