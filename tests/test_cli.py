@@ -311,9 +311,11 @@ def test_resuming_goes_on_in_the_same_folder(capsys):
 def test_resuming_refuses_other_options(run, tmp_path, given, message, capsys):
     """And leaves the run as it was."""
     shutil.copytree(run.parent, "runs/quickstart")
-    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    folder = Path("runs/quickstart/version_0")
+    before = {path: path.read_bytes() for path in (folder / "config.yaml", folder / "metrics.csv")}
     stops(["fit", *QUICK, *given, "--ckpt_path", "last"], message, capsys)
-    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list(folder.glob("*.0.*"))
 
 
 def test_two_processes_do_not_train_one_run(run, capsys):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -43,7 +44,14 @@ from lightning_msnn.entries import entries, resolve
 from lightning_msnn.errors import ConfigurationError, TrainingError, brief, suggestion
 from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.nn import Spike
-from lightning_msnn.runs import FiniteLoss, LastCheckpoint, RandomState, is_checkpoint, read_checkpoint
+from lightning_msnn.runs import (
+    AtomicCheckpointIO,
+    FiniteLoss,
+    LastCheckpoint,
+    RandomState,
+    is_checkpoint,
+    read_checkpoint,
+)
 
 __all__ = ["MSNNCLI", "main"]
 
@@ -276,6 +284,10 @@ class MSNNCLI(LightningCLI):
         kinds = tuple(type(callback) for callback in given)
         more = [callback for callback in self._callbacks(config, given) if not isinstance(callback, kinds)]
         config["callbacks"] = [*given, *more]
+        plugins = config.get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super()._instantiate_trainer(config, callbacks)
 
     def _callbacks(self, config: dict[str, Any], given: list[Callback]) -> list[Callback]:
