@@ -179,7 +179,10 @@ class MSNNCLI(LightningCLI):
         if verb in known:
             self._source = self._find_source(verb, leading(args[1:]))
             classes = {section: {"class_path": path} for section, path in DEFAULTS.items()}
-            first = classes if self._source is None else self._source.configuration()
+            first = classes
+            if self._source is not None:
+                self._source.check_given(args)
+                first = self._source.configuration()
             args = [verb, *(["--config", json.dumps(first)] if first else []), *args[1:]]
         self.config = parser.parse_args(args)
         config = self.config[verb]

@@ -136,7 +136,7 @@ class Parser(LightningArgumentParser):
             word = word.strip("\"'.,:;()[]<>-")
             if len(word) > 2 and word not in allowed and (hint := suggestion(word, allowed, 0.8)):
                 return hint
-        return f"{_ALLOWED}{', '.join(names)}" if "is not accepted" in message and len(names) < 30 else ""
+        return f"{_ALLOWED}{', '.join(names)}" if "is not accepted" in message and len(names) < 20 else ""
 
 
 def _names(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -100,6 +100,16 @@ class Source:
             found[section] = {"class_path": path, "init_args": _plain(given)}
         return found
 
+    def check_given(self, args: Sequence[str]) -> None:
+        """Raise a ConfigurationError if a class that is not imported is not given among the arguments either."""
+        names = {arg.partition("=")[0] for arg in args}
+        for section, path in self.paths.items():
+            if path and _imported(path, section) is None and not names & {f"--{section}", "--config", "-c"}:
+                raise ConfigurationError(
+                    f"{self.name} has {path}: give --{section} {path}, and import the file that defines it with "
+                    "--run.imports"
+                )
+
     def check(self, config: Namespace) -> None:
         """Compare the model of a run with this one's, and let it be this one's.
 
@@ -107,14 +117,8 @@ class Source:
             config: Options of the verb, changed in place.
 
         Raises:
-            ConfigurationError: If the model is given otherwise, or a class must be given.
+            ConfigurationError: If the model is given otherwise.
         """
-        for section, path in self.paths.items():
-            if path and config[section] is None:
-                raise ConfigurationError(
-                    f"{self.name} has {path}: give --{section} {path}, and import the file that defines it with "
-                    "--run.imports"
-                )
         kind = _imported(self.paths["data"], "data")
         if (
             kind is not None
