@@ -535,7 +535,7 @@ def test_bad_input(case, capsys):
 )
 def test_bad_images(change, message, folder, capsys):
     change(folder)
-    fails(
+    stops(
         ["fit", *QUICK, "--data", "ImageFolder", "--data.root", str(folder), "--data.image_size", "8"], message, capsys
     )
 
