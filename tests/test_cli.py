@@ -400,7 +400,7 @@ def test_what_is_not_evaluated(checkpoint, folder, tmp_path, capsys):
         (["test", "--ckpt_path", "own.ckpt"], "own.ckpt has elsewhere.Model: give --model elsewhere.Model"),
         (["test", "--ckpt_path", checkpoint, "--model.network", "msnn_vit12_tiny"], "'msnn_vit12_tiny', but .*best"),
         (["test", *PRETRAINED, "--model.num_classes", "7"], "num_classes is 7, but msnn_resnet12_tiny.digits has 10"),
-        (["test", "--ckpt_path", checkpoint, *own], "a mean for each of 1 channels, but ImageFolder has 3"),
+        (["test", "--ckpt_path", checkpoint, *own], "in_chans is 1, but ImageFolder has 3"),
         (
             ["test", "--ckpt_path", checkpoint, "--model", "lightning_msnn.tasks.Task"],
             "model is .*Task, but .*best.ckpt",

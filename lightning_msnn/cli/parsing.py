@@ -122,9 +122,9 @@ class Parser(LightningArgumentParser):
         said, _, given = " ".join(filter(None, lines)).replace(_UNION, "must be one of").partition(" Errors: ")
         value = given.rpartition("Given value: ")[2]
         said = f"{said[:_LONGEST]}{f', not {value[:_LONGEST]}' if value else ''}"
-        hint = self._hint(message)
-        if not hint and in_chain(ex, ImportError) is not None:
-            hint = f"; a file of yours that defines it must be imported with --{IMPORTS}"
+        hint = f"; a file of yours that defines it must be imported with --{IMPORTS}"
+        if in_chain(ex, ImportError) is None:
+            hint = self._hint(message)
         raise ConfigurationError(f"{said}{hint}") from ex
 
     def _hint(self, message: str) -> str:
