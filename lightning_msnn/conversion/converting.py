@@ -148,7 +148,12 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     annealed = {module: module.annealing for module in model.modules() if isinstance(module, Spike)}
     neurons = {module: name for name, module in model.named_modules() if isinstance(module, RectifierSpike)}
     ran: set[nn.Module] = set()
-    hooks = [neuron.register_forward_pre_hook(lambda m, args: m.fit(args[0]) or ran.add(m)) for neuron in neurons]
+
+    def fit(neuron: nn.Module, args: tuple[Tensor, ...]) -> None:
+        ran.add(neuron)
+        neuron.fit(args[0])  # type: ignore[operator]
+
+    hooks = [neuron.register_forward_pre_hook(fit) for neuron in neurons]
     parameter = next(model.parameters())
     try:
         set_annealing(model.eval(), 0.0)
