@@ -97,8 +97,9 @@ class Inputs:
             ConfigurationError: If the data set is not known, its class is not imported, or its arguments do not fit.
         """
         kind = self._data_class()
-        ours = issubclass(kind, PartDataModule)
-        saved = kind.arguments_from(self.data_args, given) if ours else self.data_args
+        saved = dict(self.data_args)
+        if issubclass(kind, PartDataModule):
+            saved = kind.arguments_from(saved, given)
         arguments = {**saved, **given, **({} if root is None else {"root": str(root)})}
         if issubclass(kind, ImageDataModule):
             arguments.setdefault("image_size", self.input_size[1])

@@ -4,6 +4,7 @@ import os
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -62,8 +63,8 @@ class ImageDataModule(PartDataModule):
     #: Height and width of the images unless the user asks for another.
     native_size: ClassVar[int]
     # Of the training images, of values in [0, 1]; ImageNet's by default.
-    mean = (0.485, 0.456, 0.406)
-    std = (0.229, 0.224, 0.225)
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
     #: Data set whose learnt policy ``autoaugment`` applies.
     autoaugment: ClassVar[AutoAugmentPolicy] = AutoAugmentPolicy.IMAGENET
     #: Where the data set is downloaded from, if it can be, and what under ``root`` shows that it is there, beside the

@@ -38,7 +38,8 @@ class ArrayDataset(Dataset[Batch]):
     def select(self, indices: Tensor, training: bool = False) -> "ArrayDataset":
         """Return the dataset of the inputs at ``indices``, which shares them; ``training`` changes nothing."""
         chosen = ArrayDataset(self.images, self.targets)
-        chosen.indices, chosen.targets = self.indices[indices], self.targets[indices]  # type: ignore[index]
+        assert isinstance(self.targets, Tensor)
+        chosen.indices, chosen.targets = self.indices[indices], self.targets[indices]
         return chosen
 
     def __len__(self) -> int:
@@ -49,8 +50,10 @@ class ArrayDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         chosen = torch.tensor(indices)
-        named = isinstance(self.targets, list)
-        return self.images[self.indices[chosen]], [self.targets[i] for i in indices] if named else self.targets[chosen]
+        inputs = self.images[self.indices[chosen]]
+        if isinstance(self.targets, list):
+            return inputs, [self.targets[i] for i in indices]
+        return inputs, self.targets[chosen]
 
 
 class FileDataset(Dataset[Batch]):

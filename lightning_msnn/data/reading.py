@@ -144,8 +144,8 @@ def prepare_pixels(
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Map images (..., C, H, W) of values from 0 to 255 to ``(pixels / 255 - mean) / std``, float32."""
-    mean, std = (torch.tensor(value, device=pixels.device).view(-1, 1, 1) for value in (mean, std))
-    return pixels.float().div_(255).sub_(mean).div_(std)
+    shift, scale = (torch.tensor(value, device=pixels.device).view(-1, 1, 1) for value in (mean, std))
+    return pixels.float().div_(255).sub_(shift).div_(scale)
 
 
 def decode_files(files: Sequence[str], size: int, channels: int) -> Tensor:
