@@ -128,7 +128,7 @@ def test_classes_of_a_checkpoint(here, capsys):
     message = error_of(capsys, main, *test)
     assert "has parts.Mine: give --model parts.Mine, and import the file that defines it with --run.imports" in message
     message = error_of(capsys, main, *test, "--model", "parts.Mine")
-    assert message.endswith("a file of yours that defines it must be imported with --run.imports")
+    assert "has parts.Theirs: give --data parts.Theirs, and import the file that defines it with" in message
     main([*test, *classes, "--run.imports", "parts.py", "--trainer.limit_test_batches", "1", "--run.monitors", "false"])
 
 
