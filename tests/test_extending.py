@@ -244,7 +244,8 @@ def test_gradients_are_those_of_autograd(here, form, windows_out):
     current = torch.randn(2, 3, 6, 4, requires_grad=True)
     other = torch.randn(2, 3, 6 if form == "recurrent" else 3, 4, requires_grad=True)
     given = None if form == "first" else other if form == "recurrent" else [other]
-    spikes, _, _ = fire(current, None, Spike(neuron), membrane, given, cut=Cut("halves", False, windows_out))
+    handed = None if form == "first" else other
+    spikes, _, _ = fire(current, None, Spike(neuron), membrane, handed, cut=Cut("halves", False, windows_out))
     tau = torch.sigmoid(membrane.decay.logit).view(-1, 1, 1)
     theta = None if form == "first" else torch.sigmoid(membrane.projection.theta_logit)
     expected = layer_by_hand(current, given, tau, theta, form, windows_out)
