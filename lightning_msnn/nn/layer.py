@@ -233,7 +233,7 @@ def _on_kernels(
     if membrane is not None:
         flags["form"], tensors["tau"] = membrane.form, membrane.decay()
         if membrane.projection is not None:
-            flags["omega"], tensors["theta"] = membrane.projection.name, membrane.projection.radian()  # type: ignore[operator]
+            flags["omega"], tensors["theta"] = membrane.projection.name, membrane.projection.radian()
     layer = Layer(
         kind=cut.kind, windows_in=cut.windows_in, windows_out=cut.windows_out, handed=handed, keeps=keeps, **flags
     )
