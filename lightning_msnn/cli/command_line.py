@@ -261,7 +261,8 @@ class MSNNCLI(LightningCLI):
             arguments = content["model"].get("init_args") or {}
             if name in arguments and arguments[name] == defaults.get(name):
                 del arguments[name]
-        return yaml.safe_dump(content, sort_keys=False)
+        text: str = yaml.safe_dump(content, sort_keys=False)
+        return text
 
     # What is built
 

@@ -59,7 +59,7 @@ def find_configuration(name: str) -> Path:
     return known[key]
 
 
-class ConfigurationFile(ActionConfigFile):
+class ConfigurationFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse has no types
     """``--config``: a file, the name of a configuration of the package, or YAML itself, which begins with ``{``."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -152,6 +152,7 @@ def _names(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def _derived(base: type) -> Iterable[type]:
     """A class and all that are derived from it and imported, without abstract ones."""
+    kind: type
     for kind in type.__subclasses__(base):
         yield from _derived(kind)
     if not isabstract(base):

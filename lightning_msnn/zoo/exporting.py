@@ -18,12 +18,13 @@ from timm.models._hub import save_config_for_hf
 
 from lightning_msnn import __version__
 from lightning_msnn import data as data_sets
+from lightning_msnn.data.parts import OF_THE_MACHINE
 from lightning_msnn.energy.pictures import draw_energy, png
 from lightning_msnn.entries import CONFIG_FILE, FACTS, TAG, WEIGHTS_FILE, find, read_config
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
 from lightning_msnn.models.registry import default_cfg, is_ours
 from lightning_msnn.runs.checkpoints import is_checkpoint, write_whole
-from lightning_msnn.trained import OF_THE_MACHINE, Trained, load_trained
+from lightning_msnn.trained import Trained, load_trained
 from lightning_msnn.zoo.card import A_CHECKPOINT, PICTURE, write_card
 from lightning_msnn.zoo.storing import stored
 from lightning_msnn.zoo.verification import figures, test_data
