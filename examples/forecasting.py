@@ -1,7 +1,8 @@
 """A data set, a task and a metric of your own: a spiking network forecasts a series, one file beside the package.
 
     lightning-msnn fit --run.imports examples/forecasting.py --model forecasting.Forecaster --data forecasting.Series \
-        --config recipe/series --data.min_batches 25 --run.best val/mase --run.best_mode min
+        --config recipe/series --data.min_batches 25 --trainer.callbacks+=BestCheckpoint \
+        --trainer.callbacks.monitor val/mase --trainer.callbacks.mode min
 
 forecasts a made-up series of monthly sales; ``--data.file sales.csv`` (a header, rows in order of time, the values in
 the last column) forecasts yours. A MASE of 1 is as good as repeating the last season was in the training part.

@@ -22,6 +22,7 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from lightning_msnn.cli import MSNNCLI, main
+from lightning_msnn.cli.command_line import VERBS
 from lightning_msnn.export import FORMATS
 from lightning_msnn.export.__main__ import make_parser
 from tests.conftest import ROOT, rest_is_slow
@@ -106,6 +107,9 @@ def parse_lightning(args, monkeypatch):
     """Have the command line parse arguments."""
     if args[0] == "export":  # which is no training
         assert make_parser().parse_args(args[1:]).to in FORMATS
+        return
+    if args[0] in VERBS:
+        parse_python(["-m", f"lightning_msnn.{args[0]}", *args[1:]], monkeypatch)
         return
     for i, (option, value) in enumerate(pairwise(list(args))):
         if option == "--config" and isinstance(yaml.safe_load(value), dict):  # a configuration that stands on the page
