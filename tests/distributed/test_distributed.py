@@ -95,11 +95,6 @@ def test_processes_weigh_the_excess_over_a_target_alike(runs: Any) -> None:
         assert all(rank == ranks[0] for rank in ranks)
 
 
-def test_each_part_is_decoded_once(runs: Any) -> None:
-    for out, _ in runs.values():
-        assert sorted((out / "decoded.txt").read_text().split()) == ["test", "train"]
-
-
 def test_random_numbers_differ_by_process(runs: Any) -> None:
     for _, ranks in runs.values():
         for step in zip(*(rank["drawn"] for rank in ranks), strict=True):

@@ -32,14 +32,6 @@ class Watch(pl.Callback):
 
 
 def main(root: str, out: str, devices: int) -> None:
-    decode = ImageFolder._decode
-
-    def counted(self: ImageFolder, listing: Any) -> Any:
-        with (Path(out) / "decoded.txt").open("a") as file:
-            file.write(f"{listing.root.name}\n")
-        return decode(self, listing)
-
-    ImageFolder._decode = counted  # type: ignore[method-assign]
     pl.seed_everything(5)
     data = ImageFolder(root=root, image_size=8, batch_size=16, val_fraction=0.35)
     task = SpikingClassifier(
