@@ -59,4 +59,5 @@ class EMA(WeightAveraging):
         if stage == "fit" and shards_weights(trainer.strategy):
             strategy = type(trainer.strategy).__name__
             raise ConfigurationError(f"EMA must be left out of the callbacks with {strategy}, which shards the weights")
+        self._latest_update_step = 0  # of an earlier training; a resumed one restores its own after this
         super().setup(trainer, pl_module, stage)
