@@ -54,7 +54,9 @@ def run(words, monkeypatch):
         name, _, value = words.pop(0).partition("=")
         monkeypatch.setenv(name, value)
     program, *args = words
-    if program == "lightning-msnn":
+    if (verb := f"lightning_msnn.{args[0]}") in PROGRAMS:
+        PROGRAMS[verb](args[1:])
+    elif program == "lightning-msnn":
         monkeypatch.setattr(sys, "argv", [program])
         more = FEW[args[0]]
         for option, value in zip(more[::2], more[1::2], strict=True):
@@ -112,9 +114,10 @@ def getting_started(folder):
 
 
 def distil(folder):
-    assert runs(folder) == {"twin": 1, "student": 1}
+    assert runs(folder) == {"baseline": 1, "student": 1}
     saved = yaml.safe_load((folder / "runs/student/version_0/config.yaml").read_text())
-    assert saved["model"]["init_args"]["teacher"].endswith("runs/twin/version_0/checkpoints/best.ckpt")
+    teacher = saved["trainer"]["callbacks"][1]["init_args"]["source"]
+    assert teacher.endswith("runs/baseline/version_0/checkpoints/best.ckpt")
 
 
 def fine_tune(folder):
@@ -125,7 +128,7 @@ def fine_tune(folder):
 
 
 def energy(folder):
-    page = (folder / "msnn_resnet12_tiny_digits.html").read_text()
+    page = (folder / "msnn_resnet12_tiny.digits.html").read_text()
     assert "µJ" in page
 
 
