@@ -201,6 +201,15 @@ def test_a_wrong_option_of_a_program_is_noticed(folder, monkeypatch, capsys):
     assert "--samplez" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md", "docs/concepts.md"])
+def test_sentences_are_short(page):
+    """Thirty words at most; a row of a table, an item of a list and a line of links is text of its own."""
+    text = re.sub(r"```.*?```|\]\([^)]*\)", " ", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    parts = [cell for part in re.split(r"\n\n|\n(?=[-|])", text) for cell in part.split("|")]
+    sentences = [sentence.split() for part in parts for sentence in re.split(r"[.:;!?]\s", part)]
+    assert not [" ".join(words) for words in sentences if len(words) > 30]
+
+
 # Python
 
 

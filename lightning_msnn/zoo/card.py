@@ -68,9 +68,9 @@ def _micro(joules: float) -> str:
 
 
 def _times(config: dict[str, Any], name: str) -> str:
-    """How many times less a network takes than its ReLU baseline with the same weights."""
-    own, twin = config.get(name), config.get(f"{name}_ann_twin")
-    return f"{twin / own:.1f}" if own and twin else "-"
+    """How many times an entry's energy its ReLU baseline with the same weights takes."""
+    own, baseline = config.get(name), config.get(f"{name}_ann_twin")
+    return f"{baseline / own:.1f}" if own and baseline else "-"
 
 
 def _spikes(config: dict[str, Any]) -> bool:
@@ -166,16 +166,23 @@ def table(names: list[str]) -> str:
     Args:
         names: Names of the entries.
     """
-    head = ["entry", "test top-1", "top-1 of its trained twin", "spike rate", "energy, 45 nm CMOS"]
-    head += ["times less than the ANN twin", "zeros skipped", "with memory traffic", "both"]
-    rows = [head, ["---"] * len(head)]
+    head = ["entry", "data (test samples)", "parameters", "size", "top-1", "ReLU baseline's top-1", "spike rate"]
+    rows = [[*head, "energy", "ReLU baseline's energy, same weights", "both with memory traffic"], ["---"] * 10]
     for name in names:
         config, relu = info(name), f"{name}_relu"
         trained = info(relu) if relu in entries() else {}
-        top1 = f"{config['top1']} % of {config.get('top1_images')}" if "top1" in config else "-"
-        accuracy = config.get("top1_ann_twin", trained.get("top1"))
-        twin = "-" if accuracy is None else f"{accuracy} %"
-        energy = _micro(config["energy_joules"]) if "energy_joules" in config else "-"
-        cells = [f"`{name}`", top1, twin, str(config.get("spike_rate", "-")), energy]
-        rows.append([*cells, *(_times(config, field) for field in ENERGIES)])
+        accuracies = [config.get("top1"), config.get("top1_ann_twin", trained.get("top1"))]
+        data = config.get("data", {}).get("class_path", "-").rpartition(".")[2]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{data} ({config['top1_images']:,})" if "top1_images" in config else data,
+                f"{config['parameters'] / 1e6:.2f} M" if "parameters" in config else "-",
+                "{1}x{2}".format(*config["input_size"]),
+                *("-" if top1 is None else f"{top1} %" for top1 in accuracies),
+                str(config.get("spike_rate", "-")),
+                _micro(config["energy_joules"]) if "energy_joules" in config else "-",
+                *(_times(config, field) for field in ("energy_joules", "energy_joules_memory")),
+            ]
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
