@@ -5,11 +5,13 @@ import socket
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_msnn import zoo
 from lightning_msnn.callbacks import BestCheckpoint
@@ -17,7 +19,7 @@ from lightning_msnn.cli import main
 from lightning_msnn.entries import CONFIG_FILE
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.report import main as report
-from lightning_msnn.runs import network_of, read_checkpoint
+from lightning_msnn.runs import LastCheckpoint, network_of, read_checkpoint
 
 QUICK = ["--config", str(Path(__file__).parents[1] / "configs" / "quickstart.yaml"), "--trainer.accelerator", "cpu"]
 
@@ -214,21 +216,27 @@ def test_entry_of_a_network_that_is_not_ours(small_entry: Path) -> None:
         zoo.load("resnet18.small")
 
 
-def test_checkpoint_that_names_a_file_to_remove(tmp_path: Path) -> None:
-    """Lightning removes what was the best once there is a better one, if its path begins like the run's folder."""
-    folder = tmp_path / "checkpoints"
-    best = BestCheckpoint()
-    best.dirpath = str(folder)
-    own = str(folder / "best.ckpt")
-    state = {"dirpath": str(folder), "best_model_path": own, "best_model_score": torch.tensor(0.5)}
-    state |= {"kth_best_model_path": own, "kth_value": torch.tensor(0.5), "best_k_models": {own: torch.tensor(0.5)}}
-    best.load_state_dict(state)
-    assert best.best_model_path == own
-    for path in (f"{folder}/../other.ckpt", f"{folder}/..", "/etc/passwd", "https://example.org/x.ckpt", None):
-        for field in ("best_model_path", "kth_best_model_path", "best_k_models"):
-            changed = {path: torch.tensor(0.5)} if field == "best_k_models" else path
-            with pytest.raises(ConfigurationError, match="a best checkpoint must be a file in .*checkpoints', not"):
-                BestCheckpoint().load_state_dict(state | {field: changed})
+@pytest.mark.parametrize("kind", [BestCheckpoint, ModelCheckpoint])
+def test_checkpoint_that_names_a_file_to_remove(tmp_path: Path, kind: type[ModelCheckpoint]) -> None:
+    """Lightning removes what was the best once there is a better one."""
+    callback, folder = kind(), tmp_path / "checkpoints"
+    callback.dirpath, own = str(folder), str(folder / "best.ckpt")
+
+    def kept(**changes: Any) -> bool:
+        """Whether a state reaches the callback."""
+        state = {"dirpath": str(folder), "best_model_path": own, "last_model_path": "", "best_k_models": {own: 0.5}}
+        loops = {"epoch_progress": {"current": {"processed": 1, "started": 2}}, "epoch_loop.batch_progress": {}}
+        content = {"callbacks": {callback.state_key: state | changes}, "loops": {"fit_loop": loops}}
+        LastCheckpoint().on_load_checkpoint(
+            SimpleNamespace(checkpoint_callbacks=[callback], max_steps=-1), None, content
+        )
+        return callback.state_key in content["callbacks"]
+
+    assert kept()
+    for path in (f"{folder}/../other.ckpt", f"{folder}/..", "/etc/passwd", f"local://{own}", f"{folder}/a/b", "x.ckpt"):
+        for field in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            assert not kept(**{field: path})
+        assert not kept(best_k_models={own: 0.5, path: 0.4})
 
 
 def test_report_fetches_no_weights(tmp_path: Path, offline: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """The checkpoint that did best in validation."""
 
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -60,19 +59,6 @@ class BestCheckpoint(ModelCheckpoint):
             monitor=monitor, mode=mode, filename="best", auto_insert_metric_name=False, enable_version_counter=False
         )
         self.required = required
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best checkpoint so far; a file does not say what else is removed once there is a better one.
-
-        Raises:
-            ConfigurationError: If a path in the state is not of a file in its own folder.
-        """
-        folder = Path(str(state_dict.get("dirpath")))
-        paths = [state_dict.get(f"{name}_path", "") for name in ("best_model", "kth_best_model", "last_model")]
-        for path in [*paths, *(state_dict.get("best_k_models") or {})]:
-            if not isinstance(path, str) or (path and (Path(path).parent != folder or Path(path).name == "..")):
-                raise ConfigurationError(f"a best checkpoint must be a file in {str(folder)!r}, not {path!r}")
-        super().load_state_dict(state_dict)
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
         """Whether a value is the best so far, or as good as that."""

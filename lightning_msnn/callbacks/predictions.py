@@ -15,6 +15,9 @@ from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["PredictionWriter"]
 
+_TEXT: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+"""How files are opened; names of images that are not UTF-8 keep their bytes."""
+
 COLUMNS = ("file", "class", "probability")
 
 
@@ -35,10 +38,11 @@ class PredictionWriter(Callback):
     def __init__(self, path: str = "predictions.csv") -> None:
         self.path = Path(path)
         folder = self.path.absolute().parent
-        if not folder.is_dir() or self.path.is_dir() or not os.access(folder, os.W_OK):
+        replaceable = self.path.is_file() or not self.path.exists()
+        if not folder.is_dir() or not replaceable or not os.access(folder, os.W_OK):
             raise ConfigurationError(
-                f"cannot write predictions to {str(path)!r}: it must be a file in a folder that exists and is not "
-                "read-only"
+                f"cannot write predictions to {str(path)!r}: it must be a file, no device, in a folder that exists "
+                "and is not read-only"
             )
         self._part = self.path
         self._file: TextIO | None = None
@@ -49,7 +53,7 @@ class PredictionWriter(Callback):
         if stage == "predict":
             self._part = self.path.with_name(f"{self.path.name}.part{trainer.global_rank or ''}")
             try:
-                self._file = self._part.open("w", newline="", encoding="utf-8")
+                self._file = self._part.open("w", **_TEXT)
                 self._write([COLUMNS])
                 self._rows = False
             except OSError as error:
@@ -71,14 +75,14 @@ class PredictionWriter(Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the file its name, with the rows of all processes."""
         if trainer.world_size > 1:
-            with self._part.open(newline="", encoding="utf-8") as file:
+            with self._part.open(**_TEXT) as file:
                 head, *rows = csv.reader(file)
             parts: list[Any] = [None] * trainer.world_size
             dist.all_gather_object(parts, rows)
             if trainer.is_global_zero:
                 # A distributed sampler repeats files to give every process as many: a set takes the repeats out.
                 every = sorted({tuple(row) for part in parts for row in part}, key=_order)
-                with self._part.open("w", newline="", encoding="utf-8") as file:
+                with self._part.open("w", **_TEXT) as file:
                     csv.writer(file).writerows([head, *every])
         self._close()
         if trainer.is_global_zero:

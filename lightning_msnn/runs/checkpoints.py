@@ -48,6 +48,8 @@ def write_whole(content: Any, path: str | Path) -> None:
     files.makedirs(os.path.dirname(name), exist_ok=True)
     if isinstance(files, LocalFileSystem):
         target = Path(name)
+        if target.exists() and not target.is_file():
+            raise ConfigurationError(f"{name!r} is no file, so that it is not replaced: give the path of a file")
         partial = target.with_name(f".{target.name}.partial")  # in the same folder, which makes the last step one
         partial.write_bytes(content)
         partial.replace(target)

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -59,7 +59,14 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Begin the next epoch behind a complete one; with ``max_steps`` Lightning would count an empty one first."""
+        """Drop what would remove files elsewhere, and begin the next epoch behind a complete one.
+
+        With ``max_steps`` Lightning would count an empty epoch first.
+        """
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and state and not _all_in(str(callback.dirpath), state):
+                del checkpoint["callbacks"][callback.state_key]
         loops = checkpoint["loops"]["fit_loop"]
         epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
         if trainer.max_steps == -1 or epochs["current"]["processed"] != epochs["current"]["started"]:
@@ -131,6 +138,13 @@ class LastCheckpoint(Checkpoint):
             launched = isinstance(environment, LightningEnvironment) and environment.local_rank() > 0
             # The process that started this one kills itself if this one fails.
             raise SIGTERMException(0 if launched else 128 + signal.SIGTERM)
+
+
+def _all_in(folder: str, state: dict[str, Any]) -> bool:
+    """Return whether the files that a ModelCheckpoint would remove are in its own folder."""
+    paths = [state.get(f"{name}_path") or "" for name in ("best_model", "kth_best_model", "last_model")]
+    named = [os.path.split(str(path)) for path in (*paths, *(state.get("best_k_models") or ())) if path]
+    return all(place == folder and name not in ("", ".", "..") for place, name in named)
 
 
 def _slurm_job() -> str:

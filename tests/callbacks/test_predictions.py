@@ -1,6 +1,7 @@
 """Predictions as a CSV file: checked before any work, written as they come, whole at the end."""
 
 import csv
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_msnn.callbacks import PredictionWriter
 from lightning_msnn.callbacks.predictions import _order
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.runs import write_whole
 from lightning_msnn.tasks import SpikingClassifier
 
 NAMES = ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "\tx", "\rx", "plain", 'com,ma "quoted"', "a=b", "ä.png"]
@@ -52,6 +54,20 @@ def test_no_cell_is_a_formula(tmp_path):
     assert [row[0] for row in body] == [("'" if name[0] in "=+-@\t\r" else "") + name for name in NAMES]
     assert not any(cell[0] in "=+-@\t\r" for row in body for cell in row)
     assert [p.name for p in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_a_name_that_is_not_utf_8_keeps_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.NAMES", [*NAMES[:-1], os.fsdecode(b"\xff.png")])
+    predict(Named(), tmp_path / "p.csv")
+    assert b"\n\xff.png," in (tmp_path / "p.csv").read_bytes()
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "p.csv")
+    with pytest.raises(ConfigurationError, match="must be a file, no device"):
+        PredictionWriter(str(tmp_path / "p.csv"))
+    with pytest.raises(ConfigurationError, match="is no file, so that it is not replaced"):
+        write_whole(b"", tmp_path / "p.csv")
 
 
 def test_rows_come_as_they_are_made_and_an_older_file_stays_until_the_end(tmp_path):
