@@ -2,8 +2,8 @@
 
     lightning-msnn fit --run.imports examples/saccades.py --data saccades.SaccadedDigits --config recipe/tiny
 
-``--data.frames 4`` cuts a recording into four frames, which are stacked as channels. Real recordings come from tonic
-(``--config data/events``).
+``--data.frames 4`` cuts a recording into four frames, which are stacked as channels. For real recordings, such as those
+of the package tonic, let ``read`` count their events.
 """
 
 import numpy as np

@@ -65,12 +65,10 @@ class Inputs:
         It takes a PIL image, or the path of a wav file where the network was trained on recordings.
 
         Raises:
-            ConfigurationError: If the network takes neither images nor recordings.
+            ConfigurationError: If the network takes neither square images nor recordings.
         """
         kind = self._data_class() if self.data.startswith(f"{data_sets.__name__}.") else ImageDataModule
         if issubclass(kind, ArrayDataModule):
-            if not hasattr(kind, "read_one"):
-                raise ConfigurationError(f"{self.name} takes neither images nor recordings: use {kind.__name__}")
             module: Any = self.data_module()
             read: Callable[[Any], Tensor] = module.read_one
             return read

@@ -1,21 +1,17 @@
-"""Recordings and series through the command line, reports and the zoo."""
+"""Recordings through the command line, reports and the zoo."""
 
 import csv
-import re
 import sys
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from lightning_msnn import data, zoo
 from lightning_msnn.cli import configurations, main
-from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.report import main as report
-from lightning_msnn.trained import load_trained
 from lightning_msnn.zoo.__main__ import main as zoo_main
 
 SHORT = [
@@ -99,79 +95,15 @@ def test_speech_from_fit_to_a_zoo_entry(digits, here, capsys, monkeypatch):
     assert "mels 32, frames 32" in card
 
 
-@pytest.fixture
-def series(here):
-    random = np.random.default_rng(0)
-    for part in ("TRAIN", "TEST"):
-        lines = ["@problemName Waves", "@timeStamps false", "@missing false", "@univariate true", "@equalLength true",
-                 "@classLabel true up down", "@data"]  # fmt: skip
-        for number in range(24):
-            slope = 1 - 2 * (number % 2)
-            values = slope * np.arange(20) + random.normal(5, 1, 20)
-            lines.append(",".join(f"{v:.4f}" for v in values) + f":{'up' if slope == 1 else 'down'}")
-        (here / f"Waves_{part}.ts").write_text("\n".join(lines) + "\n")
-    return here
-
-
-@pytest.mark.slow
-def test_series_from_fit_to_a_zoo_entry(series, monkeypatch):
-    words = ("--config", "data/time_series", "--config", "recipe/series", "--data.problem", "Waves", "--data.root", ".")
-    fit(*words, "--data.differences", "true")
-    main(["test", "--ckpt_path", LAST, "--data.root", ".", *SHORT[:2], "--run.monitors", "false"])
-    main(["predict", "--ckpt_path", LAST, "--data.root", ".", "--data.folder", "Waves_TEST.ts", *SHORT[:2]])
-    assert len(rows("predictions.csv")) == 24
-    report([LAST, "--root", ".", "--output", "r.html"])
-    assert "of the test series of TimeSeries" in Path("r.html").read_text()
-    assert 'alt="1. up, which the network takes for' in Path("r.html").read_text()
-    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(series / "zoo"))
-    zoo_main(["export", LAST, "msnn_resnet12_tiny.waves", "--data", "."])
-    zoo_main(["verify", "msnn_resnet12_tiny.waves", "--data", "."])
-    info = zoo.info("msnn_resnet12_tiny.waves")
-    assert info["input_size"] == [2, 1, 20]
-    assert info["data"]["init_args"]["problem"] == "Waves"
-    with pytest.raises(ConfigurationError, match="takes neither images nor recordings: use TimeSeries"):
-        zoo.transforms("msnn_resnet12_tiny.waves")
-
-
-def test_series_are_tested_as_they_were_trained_on(series):
-    """Though the series where they are tested would say another length and another mean."""
-    fit("--config", "data/time_series", "--data.problem", "Waves", "--data.root", ".")
-    other = series / "other"
-    other.mkdir()
-    (other / "Waves_TEST.ts").write_text((series / "Waves_TEST.ts").read_text())
-    lines = (series / "Waves_TRAIN.ts").read_text().splitlines()
-    for number, line in enumerate(lines[7:], 7):
-        values, label = line.split(":")
-        lines[number] = ",".join(str(100 * float(v) + 500) for v in values.split(",")[:14]) + f":{label}"
-    (other / "Waves_TRAIN.ts").write_text("\n".join(lines) + "\n")
-    trained = load_trained(LAST)
-    modules = [trained.data_module(root) for root in (".", "other")]
-    for module in modules:
-        module.setup("test")
-    first, second = (module.on_after_batch_transfer(next(iter(module.test_dataloader())), 0)[0] for module in modules)
-    assert [module.length for module in modules] == [20, 20]
-    assert torch.equal(first, second)
-
-
-def test_classes_in_another_order_are_refused(series, capsys):
-    fit("--config", "data/time_series", "--data.problem", "Waves", "--data.root", ".")
-    file = series / "Waves_TRAIN.ts"
-    file.write_text(file.read_text().replace("true up down", "true down up"))
+def test_what_is_tested_at_the_end_is_looked_for_before_the_training(digits, here, capsys):
+    for file in digits.glob("*_0.wav"):
+        file.unlink()
     with pytest.raises(SystemExit):
-        main(["test", "--ckpt_path", LAST, "--data.root", ".", *SHORT[:2], "--run.monitors", "false"])
-    expected = "has the classes 'down', 'up', but .* knows 'up', 'down', in this order"
-    assert re.search(expected, capsys.readouterr().err)
-
-
-def test_what_is_tested_at_the_end_is_looked_for_before_the_training(series, capsys):
-    (series / "Waves_TEST.ts").unlink()
-    words = ["fit", "--config", "data/time_series", "--data.problem", "Waves", "--data.root", "."]
-    with pytest.raises(SystemExit):
-        main([*words, *SHORT])
-    assert "no file 'Waves_TEST.ts' in '.': " in (said := capsys.readouterr().err)
+        main(["fit", *SPEECH, *SHORT])
+    assert "has no recording of the test part" in (said := capsys.readouterr().err)
     assert "--run.test false leaves out the test at the end" in said
-    assert not list(series.rglob("*.ckpt"))
-    main([*words, *SHORT, "--run.test", "false"])
+    assert not list(here.rglob("*.ckpt"))
+    fit(*SPEECH, "--run.test", "false")
     assert Path(LAST).is_file()
 
 

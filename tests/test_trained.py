@@ -109,3 +109,6 @@ def test_the_size_of_images(checkpoint):
         load_trained(checkpoint[0], image_size=8)
     with pytest.raises(ConfigurationError, match="image_size must be an integer of at least 1, not 0"):
         load_trained(DIGITS, image_size=0)
+    reversed_ = type("Reversed", (Digits,), {"classes": Digits.classes[::-1]})
+    with pytest.raises(ConfigurationError, match="in this order"):
+        trained.check(reversed_())

@@ -14,12 +14,10 @@ from lightning_msnn.data.augment import BatchAugmentation
 from lightning_msnn.data.base import ImageDataModule
 from lightning_msnn.data.cifar import CIFAR10, CIFAR100
 from lightning_msnn.data.digits import Digits
-from lightning_msnn.data.events import EventFrames
 from lightning_msnn.data.folder import ImageFolder
 from lightning_msnn.data.parts import PartDataModule
 from lightning_msnn.data.speech_commands import SpeechCommands
 from lightning_msnn.data.spoken_digits import SpokenDigits
-from lightning_msnn.data.time_series import TimeSeries
 from lightning_msnn.data.tiny_imagenet import TinyImageNet200
 
 __all__ = [
@@ -29,12 +27,10 @@ __all__ = [
     "AudioDataModule",
     "BatchAugmentation",
     "Digits",
-    "EventFrames",
     "ImageDataModule",
     "ImageFolder",
     "PartDataModule",
     "SpeechCommands",
     "SpokenDigits",
-    "TimeSeries",
     "TinyImageNet200",
 ]

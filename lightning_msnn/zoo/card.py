@@ -33,14 +33,10 @@ _HUB_DATA = {
 }
 """Names of data sets on the hub, by class of :mod:`lightning_msnn.data`."""
 
-_HUB_TASKS = {"AudioDataModule": "audio", "EventFrames": "video", "TimeSeries": "time-series"}
-"""Tasks of data that are not images, by base class."""
-
 
 def _hub_data(config: dict[str, Any], kind: type, name: str) -> ModelCardData:
     """Return what the hub reads of a card: licence, task, data set and results."""
-    bases = [base.__name__ for base in kind.__mro__]
-    task = f"{next((_HUB_TASKS[base] for base in bases if base in _HUB_TASKS), 'image')}-classification"
+    task = f"{'audio' if issubclass(kind, data_sets.AudioDataModule) else 'image'}-classification"
     accuracies = {"top1": "Top-1 accuracy", "top5": "Top-5 accuracy"}
     data, named = _HUB_DATA.get(kind.__name__), f"{config['architecture']}.{config['tag']}"
     results = [
@@ -54,7 +50,7 @@ def _hub_data(config: dict[str, Any], kind: type, name: str) -> ModelCardData:
     return ModelCardData(
         library_name="timm",
         license=config.get("license"),
-        pipeline_tag=None if task.startswith("time-series") else task,  # of which the hub has no list
+        pipeline_tag=task,
         tags=[task, "timm", *(["spiking-neural-network"] if _spikes(config) else [])],
         datasets=[data] if data else None,
         metrics=["accuracy"] if results else None,

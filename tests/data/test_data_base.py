@@ -1,5 +1,6 @@
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -305,6 +306,32 @@ def test_batches(make_tree: MakeTree) -> None:
     tests = list(module.test_dataloader())
     assert [len(images) for images, _ in tests] == [5, 1]
     assert torch.cat([targets for _, targets in tests]).tolist() == [0, 0, 1, 1, 2, 2]  # type: ignore[arg-type]
+
+
+class Numbers(ArrayDataModule):
+    """36 numbers to train on, and 4 to validate."""
+
+    class_names, in_chans, image_size, needs_root = ["one"], 1, (1, 1), False
+
+    def read(self, part: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.arange(40.0), torch.zeros(40, dtype=torch.int64)
+
+    def transform(self, inputs: torch.Tensor, training: bool) -> torch.Tensor:
+        return inputs + 100
+
+
+@pytest.mark.parametrize(("least", "passes"), [(3, 1), (25, 9)])
+def test_an_epoch_of_few_samples_meets_each_as_often(least: int, passes: int) -> None:
+    module = ready(Numbers(batch_size=12, min_batches=least))
+    assert len(module.train_dataloader()) == 3 * passes
+    assert len(module.val_dataloader().dataset) == 4
+    met = torch.cat([numbers for numbers, _ in module.train_dataloader()])
+    values, times = met.unique(return_counts=True)
+    assert (len(values), set(times.tolist())) == (36, {passes})
+    assert len(met[:36].unique()) < 36 or passes == 1  # the passes are shuffled together
+    for devices in (2, 40):  # the second are more than there are samples
+        module.trainer = Mock(world_size=devices, global_rank=devices - 1)
+        assert len(module.train_dataloader()) >= least
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
