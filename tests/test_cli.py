@@ -116,8 +116,7 @@ def test_fit_leaves_everything(run):
     files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
     assert {"config.yaml", "metrics.csv", "curves.png", "energy.json", "energy.png"} <= files
     assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
-    assert any("tfevents" in f for f in files)
-    assert {p.name for p in run.parent.iterdir()} == {"version_0"}, "both loggers share one folder"
+    assert {p.name for p in run.parent.iterdir()} == {"version_0"}
     assert {"train/top1", "val/top1", "val/top5", "test/top1", "val/loss"} <= columns(run / "metrics.csv")
 
 
@@ -214,12 +213,16 @@ def test_default_root_dir_says_where_runs_lie(tmp_path, monkeypatch):
     assert [path.name for path in Path().iterdir()] == ["here"]
 
 
+TENSORBOARD = "[{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: .}}]"
+
+
 @pytest.mark.parametrize(
     ("loggers", "files"),
     [
         ("true", {"metrics.csv", "curves.png"}),
         ("false", {"curves.png"}),
         ("[lightning.pytorch.loggers.WandbLogger]", {"metrics.csv", "wandb"}),
+        (TENSORBOARD, {"hparams.yaml", "curves.png"}),
     ],
 )
 def test_with_other_loggers_the_run_is_in_its_folder(loggers, files, monkeypatch):
@@ -232,6 +235,15 @@ def test_with_other_loggers_the_run_is_in_its_folder(loggers, files, monkeypatch
     assert {"best.ckpt", "last.ckpt"} == {path.name for path in (folder / "checkpoints").iterdir()}
     assert files <= {path.name for path in folder.iterdir()}
     assert [path.name for path in Path().iterdir()] == ["runs"]
+
+
+def test_the_extra_of_a_logger_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("lightning_msnn.cli.folders.find_spec", lambda name: None)
+    stops(
+        ["fit", *QUICK, "--trainer.logger", TENSORBOARD],
+        r"needs tensorboard: pip install .*\[tensorboard\]",
+        capsys,
+    )
 
 
 def test_a_run_in_a_url_is_refused(capsys):

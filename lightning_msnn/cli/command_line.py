@@ -385,7 +385,7 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     if args and args[0] in VERBS:
         return import_module(f"lightning_msnn.{VERBS[args[0]]}").main(args[1:])  # type: ignore[no-any-return]
-    loggers = [f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger")]
+    csv = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}}
     try:
         MSNNCLI(
             LightningModule,
@@ -399,7 +399,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 "version": __version__,
                 "epilog": f"More, each with --help: {', '.join(f'lightning-msnn {verb}' for verb in VERBS)}",
             },
-            trainer_defaults={"logger": [{"class_path": p, "init_args": {"save_dir": "."}} for p in loggers]},
+            trainer_defaults={"logger": [csv]},
             load_from_checkpoint_support=False,  # hyper-parameters are plain values already
             args=args,
         )

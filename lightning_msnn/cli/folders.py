@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -132,6 +133,8 @@ def place_loggers(trainer: Namespace, folder: Path) -> None:
         return
     given = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     loggers = [logger for logger in given if hasattr(logger, "class_path")]  # without true, Lightning's default
+    if any(logger.class_path.endswith(_LOCAL[1]) for logger in loggers) and find_spec("tensorboard") is None:
+        raise ConfigurationError(f"{_LOCAL[1]} needs tensorboard: pip install 'lightning-msnn[tensorboard]'")
     free = [logger for logger in loggers if logger.init_args.get("save_dir") == "."]
     local = [logger for logger in free if logger.class_path.rpartition(".")[2] in _LOCAL]
     if not local:

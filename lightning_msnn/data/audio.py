@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.io import wavfile
 from torch import Tensor, nn
 
 from lightning_msnn.data.arrays import ArrayDataModule, list_files
@@ -42,6 +41,10 @@ def read_wav(path: str | os.PathLike[str]) -> tuple[Wave, int]:
     Raises:
         ConfigurationError: If it cannot be read, has no sample, or one that is not a number.
     """
+    try:
+        from scipy.io import wavfile  # slow to import
+    except ImportError as error:
+        raise ConfigurationError(f"wav files need scipy ({error}): pip install 'lightning-msnn[audio]'") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no samples

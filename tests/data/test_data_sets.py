@@ -306,6 +306,7 @@ def test_image_folder_on_the_fly(make_tree: MakeTree) -> None:
 # Real data
 
 
+@pytest.mark.slow
 def test_real_cifar100(cifar100: Path) -> None:
     module = CIFAR100(str(cifar100))
     images, targets = module.read("train")
