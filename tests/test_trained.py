@@ -88,6 +88,9 @@ def test_other_classes_of_the_same_number_are_refused(checkpoint, tmp_path):
     trained.check(Digits())
     with pytest.raises(ConfigurationError, match="ImageFolder has the classes 'class 0', .* but mine.ckpt knows '0', "):
         trained.check(ImageFolder(root=str(tmp_path)))
+    reversed_ = type("Reversed", (Digits,), {"classes": Digits.classes[::-1]})
+    with pytest.raises(ConfigurationError, match="in this order"):
+        trained.check(reversed_())
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,3 @@ def test_the_size_of_images(checkpoint):
         load_trained(checkpoint[0], image_size=8)
     with pytest.raises(ConfigurationError, match="image_size must be an integer of at least 1, not 0"):
         load_trained(DIGITS, image_size=0)
-    reversed_ = type("Reversed", (Digits,), {"classes": Digits.classes[::-1]})
-    with pytest.raises(ConfigurationError, match="in this order"):
-        trained.check(reversed_())
