@@ -147,7 +147,7 @@ def test_with_everything_at_once(tmp_path: Path, kind: str) -> None:
     task = {**network, "pretrained": teacher, "optimizer": "muon" if kind == "muon" else "adamw"}
 
     def all_of_it(folder: str, **more: Any) -> Any:
-        callbacks = [*([Convert()] if converted else []), SpikeAnnealing(), Teacher(teacher, blocks=float(converted))]
+        callbacks = [*([Convert()] if converted else []), SpikeAnnealing(), Teacher(teacher)]
         callbacks += [EnergyTarget(rate=0.05)] if kind == "a target" else []
         return *run(tmp_path / folder, data(), task=task, callbacks=callbacks, share=0.5, **more), callbacks[-1]
 
