@@ -1,13 +1,13 @@
 """Spikes that sharpen while a network trains: from a rectifier, with a true gradient, to the exact step."""
 
-import math
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import Spike, set_annealing
-from lightning_msnn.runs.progress import steps_done
+from lightning_msnn.runs.progress import planned, steps_done
 
 __all__ = ["SpikeAnnealing"]
 
@@ -50,13 +50,7 @@ class SpikeAnnealing(pl.Callback):
             raise ConfigurationError(
                 f"{type(pl_module).__name__} has no spiking neurons to anneal: leave out SpikeAnnealing"
             )
-        total = trainer.estimated_stepping_batches
-        if not 0 <= total < math.inf:
-            raise ConfigurationError(
-                f"SpikeAnnealing must know where training ends: set max_epochs, not {trainer.max_epochs}, or max_steps "
-                "for data without a length"
-            )
-        self._total = int(total)
+        self._total = planned(trainer, "SpikeAnnealing")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
@@ -74,10 +68,8 @@ class SpikeAnnealing(pl.Callback):
                 "spikes are still soft (annealing %.2f): validation has exact ones with statistics of soft ones", share
             )
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Leave exact spikes."""
         set_annealing(pl_module, None)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave exact spikes."""
-        set_annealing(pl_module, None)
+    on_exception = on_train_end

@@ -1,39 +1,19 @@
 """The checkpoint that did best in validation."""
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_msnn.errors import ConfigurationError, suggestion
 
-__all__ = ["BestCheckpoint", "check_logged"]
-
-
-def check_logged(trainer: pl.Trainer, pl_module: pl.LightningModule, monitor: str, purpose: str) -> None:
-    """Raise a ConfigurationError that names a metric and its purpose if it is not among those that are logged.
-
-    In the check before the first step a metric may be missing that is logged in training alone: those that a callback
-    says (``logged_in_training``), and any of a module that is not of this package.
-    """
-    allowed = {*trainer.callback_metrics}
-    if trainer.sanity_checking:
-        if not type(pl_module).__module__.startswith("lightning_msnn."):
-            return
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        allowed |= {name for each in callbacks for name in getattr(each, "logged_in_training", ())}
-    if monitor not in allowed:
-        raise ConfigurationError(
-            f"no metric {monitor!r} is logged, {purpose}: logged are {', '.join(sorted(allowed))}"
-            f"{suggestion(monitor, allowed)}"
-        )
+__all__ = ["BestCheckpoint"]
 
 
 def _at_target(trainer: pl.Trainer) -> bool:
-    """Whether the last validation found the network at its target of rate or energy; true without a target."""
+    """Whether the last validation found the network at its target of rate or energy; true without one."""
     return all(getattr(callback, "met", True) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
@@ -46,19 +26,17 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         monitor: Metric, as it is logged.
         mode: ``"max"`` or ``"min"``: whether the highest or the lowest value is best.
-        required: Whether a metric that is not logged is an error.
+        required: Whether a metric that is not logged is an error; else the first validation warns.
 
     Raises:
-        ConfigurationError: If the mode is neither; in training, if a metric that is required is not logged.
+        ConfigurationError: In training, if a metric that is required is not logged.
     """
 
-    def __init__(self, monitor: str = "val/top1", mode: str = "max", required: bool = False) -> None:
-        if mode not in ("max", "min"):
-            raise ConfigurationError(f"mode of the best checkpoint must be max or min, not {mode!r}")
+    def __init__(self, monitor: str = "val/top1", mode: Literal["max", "min"] = "max", required: bool = False) -> None:
         super().__init__(
             monitor=monitor, mode=mode, filename="best", auto_insert_metric_name=False, enable_version_counter=False
         )
-        self.required = required
+        self.required, self._said = required, False
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
         """Whether a value is the best so far, or as good as that."""
@@ -70,32 +48,45 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where there is no validation, if the metric was logged."""
         if not str(self.monitor).startswith("val/"):
-            self._require(trainer, pl_module)
+            self._look_for_monitor(trainer, pl_module)
         if self._counts(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after a validation, if the metric was logged."""
-        if trainer.state.fn == TrainerFn.FITTING and str(self.monitor).startswith("val/"):
-            self._require(trainer, pl_module)
+        if trainer.state.fn == "fit" and str(self.monitor).startswith("val/"):
+            self._look_for_monitor(trainer, pl_module)
         if self._counts(trainer):
             super().on_validation_end(trainer, pl_module)
 
-    def _require(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raise a ConfigurationError if the metric is required and not among those that are logged."""
+    def _look_for_monitor(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise a ConfigurationError, or warn once, if the metric is not among those that are logged.
+
+        The check before the first step may lack metrics that are logged in training alone: those of a callback's
+        ``logged_in_training``, and any of a module that is not of this package.
+        """
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        later = {name for each in callbacks for name in getattr(each, "logged_in_training", ())}
+        allowed = {*trainer.callback_metrics, *(later if trainer.sanity_checking else ())}
+        foreign = not type(pl_module).__module__.startswith("lightning_msnn.")
+        if self.monitor in allowed or self._said or (trainer.sanity_checking and foreign):
+            return
+        message = (
+            f"no metric {self.monitor!r} is logged, which is to choose the best checkpoint: logged are "
+            f"{', '.join(sorted(allowed))}{suggestion(str(self.monitor), allowed)}"
+        )
         if self.required:
-            check_logged(trainer, pl_module, str(self.monitor), "which is to choose the best checkpoint")
+            raise ConfigurationError(message)
+        self._said = True
+        rank_zero_warn(f"{message}; give BestCheckpoint(monitor=...) one of them, else no best.ckpt is kept")
 
     def _counts(self, trainer: pl.Trainer) -> bool:
         """Whether there is a metric, of a network that is at its target if it has one."""
         return self.monitor in trainer.callback_metrics and _at_target(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say if nothing was kept."""
-        if not self.best_model_path and not _at_target(trainer):
-            rank_zero_warn(
-                "no best.ckpt is kept: the network was above its target of rate or energy at every validation; train "
-                "longer, or towards a higher one"
-            )
-        elif not self.best_model_path and not getattr(trainer, "fast_dev_run", False):
-            rank_zero_info("no best.ckpt is kept: %s was not logged", self.monitor)
+        """Say why no checkpoint was kept."""
+        if not self.best_model_path and not self._said and not getattr(trainer, "fast_dev_run", False):
+            above = "the network was above its target of rate or energy at every validation"
+            said = f"{self.monitor} was not logged" if _at_target(trainer) else above
+            rank_zero_warn(f"no best.ckpt is kept: {said}")

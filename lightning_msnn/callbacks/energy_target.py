@@ -1,17 +1,16 @@
 """Training towards a spike rate or an energy: the excess over the target is part of the loss, with a weight it finds.
 
-A training step measures the spikes of its own batch, each weighted by its fan-out, with the surrogate gradient. The
-weight of the excess is a Lagrange multiplier, which rises while there is any and falls while there is none (dual ascent
-on ``log(measured / aim)``), and a share in proportion to the excess, which damps it (method of multipliers; Bertsekas,
-*Constrained Optimization and Lagrange Multiplier Methods*, 1982). The aim moves from the network's rate at the start to
-the target over the first part of the training. Validation counts operations with exact spikes and the weights that
-checkpoints keep; the ratio of the two corrects the steps.
+A training step measures the spike rate of its own batch, the mean over the layers weighted by their accumulates, with
+the surrogate gradient. The weight of the excess is a Lagrange multiplier, which rises while there is any and falls
+while there is none (dual ascent on ``log(measured / aim)``), and a share in proportion to the excess, which damps it
+(method of multipliers; Bertsekas, *Constrained Optimization and Lagrange Multiplier Methods*, 1982). The aim moves from
+the network's rate at the start to the target over the first part of the training. Validation counts operations with
+exact spikes and the weights that checkpoints keep; the ratio of the two corrects the steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 
 from lightning_msnn.conversion import SpikingLayer
 from lightning_msnn.energy import OperationCounter, energy, synaptic_operations
-from lightning_msnn.errors import ConfigurationError, check_number
-from lightning_msnn.runs.progress import steps_done
+from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.metrics import Total
+from lightning_msnn.runs.progress import planned, steps_done
 from lightning_msnn.tasks import Task, TrainingStepCallback
 
 __all__ = ["EnergyTarget"]
@@ -33,13 +33,12 @@ WARMUP = 0.4
 TOLERANCE = 0.03
 """Excess, as a share of the target, at which a network still counts as at its target."""
 
-_COUNTED = (16, 32)  # batches of a validation at most, evenly spread, and images of each
+_BATCHES, _IMAGES = 16, 32  # that a validation counts at most: batches, evenly spread, and images of each
 _RISE = (20.0, 60.0)  # of the multiplier over a whole training for each nat of excess, while the aim moves and then
 _DAMPING = 20.0  # weight for each nat of excess at once
 _LARGEST = 100.0  # multiplier
 _APART = 2.0  # factor by which validation and steps may differ
 _MEMORY = 0.98  # of the mean over steps that validation is compared with
-_ENDLESS = 10_000.0  # steps after which a training without an end counts as over
 
 
 class EnergyTarget(TrainingStepCallback):
@@ -54,7 +53,8 @@ class EnergyTarget(TrainingStepCallback):
 
     Raises:
         ConfigurationError: If not exactly one target is given, or it is not allowed; in the first step, if the network
-            has no layers that receive spikes, or its analogue layers alone need more than the target.
+            has no layers that receive spikes, its analogue layers alone need more than the target, or the training has
+            no end.
     """
 
     logged_in_training = ("val/rate", "val/energy")
@@ -63,23 +63,19 @@ class EnergyTarget(TrainingStepCallback):
     def __init__(self, rate: float | None = None, energy: float | None = None) -> None:
         if (rate is None) == (energy is None):
             raise ConfigurationError(f"EnergyTarget takes a rate or an energy, not rate {rate} and energy {energy}")
-        if rate is not None and check_number("rate of EnergyTarget", rate) == 0.0:
-            raise ConfigurationError("rate of EnergyTarget must be above 0, not 0: silence tells nothing")
+        if rate is not None and not 0.0 < rate <= 1.0:
+            raise ConfigurationError(f"rate of EnergyTarget must be above 0 and at most 1, not {rate}")
         if energy is not None and not 0.0 < energy < math.inf:
             raise ConfigurationError(f"energy of EnergyTarget must be joules of an image, above 0, not {energy}")
         self.rate, self.energy = rate, energy
         self.counted: dict[str, float] = {}
         """Rate and energy that the last validation counted."""
-        # Numbers until the first step, then scalars on its device; `aim` is the target as a rate.
-        self._state: dict[str, Any] = {
-            "multiplier": 0.0, "ratio": 1.0, "start": 0.0, "mean": 0.0, "steps": 0.0, "aim": rate or 0.0,
-        }  # fmt: skip
-        self._synapses: list[float] = []  # fan-outs of the layers that are watched
-        self._spiking: set[int] = set()  # the numbers of those that receive spikes
-        self._received: dict[int, list[Tensor]] = {}
-        self._watching = False
+        start = {"multiplier": 0.0, "ratio": 1.0, "start": 0.0, "mean": 0.0, "aim": rate or 0.0}
+        self._state = {name: torch.tensor(value) for name, value in start.items()}  # `aim` is the target as a rate
+        self._steps = 0
+        self._shares: dict[str, float] = {}  # of the accumulates if every neuron fired, by layer
+        self._seen: dict[str, tuple[Tensor, int]] = {}  # spikes and places of this step, by layer
         self._handles: list[Any] = []
-        self._sums = torch.zeros(5, dtype=torch.float64)
 
     @property
     def met(self) -> bool:
@@ -89,189 +85,152 @@ class EnergyTarget(TrainingStepCallback):
         return self.counted.get(name, math.inf) <= target * (1.0 + TOLERANCE)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a training goes on from, as plain values."""
-        return {name: float(value) for name, value in self._state.items()} | {"counted": dict(self.counted)}
+        """Return what a training resumes from, as plain values."""
+        numbers = {name: float(value) for name, value in self._state.items()}
+        return {**numbers, "steps": self._steps, "counted": dict(self.counted)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
-        self._state = {name: float(state_dict[name]) for name in self._state}
-        self.counted = dict(state_dict["counted"])
+        """Resume from what :meth:`state_dict` returned."""
+        self._state = {name: torch.tensor(state_dict[name]) for name in self._state}
+        self._steps, self.counted = int(state_dict["steps"]), dict(state_dict["counted"])
 
-    # Watching what layers receive
-
-    def _watch(self, network: nn.Module) -> None:
-        """Watch what layers with weights receive, and forget what was watched before."""
-        self._release()
-        for module in network.modules():
-            given = [getattr(module, name, None) for name in ("in_channels", "in_features", "input_size")]
-            channels = [c for c in given if isinstance(c, int)]
-            own = dict(module.named_parameters(recurse=False))  # those of a recurrence meet its state
-            weights = sum(p.numel() for name, p in own.items() if p.dim() > 1 and not name.startswith("weight_hh"))
-            if not weights or not channels:
-                continue
-            stride = getattr(module, "stride", 1)
-            keep = partial(self._keep, len(self._synapses))
-            self._synapses.append(weights / channels[0] / math.prod(stride if isinstance(stride, tuple) else (stride,)))
-            if isinstance(module, SpikingLayer):
-                self._handles.append(module.neuron.register_forward_hook(lambda m, a, out, keep=keep: keep(m, (out,))))
-            else:
-                self._handles.append(module.register_forward_pre_hook(keep))
-
-    def _keep(self, number: int, module: nn.Module, args: Sequence[Tensor]) -> None:
-        if self._watching:
-            self._received.setdefault(number, []).append(args[0])
-
-    def _release(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._synapses, self._received, self._watching = [], [], {}, False
-
-    def _operations(self) -> tuple[Tensor, float]:
-        """Return accumulates that the spikes cause, and those if every neuron had fired, of the images watched."""
-        self._watching = False
-        received = [(self._synapses[i], x) for i, tensors in self._received.items() for x in tensors]
-        self._received = {}
-        full = sum(fan_out * x.numel() for fan_out, x in received)
-        return torch.stack([fan_out * x.sum(dtype=torch.float32) for fan_out, x in received]).sum(), full
+    # Counting in evaluation
 
     @torch.no_grad()
-    def _count(self, task: Task, images: Tensor) -> Tensor:
-        """Count images in evaluation: accumulates, joules, joules of accumulates, accumulates if all fired, images."""
+    def _count(self, task: Task, images: Tensor) -> None:
+        """Count images with exact spikes."""
         training = [module for module in task.network.modules() if module.training]
-        task.network.eval()
-        self._received, self._watching = {}, True
         devices = [task.device] if task.device.type == "cuda" else []
+        task.network.eval()
         try:
             with (
                 task.trainer.precision_plugin.forward_context(),
                 torch.random.fork_rng(devices=devices),
                 OperationCounter(task.network) as counter,
             ):
-                task(images)
+                task(images[:_IMAGES])
         finally:
             for module in training:
                 module.training = True
-        self._received = {i: xs for i, xs in self._received.items() if all(((x == 0) | (x == 1)).all() for x in xs)}
-        self._spiking = set(self._received)
-        if not self._received:
-            raise ConfigurationError(
-                f"EnergyTarget must be left out: no layer of {type(task.network).__name__} receives spikes"
-            )
-        _, full = self._operations()
-        record, n = counter.record(), len(images)
-        accumulates = float(synaptic_operations(record)["accumulates"])
-        joules, of_spikes = float(energy(record)), float(energy(record, by="kind")["accumulates"])
-        return torch.tensor([accumulates * n, joules * n, of_spikes * n, full, n], dtype=torch.float64)
+        self._total.update(counter.record())
 
-    def _found(self, sums: Tensor) -> dict[str, float]:
-        """Return rate and energy of what was counted, and set the aim for an energy."""
-        accumulates, joules, of_spikes, full, n = sums.tolist()
-        found = {"rate": accumulates / full, "energy": joules / n}
+    def _measured(self) -> dict[str, float]:
+        """Return rate and energy of what was counted in all processes, and set the aim for an energy."""
+        record = self._total.compute()
+        self._total.reset()
+        operations, joules = synaptic_operations(record), float(energy(record))
+        rate = float(operations["accumulates"] / (operations["dense"] - operations["multiply_accumulates"]))
         if self.energy is not None:
-            rest = (joules - of_spikes) / n
-            if self.energy <= rest:
+            of_spikes = float(energy(record, by="kind")["accumulates"])
+            if self.energy <= joules - of_spikes:
                 raise ConfigurationError(
-                    f"energy of EnergyTarget must be above {rest:.3g} joules, which an image costs without any spike, "
-                    f"not {self.energy}"
+                    f"energy of EnergyTarget must be above {joules - of_spikes:.3g} joules, which an image costs "
+                    f"without any spike, not {self.energy}"
                 )
-            self._state["aim"] = found["rate"] * (self.energy - rest) / (of_spikes / n)
-        return found
+            if of_spikes:
+                self._state["aim"].fill_(rate * (self.energy - joules + of_spikes) / of_spikes)
+        return {"rate": rate, "energy": joules}
+
+    def _watch(self, network: nn.Module) -> None:
+        """Watch the layers that received spikes when they were counted."""
+        record, self._shares = self._total.total(), {}
+        for name, module in network.named_modules():
+            counts, converted = record.layer(name), isinstance(module, SpikingLayer)
+            full = counts["dense"] - counts["multiply_accumulates"]
+            if full == 0 or not (converted or not any(module.children())):
+                continue
+            self._shares[name] = float(full)
+            keep = partial(self._keep, name)
+            if isinstance(module, SpikingLayer):
+                self._handles.append(module.neuron.register_forward_hook(lambda m, a, out, keep=keep: keep(m, (out,))))
+            else:
+                self._handles.append(module.register_forward_pre_hook(keep))
+        if not self._handles:
+            raise ConfigurationError(
+                f"EnergyTarget must be left out: no layer of {type(network).__name__} receives spikes"
+            )
+
+    def _keep(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled():  # a training step
+            spikes, places = self._seen.get(name, (torch.zeros((), device=args[0].device), 0))
+            self._seen[name] = spikes + args[0].sum(dtype=torch.float32), places + args[0].numel()
 
     # A training step
 
     def change_batch(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Watch the spikes of this step; before the first one find which layers receive them."""
+        """Begin a step; before the first one find the layers that receive spikes."""
         if not self._handles:
+            self._planned = planned(task.trainer, "EnergyTarget")
+            self._state = {name: value.to(task.device) for name, value in self._state.items()}
+            self._total = Total(task.network).to(task.device)
+            self._count(task, inputs)
             self._watch(task.network)
-            sums = self._count(task, inputs[: _COUNTED[1]])
-            if self._state["steps"] == 0:
-                self._found(self._mean(task, sums))
-            for number, handle in enumerate(self._handles):
-                if number not in self._spiking:
-                    handle.remove()
-            self._state = {
-                name: torch.tensor(float(value), dtype=torch.float32, device=inputs.device)
-                for name, value in self._state.items()
-            }
-        self._received, self._watching = {}, True
+            if self._steps == 0:
+                self._measured()
+            self._total.reset()
+        self._seen.clear()
         return inputs, targets
+
+    def measure(self) -> Tensor:
+        """Return the spike rate of this step, a scalar with a gradient."""
+        whole = sum(self._shares[name] for name in self._seen)
+        rates = [spikes * (self._shares[name] / whole / places) for name, (spikes, places) in self._seen.items()]
+        return torch.stack(rates).sum().clamp(min=1e-9)
 
     def change_loss(self, task: Task, loss: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Return the loss with the weighted excess of this step."""
-        spikes, full = self._operations()
-        value = (spikes / full).clamp(min=1e-9)
-        weight = self._weight(task, value.detach())
-        task.log_dict({"train/rate": value.detach(), "train/multiplier": self._state["multiplier"]})
-        return loss + weight * torch.log(value / self._state["aim"])
+        rate = self.measure()
+        weight = self._weight(task, rate.detach())
+        task.log_dict({"train/rate": rate.detach(), "train/multiplier": self._state["multiplier"]})
+        return loss + weight * torch.log(rate / self._state["aim"])
 
     def _weight(self, task: Task, measured: Tensor) -> Tensor:
         """Return the weight of a step's excess, and move the multiplier."""
-        state, steps = self._state, _steps(task.trainer)
-        progress = min(1.0, steps_done(task.trainer) / steps)
-        seen = self._mean(task, measured.clone())
-        first = state["steps"] == 0
-        state["start"] = torch.where(first, seen, state["start"])
+        state, progress = self._state, min(1.0, steps_done(task.trainer) / self._planned)
+        seen: Tensor = task.trainer.strategy.reduce(measured.clone(), reduce_op="mean")
+        if self._steps == 0:
+            state["start"], state["mean"] = seen, seen
         # The mean forgets as weight averaging does, slowly only once there is something to remember.
-        memory = torch.clamp((1.0 + state["steps"]) / (10.0 + state["steps"]), max=_MEMORY)
-        state["mean"] = torch.where(first, seen, torch.lerp(seen, state["mean"], memory))
-        state["steps"] = state["steps"] + 1
+        memory = min(_MEMORY, (1.0 + self._steps) / (10.0 + self._steps))
+        state["mean"] = torch.lerp(seen, state["mean"], memory)
+        self._steps += 1
         way = torch.log(state["start"] / state["aim"]).clamp(min=0.0) * max(0.0, 1.0 - progress / WARMUP)
         excess = torch.log(seen * state["ratio"] / state["aim"]) - way
         # Below its target it is pulled back up, unless it has always been there.
         weight = state["multiplier"] + _DAMPING * excess
         weight = torch.where(state["start"] > state["aim"], weight, weight.clamp(min=0.0))
-        rise = _RISE[progress >= WARMUP] / (steps * task.trainer.accumulate_grad_batches) * excess
+        rise = _RISE[progress >= WARMUP] / (self._planned * task.trainer.accumulate_grad_batches) * excess
         state["multiplier"] = (state["multiplier"] + rise).clamp(0.0, _LARGEST)
         return weight
-
-    @staticmethod
-    def _mean(task: Task, value: Tensor) -> Tensor:
-        """Mean over the processes of a training."""
-        mean: Tensor = task.trainer.strategy.reduce(value.to(task.device), reduce_op="mean")
-        return mean
 
     # Validation
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Count some images."""
-        if trainer.state.fn != "fit" or not self._handles or not isinstance(pl_module, Task):
-            return
-        batches, images = _COUNTED
-        number = trainer.num_val_batches[0] if isinstance(trainer.num_val_batches, list) else trainer.num_val_batches
-        every = math.ceil(number / batches) if math.isfinite(number) else 1
-        if batch_idx % every == 0 and batch_idx < every * batches:
-            self._sums += self._count(pl_module, pl_module.unpack(batch)[0][:images])
+        number = trainer.num_val_batches[0] if self._handles else 0  # type: ignore[index]
+        every = math.ceil(number / _BATCHES) if math.isfinite(number) else 1
+        if self._handles and batch_idx % every == 0 and batch_idx < every * _BATCHES:
+            self._count(pl_module, pl_module.unpack(batch)[0])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what was counted, and correct the steps by it."""
-        if not self._handles or not isinstance(pl_module, Task) or trainer.state.fn != "fit":
+        if not self._handles:
             return
-        sums, self._sums = self._mean(pl_module, self._sums.float()).double(), torch.zeros(5, dtype=torch.float64)
-        if not sums[-1]:
-            return
-        self.counted = self._found(sums)
+        self.counted = self._measured()
         pl_module.log_dict({f"val/{name}": value for name, value in self.counted.items()})
-        state, device = self._state, pl_module.device
-        state["aim"] = torch.as_tensor(state["aim"], dtype=torch.float32, device=device)
-        progress = steps_done(trainer) / _steps(trainer)
+        state, progress = self._state, steps_done(trainer) / self._planned
         # In the beginning statistics are rough, and the aim is far from the target; in the end half of the way, as the
         # count is of some images, and of weights that are a mean over steps.
         if progress >= WARMUP / 2:
             ratio = (self.counted["rate"] / state["mean"]).clamp(1.0 / _APART, _APART)
             state["ratio"] = ratio if progress < WARMUP else torch.sqrt(state["ratio"] * ratio)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, *_: Any) -> None:
         """Watch no more."""
-        self._release()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Watch no more."""
-        self._release()
-
-
-def _steps(trainer: pl.Trainer) -> float:
-    """Steps of a training."""
-    total = trainer.estimated_stepping_batches  # -1 for data without a length
-    return max(1.0, float(total)) if 0 <= total < math.inf else _ENDLESS
+    on_exception = on_fit_end

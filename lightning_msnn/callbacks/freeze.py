@@ -32,7 +32,7 @@ class Freeze(pl.Callback):
         named = dict(network.named_modules())
         found: list[nn.Module] = []
         for pattern in self.modules:
-            if pattern == "all_but_head":
+            if pattern == "all_but_head" and hasattr(network, "get_classifier"):
                 head = set(network.get_classifier().modules())  # type: ignore[operator]
                 matched = [m for m in named.values() if not head & set(m.modules())]
             else:

@@ -2,26 +2,23 @@
 
 import csv
 import os
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import lightning.pytorch as pl
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["PredictionWriter"]
 
-_TEXT: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-"""How files are opened; names of images that are not UTF-8 keep their bytes."""
-
 COLUMNS = ("file", "class", "probability")
 
 
-class PredictionWriter(Callback):
+class PredictionWriter(pl.Callback):
     """Write what ``predict_step`` returned to a CSV file with the columns file, class, probability.
 
     Rows are written batch by batch to ``<path>.part``, or ``<path>.part<n>`` on process n above 0, which stays if the
@@ -38,70 +35,63 @@ class PredictionWriter(Callback):
     def __init__(self, path: str = "predictions.csv") -> None:
         self.path = Path(path)
         folder = self.path.absolute().parent
-        replaceable = self.path.is_file() or not self.path.exists()
-        if not folder.is_dir() or not replaceable or not os.access(folder, os.W_OK):
+        replaced = self.path.is_file() or not os.path.lexists(self.path)
+        if not folder.is_dir() or not replaced or not os.access(folder, os.W_OK):
             raise ConfigurationError(
                 f"cannot write predictions to {str(path)!r}: it must be a file, no device, in a folder that exists "
                 "and is not read-only"
             )
-        self._part = self.path
         self._file: TextIO | None = None
-        self._rows = False
+        self._rows = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin the file of this process, before any work is done."""
         if stage == "predict":
             self._part = self.path.with_name(f"{self.path.name}.part{trainer.global_rank or ''}")
             try:
-                self._file = self._part.open("w", **_TEXT)
+                # Names of images that are not UTF-8 keep their bytes.
+                self._file = self._part.open("w+", newline="", encoding="utf-8", errors="surrogateescape")
                 self._write([COLUMNS])
-                self._rows = False
             except OSError as error:
                 raise ConfigurationError(f"cannot write predictions to {str(self.path)!r}: {error.strerror}") from error
+            self._rows = 0
 
-    def _write(self, rows: Any) -> None:
+    def _write(self, rows: Iterable[Sequence[str]]) -> None:
         assert self._file is not None
-        csv.writer(self._file).writerows([[_plain(cell) for cell in row] for row in rows])
+        csv.writer(self._file).writerows(rows)
         self._file.flush()
-        self._rows = True
+        self._rows += 1
 
-    def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         """Write the rows of a batch."""
         probabilities = [f"{probability:.6f}" for probability in outputs["probability"].tolist()]
-        self._write(zip(outputs["file"], outputs["class"], probabilities, strict=True))
+        self._write(zip(map(_plain, outputs["file"]), map(_plain, outputs["class"]), probabilities, strict=True))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the file its name, with the rows of all processes."""
+        assert self._file is not None
         if trainer.world_size > 1:
-            with self._part.open(**_TEXT) as file:
-                head, *rows = csv.reader(file)
+            self._file.seek(0)
+            head, *rows = csv.reader(self._file)
             parts: list[Any] = [None] * trainer.world_size
             dist.all_gather_object(parts, rows)
-            if trainer.is_global_zero:
-                # A distributed sampler repeats files to give every process as many: a set takes the repeats out.
-                every = sorted({tuple(row) for part in parts for row in part}, key=_order)
-                with self._part.open("w", **_TEXT) as file:
-                    csv.writer(file).writerows([head, *every])
-        self._close()
+            # A distributed sampler repeats files to give every process as many: a set takes the repeats out.
+            every = sorted({tuple(row) for part in parts for row in part}, key=_order)
+            self._file.seek(0)
+            self._file.truncate()
+            self._write([head, *every])
+        self._file.close()
         if trainer.is_global_zero:
             self._part.replace(self.path)
             rank_zero_info(f"predictions written to {self.path}")
         else:
             self._part.unlink()
 
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep the rows so far, if there are any."""
         if self._file is not None:
             with suppress(OSError):  # of what a full disk did not take
-                self._close()
-            self._file = None
+                self._file.close()
             if not self._rows:
                 self._part.unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.nn.projection import LearntProjection, Projection
-from lightning_msnn.runs.progress import steps_done
+from lightning_msnn.runs.progress import planned, steps_done
 
 __all__ = ["THETA_SCHEDULES", "ThetaScheduler", "cosine", "linear", "piecewise", "step"]
 
@@ -92,18 +92,13 @@ class ThetaScheduler(pl.Callback):
                     f"{name} {f'is of no use, but is {value}' if value else 'is missing'}"
                 )
         choose({"epoch": 0, "step": 0}, interval, "interval of the theta schedule")
-        for name, number in (("theta", theta), ("end", end), *(("each of points", v) for v in (points or {}).values())):
-            if number is not None:
-                check_number(f"{name} of the theta schedule", number)
-        if gamma is not None and not 0.0 < gamma <= 1.0:
-            raise ConfigurationError(f"gamma of the theta schedule must be in (0, 1], not {gamma}")
-        if every is not None:
-            check_integer("every of the theta schedule", every, 1)
-        for position in points or {}:
-            check_integer("each epoch or step in points of the theta schedule", position, 0)
+        at = {f"theta at {position}": value for position, value in (points or {}).items()}
+        for name, value in {"theta": theta, "end": end, "gamma": gamma, **at}.items():
+            check_number(f"{name} of the theta schedule", 0.0 if value is None else value)
+        check_integer("every of the theta schedule", 1 if every is None else every, 1)
         self.schedule = schedule
         self.arguments: dict[str, Any] = {name: given[name] for name in needed}
-        self.interval = interval
+        self.interval: Literal["epoch", "step"] = interval
         self.pattern = pattern
         self._moved: dict[str, Projection] = {}
 
@@ -131,20 +126,11 @@ class ThetaScheduler(pl.Callback):
                 raise ConfigurationError(f"{name} {why}, which a schedule cannot move: leave out ThetaScheduler")
         self._moved = {name: module for name, module in named.items() if isinstance(module, Projection)}
 
-    def _total(self, trainer: pl.Trainer) -> int:
-        if self.schedule not in ("linear", "cosine"):
-            return 1
-        total = trainer.max_epochs if self.interval == "epoch" else trainer.estimated_stepping_batches
-        if total is None or not 0 <= total < math.inf:
-            raise ConfigurationError(
-                f"the {self.schedule} theta schedule must know where training ends: "
-                f"set max_epochs, not {trainer.max_epochs}"
-            )
-        return int(total)
-
     @torch.no_grad()
     def _move(self, trainer: pl.Trainer, pl_module: pl.LightningModule, position: int) -> None:
-        theta = self.theta_at(position, self._total(trainer))
+        endless = self.schedule not in ("linear", "cosine")
+        total = 1 if endless else planned(trainer, f"the {self.schedule} theta schedule", self.interval)
+        theta = self.theta_at(position, total)
         for projection in self._moved.values():
             projection.theta.fill_(theta)
         made = getattr(getattr(pl_module, "network", None), "arguments", None)

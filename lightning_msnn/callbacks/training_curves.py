@@ -8,7 +8,6 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs.checkpoints import write_whole
@@ -30,7 +29,7 @@ PANELS = {
 FORMATS = (".png", ".pdf", ".svg")
 
 
-class TrainingCurves(Callback):
+class TrainingCurves(pl.Callback):
     """Draw loss and accuracies against the epoch to ``<run folder>/<filename>`` at the end of training.
 
     Values are those logged as ``train/<name>`` and ``val/<name>``, read once an epoch; a resumed run continues its
@@ -48,11 +47,13 @@ class TrainingCurves(Callback):
             raise ConfigurationError(f"filename must end with one of {', '.join(FORMATS)}, not {filename!r}")
         self.filename = filename
         self.history: dict[str, list[tuple[int, float]]] = {}
+        self.title = ""
         self._fits = True
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Note whether a training begins: a checkpoint that is tested has curves of its own."""
         self._fits = stage == "fit"
+        self.title = str(getattr(pl_module, "hparams", {}).get("network") or type(pl_module).__name__)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the values of the epoch, after those of validation."""
@@ -69,20 +70,24 @@ class TrainingCurves(Callback):
             write_whole(content.getvalue(), path)
 
     def draw(self) -> Figure:
-        """Return the picture of the curves."""
+        """Return the picture of the curves, with the epoch of the best validation marked."""
         from matplotlib.figure import Figure  # takes a second to import, which only this needs
 
         panels = {title: [n for n in names if self.history.get(n)] for title, names in PANELS.items()}
         panels = {title: names for title, names in panels.items() if names}
-        figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+        best = max(self.history.get("val/top1", ()), key=lambda point: (point[1], point[0]), default=None)
+        figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+        figure.suptitle(self.title + (f": best validation {best[1]:.2%} in epoch {best[0]}" if best else ""))
         for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             for name in names:
                 epochs, values = zip(*self.history[name], strict=True)
                 scale = 100.0 if "%" in title else 1.0
                 style, marker = "--" if name.startswith("train") else "-", "o" if len(epochs) == 1 else None
                 axes.plot(epochs, [scale * v for v in values], style, marker=marker, label=name.partition("/")[0])
-            axes.set_xlabel("epoch")
-            axes.set_ylabel(title)
+            if best:
+                axes.axvline(best[0], color="grey", linewidth=0.8, linestyle=":")
+            axes.set(xlabel="epoch", ylabel=title)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
             if len(names) > 1:
                 axes.legend()
@@ -93,7 +98,7 @@ class TrainingCurves(Callback):
         return {"history": {name: [list(p) for p in points] for name, points in self.history.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the curves of a checkpoint that a training goes on from."""
-        if not self._fits:
-            return
-        self.history = {name: [(int(e), float(v)) for e, v in points] for name, points in state_dict["history"].items()}
+        """Continue the curves of a training that is resumed."""
+        if self._fits:
+            pairs = state_dict["history"].items()
+            self.history = {name: [(int(e), float(v)) for e, v in points] for name, points in pairs}

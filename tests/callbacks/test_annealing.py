@@ -5,12 +5,9 @@ import pytest
 import torch
 
 from lightning_msnn.callbacks import EnergyMonitor, SpikeAnnealing, SpikeRateMonitor
-from lightning_msnn.data import Digits
 from lightning_msnn.energy import count_operations, spike_rate
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import Spike
-from lightning_msnn.runs import RandomState
-from lightning_msnn.tasks import SpikingClassifier
 from tests.callbacks.training import RELU, fit
 
 
@@ -38,13 +35,15 @@ class Watch(pl.Callback):
         self.evaluated.append(all(bool(((x == 0) | (x == 1)).all()) for x in returned))
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2, "limit_train_batches": 8}, {"max_steps": 16}])
-def test_the_share_rises_with_the_optimizers_steps(tmp_path, options):
+@pytest.mark.parametrize("options", [{"accumulate_grad_batches": 2, "limit_train_batches": 8}, {"max_steps": 8}])
+def test_the_share_rises_with_the_optimizers_steps(tmp_path, options, monkeypatch):
+    said = []
+    monkeypatch.setattr("lightning_msnn.callbacks.annealing.rank_zero_info", lambda text, *a: said.append(text % a))
     watch = Watch()
-    task, trainer = fit(tmp_path, SpikeAnnealing(0.5), watch, epochs=4, trainer=options)
-    assert trainer.global_step == 16
-    assert watch.shares == pytest.approx([min(1.0, i / 8) for i in range(16)], abs=1e-6)
-    assert all(watch.evaluated), "evaluation has exact spikes throughout"
+    task, trainer = fit(tmp_path, SpikeAnnealing(0.75), watch, epochs=2, trainer=options)
+    assert watch.shares == pytest.approx([min(1.0, i / 6) for i in range(8)], abs=1e-6)
+    assert watch.evaluated == [True, True], "evaluation has exact spikes throughout"
+    assert [text[:39] for text in said] == ["spikes are still soft (annealing 0.67):"], "as long as they are"
     assert all(m.annealing is None for m in task.modules() if isinstance(m, Spike)), "left with exact spikes"
     assert trainer.callback_metrics["annealing"] == 1.0
 
@@ -68,36 +67,6 @@ def test_the_first_step_is_that_of_the_relu_baseline(tmp_path):
         torch.testing.assert_close(kept[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_statistics_settle_on_exact_spikes(tmp_path):
-    """After ``until`` they come to be those of exact spikes, without a pass of their own."""
-    task, _ = fit(
-        tmp_path, SpikeAnnealing(0.2), epochs=2, lr=0.0, trainer={"limit_train_batches": 45, "limit_val_batches": 0}
-    )
-    exact, _ = fit(tmp_path, epochs=2, lr=0.0, trainer={"limit_train_batches": 45, "limit_val_batches": 0})
-    for name, value in task.network.state_dict().items():
-        if "running_mean" in name:
-            torch.testing.assert_close(value, exact.network.state_dict()[name], rtol=0.05, atol=0.05, msg=name)
-
-
-def test_a_training_that_is_resumed_is_the_same(tmp_path):
-    class StopEarly(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            trainer.should_stop = True
-
-    whole, _ = fit(tmp_path, SpikeAnnealing(), RandomState(), epochs=2)
-    fit(tmp_path, SpikeAnnealing(), RandomState(), StopEarly(), epochs=2)
-    resumed, _ = fit(tmp_path, SpikeAnnealing(), RandomState(), epochs=2, ckpt_path=tmp_path / "x.ckpt")
-    state = resumed.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in whole.state_dict().items())
-
-
-def test_validation_says_that_spikes_are_soft(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr("lightning_msnn.callbacks.annealing.rank_zero_info", lambda text, *a: said.append(text % a))
-    fit(tmp_path, SpikeAnnealing(0.5), epochs=4)
-    assert [text[:39] for text in said] == ["spikes are still soft (annealing 0.50):"]
-
-
 @pytest.mark.filterwarnings("ignore:no neuron fired")  # statistics are still those of soft spikes
 def test_monitors_see_exact_spikes(tmp_path):
     class Log(pl.loggers.logger.DummyLogger):
@@ -117,11 +86,8 @@ def test_monitors_see_exact_spikes(tmp_path):
             self.expected = [*self.expected, rate]
 
     log, compare = Log(), Compare()
-    pl.Trainer(
-        max_epochs=1, limit_train_batches=3, limit_val_batches=0, logger=log, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
-        callbacks=[SpikeAnnealing(), compare, SpikeRateMonitor(every_n_steps=1, samples=1), EnergyMonitor()],
-    ).fit(SpikingClassifier(in_chans=1), datamodule=Digits(batch_size=8, num_workers=0))  # fmt: skip
+    monitors = SpikeRateMonitor(every_n_steps=1, samples=1), EnergyMonitor()
+    fit(tmp_path, SpikeAnnealing(), compare, *monitors, trainer={"logger": log})
     assert list(log.said) == pytest.approx(list(compare.expected))
 
 

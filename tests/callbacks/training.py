@@ -14,6 +14,13 @@ RELU = {**NETWORK, "spiking": False, "windows": "single"}
 ENTRY = "msnn_resnet12_tiny.digits"
 
 
+class StopEarly(pl.Callback):
+    """Stop after the first epoch of those that are planned."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = True
+
+
 def fit(
     folder: Path,
     *callbacks: pl.Callback,
@@ -27,10 +34,15 @@ def fit(
     pl.seed_everything(0, verbose=False)
     given = {"network": "msnn_resnet12_tiny", "in_chans": 1, "network_kwargs": dict(NETWORK), "schedule": "constant"}
     module = SpikingClassifier(**{**given, **task})
-    options: dict[str, Any] = {"max_epochs": epochs, "limit_train_batches": 4, "limit_val_batches": 1}
-    options |= {"enable_checkpointing": False, **(trainer or {})}
+    options: dict[str, Any] = {
+        "max_epochs": epochs,
+        "limit_train_batches": 4,
+        "limit_val_batches": 1,
+        "num_sanity_val_steps": 0,
+    }
+    options |= {"enable_checkpointing": False, "logger": False, **(trainer or {})}
     own = pl.Trainer(
-        callbacks=list(callbacks), logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=list(callbacks), enable_progress_bar=False, enable_model_summary=False,
         accelerator="cpu", default_root_dir=folder, plugins=[AtomicCheckpointIO()], **options,
     )  # fmt: skip
     data = Digits(batch_size=16, image_size=8, num_workers=0) if data is None else data
