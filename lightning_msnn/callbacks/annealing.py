@@ -72,4 +72,4 @@ class SpikeAnnealing(pl.Callback):
         """Leave exact spikes."""
         set_annealing(pl_module, None)
 
-    on_exception = on_train_end
+    on_exception = on_train_end  # type: ignore[assignment]

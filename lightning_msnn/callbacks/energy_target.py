@@ -87,12 +87,13 @@ class EnergyTarget(TrainingStepCallback):
     def state_dict(self) -> dict[str, Any]:
         """Return what a training resumes from, as plain values."""
         numbers = {name: float(value) for name, value in self._state.items()}
-        return {**numbers, "steps": self._steps, "counted": dict(self.counted)}
+        return {**numbers, "steps": self._steps, "counted": dict(self.counted), "shares": dict(self._shares)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from what :meth:`state_dict` returned."""
         self._state = {name: torch.tensor(state_dict[name]) for name in self._state}
         self._steps, self.counted = int(state_dict["steps"]), dict(state_dict["counted"])
+        self._shares = dict(state_dict["shares"])
 
     # Counting in evaluation
 
@@ -131,24 +132,27 @@ class EnergyTarget(TrainingStepCallback):
                 self._state["aim"].fill_(rate * (self.energy - joules + of_spikes) / of_spikes)
         return {"rate": rate, "energy": joules}
 
-    def _watch(self, network: nn.Module) -> None:
-        """Watch the layers that received spikes when they were counted."""
-        record, self._shares = self._total.total(), {}
+    def _find_layers(self, network: nn.Module) -> None:
+        """Find the layers that received spikes when they were counted."""
+        record = self._total.total()
         for name, module in network.named_modules():
-            counts, converted = record.layer(name), isinstance(module, SpikingLayer)
+            counts = record.layer(name)
             full = counts["dense"] - counts["multiply_accumulates"]
-            if full == 0 or not (converted or not any(module.children())):
-                continue
-            self._shares[name] = float(full)
-            keep = partial(self._keep, name)
+            if full and (isinstance(module, SpikingLayer) or not any(module.children())):
+                self._shares[name] = float(full)
+        if not self._shares:
+            raise ConfigurationError(
+                f"EnergyTarget must be left out: no layer of {type(network).__name__} receives spikes"
+            )
+
+    def _watch(self, network: nn.Module) -> None:
+        """Watch what these layers receive in training steps."""
+        for name in self._shares:
+            module, keep = network.get_submodule(name), partial(self._keep, name)
             if isinstance(module, SpikingLayer):
                 self._handles.append(module.neuron.register_forward_hook(lambda m, a, out, keep=keep: keep(m, (out,))))
             else:
                 self._handles.append(module.register_forward_pre_hook(keep))
-        if not self._handles:
-            raise ConfigurationError(
-                f"EnergyTarget must be left out: no layer of {type(network).__name__} receives spikes"
-            )
 
     def _keep(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if torch.is_grad_enabled():  # a training step
@@ -163,11 +167,11 @@ class EnergyTarget(TrainingStepCallback):
             self._planned = planned(task.trainer, "EnergyTarget")
             self._state = {name: value.to(task.device) for name, value in self._state.items()}
             self._total = Total(task.network).to(task.device)
-            self._count(task, inputs)
-            self._watch(task.network)
-            if self._steps == 0:
+            if not self._shares:
+                self._count(task, inputs)
+                self._find_layers(task.network)
                 self._measured()
-            self._total.reset()
+            self._watch(task.network)
         self._seen.clear()
         return inputs, targets
 
@@ -209,7 +213,7 @@ class EnergyTarget(TrainingStepCallback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Count some images."""
-        number = trainer.num_val_batches[0] if self._handles else 0  # type: ignore[index]
+        number = trainer.num_val_batches[0] if self._handles else 0
         every = math.ceil(number / _BATCHES) if math.isfinite(number) else 1
         if self._handles and batch_idx % every == 0 and batch_idx < every * _BATCHES:
             self._count(pl_module, pl_module.unpack(batch)[0])
@@ -233,4 +237,4 @@ class EnergyTarget(TrainingStepCallback):
             handle.remove()
         self._handles = []
 
-    on_exception = on_fit_end
+    on_exception = on_fit_end  # type: ignore[assignment]

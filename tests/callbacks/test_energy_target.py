@@ -115,6 +115,7 @@ def test_a_step_measures_about_what_evaluation_counts(name, tmp_path):
     task.trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
     target._total = Total(network)
     target._count(task, images)
+    target._find_layers(network)
     target._watch(network)
     counted = target._measured()["rate"]
     network.eval()(images)
