@@ -23,7 +23,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -61,6 +61,8 @@ FAMILIES = {
     "msnn_rnn12": "#3f9b5f",
     "resnet18_cifar": "#8a5fb0",
 }
+"""Colours of the families."""
+
 DATA = {
     "CIFAR100": "CIFAR-100, 10,000 test images",
     "CIFAR10": "CIFAR-10, 10,000 test images",
@@ -77,14 +79,6 @@ def family(name: str) -> str:
 def data_of(name: str) -> str:
     """The data set of an entry."""
     return str(zoo.info(name)["data"]["class_path"].rpartition(".")[2])
-
-
-def label_of(name: str) -> str:
-    """What a picture calls an entry."""
-    network, _, tag = name.partition(".")
-    if family(name).startswith("msnn"):
-        return network.removeprefix("msnn_") + (", trained ReLU baseline" if tag.endswith("_relu") else "")
-    return family(name) + (", converted" if network == "spiking" else ", its source")
 
 
 def measure(roots: dict[str, str]) -> None:
@@ -152,7 +146,7 @@ def corners(kind: str, size: int) -> list[tuple[int, int]]:
 
 def draw_visits() -> Figure:
     """The three ways to cut a map into windows, and the order in which a neuron visits them."""
-    figure, size = Figure(figsize=(10.5, 4.7), layout="constrained"), 8
+    figure, size = Figure(figsize=(9.0, 3.8), layout="constrained"), 8
     for panel, (kind, title) in zip(figure.subplots(1, 3), KINDS.items(), strict=True):
         grid, spots, s = kind == "grid", [], side(kind, size)
         for k, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)] if grid else corners(kind, size)):
@@ -161,7 +155,7 @@ def draw_visits() -> Figure:
                 panel.add_patch(Rectangle((0, 0), size, size, facecolor="none", edgecolor="#cccccc", lw=0.6))
                 for place in cells:
                     panel.add_patch(Rectangle(place, 1, 1, facecolor=COLOURS[k], alpha=0.55, edgecolor="white"))
-                    panel.text(place[0] + 0.5, place[1] + 0.5, str(k + 1), ha="center", va="center", fontsize=9)
+                    panel.text(place[0] + 0.5, place[1] + 0.5, str(k + 1), ha="center", va="center", fontsize=8)
                 spots.append((2.5 + x, 2.5 + y))
                 continue
             inset, alpha = (0.07 * k, 0.16) if kind == "dilated" else (0.06, 0.35)
@@ -171,36 +165,45 @@ def draw_visits() -> Figure:
             label = {"ha": "center", "va": "center", "fontsize": 17, "color": COLOURS[k], "weight": "bold"}
             panel.text(*spots[-1], str(k + 1), **label)
         for a, b in pairwise(spots):
-            shrink = 5 if grid else 13
-            arrow = {"arrowstyle": "-|>", "mutation_scale": 13, "lw": 1.6, "shrinkA": shrink, "shrinkB": shrink}
+            shrink = 6 if grid else 12
+            arrow = {
+                "arrowstyle": "-|>",
+                "mutation_scale": 9 if grid else 13,
+                "lw": 1.4,
+                "shrinkA": shrink,
+                "shrinkB": shrink,
+            }
             panel.add_patch(FancyArrowPatch(a, b, color="black", **arrow))
-        panel.set_title(title, fontsize=10.5)
+        panel.set_title(title, fontsize=10)
         panel.set(xlim=(-0.1, size + 0.1), ylim=(size + 0.1, -0.1), aspect="equal")
         panel.axis("off")
-    figure.supxlabel(VISITS, fontsize=11)
+    figure.supxlabel(VISITS, fontsize=10)
     return figure
 
 
 def draw_projections() -> Figure:
     """Each projection over both membranes, at the authors' theta."""
-    figure = Figure(figsize=(13, 6.4), layout="constrained")
-    axes = figure.subplots(2, 4)
+    figure = Figure(figsize=(9.0, 5.0), layout="constrained")
+    axes = figure.subplots(2, 4, sharex=True, sharey=True)
     grid = torch.linspace(-4, 4, 161)
     a, b = torch.meshgrid(grid, grid, indexing="xy")
     for ax, (name, omega) in zip(axes.flat, PROJECTIONS.items(), strict=False):
         value = omega(a, b, torch.tensor(0.25))
         image = ax.imshow(value, origin="lower", extent=(-4, 4, -4, 4), cmap="RdBu_r", vmin=-2, vmax=2)
         ax.contour(grid, grid, value, levels=[-1.5, -1, -0.5, 0, 0.5, 1, 1.5], colors="black", linewidths=0.5)
-        ax.set(title=name, xlabel="membrane of layer 1, a", ylabel="membrane of layer 2, b")
+        ax.set(title=name, xticks=range(-4, 5, 2), yticks=range(-4, 5, 2))
+    axes[0, 3].xaxis.set_tick_params(labelbottom=True)
     axes.flat[-1].axis("off")
-    figure.colorbar(image, ax=axes.flat[-1], label="Omega(a, b)", extend="both", fraction=0.9)
+    figure.colorbar(image, cax=axes.flat[-1].inset_axes((0.3, 0, 0.1, 1)), label="Omega(a, b)", extend="both")
     figure.suptitle("The projections at theta = 0.25 (in units of pi)")
+    figure.supxlabel("a, the membrane of layer 1")
+    figure.supylabel("b, the membrane of layer 2")
     return figure
 
 
 def draw_windows(found: dict[str, Any]) -> Figure:
     """The windows of a map visited in turn: a row for each block, a column for each visit."""
-    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.5), layout="constrained")
     axes = figure.subplots(2, 7)
     for row, one in zip(axes, found["blocks"], strict=True):
         size = one["merged"].shape[1]
@@ -229,7 +232,7 @@ def draw_windows(found: dict[str, Any]) -> Figure:
     for panel in axes.flat:
         panel.set_xticks([])
         panel.set_yticks([])
-    figure.suptitle(f"One neuron map of {ENTRY}, one time step: membranes as windows are visited in turn", fontsize=12)
+    figure.suptitle(f"One neuron map of {ENTRY}, one time step: membranes as windows are visited in turn", fontsize=11)
     return figure
 
 
@@ -249,7 +252,7 @@ def draw_neuron(found: dict[str, Any]) -> Figure:
             chosen.append((int(c), int(y), int(x)))
         if len(chosen) == 3:
             break
-    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
     for panel, (c, y, x) in zip(axes, chosen, strict=True):
         now, before, whole = (t[:, c, y, x].numpy() for t in (currents, carried, u))
@@ -263,7 +266,7 @@ def draw_neuron(found: dict[str, Any]) -> Figure:
         panel.axhline(0, color="black", lw=0.6)
         panel.set_xticks(visits)
         panel.set_xlabel("window")
-        panel.set_title(f"channel {c}, place ({y}, {x}), tau {float(one['tau'][c]):.2f}", fontsize=10)
+        panel.set_title(f"channel {c}, tau {float(one['tau'][c]):.2f}", fontsize=10)
     axes[0].set_ylabel("membrane")
     handles: dict[str, Any] = {}
     for panel in axes:
@@ -272,100 +275,101 @@ def draw_neuron(found: dict[str, Any]) -> Figure:
     return figure
 
 
+def panels(height: float, **shared: bool) -> tuple[Figure, dict[str, Any]]:
+    """A figure with a panel for each data set."""
+    figure = Figure(figsize=(8.5, height), layout="constrained")
+    axes = dict(zip(DATA, figure.subplots(2, 2, **shared).flat, strict=True))
+    for data, panel in axes.items():
+        panel.set_title(DATA[data], fontsize=11)
+        panel.grid(alpha=0.3)
+    return figure, axes
+
+
 def draw_energy() -> Figure:
     """Accuracy against energy for all entries and trained ReLU baselines, from their cards."""
     names = [name for name in zoo.list_models() if {"top1", "energy_joules"} <= zoo.info(name).keys()]
-    figure = Figure(figsize=(14.0, 4.8), layout="constrained")
-    axes = figure.subplots(1, len(DATA))
-    for panel, (data, title) in zip(axes, DATA.items(), strict=True):
-        for name in names:
-            if data_of(name) != data:
-                continue
-            config = zoo.info(name)
-            spiking, colour = "spike_rate" in config, FAMILIES[family(name)]
-            for end in ("_ann_twin", "") if "top1_ann_twin" in config else ("",):  # of the entry itself at last
-                x = [1e6 * config[f"energy_joules{memory}{end}"] for memory in ("", "_memory")]
-                top1, marker = config[f"top1{end}"], "o" if spiking and not end else "s"
-                panel.plot(x, [top1] * 2, "-", color=colour, lw=1, alpha=0.6)
-                panel.plot(x[0], top1, marker, color=colour, ms=10)
-                panel.plot(x[1], top1, marker, color=colour, ms=10, mfc="white", mew=2)
-            size = "{1}x{2}".format(*config["input_size"])
-            label = f"{label_of(name)}, {size}"
-            near = data == "CIFAR100" and name.partition(".")[0] in ("msnn_vit12", "spiking", "resnet18_cifar")
-            corner: dict[str, Any] = {"xy": (x[0], config["top1"]), "ha": "left"}
-            if not spiking:
-                corner = {"xy": (x[1], config["top1"]), "ha": "right"}
-            down = -19 if near else 11
-            panel.annotate(label, xytext=(0, down), textcoords="offset points", fontsize=9, color=colour, **corner)
-        panel.set_xscale("log")
-        panel.set_title(title)
+    figure, axes = panels(7.6)
+    for name in names:
+        config, panel, colour = zoo.info(name), axes[data_of(name)], FAMILIES[family(name)]
+        for end in ("_ann_twin", "") if "top1_ann_twin" in config else ("",):  # of the entry itself at last
+            x = [1e6 * config[f"energy_joules{memory}{end}"] for memory in ("", "_memory")]
+            top1, marker = config[f"top1{end}"], "o" if "spike_rate" in config and not end else "s"
+            panel.plot(x, [top1] * 2, "-", color=colour, lw=1, alpha=0.6)
+            panel.plot(x[0], top1, marker, color=colour, ms=8)
+            panel.plot(x[1], top1, marker, color=colour, ms=8, mfc="white", mew=2)
+    for data, panel in axes.items():
         panel.set_xlabel(f"energy of one {'recording' if data == 'SpokenDigits' else 'image'} (µJ, 45 nm CMOS)")
-        panel.margins(0.22, 0.25)
-        panel.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("test top-1 (%)")
-    black: dict[str, Any] = {"color": "black", "ls": "", "ms": 8, "mew": 2}
-    kinds = {"spiking": "o", "ReLU": "s"}
-    handles = [Line2D([], [], marker=m, label=f"{kind}, arithmetic alone", **black) for kind, m in kinds.items()]
-    handles += [Line2D([], [], marker=m, mfc="white", label="with memory traffic", **black) for m in kinds.values()]
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_locator(MaxNLocator(5))
+        panel.margins(0.12, 0.15)
+    figure.supylabel("test top-1 (%)", fontsize=11)
+    line: dict[str, Any] = {"ls": "", "ms": 8, "mew": 2}
+    kinds = {"spiking": "o", "trained ReLU baseline": "s"}
+    handles = [Line2D([], [], marker="D", color=colour, label=name, **line) for name, colour in FAMILIES.items()]
+    handles += [Line2D([], [], marker=m, color="black", label=kind, **line) for kind, m in kinds.items()]
+    for label, fill_ in (("filled: arithmetic alone", "grey"), ("open: with memory traffic", "white")):
+        handles.append(Line2D([], [], marker="o", color="grey", mfc=fill_, label=label, **line))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 
 def draw_rates(measured: dict[str, Any]) -> Figure:
     """Spike rate by layer of neurons, from input to output."""
-    figure = Figure(figsize=(14.0, 4.4), layout="constrained")
-    axes = figure.subplots(1, len(DATA), sharey=True)
-    for panel, (data, title) in zip(axes, DATA.items(), strict=True):
-        for name, one in measured["rates"].items():
-            if data_of(name) != data or not name.startswith("msnn"):
-                continue
-            blocks: dict[str, list[float]] = {}
-            for layer, rate in one["layers"].items():
-                if found := re.match(r"stages\.\d+\.blocks\.\d+", layer):
-                    blocks.setdefault(found[0], []).append(100 * rate)
-            shift, colour = 0.2 * (list(FAMILIES).index(family(name)) - 1), FAMILIES[family(name)]
-            places = [block + shift for block, rates in enumerate(blocks.values(), 1) for _ in rates]
-            panel.plot(places, [r for rates in blocks.values() for r in rates], ".", color=colour, alpha=0.45, ms=6)
-            label = f"{label_of(name)}: {100 * one['all']:.1f} % in all"
-            means = [statistics.mean(rates) for rates in blocks.values()]
-            panel.plot(np.arange(1, len(means) + 1) + shift, means, "-", color=colour, label=label, lw=2)
-        panel.set_title(title.partition(",")[0])
-        panel.set_xticks(range(1, 13))
-        panel.set_xlabel("block (dots: its layers of neurons; line: their mean)")
-        panel.grid(alpha=0.3, axis="y")
-        panel.legend(fontsize=9)
-    axes[0].set_ylabel("spike rate (% of the neurons that fire)")
+    figure, axes = panels(7.0, sharex=True, sharey=True)
+    for name, one in measured["rates"].items():
+        if not name.startswith("msnn"):
+            continue
+        blocks: dict[str, list[float]] = {}
+        for layer, rate in one["layers"].items():
+            if found := re.match(r"stages\.\d+\.blocks\.\d+", layer):
+                blocks.setdefault(found[0], []).append(100 * rate)
+        shift, colour = 0.2 * (list(FAMILIES).index(family(name)) - 1), FAMILIES[family(name)]
+        places = [block + shift for block, rates in enumerate(blocks.values(), 1) for _ in rates]
+        panel, means = axes[data_of(name)], [statistics.mean(rates) for rates in blocks.values()]
+        panel.plot(places, [r for rates in blocks.values() for r in rates], ".", color=colour, alpha=0.45, ms=6)
+        label = f"{name.partition('.')[0]}: {100 * one['all']:.1f} % in all"
+        panel.plot(np.arange(1, len(means) + 1) + shift, means, "-", color=colour, label=label, lw=2)
+    for panel in axes.values():
+        panel.set(xticks=range(1, 13), yticks=range(0, 50, 10), ylim=(-1, 49))
+        panel.tick_params(labelbottom=True)
+        panel.legend(fontsize=9, loc="upper right")
+    figure.supxlabel("block (dots: its layers of neurons; line: their mean)", fontsize=11)
+    figure.supylabel("spike rate (% of the neurons that fire)", fontsize=11)
     return figure
 
 
 def draw_curves() -> Figure:
     """Accuracy on held-out images by epoch of the long trainings of ``trainings.jsonl``, as validated: exact spikes."""
     lines = [json.loads(line) for line in TRAININGS.read_text(encoding="utf-8").splitlines()]
-    figure = Figure(figsize=(11.0, 4.8), layout="constrained")
-    places = dict(zip(("cifar10", "cifar100"), figure.subplots(1, 2, width_ratios=(3, 2)), strict=True))
+    figure = Figure(figsize=(8.5, 7.6), layout="constrained")
+    places = dict(zip(("cifar10", "cifar100"), figure.subplots(2, 1), strict=True))
     for line in (line for line in lines if "curve" in line):
         axes = places[line["data"].partition(",")[0]]
         options = line["command"].split()
         name = options[options.index("--model.network") + 1] if "--model.network" in options else "msnn_resnet12"
-        relu, epochs = bool({"recipe/twin", "--model.twin"} & set(options)), [epoch for epoch, _ in line["curve"]]
+        relu, (epochs, top1) = bool({"recipe/twin", "--model.twin"} & set(options)), zip(*line["curve"], strict=True)
         means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment"}
         label = f"{name}{', ReLU' if relu else ''}{''.join(said for word, said in means.items() if word in options)}"
         plain = name == "msnn_resnet12" and not means.keys() & set(options)
         style = "-" if not relu else ":" if plain else "-." if "optimizer/muon" in options else "--"
-        axes.plot(epochs, [top1 for _, top1 in line["curve"]], style, color=FAMILIES[name], lw=2, label=label)
+        axes.plot(epochs, top1, style, color=FAMILIES[name], lw=1.8, label=label)
+        axes.plot(epochs[top1.index(max(top1))], max(top1), "*", color=FAMILIES[name], ms=11, mec="black", mew=0.6)
     for (name, axes), lowest in zip(places.items(), (50, 30), strict=True):
+        axes.set(title=f"CIFAR-{name.removeprefix('cifar')}", xlim=(0, 25), xticks=range(0, 25, 4))
         axes.set_ylim(bottom=lowest)
-        axes.set_title(f"CIFAR-{name.removeprefix('cifar')}")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="lower right")
-    figure.supxlabel("epoch (networks with spikes: their exact ones, also while they are annealed)", fontsize=10)
-    figure.supylabel("top-1 on 2,500 held-out images (%)", fontsize=10)
+        axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3.2)
+    figure.suptitle("Long trainings, with exact spikes at each validation (star: best epoch)", fontsize=12)
+    figure.supxlabel("epoch", fontsize=11)
+    figure.supylabel("top-1 on 2,500 held-out images (%)", fontsize=11)
     return figure
 
 
 def energy_table(measured: dict[str, Any]) -> str:
-    """Return operations and energy of one image, of the entry and its twins, as a Markdown table."""
+    """Return operations and energy of one image, of the entry and its baselines, as a Markdown table."""
     columns = measured["columns"]
     own = columns["network"]
 
@@ -410,7 +414,7 @@ def draw() -> None:
         "pictures/curves": draw_curves(),
     }
     for name, figure in figures.items():
-        figure.savefig(DOCS / f"{name}.png", dpi=72 if name == "omega_surfaces" else 110)
+        figure.savefig(DOCS / f"{name}.png", dpi=90 if name == "omega_surfaces" else 150)
 
 
 if __name__ == "__main__":

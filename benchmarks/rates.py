@@ -77,7 +77,7 @@ def tables(found: dict[str, Rows]) -> str:
 
 def draw(found: dict[str, Rows]) -> None:
     """Draw predicted against measured rates, a point for each layer."""
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=(8.5, 5.0), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for axis, renewed, title in zip(axes, "01", ("as the entries are", "statistics renewed"), strict=True):
         for name, rows in found.items():
@@ -87,8 +87,9 @@ def draw(found: dict[str, Rows]) -> None:
         axis.plot([0, 0.5], [0, 0.5], color="black", linewidth=0.8)
         axis.set(title=title, xlabel="predicted rate", xlim=(0, 0.5), ylim=(0, 0.5))
     axes[0].set_ylabel("measured rate")
-    axes[1].legend(fontsize=7)
-    figure.savefig(ROOT / "docs" / "rates.png", dpi=120)
+    figure.suptitle("A point for each layer of neurons; bars: the mean error over its channels", fontsize=11)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    figure.savefig(ROOT / "docs" / "rates.png", dpi=150)
 
 
 def main() -> None:
