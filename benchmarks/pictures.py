@@ -96,7 +96,7 @@ def measure(roots: dict[str, str]) -> None:
             name, num_classes=config["num_classes"], in_chans=config["input_size"][0], pretrained=True
         ).eval()
         twins = task.twins if name == ENTRY else lambda images: {}
-        records, _ = compare(task.network, twins, evenly(data, samples), samples, operations=name == ENTRY)
+        records = compare(task.network, twins, evenly(data, samples), samples, operations=name == ENTRY)
         if name == ENTRY:
             kept = ("samples", "counts", "energy", "energies", "spike_rate")
             summaries = {column: summarize(record) for column, record in records.items()}

@@ -91,7 +91,7 @@ def write_report(
         known = {NETWORK: "top1", "ANN twin": "top1_ann_twin"}
         top1 = {column: trained.info[key] for column, key in known.items() if key in trained.info}
     facts["page made"] = f"{date.today()}, lightning-msnn {__version__}, torch {torch.__version__}"
-    records, _ = compare(trained.network, partial(_baselines, trained.network), evenly(data, samples), samples)
+    records = compare(trained.network, partial(_baselines, trained.network), evenly(data, samples), samples)
     noun = getattr(data, "noun", "images")
     content = page(name, kind, records, trained.network, on, top1, facts, configuration, curves, noun)
     write_whole(content.encode(), path)

@@ -119,7 +119,7 @@ class _Monitor(Callback):
         try:
             devices = [pl_module.device] if pl_module.device.type == "cuda" else []
             with trainer.precision_plugin.forward_context(), torch.random.fork_rng(devices=devices):
-                records, _ = compare(network, twins or (lambda images: {}), inputs, self.samples, self.operations)
+                records = compare(network, twins or (lambda images: {}), inputs, self.samples, self.operations)
         finally:
             for module in training:
                 module.training = True
@@ -255,7 +255,7 @@ class SpikeRateMonitor(_Monitor):
         if record is None or not record.fired or not writes_files(trainer):
             return
         _log_picture(draw_spike_rates(summarize(record)), "spike_rate", folder, trainer)
-        maps = window_maps(self._network(pl_module), record.fired, record.visits)
+        maps = window_maps(self._network(pl_module), record)
         if maps:
             _log_picture(draw_windows(maps), "windows", folder, trainer)
 

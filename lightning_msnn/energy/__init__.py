@@ -1,8 +1,15 @@
 """What a network does and what it costs: a counting engine for any module, prices, pictures and the HTML report."""
 
-from lightning_msnn.energy.counting import OperationCounter, Record, count_operations, layer_names
-from lightning_msnn.energy.measures import energy, saturated_neurons, silent_neurons, spike_rate, synaptic_operations
-from lightning_msnn.energy.profiles import PROFILES, Profile, load_profiles, profile
+from lightning_msnn.energy.counting import OperationCounter, count_operations
+from lightning_msnn.energy.measures import (
+    Record,
+    energy,
+    saturated_neurons,
+    silent_neurons,
+    spike_rate,
+    synaptic_operations,
+)
+from lightning_msnn.energy.profiles import PROFILES, Profile, profile
 from lightning_msnn.energy.rates import predict_rates
 from lightning_msnn.energy.sampling import SAMPLES, evenly, spread
 from lightning_msnn.energy.summary import (
@@ -30,8 +37,6 @@ __all__ = [
     "evenly",
     "factor_sentence",
     "factors",
-    "layer_names",
-    "load_profiles",
     "predict_rates",
     "profile",
     "saturated_neurons",

@@ -3,19 +3,18 @@
 A layer is a module by its qualified name. :mod:`lightning_msnn.energy.rules` says what an operation counts as; one that
 no rule knows is listed by name.
 
-- The first axis of the first tensor that the network is called with counts the samples, and the first axis of whatever
-  its layers are called with is that number or a multiple of it, such as windows of each sample. A product of matrices
-  where it is not is listed by name.
+- The first axis of the network's first tensor argument counts the samples. The first axis of what its layers are called
+  with is that number or a multiple of it, such as windows of each sample; a product of matrices where it is not is
+  listed by name.
 - A module is a layer of **neurons** if it has a ``threshold``, a ``v_threshold``, a ``p.v_th`` or a ``decay`` and no
-  synapse inside, as those of this package, SpikingJelly, snnTorch and Norse have, and is not one of torch's own. What
-  it returns first are its spikes, unless it has a ``decay``: then it carries membranes. Multiplications by constants
-  inside, but for those of spikes, are membrane updates, and the rest of its arithmetic is that of firing and reset.
+  synapse inside, as in this package, SpikingJelly, snnTorch and Norse, and is not one of torch's own. It returns spikes
+  first, or membranes if it has a ``decay``. Multiplications by constants inside, except of spikes, are membrane
+  updates; the rest of its arithmetic belongs to firing and reset.
 - A **recurrent layer** without modules inside, torch's or one with the same names of parameters, is counted as a whole
   from its input and output.
 - A module with a function ``omega`` is a **projection**: its elementary operations are Omega's.
-- Parameters, buffers and what is computed from them alone are weights; a buffer that the network writes into is none.
-
-A module reads its weights once in a call, however many steps of a recurrence it takes with them.
+- Parameters, buffers and what is computed from them alone are weights, unless the network writes into them. A module
+  reads its weights once in a call, however many steps of a recurrence it takes with them.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -33,53 +31,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lightning_msnn.energy.measures import Record
 from lightning_msnn.energy.profiles import COLUMN, FIELDS
 from lightning_msnn.energy.rules import FREE, NOTHING, RULES, Call, mark, recurrent
-from lightning_msnn.errors import ConfigurationError, choose
+from lightning_msnn.errors import ConfigurationError
 
-__all__ = ["OperationCounter", "Record", "count_operations", "layer_names", "parameters_of_layers"]
+__all__ = ["OperationCounter", "count_operations", "layer_names", "parameters_of_layers"]
 
 _SYNAPSES = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd)
-
-
-@dataclass
-class Record:
-    """What a network did for some samples.
-
-    Args:
-        layers: Names of all modules, the network's own is ``""``.
-        counts: Sums over samples, int64 ``(len(layers), len(FIELDS))``.
-        samples: Number of samples.
-        parameters: Parameters of each layer without those of its children, int64 ``(len(layers),)``.
-        uncounted: Calls of each operation that could not be counted, by ``layer: operation``.
-        fired: For each layer of neurons, how often each neuron fired, int64, the shape of one sample. A layer that met
-            maps of further shapes is there once more for each, with the shape in its name.
-        visits: For each layer of neurons, how often each neuron could have fired: samples, times windows where a
-            neuron fires in each of them, times time steps.
-    """
-
-    layers: tuple[str, ...]
-    counts: Tensor
-    samples: int
-    parameters: Tensor
-    uncounted: dict[str, int] = field(default_factory=dict)
-    fired: dict[str, Tensor] = field(default_factory=dict)
-    visits: dict[str, int] = field(default_factory=dict)
-
-    def total(self, name: str) -> int:
-        """Sum of a field over all layers.
-
-        Args:
-            name: One of :data:`lightning_msnn.energy.profiles.FIELDS`.
-
-        Raises:
-            ConfigurationError: If the name is not one of them.
-        """
-        return int(self.counts[:, choose(COLUMN, name, "field")].sum())
-
-    def layer(self, layer: str) -> dict[str, int]:
-        """Return all fields of a layer by name."""
-        return dict(zip(FIELDS, self.counts[self.layers.index(layer)].tolist(), strict=True))
 
 
 def layer_names(model: nn.Module) -> tuple[str, ...]:
@@ -88,7 +47,7 @@ def layer_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def parameters_of_layers(model: nn.Module) -> Tensor:
-    """Parameters of each layer without those of its children, int64, in that order; those kept as buffers too.
+    """Parameters of each layer without those of its children, int64 ``(layers,)``; also weights kept as buffers.
 
     Parameters that layers share are those of the first of them.
     """
@@ -109,36 +68,24 @@ def _tensors(values: Any) -> list[Tensor]:
         values = values.values()
     elif not isinstance(values, list | tuple):
         return []
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple | Mapping):
-            found += _tensors(value)
-    return found
-
-
-def _is_neuron(module: nn.Module) -> bool:
-    marked = any(hasattr(module, name) for name in ("threshold", "v_threshold", "decay"))
-    marked |= hasattr(getattr(module, "p", None), "v_th")
-    others = type(module).__module__.startswith("torch.nn.") or any(isinstance(m, _SYNAPSES) for m in module.modules())
-    return marked and not others
+    return [x for value in values for x in _tensors(value)]
 
 
 def _kind(module: nn.Module) -> str:
-    """How the operations in a module are to be understood, see :class:`~lightning_msnn.energy.rules.Call`."""
+    """What a module is, see :class:`~lightning_msnn.energy.rules.Call`."""
     if callable(getattr(module, "omega", None)):
         return "omega"
-    if _is_neuron(module):
-        return "neuron"
-    if hasattr(module, "weight_ih_l0") and not any(module.children()):
-        return "recurrent"
-    return "plain"
+    fires = any(hasattr(module, x) for x in ("threshold", "v_threshold", "decay"))
+    if fires or hasattr(getattr(module, "p", None), "v_th"):
+        of_torch = type(module).__module__.startswith("torch.nn.")
+        if not (of_torch or any(isinstance(m, _SYNAPSES) for m in module.modules())):
+            return "neuron"
+    return "recurrent" if hasattr(module, "weight_ih_l0") and not any(module.children()) else "plain"
 
 
 @dataclass
 class _Frame:
-    """A module that runs: its row, its kind, the items that it was called with, and the weights that it has read."""
+    """A module that runs: its row, its kind, the items that it was called with, and the weights that it read."""
 
     row: int
     kind: str
@@ -174,12 +121,12 @@ class OperationCounter:
     ...     model(images)
     >>> counter.record().total("accumulates")
 
-    ``samples`` is how many went through the network so far. The network runs as always: with or without gradients, in
-    training or evaluation, under autocast.
+    ``samples`` is how many went through the network so far. The network may run in any mode: with or without gradients,
+    in training or evaluation, under autocast.
 
     Args:
         model: Any module; the first axis of its first tensor argument counts the samples.
-        operations: Whether to count operations; without, only what neurons do, beside the kernels.
+        operations: Whether to count operations; without, only what neurons do, while kernels run.
 
     Raises:
         ConfigurationError: If the network is compiled or scripted, which leaves nothing to watch.
@@ -188,10 +135,8 @@ class OperationCounter:
     def __init__(self, model: nn.Module, operations: bool = True) -> None:
         for module in model.modules():
             if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
-                raise ConfigurationError(
-                    f"operations of a compiled or scripted {type(module).__name__} cannot be counted: "
-                    "give the network itself"
-                )
+                what = f"a compiled or scripted {type(module).__name__}"
+                raise ConfigurationError(f"operations of {what} cannot be counted: give the network itself")
         self.model = model
         self.operations = operations
         self._handles: list[Any] = []
@@ -203,26 +148,17 @@ class OperationCounter:
         self.samples = 0
         self._counts: dict[tuple[int, str], int | Tensor] = {}
         self._uncounted: Counter[str] = Counter()
-        self._fired: dict[tuple[int, torch.Size], Tensor] = {}
-        self._visits: Counter[tuple[int, torch.Size]] = Counter()
-        self._weights = [x for x in (*self.model.parameters(), *self.model.buffers()) if x.numel()]
-        self._fixed = {x.untyped_storage().data_ptr() for x in self._weights if not x.is_meta}
+        self._fired: dict[str, Tensor] = {}
+        self._visits: Counter[str] = Counter()
+        self._weights = [*self.model.parameters(), *self.model.buffers()]  # kept, lest their memory be another's
+        self._fixed = {x.untyped_storage().data_ptr() for x in self._weights if x.numel()}
         self._stop()
 
     # Hooks
 
     def __enter__(self) -> OperationCounter:
-        """Begin with no counts.
-
-        Raises:
-            ConfigurationError: If weights are on the meta device, where nothing is computed.
-        """
+        """Begin with no counts."""
         self._reset()
-        if any(weight.is_meta for weight in self.model.parameters()):
-            raise ConfigurationError(
-                f"operations of a {type(self.model).__name__} on the meta device cannot be counted: spikes have no "
-                "values there; load its weights"
-            )
         for row, module in enumerate(self.model.modules()):
             kind = _kind(module)
             if self.operations or module is self.model:
@@ -235,9 +171,7 @@ class OperationCounter:
                 self._handles.append(module.register_forward_hook(partial(self._fire, row), prepend=True))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
@@ -261,10 +195,9 @@ class OperationCounter:
         self._stack.append(_Frame(row, kind, around if first is None else len(first)))
 
     def _leave(self, row: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if all(frame.row != row for frame in self._stack):
+        if not self._stack or self._stack[-1].row != row:
             return
-        while (frame := self._stack.pop()).row != row:  # an error left the frames of its callees
-            pass
+        frame = self._stack.pop()
         if frame.kind == "omega":
             self._add(row, {"omega": sum(x.numel() for x in _tensors(output))})
         elif frame.kind == "recurrent" and _tensors(output):
@@ -279,7 +212,7 @@ class OperationCounter:
         self._stack: list[_Frame] = []
         self._batch = 1
         self._constants = set(self._fixed)
-        self._kept: list[Tensor] = []  # constants that were computed, so that their memory is not another's
+        self._kept: list[Tensor] = []  # constants that were computed, likewise
         self._marks: Any = WeakTensorKeyDictionary()
         self._modes.close()
 
@@ -299,19 +232,9 @@ class OperationCounter:
         moved = torch.stack([*tensors.values()]).tolist() if tensors else []  # one transfer from the device
         for (row, name), number in (self._counts | dict(zip(tensors, moved, strict=True))).items():
             counts[row, COLUMN[name]] = number
-        names: dict[tuple[int, torch.Size], str] = {}
-        for row, shape in sorted(self._fired, key=lambda key: key[0]):
-            layer = self.layers[row]
-            names[row, shape] = f"{layer} {tuple(shape)}" if layer in names.values() else layer
-        return Record(
-            self.layers,
-            counts,
-            self.samples,
-            parameters_of_layers(self.model),
-            dict(sorted(self._uncounted.items())),
-            {name: self._fired[key] for key, name in names.items()},
-            {name: self._visits[key] for key, name in names.items()},
-        )
+        maps: tuple[dict[str, Any], ...] = self._uncounted, self._fired, self._visits
+        found: list[Any] = [dict(sorted(x.items())) for x in maps]
+        return Record(self.layers, counts, self.samples, parameters_of_layers(self.model), *found)
 
     def _fire(self, row: int, module: nn.Module, args: Any, output: Any) -> None:
         spikes = next(iter(_tensors(output)), None)
@@ -325,9 +248,11 @@ class OperationCounter:
             fired, places = found.sum(0, dtype=torch.promote_types(found.dtype, torch.float32)).long(), spikes.numel()
             self._add(row, dict.fromkeys(("neurons", "values_read", "spikes_written"), places))
             self._add(row, {"spikes": fired.sum()})
-            key = row, fired.shape
-            self._fired[key] = self._fired[key] + fired if key in self._fired else fired
-            self._visits[key] += spikes.shape[0]
+            name = self.layers[row]
+            if name in self._fired and self._fired[name].shape != fired.shape:
+                name = f"{name} {tuple(fired.shape)}"
+            self._fired[name] = self._fired[name] + fired if name in self._fired else fired
+            self._visits[name] += spikes.shape[0]
 
     # Operations
 

@@ -1,24 +1,17 @@
 """Operation counts and what they cost: counts to joules, by named profiles of hardware.
 
 A network's counts are an int64 tensor ``(layers, len(FIELDS))``, sums over samples. A profile prices the fields in
-picojoules; what its source has no figure for is left out, and :func:`unpriced` says how much that is.
+picojoules. What its source has no figure for costs nothing and is listed by :func:`unpriced`.
 
-- A **synaptic operation** is an input that meets a weight: borders, stride, dilation and groups are exact. If a
-  sample's whole input of a layer is in {0, 1}, each of its spikes that meets a weight is an accumulate; else each value
-  that meets a weight is a multiply-accumulate, and those that are not zero are counted beside it as effective.
-- A **product of two activations** (attention) is an accumulate if at least one factor is all in {0, 1}: counted where
-  two spikes meet if both are, else once for each spike and each value that it meets.
-- **Batch norm** is folded, a bias is where an accumulator starts, and what is computed from parameters alone is a
-  constant: none of these counts. All other arithmetic counts as additions (comparisons included) or multiplications.
-- A **neuron** is one comparison of a membrane with a threshold. A **membrane update** is ``tau u + I``: one
-  multiply-accumulate. **Omega** is as many multiply-accumulates as its function has elementary operations, of which a
-  transcendental function has :data:`TRANSCENDENTAL`.
-- **Memory traffic** is bytes, priced by an access to a memory of stated size. A value is a word, a spike one bit. Each
-  layer reads its inputs and writes its outputs once; an element-wise operation of two tensors reads both; a membrane is
-  read and written at each update, and read where it meets its threshold. Of weights and accumulators a profile prices
-  one of two models. *Reuse*: a weight is read once for a sample (``weight_bytes``) and sums stay in registers. *By
-  event*: each synaptic operation fetches its weight (``fetch_bytes``) and reads and writes its accumulator
-  (``accumulator_bytes``), which makes a factor larger.
+A **synaptic operation** is an input that meets a weight. It is an accumulate if the sample's whole input of the layer
+is in {0, 1}, counted for each 1, else a multiply-accumulate; a product of two activations is accumulates if one of them
+is all in {0, 1}. Batch norm is folded, a bias is where an accumulator starts, and what depends on parameters alone is a
+constant: none of these counts.
+
+**Memory traffic** is bytes: a value is a word, a spike one bit. A layer reads its inputs and writes its outputs once; a
+membrane is read and written at each update. Weights have one of two models. *Reuse*: read once for a sample
+(``weight_bytes``), while sums stay in registers. *By event*: each synaptic operation fetches its weight
+(``fetch_bytes``) and reads and writes its accumulator (``accumulator_bytes``).
 """
 
 from __future__ import annotations
@@ -43,7 +36,6 @@ __all__ = [
     "TRANSCENDENTAL",
     "Profile",
     "energy_by_kind",
-    "load_profiles",
     "profile",
     "unpriced",
 ]
@@ -105,11 +97,11 @@ class Profile:
         sources: Where in the source each price is, or how it follows from its figures.
         bits: Width of a value; a spike has one bit.
         memory: Whether an energy includes memory traffic; where it is priced, factors are given with it and without.
-        model: The analytical model, if the energy is not a sum of prices: counts, samples, parameters by layer and
-            whether zeros are skipped to picojoules by kind.
+        model: The analytical model, if the energy is not a sum of prices: counts, parameters by layer and whether
+            zeros are skipped to picojoules by kind.
 
     Raises:
-        ConfigurationError: If a price is not of what is counted, or a number is not allowed.
+        ConfigurationError: If a price is of something that is not counted, or a number is not allowed.
     """
 
     source: str
@@ -117,13 +109,10 @@ class Profile:
     sources: Mapping[str, str] = field(default_factory=dict)
     bits: int = 32
     memory: bool = False
-    model: Callable[[Tensor, float, Tensor, bool], dict[str, Tensor]] | None = None
+    model: Callable[[Tensor, Tensor, bool], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         check_integer("bits of an energy profile", self.bits, 1)
-        for name, kind in (("source", str), ("prices", dict), ("sources", dict)):
-            if not isinstance(getattr(self, name), kind):
-                raise ConfigurationError(f"{name!r} must be a {kind.__name__}, not {getattr(self, name)!r}")
         for key, price in self.prices.items():
             choose(dict.fromkeys(PRICED), key, "price of an energy profile")
             if isinstance(price, bool) or not isinstance(price, int | float) or not 0.0 <= price < float("inf"):
@@ -167,11 +156,7 @@ _BY_EVENT = {
 
 
 def _access(size: Tensor) -> Tensor:
-    """Energy in pJ of one 32-bit access to an SRAM of ``size`` bytes.
-
-    It is linear from nothing through the points of Horowitz and constant beyond them. His are accesses of 64 bits,
-    which Lemaire et al. take for 32.
-    """
+    """Energy in pJ of a 32-bit access to an SRAM of ``size`` bytes: linear through Horowitz' points, then constant."""
     energy = torch.zeros_like(size)
     points = ((0.0, 0.0), (8192.0, 10.0), (32768.0, 20.0), (1048576.0, 100.0))
     for (x0, y0), (x1, y1) in pairwise(points):
@@ -179,37 +164,30 @@ def _access(size: Tensor) -> Tensor:
     return energy
 
 
-def _lemaire(counts: Tensor, _samples: float, parameters: Tensor, skip_zeros: bool) -> dict[str, Tensor]:
+def _lemaire(counts: Tensor, parameters: Tensor, skip_zeros: bool) -> dict[str, Tensor]:
     """Model of Lemaire et al. 2022: memory accesses, synaptic operations and the computation of addresses.
 
-    Every word has 32 bits; a memory is as large as what a layer holds in one call, however many time steps call it, and
-    an access costs by its size. Spiking synapses read a spike from a queue of 1,000 words, and for each synaptic
-    operation a weight and a potential, which they write back; each synaptic operation costs an addition for its
-    address, and each spike that enters a convolution two multiply-accumulates. Analogue synapses read a weight for each
-    multiply-accumulate and an input for each in a convolution, but each input once in a linear layer, and write each
-    output once; addresses cost an addition for each input and output and, in a convolution, for each place of the
-    kernel of each output channel.
+    Every word has 32 bits. A memory is as large as what a layer holds in one call, and an access costs by its size.
+    Spikes wait in a queue of 1,000 words. Each AC reads a weight and a potential, which it writes back, and costs an
+    addition for its address; each spike that enters a convolution costs two MACs. Analogue synapses read a weight for
+    each MAC and an input for each MAC of a convolution, or once in a linear layer.
 
-    It differs from the paper on purpose: borders and strides are exact, no bias is read, a reset adds nothing, and
-    zeros that are skipped are not read either. A product of two activations, which the paper does not have, reads one
-    value for each multiply-accumulate, and its addresses are those of a linear layer.
+    Unlike the paper, borders and strides are exact, no bias is read, a reset adds nothing, and zeros that are skipped
+    are not read. A product of two activations reads one value for each MAC, with the addresses of a linear layer.
     """
     c = {name: counts[:, i].double() for name, i in COLUMN.items()}
-    add, mac = 0.1, 3.2
-    word = 4.0
+    add, mac, word = 0.1, 3.2, 4.0
     each = 1.0 / c["calls"].clamp(min=1.0)
-    acs = c["accumulates"]
-    every = c["multiply_accumulates"]
+    acs, every = c["accumulates"], c["multiply_accumulates"]
     macs = c["effective_multiply_accumulates"] if skip_zeros else every
     reads = c["input_reads"] * (macs / every.clamp(min=1.0))
-    spiking, analogue = (acs > 0).double(), (macs > 0).double()
     weights = _access(word * parameters.double())
     potentials = _access(word * c["potentials"] * each)
     queue = _access(torch.full_like(acs, 1000.0 * word))
     inputs, outputs = (_access(word * c[name] * each) for name in ("values_read", "values_written"))
     memory = acs * (weights + 2.0 * potentials) + c["input_spikes"] * queue
-    memory = memory + c["spikes"] * queue + 2.0 * c["potentials"] * spiking * potentials
-    memory = memory + macs * weights + reads * inputs + c["values_written"] * outputs * analogue
+    memory = memory + c["spikes"] * queue + 2.0 * c["potentials"] * (acs > 0) * potentials
+    memory = memory + macs * weights + reads * inputs + c["values_written"] * outputs * (macs > 0)
     address = c["convolved_spikes"] * 2.0 * mac + (acs + c["addresses"]) * add
     return {
         "accumulates": acs * add,
@@ -280,80 +258,36 @@ def profile(name: str | Profile) -> Profile:
     """Look a profile up.
 
     Args:
-        name: One of :data:`PROFILES`, the path of a YAML file that defines a single profile, or a profile.
+        name: One of :data:`PROFILES`, a profile, or the path of a YAML file that maps the name of one profile to its
+            ``source``, ``prices`` (in pJ, by the names of :data:`PRICED`) and, if wanted, ``sources`` and ``bits``.
+            Memory traffic is in its energy if it has a price.
 
     Raises:
         ConfigurationError: If there is no such profile.
     """
     if isinstance(name, Profile):
         return name
-    if isinstance(name, str) and name.endswith((".yaml", ".yml")):
-        loaded = load_profiles(name)
-        if len(loaded) != 1:
-            raise ConfigurationError(f"{name!r} must define one energy profile, not {len(loaded)}")
-        return next(iter(loaded.values()))
-    return choose(PROFILES, name, "energy profile")
-
-
-def load_profiles(path: str | Path) -> dict[str, Profile]:
-    """Read profiles from a YAML file.
-
-    It maps names to definitions with ``source``, ``prices`` (in pJ, by the names of :data:`PRICED`) and, if wanted,
-    ``sources`` of the single prices and ``bits``. Memory traffic is in the energy if it has a price.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Profiles by name.
-
-    Raises:
-        ConfigurationError: If there is no such file, or a profile in it is not one.
-    """
+    if not isinstance(name, str) or not name.endswith((".yaml", ".yml")):
+        return choose(PROFILES, name, "energy profile")
     import yaml
 
-    if not Path(path).is_file():
-        raise ConfigurationError(f"no energy profile at {str(path)!r}: give the path of a YAML file")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{str(path)!r} is not YAML: {brief(error)}") from error
-    if not isinstance(content, dict) or not all(isinstance(definition, dict) for definition in content.values()):
-        raise ConfigurationError(f"{str(path)!r} must map names of energy profiles to their definitions")
-    loaded = {}
-    for name, definition in content.items():
-        try:
-            for key in definition:
-                choose(dict.fromkeys(("source", "prices", "sources", "bits")), key, "key")
-            found = Profile(**definition)
-        except (ConfigurationError, TypeError) as error:
-            raise ConfigurationError(f"energy profile {str(name)!r} in {str(path)!r}: {brief(error)}") from error
-        loaded[str(name)] = replace(found, memory=found.traffic)
-    return loaded
-
-
-def _quantities(counts: Tensor, bits: int, skip_zeros: bool) -> dict[str, Tensor]:
-    """What the prices multiply, float64, each ``(layers,)``."""
-    c = {name: counts[:, i].double() for name, i in COLUMN.items()}
-    if skip_zeros:
-        c["multiply_accumulates"] = c["effective_multiply_accumulates"]
-    word = bits / 8
-    c["weight_bytes"] = c["weights_read"] * word
-    c["fetch_bytes"] = (c["accumulates"] + c["multiply_accumulates"]) * word
-    c["accumulator_bytes"] = 2.0 * c["fetch_bytes"]
-    c["value_bytes"] = (c["values_read"] + c["values_written"]) * word
-    c["spike_bytes"] = (c["spikes_read"] + c["spikes_written"]) / 8
-    return c
+        (definition,) = yaml.safe_load(Path(name).read_text(encoding="utf-8")).values()
+        found = Profile(**definition)
+        return replace(found, memory=found.traffic)
+    except (ConfigurationError, OSError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"{name!r} defines no energy profile by its source and prices: {brief(error)}"
+        ) from error
 
 
 def energy_by_kind(
-    counts: Tensor, samples: float, parameters: Tensor, on: str | Profile = DEFAULT_PROFILE, skip_zeros: bool = False
+    counts: Tensor, parameters: Tensor, on: str | Profile = DEFAULT_PROFILE, skip_zeros: bool = False
 ) -> dict[str, Tensor]:
     """Price a network's counts.
 
     Args:
         counts: Sums over samples, ``(layers, len(FIELDS))``.
-        samples: Number of samples, which the model of a profile may need.
         parameters: Number of parameters of each layer, ``(layers,)``.
         on: The profile, or its name.
         skip_zeros: Whether multiply-accumulates whose value is zero cost nothing, as on hardware that skips them.
@@ -366,31 +300,30 @@ def energy_by_kind(
     """
     hardware = profile(on)
     if hardware.model is not None:
-        picojoules = hardware.model(counts, samples, parameters, skip_zeros)
+        picojoules = hardware.model(counts, parameters, skip_zeros)
     else:
-        quantities = _quantities(counts, hardware.bits, skip_zeros)
+        c, word = {name: counts[:, i].double() for name, i in COLUMN.items()}, hardware.bits / 8
+        if skip_zeros:
+            c["multiply_accumulates"] = c["effective_multiply_accumulates"]
+        c["weight_bytes"] = c["weights_read"] * word
+        c["fetch_bytes"] = (c["accumulates"] + c["multiply_accumulates"]) * word
+        c["accumulator_bytes"] = 2.0 * c["fetch_bytes"]
+        c["value_bytes"] = (c["values_read"] + c["values_written"]) * word
+        c["spike_bytes"] = (c["spikes_read"] + c["spikes_written"]) / 8
         nothing = torch.zeros(len(counts), dtype=torch.float64, device=counts.device)
         picojoules = {
-            kind: sum((quantities[n] * hardware.prices[n] for n in names if n in hardware.prices), nothing)
+            kind: sum((c[n] * hardware.prices[n] for n in names if n in hardware.prices), nothing)
             for kind, names in KINDS.items()
         }
     return {kind: value * (1e-12 if hardware.memory or kind != "memory" else 0.0) for kind, value in picojoules.items()}
 
 
 def unpriced(counts: Tensor, on: str | Profile = DEFAULT_PROFILE) -> dict[str, int]:
-    """Say what the energy leaves out: operations that occur and for which the profile's source has no figure.
+    """Return the numbers of operations, by field, for which a profile's source has no figure; memory is not among them.
 
     Args:
         counts: Sums over samples, ``(layers, len(FIELDS))``.
         on: The profile, or its name.
-
-    Returns:
-        Numbers of operations by field; memory traffic is not among them.
     """
-    hardware = profile(on)
-    total = counts.sum(0)
-    return {
-        name: int(total[COLUMN[name]])
-        for name in PRICED
-        if name in COLUMN and name not in hardware.prices and int(total[COLUMN[name]]) > 0
-    }
+    prices, total = profile(on).prices, dict(zip(FIELDS, counts.sum(0).tolist(), strict=True))
+    return {name: total[name] for name in PRICED if name not in prices and total.get(name)}

@@ -6,7 +6,7 @@ so it is nearly normal, and it reaches the threshold ``V`` with the probability 
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,13 @@ from torch import Tensor, nn
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn.neuron import Spike
 
-__all__ = ["gaussian_tail", "predict_rates"]
+__all__ = ["predict_rates"]
 
 _FEWEST = 8  # channels, for the signs of their means to say anything
 
 
-def gaussian_tail(x: Tensor) -> Tensor:
-    """``Q(x)``, the probability that a standard normal variable is ``x`` or more."""
-    return 0.5 * torch.erfc(x * math.sqrt(0.5))
-
-
-def _tail_of_counts(norm: nn.modules.batchnorm._BatchNorm, above: Tensor) -> Tensor:
+def _tail_of_counts(norm: Any, above: Tensor) -> Tensor:
     """Probability that a gamma distribution with a norm's running statistics lies ``above`` times the norm's scale."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     mean, var = norm.running_mean.double(), norm.running_var.double().clamp(min=1e-12)
     scale = norm.weight.double() / (var + norm.eps).sqrt()
     scale = torch.where(scale.abs() < 1e-12, 1e-12, scale)
@@ -37,34 +30,11 @@ def _tail_of_counts(norm: nn.modules.batchnorm._BatchNorm, above: Tensor) -> Ten
     return torch.where(scale > 0, tail, 1.0 - tail)
 
 
-def _norms_of_neurons(network: nn.Module) -> dict[str, tuple[Spike, nn.modules.batchnorm._BatchNorm]]:
-    """Each layer of neurons with the batch norm of its current: the last one that its module has before it."""
-    found = {}
-    for parent, module in network.named_modules():
-        before: nn.modules.batchnorm._BatchNorm | None = None
-        for name, child in module.named_children():
-            own = getattr(child, "norm", child)
-            if isinstance(own, nn.modules.batchnorm._BatchNorm):
-                before = own
-            if not isinstance(child, Spike):
-                continue
-            layer = f"{parent}.{name}" if parent else name
-            if before is None or before.weight is None:
-                raise ConfigurationError(
-                    f"{layer} has no batch norm with scale and shift before a threshold, from which its rate follows: "
-                    "give a network with norm=True that is not folded or converted, or measure the rate"
-                )
-            found[layer] = child, before
-    if not found:
-        raise ConfigurationError(f"{type(network).__name__} has no layer of neurons, so it has no spike rates")
-    return found
-
-
 @torch.no_grad()
 def predict_rates(network: nn.Module) -> dict[str, Tensor]:
     """Predict the spike rate of each channel from the weights of a network alone.
 
-    The current of attention counts coincident spikes: where all running means of a norm are positive, the current has
+    Where all running means of a norm are positive, as for attention, which counts coincident spikes, the current has
     a gamma distribution in the place of the normal one.
 
     Args:
@@ -84,11 +54,25 @@ def predict_rates(network: nn.Module) -> dict[str, Tensor]:
         0.3085
     """
     rates = {}
-    for layer, (spike, norm) in _norms_of_neurons(network).items():
-        level = spike.threshold if spike.level is None else spike.level.double()
-        above, mean = level - norm.bias.double(), norm.running_mean
-        if mean is not None and norm.num_features >= _FEWEST and bool((mean > 0).all()):
-            rates[layer] = _tail_of_counts(norm, above)
-        else:
-            rates[layer] = gaussian_tail(above / norm.weight.double().abs().clamp(min=1e-12))
+    for parent, module in network.named_modules():
+        norm: Any = None  # of the current: the last one before the neurons
+        for name, child in module.named_children():
+            own = getattr(child, "norm", child)
+            norm = own if isinstance(own, nn.modules.batchnorm._BatchNorm) else norm
+            if not isinstance(child, Spike):
+                continue
+            layer = f"{parent}.{name}" if parent else name
+            if norm is None or norm.weight is None:
+                raise ConfigurationError(
+                    f"{layer} has no batch norm with scale and shift before its threshold, so its rate cannot be "
+                    "predicted: give a network with norm=True that is not folded or converted, or measure the rate"
+                )
+            level = child.threshold if child.level is None else child.level.double()
+            above, mean = level - norm.bias.double(), norm.running_mean
+            if mean is not None and norm.num_features >= _FEWEST and bool((mean > 0).all()):
+                rates[layer] = _tail_of_counts(norm, above)
+            else:
+                rates[layer] = torch.special.ndtr(-above / norm.weight.double().abs().clamp(min=1e-12))
+    if not rates:
+        raise ConfigurationError(f"{type(network).__name__} has no layer of neurons, so it has no spike rates")
     return rates

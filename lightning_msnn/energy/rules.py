@@ -1,16 +1,15 @@
 """What an operation counts as: a rule for each, from its call to amounts by field.
 
 A rule takes a :class:`Call` and returns amounts by the names of :data:`lightning_msnn.energy.profiles.FIELDS`, as
-numbers or as scalar tensors that stay on their device, or a string that names what it cannot count. One more entry of
-:data:`RULES` counts one more operation.
+numbers or as scalar tensors that stay on their device, or a string that names an operation that it cannot count. One
+more entry of :data:`RULES` counts one more operation.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -30,12 +29,10 @@ class Mark(NamedTuple):
     Args:
         current: Whether synapses have summed it, also scaled or with a bias.
         spikes: Whether it is the result of a comparison, also scaled, clamped or selected by one.
-        border: Sizes of a border of zeros, as :func:`torch.nn.functional.pad` takes them.
     """
 
     current: bool = False
     spikes: bool = False
-    border: tuple[int, ...] = ()
 
 
 NOTHING = Mark()
@@ -52,7 +49,7 @@ class Call:
         inputs: The tensors among them.
         out: The tensor that it returned, the first of several.
         batch: Samples that go through the network.
-        items: Items that the running module was called with, such as windows of samples: the first axis of its input.
+        items: First axis of the input of the module that runs, such as windows of samples.
         kind: What the module is: ``"plain"``, ``"neuron"`` (fires or carries a membrane) or ``"omega"`` (a projection).
         constant: Whether a tensor comes from parameters alone.
         marks: Mark of a tensor.
@@ -68,8 +65,8 @@ class Call:
     items: int
     kind: str
     constant: Callable[[Tensor], bool]
-    marks: Callable[[Tensor], Mark] = field(default=lambda x: NOTHING)
-    view: bool = False
+    marks: Callable[[Tensor], Mark]
+    view: bool
 
     @cached_property
     def varying(self) -> list[Tensor]:
@@ -78,11 +75,6 @@ class Call:
 
 
 Rule = Callable[[Call], Amounts | str]
-
-
-def _names(text: str) -> frozenset[str]:
-    """Names separated by spaces."""
-    return frozenset(text.split())
 
 
 def _sum(*parts: Amounts) -> Amounts:
@@ -101,22 +93,14 @@ def _binary(x: Tensor) -> Tensor:
 # Synapses
 
 
-def _synapse(
-    x: Tensor, size: int, values: Tensor, active: Tensor, dense: int, outputs: int, weights: int, kernels: int = 0
-) -> Amounts:
-    """Amounts of a layer of synapses; numbers are for one item but for ``weights``.
+def _synapse(x: Tensor, active: Tensor, dense: int, outputs: int, weights: int, kernels: int = 0) -> Amounts:
+    """Amounts of a layer of synapses with inputs ``x (items, ...)``.
 
-    Args:
-        x: Inputs ``(items, ...)``.
-        size: Inputs, without padding.
-        values: Inputs that are not zero, ``(items,)``.
-        active: Times that such an input meets a weight, ``(items,)``.
-        dense: Times that any input meets a weight.
-        outputs: Outputs.
-        weights: Weights read, those of all samples together.
-        kernels: Places of the kernels of a convolution, one kernel for each output channel; 0 if it is linear.
+    The inputs of an item that are not zero meet weights ``active (items,)`` times, all inputs would ``dense`` times. An
+    item has ``outputs``; the items together read ``weights``. A convolution has ``kernels`` places in its kernels, one
+    kernel for each output channel.
     """
-    binary, items = _binary(x), len(x)
+    binary, items, size, values = _binary(x), len(x), x[0].numel(), (x != 0).flatten(1).sum(1)
     spiking, analogue, spikes = binary.sum(), (~binary).sum(), (values * binary).sum()
     return {
         "dense": dense * items,
@@ -137,67 +121,43 @@ def _synapse(
 
 
 @lru_cache(maxsize=4096)
-def _reach(
-    inside: range, size: int, kernel: int, stride: int, padding: int, dilation: int, outputs: int, transposed: bool
-) -> tuple[tuple[int, ...], int]:
-    """How many outputs each of ``size`` positions of an axis reaches, and how many taps of the kernel meet a position.
+def _meetings(size: torch.Size, out: torch.Size, kernel: torch.Size, options: tuple[Any, ...]) -> tuple[Tensor, int]:
+    """Outputs that each place of a map reaches, and taps of the kernel that meet a place: padding is none.
 
-    Args:
-        inside: Positions that are not a border of zeros, which reaches nothing.
-        size: Positions.
-        kernel: Taps.
-        stride: Step of the kernel.
-        padding: Zeros that the convolution puts before the first position.
-        dilation: Distance between taps.
-        outputs: Outputs.
-        transposed: Whether positions and outputs have changed places.
+    They are the gradients of a convolution of ones with ones.
     """
-    reached, met = Counter[int](), 0
-    for tap in (k * dilation - padding for k in range(kernel)):
-        if transposed:
-            met_here = [i for i in inside if 0 <= i * stride + tap < outputs]
-        else:
-            met_here = [i for out in range(outputs) if (i := out * stride + tap) in inside]
-        reached.update(met_here)
-        met += bool(met_here)
-    return tuple(reached[i] for i in range(size)), met
+    places, taps, outputs = (torch.ones(1, 1, *shape, dtype=torch.float64) for shape in (size, kernel, out))
+    options = (*options, 1, [True, True, False])
+    reached, met, _ = torch.ops.aten.convolution_backward(outputs, places, taps, None, *options)
+    return reached[0, 0].round().long(), int((met > 0.5).sum())
 
 
 def _convolution(call: Call) -> Amounts:
-    x, weight, _, stride, padding, dilation, transposed, _, groups = call.args[:9]
-    axes, fan_out, sizes = x.dim() - 2, call.out.shape[1] // groups, x.shape[2:]
-    stride, padding, dilation = (list(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation))
-    zeros = (*call.marks(x).border, *[0] * (2 * axes))[: 2 * axes]  # from the last axis to the first
-    inside = [range(b, size - a) for size, b, a in zip(sizes, zeros[-2::-2], zeros[::-2], strict=True)]
-    sides = zip(inside, sizes, weight.shape[2:], stride, padding, dilation, call.out.shape[2:], strict=True)
-    reached, taps = zip(*(_reach(*side, transposed) for side in sides), strict=True)
-    places = torch.ones((), dtype=torch.int64, device=x.device)
-    for axis in reached:
-        places = places.unsqueeze(-1) * torch.tensor(axis, dtype=torch.int64, device=x.device)
-    values = (x != 0).sum(1)
+    x, weight, _, *options, groups = call.args[:9]
+    fan_out, fixed = call.out.shape[1] // groups, tuple(tuple(v) if isinstance(v, list) else v for v in options)
+    places, taps = _meetings(x.shape[2:], call.out.shape[2:], weight.shape[2:], fixed)
     return _synapse(
         x,
-        x.shape[1] * math.prod(map(len, inside)),
-        values.flatten(1).sum(1),
-        (values * places).flatten(1).sum(1) * fan_out,
-        dense=x.shape[1] * fan_out * math.prod(map(sum, reached)),
+        ((x != 0).sum(1) * places.to(x.device)).flatten(1).sum(1) * fan_out,
+        dense=x.shape[1] * fan_out * int(places.sum()),
         outputs=call.out[0].numel(),
-        weights=weight.shape[0] * weight.shape[1] * math.prod(taps) * call.batch,
+        weights=weight.shape[0] * weight.shape[1] * taps * call.batch,
         kernels=call.out.shape[1] * math.prod(weight.shape[2:]),
     )
 
 
 def _rows(x: Tensor, weights: int, fan_out: int) -> Amounts:
     """Amounts of a product with weights of items ``(items, ..., K)``, each value of which meets ``fan_out`` weights."""
-    values, size = (x != 0).flatten(1).sum(1), x[0].numel()
-    return _synapse(x, size, values, values * fan_out, size * fan_out, size // x.shape[-1] * fan_out, weights)
+    active, size = (x != 0).flatten(1).sum(1) * fan_out, x[0].numel()
+    return _synapse(x, active, size * fan_out, size // x.shape[-1] * fan_out, weights)
 
 
 def _matmul(call: Call) -> Amounts | str:
     """Amounts of ``a @ b`` of matrices or batches of matrices; a factor made of parameters alone is weights."""
     a, b = call.args[1:3] if "add" in call.name else call.args[:2]
     a, b = (a.unsqueeze(0) if a.dim() == 1 else a), (b.unsqueeze(-1) if b.dim() == 1 else b)
-    added = _added(call)
+    biased = "add" not in call.name or call.constant(call.args[0])
+    added: Amounts = {} if biased else {"additions": call.out.numel()}
     if call.constant(a):
         a, b = b.transpose(-1, -2), a.transpose(-1, -2)
     if b.dim() == 3 and b.stride(0) == 0:  # one matrix for all
@@ -212,14 +172,6 @@ def _matmul(call: Call) -> Amounts | str:
     if call.constant(b):
         return _sum(_rows(a, b.numel() * call.batch, b.shape[-1]), added)
     return _sum(_product(a, b.expand(len(a), *b.shape[-2:]), call.batch), added)
-
-
-def _added(call: Call) -> Amounts:
-    """Amounts of what is added to a product in one operation; a bias costs nothing."""
-    if "add" not in call.name or call.constant(call.args[0]) or call.options.get("beta", 1) == 0:
-        return {}
-    factors = sum(call.options.get(name, 1) != 1 for name in ("alpha", "beta"))
-    return {"additions": call.out.numel(), "multiplications": call.out.numel() * factors}
 
 
 def _product(a: Tensor, b: Tensor, batch: int) -> Amounts:
@@ -273,17 +225,10 @@ _CELLS: dict[str, tuple[int, int, int]] = {
 
 
 def recurrent(module: nn.Module, x: Any, state: Any, out: Tensor, batch: int) -> Amounts | str:
-    """Amounts of a recurrent layer with torch's names of parameters.
+    """Amounts of a recurrent layer with torch's names of parameters, from its input, given state and output.
 
-    Its input may be spikes. The recurrent product takes the analogue output, and what lies between layers is not seen:
-    it is taken for analogue and never zero.
-
-    Args:
-        module: The layer.
-        x: Its input.
-        state: State before the first token, None for zeros.
-        out: Its output.
-        batch: Samples that go through the network.
+    Its input may be spikes. The recurrent product takes the analogue output. Values between layers are not seen: they
+    count as analogue and never zero, and so does a state that is given.
     """
     name = str(getattr(module, "mode", getattr(module, "cell", ""))).lower()
     if name not in _CELLS or not isinstance(x, Tensor) or x.dim() != 3 or getattr(module, "proj_size", False):
@@ -294,66 +239,60 @@ def recurrent(module: nn.Module, x: Any, state: Any, out: Tensor, batch: int) ->
     layers = sum("weight_ih" in key for key in weights) // directions
     if not getattr(module, "batch_first", True):
         x, out = x.transpose(0, 1), out.transpose(0, 1)
-    places, steps = x.shape[0] * x.shape[1], x.shape[1]
-    hidden = weights["weight_hh_l0"].shape[1]
-    fan_out = directions * gates * hidden
-    values, outputs, products = places * directions * hidden, places * fan_out, places * hidden * fan_out
+    (samples, steps), hidden = x.shape[:2], weights["weight_hh_l0"].shape[1]
+    fan_out, values = directions * gates * hidden, samples * steps * directions * hidden
+    first = values // steps * gates * hidden  # operations of the first token
     forward, backward = out[:, :-1, :hidden], out[:, 1:, hidden:]
     seen = ((forward != 0).sum() + (backward != 0).sum()) * (gates * hidden)  # of the last layer
 
     def analogue(effective: int | Tensor, inputs: int = 1) -> Amounts:
         return {
-            "dense": inputs * products,
-            "multiply_accumulates": inputs * products,
+            "dense": inputs * steps * first,
+            "multiply_accumulates": inputs * steps * first,
             "effective_multiply_accumulates": effective,
             "weights_read": inputs * hidden * fan_out * batch,
             "input_reads": values,
-            "addresses": values + outputs,
+            "addresses": values + samples * steps * fan_out,
         }
 
-    begin = state[0] if isinstance(state, list | tuple) else state
     parts = [_rows(x, x.shape[-1] * fan_out * batch, fan_out)]
+    parts += [analogue(directions * steps * first, directions) for _ in range(layers - 1)]
     for layer in range(layers):
-        if layer:
-            parts.append(analogue(directions * products, directions))
-        effective = seen if layer == layers - 1 else products // steps * (steps - 1)
-        if begin is not None:
-            own = begin[layer * directions : (layer + 1) * directions]
-            effective = effective + (own != 0).sum() * (gates * hidden)
-        parts.append(analogue(effective))
+        effective = seen if layer == layers - 1 else first * (steps - 1)
+        parts.append(analogue(effective + (0 if state is None else first)))
         parts.append({"additions": values * additions, "multiplications": values * multiplications})
     return _sum(*parts)
 
 
 # Everything else
 
-# Element-wise operations: additions (comparisons included) and multiplications for each element of the output.
-_COMPARISONS = _names("ge gt le lt eq ne heaviside")
-_ADDITIONS = _COMPARISONS | _names(
-    "add sub rsub neg abs relu clamp clamp_min clamp_max hardtanh maximum minimum sign threshold floor ceil round "
-    "leaky_relu"
-)
-_MULTIPLICATIONS = _names("mul div pow sqrt rsqrt reciprocal square leaky_relu")
-_TRANSCENDENTALS = _names("exp expm1 exp2 log log1p log2 sin cos tan tanh sigmoid erf gelu silu softplus elu mish atan")
-_ELEMENTWISE: dict[str, tuple[int, int]] = {
-    **{name: (int(name in _ADDITIONS), int(name in _MULTIPLICATIONS)) for name in _ADDITIONS | _MULTIPLICATIONS},
-    **dict.fromkeys(_TRANSCENDENTALS, (0, TRANSCENDENTAL)),
-    "gelu": (1, TRANSCENDENTAL + 1),
-    "silu": (0, TRANSCENDENTAL + 1),
-    "hardsigmoid": (3, 1),
-    "hardswish": (3, 2),
-    "addcmul": (1, 2),
-    "lerp": (2, 1),
-    "_softmax": (2, TRANSCENDENTAL + 1),
-    "_safe_softmax": (2, TRANSCENDENTAL + 1),
-    "_log_softmax": (3, TRANSCENDENTAL),
-    "native_layer_norm": (3, 3),
-    "native_group_norm": (3, 3),
-    "upsample_linear1d": (1, 2),
-    "upsample_bilinear2d": (3, 4),
-    "upsample_trilinear3d": (7, 8),
-    "upsample_bicubic2d": (15, 16),
-}
+
+def _table(definition: dict[Any, str]) -> dict[str, Any]:
+    """The values of a table by the names, separated by spaces, that have them."""
+    return {name: value for value, names in definition.items() for name in names.split()}
+
+
+_COMPARISONS = "ge gt le lt eq ne heaviside"
+_ELEMENTWISE: dict[str, tuple[int, int]] = _table({
+    (1, 0): _COMPARISONS + " add sub rsub neg abs relu clamp clamp_min clamp_max hardtanh maximum minimum sign"
+    " threshold floor ceil round",
+    (0, 1): "mul div pow sqrt rsqrt reciprocal square",
+    (1, 1): "leaky_relu",
+    (0, TRANSCENDENTAL): "exp expm1 exp2 log log1p log2 sin cos tan tanh sigmoid erf softplus elu mish atan",
+    (0, TRANSCENDENTAL + 1): "silu",
+    (1, TRANSCENDENTAL + 1): "gelu",
+    (1, 2): "addcmul upsample_linear1d",
+    (2, 1): "lerp",
+    (3, 1): "hardsigmoid",
+    (3, 2): "hardswish",
+    (2, TRANSCENDENTAL + 1): "_softmax _safe_softmax",
+    (3, TRANSCENDENTAL): "_log_softmax",
+    (3, 3): "native_layer_norm native_group_norm",
+    (3, 4): "upsample_bilinear2d",
+    (7, 8): "upsample_trilinear3d",
+    (15, 16): "upsample_bicubic2d",
+})  # fmt: skip
+"""Additions (comparisons included) and multiplications for each element of the output of an element-wise operation."""
 
 
 def _elementwise(call: Call) -> Amounts:
@@ -403,51 +342,35 @@ def mark(call: Call) -> Mark:
     rule, varying = RULES.get(call.name), [call.marks(x) for x in call.varying]
     if rule is _convolution or (rule is _matmul and len(varying) == 1):
         return Mark(current=True)
-    if call.name == "constant_pad_nd" and min(call.args[1]) >= 0 and not any(call.args[2:]):
-        return Mark(border=tuple(call.args[1]))
     if not varying:
         return NOTHING
-    copied = call.view or call.name in _COPIES
+    kept = call.view or call.name in ("_to_copy", "clone")
     return Mark(
-        current=len(varying) == 1 and varying[0].current and (copied or call.name in ("mul", "div", "add", "sub")),
-        spikes=call.name in _COMPARISONS or ((copied or call.name in _SELECTIONS) and all(x.spikes for x in varying)),
-        border=varying[0].border if call.name in _COPIES else (),
+        current=len(varying) == 1 and varying[0].current and (kept or call.name in ("mul", "div", "add", "sub")),
+        spikes=call.name in _COMPARISONS.split()
+        or ((kept or call.name in _SELECTIONS.split()) and all(x.spikes for x in varying)),
     )
 
 
-_COPIES = _names("_to_copy clone")
-_SELECTIONS = _names("mul rsub where masked_fill clamp clamp_min clamp_max")
+_SELECTIONS = "mul rsub where masked_fill clamp clamp_min clamp_max"
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    "convolution": _convolution,
-    **dict.fromkeys(
-        _names(
-            "batch_norm native_batch_norm cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update "
-            "_native_batch_norm_legit _native_batch_norm_legit_no_training"
-        ),
-        _batch_norm,
-    ),
-    **dict.fromkeys(_names("mm bmm mv dot addmm baddbmm addmv"), _matmul),
-    **dict.fromkeys(
-        _names(
-            "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-            "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
-        ),
-        _attention,
-    ),
-    **dict.fromkeys(
-        _names(
-            "mean sum amax amin max min _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d "
-            "adaptive_max_pool3d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices"
-        ),
-        _reduction,
-    ),
-}
+    **_table({
+        _convolution: "convolution",
+        _batch_norm: "batch_norm native_batch_norm cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update "
+        "_native_batch_norm_legit _native_batch_norm_legit_no_training",
+        _matmul: "mm bmm mv dot addmm baddbmm addmv",
+        _attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
+        _reduction: "mean sum amax amin max min _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d "
+        "adaptive_max_pool3d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices",
+    }),
+}  # fmt: skip
 """Rules by the name of the operation in torch's dispatcher."""
 
-FREE = _names(
-    """
+FREE = _table({
+    "free": """
     _local_scalar_dense _reshape_copy _to_copy _unsafe_index _unsafe_view arange as_strided_ bernoulli bernoulli_
     bitwise_and bitwise_not bitwise_or cat channel_shuffle clone constant_pad_nd copy copy_ detach_ embedding empty
     empty_like empty_strided exponential_ fill fill_ flip full full_like gather im2col index index_select isfinite
@@ -457,6 +380,6 @@ FREE = _names(
     roll scalar_tensor split_with_sizes_copy squeeze_ stack swapaxes_ t_ transpose_ tril triu unbind_copy uniform_
     unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze_ upsample_nearest1d upsample_nearest2d
     upsample_nearest3d where zero_ zeros zeros_like
-    """
-)
-"""What moves or makes values, or exists in training alone."""
+    """,
+})  # fmt: skip
+"""Operations that move or make values, or exist in training alone."""

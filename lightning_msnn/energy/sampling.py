@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader
 __all__ = ["SAMPLES", "evenly", "spread"]
 
 SAMPLES = 512
-"""Images that reports, cards and monitors count on, if nothing else is said."""
+"""Images that reports, cards and monitors count on by default."""
 
 
 def spread(targets: Tensor, samples: int, seed: int = 0) -> Tensor:
     """Choose samples so that the numbers of any two classes differ by one at most, or a class is exhausted.
 
     Args:
-        targets: Classes, int64, ``(N,)``; what are no classes, ``(N, ...)``, count as one.
+        targets: Classes, int64, ``(N,)``; anything else ``(N, ...)`` counts as one class.
         samples: How many to choose; all if there are no more.
         seed: Seed of the choice; torch's global generator is neither read nor moved.
 
@@ -33,7 +33,7 @@ def spread(targets: Tensor, samples: int, seed: int = 0) -> Tensor:
     _, classes, sizes = torch.unique(targets[shuffled], return_inverse=True, return_counts=True)
     by_class = classes.argsort(stable=True)
     turn = torch.arange(len(targets)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    # Each class takes one in each turn; who comes first in a turn is left to chance.
+    # Each class takes one in each turn, in random order.
     order = (turn + torch.rand(len(targets), generator=generator, dtype=torch.float64)).argsort()
     return shuffled[by_class[order[:samples]]].sort().values
 

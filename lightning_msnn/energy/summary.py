@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lightning_msnn.energy.counting import Record
-from lightning_msnn.energy.measures import energy, saturated_neurons, silent_neurons, spike_rate
+from lightning_msnn.energy.measures import (
+    Record,
+    aligned,
+    energy,
+    percent,
+    saturated_neurons,
+    short,
+    silent_neurons,
+    spike_rate,
+)
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE, FIELDS, KINDS, PROFILES, Profile, energy_by_kind, unpriced
 from lightning_msnn.energy.profiles import profile as find_profile
 
-__all__ = ["FACTORS", "NETWORK", "comparison_rows", "comparison_table", "factor_sentence", "factors", "summarize"]
+__all__ = [
+    "FACTORS",
+    "NETWORK",
+    "TITLES",
+    "comparison_rows",
+    "comparison_table",
+    "factor_sentence",
+    "factors",
+    "summarize",
+]
 
 NETWORK = "network"
-"""Name of the column of the network itself; those beside it are its twins."""
+"""Key of the network itself among the columns of a comparison; the others are its baselines."""
 
+TITLES = {"ANN twin": "ReLU baseline (same weights)", "SNN twin, T = 4": "LIF neurons, T = 4 (same weights)"}
+"""Titles of baselines by their key in results files; another key is its own title."""
 
 FACTORS: dict[str, str] = {
     "arithmetic": "arithmetic alone",
@@ -28,19 +48,7 @@ FACTORS: dict[str, str] = {
 
 def _number(value: Any) -> float | None:
     """A plain number, None where it is NaN."""
-    number = float(value)
-    return None if number != number else number
-
-
-def _energies(record: Record, hardware: Profile) -> dict[str, float | None]:
-    """Joules of one sample in each way of :data:`FACTORS`; None where memory traffic has no price."""
-    return {
-        f"{what}{'_zeros_skipped' if skip else ''}": _number(energy(record, replace(hardware, memory=memory), skip))
-        if hardware.traffic or not memory
-        else None
-        for what, memory in (("arithmetic", False), ("memory", True))
-        for skip in (False, True)
-    }
+    return None if math.isnan(number := float(value)) else number
 
 
 def summarize(record: Record, profile: str | Profile = DEFAULT_PROFILE, top1: float | None = None) -> dict[str, Any]:
@@ -53,16 +61,16 @@ def summarize(record: Record, profile: str | Profile = DEFAULT_PROFILE, top1: fl
 
     Returns:
         ``samples``, ``parameters``, ``top1``; ``counts`` (by field and sample); ``energy`` (joules by sample:
-        ``total``, ``skipping_zeros`` and by kind); ``energies`` (joules by sample in each way of :data:`FACTORS`);
-        ``profiles`` (joules by sample and the operations without a figure, under every named profile);
-        ``spike_rate``, ``silent``, ``saturated``; ``layers`` (those that do something: counts, energy by kind, spike
-        rate); ``uncounted`` operations.
+        ``total``, ``skipping_zeros`` and by kind); ``energies`` (joules by sample in each way of :data:`FACTORS`, None
+        where memory traffic has no price); ``profiles`` (joules by sample and the operations without a figure, under
+        every named profile); ``spike_rate``, ``silent``, ``saturated``; ``layers`` (those that do something: counts,
+        energy by kind, spike rate); ``uncounted`` operations.
 
     Raises:
         ConfigurationError: If there is no such profile.
     """
     hardware, n = find_profile(profile), max(1, record.samples)
-    kinds = energy_by_kind(record.counts, n, record.parameters, hardware)
+    kinds = energy_by_kind(record.counts, record.parameters, hardware)
     rates = spike_rate(record, by="layer")
     layers = {}
     for i, layer in enumerate(record.layers):
@@ -77,6 +85,9 @@ def summarize(record: Record, profile: str | Profile = DEFAULT_PROFILE, top1: fl
     def missing(on: str | Profile) -> dict[str, float]:
         return {name: number / n for name, number in unpriced(record.counts, on).items()}
 
+    def joules(skip: bool, **changes: bool) -> float | None:
+        return _number(energy(record, replace(hardware, **changes), skip))  # type: ignore[arg-type]
+
     return {
         "samples": record.samples,
         "parameters": int(record.parameters.sum()),
@@ -87,7 +98,10 @@ def summarize(record: Record, profile: str | Profile = DEFAULT_PROFILE, top1: fl
             "skipping_zeros": float(energy(record, hardware, skip_zeros=True)),
             **{kind: float(v.sum()) / n for kind, v in kinds.items()},
         },
-        "energies": _energies(record, hardware),
+        "energies": {
+            way: joules("zeros" in way, memory="memory" in way) if hardware.traffic or "memory" not in way else None
+            for way in FACTORS
+        },
         "profile": {"source": hardware.source, "prices": dict(hardware.prices), "sources": dict(hardware.sources)},
         "without_figure": missing(hardware),
         "profiles": {
@@ -101,116 +115,78 @@ def summarize(record: Record, profile: str | Profile = DEFAULT_PROFILE, top1: fl
     }
 
 
-def factors(network: Mapping[str, Any], twin: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return how many times a network's energy its twin's is.
-
-    Args:
-        network: Summary of the network.
-        twin: Summary of the twin.
+def factors(network: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return how many times a network's energy its baseline takes, given their summaries.
 
     Returns:
         Factors by the names of :data:`FACTORS`; None where the profile has no price for it.
     """
-    pairs = {name: (network["energies"][name], twin["energies"][name]) for name in FACTORS}
+    pairs = {name: (network["energies"][name], baseline["energies"][name]) for name in FACTORS}
     return {name: theirs / ours if ours and theirs is not None else None for name, (ours, theirs) in pairs.items()}
 
 
-def factor_sentence(columns: Mapping[str, Mapping[str, Any]], twin: str = "ANN twin") -> str:
-    """Say how a network's energy compares with that of a twin: every factor with its companions, and the accuracies.
+def factor_sentence(columns: Mapping[str, Mapping[str, Any]], baseline: str = "ANN twin") -> str:
+    """Say how a network's energy compares with a baseline's: every factor with its companions, and the accuracy.
 
     Args:
-        columns: Summaries by the title of their column, the network's own first.
-        twin: Title of the twin's column.
+        columns: Summaries by the key of their column, the network's own first.
+        baseline: Key of the baseline's column.
     """
-    ours, theirs = next(iter(columns.values())), columns[twin]
-    found = factors(ours, theirs)
+    found, top1 = factors(next(iter(columns.values())), columns[baseline]), columns[baseline]["top1"]
     said = [f"{found[name]:.3g} ({text})" for name, text in FACTORS.items() if found[name] is not None]
-    top1 = theirs["top1"]
-    trained = "was not trained by itself" if top1 is None else f"has {top1:.2f} % top-1, trained by itself"
-    return f"Its {twin} takes this many times the energy: {', '.join(said)}; it {trained}."
+    trained = "was not trained by itself" if top1 is None else f"has {top1:.2f} % top-1 when trained by itself"
+    return f"The {TITLES.get(baseline, baseline)} takes this many times the energy: {', '.join(said)}; it {trained}."
 
 
-def _count(value: float) -> str:
-    """A number of operations with three digits: ``18.2 M``."""
-    for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= scale:
-            return f"{value / scale:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _micro(value: float) -> str:
-    return f"{value * 1e6:.4g} uJ"
+_COUNTS = {
+    "synaptic operations, dense": "dense",
+    "accumulates": "accumulates",
+    "multiply-accumulates": "multiply_accumulates",
+    "  of values that are not zero": "effective_multiply_accumulates",
+    "membrane updates": "membrane_updates",
+    "evaluations of Omega": "omega",
+    "neurons, at each step": "neurons",
+    "spikes": "spikes",
+}
+_SHARES = {"spike rate": "spike_rate", "silent neurons": "silent", "saturated neurons": "saturated"}
+_ENERGIES = {**{f": {kind}": kind for kind in KINDS}, "": "total", ", zeros skipped": "skipping_zeros"}
+_MISSING = {"not in the energy: no figure for": "without_figure", "could not be counted": "uncounted"}
 
 
 def comparison_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Put summaries side by side.
 
     Args:
-        columns: Summaries by the title of their column; the first is compared with the others.
+        columns: Summaries by the key of their column; the first is compared with the others.
 
     Returns:
-        Rows of cells, the first of them titles; all numbers are for one sample.
+        Rows of cells, titles first in each; all numbers are for one sample, energies in uJ.
     """
     every = list(columns.values())
-    rows: list[tuple[str, ...]] = [("for one sample", *columns)]
-    rows.append(("parameters", *(_count(c["parameters"]) for c in every)))
-    for label, name in (
-        ("synaptic operations, dense", "dense"),
-        ("accumulates", "accumulates"),
-        ("multiply-accumulates", "multiply_accumulates"),
-        ("  of values that are not zero", "effective_multiply_accumulates"),
-        ("membrane updates", "membrane_updates"),
-        ("evaluations of Omega", "omega"),
-        ("neurons, at each step", "neurons"),
-        ("spikes", "spikes"),
-    ):
-        rows.append((label, *(_count(c["counts"][name]) for c in every)))
-    for label, name in (("spike rate", "spike_rate"), ("silent neurons", "silent"), ("saturated neurons", "saturated")):
-        rows.append((label, *(_percent(c[name]) for c in every)))
-    rows += [
-        (f"energy: {kind}", *(_micro(c["energy"][kind]) for c in every))
-        for kind in KINDS
-        if any(c["energy"][kind] > 0 for c in every)
-    ]
-    rows.append(("energy", *(_micro(c["energy"]["total"]) for c in every)))
-    rows.append(("energy, zeros skipped", *(_micro(c["energy"]["skipping_zeros"]) for c in every)))
+    rows: list[tuple[str, ...]] = [("for one sample", *(TITLES.get(key, key) for key in columns))]
+    rows.append(("parameters", *(short(c["parameters"]) for c in every)))
+    rows += [(title, *(short(c["counts"][name]) for c in every)) for title, name in _COUNTS.items()]
+    rows += [(title, *(percent(c[name]) for c in every)) for title, name in _SHARES.items()]
+    for title, name in _ENERGIES.items():
+        if name not in KINDS or any(c["energy"][name] > 0 for c in every):
+            rows.append((f"energy (uJ){title}", *(f"{1e6 * c['energy'][name]:.4g}" for c in every)))
     if len(every) > 1:
-        found = [factors(every[0], c) for c in every]
-        rows.append(("energy, times the first column", *[""] * len(every)))
         for name, label in FACTORS.items():
-            rows.append((f"  {label}", *("no figure" if f[name] is None else f"{f[name]:.3g}" for f in found)))
-        said = ["not trained" if c["top1"] is None else f"{c['top1']:.2f} %" for c in every]
-        said[0] = "-" if every[0]["top1"] is None else said[0]
-        rows.append(("test top-1, each trained by itself", *said))
-    if any(c["without_figure"] for c in every):
-        missing = [
-            ", ".join(f"{_count(v)} {k.replace('_', ' ')}" for k, v in c["without_figure"].items()) for c in every
-        ]
-        rows.append(("not in the energy: no figure for", *(m or "-" for m in missing)))
-    if any(c["uncounted"] for c in every):
-        rows.append(("could not be counted", *(", ".join(sorted(c["uncounted"])) or "-" for c in every)))
+            found = [factors(every[0], c)[name] for c in every]
+            rows.append(
+                (f"times the first column, {label}", *("no figure" if f is None else f"{f:.3g}" for f in found))
+            )
+        known = ("-" if c["top1"] is None else f"{c['top1']:.2f} %" for c in every)
+        rows.append(("test top-1, each trained by itself", *known))
+    for title, name in _MISSING.items():
+        if any(c[name] for c in every):
+            rows.append(
+                (title, *(", ".join(f"{short(v)} {k}" for k, v in sorted(c[name].items())) or "-" for c in every))
+            )
     return rows
 
 
 def comparison_table(columns: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write summaries side by side as text.
-
-    Args:
-        columns: Summaries by the title of their column; the first is compared with the others.
-
-    Returns:
-        Lines of equal width, with the profile's source below.
-    """
-    rows = comparison_rows(columns)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
+    """Write :func:`comparison_rows` as text, with the profile's source below."""
     first = next(iter(columns.values()))
-    return "\n".join([*lines, f"{first['samples']} samples; energies: {first['profile']['source']}", ""])
+    return f"{aligned(comparison_rows(columns))}\n{first['samples']} samples; energies: {first['profile']['source']}\n"

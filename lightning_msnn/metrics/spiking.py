@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_msnn import energy
-from lightning_msnn.energy.counting import Record, layer_names, parameters_of_layers
-from lightning_msnn.energy.measures import check_by
+from lightning_msnn.energy.counting import layer_names, parameters_of_layers
+from lightning_msnn.energy.measures import Record, check_by
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE, FIELDS, Profile
 from lightning_msnn.energy.profiles import profile as find_profile
 from lightning_msnn.errors import ConfigurationError

@@ -109,7 +109,7 @@ def figures(
         Figures by the name that ``config.json`` has for them; and the summary of all that was counted.
     """
     accuracy = evaluate(evaluated or network, data, device)
-    records, _ = compare(network, partial(_relu_baseline, network), (images.to(device) for images in evenly(data)))
+    records = compare(network, partial(_relu_baseline, network), (images.to(device) for images in evenly(data)))
     summaries = {column: summarize(record) for column, record in records.items()}
     own = summaries[NETWORK]
     with torch.no_grad():

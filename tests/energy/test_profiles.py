@@ -15,7 +15,6 @@ from lightning_msnn.energy.profiles import (
     PROFILES,
     Profile,
     energy_by_kind,
-    load_profiles,
     profile,
     unpriced,
 )
@@ -30,10 +29,8 @@ def counts(**amounts):
     return table
 
 
-def joules(table, on=DEFAULT_PROFILE, samples=1, parameters=(0, 0), **kwargs):
-    return {
-        k: v.sum().item() for k, v in energy_by_kind(table, samples, torch.tensor(parameters), on, **kwargs).items()
-    }
+def joules(table, on=DEFAULT_PROFILE, parameters=(0, 0), **kwargs):
+    return {k: v.sum().item() for k, v in energy_by_kind(table, torch.tensor(parameters), on, **kwargs).items()}
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -106,9 +103,9 @@ def test_chips_say_what_their_source_leaves_out():
 QUEUE = 4000 / 8192 * 10  # pJ of an access to 1,000 words
 
 
-def lemaire(table, parameters=0, samples=1, **kwargs):
+def lemaire(table, parameters=0, **kwargs):
     """Picojoules of the first layer; the second does nothing."""
-    kinds = energy_by_kind(table, samples, torch.tensor([parameters, 10]), "lemaire", **kwargs)
+    kinds = energy_by_kind(table, torch.tensor([parameters, 10]), "lemaire", **kwargs)
     assert all(v[1] == 0 for v in kinds.values())
     return {k: v[0].item() * 1e12 for k, v in kinds.items() if v[0] > 0}
 
@@ -117,15 +114,15 @@ def test_lemaire_spiking_by_hand():
     """Two samples of 2,048 weights (8 kB: 10 pJ) and 1,024 potentials (4 kB: 5 pJ), 20 spikes in and 6 out."""
     linear = {"accumulates": 200, "input_spikes": 20, "potentials": 2 * 1024, "spikes": 6}
     accesses = 200 * (10 + 5 + 5) + 20 * QUEUE + 6 * QUEUE + 2 * 1024 * (5 + 5)
-    energy = lemaire(counts(**linear, calls=2), 2048, samples=2)
+    energy = lemaire(counts(**linear, calls=2), 2048)
     # An addition for the address of each synaptic operation.
     assert energy == pytest.approx({"accumulates": 200 * 0.1, "memory": accesses + 200 * 0.1})
     # The spikes of a convolution have two multiply-accumulates beside it.
-    energy = lemaire(counts(**linear, calls=2, convolved_spikes=20), 2048, samples=2)
+    energy = lemaire(counts(**linear, calls=2, convolved_spikes=20), 2048)
     assert energy == pytest.approx({"accumulates": 200 * 0.1, "memory": accesses + 200 * 0.1 + 20 * 2 * 3.2})
     # Both samples in two time steps: everything is twice as much, and the memories are as large as before.
     twice = {name: 2 * amount for name, amount in linear.items()}
-    energy = lemaire(counts(**twice, calls=4), 2048, samples=2)
+    energy = lemaire(counts(**twice, calls=4), 2048)
     assert energy == pytest.approx({"accumulates": 400 * 0.1, "memory": 2 * (accesses + 200 * 0.1)})
 
 
@@ -168,7 +165,6 @@ def test_profile_from_yaml(tmp_path):
     path = tmp_path / "chip.yaml"
     path.write_text("chip:\n  source: its data sheet\n  bits: 8\n  prices: {accumulates: 2.5, value_bytes: 1}\n")
     hardware = profile(str(path))
-    assert load_profiles(path) == {"chip": hardware}
     assert hardware == Profile("its data sheet", {"accumulates": 2.5, "value_bytes": 1}, bits=8, memory=True)
     energy = joules(counts(accumulates=4, values_read=3), hardware)
     assert energy["accumulates"] == pytest.approx(10e-12)
@@ -178,14 +174,13 @@ def test_profile_from_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("chip: {source: x}", "'chip' in .*missing 1 required positional argument: 'prices'"),
-        ("chip: {source: 1, prices: {}}", "'source' must be a str, not 1"),
-        ("chip: {source: x, prices: {accumulate: 1}}", "'chip' .*price .*'accumulate'.*did you mean 'accumulates'"),
+        ("chip: {source: x}", "missing 1 required positional argument: 'prices'"),
+        ("chip: {source: x, prices: {accumulate: 1}}", "price .*'accumulate'.*did you mean 'accumulates'"),
         ("chip: {source: x, prices: {accumulates: -1}}", "accumulates .* at least 0 pJ, not -1"),
-        ("chip: {source: x, prices: {}, price: 1}", "unknown key 'price'.*did you mean 'prices'"),
-        ("a: {source: x, prices: {}}\nb: {source: x, prices: {}}", "one energy profile, not 2"),
-        ("[1, 2]", "must map names"),
-        ("a: [", "is not YAML"),
+        ("chip: {source: x, prices: {}, price: 1}", "unexpected keyword argument 'price'"),
+        ("a: {source: x, prices: {}}\nb: {source: x, prices: {}}", "defines no energy profile .*too many values"),
+        ("[1, 2]", "defines no energy profile"),
+        ("a: [", "defines no energy profile"),
     ],
 )
 def test_bad_profiles(text, message, tmp_path):
@@ -207,6 +202,6 @@ def test_one_more_profile_in_python(monkeypatch):
 
 def test_unknown_profile():
     with pytest.raises(ConfigurationError, match="unknown energy profile 'loihy'.*did you mean 'loihi'"):
-        energy_by_kind(counts(), 1, torch.zeros(2), "loihy")
-    with pytest.raises(ConfigurationError, match="no energy profile at 'none.yaml'"):
+        energy_by_kind(counts(), torch.zeros(2), "loihy")
+    with pytest.raises(ConfigurationError, match="'none.yaml' defines no energy profile .*No such file"):
         profile("none.yaml")

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_msnn import zoo
 from lightning_msnn.data import Digits
-from lightning_msnn.energy import FACTORS
+from lightning_msnn.energy import FACTORS, Record
 from lightning_msnn.energy.pictures import draw_energy, draw_spike_rates, draw_windows, window_maps
 from lightning_msnn.energy.profiles import PROFILES
 from lightning_msnn.nn import Spike
@@ -56,12 +56,16 @@ def test_zoo_entry(tmp_path, capsys):
     )
     assert not page.tags & {"script", "link", "iframe"}
     table = {row[0]: row[1:] for row in page.rows if row}
-    assert table["for one sample"] == ["network", "ANN twin", "SNN twin, T = 4"]
-    ours, ann, snn = (float(cell.split()[0]) for cell in table["energy"][:3])
+    assert table["for one sample"] == [
+        "network", "ReLU baseline (same weights)", "LIF neurons, T = 4 (same weights)",
+    ]  # fmt: skip
+    ours, ann, snn = (float(cell) for cell in table["energy (uJ)"][:3])
     assert ours < snn < ann
     accuracy = zoo.info("msnn_resnet12_tiny_digits")["top1"]
     assert re.search(rf"<p><b>msnn_resnet12_tiny_digits classifies {accuracy:.2f} % of the test images of Digits", text)
-    assert set(FACTORS.values()) <= set(table), "no factor without its companions"
+    assert {f"times the first column, {way}" for way in FACTORS.values()} <= set(table), (
+        "no factor without its companions"
+    )
     assert table["page made"][0].startswith(str(date.today()))
     assert "spread evenly over the classes" in text
     assert set(PROFILES) <= set(table)
@@ -113,7 +117,7 @@ def test_pictures_answer_one_question():
         axes = draw(summary).axes[0]
         labels = [tick.get_text() for tick in axes.get_yticklabels()]
         assert labels == [f"stages.{i}.blocks.{k}" for i in range(4) for k in range(3)]
-    assert [round(bar.get_width(), 9) for bar in draw_energy(summary).axes[0].patches] == [5.0] * 12
+    assert [round(bar.get_width(), 9) for bar in draw_energy(summary).axes[0].patches] == [0.005] * 12
 
     class Block(nn.Module):
         windows = "dilated"
@@ -125,7 +129,7 @@ def test_pictures_answer_one_question():
     model = nn.Sequential(*[Block() for _ in range(6)])
     sides = (16, 8, 8, 4, 4, 1)
     fired = {f"{i}.spike": torch.full((2, side, side), 3) for i, side in enumerate(sides)}
-    maps = window_maps(model, fired, dict.fromkeys(fired, 4))
+    maps = window_maps(model, Record((), torch.zeros(0), 4, torch.zeros(0), {}, fired, dict.fromkeys(fired, 4)))
     assert list(maps) == list(fired)[:5], "a pixel is no map"
     figure = draw_windows(maps)
     assert len(figure.axes) == 5 + 1, "maps and the colour bar, nothing empty"
