@@ -16,32 +16,19 @@ import torch
 from timm.layers import ClassifierHead, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.utils.checkpoint import checkpoint
 
-from lightning_msnn.errors import ConfigurationError, check_integer, choose
+from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
 from lightning_msnn.nn.layer import normalise
 from lightning_msnn.nn.neuron import Neuron, Rectifier, Spike
 
-__all__ = [
-    "CODINGS",
-    "MLPS",
-    "MSNN",
-    "STEM_STRIDES",
-    "WINDOW_SCHEDULES",
-    "Stage",
-    "recomputed",
-]
+__all__ = ["MSNN", "WINDOW_SCHEDULES", "Stage", "recomputed"]
 
 BRANCH_GAIN = 0.2
-"""Initial scale of a branch's last batch norm, or of its last synapse where there is none. At 1 the variance of the
-stream grows by one with each of the 24 branches, which drowns what the stem put in and slows the first epochs; at 0 a
-branch has no gradient to begin with."""
-
-MOST_BLOCKS = 10_000
-"""Blocks of a network; a number that a slip of the pen or a file makes larger would fill the memory."""
+"""Initial scale of a branch's last batch norm, or of its last synapse without one. At 1 each of the 24 branches adds
+one to the stream's variance and drowns the stem's output; at 0 a branch has no gradient to begin with."""
 
 WINDOW_SCHEDULES: dict[str, tuple[str, str]] = {
     "alternate": ("non_dilated", "dilated"),
@@ -54,26 +41,9 @@ WINDOW_SCHEDULES: dict[str, tuple[str, str]] = {
 """Kinds of windows in even and odd blocks of a stage, by the name that configurations use. A schedule that alternates
 has windows of the first kind throughout its last stage."""
 
-STEM_STRIDES = (2, 4)
-"""Strides of the stem: 4 for images of hundreds of pixels, whose first maps would be large."""
 
-MLPS = ("spiking", "gelu")
-"""Channel mixers of the blocks: on spikes, or on the analogue stream as in the paper."""
-
-CODINGS = ("threshold", "bernoulli")
-"""How the analogue stream becomes spikes: where it reaches a threshold, or with the probability that it gives."""
-
-
-def window_kinds(schedule: str, depths: Sequence[int]) -> list[list[str]]:
-    """Return the kind of windows of every block, a list for each stage.
-
-    Args:
-        schedule: One of :data:`WINDOW_SCHEDULES`, or a kind of windows, which all blocks then have.
-        depths: Number of blocks of each stage.
-
-    Raises:
-        ConfigurationError: If the schedule is not known.
-    """
+def _window_kinds(schedule: str, depths: Sequence[int]) -> list[list[str]]:
+    """Return the kind of windows of every block, a list for each stage."""
     kinds = choose({kind: (kind, kind) for kind in WINDOWS} | WINDOW_SCHEDULES, schedule, "windows")
     last = len(depths) - 1
     return [[kinds[0 if stage == last else block % 2] for block in range(n)] for stage, n in enumerate(depths)]
@@ -84,7 +54,7 @@ def _for_each_block(theta: float | Sequence[float], depths: Sequence[int]) -> li
     thetas = [theta] * sum(depths) if isinstance(theta, int | float) else list(theta)
     if len(thetas) == len(depths):
         thetas = [value for value, depth in zip(thetas, depths, strict=True) for _ in range(depth)]
-    if len(thetas) != sum(depths) or any(isinstance(value, bool | str) for value in thetas):
+    if len(thetas) != sum(depths):
         raise ConfigurationError(
             f"theta must be one number, {len(depths)} (one for each stage) or {sum(depths)} (one for each block), "
             f"not {theta!r}"
@@ -93,11 +63,11 @@ def _for_each_block(theta: float | Sequence[float], depths: Sequence[int]) -> li
 
 
 @contextmanager
-def _recomputing(block: nn.Module) -> Iterator[None]:
-    """Compute a block once more as it was computed, and leave its statistics alone."""
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+def _untracked(block: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of a block's batch norms from following what it computes."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, (_, number) in zip(norms, kept, strict=True):  # nothing is added to what they have
+    for norm, (_, number) in zip(norms, kept, strict=True):
         norm.momentum, norm.num_batches_tracked = 0.0, None if number is None else number.clone()
     try:
         yield
@@ -107,15 +77,10 @@ def _recomputing(block: nn.Module) -> Iterator[None]:
 
 
 def recomputed(block: nn.Module, *inputs: Tensor) -> Any:
-    """Run a block, and once more in the backward pass instead of keeping what it computed.
-
-    Args:
-        block: The block.
-        *inputs: Its inputs.
-    """
-    if torch.compiler.is_compiling():  # a compiler computes once more without the statistics
+    """Run a block, and run it again in the backward pass instead of keeping what it computed."""
+    if torch.compiler.is_compiling():  # a compiler leaves the statistics out of the second run
         return checkpoint(block, *inputs, use_reentrant=False)
-    contexts = lambda: (nullcontext(), _recomputing(block))  # noqa: E731
+    contexts = lambda: (nullcontext(), _untracked(block))  # noqa: E731
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
@@ -131,12 +96,7 @@ class Stage(nn.Module):
     """
 
     def __init__(
-        self,
-        before: int | None,
-        width: int,
-        blocks: Sequence[nn.Module],
-        encoder: Callable[[int], nn.Module],
-        norm: bool,
+        self, before: int | None, width: int, blocks: list[nn.Module], encoder: Callable[[int], nn.Module], norm: bool
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
@@ -179,9 +139,9 @@ class MSNN(nn.Module):
         learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
         surrogate: Name of the surrogate gradient.
         norm: Whether batch norm follows every synapse and comes before every spike that leaves the stream.
-        mlp: ``"spiking"`` or ``"gelu"``, one of :data:`MLPS`.
-        coding: ``"threshold"`` or ``"bernoulli"``, one of :data:`CODINGS`.
-        spiking: Whether neurons fire; else each is a rectifier, ``max(u, 0)``, as in the ReLU baseline of a network.
+        mlp: Channel mixers: ``"spiking"``, or ``"gelu"`` on the analogue stream as in the paper.
+        coding: ``"threshold"``: the stream fires where it reaches one; ``"bernoulli"``: with its value as probability.
+        spiking: Whether neurons fire; else each is a ReLU, as in the ReLU baseline.
         drop_rate: Dropout before the read-out.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
         mixer_kwargs: Further arguments of the token mixers.
@@ -232,28 +192,24 @@ class MSNN(nn.Module):
         super().__init__()
         check_integer("in_chans", in_chans, 1)
         check_integer("num_classes", num_classes, 0)
+        check_number("drop_rate", drop_rate, below_one=True)
+        check_number("drop_path_rate", drop_path_rate, below_one=True)
+        choose(dict.fromkeys(("spiking", "gelu")), mlp, "mlp")
+        choose(dict.fromkeys(("threshold", "bernoulli")), coding, "coding")
         for name, flag in (("norm", norm), ("spiking", spiking), ("learn_theta", learn_theta)):
             if not isinstance(flag, bool):
                 raise ConfigurationError(f"{name} must be true or false, not {flag!r}")
-        for rate, name in ((drop_rate, "drop_rate"), (drop_path_rate, "drop_path_rate")):
-            if not 0.0 <= rate < 1.0:
-                raise ConfigurationError(f"{name} must be in [0, 1), not {rate}")
-        if not (math.isfinite(mlp_ratio) and mlp_ratio > 0):
+        if not 0 < mlp_ratio < math.inf:
             raise ConfigurationError(f"mlp_ratio must be a positive number, not {mlp_ratio}")
-        stages_alike = isinstance(depths, Sequence) and isinstance(widths, Sequence) and len(depths) == len(widths) > 0
-        if not stages_alike:
+        if stem_stride not in (2, 4):
+            raise ConfigurationError(f"stem_stride must be 2 or 4, not {stem_stride!r}")
+        if not (isinstance(depths, Sequence) and isinstance(widths, Sequence) and len(depths) == len(widths) > 0):
             raise ConfigurationError(
                 f"depths and widths must be lists of integers, one for each stage, not {depths!r} and {widths!r}"
             )
         for value in (*depths, *widths):
             check_integer("each of depths and widths", value, 1)
-        if sum(depths) > MOST_BLOCKS:
-            raise ConfigurationError(f"depths must be {MOST_BLOCKS} blocks together at most, not {list(depths)}")
-        if stem_stride not in STEM_STRIDES:
-            raise ConfigurationError(f"stem_stride must be 2 or 4, not {stem_stride!r}")
-        choose(dict.fromkeys(MLPS), mlp, "mlp")
-        choose(dict.fromkeys(CODINGS), coding, "coding")
-        kinds = window_kinds(windows, depths)
+        kinds = _window_kinds(windows, depths)
         self.architecture = ""
         self.arguments: dict[str, Any] = {}
         self.num_classes = num_classes
@@ -333,8 +289,7 @@ class MSNN(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """Return the linear layer of the read-out."""
-        classifier: nn.Module = self.head.fc
-        return classifier
+        return self.head.fc  # type: ignore[no-any-return]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the read-out.
@@ -344,7 +299,8 @@ class MSNN(nn.Module):
             global_pool: New pooling, unchanged if None.
         """
         self.num_classes = check_integer("num_classes", num_classes, 0)
-        self.head.reset(num_classes, global_pool)
+        stem = next(self.stem.parameters())
+        self.head.reset(num_classes, global_pool, device=stem.device, dtype=stem.dtype)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         if self.arguments:  # baselines are built with them
             pooled = {} if global_pool is None else {"global_pool": global_pool}
@@ -379,7 +335,7 @@ class MSNN(nn.Module):
             raise ConfigurationError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
         take, last_taken = feature_take_indices(len(self.stages), indices)
         last = len(self.stages) - 1
-        outputs = self._stages(x, last_taken if stop_early else last)
+        outputs = self._pass(self.stem(x), last_taken if stop_early else last)
         intermediates = [normalise(outputs[i], self.norm) if norm and i == last else outputs[i] for i in sorted(take)]
         if intermediates_only:
             return intermediates
@@ -409,31 +365,19 @@ class MSNN(nn.Module):
         return chosen
 
     def _pass(self, x: Tensor, last: int) -> list[Tensor]:
-        """Pass the stream through the stages up to the one numbered ``last``; return it after each of them."""
+        """Pass the stream through the stages up to number ``last``; return it after each of them."""
         outputs: list[Tensor] = []
         for stage in self.stages[: last + 1]:
             x = stage(x)
             outputs.append(x)
         return outputs
 
-    def _stages(self, x: Tensor, last: int) -> list[Tensor]:
-        """Return the stream after each stage up to the one numbered ``last``."""
-        given: Any = x
-        channels = getattr(getattr(self.stem, "conv", None), "in_channels", 0)  # of what may have taken its place
-        traced = isinstance(given, Proxy)
-        if not traced and (x.dim() != 4 or (channels and (x.shape[1] != channels or not x.is_floating_point()))):
-            raise ConfigurationError(
-                f"a network takes images (B, {channels or self.in_chans}, H, W) of floating point, not a tensor of "
-                f"shape {tuple(x.shape)} and type {x.dtype}"
-            )
-        return self._pass(self.stem(x), last)
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_chans, H, W)`` to features ``(B, num_features, H / 16, W / 16)``, rounded up.
 
         With a stem of stride 4 it is a 32nd of each side.
         """
-        return normalise(self._stages(x, len(self.stages) - 1)[-1], self.norm)
+        return normalise(self._pass(self.stem(x), len(self.stages) - 1)[-1], self.norm)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features to logits ``(B, num_classes)``, or to pooled features ``(B, num_features)``."""
@@ -442,9 +386,7 @@ class MSNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
-        x = self.forward_features(x)
-        x = self.forward_head(x)
-        return x
+        return self.forward_head(self.forward_features(x))
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -79,8 +79,8 @@ class MSNNResNet(MSNN):
 default_cfgs = generate_default_cfgs(
     zoo_cfgs("msnn_resnet12", "msnn_resnet12_tiny")
     | zoo_cfgs(
-        "msnn_resnet20_224", size=224, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, pool_size=(7, 7),
-        crop_pct=0.875,
+        "msnn_resnet20_224", input_size=(3, 224, 224), arguments={"stem_stride": 4}, crop_pct=0.875,
+        mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD,
     )
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ ACML 2023, arXiv 2401.10843.
 Licence: Apache-2.0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,16 +29,16 @@ __all__ = [  # the registry adds the entry points
     "CELLS",
     "MSNNRNN",
     "SPIKING_CELLS",
-    "GRUGates",
-    "LSTMGates",
     "Recurrence",
     "RecurrentMixer",
     "RecurrentStage",
     "SpikingRecurrence",
 ]
 
-CELLS: dict[str, int] = {"lstm": 4, "gru": 3, "rnn": 1, "spiking_lstm": 4, "spiking_gru": 3}
+CELLS = {"lstm": 4, "gru": 3, "spiking_lstm": 4, "spiking_gru": 3}
 """Recurrent cells by the name that configurations use, and how many gates each has."""
+
+_WEIGHTS = [f"{name}_l0{way}" for way in ("", "_reverse") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
 
 class Recurrence(nn.Module):
@@ -63,81 +63,46 @@ class Recurrence(nn.Module):
         self.cell = cell
         self.input_size = input_size
         self.hidden_size = hidden_size
+        bound = hidden_size**-0.5
+        shapes = ((rows, input_size), (rows, hidden_size), (rows,), (rows,))
+        for name, shape in zip(_WEIGHTS, shapes * 2, strict=True):
+            self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
 
-        def draw(*shape: int) -> nn.Parameter:
-            bound = hidden_size**-0.5
-            return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-
-        self.weight_ih_l0 = draw(rows, input_size)
-        self.weight_hh_l0 = draw(rows, hidden_size)
-        self.bias_ih_l0 = draw(rows)
-        self.bias_hh_l0 = draw(rows)
-        self.weight_ih_l0_reverse = draw(rows, input_size)
-        self.weight_hh_l0_reverse = draw(rows, hidden_size)
-        self.bias_ih_l0_reverse = draw(rows)
-        self.bias_hh_l0_reverse = draw(rows)
+    def weights(self) -> list[Tensor]:
+        """Matrix of the input, matrix of the output before, and their biases: forwards, then backwards."""
+        return [getattr(self, name) for name in _WEIGHTS]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Read tokens ``(B, L, input_size)`` in both directions and return ``(B, L, 2 hidden_size)``."""
-        weights: list[Tensor] = [
-            self.weight_ih_l0,
-            self.weight_hh_l0,
-            self.bias_ih_l0,
-            self.bias_hh_l0,
-            self.weight_ih_l0_reverse,
-            self.weight_hh_l0_reverse,
-            self.bias_ih_l0_reverse,
-            self.bias_hh_l0_reverse,
-        ]
-        # Biases, one layer, no dropout, both directions, batch first.
         hidden = torch.zeros([2, tokens.shape[0], self.hidden_size], dtype=tokens.dtype, device=tokens.device)
-        if self.cell == "lstm":
-            return torch.lstm(tokens, [hidden, hidden], weights, True, 1, 0.0, self.training, True, True)[0]
+        how: Any = (self.weights(), True, 1, 0.0, self.training, True, True)  # with biases, 1 layer, no dropout, ...
         if self.cell == "gru":
-            return torch.gru(tokens, hidden, weights, True, 1, 0.0, self.training, True, True)[0]
-        return torch.rnn_tanh(tokens, hidden, weights, True, 1, 0.0, self.training, True, True)[0]
+            return torch.gru(tokens, hidden, *how)[0]
+        return torch.lstm(tokens, [hidden, hidden], *how)[0]
 
     def extra_repr(self) -> str:
         """Show cell and sizes."""
         return f"{self.cell!r}, {self.input_size}, {self.hidden_size}"
 
 
-class LSTMGates(nn.Module):
-    """What an LSTM does between its matrix products; gates in the order of torch's ``nn.LSTM``."""
-
-    def forward(self, current: Tensor, recurrent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return output and state after a token.
-
-        Args:
-            current: Current of the token, ``(..., 4 H)``.
-            recurrent: Current of the output before it, of that shape.
-            state: State before it, ``(..., H)``.
-        """
-        i, f, g, o = (current + recurrent).chunk(4, -1)
-        state = torch.sigmoid(f) * state + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(state), state
+def _lstm(current: Tensor, recurrent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return output and state of an LSTM after a token from its two products ``(..., 4 H)`` and state ``(..., H)``."""
+    i, f, g, o = (current + recurrent).chunk(4, -1)
+    state = torch.sigmoid(f) * state + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(state), state
 
 
-class GRUGates(nn.Module):
-    """What a GRU does between its matrix products; gates in the order of torch's ``nn.GRU``."""
-
-    def forward(self, current: Tensor, recurrent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return output and state, which are the same, after a token.
-
-        Args:
-            current: Current of the token, ``(..., 3 H)``.
-            recurrent: Current of the output before it, of that shape.
-            state: State before it, ``(..., H)``.
-        """
-        reset, update, new = current.chunk(3, -1)
-        reset_before, update_before, new_before = recurrent.chunk(3, -1)
-        new = torch.tanh(new + torch.sigmoid(reset + reset_before) * new_before)
-        state = new + torch.sigmoid(update + update_before) * (state - new)
-        return state, state
+def _gru(current: Tensor, recurrent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return output and state of a GRU, which are the same, from its two products ``(..., 3 H)`` and state."""
+    reset, update, new = current.chunk(3, -1)
+    reset_before, update_before, new_before = recurrent.chunk(3, -1)
+    new = torch.tanh(new + torch.sigmoid(reset + reset_before) * new_before)
+    state = new + torch.sigmoid(update + update_before) * (state - new)
+    return state, state
 
 
-SPIKING_CELLS: dict[str, type[nn.Module]] = {"spiking_lstm": LSTMGates, "spiking_gru": GRUGates}
-"""Gates of the cells whose output fires before it meets its matrix, by the name of the cell."""
+SPIKING_CELLS = {"spiking_lstm": _lstm, "spiking_gru": _gru}
+"""What cells that are fed back spikes do between their matrix products; gates in the order of torch's."""
 
 
 class FeedbackSpike(Spike):
@@ -147,9 +112,9 @@ class FeedbackSpike(Spike):
 class SpikingRecurrence(Recurrence):
     """A bidirectional recurrent cell that is fed back spikes, ``H(h - V)``, in the place of its output ``h``.
 
-    So both of its matrices receive 0 and 1 alone, and all their products are accumulates. Gates, state and what leaves
-    the cell, the current of the mixer's neurons, stay analogue. Parameters are those of the cell that is fed back
-    ``h``, so that either starts from the other's weights. What is fed back is annealed in training as any spike is.
+    Both of its matrices receive 0 and 1 alone, so all their products are accumulates. Gates, state and output, the
+    current of the mixer's neurons, stay analogue. It has the parameters of the cell that is fed back ``h``, so that
+    either starts from the other's weights.
 
     Args:
         input_size: Channels of a token.
@@ -168,33 +133,31 @@ class SpikingRecurrence(Recurrence):
         neuron: Neuron = Neuron(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__(input_size, hidden_size, cell)
-        self.gates = choose(SPIKING_CELLS, cell, "spiking recurrent cell")()
+        self.gates = choose(SPIKING_CELLS, cell, "spiking recurrent cell")
         self.spike = FeedbackSpike(neuron, 2 * hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Read tokens ``(B, L, input_size)`` in both directions and return ``(B, L, 2 hidden_size)``."""
-        batch, length, _ = tokens.shape
-        current = F.linear(
-            tokens,
-            torch.cat((self.weight_ih_l0, self.weight_ih_l0_reverse)),
-            torch.cat((self.bias_ih_l0, self.bias_ih_l0_reverse)),
-        ).view(batch, length, 2, self.bias_ih_l0.numel())
-        forwards, backwards = current.unbind(2)
+        batch = tokens.shape[0]
+        weights = self.weights()
+        inputs, outputs, input_biases, output_biases = zip(weights[:4], weights[4:], strict=True)
+        current = F.linear(tokens, torch.cat(inputs), torch.cat(input_biases))
+        forwards, backwards = torch.unflatten(current, 2, (2, -1)).unbind(2)
         currents = torch.stack((forwards, backwards.flip(1))).transpose(1, 2)  # (2, L, B, gates H)
-        weight = torch.stack((self.weight_hh_l0, self.weight_hh_l0_reverse)).transpose(1, 2).to(current.dtype)
-        bias = torch.stack((self.bias_hh_l0, self.bias_hh_l0_reverse)).unsqueeze(1).to(current.dtype)
+        weight = torch.stack(outputs).transpose(1, 2).to(current.dtype)
+        bias = torch.stack(output_biases).unsqueeze(1).to(current.dtype)
         wide = torch.promote_types(current.dtype, torch.float32)  # the state sums over tokens
         h = state = torch.zeros([2, batch, self.hidden_size], dtype=wide, device=current.device)
-        outputs: list[Tensor] = []
+        read: list[Tensor] = []
         for token in currents.unbind(1):
             # Neurons take channels as the second axis, the two directions one after the other.
             seen = h.movedim(0, 1).reshape(batch, 2 * self.hidden_size, 1, 1)
             fired = self.spike(seen).view(batch, 2, self.hidden_size).movedim(1, 0)
             recurrent = torch.baddbmm(bias, fired.to(weight.dtype), weight)
             h, state = self.gates(token, recurrent, state)
-            outputs.append(h)
-        read = torch.stack(outputs, 2).to(current.dtype)  # (2, B, L, H)
-        return torch.cat((read[0], read[1].flip(1)), 2)
+            read.append(h)
+        forwards, backwards = torch.stack(read, 2).to(current.dtype)  # (2, B, L, H)
+        return torch.cat((forwards, backwards.flip(1)), 2)
 
 
 @register_notrace_module  # the number of windows depends on the size of the map
@@ -260,15 +223,8 @@ class RecurrentMixer(Mixer):
 class RecurrentBlock(Block):
     """Residual block beside whose stream a membrane map travels from block to block."""
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, membrane: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Map the residual stream ``(B, C, H, W)`` and the membrane map ``(B, 2 C, H, W)`` to those of the next block.
-
-        Args:
-            x: Residual stream.
-            membrane: Membrane map.
-        """
+    def forward(self, x: Tensor, membrane: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Map the residual stream ``(B, C, H, W)`` and the membrane map ``(B, 2 C, H, W)`` to the next block's."""
         x, membrane = self._join(partial(self.mixer, self.encoder1(x), membrane), x)
         return self._mix_channels(x), membrane
 
@@ -276,21 +232,11 @@ class RecurrentBlock(Block):
 class RecurrentStage(nn.Module):
     """Blocks at one resolution, after the patch merging of the stream and of the membrane map.
 
-    Args:
-        before: Channels of the stage before, None for the first.
-        width: Channels of this stage.
-        blocks: Residual blocks.
-        encoder: Not used: the cell sees the order of the tokens.
-        norm: Whether there is batch norm.
+    It takes the arguments of :class:`lightning_msnn.models.msnn.Stage`; the cell sees where a token is by itself.
     """
 
     def __init__(
-        self,
-        before: int | None,
-        width: int,
-        blocks: Sequence[nn.Module],
-        encoder: Callable[[int], nn.Module],
-        norm: bool,
+        self, before: int | None, width: int, blocks: list[nn.Module], encoder: Callable[[int], nn.Module], norm: bool
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
@@ -304,12 +250,7 @@ class RecurrentStage(nn.Module):
         self.feature = nn.Identity()  # names the stream for feature extraction, since a stage returns two tensors
 
     def forward(self, x: Tensor, membrane: Tensor) -> tuple[Tensor, Tensor]:
-        """Map stream and membrane map of the stage before to those of this stage.
-
-        Args:
-            x: Residual stream ``(B, C, H, W)``.
-            membrane: Membrane map ``(B, 2 C, H, W)``.
-        """
+        """Map stream ``(B, C, H, W)`` and membrane map ``(B, 2 C, H, W)`` of the stage before to this stage's."""
         x = self.downsample(x)
         membrane = self.membrane(membrane) if self.travels else torch.zeros_like(x).repeat(1, 2, 1, 1)
         for block in self.blocks:
@@ -336,10 +277,9 @@ class MSNNRNN(MSNN):
     def _pass(self, x: Tensor, last: int) -> list[Tensor]:
         outputs: list[Tensor] = []
         membrane = torch.zeros_like(x).repeat(1, 2, 1, 1)
-        for i, stage in enumerate(self.stages):
-            if i <= last:
-                x, membrane = stage(x, membrane)
-                outputs.append(x)
+        for stage in self.stages[: last + 1]:
+            x, membrane = stage(x, membrane)
+            outputs.append(x)
         return outputs
 
 

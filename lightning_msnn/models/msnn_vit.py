@@ -5,7 +5,7 @@ ACML 2023, arXiv 2401.10843.
 Licence: Apache-2.0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -139,12 +139,7 @@ class AttentionStage(Stage):
     """Blocks at one resolution, after a depthwise convolution that tells tokens their positions."""
 
     def __init__(
-        self,
-        before: int | None,
-        width: int,
-        blocks: Sequence[nn.Module],
-        encoder: Callable[[int], nn.Module],
-        norm: bool,
+        self, before: int | None, width: int, blocks: list[nn.Module], encoder: Callable[[int], nn.Module], norm: bool
     ) -> None:
         super().__init__(before, width, blocks, encoder, norm)
         self.position = Position(encoder(width), width, norm)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import PretrainedCfg, build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._hub import download_from_hf
@@ -20,7 +21,6 @@ from lightning_msnn.errors import ConfigurationError, brief, choose, suggestion
 from lightning_msnn.models.msnn import MSNN
 
 __all__ = [
-    "MIN_SIZE",
     "PRESETS",
     "EntryCfg",
     "build",
@@ -32,9 +32,6 @@ __all__ = [
     "own_arguments",
     "zoo_cfgs",
 ]
-
-MIN_SIZE = 8
-"""Smallest side of an input image in pixels."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -59,41 +56,60 @@ input, rectangular surrogate, fixed decay."""
 RETIRED: dict[str, Any] = {"time_steps": 1, "tau_time": None, "neuron": "lif"}
 """Arguments that networks no longer take, and the value that each must have where a file or a caller still gives it."""
 
+_NUMBERS = {"theta": (".projection.theta", ".projection.theta_logit"), "tau": (".decay.tau", ".decay.logit")}
+"""Names in a state dict of what the arguments theta and tau set."""
+
+_BUILDER = {*signature(build_model_with_cfg).parameters, *signature(timm.create_model).parameters} - {"kwargs"}
+_BUILDER |= {"device", "dtype", "features_only", "feature_cls", "out_indices"}
+"""Arguments that timm takes besides those of the network."""
+
+
+class _UnknownArgumentError(ConfigurationError, TypeError):
+    """An argument of no such name; a TypeError too, as timm expects."""
+
 
 def _without_retired(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Drop arguments that networks no longer take."""
     for name, value in RETIRED.items():
-        if name in arguments and arguments[name] != value:
+        if arguments.get(name, value) != value:
             raise ConfigurationError(
                 f"{name} must be left out, or {value!r}, not {arguments[name]!r}: networks have one time step"
             )
     return {name: value for name, value in arguments.items() if name not in RETIRED}
 
 
-def default_cfg(size: int = 32, num_classes: int = 1000, in_chans: int = 3, **kwargs: Any) -> dict[str, Any]:
+def default_cfg(
+    input_size: Sequence[int] = (3, 32, 32),
+    num_classes: int = 1000,
+    arguments: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
     """Return timm's pretrained configuration of a network.
 
     Args:
-        size: Side of the images that it was made for, in pixels.
+        input_size: Channels, height and width in pixels of the images that it was made for.
         num_classes: Classes of the read-out.
-        in_chans: Channels of the images.
-        **kwargs: Further fields, or others in place of these.
+        arguments: Arguments of the network; its stem's stride and number of stages say how small its last map is.
+        **fields: Further fields, or others in place of these.
     """
+    channels, *sides = input_size
+    made = {"stem_stride": 2, "depths": (2, 2, 6, 2), **(arguments or {})}
+    reduction = made["stem_stride"] * 2 ** (len(made["depths"]) - 1)
     return {
         "num_classes": num_classes,
-        "input_size": (in_chans, size, size),
-        "min_input_size": (in_chans, MIN_SIZE, MIN_SIZE),
+        "input_size": tuple(input_size),
+        "min_input_size": (channels, 8, 8),
         "fixed_input_size": False,
-        "pool_size": (math.ceil(size / 16), math.ceil(size / 16)),
+        "pool_size": tuple(math.ceil(side / reduction) for side in sides),
         "crop_pct": 1.0,
         "interpolation": "bilinear",
-        "mean": (0.5, 0.5, 0.5)[:in_chans],
-        "std": (0.5, 0.5, 0.5)[:in_chans],
+        "mean": (0.5, 0.5, 0.5)[:channels],
+        "std": (0.5, 0.5, 0.5)[:channels],
         "first_conv": "stem.conv",
         "classifier": "head.fc",
         "license": "apache-2.0",
         "paper_ids": "arXiv:2401.10843",
-        **kwargs,
+        **fields,
     }
 
 
@@ -107,14 +123,12 @@ def entry_cfg(folder: Path) -> PretrainedCfg:
         ConfigurationError: If its ``config.json`` is broken.
     """
     config = read_config(folder)
-    channels, height, width = config["input_size"]
     made_of = timm.get_pretrained_cfg(str(config["model_args"].get("source", config["architecture"])))
     ends = {} if made_of is None else {"first_conv": made_of.first_conv, "classifier": made_of.classifier}
     cfg = default_cfg(
-        height,
+        config["input_size"],
         config["num_classes"],
-        channels,
-        input_size=(channels, height, width),
+        config["model_args"],
         file=str(folder / WEIGHTS_FILE),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
@@ -129,8 +143,7 @@ def entry_cfg(folder: Path) -> PretrainedCfg:
 class EntryCfg(PretrainedCfg):  # type: ignore[misc]
     """What timm's registry keeps of a zoo entry: where its weights lie.
 
-    timm hands out copies of what it keeps, and a copy is read from the entry's ``config.json``: not before it is asked
-    for.
+    timm hands out copies, and a copy is what the entry's ``config.json`` says, which is not read before.
     """
 
     def __deepcopy__(self, memo: Any) -> PretrainedCfg:
@@ -140,11 +153,9 @@ class EntryCfg(PretrainedCfg):  # type: ignore[misc]
 def zoo_cfgs(*architectures: str, **fields: Any) -> dict[str, PretrainedCfg]:
     """Return timm's pretrained configurations of architectures and of their zoo entries, by ``<architecture>.<tag>``.
 
-    Without a tag, an architecture is untrained, with timm's usual 1,000 classes and 3 channels.
-
     Args:
-        *architectures: Registered names.
-        **fields: Fields of untrained ones, see :func:`default_cfg`.
+        *architectures: Registered names; without a tag they are untrained, with 1,000 classes and 3 channels.
+        **fields: Arguments of :func:`default_cfg` for the untrained ones.
     """
     untrained = PretrainedCfg(**default_cfg(**fields))
     cfgs = {
@@ -157,20 +168,14 @@ def zoo_cfgs(*architectures: str, **fields: Any) -> dict[str, PretrainedCfg]:
 
 
 def _parameters(network: type[nn.Module]) -> dict[str, Parameter]:
-    """What a network's class takes, and the classes that it hands ``**kwargs`` to."""
+    """Arguments of a network's class, and of the classes that it hands ``**kwargs`` to."""
     bases = [base for base in network.__mro__ if base is not nn.Module and issubclass(base, nn.Module)]
     found = {name: value for base in reversed(bases) for name, value in signature(base.__init__).parameters.items()}
     return {name: value for name, value in found.items() if name not in ("self", "mixer_kwargs", "args", "kwargs")}
 
 
-def _builder_arguments() -> set[str]:
-    """Names of the arguments that timm's builder takes besides those of the network."""
-    names = {*signature(build_model_with_cfg).parameters} - {"kwargs"}
-    return names | {"features_only", "feature_cls", "out_indices"}
-
-
 def is_ours(architecture: str) -> bool:
-    """Whether a registered network is not one of timm's own, but of this package or of a module of the user's."""
+    """Whether a registered network is of this package or of a user's module, not one of timm's own."""
     module: str = timm.model_entrypoint(architecture).__module__
     return module.partition(".")[0] != "timm"
 
@@ -178,8 +183,8 @@ def is_ours(architecture: str) -> bool:
 def own_arguments(architecture: str) -> set[str]:
     """Return the names of the arguments that a file may give a registered network: its own, and ``preset``.
 
-    timm's builder has others, which say what is fetched from where. The network's own are those of the classes in the
-    module that registers it, or what the module lists as ``own_arguments``.
+    timm's builder has others, which say what is fetched from where. The network's own are the arguments of the classes
+    in the module that registers it, or what the module lists as ``own_arguments``.
 
     Args:
         architecture: Registered name.
@@ -190,11 +195,7 @@ def own_arguments(architecture: str) -> set[str]:
     classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, nn.Module)]
     spiking = [each for each in classes if issubclass(each, MSNN)]
     own = {name for each in spiking or classes for name in _parameters(each)}
-    return (
-        (own | {"num_classes", "in_chans", "preset"})
-        - _builder_arguments()
-        - {*signature(timm.create_model).parameters}
-    )
+    return (own | {"num_classes", "in_chans", "preset"}) - _BUILDER
 
 
 def check_arguments(arguments: Mapping[str, Any], allowed: Collection[str], source: object) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def create(
         network: Class of the network.
         variant: Its registered name.
         pretrained: Whether to load the weights of its zoo entry; if no tag names it, of that with the most classes.
-        defaults: Arguments of the class by which the variant differs; those of a zoo entry or a caller override them.
+        defaults: The variant's arguments of the class; those of a zoo entry or a caller override them.
         **kwargs: Arguments of the class, or of timm's builder; ``preset`` stands for those of :data:`PRESETS`, which
             other arguments override.
 
@@ -233,8 +234,8 @@ def create(
         ConfigurationError: If an argument is not known to either, or there are no weights.
     """
     parameters, kwargs = _parameters(network), _without_retired(kwargs)
-    for name in kwargs.keys() - parameters.keys() - _builder_arguments() - {"preset"}:
-        raise ConfigurationError(
+    for name in kwargs.keys() - parameters.keys() - _BUILDER - {"preset"}:
+        raise _UnknownArgumentError(
             f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted({*parameters, 'preset'}))}"
             f"{suggestion(name, parameters)}"
         )
@@ -256,10 +257,6 @@ def create(
         model.arguments = {**plain, **own, "num_classes": model.num_classes, "in_chans": model.in_chans}
         model._model_args = dict(model.arguments)  # type: ignore[assignment]  # which timm writes into a config.json
     return model
-
-
-_NUMBERS = {"theta": (".projection.theta", ".projection.theta_logit"), "tau": (".decay.tau", ".decay.logit")}
-"""Names in a state dict of what the arguments theta and tau set."""
 
 
 def _keep_given(state: dict[str, Tensor], model: nn.Module, given: Collection[str]) -> dict[str, Tensor]:
@@ -285,8 +282,8 @@ def build(
         variant: Its registered name.
         pretrained: Whether to load an entry's weights, whose sha256 is checked.
         own: Names of the arguments that an entry may give.
-        kwargs: What timm was given; it overrides what the entry says, which overrides the defaults.
-        defaults: Arguments of the network by which the variant differs.
+        kwargs: The caller's arguments; they override the entry's, which override the defaults.
+        defaults: The variant's own arguments.
         **builder: Further arguments of timm's builder.
 
     Returns:
@@ -296,8 +293,9 @@ def build(
         ConfigurationError: If there are no weights, or the entry's files are not what they should be.
     """
     given = dict(kwargs)
+    device, dtype = given.pop("device", torch.get_default_device()), given.pop("dtype", None)
     cfg = _cfg(variant, pretrained, given.pop("pretrained_cfg", None), given.pop("pretrained_cfg_overlay", None))
-    # What timm has read in the config.json of a local-dir or hf-hub.
+    # timm has read these in the config.json of a local-dir or hf-hub.
     check_arguments(given.get("pretrained_model_args") or {}, own, f"the config.json of {cfg.file or cfg.hf_hub_id}")
     folder = _folder(cfg, pretrained, given.get("cache_dir"))
     if folder is not None:
@@ -310,9 +308,10 @@ def build(
         cfg = replace(cfg, state_dict=weights, url=None, hf_hub_id=None, custom_load=False)
     given = {**defaults, **given}
     try:
-        model: nn.Module = build_model_with_cfg(
-            network, variant, pretrained, pretrained_cfg=asdict(cfg), **{**builder, **given}
-        )
+        with torch.device(device):
+            model: nn.Module = build_model_with_cfg(
+                network, variant, pretrained, pretrained_cfg=asdict(cfg), **{**builder, **given}
+            )
     except ConfigurationError:
         raise
     except Exception as error:  # whatever the values in a file make torch raise
@@ -321,11 +320,11 @@ def build(
         raise ConfigurationError(f"{folder} does not fit {variant}: {brief(error)}") from error
     # Else every copy of the network would carry its weights twice.
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
-    return model, given
+    return model.to(dtype=dtype), given
 
 
 def _cfg(variant: str, pretrained: bool, given: Any, overlay: Any) -> PretrainedCfg:
-    """Find a network's pretrained configuration, by its tag if that is given, else by the entry with most classes."""
+    """Find a network's pretrained configuration: that of its tag, or of the entry with most classes."""
     try:
         cfg = resolve_pretrained_cfg(variant, given, overlay)
     except RuntimeError:  # timm does not know the tag: the entry is newer than the import, or there is none
@@ -341,7 +340,7 @@ def _cfg(variant: str, pretrained: bool, given: Any, overlay: Any) -> Pretrained
 
 
 def _folder(cfg: PretrainedCfg, pretrained: bool, cache_dir: str | Path | None) -> Path | None:
-    """Return the folder of the entry that a pretrained configuration is of, None if it is of none."""
+    """Return the folder of a pretrained configuration's entry, None without one."""
     if cfg.source == "hf-hub":
         folder = Path(download_from_hf(cfg.hf_hub_id, CONFIG_FILE, cache_dir)).parent
         try:

@@ -116,7 +116,7 @@ def export(
     architecture, _, tag = name.partition(".")
     weights = safetensors.torch.save(stored(trained.network, dtype, repr(str(checkpoint))), {"format": "pt"})
     trained.network.pretrained_cfg = default_cfg(  # type: ignore[assignment]
-        trained.input_size[1], len(trained.class_names), trained.input_size[0], input_size=trained.input_size,
+        trained.input_size, len(trained.class_names), getattr(trained.network, "arguments", None),
         mean=tuple(trained.mean), std=tuple(trained.std), architecture=architecture, tag=tag,
     )  # fmt: skip
     facts = {"sha256": hashlib.sha256(weights).hexdigest(), "weights": dtype, **_facts(trained, checkpoint), **fields}

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.twins import snn_twin
 from lightning_msnn.nn import CONTEXTS
 from tests.conftest import TINY
@@ -66,13 +65,3 @@ def test_large_maps_equal_a_plain_loop(name, context):
     model = uneven(make(name, context=context, tau=0.4))
     x = torch.randn(2, 3, 64, 64).double()
     torch.testing.assert_close(model(x), PlainNetwork(model, 0.4, context=context)([x]), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("retired", [{"time_steps": 2}, {"tau_time": 0.5}, {"neuron": "soft_reset"}], ids=str)
-def test_one_time_step_is_all_there_is(retired):
-    """What files of before say of it loads; anything else is refused."""
-    before = {"time_steps": 1, "tau_time": None, "neuron": "lif"}
-    assert not make("msnn_resnet12_tiny", **before).arguments.keys() & before.keys()
-    (name, value), *_ = retired.items()
-    with pytest.raises(ConfigurationError, match=f"{name} must be left out, .* not {value!r}: .* one time step"):
-        make("msnn_resnet12_tiny", **retired)
