@@ -76,7 +76,7 @@ def test_golden_recurrent(kind):
     assert 0 < spikes.mean() < 1
 
 
-TORCH_CELLS = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
+TORCH_CELLS = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
 LEARNT = Neuron(learn_threshold="channel", threshold=0.1)
 
 
