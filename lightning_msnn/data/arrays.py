@@ -1,14 +1,11 @@
-"""The data module of data sets that fit into memory as tensors and are not images: sounds, series, events."""
-
-from pathlib import Path
+"""The data module of data sets that fit into memory as tensors and are not images."""
 
 from torch import Tensor
 
 from lightning_msnn.data.datasets import ArrayDataset
 from lightning_msnn.data.parts import Part, PartDataModule
-from lightning_msnn.errors import ConfigurationError
 
-__all__ = ["ArrayDataModule", "list_files"]
+__all__ = ["ArrayDataModule"]
 
 
 class ArrayDataModule(PartDataModule):
@@ -19,16 +16,6 @@ class ArrayDataModule(PartDataModule):
     network what to expect. Each process reads the parts that its stage needs. Arguments are those of
     :class:`~lightning_msnn.data.parts.PartDataModule`.
     """
-
-    @property
-    def in_chans(self) -> int:
-        """Channels of an input."""
-        raise NotImplementedError
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of an input."""
-        raise NotImplementedError
 
     def read(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return the inputs (N, ...) and targets (N,) of a part."""
@@ -53,16 +40,3 @@ class ArrayDataModule(PartDataModule):
                 super()._load("train")
             train = self._datasets["train"]
             self.prepare(train.images[train.indices])
-
-
-def list_files(place: Path, suffix: str) -> list[Path]:
-    """Return a file, or the sorted files of a folder and its sub-folders with a suffix, hidden ones left out.
-
-    Raises:
-        ConfigurationError: If there is no such file.
-    """
-    files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
-    files = [file for file in files if file.suffix.lower() == suffix and not file.name.startswith(".")]
-    if not files:
-        raise ConfigurationError(f"{str(place)!r} must be a {suffix} file or a folder with some, and is not")
-    return files

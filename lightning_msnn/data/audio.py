@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.data.arrays import ArrayDataModule, list_files
+from lightning_msnn.data.arrays import ArrayDataModule
 from lightning_msnn.data.parts import Part
+from lightning_msnn.data.reading import list_files
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
 __all__ = ["AudioDataModule", "LogMel", "align_maps", "find_sounds", "level_maps", "read_wav", "read_waves"]
@@ -342,7 +343,7 @@ class AudioDataModule(ArrayDataModule):
         if part is not None:
             self.list_part(part)
         elif self.folder is not None:
-            list_files(self.folder, ".wav")
+            list_files(self.folder, (".wav",))
 
     def read(self, part: Part) -> tuple[Tensor, Tensor]:
         """Read the recordings of a part, int16, (N, samples), and their classes."""
@@ -352,8 +353,8 @@ class AudioDataModule(ArrayDataModule):
     def read_unknown(self) -> tuple[Tensor, list[str]]:
         """Read the recordings that are to be predicted."""
         assert self.folder is not None
-        files = list_files(self.folder, ".wav")
-        return read_waves(files, self.rate, self.samples), [str(file) for file in files]
+        files = list_files(self.folder, (".wav",))
+        return read_waves(files, self.rate, self.samples), files
 
     def read_one(self, path: str | os.PathLike[str]) -> Tensor:
         """Read a wav file as the input of a network, ``(1, mels, frames)``."""

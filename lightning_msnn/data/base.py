@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
-from lightning_msnn.data.archives import Archive, download_and_extract_archive
+from lightning_msnn.data.archives import download_and_extract_archive
 from lightning_msnn.data.augment import BatchAugmentation
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset
 from lightning_msnn.data.parts import Part, PartDataModule
-from lightning_msnn.data.reading import decode_files, list_classes, list_folder, normalise
+from lightning_msnn.data.reading import decode_files, list_classes, list_files, normalise
 from lightning_msnn.errors import ConfigurationError, check_integer
 
 __all__ = ["ImageDataModule"]
@@ -67,9 +67,7 @@ class ImageDataModule(PartDataModule):
     std: Sequence[float] = (0.229, 0.224, 0.225)
     #: Data set whose learnt policy ``autoaugment`` applies.
     autoaugment: ClassVar[AutoAugmentPolicy] = AutoAugmentPolicy.IMAGENET
-    #: Where the data set is downloaded from, if it can be, and what under ``root`` shows that it is there, beside the
-    #: archive's own folder.
-    archive: ClassVar[Archive | None] = None
+    #: What under ``root`` shows that the data set is there, beside the archive's own folder.
     unpacked: ClassVar[tuple[str, ...]] = ("train", "test")
 
     def __init__(
@@ -137,14 +135,14 @@ class ImageDataModule(PartDataModule):
         if part is not None:
             return ArrayDataset(*self.read(part))
         assert self.folder is not None
-        return FileDataset(list_folder(self.folder), None, self.image_size, self.in_chans)
+        return FileDataset(list_files(self.folder), None, self.image_size, self.in_chans)
 
     def check_part(self, part: Part | None) -> None:
         """List the files of a part."""
         if part is not None and self.needs_root:
             self.list_part(part)
         elif part is None and self.folder is not None:
-            list_folder(self.folder)
+            list_files(self.folder)
 
     def _part_folder(self, part: Part) -> Path:
         """The folder with a part's class folders."""
@@ -152,6 +150,11 @@ class ImageDataModule(PartDataModule):
         return self.root / part
 
     # What Lightning calls
+
+    def check(self, stage: str) -> None:
+        """Find what is wrong with the files that a stage needs, unless they are to be downloaded."""
+        if stage == "predict" or not self._will_download():
+            super().check(stage)
 
     def prepare_data(self) -> None:
         """Download the data set if that is asked for and it is not there.
@@ -177,9 +180,7 @@ class ImageDataModule(PartDataModule):
             ) from error
 
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
-        """Augment uint8 images (when training) and normalise them; those that are floats already pass unchanged."""
-        if inputs.dtype != torch.uint8:
-            return inputs
+        """Augment uint8 images (when training) and normalise them."""
         size = self.image_size
         if training:
             inputs = self.augment(inputs)
@@ -193,10 +194,6 @@ class ImageDataModule(PartDataModule):
         """Height and width of the training images in an epoch, counted from 0."""
         begun = [first for first in self.train_sizes if first <= epoch]
         return self.train_sizes[max(begun)] if begun else self.image_size
-
-    @property
-    def _download_hint(self) -> str:
-        return "" if self.archive is None else ", or fit --data.download true to download it there"
 
     def _will_download(self) -> bool:
         if not self.download or self.archive is None or self.root is None:

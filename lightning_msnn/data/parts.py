@@ -1,18 +1,20 @@
 """The base of all data modules: parts of a data set, their loaders, and an order that a resumed training continues."""
 
-import itertools
 import os
 import re
 from collections.abc import Collection, Sequence
+from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 
+from lightning_msnn.data.archives import Archive
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, collate
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
@@ -26,9 +28,6 @@ STAGES: dict[str, Part | None] = {"fit": "train", "validate": "train", "test": "
 
 #: Arguments that say where data lies and how this machine loads it: only the user chooses them, no checkpoint.
 OF_THE_MACHINE = frozenset(("root", "folder", "download", "num_workers", "pin_memory"))
-
-#: Most batches of an epoch that few samples are repeated for: the order of all of them is drawn at once.
-MOST_BATCHES = 10_000
 
 
 def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -79,9 +78,9 @@ def _is_plain(value: object) -> bool:
 class PartDataModule(LightningDataModule):
     """The training, validation, test and predict part of a data set.
 
-    Samples are stored and loaded small (uint8 pixels, int16 sounds). ``on_after_batch_transfer`` makes them into what a
-    network, a callback and a user's hooks see, on the device: normalised float32 inputs, augmented in training. Targets
-    follow as they are, or the names of the files when predicting.
+    A batch has normalised float32 inputs, augmented in training, and targets, or names of files when predicting.
+    Samples are stored small (uint8 pixels, int16 sounds). In a Trainer they travel to the device like that, and
+    ``on_after_batch_transfer`` turns them into inputs there; without a Trainer the loaders do it.
 
     The order of the training is a function of seed and epoch, and a checkpoint keeps the place in it.
 
@@ -92,7 +91,7 @@ class PartDataModule(LightningDataModule):
         num_workers: Worker processes of each loader; 0 loads in the main process.
         pin_memory: Load into page-locked memory, which copies to a GPU faster; by default when CUDA is available.
         min_batches: Batches of an epoch on each device, at least: a smaller training part is met several times in one,
-            in any order. From 1 to 10,000.
+            in any order.
 
     Raises:
         ConfigurationError: If a value is not allowed.
@@ -106,6 +105,8 @@ class PartDataModule(LightningDataModule):
     #: Whether ``root`` must be given, and what lies there, for messages.
     needs_root: ClassVar[bool] = True
     layout: ClassVar[str] = "its files"
+    #: Where the data set is downloaded from, if it can be.
+    archive: ClassVar[Archive | None] = None
     #: Folders of the data set and of what is to be predicted, which a subclass takes as arguments if it has them.
     root: Path | None = None
     folder: Path | None = None
@@ -127,12 +128,10 @@ class PartDataModule(LightningDataModule):
         self.num_workers = check_integer("num_workers", num_workers, 0)
         self.pin_memory = pin_memory
         self.min_batches = check_integer("min_batches", min_batches, 1)
-        if min_batches > MOST_BATCHES:
-            raise ConfigurationError(f"min_batches must be {MOST_BATCHES} at most, not {min_batches}")
         self.root, self.folder = self._path("root"), self._path("folder")
         self._datasets: dict[str, Any] = {}
         self._shuffle_seed: int | None = None
-        self._loaders = itertools.count()
+        self._loaders = 0
         self._train_loader: Loader | None = None
         self._place: dict[str, int] | None = None
 
@@ -195,15 +194,6 @@ class PartDataModule(LightningDataModule):
         """Turn a batch as it is stored into float32 inputs of the network, augmented if ``training``."""
         raise NotImplementedError
 
-    def _will_download(self) -> bool:
-        """Whether ``prepare_data`` will fetch the data set."""
-        return False
-
-    @property
-    def _download_hint(self) -> str:
-        """How a user downloads the data set, for messages."""
-        return ""
-
     # What Lightning calls
 
     def check(self, stage: str) -> None:
@@ -218,8 +208,6 @@ class PartDataModule(LightningDataModule):
         part = choose(STAGES, stage, "stage")
         if part is None and self.folder is None:
             raise ConfigurationError(f"folder is not given: predict needs a folder of {self.noun}, data.folder")
-        if part is not None and self._will_download():
-            return
         if part is not None and self.needs_root:
             self.check_root()
         self.check_part(part)
@@ -233,6 +221,10 @@ class PartDataModule(LightningDataModule):
                 f"test and predict, --root of other commands{self._download_hint}"
             )
         return self.root
+
+    @property
+    def _download_hint(self) -> str:
+        return "" if self.archive is None else ", or fit --data.download true to download it there"
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs; by default the training and the test part, and ``folder`` if it is given."""
@@ -272,9 +264,8 @@ class PartDataModule(LightningDataModule):
         return self._loader("predict")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make a batch as it is stored into normalised float32 inputs on its device, augmented in training."""
-        inputs, *rest = batch
-        return self.transform(inputs, self.trainer is not None and self.trainer.training), *rest
+        """Turn a batch as it is stored into normalised float32 inputs; without a Trainer it is that already."""
+        return batch if (trainer := self._running) is None else self._finish(trainer.training, batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seed of the order of the training samples, and the place in it."""
@@ -299,13 +290,20 @@ class PartDataModule(LightningDataModule):
 
     def _path(self, name: str) -> Path | None:
         """Return a hyper-parameter as a path with its ``~`` expanded; a checkpoint keeps it as text."""
-        value = self.hparams.get(name)
-        if value is None:
+        if self.hparams.get(name) is None:
             return None
-        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-            raise ConfigurationError(f"{name} must be the path of a folder, not {value!r}")
-        self.hparams[name] = os.fspath(value)  # a pathlib.Path would not load with weights_only=True
-        return Path(value).expanduser()
+        self.hparams[name] = os.fspath(self.hparams[name])  # a pathlib.Path would not load with weights_only=True
+        return Path(self.hparams[name]).expanduser()
+
+    @property
+    def _running(self) -> Trainer | None:
+        """The Trainer, while it runs."""
+        trainer = self.trainer
+        return trainer if trainer is not None and trainer.state.status == TrainerStatus.RUNNING else None
+
+    def _finish(self, training: bool, batch: Any) -> Any:
+        inputs, *rest = batch
+        return self.transform(inputs, training), *rest
 
     def _ready(self, name: str) -> Any:
         if name not in self._datasets:
@@ -321,7 +319,8 @@ class PartDataModule(LightningDataModule):
             dataset = dataset.select(torch.arange(size).repeat(passes), training=True)
         sampler = ShardSampler(dataset, devices, rank, training, self._seed_of_shuffle())
         if training:
-            sampler.set_epoch(next(self._loaders))  # a Trainer sets the right one; else each loader is shuffled anew
+            sampler.set_epoch(self._loaders)  # a Trainer sets the right one; else each loader is shuffled anew
+            self._loaders += 1
         return Loader(
             dataset,
             batch_size=self.batch_size if training else even_batch_size(self.batch_size, len(dataset), devices),
@@ -332,5 +331,5 @@ class PartDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
-            collate_fn=collate,
+            collate_fn=collate if self._running else partial(self._finish, training),
         )

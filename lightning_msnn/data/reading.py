@@ -21,10 +21,11 @@ __all__ = [
     "decode_files",
     "image_array",
     "list_classes",
-    "list_folder",
+    "list_files",
     "normalise",
     "prepare_pixels",
     "read_image",
+    "read_lines",
 ]
 
 #: Endings of image files, whatever their case.
@@ -36,9 +37,9 @@ IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 Pixels = npt.NDArray[np.uint8]
 
 
-def is_image(path: str) -> bool:
-    """Return whether a path ends as an image file does and is not hidden."""
-    return path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
+def has_suffix(path: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
+    """Return whether a file's name ends in one of the suffixes, whatever its case, and is not hidden."""
+    return path.lower().endswith(suffixes) and not os.path.basename(path).startswith(".")
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -67,7 +68,7 @@ def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[
             f"{str(folder)!r} {' and '.join(difference)}, but its class folders must be exactly {shorten(classes)}"
         )
     numbers = {name: number for number, name in enumerate(classes)}
-    listed = make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
+    listed = make_dataset(str(folder), numbers, is_valid_file=has_suffix, allow_empty=True)
     if empty := sorted(set(numbers.values()) - {target for _, target in listed}):
         raise ConfigurationError(
             f"class folder {str(folder / classes[empty[0]])!r} holds no image: allowed are {' '.join(IMAGE_SUFFIXES)}"
@@ -81,18 +82,26 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(repr, names[:most])) + rest
 
 
-def list_folder(folder: Path) -> list[str]:
-    """Return the sorted paths of all images in a folder and its sub-folders, hidden ones left out.
+def list_files(place: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+    """Return a file, or the sorted files of a folder and its sub-folders that have one of the suffixes.
 
     Raises:
-        ConfigurationError: If the folder does not exist or holds no image.
+        ConfigurationError: If there is none.
     """
-    if not folder.is_dir():
-        raise ConfigurationError(f"there is no folder {str(folder)!r}")
-    files = sorted(os.path.join(place, name) for place, _, names in os.walk(folder) for name in filter(is_image, names))
+    found = [place] if place.is_file() else place.rglob("*")
+    files = sorted(str(file) for file in found if has_suffix(file.name, suffixes) and file.is_file())
     if not files:
-        raise ConfigurationError(f"folder {str(folder)!r} holds no image: allowed are {' '.join(IMAGE_SUFFIXES)}")
+        raise ConfigurationError(f"{str(place)!r} must be a folder with files that end in {' '.join(suffixes)}")
     return files
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty, or raise a ConfigurationError that names it."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigurationError(f"cannot read {str(path)!r}: {reason}") from error
 
 
 def image_array(image: Image.Image, size: int) -> Pixels:

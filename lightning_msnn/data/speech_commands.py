@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_msnn.data.arrays import list_files
 from lightning_msnn.data.audio import AudioDataModule
 from lightning_msnn.data.parts import Part
+from lightning_msnn.data.reading import list_files, read_lines
 from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["SpeechCommands"]
@@ -40,10 +40,7 @@ class SpeechCommands(AudioDataModule):
     def _official(self, name: str) -> list[str]:
         assert self.root is not None
         file = self.root / f"{name}_list.txt"
-        try:
-            lines = sorted(file.read_text(encoding="utf-8").split())
-        except OSError as error:
-            raise ConfigurationError(f"cannot read the official list {str(file)!r}: {error.strerror}") from error
+        lines = sorted(read_lines(file))
         for line in lines:
             if line.partition("/")[0] not in self.classes or not (self.root / line).is_file():
                 raise ConfigurationError(f"{str(file)!r} names {line!r}, which is not a recording beside it")
@@ -55,7 +52,7 @@ class SpeechCommands(AudioDataModule):
         names = self._official("testing")
         if part == "train":
             validating = self._official("validation")
-            every = [f"{word}/{f.name}" for word in self.classes for f in list_files(root / word, ".wav")]
+            every = [f"{word}/{Path(f).name}" for word in self.classes for f in list_files(root / word, (".wav",))]
             names = [*sorted(set(every).difference(names, validating)), *validating]
         return [root / name for name in names], [self.classes.index(name.partition("/")[0]) for name in names]
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lightning_msnn.data.arrays import list_files
 from lightning_msnn.data.audio import AudioDataModule
 from lightning_msnn.data.parts import Part
+from lightning_msnn.data.reading import list_files
 from lightning_msnn.errors import ConfigurationError, choose
 
 __all__ = ["SpokenDigits"]
@@ -53,7 +53,8 @@ class SpokenDigits(AudioDataModule):
         """Files of a part with digit and speaker."""
         assert self.root is not None
         inner = self.root / "recordings"
-        found = {file: NAME.fullmatch(file.stem) for file in list_files(inner if inner.is_dir() else self.root, ".wav")}
+        files = map(Path, list_files(inner if inner.is_dir() else self.root, (".wav",)))
+        found = {file: NAME.fullmatch(file.stem) for file in files}
         chosen = []
         for file, match in found.items():
             if match is None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from lightning_msnn.data.archives import Archive
 from lightning_msnn.data.base import ImageDataModule
 from lightning_msnn.data.parts import Part
-from lightning_msnn.data.reading import list_classes
+from lightning_msnn.data.reading import list_classes, read_lines
 from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["TinyImageNet200"]
@@ -74,12 +74,3 @@ class TinyImageNet200(ImageDataModule):
                     f"{str(path)!r} names {row}: a file in images/ and an id of wnids.txt are needed"
                 )
         return files, [wnids.index(row[1]) for row in rows]
-
-
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file that are not empty, or raise a ConfigurationError that names it."""
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigurationError(f"cannot read {str(path)!r}: {reason}") from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_msnn import __version__
-from lightning_msnn.data.reading import decode_files, list_folder, normalise
+from lightning_msnn.data.reading import decode_files, list_files, normalise
 from lightning_msnn.energy.sampling import evenly, spread
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.trained import Trained
@@ -88,7 +88,7 @@ def find_samples(trained: Trained, data: str | Path | None = None, folder: str |
 def _of_folder(trained: Trained, folder: Path) -> Samples:
     trained.transform()  # refuses inputs that are no square images
     channels, height, _ = trained.input_size
-    files = list_folder(folder)
+    files = list_files(folder)
     step = max(1, len(files) / NUMBER)
     pixels = decode_files([files[int(i * step)] for i in range(min(len(files), NUMBER))], height, channels)
     images = normalise(pixels, trained.mean, trained.std) if trained.mean else pixels.float() / 255

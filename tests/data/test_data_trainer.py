@@ -1,5 +1,6 @@
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
@@ -96,6 +97,30 @@ def test_the_trainer_runs_every_stage(make_tree: MakeTree, tmp_path: Path, index
         assert images.shape == (4, module.in_chans, module.image_size, module.image_size)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_the_same_without_a_trainer(make_tree: MakeTree, tmp_path: Path, workers: int) -> None:
+    """Floats, normalised and augmented: in a plain loop, from loaders in a Trainer, and after a training."""
+    root = str(make_tree(["a", "b"], size=(16, 16)))
+    module = ImageFolder(root, image_size=16, batch_size=4, flip=1.0, crop_padding=0, num_workers=workers)
+    module.setup()
+    (plain,) = module.test_dataloader()
+    assert plain[0].dtype == torch.float32
+    pixels = module._datasets["train"].images.flip(-1).float() / 255  # type: ignore[union-attr]
+    known = {
+        ((x - torch.tensor(module.mean).view(3, 1, 1)) / torch.tensor(module.std).view(3, 1, 1)).sum() for x in pixels
+    }
+    assert all(any(torch.isclose(x.sum(), y) for y in known) for images, _ in module.train_dataloader() for x in images)
+    model, runner = Probe(3 * 16 * 16, 2), trainer(tmp_path, max_epochs=1)
+    runner.fit(model, module.train_dataloader(), module.val_dataloader())
+    runner.test(model, module, verbose=False)
+    runner.test(model, module.test_dataloader(), verbose=False)
+    (again,) = module.test_dataloader()
+    for images, targets in (*model.seen["test"], again):
+        assert torch.equal(images, plain[0])
+        assert torch.equal(targets, plain[1])
+    assert torch.equal(module.on_after_batch_transfer(again, 0)[0], plain[0])
+
+
 def test_training_images_grow(make_tree: MakeTree, tmp_path: Path) -> None:
     root = str(make_tree(CIFAR10.classes))
     options: dict[str, Any] = {"val_fraction": 0.5, "batch_size": 20, "crop_padding": 0, "flip": 0.0}
@@ -119,7 +144,7 @@ def test_only_training_batches_are_augmented(make_tree: MakeTree, tmp_path: Path
 
     def plain(name: str) -> Tensor:
         dataset = module._datasets[name]
-        return module.on_after_batch_transfer((dataset.images[dataset.indices], None), 0)[0]  # type: ignore[union-attr]
+        return module.transform(dataset.images[dataset.indices], False)
 
     assert torch.equal(model.seen["val"][0][0], plain("val"))  # of the sanity check
     assert torch.equal(model.seen["val"][1][0], plain("val"))
@@ -142,11 +167,7 @@ def test_each_device_keeps_a_batch() -> None:
     module = Digits(batch_size=500)
     module.setup("fit")
 
-    class Running:
-        world_size = 4
-        global_rank = 0
-
-    module.trainer = Running()  # type: ignore[assignment]
+    module.trainer = Mock(world_size=4, global_rank=0)
     assert not module.train_dataloader().drop_last  # 1294 images, 323 a device
-    Running.world_size = 2
+    module.trainer.world_size = 2
     assert module.train_dataloader().drop_last

@@ -334,8 +334,8 @@ def test_rounding_at_a_threshold_is_told_from_a_mistake():
         ({"source": "x.ckpt"}, "no checkpoint at 'x.ckpt'"),
         ({"image_size": 9}, "image_size is 9, but msnn_resnet12_tiny.digits is for 16 x 16"),
         ({"data": ".", "images": "."}, "data and images must not both be given"),
-        ({"images": "nowhere"}, "there is no folder 'nowhere'"),
-        ({"images": "."}, "holds no image"),
+        ({"images": "nowhere"}, "'nowhere' must be a folder with files that end in .bmp"),
+        ({"images": "."}, "'.' must be a folder with files that end in"),
         ({"source": "mine.ckpt", "data": "."}, "the data of mine.ckpt is not known"),
     ],
 )

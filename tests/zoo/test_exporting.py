@@ -130,7 +130,7 @@ def test_8_bits_are_for_weights_that_meet_spikes(name):
     names = {m: label for label, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | Recurrence)}
     for module in names:
         module.register_forward_pre_hook(look)
-    images = next(iter(zoo.test_data(name).test_dataloader()))[0][:64].float() / 255
+    images = next(iter(zoo.test_data(name).test_dataloader()))[0][:64]
     with torch.no_grad():
         network(images)
     assert found == synapses(network)
