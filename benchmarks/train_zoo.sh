@@ -42,7 +42,7 @@ fit() { # entry, recipe, options
 	    "epochs": int(sys.argv[1]), "seed": 0, "hardware": device, "date": date.today().isoformat(),
 	}))
 	PYTHON
-    python -m lightning_msnn.zoo export "$run/checkpoints/best.ckpt" "$entry" --data "$data" --folder "$out/zoo" \
+    python -m lightning_msnn.zoo export "$run/checkpoints/best.ckpt" "$entry" --root "$data" --out "$out/zoo" \
         --dtype float16 --fields "$run/fields.json"
 }
 

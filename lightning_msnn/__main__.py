@@ -1,6 +1,6 @@
 """``python -m lightning_msnn``: the command line."""
 
-from lightning_msnn.cli import main
+from lightning_msnn_cli import main
 
 __all__ = ["main"]
 

@@ -1,10 +1,9 @@
 """What a user can do something about: a wrong configuration, file or argument, a training that broke, an old name."""
 
-import argparse
 import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,13 +11,13 @@ __all__ = [
     "ConfigurationError",
     "TrainingError",
     "UnknownNameError",
-    "VerbParser",
     "brief",
     "check_device",
     "check_integer",
     "check_number",
     "choose",
     "deprecated",
+    "in_chain",
     "suggestion",
 ]
 
@@ -56,17 +55,16 @@ class TrainingError(RuntimeError):
     """
 
 
-class VerbParser(argparse.ArgumentParser):
-    """A parser of a verb of ``lightning-msnn``, whose errors are configuration errors."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what is wrong with the arguments."""
-        raise ConfigurationError(f"{self.prog.rpartition(' ')[2]}: {message}; see {self.prog} --help")
-
-
 def brief(error: BaseException) -> str:
     """Return what an error of another library says, on one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
+
+
+def in_chain(error: BaseException | None, kind: type[BaseException]) -> Any:
+    """Return an error, or the first one that has led to it, of a kind; None if there is none."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def deprecated(old: str, new: str, gone_in: str) -> None:

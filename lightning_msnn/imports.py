@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_msnn.energy.profiles import PROFILES
-from lightning_msnn.errors import ConfigurationError, UnknownNameError
+from lightning_msnn.errors import ConfigurationError, UnknownNameError, in_chain
 from lightning_msnn.functional import PROJECTIONS, SURROGATES, WINDOWS
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
 
@@ -128,9 +128,7 @@ def explained(error: BaseException, option: str) -> str:
         error: The error, or one that it has led to.
         option: Option of the command line that takes such files.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UnknownNameError) and cause.what in _OPEN:
-            return f"{error}; a file of yours that defines {cause.what} {cause.name!r} must be imported with {option}"
-        cause = cause.__cause__ or cause.__context__
+    cause = in_chain(error, UnknownNameError)
+    if cause is not None and cause.what in _OPEN:
+        return f"{error}; a file of yours that defines {cause.what} {cause.name!r} must be imported with {option}"
     return str(error)

@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import lightning_msnn_cli as command
 from lightning_msnn import __version__, zoo
 from lightning_msnn.conversion import converted_twins
-from lightning_msnn.energy import NETWORK, PROFILES, SAMPLES, evenly, profile
+from lightning_msnn.energy import NETWORK, SAMPLES, evenly, profile
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE
 from lightning_msnn.energy.report import compare, page
 from lightning_msnn.errors import ConfigurationError, check_integer
-from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.models.twins import twins
 from lightning_msnn.runs import write_whole
 from lightning_msnn.trained import load_trained
 
-__all__ = ["main", "write_report"]
+__all__ = ["main", "run", "write_report"]
 
 
 def _baselines(network: nn.Module, images: Tensor) -> dict[str, nn.Module]:
@@ -34,19 +34,19 @@ def _baselines(network: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     return twins(network, images) if converted is None else converted
 
 
-def _output(output: str | Path | None, name: str, run: Path | None) -> Path:
+def _place(out: str | Path | None, name: str, run: Path | None) -> Path:
     """Where the page is written; a file that cannot be written is refused before any work."""
     stem = Path(name).stem if name.endswith(".ckpt") else name
-    path = Path(output) if output is not None else run / f"report_{stem}.html" if run else Path(f"{stem}.html")
+    path = Path(out) if out is not None else run / f"report_{stem}.html" if run else Path(f"{stem}.html")
     place = next(p for p in path.absolute().parents if p.exists())
     if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
-        raise ConfigurationError(f"cannot write the report to {str(path)!r}: give a file that can, by --output")
+        raise ConfigurationError(f"cannot write the report to {str(path)!r}: give a file that can, by --out")
     return path
 
 
 def write_report(
     name: str,
-    output: str | Path | None = None,
+    out: str | Path | None = None,
     root: str | None = None,
     samples: int = SAMPLES,
     batch_size: int = 64,
@@ -56,7 +56,7 @@ def write_report(
 
     Args:
         name: Name of a zoo entry, or path of a checkpoint of ``lightning-msnn fit``.
-        output: The page, by default ``report_<checkpoint>.html`` in the folder of the checkpoint's run, else
+        out: The page, by default ``report_<checkpoint>.html`` in the folder of the checkpoint's run, else
             ``<name>.html`` in the working folder. A page that is there is replaced.
         root: Folder of the data; by default that of the data set.
         samples: Test inputs that are counted, spread evenly over the classes; accuracy is that of all.
@@ -74,7 +74,7 @@ def write_report(
     profile(on)
     folder = Path(name).absolute().parent.parent
     run = folder if name.endswith(".ckpt") and (folder / "config.yaml").is_file() else None
-    path = _output(output, name, run)
+    path = _place(out, name, run)
     trained = load_trained(name)
     data = trained.test_data(root, batch_size=batch_size)
     kind = type(data).__name__
@@ -98,28 +98,26 @@ def write_report(
     return path
 
 
+def run(options: argparse.Namespace) -> str:
+    """Write a report.
+
+    Args:
+        options: What the command line says.
+
+    Returns:
+        What is printed.
+    """
+    path = write_report(options.name, options.out, options.root, options.samples, options.batch_size, options.profile)
+    return f"report written to {path}"
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line of the report.
 
     Args:
         args: Arguments, those of the process if None.
     """
-    parser = argparse.ArgumentParser(prog="python -m lightning_msnn.report", description=__doc__)
-    parser.add_argument("name", help="name of a zoo entry, or path of a checkpoint of lightning-msnn fit")
-    parser.add_argument("--output", help="the page (default: in the folder of the run, or here)")
-    parser.add_argument("--root", help="folder of the data (default: that of the checkpoint or of the data set)")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"test images to count (default: {SAMPLES})")
-    parser.add_argument("--batch_size", type=int, default=64, help="images of a batch (default: 64)")
-    parser.add_argument("--profile", default=DEFAULT_PROFILE, help=f"{', '.join(PROFILES)}, or a YAML file of one")
-    parser.add_argument("--imports", action="append", default=[], help=HELP)
-    given = parser.parse_args(args)
-    try:
-        import_files(given.imports)
-        path = write_report(given.name, given.output, given.root, given.samples, given.batch_size, given.profile)
-    except ConfigurationError as error:
-        sys.stderr.write(f"lightning-msnn: error: {explained(error, '--imports')}\n")
-        sys.exit(2)
-    sys.stdout.write(f"report written to {path}\n")
+    command.main(["report", *(sys.argv[1:] if args is None else args)])
 
 
 if __name__ == "__main__":

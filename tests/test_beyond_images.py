@@ -69,12 +69,12 @@ def test_speech_from_fit_to_a_zoo_entry(digits, here, capsys, monkeypatch):
     for folder, number in (("some", 2), ("some/two.wav", 1)):
         main(["predict", "--ckpt_path", LAST, "--data.folder", folder, *SHORT[:2]])
         assert [Path(row["file"]).name for row in rows("predictions.csv")] == ["one.wav", "two.wav"][2 - number :]
-    report([LAST, "--root", "fsdd", "--output", "r.html", "--samples", "20"])
+    report([LAST, "--root", "fsdd", "--out", "r.html", "--samples", "20"])
     page = Path("r.html").read_text()
     assert "of the test recordings of SpokenDigits and takes" in page
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(here / "zoo"))
-    zoo_main(["export", LAST, "msnn_resnet12_tiny.mine", "--data", "fsdd"])
-    zoo_main(["verify", "msnn_resnet12_tiny.mine", "--data", "fsdd"])
+    zoo_main(["export", LAST, "msnn_resnet12_tiny.mine", "--root", "fsdd"])
+    zoo_main(["verify", "msnn_resnet12_tiny.mine", "--root", "fsdd"])
     info = zoo.info("msnn_resnet12_tiny.mine")
     assert info["top1_images"] == 60, "the recordings of two speakers"
     made = info["data"]["init_args"]

@@ -2,8 +2,8 @@
 
 import csv
 import json
-import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -23,10 +23,16 @@ from lightning_msnn.callbacks import EMA
 from lightning_msnn.cli import MSNNCLI, configurations, main
 from lightning_msnn.cli.folders import begin_run, newest_run
 from lightning_msnn.data import Digits
+from lightning_msnn.energy import SAMPLES
+from lightning_msnn.energy.profiles import DEFAULT_PROFILE
 from lightning_msnn.entries import entries
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.export import FORMATS
 from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
+from lightning_msnn.zoo.storing import DTYPES
+from lightning_msnn.zoo.verification import BATCH
+from lightning_msnn_cli import make_parser
 from tests.conftest import NETWORKS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -356,7 +362,7 @@ def test_a_checkpoint_says_model_and_data(verb, run, checkpoint, capsys):
 
 
 def test_predict_agrees_with_the_network(checkpoint, images):
-    main(["predict", "--ckpt_path", checkpoint, "--data.folder", str(images), "--predictions", "p.csv", *QUIET])
+    main(["predict", "--ckpt_path", checkpoint, "--data.folder", str(images), "--out", "p.csv", *QUIET])
     assert [p.name for p in Path().iterdir()] == ["p.csv"], "predict begins no run"
     task = SpikingClassifier.load_from_checkpoint(checkpoint, weights_only=True).eval()
     with Path("p.csv").open() as file:
@@ -576,14 +582,13 @@ def test_what_does_not_fit_the_data_is_said_in_one_sentence(capsys):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ("--help", "validate"),
-        ("fit --help", "seed_everything"),
+        ("--help", "report "),
+        ("test --help", "--ckpt_path FILE"),
+        ("test --help all", "--trainer.limit_test_batches"),
         ("test --print_config", "seed_everything"),
-        ("fit --model.help SpikingClassifier", "--model.label_smoothing"),
-        ("predict --data.help ImageFolder", "--data.image_size"),
         ("fit --trainer.callbacks.help SpikeAnnealing", "--trainer.callbacks.until"),
         ("export --help", "source"),
-        ("zoo --help", "verify"),
+        ("zoo verify --help", "--fuse"),
         ("report --help", "name"),
         ("--version", lightning_msnn.__version__),
     ],
@@ -596,21 +601,39 @@ def test_help(args, said, capsys):
     assert not list(Path().iterdir())
 
 
-def test_module_and_console_script():
-    wrong = subprocess.run(
-        [sys.executable, "-m", "lightning_msnn", "fit", "--model.network", "x"],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert wrong.returncode == 2
-    assert wrong.stderr.strip().splitlines()[-1].startswith("lightning-msnn: error: unknown network 'x'")
+def test_help_names_options_that_there_are(capsys):
+    shown = []
+    for args in ("fit --help", "predict --help", "predict --help all", "fit --model.help SpikingClassifier",
+                 "predict --data.help ImageFolder"):  # fmt: skip
+        with pytest.raises(SystemExit):
+            main(args.split())
+        shown.append(set(re.findall(r"^ +(?:-\w, )?--([\w.]+)", capsys.readouterr().out, re.MULTILINE)))
+    assert len(shown[0]) == 21
+    assert shown[0] | shown[1] <= set.union(*shown[2:]) | {"config"}
 
 
-def test_verbs_import_what_they_need():
-    code = (
-        "import sys, lightning_msnn.cli as c; print([m for m in sys.modules if m in ('onnx', 'lightning_msnn.report')])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    assert done.stdout.strip() == "[]"
+def test_help_is_there_before_torch():
+    code = "import sys\nfrom lightning_msnn_cli import main\n"
+    code += "try: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
+    for args in (["--help"], ["fit", "--help"], ["zoo", "--help"], ["export", "--help"]):
+        assert subprocess.run([sys.executable, "-c", code, *args], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_what_is_written_down_for_help_is_so():
+    """Names and numbers of modules that would import torch."""
+    report, verify = (make_parser(verb).parse_args for verb in ("report", "zoo"))
+    assert (report(["x"]).samples, report(["x"]).profile) == (SAMPLES, DEFAULT_PROFILE)
+    assert verify(["verify", "x"]).batch_size == BATCH
+    assert [verify(["export", "x", "y", "--dtype", name]).dtype for name in DTYPES] == list(DTYPES)
+    assert ", ".join(f"{name} ({form.suffix})" for name, form in FORMATS.items()) in make_parser("export").format_help()
+
+
+@pytest.mark.parametrize("module", ["lightning_msnn", "lightning_msnn.zoo", "lightning_msnn.report"])
+def test_modules_are_commands_too(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "nonsense", "--more"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module(module, run_name="__main__")
+    assert capsys.readouterr().err.startswith("lightning-msnn: error: ")
 
 
 # Modules and data of the user's own

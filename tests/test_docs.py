@@ -22,9 +22,8 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from lightning_msnn.cli import MSNNCLI, main
-from lightning_msnn.cli.command_line import VERBS
 from lightning_msnn.export import FORMATS
-from lightning_msnn.export.__main__ import make_parser
+from lightning_msnn_cli import OTHERS, make_parser
 from tests.conftest import ROOT, rest_is_slow
 from tests.pages import PAGES, blocks, commands
 
@@ -105,11 +104,9 @@ def folder(tmp_path, monkeypatch, own_definitions):
 
 def parse_lightning(args, monkeypatch):
     """Have the command line parse arguments."""
-    if args[0] == "export":  # which is no training
-        assert make_parser().parse_args(args[1:]).to in FORMATS
-        return
-    if args[0] in VERBS:
-        parse_python(["-m", f"lightning_msnn.{args[0]}", *args[1:]], monkeypatch)
+    if args[0] in OTHERS:
+        given = make_parser(args[0]).parse_args(args[1:])
+        assert args[0] != "export" or given.to in FORMATS
         return
     for i, (option, value) in enumerate(pairwise(list(args))):
         if option == "--config" and isinstance(yaml.safe_load(value), dict):  # a configuration that stands on the page

@@ -153,12 +153,12 @@ def test_a_token_mixer_its_entry_and_its_report(here, monkeypatch, capsys):
         "PointwiseConv2d",
     }
     checkpoint = "runs/mine/version_0/checkpoints/last.ckpt"
-    zoo_main(["export", checkpoint, "depthwise12_tiny.mine", "--folder", "entries", "--imports", "depthwise.py"])
+    zoo_main(["export", checkpoint, "depthwise12_tiny.mine", "--out", "entries", "--imports", "depthwise.py"])
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(here / "entries"))
     zoo_main(["verify", "depthwise12_tiny.mine", "--imports", "depthwise.py"])
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(zoo.load("depthwise12_tiny.mine")(x), network.eval()(x))
-    report([checkpoint, "--output", "page.html", "--samples", "8", "--imports", "depthwise.py"])
+    report([checkpoint, "--out", "page.html", "--samples", "8", "--imports", "depthwise.py"])
     assert "depthwise12_tiny" in Path("page.html").read_text()
 
 

@@ -106,8 +106,8 @@ def test_a_checkpoint_says_what_it_misses(here, run, capsys, verb):
 def test_programs_beside_say_it_too(here, run, capsys):
     checkpoint = str(run / "checkpoints" / "last.ckpt")
     for program, *args in (
-        (zoo, "export", checkpoint, "msnn_resnet12_tiny.mine", "--folder", "entries"),
-        (report, checkpoint, "--output", "page.html"),
+        (zoo, "export", checkpoint, "msnn_resnet12_tiny.mine", "--out", "entries"),
+        (report, checkpoint, "--out", "page.html"),
     ):
         message = error_of(capsys, program, *args)
         assert message.endswith("a file of yours that defines projection 'larger' must be imported with --imports")

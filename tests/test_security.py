@@ -249,5 +249,5 @@ def test_report_fetches_no_weights(tmp_path: Path, offline: list[str], capsys: p
     content["class_names"] = [str(digit) for digit in range(10)]
     content["pytorch-lightning_version"] = "2.6.6"
     torch.save(content, tmp_path / "x.ckpt")
-    report([str(tmp_path / "x.ckpt"), "--samples", "4", "--output", str(tmp_path / "page.html")])
+    report([str(tmp_path / "x.ckpt"), "--samples", "4", "--out", str(tmp_path / "page.html")])
     assert not offline

@@ -1,9 +1,10 @@
-"""The command line: ``lightning-msnn fit|validate|test|predict``, a LightningCLI for any module and any data.
+"""The verbs ``fit``, ``validate``, ``test`` and ``predict``: a LightningCLI for any module and any data.
 
-``export``, ``zoo`` and ``report`` are verbs with command lines of their own.
+``lightning_msnn_cli`` answers the command ``lightning-msnn``, and hands these verbs on to this room.
 """
 
-from lightning_msnn.cli.command_line import MSNNCLI, main
+from lightning_msnn.cli.command_line import MSNNCLI
 from lightning_msnn.cli.parsing import configurations, find_configuration
+from lightning_msnn_cli import main
 
 __all__ = ["MSNNCLI", "configurations", "find_configuration", "main"]

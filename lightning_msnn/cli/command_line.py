@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from inspect import Parameter
 from pathlib import Path
@@ -38,11 +38,11 @@ from lightning_msnn.cli.folders import (
     put_aside,
     resume_run,
 )
-from lightning_msnn.cli.parsing import IMPORTS, ConfigurationFile, Parser, in_chain, leading
+from lightning_msnn.cli.parsing import IMPORTS, ConfigurationFile, Parser, leading
 from lightning_msnn.cli.source import Source, compare_resumed, options_of, parameters_of
 from lightning_msnn.entries import entries, resolve
-from lightning_msnn.errors import ConfigurationError, TrainingError, brief, suggestion
-from lightning_msnn.imports import HELP, explained, import_files
+from lightning_msnn.errors import ConfigurationError, brief, in_chain
+from lightning_msnn.imports import HELP, import_files
 from lightning_msnn.nn import Spike
 from lightning_msnn.runs import (
     AtomicCheckpointIO,
@@ -53,7 +53,7 @@ from lightning_msnn.runs import (
     read_checkpoint,
 )
 
-__all__ = ["MSNNCLI", "main"]
+__all__ = ["MSNNCLI", "run"]
 
 DEFAULTS = {"model": "lightning_msnn.tasks.SpikingClassifier", "data": "lightning_msnn.data.Digits"}
 """Classes of a training that names none."""
@@ -63,9 +63,6 @@ LINKED = ("num_classes", "in_chans")
 
 EPOCHS = 30
 """Epochs of a training whose end nothing else says."""
-
-VERBS = {"export": "export.__main__", "zoo": "zoo.__main__", "report": "report"}
-"""Verbs with a command line of their own, and the modules that are imported for them."""
 
 
 class _Record(Callback):
@@ -144,7 +141,7 @@ class MSNNCLI(LightningCLI):
             ("run.every_n_steps", int, 0, "Steps from one checkpoints/last.ckpt to the next; 0: after each epoch."),
             ("run.ema", float, 0.0, "Decay of the moving average of weights that is validated and kept; 0: none."),
             ("run.monitors", bool, True, "Whether energy and spike rates of tasks of this package are monitored."),
-            ("predictions", str, "predictions.csv", "CSV file that predict writes."),
+            ("out", str, "predictions.csv", "CSV file that predict writes."),
         ):  # fmt: skip
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         for name in LINKED:
@@ -172,11 +169,8 @@ class MSNNCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, behind what a checkpoint or an entry says of model and data."""
         args = list(sys.argv[1:] if args is None else args)
-        verb, known = args[0] if args else "", (*self._subcommand_parsers, *VERBS)
-        if not verb.startswith("-") and verb not in known:
-            said = f", not {verb!r}{suggestion(verb, known)}" if verb else ""
-            raise ConfigurationError(f"the first argument must be one of {', '.join(known)}{said}")
-        if verb in known:
+        verb = args[0] if args else ""
+        if verb in self._subcommand_parsers:
             self._source = self._find_source(verb, leading(args[1:]))
             classes = {section: {"class_path": path} for section, path in DEFAULTS.items()}
             first = classes
@@ -304,7 +298,7 @@ class MSNNCLI(LightningCLI):
             spikes = any(isinstance(module, Spike) for module in self.model.modules())
             made += [*([SpikeRateMonitor()] if spikes else []), EnergyMonitor()]
         if verb == "predict" and isinstance(self.model, tasks.SpikingClassifier):
-            made.append(PredictionWriter(self._get(self.config_init, "predictions")))
+            made.append(PredictionWriter(self._get(self.config_init, "out")))
         saves = verb == "fit" and config.get("enable_checkpointing") is not False
         if saves and not any(isinstance(callback, ModelCheckpoint) for callback in given):
             made.append(BestCheckpoint(required=type(self.model).__module__.startswith("lightning_msnn.")))
@@ -376,15 +370,12 @@ def _class(path: str) -> type:
     return kind
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line.
+def run(args: list[str]) -> None:
+    """Run a verb.
 
     Args:
-        args: Arguments, those of the process if None.
+        args: The verb and its options.
     """
-    args = sys.argv[1:] if args is None else args
-    if args and args[0] in VERBS:
-        return import_module(f"lightning_msnn.{VERBS[args[0]]}").main(args[1:])  # type: ignore[no-any-return]
     csv = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}}
     try:
         MSNNCLI(
@@ -395,19 +386,10 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_callback=None,  # ours is added with the other callbacks
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={
-                "version": __version__,
-                "epilog": f"More, each with --help: {', '.join(f'lightning-msnn {verb}' for verb in VERBS)}",
-            },
+            parser_kwargs={"version": __version__},
             trainer_defaults={"logger": [csv]},
             load_from_checkpoint_support=False,  # hyper-parameters are plain values already
             args=args,
         )
     except SIGTERMException as stop:
         sys.exit(128 + signal.SIGTERM if stop.code is None else stop.code)  # Lightning's own are without a code
-    except Exception as error:
-        cause = in_chain(error, TrainingError) or in_chain(error, ConfigurationError)
-        if cause is None:
-            raise
-        sys.stderr.write(f"lightning-msnn: error: {explained(cause, f'--{IMPORTS}')}\n")
-        sys.exit(1 if isinstance(cause, TrainingError) else 2)

@@ -14,10 +14,10 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from lightning_msnn.errors import ConfigurationError, brief, suggestion
+from lightning_msnn.errors import ConfigurationError, brief, in_chain, suggestion
 from lightning_msnn.imports import HELP, import_files
 
-__all__ = ["IMPORTS", "ConfigurationFile", "Parser", "configurations", "find_configuration", "in_chain", "leading"]
+__all__ = ["IMPORTS", "ConfigurationFile", "Parser", "configurations", "find_configuration", "leading"]
 
 IMPORTS = "run.imports"
 """Option that names files of the user's own."""
@@ -98,13 +98,6 @@ def leading(args: list[str]) -> argparse.Namespace:
     for value in vars(given)[IMPORTS]:
         import_files(yaml.safe_load(value) if value.startswith("[") else value)
     return given
-
-
-def in_chain(error: BaseException | None, kind: type[BaseException]) -> Any:
-    """Return an error, or the first one that has led to it, of a kind; None if there is none."""
-    while error is not None and not isinstance(error, kind):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 class Parser(LightningArgumentParser):

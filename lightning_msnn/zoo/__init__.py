@@ -4,7 +4,7 @@
 >>> zoo.load("msnn_resnet12_tiny_digits").num_classes
 10
 
-On the command line: ``python -m lightning_msnn.zoo list | info | verify | measure | export | card | table``.
+On the command line: ``lightning-msnn zoo list | info | verify | measure | export | card | table``.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The zoo: trained networks by name, verified by hash, and their export from a Lightning checkpoint."""
+"""``lightning-msnn zoo``: entries by name, verified by hash, and their export from a Lightning checkpoint."""
 
 import argparse
 import json
@@ -9,16 +9,15 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import lightning_msnn_cli as command
 from lightning_msnn.entries import find, read_config
 from lightning_msnn.errors import ConfigurationError, check_device
-from lightning_msnn.imports import HELP, explained, import_files
 from lightning_msnn.zoo.card import table, write_card
 from lightning_msnn.zoo.exporting import export, measure
 from lightning_msnn.zoo.loading import info, list_models
-from lightning_msnn.zoo.storing import DTYPES
-from lightning_msnn.zoo.verification import BATCH, verify
+from lightning_msnn.zoo.verification import verify
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 
 def _list(given: argparse.Namespace) -> str:
@@ -36,22 +35,26 @@ def _export(given: argparse.Namespace) -> str:
         raise ConfigurationError(f"cannot read the fields {given.fields!r}: {error}") from error
     if own := sorted(signature(export).parameters.keys() & fields):
         raise ConfigurationError(f"{own[0]!r} must not be in {given.fields!r}: it is an option of the command")
-    folder = export(given.checkpoint, given.name, given.folder, given.dtype, **fields)
+    folder = export(given.checkpoint, given.name, given.out, given.dtype, **fields)
     try:
-        found = measure(folder, given.data)
+        found = measure(folder, given.root)
     except BaseException:  # also where it is interrupted: an entry without figures is none
         shutil.rmtree(folder)
         raise
     return f"{folder} made ({read_config(folder)['weights']} weights): {_accuracy(found)}"
 
 
+def _table(given: argparse.Namespace) -> str:
+    return table(list_models())
+
+
 def _verify(given: argparse.Namespace) -> str:
-    found = verify(given.name, given.data, given.batch_size, given.device, given.fuse)
+    found = verify(given.name, given.root, given.batch_size, given.device, given.fuse)
     return f"{find(given.name).name} is what its card says: {_accuracy(found)}"
 
 
 def _measure(given: argparse.Namespace) -> str:
-    return f"{find(given.name).name} measured anew: {_accuracy(measure(given.name, given.data, given.device))}"
+    return f"{find(given.name).name} measured anew: {_accuracy(measure(given.name, given.root, given.device))}"
 
 
 def _card(given: argparse.Namespace) -> str:
@@ -65,39 +68,28 @@ def _accuracy(found: dict[str, Any]) -> str:
 
 
 _COMMANDS = {
-    "list": (_list, "entries and their accuracy"),
-    "table": (lambda _: table(list_models()), "accuracy, spike rate and energy of all entries, in Markdown"),
-    "info": (lambda given: json.dumps(info(given.name), indent=2), "config.json of an entry"),
-    "verify": (_verify, "measure an entry on its test set; fails if any figure of its card is wrong"),
-    "measure": (_measure, "measure an entry on its test set, and write figures, picture and card anew"),
-    "card": (_card, "write the model card of an entry anew from its config.json"),
-    "export": (_export, "make an entry of a checkpoint, measure it and write its card"),
+    "list": _list,
+    "table": _table,
+    "info": lambda given: json.dumps(info(given.name), indent=2),
+    "verify": _verify,
+    "measure": _measure,
+    "card": _card,
+    "export": _export,
 }
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lightning_msnn.zoo", description=(__doc__ or "").split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    made = {name: commands.add_parser(name, help=text) for name, (_, text) in _COMMANDS.items()}
-    made["list"].add_argument("filter", nargs="?", default="*", help="pattern of shell wildcards")
-    made["list"].add_argument("--all", action="store_true", help="untrained architectures too")
-    made["export"].add_argument("checkpoint", help="checkpoint of lightning-msnn fit")
-    for name in ("info", "verify", "measure", "card", "export"):
-        made[name].add_argument("name", help="name of the entry, <architecture>.<tag>")
-    for name in ("verify", "measure", "export"):
-        made[name].add_argument("--data", "--root", help="folder of the data set (digits need none)")
-    for name in ("verify", "measure"):
-        made[name].add_argument("--device", help="device to evaluate on")
-    made["verify"].add_argument("--batch_size", type=int, default=BATCH)
-    made["verify"].add_argument("--fuse", action="store_true", help="accuracy with batch norm folded")
-    made["export"].add_argument("--folder", default="zoo", help="folder of the zoo (default: zoo)")
-    made["export"].add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="type of the weights in the file; the figures are theirs"
-    )
-    made["export"].add_argument("--fields", help="JSON file of further fields: command, recipe, hardware, ...")
-    for command in made.values():
-        command.add_argument("--imports", action="append", default=[], help=HELP)
-    return parser
+def run(options: argparse.Namespace) -> str:
+    """Run a command of the zoo.
+
+    Args:
+        options: What the command line says.
+
+    Returns:
+        What is printed.
+    """
+    if getattr(options, "device", None):
+        check_device(options.device)
+    return _COMMANDS[options.command](options)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -106,15 +98,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments, those of the process if None.
     """
-    try:
-        given = _make_parser().parse_args(args)
-        import_files(given.imports)
-        if getattr(given, "device", None):
-            check_device(given.device)
-        sys.stdout.write(f"{_COMMANDS[given.command][0](given)}\n")
-    except ConfigurationError as error:
-        sys.stderr.write(f"lightning-msnn: error: {explained(error, '--imports')}\n")
-        sys.exit(2)
+    command.main(["zoo", *(sys.argv[1:] if args is None else args)])
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def write_card(folder: Path) -> None:
             if name in config
             for twin in [config.get(f"{name}_ann_twin")]
         ],
-        root=f" --data <folder of {path.rpartition('.')[2]}>" if getattr(kind, "needs_root", True) else "",
+        root=f" --root <folder of {path.rpartition('.')[2]}>" if getattr(kind, "needs_root", True) else "",
         picture=PICTURE if (folder / PICTURE).is_file() else "",
     )
     write_whole(f"{str(card).rstrip()}\n".encode(), folder / "README.md")

@@ -102,7 +102,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_any_work(tmp_path, caps
     for output in (tmp_path, tmp_path / "file" / "r.html"):
         (tmp_path / "file").touch()
         with pytest.raises(SystemExit) as stop:
-            main([zoo.list_models()[0], "--output", str(output), "--root", "/nowhere"])
+            main([zoo.list_models()[0], "--out", str(output), "--root", "/nowhere"])
         assert stop.value.code == 2
         assert "cannot write the report to" in capsys.readouterr().err
 

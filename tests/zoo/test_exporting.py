@@ -57,7 +57,7 @@ def test_export_from_the_command_line(trained, tmp_path, capsys, monkeypatch):
     task, checkpoint = trained
     name, x = "msnn_resnet12_tiny.my-own_tag.2", torch.randn(2, 1, 8, 8)
     (tmp_path / "fields.json").write_text('{"command": "fit", "hardware": "a CPU"}')
-    arguments = ["export", str(checkpoint), name, "--folder", str(tmp_path / "zoo")]
+    arguments = ["export", str(checkpoint), name, "--out", str(tmp_path / "zoo")]
     zoo_main([*arguments, "--fields", str(tmp_path / "fields.json")])
     folder = tmp_path / "zoo" / name
     assert capsys.readouterr().out.startswith(f"{folder} made (float32 weights): top-1")
@@ -232,7 +232,7 @@ def test_what_cannot_be_measured_is_not_left_behind(small, tmp_path, monkeypatch
     content = torch.load(small)
     content["preprocessing"]["data"] = "CIFAR100"
     torch.save(content, small)
-    arguments = ["export", str(small), f"{NETWORK}.x", "--folder", str(tmp_path / "zoo")]
+    arguments = ["export", str(small), f"{NETWORK}.x", "--out", str(tmp_path / "zoo")]
     with pytest.raises(SystemExit, match="2"):
         zoo_main(arguments)
     assert "but CIFAR100 has 3" in capsys.readouterr().err

@@ -170,7 +170,7 @@ def test_config_and_card_agree(name, tmp_path):
     assert config["sha256"] in card
     for field in ("energy_joules", "energy_joules_ann_twin", "energy_joules_memory"):
         assert field not in config or f"| {float(f'{config[field] * 1e6:.3g}'):g} µJ |" in card
-    assert (f"verify {name}`" if kind == "Digits" else f"verify {name} --data <folder of {kind}>`") in card
+    assert (f"verify {name}`" if kind == "Digits" else f"verify {name} --root <folder of {kind}>`") in card
     analogue_state = name.startswith("msnn_rnn") and spiking and config["model_args"].get("cell") not in SPIKING_CELLS
     assert ("(stem, patch merging, state of the recurrent cells, read-out)" in card) == analogue_state
     assert ("Its run was changed by hand." in card) == (name == "msnn_resnet12.c100_relu")
