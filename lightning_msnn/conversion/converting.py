@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.conversion.layers import SpikingLayer, copied, make_spiking, replace, revert
+from lightning_msnn.conversion.layers import SpikingLayer, copied, make_spiking, revert
 from lightning_msnn.conversion.neuron import RectifierSpike
 from lightning_msnn.conversion.tracing import Plan, convertible, trace
 from lightning_msnn.errors import ConfigurationError, choose
@@ -18,35 +18,27 @@ from lightning_msnn.functional.windows import WINDOWS, count
 from lightning_msnn.models.twins import calibrate as take_statistics
 from lightning_msnn.nn import Spike, set_annealing
 
-__all__ = [
-    "ALTERNATE",
-    "assign_windows",
-    "calibrate",
-    "convert",
-    "converted_layers",
-    "converted_twins",
-    "make_layers_spiking",
-]
+__all__ = ["assign_windows", "calibrate", "convert", "converted_layers", "converted_twins", "make_layers_spiking"]
 
 M = TypeVar("M", bound=nn.Module)
 
-ALTERNATE = ("non_dilated", "dilated")
+_ALTERNATE = ("non_dilated", "dilated")
 """Kinds of windows that layers take in turn with ``windows="alternate"``."""
 
 
 def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = False) -> M:
     """Return a copy of a trained network in which layers behind rectifiers receive spikes.
 
-    Every convolution and linear layer whose input comes from a ReLU or ReLU6 (with a warning: GELU, SiLU, Hardswish)
-    gets neurons of its own before it, which begin as the best one-bit quantisers of what the sample gives them. Sums,
-    products, averages and what a skip connection carries stay as they are. Names of parameters do not change; the
-    neurons' are added; hooks are not copied. In training with :func:`lightning_msnn.nn.set_annealing` at a share of 0
-    the copy computes what the network does; in evaluation, spikes are exact.
+    Every convolution and linear layer whose input comes from a ReLU or ReLU6 (with a warning: one of
+    :data:`~lightning_msnn.conversion.tracing.APPROXIMATE`) gets neurons of its own before it, which begin as the best
+    one-bit quantisers of what the sample gives them. Sums, products, averages and what a skip connection carries stay
+    as they are. Names of parameters do not change; the neurons' are added; hooks are not copied. In training with
+    :func:`lightning_msnn.nn.set_annealing` at a share of 0 the copy computes what the network does; in evaluation,
+    spikes are exact.
 
     Args:
         model: The network, on any device and in any mode; not changed.
-        sample: A batch of images as the network takes them, ``(B, C, H, W)``. The more, the better the start: 64 will
-            do.
+        sample: Images as the network takes them, ``(B, C, H, W)``. The more, the better the start: 64 will do.
         windows: Windows that the neurons' membranes visit where a map can be cut: a kind of
             :data:`lightning_msnn.functional.WINDOWS`, or ``"alternate"``.
         dry_run: Write the table of layers to standard output, and return the network that was given.
@@ -69,10 +61,8 @@ def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = F
     calibrate(converted, sample)
     if plan.approximate:
         counts = " and ".join(f"{n} layers from {name}" for name, n in plan.approximate.items())
-        warnings.warn(
-            f"{counts} take spikes, which stand for no value below 0: more accuracy may be lost than with ReLU",
-            stacklevel=2,
-        )
+        loss = "take spikes, which stand for no value below 0: more accuracy may be lost than with ReLU"
+        warnings.warn(f"{counts} {loss}", stacklevel=2)
     return converted
 
 
@@ -82,12 +72,9 @@ def assign_windows(plan: Plan, windows: str = "single") -> dict[str, str]:
     Args:
         plan: What :func:`lightning_msnn.conversion.trace` returned.
         windows: As in :func:`convert`.
-
-    Raises:
-        ConfigurationError: If there is no such kind.
     """
     choose({**dict.fromkeys(WINDOWS), "alternate": None}, windows, "kind of windows")
-    kinds = ALTERNATE if windows == "alternate" else (windows,)
+    kinds = _ALTERNATE if windows == "alternate" else (windows,)
     layers: dict[str, str] = {}
     cut = 0
     for row in plan.spiking:
@@ -99,28 +86,23 @@ def assign_windows(plan: Plan, windows: str = "single") -> dict[str, str]:
 
 
 def make_layers_spiking(model: M, layers: Mapping[str, str]) -> M:
-    """Make layers of a network receive spikes, with neurons that are not fitted yet.
+    """Make layers of a network receive spikes, with neurons that are not fitted yet; return the network.
 
     Args:
         model: The network; changed in place.
         layers: Kinds of windows by the names of the layers.
 
-    Returns:
-        The network.
-
     Raises:
         ConfigurationError: If it has no such layer, or one that cannot receive spikes, or there is no such kind.
     """
     modules = dict(model.named_modules())
-    made: dict[nn.Module, nn.Module] = {}
     for name, kind in layers.items():
         layer = choose(modules, name, f"layer of {type(model).__name__}")
         choose(WINDOWS, kind, "kind of windows")
         if not convertible(layer):
             raise ConfigurationError(f"{name} is a {type(layer).__name__}, which cannot receive spikes")
-        made[layer] = make_spiking(layer, kind)
-    replace(model, made)
-    for module in model.modules():
+        make_spiking(layer, kind)
+    for module in modules.values():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # no fast path, which takes the weights and does not call the layers
     return model
@@ -128,14 +110,12 @@ def make_layers_spiking(model: M, layers: Mapping[str, str]) -> M:
 
 def converted_layers(model: nn.Module) -> dict[str, str]:
     """Return the spiking layers of a converted network, each with the kind of windows that its neurons visit."""
-    return {name: module.windows for name, module in model.named_modules() if isinstance(module, SpikingLayer)}
+    return {name: layer.neuron.windows for name, layer in model.named_modules() if isinstance(layer, SpikingLayer)}
 
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Tensor) -> None:
-    """Fit the neurons of a converted network, each as the best one-bit quantiser of what it is given.
-
-    They are given what the rectifiers of the network pass on; its batch norms are in evaluation mode.
+    """Fit the neurons of a converted network, each as the best one-bit quantiser of what its rectifier passes on.
 
     Args:
         model: The network; thresholds and scales are changed in place.
@@ -146,19 +126,16 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     """
     modes = {module: module.training for module in model.modules()}
     annealed = {module: module.annealing for module in model.modules() if isinstance(module, Spike)}
-    neurons = {module: name for name, module in model.named_modules() if isinstance(module, RectifierSpike)}
-    ran: set[nn.Module] = set()
+    idle = {module: name for name, module in model.named_modules() if isinstance(module, RectifierSpike)}
 
-    def fit(neuron: nn.Module, args: tuple[Tensor, ...]) -> None:
-        ran.add(neuron)
-        neuron.fit(args[0])  # type: ignore[operator]
+    def fit(neuron: RectifierSpike, args: tuple[Tensor, ...]) -> None:
+        idle.pop(neuron, None)
+        neuron.fit(args[0])
 
-    hooks = [neuron.register_forward_pre_hook(fit) for neuron in neurons]
     parameter = next(model.parameters())
+    set_annealing(model.eval(), 0.0)
+    hooks = [neuron.train().register_forward_pre_hook(fit) for neuron in idle]
     try:
-        set_annealing(model.eval(), 0.0)
-        for neuron in neurons:
-            neuron.train()
         with torch.autocast(parameter.device.type, enabled=False):
             model(images.to(parameter.device, parameter.dtype))
     finally:
@@ -168,23 +145,19 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
             spike.annealing = share
         for module, training in modes.items():
             module.training = training
-    if idle := [name.removesuffix(".neuron") for neuron, name in neurons.items() if neuron not in ran]:
+    if idle:
+        names = ", ".join(name.removesuffix(".neuron") for name in [*idle.values()][:3])
         raise ConfigurationError(
-            f"{type(model).__name__} does not call {', '.join(idle[:3])} as a module, so its neurons would never run: "
-            "it cannot be converted"
+            f"{type(model).__name__} computes {names} in evaluation without calling it, so its neurons would never "
+            "run: it cannot be converted"
         )
 
 
 def converted_twins(network: nn.Module, images: Tensor) -> dict[str, nn.Module] | None:
-    """Return the ReLU baseline of a converted network: its source, with the weights that it has now.
+    """Return the ReLU baseline of a converted network, by name: its source, with the weights that it has now.
 
     Args:
-        network: The network.
+        network: The network; one that is not converted gives None.
         images: Images ``(B, in_chans, H, W)`` that set the statistics of the baseline's batch norms.
-
-    Returns:
-        The baseline in eval mode by name; None for a network that is not converted.
     """
-    if not converted_layers(network):
-        return None
-    return {"ANN twin": take_statistics(revert(network), images)}
+    return {"ANN twin": take_statistics(revert(network), images)} if converted_layers(network) else None

@@ -1,4 +1,8 @@
-"""Convolutions and linear layers that receive spikes, from neurons of their own."""
+"""Convolutions and linear layers that receive spikes, from neurons of their own.
+
+A layer changes its class in place, so that everything that refers to it, a list of the network's own too, finds it
+changed. Every form is still a layer of the class that it was made of.
+"""
 
 from __future__ import annotations
 
@@ -14,110 +18,38 @@ from timm.layers.conv2d_same import conv2d_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_msnn.conversion.neuron import RectifierSpike, WindowMembrane
+from lightning_msnn.conversion.neuron import FixedSpike, RectifierSpike
 from lightning_msnn.nn.integer import IntegerConv2d
 
-__all__ = [
-    "SYNAPSES",
-    "FixedLayer",
-    "IntegerLayer",
-    "SpikingLayer",
-    "Threshold",
-    "copied",
-    "make_spiking",
-    "replace",
-    "revert",
-]
+__all__ = ["SYNAPSES", "FixedLayer", "IntegerLayer", "SpikingLayer", "copied", "make_spiking", "revert"]
 
 M = TypeVar("M", bound=nn.Module)
 
 
-class Threshold(nn.Module):
-    """``H(x - V_c)`` with thresholds that are fixed, for inference.
+class _Form(nn.Module):
+    """A form of a layer: a class derived from it and from the layer's own is made for each."""
 
-    Args:
-        neuron: The neurons that it takes the place of.
-    """
+    weight: Tensor
+    bias: Tensor | None
+    of: type[nn.Module]
+    """Class of the layer."""
 
-    threshold: Tensor
+    synapse: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    """What it computes of spikes, weights and bias."""
 
-    def __init__(self, neuron: RectifierSpike) -> None:
-        super().__init__()
-        self.register_buffer("threshold", neuron.log_threshold.detach().exp().view(neuron.shape))
-        self.membrane: WindowMembrane | None = neuron.membrane
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map a rectifier's values to spikes of that shape."""
-        return self.fire(x).to(x.dtype)
-
-    def fire(self, x: Tensor) -> Tensor:
-        """Return where there are spikes, boolean."""
-        membrane = x if self.membrane is None else self.membrane(x)
-        return membrane >= self.threshold.to(x.dtype)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, type(self).__bases__, self.__dict__
 
 
-class FixedLayer(nn.Sequential):
-    """A layer that receives spikes, for inference: thresholds, then the layer itself with ``lambda`` in its weights.
-
-    Args:
-        threshold: The thresholds.
-        layer: The layer.
-    """
-
-    def __init__(self, threshold: Threshold, layer: nn.Module) -> None:
-        super().__init__(threshold, layer)
-
-    def to_integers(self) -> nn.Module:
-        """Return the same with integer weights, or itself if they are not for such a layer."""
-        threshold, layer = self
-        assert isinstance(threshold, Threshold)
-        if isinstance(layer, nn.Linear):
-            conv = nn.Conv2d(layer.in_features, layer.out_features, 1, device="meta")
-            conv.weight, conv.bias = nn.Parameter(layer.weight[:, :, None, None]), layer.bias
-            return IntegerLayer(threshold, IntegerConv2d(conv))
-        plain = SYNAPSES[type(layer).forward] is _convolve and getattr(layer, "padding_mode", "") == "zeros"
-        if not isinstance(layer, nn.Conv2d) or not plain or isinstance(layer.padding, str):
-            return self  # it does not pad with as many zeros at both ends
-        return IntegerLayer(threshold, IntegerConv2d(layer))
-
-
-class IntegerLayer(nn.Sequential):
-    """A layer that receives spikes and adds up integers; what it returns has the type of what it is given.
-
-    Args:
-        threshold: The thresholds.
-        conv: The convolution, or a linear layer as one of one pixel.
-    """
-
-    def __init__(self, threshold: Threshold, conv: IntegerConv2d) -> None:
-        super().__init__(threshold, conv)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map a rectifier's values to the layer's output, shapes as those of the layer itself."""
-        threshold, conv = self
-        assert isinstance(threshold, Threshold)
-        spikes = threshold.fire(x).to(torch.uint8)
-        linear = threshold.threshold.dim() == 1
-        currents: Tensor = conv(spikes.reshape(-1, spikes.shape[-1], 1, 1) if linear else spikes)
-        return (currents.view(*spikes.shape[:-1], -1) if linear else currents).to(x.dtype)
-
-
-class SpikingLayer(nn.Module):
+class SpikingLayer(_Form):
     """A synapse whose input is made spikes; the neurons' ``lambda`` is multiplied into the weights in each call.
 
-    While annealing it is in what the neurons return.
-
-    It has the parameters of the layer that it was made of, by the same names, and those of ``neuron``.
+    While annealing it is in what the neurons return. It keeps its parameters by their names, beside those of
+    ``neuron``.
     """
 
     spike_weights = ("weight",)
     neuron: RectifierSpike
-    weight: Tensor
-    bias: Tensor | None
-    windows: str
-    """Kind of windows that the neurons visit."""
-    of: type[nn.Module]
-    """Class of the layer that it was made of."""
 
     def scaled_weight(self) -> Tensor:
         """Weights that the spikes meet, shape of ``weight``: those of input channel ``c`` times ``lambda_c``."""
@@ -126,90 +58,111 @@ class SpikingLayer(nn.Module):
         scale = scale.expand(-1, outputs // len(scale), -1).reshape(outputs, inputs)
         return self.weight * scale.view(outputs, inputs, *[1] * (self.weight.dim() - 2))
 
-    def synapse(self, spikes: Tensor, weight: Tensor) -> Tensor:
-        """Return the currents of spikes that meet ``weight``."""
-        raise NotImplementedError
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _empty, (self.of,), self.__dict__
-
     def forward(self, x: Tensor) -> Tensor:
         """Map a rectifier's values to the layer's output, shapes as those of the layer itself."""
         annealed = self.neuron.share(x) is not None
-        return self.synapse(self.neuron(x), self.weight if annealed else self.scaled_weight())
-
-    def plain(self) -> Any:
-        """Return the layer as it was before conversion, with the weights that it has now."""
-        plain = _fill(self.of.__new__(self.of), self)
-        del plain.neuron
-        return plain
+        return self.synapse(self.neuron(x), self.weight if annealed else self.scaled_weight(), self.bias)
 
     def for_inference(self) -> nn.Module:
-        """Return the same for inference, see :class:`FixedLayer`."""
-        plain = self.plain()
-        plain.weight = nn.Parameter(self.scaled_weight().detach())
-        return FixedLayer(Threshold(self.neuron), plain).eval()
+        """Become a :class:`FixedLayer`."""
+        self.weight = nn.Parameter(self.scaled_weight().detach())
+        self.neuron = FixedSpike(self.neuron)  # type: ignore[assignment]
+        return _become(self, FixedLayer, self.of)
 
 
-def _convolve(layer: Any, spikes: Tensor, weight: Tensor) -> Tensor:
-    currents: Tensor = layer._conv_forward(spikes, weight, layer.bias)
+class FixedLayer(_Form):
+    """A spiking layer for inference: thresholds are fixed, and ``lambda`` is in the weights."""
+
+    neuron: FixedSpike
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a rectifier's values to the layer's output, shapes as those of the layer itself."""
+        return self.synapse(self.neuron(x), self.weight, self.bias)
+
+    def to_integers(self) -> nn.Module:
+        """Become an :class:`IntegerLayer`; it stays what it is if it has other axes, or uneven or other padding."""
+        conv: Any = self
+        if issubclass(self.of, nn.Linear):
+            conv = nn.Conv2d(conv.in_features, conv.out_features, 1, device="meta")
+            conv.weight, conv.bias = nn.Parameter(self.weight[:, :, None, None]), self.bias
+        elif self.of.forward is not nn.Conv2d.forward or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            return self
+        self.integer = IntegerConv2d(conv)
+        self.neuron.dtype = torch.uint8
+        del self.weight, self.bias
+        return _become(self, IntegerLayer, self.of)
+
+
+class IntegerLayer(_Form):
+    """A spiking layer that adds up integers; what it returns has the type of what it is given."""
+
+    neuron: FixedSpike
+    integer: IntegerConv2d
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weights in floating point, for networks that read them or their type."""
+        weight = (self.integer.weight * self.integer.scale.view(-1, 1, 1, 1)).to(self.neuron.threshold.dtype)
+        return weight.flatten(1) if issubclass(self.of, nn.Linear) else weight
+
+    @property
+    def bias(self) -> Tensor:  # type: ignore[override]
+        """The bias, float32."""
+        return self.integer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a rectifier's values to the layer's output, shapes as those of the layer itself."""
+        spikes: Tensor = self.neuron(x)
+        linear = issubclass(self.of, nn.Linear)
+        currents: Tensor = self.integer(spikes.reshape(-1, spikes.shape[-1], 1, 1) if linear else spikes)
+        return (currents.view(*spikes.shape[:-1], -1) if linear else currents).to(x.dtype)
+
+
+def _convolve_same(layer: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    currents: Tensor = conv2d_same(spikes, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     return currents
 
 
-def _convolve_same(layer: Any, spikes: Tensor, weight: Tensor) -> Tensor:
-    where = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    currents: Tensor = conv2d_same(spikes, weight, layer.bias, *where)
-    return currents
-
-
-def _multiply(layer: Any, spikes: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(spikes, weight, layer.bias)
-
-
-SYNAPSES: dict[Any, Callable[[Any, Tensor, Tensor], Tensor]] = {
-    nn.Conv1d.forward: _convolve,
-    nn.Conv2d.forward: _convolve,
-    nn.Conv3d.forward: _convolve,
+SYNAPSES: dict[Any, Any] = {
+    nn.Conv1d.forward: nn.Conv1d._conv_forward,
+    nn.Conv2d.forward: nn.Conv2d._conv_forward,
+    nn.Conv3d.forward: nn.Conv3d._conv_forward,
     Conv2dSame.forward: _convolve_same,
-    nn.Linear.forward: _multiply,
-    TimmLinear.forward: _multiply,
+    nn.Linear.forward: staticmethod(F.linear),
+    TimmLinear.forward: staticmethod(F.linear),
 }
-"""What a layer computes of spikes and weights, by its ``forward``: layers with another cannot receive spikes."""
+"""What a layer computes of spikes, weights and bias, by its ``forward``: layers with another cannot receive spikes."""
 
 
 @cache
-def _spiking(plain: Any) -> type[SpikingLayer]:
-    """The class of the spiking layers that are made of layers of a class."""
-    names = {"synapse": SYNAPSES[plain.forward], "of": plain, "__doc__": SpikingLayer.__doc__}
-    return type(f"Spiking{plain.__name__}", (SpikingLayer, plain), names)
+def _class(form: Any, of: Any) -> type[nn.Module]:
+    """The class of the layers of a class in one of their forms."""
+    names = {"synapse": SYNAPSES[of.forward], "of": of, "__doc__": form.__doc__}
+    return type(f"{form.__name__.removesuffix('Layer')}{of.__name__}", (form, of), names)
 
 
-def _empty(plain: type[nn.Module]) -> SpikingLayer:
+def _become(layer: nn.Module, form: type[nn.Module], of: type[nn.Module]) -> nn.Module:
+    layer.__class__ = _class(form, of)  # type: ignore[arg-type]  # a class is hashable
+    return layer
+
+
+def _empty(form: type[nn.Module], of: type[nn.Module]) -> nn.Module:
     """What a copied or pickled layer is filled into."""
-    kind = _spiking(plain)  # type: ignore[arg-type]  # a class is hashable
-    return kind.__new__(kind)
+    made = _class(form, of)  # type: ignore[arg-type]
+    return made.__new__(made)
 
 
-def _fill(made: M, layer: nn.Module) -> M:
-    """Give a new module the parameters, hooks and settings of another."""
-    state = {k: v.copy() if isinstance(v, dict) else v for k, v in layer.__dict__.items()}
-    made.__setstate__(state)  # type: ignore[no-untyped-call]
-    return made
-
-
-def make_spiking(layer: nn.Module, windows: str = "single") -> SpikingLayer:
-    """Return a layer that receives spikes and has the parameters of another.
+def make_spiking(layer: nn.Module, windows: str = "single") -> None:
+    """Make a layer receive spikes.
 
     Args:
-        layer: Layer whose ``forward`` is one of :data:`SYNAPSES`; not changed.
+        layer: Layer whose ``forward`` is one of :data:`SYNAPSES`; changed in place.
         windows: Kind of windows that the neurons visit, one of :data:`lightning_msnn.functional.WINDOWS`.
     """
-    made = _fill(_empty(type(layer)), layer)
-    channels = made.weight.shape[1] * getattr(made, "groups", 1)
-    neuron = RectifierSpike(channels, made.weight.dim() - 2, windows)
-    made.neuron = neuron.to(made.weight.device, made.weight.dtype).train(layer.training)
-    made.windows = windows
-    return made
+    weight: Any = layer.weight
+    neuron = RectifierSpike(weight.shape[1] * getattr(layer, "groups", 1), weight.dim() - 2, windows)
+    layer.neuron = neuron.to(weight.device, weight.dtype).train(layer.training)
+    _become(layer, SpikingLayer, type(layer))
 
 
 def copied(model: M) -> M:
@@ -223,21 +176,15 @@ def copied(model: M) -> M:
     return made
 
 
-def replace(model: nn.Module, layers: dict[nn.Module, nn.Module]) -> None:
-    """Put other modules in the place of some, wherever a network has them."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child in layers:
-                parent._modules[name] = layers[child]
-
-
 def revert(model: M) -> M:
-    """Return a copy of a converted network with its rectifiers in the place of neurons: its ANN twin.
+    """Return a copy of a converted network with its rectifiers in the place of neurons: its ReLU baseline.
 
     Args:
-        model: The network; its weights are the twin's too.
+        model: The network; its weights are the baseline's too.
     """
-    twin = copied(model)
-    spiking = [module for module in twin.modules() if isinstance(module, SpikingLayer)]
-    replace(twin, {layer: layer.plain() for layer in spiking})
-    return twin
+    baseline = copied(model)
+    for module in baseline.modules():
+        if isinstance(module, SpikingLayer):
+            del module.neuron
+            module.__class__ = module.of  # type: ignore[assignment]
+    return baseline

@@ -12,7 +12,7 @@ from lightning_msnn.functional.spike import triangular
 from lightning_msnn.functional.windows import merge, split
 from lightning_msnn.nn import Spike, make_decay
 
-__all__ = ["RectifierSpike", "WindowMembrane", "one_bit_quantiser"]
+__all__ = ["FixedSpike", "RectifierSpike", "WindowMembrane", "one_bit_quantiser"]
 
 _VALUES = 4096  # of a channel that a quantiser is fitted to, at most
 _TAU = 0.4
@@ -76,6 +76,7 @@ class RectifierSpike(Spike):
         super().__init__()
         self.threshold = 1.0  # in units of each channel's own
         self.shape = (channels, *[1] * spatial)
+        self.windows = windows
         self.log_threshold = nn.Parameter(torch.full((channels,), 0.5).log())
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.membrane = None if windows == "single" else WindowMembrane(channels, windows)
@@ -93,11 +94,7 @@ class RectifierSpike(Spike):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Begin with the best one-bit quantiser of a rectifier's values.
-
-        Args:
-            x: Values as :meth:`forward` takes them.
-        """
+        """Begin with the best one-bit quantiser of a rectifier's values, as :meth:`forward` takes them."""
         axis = x.dim() - len(self.shape)
         membrane = x if self.membrane is None else self.membrane(x)
         threshold, scale = one_bit_quantiser(*(v.movedim(axis, 0).flatten(1).float() for v in (membrane, x)))
@@ -107,6 +104,28 @@ class RectifierSpike(Spike):
     def extra_repr(self) -> str:
         """Show the number of channels."""
         return f"channels={self.shape[0]}"
+
+
+class FixedSpike(nn.Module):
+    """``H(x - V_c)`` with fixed thresholds, for inference.
+
+    Args:
+        neuron: The neurons that it takes the place of.
+    """
+
+    threshold: Tensor
+    dtype: torch.dtype | None = None
+    """Type of the spikes; None is that of what it is given."""
+
+    def __init__(self, neuron: RectifierSpike) -> None:
+        super().__init__()
+        self.register_buffer("threshold", neuron.log_threshold.detach().exp().view(neuron.shape))
+        self.membrane: WindowMembrane | None = neuron.membrane
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a rectifier's values to spikes of that shape."""
+        membrane = x if self.membrane is None else self.membrane(x)
+        return (membrane >= self.threshold.to(x.dtype)).to(self.dtype or x.dtype)
 
 
 def one_bit_quantiser(membrane: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,8 +153,6 @@ def one_bit_quantiser(membrane: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     below = nn.functional.pad(membrane, (0, 1)).clamp(min=0.0).gather(1, best + 1)
     threshold = ((membrane.gather(1, best) + below) / 2).squeeze(1).double()
     alive = gain.amax(1) > 0
-    if not alive.any():
-        return torch.full_like(threshold, 0.5).float(), torch.ones_like(scale).float()
-    threshold = torch.where(alive, threshold, threshold[alive].median())
-    scale = torch.where(alive, scale, scale[alive].median())
-    return threshold.float(), scale.float()
+    most = (v[alive].median() if alive.any() else other for v, other in ((threshold, 0.5), (scale, 1.0)))
+    threshold, scale = (torch.where(alive, v, other).float() for v, other in zip((threshold, scale), most, strict=True))
+    return threshold, scale

@@ -40,9 +40,6 @@ def image_shape(model: nn.Module, size: int | Sequence[int] | None = None) -> tu
     Args:
         model: The network.
         size: Side of the images in pixels, or height and width; by default those of the network's own configuration.
-
-    Raises:
-        ConfigurationError: If the size is neither.
     """
     channels, *sides = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
     fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -55,16 +52,13 @@ def image_shape(model: nn.Module, size: int | Sequence[int] | None = None) -> tu
 
 
 def adopt(model: nn.Module, source: str, source_kwargs: Mapping[str, Any], layers: Mapping[str, str]) -> nn.Module:
-    """Make a network's layers spiking, and let it say how it was built.
+    """Make a network's layers spiking, in place, and give it ``architecture`` and ``arguments`` to be built again.
 
     Args:
-        model: The network; changed in place.
+        model: The network.
         source: Its name in timm's registry.
         source_kwargs: Its arguments beside ``num_classes`` and ``in_chans``.
         layers: Kinds of windows by the names of the layers that receive spikes.
-
-    Returns:
-        The network, with ``architecture`` and ``arguments`` for :func:`timm.create_model`.
     """
     make_layers_spiking(model, layers)
     model.architecture = "spiking"  # type: ignore[assignment]
@@ -81,8 +75,8 @@ def _build(
     **kwargs: Any,
 ) -> nn.Module:
     """Build the source without weights and convert it; see :func:`spiking`."""
-    # What builds the source is kept with it.
-    given = {name: value for name, value in kwargs.items() if name not in _OF_ALL} | dict(source_kwargs or {})
+    shared = {name: kwargs.pop(name) for name in _OF_ALL if name in kwargs}
+    given = kwargs | dict(source_kwargs or {})  # what builds the source is kept with it
     if not isinstance(source, str) or not timm.is_model(source) or source == "spiking":
         hint = suggestion(str(source), timm.list_models())
         raise ConfigurationError(
@@ -91,7 +85,7 @@ def _build(
     if refused := ", ".join(sorted(_OF_BUILDERS & given.keys())):
         raise ConfigurationError(f"source_kwargs must not have {refused}: allowed are arguments of the network itself")
     try:
-        model: nn.Module = timm.create_model(source, **{**kwargs, **given})
+        model: nn.Module = timm.create_model(source, **{**shared, **given})
     except TypeError as error:  # of an argument that it does not have
         raise ConfigurationError(f"{source} cannot be built with {sorted(given)}: {brief(error)}") from error
     if not isinstance(layers, Mapping | None):
@@ -99,13 +93,12 @@ def _build(
     if layers is None:
         plan = trace(model, torch.empty(1, *image_shape(model, image_size), device="meta"))
         layers = assign_windows(plan, windows)
-    if kwargs.get("num_classes") == 0:  # and no classifier, which receives spikes in some
+    if shared.get("num_classes") == 0:  # and no classifier, which receives spikes in some
         modules = dict(model.named_modules())
         layers = {k: kind for k, kind in layers.items() if not isinstance(modules.get(k), nn.Identity)}
     adopt(model, source, given, layers)
     named = {name: getattr(model, name) for name in ("num_classes", "in_chans") if hasattr(model, name)}
-    pooled = {name: kwargs[name] for name in ("global_pool",) if name in kwargs}
-    model.arguments |= {**pooled, **named}  # type: ignore[operator]
+    model.arguments |= shared | named  # type: ignore[operator]
     return model
 
 
@@ -114,11 +107,11 @@ def spiking(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A network of timm's whose layers behind rectifiers receive spikes.
 
     Args:
-        pretrained: Whether to load the weights of a zoo entry, which says how the network was built too.
+        pretrained: Whether to load the weights of a zoo entry, which says how the network was built too. Without one,
+            the neurons are not fitted: see :func:`lightning_msnn.conversion.calibrate`.
         **kwargs: ``source``, its name in the registry; ``source_kwargs``, its arguments; ``layers``, kinds of windows
-            by the names of the layers that receive spikes, or without them ``windows`` and ``image_size``, with which
-            they are found as :func:`lightning_msnn.convert` finds them; and what every network of timm's takes. Without
-            a zoo entry, the neurons are not fitted: see :func:`lightning_msnn.conversion.calibrate`.
+            by the names of the layers that receive spikes, or ``windows`` and ``image_size``, with which they are found
+            as :func:`lightning_msnn.convert` finds them; and what every network of timm's takes.
 
     Raises:
         ConfigurationError: If an argument is not allowed, or there are no weights.

@@ -1,14 +1,15 @@
 """Which layers of a network take their input from a rectifier: where every tensor comes from, watched in one run.
 
 The network is run on the meta device, where tensors have shapes and no values: it costs next to nothing, and control
-flow that asks for values cannot be followed, which is said. Operations are seen below the module tree, so that it does
-not matter whether a rectifier is a module, a shared one, in-place or a function.
+flow that asks for values cannot be followed. Operations are seen below the module tree, so that it does not matter
+whether a rectifier is a module, a shared one, in-place or a function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightning_msnn.conversion.layers import SYNAPSES, SpikingLayer, copied
+from lightning_msnn.conversion.layers import SYNAPSES, copied
 from lightning_msnn.errors import ConfigurationError, brief
 from lightning_msnn.nn import Spike
 
@@ -28,42 +29,26 @@ APPROXIMATE = ("gelu", "silu", "hardswish", "mish", "elu", "leaky_relu")
 
 _EXACT = {"relu": "relu", "threshold": "relu", "clamp_min": "relu", "clamp": "relu6", "hardtanh": "relu6"}
 
-
-def _names(text: str) -> frozenset[str]:
-    """Names separated by spaces."""
-    return frozenset(text.split())
-
-
 # What hands on values as they are, or the largest of them; padding is with zeros.
-_MOVES = _names(
+_MOVES = frozenset(
     """
     _to_copy _unsafe_view adaptive_max_pool2d adaptive_max_pool3d amax cat channel_shuffle clone constant_pad_nd
-    contiguous copy flip gather im2col index index_select lift_fresh max max_pool2d_with_indices
+    contiguous flip gather im2col index index_select lift_fresh max max_pool2d_with_indices
     max_pool3d_with_indices native_channel_shuffle native_dropout pixel_shuffle pixel_unshuffle repeat roll stack unfold
-    """
+    """.split()  # noqa: SIM905
 )
-_POOLS = _names("mean avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d")
+_POOLS = ("mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
 _REASONS = {
     **dict.fromkeys(("add", "sub", "sum", "addcmul"), "a sum"),
     **dict.fromkeys(("mul", "div"), "a product"),
     **dict.fromkeys(_POOLS, "average pooling"),
     **dict.fromkeys(("convolution", "addmm", "mm", "bmm", "baddbmm"), "a layer without rectifier"),
-    "sigmoid": "a gate",
-    "_softmax": "a softmax",
-    "_safe_softmax": "a softmax",
 }
 
+_Origin = frozenset[str] | str
+"""Where a tensor comes from: names of rectifiers, or what else."""
 
-@dataclass(frozen=True)
-class _Origin:
-    """Where a tensor comes from: the rectifiers, or what else."""
-
-    rectifiers: frozenset[str] = frozenset()
-    other: str = ""
-
-
-_PARAMETER = _Origin(other="parameters")
-_IMAGE = _Origin(other="the image")
+_PARAMETER = "parameters"
 
 
 @dataclass
@@ -90,13 +75,10 @@ class Row:
 
 @dataclass
 class Plan:
-    """Which layers of a network will receive spikes, and why; as a string, a table.
-
-    Args:
-        rows: Layers in the order in which they run.
-    """
+    """Which layers of a network will receive spikes, and why; as a string, a table."""
 
     rows: list[Row]
+    """Layers in the order in which they run."""
 
     @property
     def spiking(self) -> list[Row]:
@@ -106,23 +88,20 @@ class Plan:
     @property
     def approximate(self) -> dict[str, int]:
         """How many of them stand behind an activation that is no rectifier, by its name."""
-        names = [n for row in self.spiking for n in set().union(*(o.rectifiers for o in row.origins))]
+        names = [name for row in self.spiking for name in frozenset[str]().union(*row.origins)]
         return {name: names.count(name) for name in APPROXIMATE if name in names}
 
     def __str__(self) -> str:
         total = max(1, sum(row.operations for row in self.rows))
-        table = [("layer", "kind", "input", "receives", "from", "operations")]
+        table = [("layer", "kind", "input", "receives", "operations", "from")]
         for row in self.rows:
-            receives, share = "spikes" if row.spiking else "analogue values", f"{100 * row.operations / total:.1f} %"
-            table.append((row.layer, row.kind, "x".join(map(str, row.shape)), receives, row.why, share))
-        *widths, last = (max(map(len, column)) for column in zip(*table, strict=True))
-        head, *lines = (
-            "  ".join([*(cell.ljust(n) for cell, n in zip(cells, widths, strict=False)), cells[-1].rjust(last)])
-            for cells in table
-        )
+            receives, share = "spikes" if row.spiking else "analogue values", f"{100 * row.operations / total:8.1f} %"
+            table.append((row.layer, row.kind, "x".join(map(str, row.shape)), receives, share, row.why))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        head, *lines = ("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table)
         share = f"{100 * sum(row.operations for row in self.spiking) / total:.1f} %"
         end = f"{len(self.spiking)} of {len(self.rows)} layers, with {share} of the operations, receive spikes"
-        return "\n".join([head, "-" * len(head), *lines, end, ""])
+        return "\n".join([head, "-" * (sum(widths) + 10), *lines, end, ""])
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -131,72 +110,65 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, sample: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.origins: Any = WeakTensorKeyDictionary()
-        self.origins[sample] = _IMAGE
+        self.origins[sample] = "the image"
         self.batch = len(sample)
-        self.rows: dict[str, Row] = {}
-        self.stack: list[str] = []
+        self.rows, self.stack = dict[str, Row](), list[str]()
         self.modules = dict(model.named_modules())
         for name, module in self.modules.items():
-            module.register_forward_pre_hook(self._enter(name), with_kwargs=True)
+            module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
             module.register_forward_hook(self._leave, always_call=True)
 
-    def origin(self, x: Tensor) -> _Origin:
-        found: _Origin = self.origins.get(x, _PARAMETER)
-        return found
-
-    def _enter(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self.stack.append(name)
-            if convertible(module):
-                x = next(iter((*args, *kwargs.values())))
-                self._row(name, x).origins.append(self.origin(x))
-
-        return hook
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.stack.append(name)
+        if convertible(module):
+            x = next(iter((*args, *kwargs.values())))
+            self._row(name, x).origins.append(self.origins.get(x, _PARAMETER))
 
     def _leave(self, *_: Any) -> None:
         self.stack.pop()
 
     def _row(self, name: str, x: Tensor) -> Row:
-        module = self.modules[name]
-        return self.rows.setdefault(name, Row(name or "(network)", type(module).__name__, tuple(x.shape[1:])))
+        kind = type(self.modules[name]).__name__
+        return self.rows.setdefault(name, Row(name or "(network)", kind, tuple(x.shape[1:])))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        plain = name.rstrip("_") if func._schema.is_mutable else name
         inputs = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         outputs = [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor)]
         if not outputs:
             return out
         if flops := flop_registry.get(func.overloadpacket):
             self._count(flops(*args, **(kwargs or {}), out_val=out) // 2, inputs)
-        origin = self._follow(func, plain, args, inputs)
+        origin = self._follow(func, name.rstrip("_") if func._schema.is_mutable else name, args, inputs)
+        if func._schema.is_mutable:
+            self._written(outputs[0], origin)
         for x in outputs:
             self.origins[x] = origin
-        if func._schema.is_mutable and inputs[0]._base is not None and inputs[0]._base.shape != inputs[0].shape:
-            self.origins[inputs[0]._base] = _Origin(other="a tensor written in part")
         return out
+
+    def _written(self, x: Tensor, origin: _Origin) -> None:
+        """What is written into a tensor is in all that share its memory."""
+        base = x if x._base is None else x._base
+        for other in [base, *self.origins.keys()]:
+            if other is base or other._base is base:
+                self.origins[other] = origin if x.numel() == base.numel() else "a tensor written in part"
 
     def _follow(self, func: Any, name: str, args: Any, inputs: list[Tensor]) -> _Origin:
         """Return the origin of what an operation returns."""
-        origins = [self.origin(x) for x in inputs]
+        origins: list[_Origin] = [self.origins.get(x, _PARAMETER) for x in inputs]
         if all(origin == _PARAMETER for origin in origins):
             return _PARAMETER
-        if name in APPROXIMATE:
-            return _Origin(frozenset({name}))
-        if name in _EXACT and _cut_at_zero(name, args):
-            return _Origin(frozenset({_EXACT[name]}))
-        moves = func.is_view or name in _MOVES
-        if name == "constant_pad_nd" and len(args) > 2 and args[2] != 0:
-            moves = False
-        if name == "copy" and len(origins) == 2:
+        if name in APPROXIMATE or _cuts_at_zero(name, args):
+            return frozenset({_EXACT.get(name, name)})
+        if name == "copy":
             return origins[1]
-        if moves:
-            others = sorted((o for o in origins if o.other), key=lambda o: o == _PARAMETER)
-            if others:
-                return others[0] if others[0] != _PARAMETER else _Origin(other="parameters beside values")
-            return _Origin(frozenset().union(*(origin.rectifiers for origin in origins)))
-        return _Origin(other="a normalisation" if "norm" in name else _REASONS.get(name, f"{name}()"))
+        if (func.is_view or name in _MOVES) and (name != "constant_pad_nd" or args[2:] in ((), (0,))):
+            others = [origin for origin in origins if isinstance(origin, str)]
+            if not others:
+                return frozenset[str]().union(*origins)
+            return next((other for other in others if other != _PARAMETER), "parameters beside values")
+        return "a normalisation" if "norm" in name else _REASONS.get(name, f"{name}()")
 
     def _count(self, products: int, inputs: list[Tensor]) -> None:
         """Add the multiply-accumulates of a product to the layer that it runs in."""
@@ -204,23 +176,23 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         row = self._row(place, inputs[0])
         row.operations += products // self.batch
         if not row.origins or not convertible(self.modules[place]):
-            weighed = any(self.origin(v) == _PARAMETER for v in inputs[:3])
-            row.origins = [_Origin(other="weights of its own" if weighed else "a product of activations")]
+            weighed = any(self.origins.get(v, _PARAMETER) == _PARAMETER for v in inputs[:3])
+            row.origins = ["weights of its own" if weighed else "a product of activations"]
 
 
-def _cut_at_zero(name: str, args: Sequence[Any]) -> bool:
-    """Whether a clamp and the like cuts off what is below zero, and nothing else that is not above."""
-    if name == "relu":
-        return True
+def _cuts_at_zero(name: str, args: Sequence[Any]) -> bool:
+    """Whether an operation cuts off what is below zero, and nothing else that is not above."""
+    low, high = [*args[1:3], None, None][:2]
     if name == "threshold":
-        return bool(args[1] == 0 and args[2] == 0)
-    bounds = [*args[1:3], None, None][:2] if len(args) > 1 else ([-1, 1] if name == "hardtanh" else [None, None])
-    return bool(not isinstance(bounds[0], Tensor) and bounds[0] == 0 and (bounds[1] is None or bounds[1] > 0))
+        return bool(low == 0 == high)
+    cuts = name in _EXACT and not isinstance(low, Tensor) and low == 0 and (high is None or high > 0)
+    return name == "relu" or bool(cuts)
 
 
 def convertible(module: nn.Module) -> bool:
-    """Whether a layer can be made to receive spikes."""
-    return type(module).forward in SYNAPSES and isinstance(module._parameters.get("weight"), nn.Parameter)
+    """Whether a layer can be made to receive spikes: it computes what its class does, with weights of its own."""
+    usual = type(module).forward in SYNAPSES and "forward" not in vars(module)
+    return usual and isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
 def trace(model: nn.Module, sample: Tensor) -> Plan:
@@ -236,11 +208,10 @@ def trace(model: nn.Module, sample: Tensor) -> Plan:
     name = type(model).__name__
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"a network is converted, a torch.nn.Module, not {model!r:.80}")
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
-            raise ConfigurationError(f"{name} is compiled or scripted: give the network itself")
-        if isinstance(module, SpikingLayer | Spike):
-            raise ConfigurationError(f"{name} has spiking neurons already: give a network with rectifiers")
+    if any(isinstance(m, torch.jit.ScriptModule) or type(m).__name__ == "OptimizedModule" for m in model.modules()):
+        raise ConfigurationError(f"{name} is compiled or scripted: give the network itself")
+    if any(isinstance(module, Spike) for module in model.modules()):
+        raise ConfigurationError(f"{name} has spiking neurons already: give a network with rectifiers")
     if not (isinstance(sample, Tensor) and sample.is_floating_point() and sample.dim() > 1 and len(sample) > 0):
         said = f"{getattr(sample, 'dtype', type(sample).__name__)} {tuple(getattr(sample, 'shape', ()))}"
         raise ConfigurationError(f"the sample must be a batch of images, float (B, C, H, W), not {said}")
@@ -255,14 +226,14 @@ def trace(model: nn.Module, sample: Tensor) -> Plan:
             f"{name} cannot be traced with a sample of shape {tuple(sample.shape)}: it takes another, its control flow "
             f"depends on values, or it names a device ({brief(error)})"
         ) from error
-    for row in watch.rows.values():
-        other = next((origin.other for origin in row.origins if origin.other), "")
-        row.spiking = not other
-        row.why = other or " and ".join(sorted(frozenset().union(*(o.rectifiers for o in row.origins))))
     plan = Plan(list(watch.rows.values()))
+    for row in plan.rows:
+        other = next((origin for origin in row.origins if isinstance(origin, str)), "")
+        row.spiking = not other
+        row.why = other or " and ".join(sorted(frozenset[str]().union(*row.origins)))
     if not plan.spiking:
         raise ConfigurationError(
-            f"{name} has no convolution or linear layer whose input comes from a rectifier (ReLU, ReLU6; GELU, SiLU, "
-            "Hardswish): there is nothing to convert"
+            f"{name} has no convolution or linear layer whose input comes from a rectifier (ReLU, ReLU6; "
+            f"{', '.join(APPROXIMATE)}): there is nothing to convert"
         )
     return plan

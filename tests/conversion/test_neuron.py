@@ -127,7 +127,7 @@ def test_windows(windows):
     model = convert(source.eval(), images, windows)
     spiking = [module for module in model if isinstance(module, SpikingLayer)]
     kinds = ["non_dilated", "dilated", "non_dilated"] if windows == "alternate" else [windows] * 3
-    assert [layer.windows for layer in spiking] == kinds
+    assert [layer.neuron.windows for layer in spiking] == kinds
     for neuron in (layer.neuron.train() for layer in spiking):
         assert (neuron.membrane is None) == (windows == "single")
     set_annealing(model, 0.0)
