@@ -1,6 +1,6 @@
 """Exports: write a network in another format, run the file with the other runtime, and keep it if both agree.
 
-A format is one file of this room with a function that writes and one that runs, and a line in :data:`FORMATS`.
+A format is a function that writes and one that runs, and a line in :data:`FORMATS`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,25 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, brief, choose
-from lightning_msnn.export import nir, onnx, program
+from lightning_msnn.export import nir, programs
 from lightning_msnn.export.samples import Samples, find_samples
 from lightning_msnn.trained import Trained, load_trained
 
 __all__ = ["FORMATS", "Format", "Report", "export"]
 
-BATCH = 64
-"""Images in a batch when a file is run; the first batch has one image, so that no size is taken for granted."""
-
-MOST = 0.05
-"""Share of the images whose class rounding may change, at most; one image always may."""
-
-_ROUNDING = 2e-6
-"""Relative change of the weights that stands for adding up in another order."""
-
+_BATCH = 64  # images, when a file is run; the first batch has one, so that no size is taken for granted
+_MOST = 0.05  # share of the images whose class rounding may change, at most; one image always may
+_ROUNDING = 2e-6  # relative change of the weights that stands for adding up in another order
 _TRIALS = 8
-
-_MOVED = 1e-3
-"""A spike moves logits by more than this, rounding alone by less."""
+_MOVED = 1e-3  # a spike moves logits by more, rounding alone by less
 
 
 class Format(NamedTuple):
@@ -45,18 +38,20 @@ class Format(NamedTuple):
         write: Writes a file: ``write(trained, file, shape)``, with the shape of one input.
         run: Makes a function from images to logits of a file: ``run(file)(images)``.
         runtime: Name of what runs it, for people.
+        extra: Extra of this package that installs what both import.
     """
 
     suffix: str
     write: Callable[[Trained, Path, torch.Size], None]
     run: Callable[[Path], Callable[[Tensor], Tensor]]
     runtime: str
+    extra: str = ""
 
 
 FORMATS: dict[str, Format] = {
-    "onnx": Format(".onnx", onnx.write, onnx.run, "onnxruntime"),
-    "torch": Format(".pt2", program.write, program.run, "torch.export"),
-    "nir": Format(".nir", nir.write, nir.run, "nirtorch"),
+    "onnx": Format(".onnx", programs.write_onnx, programs.run_onnx, "onnxruntime", "export"),
+    "torch": Format(".pt2", programs.write_torch, programs.run_torch, "torch.export"),
+    "nir": Format(".nir", nir.write, nir.run, "nirtorch", "nir"),
 }
 """Formats by the name that the command line uses."""
 
@@ -104,8 +99,8 @@ def export(
         image_size: Height and width of the images in pixels, for checkpoints that do not say them.
 
     Raises:
-        ConfigurationError: If an argument is not allowed, the file exists or cannot be written, or the other runtime
-            finds other classes than rounding explains; no file is left then.
+        ConfigurationError: If an argument is not allowed, the file exists or cannot be written, the format cannot
+            describe the network, or the other runtime finds other classes than rounding explains; no file is left then.
     """
     form, path = choose(FORMATS, to, "format"), Path(out).expanduser()
     if path.suffix != form.suffix:
@@ -114,20 +109,26 @@ def export(
         raise ConfigurationError(f"{str(path)!r} exists, and nothing is overwritten: give another file")
     known = load_trained(source, image_size=image_size)
     samples = find_samples(known, data, images)
-    ours = _logits(known.network, samples, len(known.class_names), f"{known.name} itself")
     try:
+        ours = _logits(known, samples, known.network, f"{known.name} itself")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of exporters
             file = Path(folder) / path.name
             form.write(known, file, samples.images.shape[1:])
-            theirs = _logits(form.run(file), samples, len(known.class_names), form.runtime)
+            theirs = _logits(known, samples, form.run(file), form.runtime)
             _check_classes(known.network, samples.images, ours, theirs, form.runtime)
             file.rename(path)
     except ConfigurationError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # torch hides a full disk behind a RuntimeError
-        reason = getattr(error, "strerror", None) or brief(error)
-        raise ConfigurationError(f"cannot write {str(path)!r}: {reason}") from error
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {str(path)!r}: {error.strerror or brief(error)}") from error
+    except ImportError as error:
+        install = f"pip install 'lightning-msnn[{form.extra}]'"
+        raise ConfigurationError(f"{to} needs {error.name}, which is not installed: {install}") from error
+    except Exception as error:  # whatever stops a network, an exporter or a runtime
+        reason = brief(error.__cause__ or error)
+        raise ConfigurationError(f"{known.name} cannot be run and written as {to}: {reason}") from error
     top1 = None
     if samples.targets is not None:
         own, its = (100 * (found.argmax(1) == samples.targets).double().mean().item() for found in (ours, theirs))
@@ -136,12 +137,9 @@ def export(
     return Report(path, path.stat().st_size, len(ours), samples.what, differ, largest, top1, form.runtime)
 
 
-def _logits(run: Callable[[Tensor], Tensor], samples: Samples, classes: int, who: str) -> Tensor:
-    """Run images; refuse a network or runtime that fails, or returns anything but finite logits of all classes."""
-    try:
-        logits = _run(run, samples.images)
-    except Exception as error:  # whatever stops a network or a runtime
-        raise ConfigurationError(f"{who} cannot run on {samples.what}: {brief(error)}") from error
+def _logits(trained: Trained, samples: Samples, run: Callable[[Tensor], Tensor], who: str) -> Tensor:
+    """Run images; refuse a network or runtime that returns anything but finite logits of all classes."""
+    logits, classes = _run(run, samples.images), len(trained.class_names)
     if logits.shape[1:] != (classes,) or not logits.isfinite().all():
         raise ConfigurationError(
             f"{who} returns {tuple(logits.shape[1:])} for an image of {samples.what}, and {classes} finite logits are "
@@ -152,8 +150,7 @@ def _logits(run: Callable[[Tensor], Tensor], samples: Samples, classes: int, who
 
 @torch.no_grad()
 def _run(run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    starts = [0, *range(1, len(images), BATCH)]
-    return torch.cat([run(images[a:b]) for a, b in zip(starts, [*starts[1:], len(images)], strict=True)]).float()
+    return torch.cat([run(part) for part in (images[:1], *torch.split(images[1:], _BATCH)) if len(part)]).float()
 
 
 def _check_classes(network: nn.Module, images: Tensor, ours: Tensor, theirs: Tensor, runtime: str) -> None:
@@ -161,7 +158,7 @@ def _check_classes(network: nn.Module, images: Tensor, ours: Tensor, theirs: Ten
     other = ours.argmax(1) != theirs.argmax(1)
     differ, count = int(other.sum()), len(other)
     wrong = differ - int(_at_threshold(network, images[other], ours[other]).sum()) if differ else 0
-    if wrong or differ > max(1, MOST * count):
+    if wrong or differ > max(1, _MOST * count):
         raise ConfigurationError(
             f"{runtime} finds another class in {differ} of {count} images, {wrong} of them not explained by rounding "
             "at thresholds: nothing is written"

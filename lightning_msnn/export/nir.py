@@ -16,60 +16,41 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError, brief
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.export.samples import facts
 from lightning_msnn.models.msnn import MSNN
 from lightning_msnn.models.msnn_resnet import ConvMixer
-from lightning_msnn.nn import Block, Spike, Synapse
+from lightning_msnn.nn import Block
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 from lightning_msnn.trained import Trained
 
 __all__ = ["run", "write"]
 
-_NEEDED = {"windows": "single", "spiking": True, "mlp": "spiking", "global_pool": "avg"}
-"""Arguments of a network that NIR can describe."""
+_NEEDED = {
+    "windows": "single", "spiking": True, "mlp": "spiking", "global_pool": "avg", "norm": True, "learn_threshold": False
+}  # fmt: skip
+"""Arguments of a network that is written."""
 
 _Node = tuple[str, tuple[int, ...]]
 """Name of a node and the shape of its output, without the batch."""
 
 
-def _packages() -> tuple[Any, Any]:
-    try:
-        import nir
-        import nirtorch
-    except ImportError as error:
-        raise ConfigurationError(f"nir needs nir and nirtorch ({error}): pip install 'lightning-msnn[nir]'") from error
-    return nir, nirtorch
-
-
-def _check(name: str, network: nn.Module) -> None:
-    """Refuse a network that NIR cannot describe."""
-    stages: Any = getattr(network, "stages", [])
-    blocks = [block for stage in stages for block in stage.blocks]
-    if not isinstance(network, MSNN) or any(type(b) is not Block or type(b.mixer) is not ConvMixer for b in blocks):
-        raise ConfigurationError(f"{name} cannot be written as NIR: only the residual CNN family, msnn_resnet12, can")
-    for argument, needed in _NEEDED.items():
-        if (given := network.arguments[argument]) != needed:
-            raise ConfigurationError(
-                f"{name} cannot be written as NIR: its {argument} must be {needed!r}, not {given!r}"
-            )
-
-
 def write(trained: Trained, file: Path, shape: torch.Size) -> None:
     """Write a network as a NIR graph, from node ``input`` of that shape to node ``output`` of shape ``(classes,)``.
 
-    Args:
-        trained: The network.
-        file: The file.
-        shape: Shape of one input.
-
     Raises:
-        ConfigurationError: If a package is missing, or NIR cannot describe the network.
+        ConfigurationError: If NIR cannot describe the network.
     """
-    _check(trained.name, trained.network)
-    nir, _ = _packages()
-    folded: Any = fold_batch_norm(trained.network)
-    graph = _Graph(nir, folded, tuple(shape))
+    network, refused = trained.network, f"{trained.name} cannot be written as NIR"
+    blocks = [block for stage in getattr(network, "stages", []) for block in stage.blocks]
+    if not isinstance(network, MSNN) or any(type(b) is not Block or type(b.mixer) is not ConvMixer for b in blocks):
+        raise ConfigurationError(f"{refused}: only the residual CNN family, msnn_resnet12, can")
+    for argument, needed in _NEEDED.items():
+        if (given := network.arguments[argument]) != needed:
+            raise ConfigurationError(f"{refused}: its {argument} must be {needed!r}, not {given!r}")
+    import nir
+
+    graph = _Graph(nir, fold_batch_norm(network), tuple(shape))
     nir.write(file, nir.NIRGraph(graph.nodes, graph.edges, metadata=facts(trained)))
 
 
@@ -80,12 +61,11 @@ class _Graph:
     leads around a branch comes after the branch.
     """
 
-    def __init__(self, nir: Any, network: MSNN, shape: tuple[int, ...]) -> None:
+    def __init__(self, nir: Any, network: Any, shape: tuple[int, ...]) -> None:
         self.nir, self.edges = nir, list[tuple[str, str]]()
         self.nodes: dict[str, Any] = {"input": nir.Input(np.array(shape))}
         x = self.conv("stem", ("input", shape), network.stem.conv)
-        stages: Any = network.stages
-        for i, stage in enumerate(stages):
+        for i, stage in enumerate(network.stages):
             if not isinstance(stage.downsample, nn.Identity):
                 x = self.merge(f"stage{i}_merge", x, stage.downsample.conv)
             for j, block in enumerate(stage.blocks):
@@ -101,8 +81,7 @@ class _Graph:
     def convolve(self, name: str, x: _Node, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> _Node:
         """Add a convolution."""
         bias = torch.zeros(len(weight)) if bias is None else bias
-        sides = x[1][1:]
-        node = self.nir.Conv2d(sides, _array(weight), (stride,) * 2, (padding,) * 2, (1, 1), 1, _array(bias))
+        node = self.nir.Conv2d(x[1][1:], _array(weight), (stride,) * 2, (padding,) * 2, (1, 1), 1, _array(bias))
         return self.add(name, x[0], node), tuple(int(side) for side in node.output_type["output"])
 
     def conv(self, name: str, x: _Node, conv: nn.Conv2d) -> _Node:
@@ -124,24 +103,15 @@ class _Graph:
         whole = np.full(x[1], threshold, np.float32)
         return self.add(f"{name}_spikes", x[0], self.nir.IF(np.ones_like(whole), whole, np.zeros_like(whole))), x[1]
 
-    def layer(self, name: str, x: _Node, synapse: Synapse, spike: Spike) -> _Node:
-        """Add a synapse and its neurons; learnt thresholds are subtracted from its bias."""
-        x = self.conv(f"{name}_synapse", x, synapse.conv)
-        if spike.level is None:
-            return self.neurons(name, x, spike.threshold)
-        self.nodes[x[0]].bias -= _array(spike.level.expand(x[1][0]))
-        return self.neurons(name, x, 0.0)
+    def layer(self, name: str, x: _Node, synapse: Any, spike: Any) -> _Node:
+        """Add a synapse and its neurons."""
+        return self.neurons(name, self.conv(f"{name}_synapse", x, synapse.conv), spike.threshold)
 
-    def encode(self, name: str, x: _Node, encoder: Any) -> _Node:
+    def encode(self, name: str, x: _Node, encoder: ThresholdEncoder) -> _Node:
         """Add the spikes that leave the residual stream."""
-        if isinstance(encoder, ThresholdEncoder):
-            fixed = encoder.level.isinf()  # a channel that always fires or never does
-            scale = torch.where(fixed, 0.0, encoder.sign)
-            level = torch.where(fixed, encoder.level.sign(), encoder.level)
-        elif encoder.spike.level is None:
-            return self.neurons(name, x, encoder.spike.threshold)
-        else:
-            scale, level = torch.ones(x[1][0]), encoder.spike.level.expand(x[1][0])
+        fixed = encoder.level.isinf()  # a channel that always fires or never does
+        scale = torch.where(fixed, 0.0, encoder.sign)
+        level = torch.where(fixed, encoder.level.sign(), encoder.level)
         return self.neurons(name, self.pointwise(f"{name}_norm", x, scale, -level), 0.0)
 
     def block(self, name: str, x: _Node, block: Any) -> _Node:
@@ -162,14 +132,12 @@ class _Graph:
         self.edges.append((branch, total[0]))
         return total
 
-    def read_out(self, x: _Node, network: MSNN) -> None:
+    def read_out(self, x: _Node, network: Any) -> None:
         """Add the mean over the map and the linear layer; the batch norm before them goes into its weights."""
-        weight, bias = network.head.fc.weight.double(), network.head.fc.bias.double()
-        norm: Any = network.norm
-        if isinstance(network.norm, nn.BatchNorm2d):
-            scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-            bias = bias + weight @ (norm.bias.double() - norm.running_mean.double() * scale)
-            weight = weight * scale
+        weight, bias, norm = network.head.fc.weight.double(), network.head.fc.bias.double(), network.norm.double()
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        bias = bias + weight @ (norm.bias - norm.running_mean * scale)
+        weight = weight * scale
         name, (channels, *sides) = x
         name = self.add("pool", name, self.nir.SumPool2d(np.array(sides), np.array(sides), np.array([0, 0])))
         # Some readers count the axis of the batch, and some do not; from the end all count alike.
@@ -185,11 +153,9 @@ def _array(value: Tensor) -> np.ndarray[Any, Any]:
 class _Neurons(nn.Module):
     """Integrate-and-fire neurons in their first step."""
 
-    threshold: Tensor
-
     def __init__(self, node: Any) -> None:
         super().__init__()
-        self.register_buffer("threshold", torch.from_numpy(node.v_threshold / node.r))
+        self.threshold = torch.from_numpy(node.v_threshold / node.r)
 
     def forward(self, current: Tensor) -> Tensor:
         return (current >= self.threshold).to(current.dtype)
@@ -203,22 +169,9 @@ def _affine(node: Any) -> nn.Linear:
 
 
 def run(file: Path) -> Callable[[Tensor], Tensor]:
-    """Return a function from images to logits that nirtorch computes.
+    """Return a function from images to logits that nirtorch computes; it makes code of a file's names."""
+    import nir
+    import nirtorch
 
-    Args:
-        file: A file that :func:`write` has written; nirtorch makes code of a file's names, so run no stranger's.
-
-    Raises:
-        ConfigurationError: If a package is missing, or nirtorch cannot read the file.
-    """
-    nir, nirtorch = _packages()
-    try:
-        module = nirtorch.nir_to_torch(nir.read(file), {nir.IF: _Neurons, nir.Affine: _affine}).eval()
-    except Exception as error:  # whatever the bytes make h5py, nir and nirtorch raise
-        raise ConfigurationError(f"nirtorch cannot read {file.name!r}: {brief(error)}") from error
-
-    def logits(images: Tensor) -> Tensor:
-        found: Tensor = module(images)[0]
-        return found
-
-    return logits
+    module = nirtorch.nir_to_torch(nir.read(file), {nir.IF: _Neurons, nir.Affine: _affine}).eval()
+    return lambda images: module(images)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +21,7 @@ NUMBER = 500
 """Test inputs that a file is run on, at most."""
 
 DRAWN = 64
-"""Random inputs that it is run on if there are no others, at most."""
-
-_VALUES = 2**25
-"""Values in all random inputs together, at most, but for two inputs."""
+"""Random inputs that it is run on if there are no others."""
 
 
 def facts(trained: Trained) -> dict[str, str]:
@@ -70,29 +66,21 @@ def find_samples(trained: Trained, data: str | Path | None = None, folder: str |
     if data is not None and folder is not None:
         raise ConfigurationError("data and images must not both be given: the file is run on one of them")
     if folder is not None:
-        return _of_folder(trained, Path(folder).expanduser())
+        trained.transform()  # refuses inputs that are no square images
+        files = list_files(Path(folder).expanduser())
+        pixels = decode_files(files[:: 1 + len(files) // NUMBER], trained.input_size[1], trained.input_size[0])
+        return Samples(_normalised(trained, pixels), None, f"images of {str(folder)!r}")
     try:
         return _of_data(trained, data)
     except ConfigurationError:
         if data is not None:
             raise
-    generator = torch.Generator().manual_seed(0)
-    number = max(2, min(DRAWN, _VALUES // math.prod(trained.input_size)))
-    images = torch.rand(number, *trained.input_size, generator=generator)
-    if trained.mean:
-        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (trained.mean, trained.std))
-        images = (images - mean) / std
-    return Samples(images, None, "random images (seed 0), since no real ones were given")
+    pixels = torch.randint(256, (DRAWN, *trained.input_size), generator=torch.Generator().manual_seed(0))
+    return Samples(_normalised(trained, pixels), None, "random images (seed 0), since no real ones were given")
 
 
-def _of_folder(trained: Trained, folder: Path) -> Samples:
-    trained.transform()  # refuses inputs that are no square images
-    channels, height, _ = trained.input_size
-    files = list_files(folder)
-    step = max(1, len(files) / NUMBER)
-    pixels = decode_files([files[int(i * step)] for i in range(min(len(files), NUMBER))], height, channels)
-    images = normalise(pixels, trained.mean, trained.std) if trained.mean else pixels.float() / 255
-    return Samples(images, None, f"images of {str(folder)!r}")
+def _normalised(trained: Trained, pixels: Tensor) -> Tensor:
+    return normalise(pixels, trained.mean, trained.std) if trained.mean else pixels.float() / 255
 
 
 def _of_data(trained: Trained, root: str | Path | None) -> Samples:
