@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lightning_msnn  # noqa: F401  registers the networks
-from lightning_msnn.models.twins import ann_twin, calibrate
+from lightning_msnn.models.baselines import calibrate, relu_baseline
 from lightning_msnn.nn import Spike
 from lightning_msnn.nn.folding import fold_batch_norm
 
@@ -101,7 +101,7 @@ def _published(build: Callable[..., nn.Module]) -> nn.Module:
 
 
 CONTENDERS: dict[str, Callable[[Callable[..., nn.Module]], nn.Module]] = {
-    TWIN: lambda build: ann_twin(build()),
+    TWIN: lambda build: relu_baseline(build()),
     SHIPPED: lambda build: build(),
     "grid windows": lambda build: build(windows="alternate_grid"),
     "one window": lambda build: build(windows="single"),

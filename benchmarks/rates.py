@@ -22,7 +22,7 @@ from benchmarks import common
 from benchmarks.common import RESULTS, ROOT, fill, markdown
 from lightning_msnn import zoo
 from lightning_msnn.energy import OperationCounter, evenly, predict_rates
-from lightning_msnn.models.twins import calibrate
+from lightning_msnn.models.baselines import calibrate
 from lightning_msnn.zoo.verification import test_data
 
 PAGE = ROOT / "docs" / "rates.md"

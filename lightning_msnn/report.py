@@ -21,7 +21,7 @@ from lightning_msnn.energy import NETWORK, SAMPLES, evenly, profile
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE
 from lightning_msnn.energy.report import compare, page
 from lightning_msnn.errors import ConfigurationError, check_integer
-from lightning_msnn.models.twins import twins
+from lightning_msnn.models.baselines import baselines
 from lightning_msnn.runs import write_whole
 from lightning_msnn.trained import load_trained
 
@@ -31,7 +31,7 @@ __all__ = ["main", "run", "write_report"]
 def _baselines(network: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     """Networks that a network is compared with, their statistics from images."""
     converted = converted_twins(network, images)
-    return twins(network, images) if converted is None else converted
+    return baselines(network, images) if converted is None else converted
 
 
 def _place(out: str | Path | None, name: str, run: Path | None) -> Path:

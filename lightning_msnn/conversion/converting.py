@@ -15,7 +15,7 @@ from lightning_msnn.conversion.neuron import RectifierSpike
 from lightning_msnn.conversion.tracing import Plan, convertible, trace
 from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.functional.windows import WINDOWS, count
-from lightning_msnn.models.twins import calibrate as take_statistics
+from lightning_msnn.models.baselines import calibrate as take_statistics
 from lightning_msnn.nn import Spike, set_annealing
 
 __all__ = ["assign_windows", "calibrate", "convert", "converted_layers", "converted_twins", "make_layers_spiking"]

@@ -24,7 +24,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from lightning_msnn.conversion import converted_twins
 from lightning_msnn.entries import entries, find, read_config, read_weights, warm_start
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, check_integer, choose, suggestion
-from lightning_msnn.models.twins import twins
+from lightning_msnn.models.baselines import baselines
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
 from lightning_msnn.runs.strategies import flattens_weights
 from lightning_msnn.tasks.optimization import SCHEDULES, make_schedule, named_groups
@@ -205,7 +205,7 @@ class Task(pl.LightningModule):
             Networks in eval mode by name; none where there is nothing to compare with.
         """
         converted = converted_twins(self.network, images)
-        return twins(self.network, images) if converted is None else converted
+        return baselines(self.network, images) if converted is None else converted
 
     def made_of(self) -> tuple[str, dict[str, Any]]:
         """Return name and arguments that build the network again, beside the numbers of classes and channels.

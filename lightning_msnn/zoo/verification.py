@@ -12,7 +12,7 @@ from lightning_msnn.conversion import converted_twins
 from lightning_msnn.energy import NETWORK, evenly, summarize
 from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.twins import ann_twin, calibrate
+from lightning_msnn.models.baselines import calibrate, relu_baseline
 from lightning_msnn.nn import Spike
 from lightning_msnn.trained import inputs_of_entry
 from lightning_msnn.zoo.card import ENERGIES
@@ -86,7 +86,7 @@ def _relu_baseline(network: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     """The ReLU baseline of a network by name, with the statistics of images; none for one without spikes."""
     if not any(isinstance(module, Spike) for module in network.modules()):
         return {}
-    return converted_twins(network, images) or {"ANN twin": calibrate(ann_twin(network), images)}
+    return converted_twins(network, images) or {"ANN twin": calibrate(relu_baseline(network), images)}
 
 
 def figures(

@@ -11,7 +11,7 @@ from torchvision import models as torchvision
 
 from lightning_msnn.conversion import RectifierSpike, convert, revert, trace
 from lightning_msnn.energy import count_operations
-from lightning_msnn.models.twins import calibrate
+from lightning_msnn.models.baselines import calibrate
 from lightning_msnn.nn import set_annealing
 from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.nn.integer import IntegerConv2d, to_integers

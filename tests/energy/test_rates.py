@@ -8,7 +8,7 @@ from torch import nn
 from lightning_msnn import convert, zoo
 from lightning_msnn.energy import OperationCounter, evenly, predict_rates
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.twins import ann_twin
+from lightning_msnn.models.baselines import relu_baseline
 from lightning_msnn.nn import Neuron, Spike
 from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.zoo.verification import test_data as data_of
@@ -76,7 +76,7 @@ def converted():
     [
         (lambda: timm.create_model(TINY, norm=False), "spike has no batch norm with scale and shift"),
         (lambda: fold_batch_norm(timm.create_model(TINY).eval()), "has no batch norm with scale and shift"),
-        (lambda: ann_twin(timm.create_model(TINY)), "has no layer of neurons"),
+        (lambda: relu_baseline(timm.create_model(TINY)), "has no layer of neurons"),
         (converted, "neuron has no batch norm"),
         (lambda: timm.create_model("resnet18"), "ResNet has no layer of neurons"),
     ],

@@ -1,13 +1,14 @@
-"""Networks and their LIF twins beside the method as it is written, one window and one time step after another."""
+"""Networks beside the method as it is written: one window and one time step after another, nothing batched."""
 
 import pytest
 import torch
 
-from lightning_msnn.models.twins import snn_twin
+from benchmarks.published import publish
+from lightning_msnn.models.baselines import calibrate, lif_network
 from lightning_msnn.nn import CONTEXTS
 from tests.conftest import TINY
 from tests.models.plain import PlainNetwork
-from tests.models.test_registry import lively, make
+from tests.models.test_registry import SMALL, lively, make
 
 
 def uneven(model):
@@ -38,15 +39,15 @@ def test_equals_a_plain_loop(name, context, windows):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_twin_with_lif_neurons_equals_a_plain_loop(name):
+def test_lif_neurons_equal_a_plain_loop(name):
     """An image that is seen in each of three time steps."""
     model = uneven(make(name, tau=0.4, learn_threshold="channel", depths=(2, 1, 1, 1)))
-    twin = snn_twin(model, 3)
+    lif = lif_network(model, 3)
     x, upstream = torch.randn(2, 3, 20, 16).double(), torch.randn(2, 10).double()
-    out, expected = twin(x), PlainNetwork(twin.network, 0.4, "single")([x] * 3)
+    out, expected = lif(x), PlainNetwork(lif.network, 0.4, "single")([x] * 3)
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
-    wanted = gradients(twin, expected, upstream)
-    torch.testing.assert_close(gradients(twin, out, upstream), wanted, rtol=1e-6, atol=1e-7)
+    wanted = gradients(lif, expected, upstream)
+    torch.testing.assert_close(gradients(lif, out, upstream), wanted, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -62,6 +63,22 @@ def test_one_step_equals_a_plain_loop(name, context):
 @pytest.mark.parametrize("name", TINY)
 def test_large_maps_equal_a_plain_loop(name, context):
     """The default networks in float64, on maps that the last stage cuts otherwise by each kind of windows."""
-    model = uneven(make(name, context=context, tau=0.4))
-    x = torch.randn(2, 3, 64, 64).double()
+    model = uneven(make(name, context=context, tau=0.4, depths=(2, 2, 1, 2)))
+    x = torch.randn(2, 3, 48, 48).double()
     torch.testing.assert_close(model(x), PlainNetwork(model, 0.4, context=context)([x]), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("windows", ["alternate", "alternate_grid"])
+@pytest.mark.parametrize("name", TINY)
+def test_isolated_windows_equal_the_published_loop(name, windows):
+    fast = make(name, **SMALL, context="isolated", windows=windows, tau=0.4)
+    calibrate(fast, torch.randn(16, 3, 20, 20))
+    slow = publish(fast)
+    x = torch.randn(2, 3, 20, 20)
+    a, b = fast(x), slow(x)
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(a)
+    got = torch.autograd.grad(a, list(fast.parameters()), upstream)
+    wanted = torch.autograd.grad(b, list(slow.parameters()), upstream)
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1.0, float(theirs.abs().max())))

@@ -17,8 +17,8 @@ from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.kernels.layer import kernels_of
 from lightning_msnn.models import CELLS, Recurrence
+from lightning_msnn.models.baselines import relu_baseline
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
-from lightning_msnn.models.twins import ann_twin
 from lightning_msnn.nn import (
     CONTEXTS,
     AnalogueMLP,
@@ -140,7 +140,7 @@ def test_head(name):
     model.reset_classifier(5, "catavgmax")
     assert model(x).shape == (2, 5)
     assert model.head_hidden_size == 2 * model.num_features
-    assert ann_twin(model)(x).shape == (2, 5)  # and so is what is built after it
+    assert relu_baseline(model)(x).shape == (2, 5)  # and so is what is built after it
 
 
 @pytest.mark.parametrize("name", STEMS)
@@ -557,7 +557,7 @@ def test_recurrent_cells(cell):
     expected = model(x)
     torch.testing.assert_close(model(x[:1]), expected[:1])
     torch.testing.assert_close(fold_batch_norm(model)(x), expected, rtol=1e-3, atol=1e-3)
-    assert ann_twin(model)(x).shape == (3, 10)
+    assert relu_baseline(model)(x).shape == (3, 10)
     assert model(x[:0]).shape == (0, 10)
     with torch.autocast("cpu", torch.bfloat16):
         model.train()(x).float().square().sum().backward()

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.twins import ann_twin
+from lightning_msnn.models.baselines import relu_baseline
 from lightning_msnn.nn import Neuron, Spike, fire, set_annealing
 from tests.conftest import TINY
 
@@ -37,7 +37,7 @@ def test_at_its_end_the_network_is_what_it_was(name, share):
 def test_at_its_beginning_it_is_the_rectifier_twin(name):
     x = torch.randn(4, 3, 32, 32)
     model = network(name, windows="single")
-    twin = ann_twin(model).train()
+    twin = relu_baseline(model).train()
     set_annealing(model, 0.0)
     for a, b in zip(learnt(model, x), learnt(twin, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(b.abs().max())))

@@ -12,7 +12,7 @@ from lightning_msnn.energy import count_operations
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.kernels import integer
-from lightning_msnn.models.twins import ann_twin
+from lightning_msnn.models.baselines import relu_baseline
 from lightning_msnn.nn import CONTEXTS, Membrane, Spike, Synapse
 from lightning_msnn.nn.blocks import AnalogueMLP
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
@@ -270,7 +270,7 @@ def test_refused():
     tiny = make("msnn_resnet12_tiny")
     for network, reason in (
         (tiny.train(), "integer weights are for inference"),
-        (ann_twin(make("msnn_resnet12_tiny").eval()), "is a ReLU baseline"),
+        (relu_baseline(make("msnn_resnet12_tiny").eval()), "is a ReLU baseline"),
         (make("msnn_resnet12_tiny", coding="bernoulli").eval(), "draws its spikes"),
         (make("msnn_resnet12_tiny").eval().to("meta"), "integer weights are for CPUs, and the network is on meta"),
         (nn.Sequential(nn.Conv2d(3, 3, 1)).eval(), "Sequential has none"),

@@ -1,7 +1,7 @@
 """Baselines of a network: the same topology with ReLU, and with plain LIF neurons over several time steps.
 
-A baseline is built from the network's own name and arguments, and takes over the weights that both have. It is there to
-count operations, which with ReLU do not depend on weights; for accuracy, train it.
+A baseline is built from the network's own name and arguments and takes over the weights that both have. It serves to
+count operations, which with ReLU do not depend on weights; for its accuracy, train it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.nn.layer import normalise
 from lightning_msnn.nn.neuron import Spike
 
-__all__ = ["LIFNeurons", "LIFTwin", "ann_twin", "calibrate", "snn_twin", "twins"]
+__all__ = ["LIFNetwork", "LIFNeurons", "baselines", "calibrate", "lif_network", "relu_baseline"]
 
 
 def _obstacle(model: nn.Module) -> str:
-    """Say why a network has no baselines, nothing if it has."""
+    """Say why a network has no baselines; nothing if it has."""
     name, arguments = getattr(model, "architecture", ""), getattr(model, "arguments", None)
     if not name or not isinstance(arguments, dict) or "depths" not in arguments:
-        return f"{type(model).__name__} has no twin: a twin is that of a spiking network made by timm.create_model"
+        return f"{type(model).__name__} has no baseline: only spiking networks made by timm.create_model have one"
     if len(getattr(model, "stages", ())) != len(arguments["depths"]):
-        return f"{name} has lost stages, which a twin would have: take the twin of the whole network"
+        return f"{name} has lost stages that a baseline would have: take the baseline of the whole network"
     return ""
 
 
@@ -42,16 +42,16 @@ def _build(model: nn.Module, **changes: Any) -> nn.Module:
     name: Any = model.architecture
     arguments: Any = model.arguments
     with torch.random.fork_rng(devices=[]):  # making a baseline must not change the training
-        twin: nn.Module = timm.create_model(name, **{**arguments, **changes})
-    own = twin.state_dict()
+        made: nn.Module = timm.create_model(name, **{**arguments, **changes})
+    own = made.state_dict()
     # A network in integers gives integers, whose scales calibrated batch norms take up.
     weights = {name: value.to(own[name].dtype) for name, value in fitting(model.state_dict(), own).items()}
-    twin.load_state_dict(weights, strict=False)
+    made.load_state_dict(weights, strict=False)
     tensor = next(model.parameters())
-    return twin.to(tensor.device, tensor.dtype).train(model.training)
+    return made.to(tensor.device, tensor.dtype).train(model.training)
 
 
-def ann_twin(model: nn.Module) -> nn.Module:
+def relu_baseline(model: nn.Module) -> nn.Module:
     """Return the same topology with ReLU in place of each layer of spiking neurons, and without windows.
 
     Args:
@@ -67,7 +67,7 @@ class LIFNeurons(Spike):
     """Plain LIF neurons over ``T`` time steps: ``u_t = I_t + tau u_(t-1) (1 - s_(t-1))``, ``s_t = H(u_t - V)``.
 
     Args:
-        spike: The neurons of one time step whose threshold these have.
+        spike: The neurons of one time step, whose threshold these have.
         tau: Decay of the membrane from one time step to the next.
         time_steps: Number of time steps ``T``.
     """
@@ -87,8 +87,8 @@ class LIFNeurons(Spike):
         return torch.cat(fired_at)
 
 
-class LIFTwin(nn.Module):
-    """A network with plain LIF neurons over several time steps; what is read out is the mean over the steps.
+class LIFNetwork(nn.Module):
+    """A network with plain LIF neurons over several time steps; its output is the mean over the steps.
 
     All steps are one batch for synapses and batch norms. An image passes the stem once.
 
@@ -118,7 +118,7 @@ class LIFTwin(nn.Module):
         return logits
 
 
-def snn_twin(model: nn.Module, time_steps: int = 4) -> LIFTwin:
+def lif_network(model: nn.Module, time_steps: int = 4) -> LIFNetwork:
     """Return the same topology with plain LIF neurons over several time steps, and without windows.
 
     Args:
@@ -129,32 +129,32 @@ def snn_twin(model: nn.Module, time_steps: int = 4) -> LIFTwin:
         ConfigurationError: If the network does not say how it was built, or ``time_steps`` is not allowed.
     """
     check_integer("time_steps", time_steps, 1)
-    return LIFTwin(_build(model, windows="single", spiking=True), time_steps)
+    return LIFNetwork(_build(model, windows="single", spiking=True), time_steps)
 
 
 @torch.no_grad()
-def calibrate(twin: nn.Module, images: Tensor) -> nn.Module:
-    """Set the running statistics of a twin's batch norms to those of some images, and put it in eval mode.
+def calibrate(network: nn.Module, images: Tensor) -> nn.Module:
+    """Set the running statistics of a network's batch norms to those of some images, and put it in eval mode.
 
-    Those that it took over are of another network's activations.
+    A baseline needs it: the statistics that it took over are of another network's activations.
 
     Args:
-        twin: The twin.
+        network: The network, changed in place.
         images: Images as the network takes them, at least two.
     """
-    norms = [m for m in twin.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean over all calls, as a neuron is called in every time step
+        norm.momentum = None  # the mean over all calls of a norm
         norm.train()
-    twin(images)
+    network(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return twin.eval()
+    return network.eval()
 
 
-def twins(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
+def baselines(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     """Return the networks that a report compares a network with: with ReLU, and with LIF neurons at T = 4.
 
     Args:
@@ -162,9 +162,9 @@ def twins(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
         images: Images ``(B, in_chans, H, W)`` that set the statistics of their batch norms.
 
     Returns:
-        Twins in eval mode by name; none for a network of which there are no twins.
+        Baselines in eval mode by name; none for a network that has none.
     """
     if _obstacle(model) or not model.arguments.get("spiking", True):  # type: ignore[union-attr, operator]
         return {}
-    made = {"ANN twin": ann_twin(model), "SNN twin, T = 4": snn_twin(model)}
-    return {name: calibrate(twin, images) for name, twin in made.items()}
+    made = {"ANN twin": relu_baseline(model), "SNN twin, T = 4": lif_network(model)}
+    return {name: calibrate(network, images) for name, network in made.items()}
