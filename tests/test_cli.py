@@ -283,7 +283,7 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
 
 def test_folders_of_runs(tmp_path):
     assert newest_run(tmp_path / "no") is None
-    for name in ("version_0", "version_2/checkpoints", "version_10", "version_x", "other"):
+    for name in ("version_0", "version_2/checkpoints", "version_10", "version_x", "version_²", "other"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "version_2" / "checkpoints" / "last.ckpt").touch()
     assert newest_run(tmp_path).name == "version_2"
@@ -319,7 +319,10 @@ def test_resuming_goes_on_in_the_same_folder(capsys):
     [
         (["--model.lr", "0.1"], "model.lr is 0.1, but .*last.ckpt has 0.004"),
         (["--model.network", "msnn_vit12_tiny"], "model.network is 'msnn_vit12_tiny', but .*'msnn_resnet12_tiny'"),
-        (["--data.batch_size", "32"], "data.batch_size is 32, but .* has 64"),
+        (
+            ["--optimizer", "SGD", "--optimizer.lr", "0.1"],
+            "optimizer.class_path is 'torch.optim.SGD', but .*last.ckpt has None",
+        ),
         (["--data", "CIFAR100"], "data.class_path is .*CIFAR100', but .* has .*Digits"),
         (["--trainer.max_epochs", "7"], "cosine schedule .* ends at step 3, not at 21"),
         (["--run.ema", "0.5"], "run.ema is 0.5, but .*last.ckpt has 0.99"),
@@ -506,6 +509,8 @@ BAD = {
     "unknown option of a callback": (
         "fit --trainer.callbacks+=SpikeAnnealing --trainer.callbacks.untl=0.5", "'untl' .*did you mean 'until'"),
     "unknown callback": ("fit --trainer.callbacks SpikeAnealing", "did you mean 'SpikeAnnealing'"),
+    "unknown logger": ("fit --trainer.logger WanbdLogger", "did you mean 'WandbLogger'"),
+    "a name of other libraries": ("fit --model.learning_rate 1", "did you mean 'lr'"),
     "unknown data": ("fit --data CIFAR1000", "CIFAR1000; did you mean 'CIFAR100'"),
     "unknown network": ("fit --model.network msnn_resnet21", "'msnn_resnet21'.*allowed are .*did you mean 'msnn_"),
     "unknown argument": ("fit --model.network_kwargs '{thetta: 0.1}'", "'thetta'.*did you mean 'theta'"),
@@ -529,6 +534,8 @@ BAD = {
     "schedule alone": ("fit --lr_scheduler StepLR --lr_scheduler.step_size 1", "lr_scheduler needs an optimizer"),
     "missing checkpoint": ("fit --ckpt_path none.ckpt", "no checkpoint at 'none.ckpt'"),
     "no folder for runs": ("fit --trainer.default_root_dir /proc/x", "cannot write to .*'/proc/x/msnn_"),
+    "name that fsspec would read": ("fit --run.name resnet::lr1", "run.name must be of letters, .* not 'resnet::lr1'"),
+    "name that is not UTF-8": ("fit --run.name \udcff", "run.name must be of letters.*udcff"),
     "folder is a file": (f"fit --trainer.default_root_dir {__file__}", "cannot write to .*test_cli.py"),
 }  # fmt: skip
 

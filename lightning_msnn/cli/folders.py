@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,11 @@ __all__ = ["Run", "begin_run", "experiment_folder", "newest_run", "place_loggers
 
 _LOCAL = ("CSVLogger", "TensorBoardLogger")
 """Loggers of Lightning that write files of this machine."""
+
+
+_LAST = "checkpoints/last.ckpt"
+
+_NAME = re.compile(r"\w[\w.,=+-]*(/\w[\w.,=+-]*)*")
 
 
 class Run(NamedTuple):
@@ -47,10 +53,12 @@ def experiment_folder(root: str | None, name: str) -> Path:
     """Return the folder of an experiment's runs, ``<root>/<name>`` with ``~`` expanded; without a root, in ``runs``.
 
     Raises:
-        ConfigurationError: If it is not a folder of this machine.
+        ConfigurationError: If it is not a folder of this machine, or has a name that libraries read otherwise.
     """
-    if "://" in str(root):
+    if "::" in str(root) or "://" in str(root):
         raise ConfigurationError(f"trainer.default_root_dir must be a folder of this machine, not {root!r}")
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"run.name must be of letters, digits and any of '_.,=+-/', not {name!r}")
     return Path(root or "runs").expanduser() / name
 
 
@@ -60,12 +68,9 @@ def newest_run(experiment: Path) -> Path | None:
     return experiment / f"version_{max(numbers)}" if numbers else None
 
 
-_LAST = "checkpoints/last.ckpt"
-
-
 def _numbers(experiment: Path) -> list[int]:
     names = [path.name.removeprefix("version_") for path in experiment.glob("version_*")]
-    return [int(name) for name in names if name.isdigit()]
+    return [int(name) for name in names if name.isdecimal()]
 
 
 def begin_run(experiment: Path, prefix: str = "version") -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Iterator
 from inspect import isabstract
 from pathlib import Path
@@ -23,6 +24,9 @@ IMPORTS = "run.imports"
 """Option that names files of the user's own."""
 
 _MEANT, _ALLOWED = "; did you mean ", ": allowed are "
+
+_MEANT_BY = {"learning_rate": "lr", "epochs": "trainer.max_epochs", "trainer.epochs": "trainer.max_epochs"}
+"""Names of other libraries."""
 
 _UNION = "Does not validate against any of the Union subtypes Subtypes:"
 
@@ -113,6 +117,7 @@ class Parser(LightningArgumentParser):
             raise ConfigurationError(ours[0]) from ex
         # jsonargparse repeats all that it was given, and says of each type of several what does not fit.
         said, _, given = " ".join(filter(None, lines)).replace(_UNION, "must be one of").partition(" Errors: ")
+        said = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", re.sub(r"Expected a path but .*? invalid ", "", said))
         value = given.rpartition("Given value: ")[2]
         said = f"{said[:_LONGEST]}{f', not {value[:_LONGEST]}' if value else ''}"
         hint = f"; a file of yours that defines it must be imported with --{IMPORTS}"
@@ -126,7 +131,10 @@ class Parser(LightningArgumentParser):
         bases = (Callback, Logger, LightningModule, LightningDataModule)
         allowed = {*names, *(kind.__name__ for base in bases for kind in _derived(base))}
         for word in message.replace("=", " ").split():
-            word = word.strip("\"'.,:;()[]<>-")
+            word = word.strip("\"'.,:;()[]{}<>-")
+            word = _MEANT_BY.get(word, word)
+            if word in _MEANT_BY.values() and word in allowed:
+                return f"{_MEANT}{word!r}?"
             if len(word) > 2 and word not in allowed and (hint := suggestion(word, allowed, 0.8)):
                 return hint
         return f"{_ALLOWED}{', '.join(names)}" if "is not accepted" in message and len(names) < 20 else ""

@@ -156,8 +156,7 @@ def compare_resumed(config: Mapping[str, Any], theirs: Mapping[str, Any], name: 
     Raises:
         ConfigurationError: If model, data or another option that must stay is given otherwise.
     """
-    known = {f"{section}.class_path": theirs[section] for section in _SECTIONS if theirs.get(section)}
-    known |= theirs.get("options") or {}
+    known = theirs.get("options") or {}
     for option, ours in options_of(config):
         if option in known and ours != known[option]:
             raise ConfigurationError(
@@ -172,7 +171,7 @@ def options_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     Args:
         config: A configuration, plain values.
     """
-    for section in _SECTIONS:
+    for section in (*_SECTIONS, "optimizer", "lr_scheduler"):
         part = config.get(section) or {}
         yield f"{section}.class_path", part.get("class_path")
         arguments = (part.get("init_args") or {}).items()
