@@ -12,7 +12,8 @@ from typing import Any
 import lightning_msnn_cli as command
 from lightning_msnn.entries import find, read_config
 from lightning_msnn.errors import ConfigurationError, check_device
-from lightning_msnn.zoo.card import table, write_card
+from lightning_msnn.runs.checkpoints import write_whole
+from lightning_msnn.zoo.card import results, table, write_card
 from lightning_msnn.zoo.exporting import export, measure
 from lightning_msnn.zoo.loading import info, list_models
 from lightning_msnn.zoo.verification import verify
@@ -45,7 +46,10 @@ def _export(given: argparse.Namespace) -> str:
 
 
 def _table(given: argparse.Namespace) -> str:
-    return table(list_models())
+    if given.out is None:
+        return table(list_models())
+    write_whole(results(list_models()).encode(), given.out)
+    return f"results written to {given.out}"
 
 
 def _verify(given: argparse.Namespace) -> str:

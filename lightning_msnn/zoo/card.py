@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lightning_msnn import data as data_sets
 from lightning_msnn.energy import FACTORS
-from lightning_msnn.entries import entries, read_config
+from lightning_msnn.entries import entries, find, read_config
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
+from lightning_msnn.models.registry import entry_cfg
 from lightning_msnn.runs.checkpoints import write_whole
 from lightning_msnn.zoo.loading import info
 
-__all__ = ["A_CHECKPOINT", "ENERGIES", "PICTURE", "table", "write_card"]
+__all__ = ["A_CHECKPOINT", "ENERGIES", "PICTURE", "results", "table", "write_card"]
 
 PICTURE = "energy.png"
 """File of an entry with its energy by layer."""
@@ -24,6 +27,9 @@ A_CHECKPOINT = "a checkpoint"
 
 ENERGIES = {f"energy_joules{way.removeprefix('arithmetic').replace('memory', '_memory')}": way for way in FACTORS}
 """Energies of one image in joules, and how each is counted. Those of the ReLU baseline end in ``_ann_twin``."""
+
+_CSV = {"energy_joules": "energy_uj", "energy_joules_ann_twin": "baseline_energy_uj"}
+"""Columns of the energies in :func:`results`, in microjoules."""
 
 _HUB_DATA = {
     "CIFAR10": "uoft-cs/cifar10",
@@ -154,6 +160,38 @@ def write_card(folder: Path) -> None:
     write_whole(f"{str(card).rstrip()}\n".encode(), folder / "README.md")
 
 
+def _baseline_top1(name: str, config: dict[str, Any]) -> float | None:
+    relu = f"{name}_relu"
+    top1: float | None = config.get("top1_ann_twin", info(relu).get("top1") if relu in entries() else None)
+    return top1
+
+
+def results(names: list[str]) -> str:
+    """Return the figures of entries as CSV in the form of timm's results; a field that nobody measured is empty.
+
+    Args:
+        names: Names of the entries.
+    """
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        config, cfg = info(name), entry_cfg(find(name))
+        _, height, width = config["input_size"]
+        row: dict[str, Any] = {"model": name}
+        for top in ("top1", "top5"):
+            row |= {top: config.get(top), f"{top}_err": round(100 - config[top], 2) if top in config else None}
+        row |= {"param_count": f"{config['parameters'] / 1e6:.2f}" if "parameters" in config else None}
+        row |= {"img_size": height if height == width else f"{height}x{width}"}
+        row |= {"crop_pct": cfg.crop_pct, "interpolation": cfg.interpolation, "spike_rate": config.get("spike_rate")}
+        for field in ("energy_joules", "energy_joules_ann_twin"):
+            row |= {_CSV[field]: f"{config[field] * 1e6:.6g}" if field in config else None}
+        rows.append(row | {"baseline_top1": _baseline_top1(name, config)})
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]) if rows else ["model"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
 def table(names: list[str]) -> str:
     """Return accuracy, spike rate and energy of entries as a Markdown table.
 
@@ -165,9 +203,8 @@ def table(names: list[str]) -> str:
     head = ["entry", "data (test samples)", "parameters", "size", "top-1", "ReLU baseline's top-1", "spike rate"]
     rows = [[*head, "energy", "ReLU baseline's energy, same weights", "both with memory traffic"], ["---"] * 10]
     for name in names:
-        config, relu = info(name), f"{name}_relu"
-        trained = info(relu) if relu in entries() else {}
-        accuracies = [config.get("top1"), config.get("top1_ann_twin", trained.get("top1"))]
+        config = info(name)
+        accuracies = [config.get("top1"), _baseline_top1(name, config)]
         data = config.get("data", {}).get("class_path", "-").rpartition(".")[2]
         rows.append(
             [

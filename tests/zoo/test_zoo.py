@@ -1,5 +1,6 @@
 """Entries: loaded by any name, with the figures of their cards."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -320,6 +321,16 @@ def test_command_line(mine, run):
     assert (out, status) == ("", 2)
     assert err.startswith("lightning-msnn: error: unknown zoo entry 'msnn_resnet12_tiny_digit'")
     assert len(err.splitlines()) == 1
+
+
+def test_results_are_those_of_the_cards(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(ROOT / "zoo"))
+    assert run("table", "--out", str(tmp_path / "results.csv"))[2] == 0
+    made = (tmp_path / "results.csv").read_text()
+    assert made == (ROOT / "zoo" / "results.csv").read_text(), "lightning-msnn zoo table --out zoo/results.csv"
+    assert made.startswith("model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation,")
+    (row,) = (row for row in csv.DictReader(made.splitlines()) if row["model"] == "msnn_resnet12.c100")
+    assert (row["top1_err"], row["baseline_top1"], row["param_count"]) == ("34.61", "69.48", "13.95")
 
 
 def test_all_entries_fit_into_a_wheel_of_100_mb():
