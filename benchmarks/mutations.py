@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.common import ROOT, processor
 
 
 class Mutation(NamedTuple):
@@ -32,12 +32,14 @@ class Mutation(NamedTuple):
         text: What occurs once in it.
         replacement: What takes its place.
         tests: Tests that must fail then, at least one of each.
+        needs: Flag that a processor must have to run this code, any if empty.
     """
 
     file: str
     text: str
     replacement: str
     tests: list[str]
+    needs: str = ""
 
 
 MUTATIONS = {
@@ -104,6 +106,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=MUTATIONS, nargs="+", default=list(MUTATIONS), metavar="NAME")
     names = parser.parse_args().only
+    for name in [name for name in names if MUTATIONS[name].needs not in ("", *processor()[1])]:
+        print(f"{name}: left out, since this processor lacks {MUTATIONS[name].needs}", flush=True)
+        names.remove(name)
     for name in names:
         if (found := occurrences(MUTATIONS[name])) != 1:
             sys.exit(f"{name}: its text occurs {found} times in {MUTATIONS[name].file}, and once is needed")
