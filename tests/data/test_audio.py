@@ -6,15 +6,7 @@ import torch
 from lightning.pytorch import Trainer
 from scipy.io import wavfile
 
-from lightning_msnn.data.audio import (
-    LogMel,
-    align_maps,
-    find_sounds,
-    level_maps,
-    mel_filters,
-    read_wav,
-    read_waves,
-)
+from lightning_msnn.data.audio import LogMel, align_maps, find_sounds, level_maps, mel_filters, read_wav, read_waves
 from lightning_msnn.data.speech_commands import SpeechCommands
 from lightning_msnn.data.spoken_digits import SpokenDigits
 from lightning_msnn.errors import ConfigurationError
@@ -45,21 +37,20 @@ def digits(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
-def test_wav_of_any_width_is_read(tmp_path, dtype):
-    wave = tone(440)
-    read, rate = read_wav(write(tmp_path / "a.wav", wave, dtype=dtype))
-    assert rate == 8000
-    np.testing.assert_allclose(read, wave, atol=0.02 if dtype == np.uint8 else 1e-4)
+def test_wav_of_any_width_is_read(tmp_path):
+    for dtype in (np.uint8, np.int16, np.int32, np.float32):
+        read, rate = read_wav(write(tmp_path / "a.wav", tone(440), dtype=dtype))
+        assert rate == 8000
+        np.testing.assert_allclose(read, tone(440), atol=0.02 if dtype == np.uint8 else 1e-4)
 
 
-@pytest.mark.parametrize("what", ["empty", "no samples", "no wav", "nan", "missing"])
-def test_a_damaged_recording_is_named(tmp_path, what):
+@pytest.mark.parametrize("content", [b"", b"ID3" + bytes(100), None, np.zeros(0), np.full(100, np.nan)])
+def test_a_damaged_recording_is_named(tmp_path, content):
     path = tmp_path / "a.wav"
-    if what in ("empty", "no wav"):
-        path.write_bytes(b"" if what == "empty" else b"ID3" + bytes(100))
-    elif what != "missing":
-        write(path, np.zeros(0) if what == "no samples" else np.full(100, np.nan), dtype=np.float32)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        write(path, content, dtype=np.float32)
     with pytest.raises(ConfigurationError, match=r"cannot read the recording '.*a\.wav': \w+"):
         read_wav(path)
 
@@ -132,16 +123,15 @@ def test_aligned_recordings_do_not_depend_on_place_speed_level_and_microphone():
     torch.testing.assert_close(level_maps(tilted)[:, :, 5:-5], level_maps(maps)[:, :, 5:-5], atol=0.3, rtol=0)
 
 
-@pytest.mark.parametrize("frames", [40, 90, 640])
+@pytest.mark.parametrize("frames", [40, 640])
 def test_the_place_of_a_sound_does_not_matter_whatever_the_width(frames):
-    """Not where a map has no whole number of samples to each frame either."""
-    module = SpokenDigits(frames=frames)
     sweep = np.sin(2 * np.pi * np.cumsum(400 + 1500 * np.linspace(0, 1, 800)) / 8000)
     waves = np.stack([np.concatenate([silence(at), sweep, silence(0.8)])[:6400] for at in (0.08, 0.3, 0.64)])
-    maps = module.transform(torch.from_numpy(waves * 32767).short(), False).flatten(1)
+    waves = torch.from_numpy(waves * 32767).short()
+    maps = SpokenDigits(frames=frames).transform(waves, False).flatten(1)
     for other in maps[1:]:
         assert torch.nn.functional.cosine_similarity(maps[0], other, 0) > 0.97
-    whole = SpokenDigits(frames=frames, aligned=False).transform(torch.from_numpy(waves * 32767).short(), False)
+    whole = SpokenDigits(frames=frames, aligned=False).transform(waves, False)
     loud = whole.mean((1, 2))  # a fifth of the map where it is, at 0.08, 0.3 and 0.64 of 0.8 seconds
     places = loud.topk(frames // 10, 1).indices.float().mean(1) / frames
     torch.testing.assert_close(places, torch.tensor([0.08, 0.3, 0.64]) / 0.8 + 0.06, atol=0.08, rtol=0)
@@ -200,50 +190,32 @@ def test_speakers_are_held_out(digits):
     assert {file.stem.split("_")[1] for file in module.list_part("test")[0]} == {"ada", "cy"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_bad_values_and_folders_are_named_before_any_work(digits, tmp_path):
+    for arguments, message in (
         ({"splits": "random"}, "unknown split 'random': allowed are recordings, speakers"),
         ({"splits": "speakers", "val_speaker": "theo"}, "val_speaker must not be one of test_speakers, and 'theo' is"),
         ({"mels": 200}, "mels must be smaller, not 200"),
         ({"frames": 7000}, "frames must be at most 6400"),
         ({"seconds": 0}, "seconds must be from 0 to 60, not 0"),
-        ({"noise": 2}, r"noise must be a number in \[0, 1\], not 2"),
         ({"time_mask": 40}, "time_mask must be from 0 to 39, not 40"),
-        ({"stretch": 1}, r"stretch must be a number in \[0, 1\), not 1"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, message):
-    with pytest.raises(ConfigurationError, match=message):
-        SpokenDigits(**arguments)
-
-
-def test_bad_folders_are_named_before_any_work(digits):
-    with pytest.raises(ConfigurationError, match="root is not given"):
-        SpokenDigits().check("fit")
-    (digits / "none").mkdir()
-    with pytest.raises(ConfigurationError, match=r"none' must be a folder with files that end in .wav"):
-        SpokenDigits(root=str(digits / "none")).check("fit")
-    with pytest.raises(ConfigurationError, match="unknown speaker 'dy': those in .* are ada, bo, cy, di"):
-        SpokenDigits(root=str(digits), splits="speakers", test_speakers=("dy",)).check("test")
-    with pytest.raises(ConfigurationError, match="folder is not given"):
-        SpokenDigits().check("predict")
+        ({}, "root is not given"),
+        ({"root": str(tmp_path / "none")}, "none' is not a folder"),
+        ({"splits": "speakers", "test_speakers": ("dy",)}, "unknown speaker 'dy': those in .* are ada, bo, cy, di"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            SpokenDigits(**({"root": str(digits)} if "test_speakers" in arguments else {}) | arguments).check("fit")
     write(digits / "recordings" / "seven.wav", tone(300))
     with pytest.raises(ConfigurationError, match=r"seven.wav' must be named <digit>_<speaker>_<index>.wav"):
         SpokenDigits(root=str(digits)).check("fit")
 
 
-def make_trainer(**arguments):
-    return Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, **arguments,
-    )  # fmt: skip
-
-
 def test_a_spiking_network_trains_and_predicts_files(digits):
     module = SpokenDigits(root=str(digits), folder=str(digits / "recordings" / "3_bo_4.wav"), batch_size=50)
     task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, {"depths": (1, 1), "widths": (8, 8)})
-    trainer = make_trainer(max_epochs=1)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=1,
+    )  # fmt: skip
     trainer.fit(task, datamodule=module)
     assert trainer.test(task, datamodule=module, verbose=False)[0]["test/loss"] > 0
     assert (task.class_names, task.preprocessing["image_size"]) == (module.classes, (32, 40))
@@ -272,13 +244,10 @@ def test_speech_commands_have_the_official_parts(commands):
     assert len(module.train_dataloader().dataset) == 35 * 3 - 2
     waves, targets = next(iter(module.test_dataloader()))
     assert (waves.shape, targets.tolist()) == ((35, 1, *module.image_size), list(range(35)))
-
-
-def test_speech_commands_that_are_not_there_are_named(commands):
     with open(commands / "testing_list.txt", "a") as file:
         file.write("cat/9_nohash_0.wav\n")
     with pytest.raises(ConfigurationError, match=r"testing_list.txt' names 'cat/9_nohash_0.wav'"):
-        SpeechCommands(root=str(commands)).check("test")
+        module.check("test")
     (commands / "testing_list.txt").unlink()
     with pytest.raises(ConfigurationError, match=r"cannot read '.*testing_list.txt'"):
-        SpeechCommands(root=str(commands)).check("fit")
+        module.check("fit")

@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from image_files import MakeTree, write_image
+from image_files import MakeTree, ready, write_image
 from PIL import Image
 
 from lightning_msnn.data import (
@@ -19,23 +19,20 @@ from lightning_msnn.data import (
 )
 from lightning_msnn.data.datasets import Loader
 from lightning_msnn.data.parts import stratified_split
-from lightning_msnn.data.reading import IMAGE_SUFFIXES, decode_files, read_image
+from lightning_msnn.data.reading import decode_files, read_image
 from lightning_msnn.errors import ConfigurationError
 
 CLASSES = ["ant", "bee", "cat"]
 MODULES = [CIFAR10, CIFAR100, Digits, ImageFolder, TinyImageNet200]
 
 
-def ready(module: ImageDataModule) -> ImageDataModule:
-    module.prepare_data()
-    module.setup()
-    return module
-
-
-def stop_workers(loader: Loader) -> None:
-    """Stop persistent workers; torch waits five seconds for each if it is left to the garbage collector."""
-    if loader._iterator is not None:
-        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+def batches_of(loader: Loader) -> list[Any]:
+    """All batches; persistent workers end, for which torch waits five seconds if the garbage collector finds them."""
+    try:
+        return list(loader)
+    finally:
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 # The split
@@ -78,28 +75,16 @@ def test_split_depends_on_the_seed_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("batch_size", 0),
-        ("batch_size", 2.5),
-        ("image_size", 0),
-        ("val_fraction", 1.0),
-        ("val_fraction", -0.1),
-        ("seed", -1),
-        ("num_workers", -2),
-        ("min_batches", 0),
-        ("crop_padding", 1000),
-        ("flip", 2),
-        ("policy", "mixup"),
-        ("erasing", -1),
-        ("policy_groups", 0),
-        ("train_sizes", {0: 0}),
-        ("train_sizes", {-1: 16}),
+        ("batch_size", 0), ("batch_size", 2.5), ("image_size", 0), ("val_fraction", 1.0), ("seed", -1),
+        ("num_workers", -2), ("min_batches", 0), ("crop_padding", 1000), ("flip", 2), ("policy", "autoaugmnt"),
+        ("erasing", -1), ("policy_groups", 0), ("train_sizes", {0: 0}), ("train_sizes", {-1: 16}),
     ],
-)
+)  # fmt: skip
 def test_wrong_arguments_are_named(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         ImageFolder(**{name: value})
     message = str(caught.value)
-    assert name.replace("policy", "augmentation policy") in message or name in message
+    assert name in message
     named = [part for item in value.items() for part in item] if isinstance(value, dict) else [value]
     assert any(str(part) in message for part in named)
     assert "\n" not in message
@@ -118,54 +103,37 @@ def test_hyperparameters_are_plain_and_complete(kind: type[ImageDataModule], tmp
 # Files and folders
 
 
-def test_missing_roots_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"root is not given.*CIFAR100"):
-        CIFAR100().check("fit")
-    for kind in (CIFAR10, CIFAR100, TinyImageNet200):
-        with pytest.raises(ConfigurationError, match=r"'/nowhere' is not a folder.*--data.download true"):
-            kind(root="/nowhere").check("fit")
-    with pytest.raises(ConfigurationError, match="'/nowhere' is not a folder") as caught:
-        ImageFolder(root="/nowhere").check("test")
-    assert "download" not in str(caught.value)
-    with pytest.raises(ConfigurationError, match=r"no folder '.*train'.*--data.download true"):
-        CIFAR10(root=str(tmp_path)).check("fit")
-
-
-def test_empty_class_folder_is_named(make_tree: MakeTree) -> None:
+def test_missing_folders_are_named(make_tree: MakeTree, tmp_path: Path) -> None:
+    for module, message in (
+        (CIFAR100(), r"root is not given.*CIFAR100"),
+        (CIFAR10("/nowhere"), r"'/nowhere' is not a folder.*--data.download true"),
+        (TinyImageNet200("/nowhere"), r"'/nowhere' is not a folder.*--data.download true"),
+        (ImageFolder("/nowhere"), r"'/nowhere' is not a folder(?!.*download)"),
+        (CIFAR10(str(tmp_path)), r"no folder '.*train'.*--data.download true"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            module.check("fit")
     root = make_tree(CLASSES)
     for file in (root / "train" / "bee").iterdir():
         file.rename(file.with_suffix(".txt"))
-    module = ImageFolder(root=str(root))
-    with pytest.raises(
-        ConfigurationError, match=rf"class folder '.*bee' holds no image: allowed are {IMAGE_SUFFIXES[0]}"
-    ):
+    module = ImageFolder(str(root))
+    with pytest.raises(ConfigurationError, match=r"class folder '.*bee' holds no image: allowed are .bmp"):
         module.check("fit")
     module.check("test")
-
-
-def test_classes_of_train_and_test_must_agree(make_tree: MakeTree) -> None:
-    root = make_tree(CLASSES)
     (root / "test" / "cat").rename(root / "test" / "dog")
     with pytest.raises(ConfigurationError, match=r"lacks 'cat' and has 'dog', but its class folders must be exactly"):
-        ImageFolder(str(root)).check("test")
+        module.check("test")
 
 
-def damage_truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-600])
-
-
-def damage_text(path: Path) -> None:
-    path.write_text("not an image")
-
-
-@pytest.mark.parametrize("damage", [damage_truncated, damage_text])
+@pytest.mark.parametrize("truncated", [True, False])
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_bad_image_is_named(make_tree: MakeTree, damage: Any, in_memory: bool) -> None:
+def test_bad_image_is_named(make_tree: MakeTree, truncated: bool, in_memory: bool) -> None:
     root = make_tree(CLASSES)
-    damage(root / "train" / "cat" / "2.png")
-    module = ImageFolder(str(root), image_size=16, in_memory=in_memory, val_fraction=0.0)
-    with pytest.raises(ConfigurationError, match=r"cannot read the image '.*train/cat/2.png'") as caught:
-        list(ready(module).train_dataloader())
+    bad = root / "train" / "cat" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:-600] if truncated else b"not an image")
+    module = ImageFolder(str(root), image_size=16, in_memory=in_memory, val_fraction=0.0, num_workers=1 - in_memory)
+    with pytest.raises(ConfigurationError, match=r"^cannot read the image '.*train/cat/2.png'") as caught:
+        batches_of(ready(module).train_dataloader())
     assert "\n" not in str(caught.value)
 
 
@@ -189,23 +157,18 @@ def test_decoding_keeps_pixels_and_order(tmp_path: Path) -> None:
     assert torch.equal(pixels, expected.view(600, 3, 1, 1).expand(-1, -1, 4, 4))
 
 
-@pytest.mark.parametrize("size", [(40, 20), (20, 40)])
-def test_resize_takes_the_centre_of_the_shorter_side(tmp_path: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("wide", [True, False])
+def test_resize_takes_the_centre_of_the_shorter_side(tmp_path: Path, wide: bool) -> None:
     # Red ends, a green middle square with a blue centre.
     pixels = np.zeros((20, 40, 3), dtype=np.uint8)
     pixels[:, :10, 0] = pixels[:, 30:, 0] = 255
     pixels[:, 10:30, 1] = 255
     pixels[8:12, 18:22] = (0, 0, 255)
-    image = Image.fromarray(pixels if size == (40, 20) else pixels.transpose(1, 0, 2).copy())
+    image = Image.fromarray(pixels if wide else pixels.transpose(1, 0, 2).copy())
     image.save(tmp_path / "x.png")
     result = read_image(str(tmp_path / "x.png"), 10, 3)
-    assert result.shape == (3, 10, 10)
-    assert result[1, 1, 1] == 255
-    assert result[0].max() < 40  # what the filter takes from beyond the square
-    assert result[2, 5, 5] > 190
-    scaled = image.resize((20, 10) if size == (40, 20) else (10, 20), Image.Resampling.BILINEAR)
-    box = (5, 0, 15, 10) if size == (40, 20) else (0, 5, 10, 15)
-    expected = np.asarray(scaled.crop(box)).transpose(2, 0, 1).astype(int)
+    scaled = image.resize((20, 10) if wide else (10, 20), Image.Resampling.BILINEAR)
+    expected = np.asarray(scaled.crop((5, 0, 15, 10) if wide else (0, 5, 10, 15))).transpose(2, 0, 1).astype(int)
     assert np.abs(result.astype(int) - expected).max() <= 1
 
 
@@ -341,21 +304,8 @@ def test_workers_give_the_same_batches(make_tree: MakeTree, in_memory: bool) -> 
         module = ready(ImageFolder(root=root, image_size=16, batch_size=4, num_workers=workers, in_memory=in_memory))
         loader = module.test_dataloader()
         assert loader.persistent_workers == (workers > 0)
-        results.append([torch.cat([images for images, _ in loader]) for _ in range(2)])
-        stop_workers(loader)
-    assert all(torch.equal(images, results[0][0]) for images in results[0] + results[1])
-
-
-def test_error_in_a_worker_is_one_sentence(tmp_path: Path) -> None:
-    damage_text(tmp_path / "x.png")
-    module = ImageFolder(folder=str(tmp_path), num_workers=1)
-    module.setup("predict")
-    loader = module.predict_dataloader()
-    with pytest.raises(ConfigurationError) as caught:
-        list(loader)
-    stop_workers(loader)
-    assert str(caught.value).startswith("cannot read the image '")
-    assert "\n" not in str(caught.value)
+        results += [torch.cat([images for images, _ in batches]) for batches in (list(loader), batches_of(loader))]
+    assert all(torch.equal(images, results[0]) for images in results)
 
 
 # Prediction
@@ -370,13 +320,11 @@ def test_predict_needs_no_root(tmp_path: Path) -> None:
     (first, names), (last, name) = module.predict_dataloader()
     assert (first.dtype, first.shape, last.shape) == (torch.float32, (2, 3, 32, 32), (1, 3, 32, 32))
     assert [*names, *name] == [str(tmp_path / "in" / file) for file in ("a.JPG", "b.png", "deep/er/c.webp")]
-
-
-def test_predict_folder_is_checked(tmp_path: Path) -> None:
+    Digits(folder=str(tmp_path / "in" / "b.png")).check("predict")
     for folder, message in (
         (None, "folder is not given"),
         (str(tmp_path / "no"), "no' must be a folder with files that end in .bmp"),
-        (str(tmp_path), "must be a folder with files that end in .bmp"),
+        (str(tmp_path / "in" / "notes.txt"), "notes.txt' must be a folder with files that end in .bmp"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             Digits(folder=folder).check("predict")

@@ -8,7 +8,7 @@ import torch
 from image_files import MakeTree, write_image
 from torch import Tensor, nn
 
-from lightning_msnn.data import CIFAR10, Digits, ImageDataModule, ImageFolder
+from lightning_msnn.data import CIFAR10, Digits, ImageFolder
 from lightning_msnn.errors import ConfigurationError
 
 pytestmark = [
@@ -24,7 +24,7 @@ class Probe(pl.LightningModule):
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(features, classes))
-        self.seen: dict[str, list[Any]] = {"train": [], "val": [], "test": [], "predict": []}
+        self.seen: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
 
     def step(self, name: str, batch: Any) -> Tensor:
         images, targets = batch
@@ -41,10 +41,7 @@ class Probe(pl.LightningModule):
         self.step("test", batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[str]:
-        images, names = batch
-        self.seen["predict"].append(images)
-        self.net(images)
-        return list(names)
+        return list(batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
@@ -52,49 +49,31 @@ class Probe(pl.LightningModule):
 
 def trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
     return pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        **options,
-    )
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, **options,
+    )  # fmt: skip
 
 
-def modules(tmp_path: Path, make_tree: MakeTree) -> list[ImageDataModule]:
+@pytest.mark.parametrize("kind", ["digits", "in memory", "decoded by a worker"])
+def test_the_trainer_runs_every_stage(make_tree: MakeTree, tmp_path: Path, kind: str) -> None:
     write_image(tmp_path / "new" / "x.png", 0)
-    options: dict[str, Any] = {
-        "batch_size": 4,
-        "folder": str(tmp_path / "new"),
-        "policy": "randaugment",
-        "erasing": 0.5,
-    }
-    root = str(make_tree(CIFAR10.classes))
-    return [
-        Digits(**options),
-        CIFAR10(root=root, val_fraction=0.3, **options),
-        ImageFolder(root=root, image_size=16, **options),
-        ImageFolder(root=root, image_size=16, in_memory=False, num_workers=1, **options),
-    ]
-
-
-@pytest.mark.parametrize("index", range(4))
-def test_the_trainer_runs_every_stage(make_tree: MakeTree, tmp_path: Path, index: int) -> None:
-    module = modules(tmp_path, make_tree)[index]
-    model = Probe(module.in_chans * module.image_size**2, module.num_classes)
+    options: dict[str, Any] = {"batch_size": 4, "policy": "randaugment", "erasing": 0.5, "image_size": 16}
+    options["folder"] = str(tmp_path / "new")
+    worker = kind == "decoded by a worker"
+    root = str(make_tree(["a", "b", "c"], size=(24, 20)))
+    own = {"in_memory": not worker, "num_workers": int(worker)}
+    module = Digits(**options) if kind == "digits" else ImageFolder(root, **own, **options)
+    model = Probe(module.in_chans * 16**2, module.num_classes)
     runner = trainer(tmp_path, fast_dev_run=True)
     runner.fit(model, module)
     runner.validate(model, module, verbose=False)
     runner.test(model, module, verbose=False)
-    predictions = runner.predict(model, module)
-    assert predictions == [[str(tmp_path / "new" / "x.png")]]
-    assert [len(seen) for seen in model.seen.values()] == [1, 2, 1, 1]
-    for name in ("train", "val", "test"):
+    assert runner.predict(model, module) == [[str(tmp_path / "new" / "x.png")]]
+    assert [len(seen) for seen in model.seen.values()] == [1, 2, 1]
+    for name in ("train", "test"):
         images, targets = model.seen[name][0]
         assert (images.dtype, targets.dtype) == (torch.float32, torch.int64)
-        assert images.shape == (4, module.in_chans, module.image_size, module.image_size)
+        assert images.shape == (4, module.in_chans, 16, 16)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -141,16 +120,11 @@ def test_only_training_batches_are_augmented(make_tree: MakeTree, tmp_path: Path
     module = CIFAR10(root=str(make_tree(CIFAR10.classes)), val_fraction=0.5, batch_size=20, crop_padding=0, flip=1.0)
     model = Probe(3 * 32 * 32, 10)
     trainer(tmp_path, max_epochs=1, num_sanity_val_steps=1).fit(model, module)
-
-    def plain(name: str) -> Tensor:
-        dataset = module._datasets[name]
-        return module.transform(dataset.images[dataset.indices], False)
-
-    assert torch.equal(model.seen["val"][0][0], plain("val"))  # of the sanity check
-    assert torch.equal(model.seen["val"][1][0], plain("val"))
+    train, val = (module.transform(d.images[d.indices], False) for d in map(module._datasets.get, ("train", "val")))
+    for images, _ in model.seen["val"]:  # of the sanity check too
+        assert torch.equal(images, val)
     ((images, _),) = model.seen["train"]
-    mirrored = {image.numpy().tobytes() for image in plain("train").flip(-1)}
-    assert {image.numpy().tobytes() for image in images} == mirrored
+    assert {image.numpy().tobytes() for image in images} == {image.numpy().tobytes() for image in train.flip(-1)}
 
 
 def test_fit_decodes_no_test_image(make_tree: MakeTree, tmp_path: Path) -> None:
