@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
+import timm
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -55,10 +56,10 @@ class Convert(TrainingStepCallback):
             )
         network = pl_module.network
         size = self.image_size or getattr(getattr(trainer, "datamodule", None), "image_size", None)
-        shape = image_shape(network, size)
+        shape = (pl_module.hparams["in_chans"], *image_shape(network, size)[1:])
         layers = assign_windows(trace(network, torch.empty(1, *shape, device="meta")), self.windows)
         source, arguments = pl_module.made_of()
-        source = source.partition(".")[0]
+        source = source.partition(".")[0] if timm.is_model(source) else source
         if hasattr(getattr(network, "patch_embed", None), "img_size"):
             arguments.setdefault("img_size", list(shape[1:]))
         adopt(network, source, arguments, layers)

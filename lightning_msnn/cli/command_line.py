@@ -11,6 +11,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
+import timm
 import yaml
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -181,6 +182,10 @@ class MSNNCLI(LightningCLI):
         self.config = parser.parse_args(args)
         config = self.config[verb]
         config.run.imports = import_files(config.run.imports)  # by their full paths
+        if self._source is None and issubclass(_class(config.model.class_path), tasks.Task):
+            network = str(config.model.init_args.network)
+            if "." in network and not timm.is_model(network):  # a class of the user's own
+                import_files(network.rpartition(".")[0])
         if self._source is not None:
             self._source.check(config)
         elif verb != "fit" and issubclass(_class(config.model.class_path), tasks.Task):

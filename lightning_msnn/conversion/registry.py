@@ -19,7 +19,7 @@ from torch import nn
 from lightning_msnn.conversion.converting import assign_windows, make_layers_spiking
 from lightning_msnn.conversion.tracing import trace
 from lightning_msnn.errors import ConfigurationError, brief, check_integer, suggestion
-from lightning_msnn.models.registry import build, zoo_cfgs
+from lightning_msnn.models.registry import build, make_network, own_class, zoo_cfgs
 
 __all__ = ["adopt", "image_shape", "spiking"]
 
@@ -77,7 +77,7 @@ def _build(
     """Build the source without weights and convert it; see :func:`spiking`."""
     shared = {name: kwargs.pop(name) for name in _OF_ALL if name in kwargs}
     given = kwargs | dict(source_kwargs or {})  # what builds the source is kept with it
-    if not isinstance(source, str) or not timm.is_model(source) or source == "spiking":
+    if not isinstance(source, str) or source == "spiking" or not (timm.is_model(source) or own_class(source)):
         hint = suggestion(str(source), timm.list_models())
         raise ConfigurationError(
             f"unknown source {source!r} of a spiking network: allowed is any of timm.list_models(){hint}"
@@ -85,7 +85,7 @@ def _build(
     if refused := ", ".join(sorted(_OF_BUILDERS & given.keys())):
         raise ConfigurationError(f"source_kwargs must not have {refused}: allowed are arguments of the network itself")
     try:
-        model: nn.Module = timm.create_model(source, **{**shared, **given})
+        model = make_network(source, **{**shared, **given})
     except TypeError as error:  # of an argument that it does not have
         raise ConfigurationError(f"{source} cannot be built with {sorted(given)}: {brief(error)}") from error
     if not isinstance(layers, Mapping | None):

@@ -29,7 +29,9 @@ __all__ = [
     "default_cfg",
     "entry_cfg",
     "is_ours",
+    "make_network",
     "own_arguments",
+    "own_class",
     "zoo_cfgs",
 ]
 
@@ -178,6 +180,38 @@ def is_ours(architecture: str) -> bool:
     """Whether a registered network is of this package or of a user's module, not one of timm's own."""
     module: str = timm.model_entrypoint(architecture).__module__
     return module.partition(".")[0] != "timm"
+
+
+def own_class(path: object) -> type[nn.Module] | None:
+    """Return the user's own class of networks at a path such as ``my_package.MyNet``; None if none is imported there.
+
+    A checkpoint may name it, and a file does not say what is imported.
+
+    Raises:
+        ConfigurationError: If the path is what a checkpoint says of a network that was given as a module.
+    """
+    module, _, name = str(path).rpartition(".")
+    if name.endswith("()"):
+        raise ConfigurationError(
+            f"the network was given as a module, {name}: give one again, as load_from_checkpoint(path, network=...)"
+        )
+    kind = getattr(sys.modules.get(module), name, None)
+    theirs = module.partition(".")[0] in ("lightning", "lightning_msnn", "timm", "torch", "torchmetrics", "torchvision")
+    return kind if isinstance(kind, type) and issubclass(kind, nn.Module) and not theirs else None
+
+
+def make_network(name: str, **arguments: Any) -> nn.Module:
+    """Make a registered network, or one of the user's own by the path of its class, see :func:`own_class`.
+
+    Args:
+        name: Registered name, or path.
+        **arguments: Its arguments. A class takes ``num_classes`` and ``in_chans`` only if its signature has them.
+    """
+    kind = None if timm.is_model(name) else own_class(name)
+    if kind is None:
+        return timm.create_model(name, **arguments)  # type: ignore[no-any-return]
+    taken = signature(kind).parameters
+    return kind(**{k: v for k, v in arguments.items() if k in taken or k not in ("num_classes", "in_chans")})
 
 
 def own_arguments(architecture: str) -> set[str]:

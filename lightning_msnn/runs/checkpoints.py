@@ -16,7 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, brief
-from lightning_msnn.models.registry import check_arguments, is_ours, own_arguments
+from lightning_msnn.models.registry import check_arguments, is_ours, make_network, own_arguments, own_class
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -166,22 +166,24 @@ def network_of(content: dict[str, Any], path: str | Path, named: str | None = No
             user's code nor named, gives arguments that are not of the network's own, or its weights do not fit.
     """
     hparams, made = content.get("hyper_parameters") or {}, content.get("network_arguments") or {}
-    name = hparams.get("network")
-    if not isinstance(name, str) or not timm.is_model(name) or not (is_ours(name) or name == named):
+    name = str(hparams.get("network"))
+    own = not timm.is_model(name) and own_class(name) is not None
+    if not own and not (timm.is_model(name) and (is_ours(name) or name == named)):
         raise UnknownNameError(
             f"{str(path)!r} is of network {name!r}, which is refused: allowed are "
-            f"{', '.join(timm.list_models('msnn*'))} and one that is named beside it",
-            "" if timm.is_model(str(name)) else "network",
-            str(name),
+            f"{', '.join(timm.list_models('msnn*'))}, one that is named beside it and your own classes once imported",
+            "" if timm.is_model(name) else "network",
+            name,
         )
     given = dict(hparams.get("network_kwargs") or {})
     given |= {key: hparams[key] for key in ("num_classes", "in_chans") if key in hparams}
     state = network_state(content)
-    check_arguments(made or given, own_arguments(name), repr(str(path)))
+    if not own:
+        check_arguments(made or given, own_arguments(name), repr(str(path)))
     # Of checkpoints of earlier versions: arguments of an entry that it was started from are among those it was made of.
     name = name.partition(".")[0] if made else name
     try:
-        network: nn.Module = timm.create_model(name, **(made or given))
+        network = make_network(name, **(made or given))
         network.load_state_dict(state)
     except Exception as error:  # whatever the values in a file make torch raise
         raise ConfigurationError(

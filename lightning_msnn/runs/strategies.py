@@ -1,13 +1,8 @@
 """What is asked of Lightning's strategies."""
 
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 
-__all__ = ["flattens_weights", "shards_weights"]
-
-
-def flattens_weights(strategy: Strategy) -> bool:
-    """Return whether the optimizer may meet parts of the weights, or vectors of several, and not each as it is."""
-    return shards_weights(strategy) or isinstance(strategy, DeepSpeedStrategy)
+__all__ = ["shards_weights"]
 
 
 def shards_weights(strategy: Strategy) -> bool:

@@ -21,12 +21,13 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from lightning_msnn.conversion import converted_twins
+from lightning_msnn.conversion import adopt, converted_twins
 from lightning_msnn.entries import entries, find, read_config, read_weights, warm_start
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, check_integer, choose, suggestion
 from lightning_msnn.models.baselines import baselines
+from lightning_msnn.models.registry import make_network, own_class
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
-from lightning_msnn.runs.strategies import flattens_weights
+from lightning_msnn.runs.progress import planned
 from lightning_msnn.tasks.optimization import SCHEDULES, make_schedule, named_groups
 
 __all__ = ["Task", "TrainingStepCallback", "only_size"]
@@ -72,14 +73,15 @@ def only_size(network: nn.Module) -> tuple[int, int] | None:
 
 
 class Task(pl.LightningModule):
-    """A network of timm's registry that learns; a subclass says from which loss, and what is measured.
+    """A network that learns; a subclass says from which loss, and what is measured.
 
     It overrides :meth:`losses`, and where it has to :meth:`loss`, :meth:`make_metrics` and :meth:`unpack`. Batches are
     ``(images, targets)``, images ``(B, in_chans, H, W)``, normalised. What is optional is a callback: a teacher, mixed
     images, a frozen stem, conversion, a target of energy; see :mod:`lightning_msnn.callbacks`.
 
     Args:
-        network: Registered name of the network, ``timm.list_models("msnn*")`` or any other of timm's.
+        network: Registered name of the network, ``timm.list_models("msnn*")`` or any other of timm's; the path of a
+            class of your own that is imported, such as ``"my_package.MyNet"``; or a module.
         num_classes: Outputs of the network; by default the data's classes on the command line.
         in_chans: Channels of the images; by default the data's on the command line.
         network_kwargs: Further arguments of the network, such as ``theta``, ``windows``, ``context``;
@@ -99,7 +101,7 @@ class Task(pl.LightningModule):
 
     def __init__(
         self,
-        network: str = "msnn_resnet12_tiny",
+        network: str | nn.Module = "msnn_resnet12_tiny",
         num_classes: int = 10,
         in_chans: int = 3,
         network_kwargs: dict[str, Any] | None = None,
@@ -111,13 +113,16 @@ class Task(pl.LightningModule):
         warmup_epochs: float = 5.0,
     ) -> None:
         super().__init__()
-        if not timm.is_model(network):
+        name = f"{type(network).__name__}()" if isinstance(network, nn.Module) else str(network)
+        if isinstance(network, str) and not timm.is_model(name) and own_class(name) is None:
             raise UnknownNameError(
-                f"unknown network {network!r}: allowed are {', '.join(timm.list_models('msnn*'))} "
-                f"and every other name in timm.list_models(){suggestion(str(network), timm.list_models())}",
+                f"unknown network {name!r}: allowed are {', '.join(timm.list_models('msnn*'))}, every other name in "
+                f"timm.list_models(), and a class of yours that is imported{suggestion(name, timm.list_models())}",
                 "network",
-                str(network),
+                name,
             )
+        if pretrained is True and not timm.is_model(name):
+            raise ConfigurationError(f"pretrained must be false, an entry or a checkpoint with {name}, not true")
         if optimizer not in (known := timm.optim.list_optimizers()):
             raise ConfigurationError(
                 f"unknown optimizer {optimizer!r}: allowed are adamw, sgd and every other name in "
@@ -125,31 +130,31 @@ class Task(pl.LightningModule):
             )
         choose(dict.fromkeys(SCHEDULES), schedule, "schedule")
         check_integer("num_classes", num_classes, 1)
-        for name, value in {"lr": lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}.items():
+        for key, value in {"lr": lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}.items():
             if not (isinstance(value, int | float | np.number) and 0.0 <= value < math.inf):
-                raise ConfigurationError(f"{name} must be a finite number of at least 0, not {value!r}")
-        if not isinstance(network_kwargs, Mapping | None):
-            raise ConfigurationError(f"network_kwargs must be arguments by name, not {network_kwargs!r}")
+                raise ConfigurationError(f"{key} must be a finite number of at least 0, not {value!r}")
+        if isinstance(network, nn.Module) and network_kwargs and "layers" not in network_kwargs:
+            raise ConfigurationError(f"network_kwargs are for a network that is named, not for {name}")
         if not isinstance(pretrained, bool):
             pretrained = os.fspath(pretrained)
-        self.save_hyperparameters()
-        self.hparams.update(_plain(self.hparams))
-        self.network: nn.Module = timm.create_model(
-            network,
-            pretrained=pretrained is True,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            **(network_kwargs or {}),
-        )
-        self._started_from = network if pretrained is True else pretrained or None
+        self.save_hyperparameters(ignore=["network"] if isinstance(network, nn.Module) else None)
+        self.hparams.update(_plain({**self.hparams, "network": name}))
+        if isinstance(network, nn.Module):
+            self.network = network
+            if network_kwargs:  # of the checkpoint of a converted one
+                adopt(network, **network_kwargs)
+        else:
+            given = {"num_classes": num_classes, "in_chans": in_chans, **(network_kwargs or {})}
+            self.network = make_network(name, **given, **({"pretrained": True} if pretrained is True else {}))
+        self._started_from = name if pretrained is True else pretrained or None
         if isinstance(pretrained, str):
             from_file = is_checkpoint(pretrained)
             weights = network_state(read_checkpoint(pretrained)) if from_file else read_weights(find(pretrained))
             taken = warm_start(self.network, weights, pretrained)
             total = sum(parameter.numel() for parameter in self.network.parameters())
             rank_zero_info("started from %s: %.2f of %.2f million parameters", pretrained, taken / 1e6, total / 1e6)
-        elif not pretrained and network in entries():
-            rank_zero_info("%s starts at random: pretrained true gives it its weights", network)
+        elif not pretrained and name in entries():
+            rank_zero_info("%s starts at random: pretrained true gives it its weights", name)
         self._groups = named_groups(self.network, weight_decay)
         self._planned_steps: int | None = None
         self.class_names: list[str] = [str(i) for i in range(num_classes)]
@@ -213,12 +218,17 @@ class Task(pl.LightningModule):
         A zoo entry's tag is not in the name: what the entry says is among the arguments.
         """
         name, kwargs = str(self.hparams["network"]), dict(self.hparams["network_kwargs"] or {})
-        own = getattr(self.network, "arguments", None)  # of networks of this package, and of converted ones
+        own = self._arguments()
         if own is None and name not in entries():
             return name, kwargs
         arguments = {**read_config(find(name))["model_args"], **kwargs} if own is None else dict(own)
         architecture = getattr(self.network, "architecture", name.partition(".")[0])
         return architecture, {k: v for k, v in arguments.items() if k not in ("num_classes", "in_chans")}
+
+    def _arguments(self) -> dict[str, Any] | None:
+        """Arguments of a network of this package or of a converted one, with which it says that it was built."""
+        own = getattr(self.network, "arguments", None)
+        return dict(own) if hasattr(self.network, "architecture") and isinstance(own, Mapping) else None
 
     # Data and checkpoints
 
@@ -253,7 +263,7 @@ class Task(pl.LightningModule):
         """Check the data, and take over the names of its classes and its preprocessing.
 
         Raises:
-            ConfigurationError: If the data does not fit, or a strategy cuts the matrices that the optimizer needs.
+            ConfigurationError: If the data does not fit.
         """
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and stage != "predict":
@@ -267,11 +277,6 @@ class Task(pl.LightningModule):
                     "std": list(datamodule.std),
                 }
         if stage == "fit":
-            if "muon" in self.hparams["optimizer"] and flattens_weights(self.trainer.strategy):
-                raise ConfigurationError(
-                    f"optimizer must be another than {self.hparams['optimizer']!r}, which needs whole matrices, with "
-                    f"{type(self.trainer.strategy).__name__}, which cuts them up"
-                )
             self._planned_steps = None  # of an earlier training; a resumed one is restored later
             self._groups = named_groups(self.network, self.hparams["weight_decay"])  # before a strategy shards them
 
@@ -281,7 +286,7 @@ class Task(pl.LightningModule):
         checkpoint["preprocessing"] = dict(self.preprocessing)
         checkpoint["started_from"] = self._started_from
         checkpoint["planned_steps"] = self._planned_steps
-        made = dict(getattr(self.network, "arguments", {}))  # complete, whatever the defaults of later versions
+        made = self._arguments() or {}  # complete, whatever the defaults of later versions
         shape = {key: self.hparams[key] for key in ("num_classes", "in_chans")}
         checkpoint["network_arguments"] = _plain(made | shape) if made else {}
         # Whoever loads the checkpoint needs neither the entry that its network is named by nor what it started from.
@@ -319,12 +324,6 @@ class Task(pl.LightningModule):
         self.log("train/lr", max(group["lr"] for group in self.optimizers().param_groups))  # type: ignore[union-attr]
         return loss
 
-    def _begin(self, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
-        """Begin an evaluation with its sums at zero."""
-        with torch.inference_mode(False):  # tensors made in inference mode could not be added to when fitting
-            mean_loss.reset()
-            metrics.reset()
-
     def _evaluate(self, batch: Any, stage: str, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         inputs, targets = self.unpack(batch)
         outputs = self(inputs).float()
@@ -332,14 +331,6 @@ class Task(pl.LightningModule):
         metrics.update(outputs, targets)
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin the sums of a validation."""
-        self._begin(self.val_metrics, self.val_loss)
-
-    def on_test_epoch_start(self) -> None:
-        """Begin the sums of a test."""
-        self._begin(self.test_metrics, self.test_loss)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Accumulate loss and metrics of the validation set."""
@@ -371,13 +362,7 @@ class Task(pl.LightningModule):
         optimizer: Optimizer = create_optimizer_v2(groups, h["optimizer"], lr=h["lr"], **options)
         if h["schedule"] == "constant":
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if not 0 <= steps < math.inf:
-            raise ConfigurationError(
-                f"the {h['schedule']} schedule needs an end: set max_steps for data without a length or epochs without "
-                "a number, or schedule: constant"
-            )
-        total = int(steps)
+        total = planned(self.trainer, f"the {h['schedule']} schedule")
         if self._planned_steps not in (None, total):
             raise ConfigurationError(
                 f"the {h['schedule']} schedule of the training that is resumed ends at step {self._planned_steps}, not "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -17,13 +17,14 @@ __all__ = ["SpikingClassifier"]
 
 
 class SpikingClassifier(Task):
-    """Image classification by a network from timm's registry.
+    """Image classification.
 
     Batches are ``(images, targets)``: float images ``(B, in_chans, H, W)``, normalised, and integer targets ``(B,)``.
     To predict, they are ``(images, files)``.
 
     Args:
-        network: Registered name of the network, ``timm.list_models("msnn*")`` or any other of timm's.
+        network: Registered name of the network, ``timm.list_models("msnn*")`` or any other of timm's; the path of a
+            class of your own that is imported, such as ``"my_package.MyNet"``; or a module.
         num_classes: Classes; by default the data's on the command line.
         in_chans: Channels of the images; by default the data's on the command line.
         network_kwargs: Further arguments of the network, such as ``theta``, ``windows``, ``context``;
@@ -46,7 +47,7 @@ class SpikingClassifier(Task):
 
     def __init__(
         self,
-        network: str = "msnn_resnet12_tiny",
+        network: str | nn.Module = "msnn_resnet12_tiny",
         num_classes: int = 10,
         in_chans: int = 3,
         network_kwargs: dict[str, Any] | None = None,

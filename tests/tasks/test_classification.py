@@ -4,7 +4,6 @@ import lightning.pytorch as pl
 import pytest
 import timm
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -296,7 +295,6 @@ def test_data_that_does_not_fit():
             {"network": "msnn_resnet12", "num_classes": 7, "pretrained": "msnn_resnet12_tiny.digits"},
             "no parameter of .* fits MSNNResNet",
         ),
-        ({"network_kwargs": ["theta"]}, r"network_kwargs must be arguments by name, not \['theta'\]"),
         ({"class_weights": torch.ones(3)}, "class_weights must be 10 numbers"),
         ({"class_weights": [-1.0] * 10}, "class_weights must be 10 numbers"),
         ({"optimizer": "leon"}, "'leon'.*adamw, sgd.*did you mean 'lion'"),
@@ -361,16 +359,6 @@ def test_another_part_of_a_training_step(tmp_path):
     assert t.callback_metrics["train/loss_step"].item() == pytest.approx(loss.item() + 7.0)
     top1 = (outputs.argmax(1) == targets).float().mean().item()
     assert t.callback_metrics["train/top1"].item() == pytest.approx(top1)
-
-
-@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
-def test_an_optimizer_of_matrices_is_refused_where_they_are_in_pieces(strategy, tmp_path, monkeypatch):
-    task = SpikingClassifier(optimizer="muon")
-    task.trainer = trainer(tmp_path)
-    task.setup("fit")
-    monkeypatch.setattr(type(task.trainer), "strategy", strategy.__new__(strategy))
-    with pytest.raises(ConfigurationError, match=f"optimizer must be another than 'muon', .* {strategy.__name__}"):
-        task.setup("fit")
 
 
 def test_one_network_has_one_loss_however_often_it_is_validated():
