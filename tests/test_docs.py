@@ -32,6 +32,7 @@ ELSEWHERE = {
     "docs/convert.md": "needs pretrained weights of timm's; tests/conversion has its parts",
     "docs/export.md": "tests/export/test_export.py executes it",
     "docs/extending.md": "tests/test_extending.py executes it",
+    "docs/own-network.md": "tests/tasks/test_own_network.py executes it",
 }
 """Pages whose Python is not executed here, and why."""
 

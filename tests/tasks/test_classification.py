@@ -262,7 +262,10 @@ def test_training_curves_resume(tmp_path):
     other.load_state_dict(curves.state_dict())
     assert other.history == curves.history
     assert (tmp_path / "lightning_logs" / "version_0" / "curves.png").stat().st_size > 5_000
-    drawn = {axes.get_ylabel(): [list(line.get_ydata()) for line in axes.lines] for axes in curves.draw().axes}
+    best, picture = max((value, epoch) for epoch, value in curves.history["val/top1"])[1], curves.draw()
+    assert picture.get_suptitle().startswith("msnn_resnet12_tiny: best validation")
+    assert all(list(axes.lines[-1].get_xdata()) == [best, best] for axes in picture.axes), "the best epoch is marked"
+    drawn = {axes.get_ylabel(): [list(line.get_ydata()) for line in axes.lines[:-1]] for axes in picture.axes}
     losses = {name: [v for _, v in curves.history[f"{name}/loss"]] for name in ("train", "val")}
     assert drawn["training loss"] == [losses["train"]]
     assert drawn["validation loss"] == [losses["val"]], "smoothed labels are not compared with others"

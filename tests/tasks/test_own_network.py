@@ -1,5 +1,7 @@
 """A network of the user's own in a task: by the path of its class, or as a module."""
 
+import shlex
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +15,8 @@ from lightning_msnn.runs import network_of, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
 from lightning_msnn.trained import load_trained
 from tests.callbacks.training import fit
+from tests.conftest import ROOT
+from tests.pages import blocks, commands
 
 
 class Own(nn.Module):
@@ -29,6 +33,7 @@ class Own(nn.Module):
         return self.head(self.conv2(self.fire(self.conv1(x))).relu().mean((2, 3)))
 
 
+PAGE = ROOT / "docs" / "own-network.md"
 PATH = f"{__name__}.Own"
 IMAGES = torch.randn(4, 1, 8, 8)
 
@@ -80,15 +85,17 @@ def test_what_is_refused(options, message):
         SpikingClassifier(**options)
 
 
-def test_by_the_command_line(tmp_path, monkeypatch, own_definitions):
+def test_the_page(tmp_path, monkeypatch, own_definitions):
+    """Its commands and its script, with one batch of each part."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(
-        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self, num_classes=10, side=16):\n"
-        "        super().__init__(nn.Flatten(), nn.Linear(side**2, 8), nn.ReLU(), nn.Linear(8, num_classes))\n"
-    )
     monkeypatch.syspath_prepend(tmp_path)
-    short = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"]
-    main(["fit", "--model.network", "mine.Net", "--model.network_kwargs", "{side: 8}", "--data.image_size", "8",
-          "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", *short])  # fmt: skip
-    (last,) = tmp_path.rglob("last.ckpt")
-    main(["test", "--ckpt_path", str(last), "--run.imports", "mine.py", "--trainer.accelerator", "cpu", *short[4:]])
+    short = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1"]
+    for part in ("train", "val", "test"):
+        short += [f"--trainer.limit_{part}_batches", "1"]
+        monkeypatch.setenv(f"PL_TRAINER_LIMIT_{part.upper()}_BATCHES", "1")
+    network, script = (block.text for block in blocks(PAGE, "python"))
+    (tmp_path / "mynet.py").write_text(network)
+    (block,) = blocks(PAGE, "bash")
+    for line in commands(block.text):
+        main([*shlex.split(line)[1:], *short])
+    exec(compile(script, PAGE.name, "exec"), {})
