@@ -59,3 +59,16 @@ def test_a_metric_is_required_in_training_alone(tmp_path):
     assert "val/top1" in trainer.validate(Scripted([0.5]), loader, verbose=False)[0]
     with pytest.raises(ConfigurationError, match="no metric 'val/other' is logged"):
         trainer.fit(Scripted([0.5]), loader, loader)
+
+
+def test_a_metric_that_is_missing_is_named_at_the_first_validation(tmp_path):
+    best = BestCheckpoint("val/other")
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, max_epochs=2, callbacks=[best], logger=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(torch.ones(2, 1), 2)
+    with pytest.warns(UserWarning, match="no metric 'val/other' is logged, .* logged are val/top1; did you") as said:
+        trainer.fit(Scripted([0.5, 0.6]), loader, loader)
+    assert sum("'val/other'" in str(each.message) for each in said) == 1
+    assert not best.best_model_path
