@@ -19,7 +19,7 @@ from lightning_msnn.cli import main
 from lightning_msnn.energy.pictures import draw_windows
 from lightning_msnn.imports import import_files
 from lightning_msnn.nn import Membrane, Neuron, Spike, fire
-from lightning_msnn.nn.layer import Cut
+from lightning_msnn.nn.layer import Layer
 from lightning_msnn.report import main as report
 from lightning_msnn.tasks import SpikingClassifier
 from lightning_msnn.zoo.__main__ import main as zoo_main
@@ -245,7 +245,9 @@ def test_gradients_are_those_of_autograd(here, form, windows_out):
     other = torch.randn(2, 3, 6 if form == "recurrent" else 3, 4, requires_grad=True)
     given = None if form == "first" else other if form == "recurrent" else [other]
     handed = None if form == "first" else other
-    spikes, _, _ = fire(current, None, Spike(neuron), membrane, handed, cut=Cut("halves", False, windows_out))
+    spikes, _, _ = fire(
+        current, None, Spike(neuron), membrane, handed, layer=Layer(kind="halves", windows_out=windows_out)
+    )
     tau = torch.sigmoid(membrane.decay.logit).view(-1, 1, 1)
     theta = None if form == "first" else torch.sigmoid(membrane.projection.theta_logit)
     expected = layer_by_hand(current, given, tau, theta, form, windows_out)

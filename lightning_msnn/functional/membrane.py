@@ -38,9 +38,6 @@ def coupled_scan(currents: list[Tensor], first: list[Tensor], tau: Tensor, omega
         first: Membranes ``u1_k`` of layer 1, shapes of ``currents``; the last is not read.
         tau: Decay of the membrane from one window to the next, a scalar or ``(C, 1, 1)``.
         omega: The projection, a function of the two membranes.
-
-    Returns:
-        Membranes ``u2_k`` of the windows, shapes of ``currents``.
     """
     membranes = [currents[0]]
     for current, before in zip(currents[1:], first, strict=False):
@@ -59,9 +56,6 @@ def recurrent_scan(currents: list[Tensor], before: list[Tensor], tau: Tensor, om
         before: Windows ``m_k`` of the membrane map that the block received, shapes of ``currents``.
         tau: Decay of the membrane from one window to the next, a scalar or ``(C, 1, 1)``.
         omega: The projection, a function of the two membranes.
-
-    Returns:
-        New membranes ``m'_k`` of the windows, shapes of ``currents``.
     """
     membranes = [currents[0] + tau * omega(before[0], before[1])]
     membranes.append(currents[1] + tau * omega(membranes[0], before[1]))

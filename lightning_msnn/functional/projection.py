@@ -11,17 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = [
-    "PROJECTIONS",
-    "WITHOUT_THETA",
-    "exponential",
-    "mean",
-    "none",
-    "piecewise_linear",
-    "polynomial",
-    "sine",
-    "tanh",
-]
+__all__ = ["PROJECTIONS", "WITHOUT_THETA", "exponential", "mean", "none", "piecewise_linear", "polynomial", "sine"]
+__all__ += ["tanh"]
 
 
 def sine(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:

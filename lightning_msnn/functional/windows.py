@@ -106,9 +106,8 @@ class Grid(Corners):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Views of the four phases, but for maps that are padded."""
-        height, width = x.shape[2], x.shape[3]
-        if height % 2 == 1 or width % 2 == 1:
-            x = F.pad(x, [0, width % 2, 0, height % 2])
+        if x.shape[2] % 2 == 1 or x.shape[3] % 2 == 1:
+            x = F.pad(x, [0, x.shape[3] % 2, 0, x.shape[2] % 2])
         return [x[:, :, 0::2, 0::2], x[:, :, 0::2, 1::2], x[:, :, 1::2, 0::2], x[:, :, 1::2, 1::2]]
 
     def merge(self, windows: list[Tensor], height: int, width: int) -> Tensor:
@@ -151,11 +150,7 @@ def cut_by(kind: str, height: int) -> WindowKind:
 
 
 def count(kind: str, height: int, width: int) -> int:
-    """Number of windows that a map of ``height`` by ``width`` pixels is cut into; 1 where it is too small to cut.
-
-    Raises:
-        ValueError: If ``kind`` is none of :data:`WINDOWS`.
-    """
+    """Number of windows that a map of ``height`` by ``width`` pixels is cut into; 1 where it is too small to cut."""
     return cut_by(kind, height).count(height, width)
 
 
@@ -163,7 +158,7 @@ def side(kind: str, size: int) -> int:
     """Side of a window in pixels on an axis of ``size`` pixels.
 
     Raises:
-        ValueError: If ``kind`` is none of :data:`WINDOWS`, or its windows are not cut alike on both axes.
+        ValueError: If its windows are not cut alike on both axes.
     """
     windows = cut_by(kind, 0)
     if not isinstance(windows, Single):
@@ -193,9 +188,6 @@ def merge(windows: list[Tensor], kind: str, height: int, width: int) -> Tensor:
         kind: The kind that they were cut with, one of :data:`WINDOWS`.
         height: Height ``H`` of the map in pixels.
         width: Width ``W`` of the map in pixels.
-
-    Returns:
-        Map of shape ``(B, C, H, W)``.
     """
     kind_ = cut_by(kind, height)
     return windows[0] if len(windows) == 1 else kind_.merge(windows, height, width)

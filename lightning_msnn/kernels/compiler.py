@@ -1,9 +1,9 @@
 """C sources compiled on the machine that runs them, once, where it has a compiler.
 
 A library is kept in a cache folder that is the user's alone (``$XDG_CACHE_HOME/lightning_msnn_kernels``, by default
-under ``~/.cache``; mode 0700) by the hash of its source, the compiler and the processor: machines that share a home
-folder do not share a library that one of them cannot run. ``LIGHTNING_MSNN_NATIVE=0`` in the environment switches it
-off.
+under ``~/.cache``; mode 0700). Its name has the hash of its source, the compiler and the processor, as machines that
+share a home folder may not run each other's, and the hash of its content, so that a broken file is compiled again.
+``LIGHTNING_MSNN_NATIVE=0`` in the environment switches kernels off.
 """
 
 import ctypes
@@ -42,14 +42,21 @@ def _switched_on() -> bool:
 def _compiler() -> list[str] | None:
     """The command of the C compiler: ``$CC``, or the system's."""
     for command in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        words = shlex.split(command)
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise ConfigurationError(f"CC must be the command of a C compiler, not {command!r}") from error
         if words and shutil.which(words[0]):
             return words
     return None
 
 
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
 def _processor() -> str:
-    """What the processor can do, as far as the system says."""
+    """Return what the system says about the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -68,63 +75,54 @@ def _folder() -> Path | None:
     except (OSError, RuntimeError):  # no home folder at all
         return None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        logger.warning(
-            "%s is not a folder of the user's own that is closed to others (mode 0700): no library is kept there, and "
-            "every process compiles its own",
-            folder,
-        )
+        logger.warning("%s is not your own folder, closed to others (mode 0700): each process compiles anew", folder)
         return None
     return folder if os.access(folder, os.W_OK) else None
 
 
-def _compile(compiler: list[str], source: Path, target: Path) -> None:
-    """Compile to a file that is whole or not there.
+def _compile(compiler: list[str], source: Path, folder: Path, name: str) -> Path:
+    """Compile to a file whose name begins with ``name`` and ends with the hash of its content.
 
     Raises:
         OSError: If the compiler cannot be run or the file not be written.
         subprocess.SubprocessError: If it fails, or takes minutes.
     """
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        made = Path(beside) / "made.so"
         for tuning in (*TUNING, None):
             command = [*compiler, *FLAGS, *([tuning] if tuning else []), "-o", str(made), str(source), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
             if done.returncode == 0:
-                os.replace(made, target)
-                return
+                return made.replace(folder / f"{name}_{_hash(made.read_bytes())}.so")
     raise subprocess.SubprocessError(f"{shlex.join(command)} failed: {done.stderr.strip()[-500:]}")
 
 
 def build(source: Path) -> ctypes.CDLL | None:
     """Load the library of a C source; the first time on a machine, compile it, which takes half a minute.
 
-    Args:
-        source: The source, one file.
-
     Returns:
-        The library, or None where there is no compiler or it fails, which the log says at level INFO.
+        The library; None where it is switched off, and, with a warning, where there is no compiler or it fails.
 
     Raises:
-        ConfigurationError: If ``LIGHTNING_MSNN_NATIVE`` is neither 0 nor 1.
+        ConfigurationError: If ``LIGHTNING_MSNN_NATIVE`` is neither 0 nor 1, or ``CC`` no command.
     """
     if not _switched_on() or sys.platform == "win32":
         return None
     compiler = _compiler()
     if compiler is None:
-        logger.info("no C compiler ($CC, cc, gcc or clang): %s is not used", source.name)
+        logger.warning("no C compiler ($CC, cc, gcc or clang): networks run without %s, more slowly", source.name)
         return None
     try:
         told = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
         parts = (source.read_text(), shlex.join(compiler), told, *FLAGS, *TUNING, platform.platform(), _processor())
-        name = f"{source.stem}_{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
-        folder = _folder()
-        if folder is not None:
-            if not (folder / name).exists():
-                _compile(compiler, source, folder / name)
-            return ctypes.CDLL(str(folder / name))
-        with tempfile.TemporaryDirectory() as temporary:  # a library that is loaded needs its file no longer
-            _compile(compiler, source, Path(temporary) / name)
-            return ctypes.CDLL(str(Path(temporary) / name))
+        name, kept = f"{source.stem}_{_hash(chr(0).join(parts).encode())}", _folder()
+        if kept is None:
+            with tempfile.TemporaryDirectory() as temporary:  # a library that is loaded needs its file no longer
+                return ctypes.CDLL(str(_compile(compiler, source, Path(temporary), name)))
+        for library in kept.glob(f"{name}_*.so"):
+            if library.stem == f"{name}_{_hash(library.read_bytes())}":
+                return ctypes.CDLL(str(library))
+        return ctypes.CDLL(str(_compile(compiler, source, kept, name)))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.info("%s is not used: %s", source.name, error)
+        logger.warning("networks run without %s, more slowly: %s", source.name, error)
         return None

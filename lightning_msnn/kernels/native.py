@@ -132,16 +132,9 @@ def _call(layer: Layer, size: tuple[int, int], current: Tensor, given: Parameter
 
 
 def statistics(current: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Mean, variance, scale and shift of a batch norm that takes the statistics of its input.
+    """Return the norm of a current ``(B, C, H, W)`` in channels-last order by its own statistics.
 
-    Args:
-        current: Map ``(B, C, H, W)`` in channels-last order.
-        weight: Scale by channel, None is 1.
-        bias: Shift by channel, None is 0.
-        eps: What is added to the variance.
-
-    Returns:
-        Mean, biased variance, and the scale and shift that normalise, float32 ``(4, C)``.
+    That is mean, biased variance, and the scale and shift that normalise, float32 ``(4, C)``.
     """
     channels, call = current.shape[1], _Call()
     _describe(call, current.shape, current.dtype, torch.get_num_threads())
@@ -169,20 +162,8 @@ def forward(
 ) -> Tensor | None:
     """Write what a layer returns, hands on and keeps: see :func:`lightning_msnn.kernels.layer.neurons`.
 
-    Args:
-        layer: The layer.
-        size: Height and width of the map.
-        current: Current in channels-last order, as all maps.
-        residual: What is added to membranes.
-        other: Membranes of layer 1, or the map received.
-        norm: What :func:`statistics` returned; None if statistics are to be taken here, or the running ones.
-        given: Its parameters.
-        out: Where it writes what it returns.
-        handed: Where it writes the membranes that it hands on, if it does.
-        merged: Where it writes the merged membranes, if they are kept.
-
-    Returns:
-        The norm, None if there is none.
+    Maps are in channels-last order; ``out``, ``handed`` and ``merged`` are written to. ``norm`` is what
+    :func:`statistics` returned, or None, so that the norm is made here. It is returned, None if there is none.
     """
     channels, call, moments = current.shape[1], _call(layer, size, current, given, False), None
     if norm is None and (layer.training or given.get("running_mean") is not None):
@@ -209,7 +190,10 @@ def backward(
     given: Parameters,
     whole: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The gradients.
+    """Return the gradients of the current and of ``other``, and sums by channel, float32 ``(SUMS + 2, C)``.
+
+    The first rows of the sums are of the gradient of the normalised current, of that times what the current differs
+    from its mean, and of the gradients of the decay, of pi theta and of the threshold; the last two are scratch memory.
 
     Args:
         layer: The layer.
@@ -221,13 +205,7 @@ def backward(
         current: Current in channels-last order, as all maps.
         norm: The norm, None if there is none.
         given: Its parameters.
-        whole: Whether statistics of the norm are this current's alone; else :func:`settle` is to follow, if the layer
-            is in training.
-
-    Returns:
-        Gradients of the current and of ``other``, and sums by channel, float32: in the first
-        :data:`SUMS` rows of the gradient of the normalised current, of that times what the current differs from its
-        mean, of the gradients of the decay, of pi theta and of the threshold; the rest is scratch memory.
+        whole: Whether the norm's statistics are of this current alone; else :func:`settle` follows in training.
     """
     channels, call = current.shape[1], _call(layer, size, current, given, True)
     call.whole = whole
@@ -246,15 +224,9 @@ def backward(
 
 
 def settle(grad_current: Tensor, current: Tensor, norm: Tensor, totals: Tensor, rows: Tensor, eps: float) -> None:
-    """From the gradient of the normalised current to that of the current, in place, where processes share statistics.
+    """Take what shared statistics owe off the gradient of a normalised current, in place: now it is the current's.
 
-    Args:
-        grad_current: What :func:`backward` returned.
-        current: The current.
-        norm: The norm.
-        totals: The sums of :func:`backward` of all processes, float32 ``(SUMS + 2, C)``.
-        rows: How many rows they are of, float64 ``(1,)``.
-        eps: What the norm adds to the variance.
+    ``totals`` are the sums of :func:`backward` over all processes, of as many rows as ``rows``, float64 ``(1,)``, says.
     """
     call = _Call()
     _describe(call, current.shape, current.dtype, torch.get_num_threads())

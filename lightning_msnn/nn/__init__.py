@@ -13,7 +13,7 @@ from lightning_msnn.nn.neuron import (
     make_decay,
     set_annealing,
 )
-from lightning_msnn.nn.projection import LearntProjection, Projection, make_projection
+from lightning_msnn.nn.projection import LearntProjection, Projection
 from lightning_msnn.nn.synapse import Synapse
 
 __all__ = [
@@ -37,6 +37,5 @@ __all__ = [
     "Synapse",
     "fire",
     "make_decay",
-    "make_projection",
     "set_annealing",
 ]

@@ -14,15 +14,7 @@ from lightning_msnn.nn.layer import fire, normalise
 from lightning_msnn.nn.neuron import Neuron, Spike
 from lightning_msnn.nn.synapse import PatchConv2d, Synapse
 
-__all__ = [
-    "MLP",
-    "AnalogueMLP",
-    "BernoulliEncoder",
-    "Block",
-    "Encoder",
-    "PatchMerging",
-    "Stem",
-]
+__all__ = ["MLP", "AnalogueMLP", "BernoulliEncoder", "Block", "Encoder", "PatchMerging", "Stem"]
 
 
 @register_notrace_module  # runs on a kernel
@@ -130,13 +122,7 @@ class MLP(nn.Module):
 
 @register_notrace_module  # runs on a kernel
 class AnalogueMLP(nn.Module):
-    """Channel mixer of the published networks: linear layer, GELU, linear layer, on the analogue stream.
-
-    Args:
-        dim: Channels of input and output.
-        hidden: Channels in between.
-        norm: Whether batch norm follows each linear layer.
-    """
+    """Channel mixer of the published networks, on the analogue stream: a :class:`MLP` with GELU, not neurons."""
 
     def __init__(self, dim: int, hidden: int, norm: bool = False) -> None:
         super().__init__()
@@ -173,7 +159,7 @@ class Block(nn.Module):
         self.drop_path: nn.Module = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def _join(self, branch: Callable[..., Any], x: Tensor) -> Any:
-        """What a branch returns, the stream added to it."""
+        """Return what a branch returns, with the stream added to it."""
         if isinstance(self.drop_path, nn.Identity):
             return branch(residual=x)
         returned = branch()

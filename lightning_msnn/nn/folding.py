@@ -20,6 +20,8 @@ __all__ = ["ThresholdEncoder", "fold_batch_norm"]
 
 M = TypeVar("M", bound=nn.Module)
 
+COMPARISON = Layer(fires=True, eps=0.0)
+
 
 class ThresholdEncoder(nn.Module):
     """Spikes that leave the residual stream, by one comparison with a threshold for each channel.
@@ -31,11 +33,13 @@ class ThresholdEncoder(nn.Module):
         encoder: Encoder with batch norm, in evaluation mode.
     """
 
+    bytes = False
+    """Whether spikes are stored as bytes, uint8."""
+
     level: Tensor
     sign: Tensor
     zero: Tensor
     one: Tensor
-    comparison = Layer(fires=True, eps=0.0)
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -72,10 +76,11 @@ class ThresholdEncoder(nn.Module):
             raise ConfigurationError("a folded network has no gradient to its input: load the network without fuse")
         if kernels_of(x) is native:
             sign = {"weight": self.sign, "running_mean": self.zero, "running_var": self.one} if self.mixed else {}
-            return neurons(x, self.comparison, (x.shape[2], x.shape[3]), level=self.level, **sign)[0]
+            layer = COMPARISON._replace(bytes=self.bytes)
+            return neurons(x, layer, (x.shape[2], x.shape[3]), level=self.level, **sign)[0]
         if self.mixed:
             x = x * self.sign.to(x.dtype).view(-1, 1, 1)
-        return (x >= self.level.to(x.dtype).view(-1, 1, 1)).to(torch.uint8 if self.comparison.bytes else x.dtype)
+        return (x >= self.level.to(x.dtype).view(-1, 1, 1)).to(torch.uint8 if self.bytes else x.dtype)
 
 
 def _has_statistics(norm: nn.Module) -> bool:
@@ -85,30 +90,28 @@ def _has_statistics(norm: nn.Module) -> bool:
 
 def _fixed(module: nn.Module) -> nn.Module | None:
     """Return a module with the number that a module learns as a logit; None for other modules."""
+    fixed: FixedDecay | Projection | None = None
     if type(module) is LearntDecay:
-        decay = FixedDecay(0.0)
-        decay.tau = module().detach()
-        return decay.eval()
-    if type(module) is LearntProjection:
-        projection = Projection(module.name)
-        projection.theta = module.radian().detach()
-        return projection.eval()
-    return None
+        fixed = FixedDecay(0.0)
+        fixed.tau = module().detach()
+    elif type(module) is LearntProjection:
+        fixed = Projection(module.name)
+        fixed.theta = module.radian().detach()
+    return None if fixed is None else fixed.eval()
 
 
 def fold_batch_norm(model: M) -> M:
     """Return a copy of a network for inference, with its batch norms folded where they can be.
 
-    Those after convolutions go into their weights, those of the encoders into thresholds by channel. What remains is
-    batch norm after attention or a recurrent cell, and before the read-out. Learnt decays and radian factors become
-    fixed ones.
+    Batch norms after convolutions go into their weights, those of encoders into thresholds by channel. Batch norm after
+    attention or a recurrent cell, and before the read-out, stays. Learnt decays and radian factors become fixed ones.
 
     Args:
         model: Network in evaluation mode.
 
     Returns:
-        The copy, for inference only: a gradient to its input is refused. Outputs agree but for rounding, which moves
-        membranes next to their threshold and so changes logits of 2 to 3 % of images, and hardly ever the class.
+        The copy, which refuses a gradient to its input. Outputs agree but for rounding: it moves membranes next to
+        their threshold, so that logits of 2 to 3 % of images change, and hardly ever a class.
 
     Raises:
         ConfigurationError: If the network is in training mode.

@@ -1,7 +1,7 @@
 """Synapses in integers for inference: spikes are bytes, weights have 8 bits, and their sums are exact.
 
-A spike is 0 or 1, so nothing of a synapse's input is lost in 8 bits, and there is nothing to calibrate. Each output
-channel has a scale, by which its sum is multiplied once.
+A spike loses nothing in 8 bits, so there is nothing to calibrate. The sum of each output channel is multiplied once, by
+the scale of its weights.
 """
 
 from typing import Any, TypeVar
@@ -14,10 +14,10 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.kernels.integer import MOST, Packed, Steps, convolve
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
-from lightning_msnn.nn.neuron import ByteSpike, Rectifier, Spike
+from lightning_msnn.nn.neuron import Rectifier, Spike
 from lightning_msnn.nn.synapse import Synapse
 
-__all__ = ["ByteEncoder", "IntegerConv2d", "IntegerMLP", "IntegerSynapse", "quantised", "to_integers"]
+__all__ = ["IntegerConv2d", "IntegerMLP", "IntegerSynapse", "quantised", "to_integers"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -38,14 +38,12 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class IntegerConv2d(nn.Module):
-    """A convolution of spikes with integers of 8 bits.
-
-    Its numbers keep their types, whatever type the network is moved to.
+    """A convolution of spikes with integers of 8 bits, which keep their types, whatever type the network is moved to.
 
     Args:
-        conv: The convolution, without batch norm; what it pads with are zeros, as many at both ends.
-        level: Threshold of neurons that its current goes to without delay, one or one for each output channel; they
-            then are part of it: whole numbers are compared with the least sum that reaches the threshold.
+        conv: The convolution, without batch norm; it pads with as many zeros at both ends.
+        level: Threshold of the neurons that its current goes to, one or one for each output channel; they become part
+            of it: sums are compared with the least sum that reaches the threshold. None is no neurons.
 
     Raises:
         ConfigurationError: If a weight is not finite, or more meet in an output channel than float32 can add up.
@@ -90,19 +88,16 @@ class IntegerConv2d(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map spikes ``(B, C, H, W)`` to currents, float32, or to spikes, bytes.
+        """Map spikes ``(B, C, H, W)`` of any type to currents, float32, or to spikes, bytes.
 
-        Args:
-            spikes: Spikes, bytes or of any other type.
-            residual: Residual stream, in the shape of the currents, to which they are added, in its type.
+        The residual stream, in the shape of the currents, is added to them in its own type.
         """
         return convolve(spikes, self.weight, self.scale, self.bias, self.packed, self.steps, self.fires, residual)
 
     def extra_repr(self) -> str:
         """Show the sizes."""
         outputs, inputs, *kernel = self.weight.shape
-        sizes = "".join(f", {name}={size}" for name, size in self.steps._asdict().items())
-        return f"{inputs * self.steps.groups}, {outputs}, kernel_size={tuple(kernel)}{sizes}, fires={self.fires}"
+        return f"{inputs * self.steps.groups}, {outputs}, kernel_size={tuple(kernel)}, fires={self.fires}"
 
 
 def _folded(synapse: Synapse) -> nn.Conv2d:
@@ -118,11 +113,8 @@ def _folded(synapse: Synapse) -> nn.Conv2d:
 class IntegerSynapse(nn.Module):
     """A synapse of integer weights; its currents are float32.
 
-    Args:
-        synapse: The synapse, its batch norm folded.
-
     Raises:
-        ConfigurationError: If that is not so.
+        ConfigurationError: If the batch norm of the synapse is not folded.
     """
 
     def __init__(self, synapse: Synapse) -> None:
@@ -137,11 +129,7 @@ class IntegerSynapse(nn.Module):
 
 
 class IntegerMLP(nn.Module):
-    """A channel mixer of integer weights; its neurons compare integers.
-
-    Args:
-        mlp: The channel mixer, its batch norms folded.
-    """
+    """A channel mixer of integer weights, whose batch norms are folded; its neurons compare integers."""
 
     def __init__(self, mlp: MLP) -> None:
         super().__init__()
@@ -155,29 +143,11 @@ class IntegerMLP(nn.Module):
         return current
 
 
-class ByteEncoder(ThresholdEncoder):
-    """Spikes that leave the residual stream, stored as bytes.
-
-    Args:
-        encoder: The encoder, its batch norm folded into thresholds.
-    """
-
-    comparison = ThresholdEncoder.comparison._replace(bytes=True)
-
-    def __init__(self, encoder: ThresholdEncoder) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(encoder.__dict__)
-
-
-def _in_bytes(module: nn.Module) -> nn.Module:
-    """A layer of neurons whose spikes are bytes."""
-    if type(module) is ThresholdEncoder:
-        return ByteEncoder(module)
-    if type(module) is Spike:
-        return ByteSpike(module)
-    if type(module) is Encoder:
-        module.spike = _in_bytes(module.spike)  # type: ignore[assignment]
-    return module
+def _store_bytes(module: nn.Module) -> None:
+    """Let a layer of neurons store its spikes as bytes."""
+    neurons = module.spike if type(module) is Encoder else module
+    if type(neurons) in (Spike, ThresholdEncoder):
+        neurons.bytes = True  # type: ignore[assignment]
 
 
 def _read_by_synapses(module: nn.Module) -> tuple[str, ...]:
@@ -193,19 +163,15 @@ def _read_by_synapses(module: nn.Module) -> tuple[str, ...]:
 def to_integers(model: M) -> M:
     """Return a copy of a network for inference on CPUs whose synapses add up integers of 8 bits.
 
-    Batch norm is folded first. Every convolution and linear layer that receives spikes has integer weights then, with a
-    scale for each output channel; neurons between two of them compare integers, and spikes are bytes from one to the
-    next where nothing else reads them. Products of two activations (attention) and recurrent cells stay as they are, as
-    do stem, patch merging and read-out, which are in the type that the network is moved to. Of a converted network, so
-    do layers that are no convolution of images or linear layer, or do not pad with as many zeros at both ends.
+    Batch norm is folded first. Then every convolution and linear layer that receives spikes has integer weights, with a
+    scale for each output channel; neurons between two of them compare integers, and spikes are bytes where only
+    synapses read them. Stem, patch merging, attention's products, recurrent cells and read-out stay as they are. In a
+    converted network, so do layers other than 2D convolutions and linear layers, and those with uneven padding.
 
     Sums are exact. Weights are rounded to 8 bits, which changes logits, and the class of a few images.
 
     Args:
         model: Network in evaluation mode, on a CPU.
-
-    Returns:
-        The copy, for inference alone.
 
     Raises:
         ConfigurationError: If the network is in training mode or on another device, has rectifiers in the place of
@@ -224,7 +190,7 @@ def to_integers(model: M) -> M:
     folded = fold_batch_norm(model)
     for parent in list(folded.modules()):
         for name in () if converted else _read_by_synapses(parent):
-            setattr(parent, name, _in_bytes(getattr(parent, name)))
+            _store_bytes(getattr(parent, name))
         for name, child in parent.named_children():
             if isinstance(child, DropPath):  # does nothing in inference, but keep the stream from being added at once
                 setattr(parent, name, nn.Identity())

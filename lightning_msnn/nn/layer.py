@@ -2,11 +2,10 @@
 
 With *shared* context the windows of a map are cut from a current that was computed for the whole map, their membranes
 are merged (mean where windows overlap), and the merged membrane fires. With *isolated* context the windows are a batch
-of their own, and each fires for itself. Both are one function here: what differs is where the windows of the current
-and of the spikes lie, which a :class:`Cut` says. Where kernels cover a layer, they run the four steps as one.
+of their own, and each fires for itself. Both are one function here: a :class:`~lightning_msnn.kernels.geometry.Layer`
+says where the windows of the current and of the spikes lie. Kernels run the four steps as one where they cover a layer.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,28 +15,12 @@ from lightning_msnn.functional.windows import WINDOWS, count, merge, split
 from lightning_msnn.kernels import native
 from lightning_msnn.kernels.geometry import KINDS, OMEGAS, SURROGATE, Layer
 from lightning_msnn.kernels.layer import kernels_of, neurons
-from lightning_msnn.nn.neuron import ByteSpike, FixedDecay, LearntDecay, Membrane, Spike
+from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Membrane, Spike
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
-__all__ = ["Cut", "cut_windows", "fire", "join_windows", "normalise"]
+__all__ = ["Layer", "cut_windows", "fire", "join_windows", "normalise"]
 
-
-@dataclass(frozen=True)
-class Cut:
-    """Where the windows of a layer of neurons lie.
-
-    Args:
-        kind: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
-        windows_in: Whether the current is a batch of windows ``(n B, C, h, w)``, not a map ``(B, C, H, W)``.
-        windows_out: Whether the windows fire, not the merged map.
-    """
-
-    kind: str = "single"
-    windows_in: bool = False
-    windows_out: bool = False
-
-
-WHOLE = Cut()
+WHOLE = Layer()
 
 
 def fire(
@@ -47,10 +30,8 @@ def fire(
     membrane: Membrane | None = None,
     other: Tensor | None = None,
     *,
-    cut: Cut = WHOLE,
+    layer: Layer = WHOLE,
     size: tuple[int, int] | None = None,
-    handed: int = 0,
-    keeps: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run a layer of neurons.
 
@@ -61,35 +42,27 @@ def fire(
         membrane: What carries membranes from window to window; None where the map is not cut.
         other: Membranes that these are coupled with: those that layer 1 handed on, or the map ``(B, C, H, W)`` that a
             recurrent layer receives.
-        cut: Where the windows lie.
+        layer: Where the windows lie, and which membranes are returned; the rest is read from the modules.
         size: Height and width of the map in pixels, those of ``current`` if None.
-        handed: Of how many of the last channels the windows' membranes are handed on.
-        keeps: Whether the membranes that fire are returned.
 
     Returns:
         Spikes ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; the membranes of all windows but the last,
-        ``((n - 1) B, handed, h, w)``; the membranes that fired, of the shape of the spikes. What was not asked for is
-        None, and so are the membranes of a map that is one window.
+        ``((n - 1) B, layer.handed, h, w)``; the membranes that fired, of the shape of the spikes. What was not asked
+        for is None, and so are the membranes of a map that is one window.
     """
     size = size or (current.shape[2], current.shape[3])
-    if _covered(current, norm, spike, membrane, cut.kind):
-        return _on_kernels(current, norm, spike, membrane, cut, size, other, handed=handed, keeps=keeps)
+    if _covered(current, norm, spike, membrane, layer.kind):
+        return _on_kernels(current, norm, spike, membrane, layer, size, other)
     x = current if norm is None else normalise(current, norm)
-    membranes = [x] if membrane is None else _scan(x, membrane, other, cut, size)
-    merged = torch.cat(membranes) if cut.windows_out or len(membranes) == 1 else merge(membranes, cut.kind, *size)
+    membranes = [x] if membrane is None else _scan(x, membrane, other, layer, size)
+    merged = torch.cat(membranes) if layer.windows_out or len(membranes) == 1 else merge(membranes, layer.kind, *size)
     spikes: Tensor = spike(merged)
-    on = torch.cat([u[:, u.shape[1] - handed :] for u in membranes[:-1]]) if handed and len(membranes) > 1 else None
-    return spikes, on, merged if keeps else None
+    before = [u[:, u.shape[1] - layer.handed :] for u in membranes[:-1]] if layer.handed else []
+    return spikes, torch.cat(before) if before else None, merged if layer.keeps else None
 
 
 def normalise(current: Tensor, norm: nn.Module, residual: Tensor | None = None) -> Tensor:
-    """Apply batch norm, and add the residual stream.
-
-    Args:
-        current: What a synapse returned, ``(B, C, H, W)``.
-        norm: Batch norm or an identity.
-        residual: Residual stream, of that shape.
-    """
+    """Apply a batch norm or an identity to a current ``(B, C, H, W)``, and add a residual stream of that shape."""
     if type(norm) is not nn.Identity and _covered(current, norm):
         size = (current.shape[2], current.shape[3])
         return _on_kernels(current, norm, None, None, WHOLE, size, residual=residual)[0]
@@ -97,13 +70,14 @@ def normalise(current: Tensor, norm: nn.Module, residual: Tensor | None = None) 
     return out if residual is None else residual + out
 
 
-def _scan(x: Tensor, membrane: Membrane, other: Tensor | None, cut: Cut, size: tuple[int, int]) -> list[Tensor]:
+def _scan(x: Tensor, membrane: Membrane, other: Tensor | None, layer: Layer, size: tuple[int, int]) -> list[Tensor]:
     """Return the membranes of all windows of a normalised current."""
-    n = count(cut.kind, *size)
-    currents = _windows(x, n) if cut.windows_in else split(x, cut.kind)
+    n = count(layer.kind, *size)
+    currents = _windows(x, n) if layer.windows_in else split(x, layer.kind)
     if other is None:
         return list(membrane(currents))
-    return list(membrane(currents, split(other, cut.kind) if membrane.form == "recurrent" else _windows(other, n - 1)))
+    received = split(other, layer.kind) if membrane.form == "recurrent" else _windows(other, n - 1)
+    return list(membrane(currents, received))
 
 
 def _windows(batch: Tensor, windows: int) -> list[Tensor]:
@@ -113,31 +87,21 @@ def _windows(batch: Tensor, windows: int) -> list[Tensor]:
 
 
 def cut_windows(x: Tensor, kind: str) -> Tensor:
-    """Cut a map into its windows, as a batch.
-
-    Args:
-        x: Map ``(B, C, H, W)``.
-        kind: Kind of windows.
-
-    Returns:
-        Windows ``(n B, C, h, w)``, one after another on the batch axis.
-    """
+    """Cut a map ``(B, C, H, W)`` into its windows ``(n B, C, h, w)``, one after another on the batch axis."""
     if _covered(x, kind=kind):
-        return _on_kernels(x, None, None, None, Cut(kind, False, True), (x.shape[2], x.shape[3]))[0]
+        layer = Layer(kind=kind, windows_out=True)
+        return _on_kernels(x, None, None, None, layer, (x.shape[2], x.shape[3]))[0]
     return torch.cat(split(x, kind))
 
 
 def join_windows(windows: Tensor, kind: str, size: tuple[int, int], residual: Tensor | None = None) -> Tensor:
-    """Put a batch of windows back on the map, their mean where they overlap, and add the residual stream.
+    """Put a batch of windows ``(n B, C, h, w)`` back on the map ``(B, C, *size)``, their mean where they overlap.
 
-    Args:
-        windows: Windows ``(n B, C, h, w)``, one after another on the batch axis.
-        kind: Kind of windows.
-        size: Height and width of the map in pixels.
-        residual: Residual stream ``(B, C, H, W)``.
+    The residual stream, of the map's shape, is added.
     """
     if _covered(windows, kind=kind):
-        joined = _on_kernels(windows, None, None, None, Cut(kind, True, False), size, residual=residual)[0]
+        layer = Layer(kind=kind, windows_in=True)
+        joined = _on_kernels(windows, None, None, None, layer, size, residual=residual)[0]
         return joined if residual is None else joined.to(residual.dtype)
     joined = merge(_windows(windows, count(kind, *size)), kind, *size)
     return joined if residual is None else residual + joined
@@ -178,11 +142,11 @@ def _covers_membrane(membrane: Membrane) -> bool:
 
 
 def _covers_spike(spike: nn.Module, on_cpu: bool) -> bool:
-    if type(spike) not in (Spike, ByteSpike) or spike.surrogate is not SURROGATE or "forward" in spike.__dict__:
+    if type(spike) is not Spike or spike.surrogate is not SURROGATE or "forward" in spike.__dict__:
         return False
     if spike._forward_pre_hooks or spike._backward_hooks or spike._backward_pre_hooks:
         return False  # hooks on what it returns see what kernels compute
-    return on_cpu or type(spike) is Spike
+    return on_cpu or not spike.bytes
 
 
 def _covers_norm(norm: nn.Module, current: Tensor, on_cpu: bool) -> bool:
@@ -212,12 +176,10 @@ def _on_kernels(
     norm: nn.Module | None,
     spike: nn.Module | None,
     membrane: Membrane | None,
-    cut: Cut,
+    layer: Layer,
     size: tuple[int, int],
     other: Tensor | None = None,
     residual: Tensor | None = None,
-    handed: int = 0,
-    keeps: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run a layer that is covered; see :func:`fire`."""
     flags: dict[str, Any] = {}
@@ -229,14 +191,12 @@ def _on_kernels(
             tensors |= {"running_mean": norm.running_mean, "running_var": norm.running_var}
     if isinstance(spike, Spike):
         tensors |= {"level": spike.level, "anneal": spike.share(current)}
-        flags |= {"fires": True, "threshold": spike.threshold, "bytes": type(spike) is ByteSpike}
+        flags |= {"fires": True, "threshold": spike.threshold, "bytes": spike.bytes}
     if membrane is not None:
         flags["form"], tensors["tau"] = membrane.form, membrane.decay()
         if membrane.projection is not None:
             flags["omega"], tensors["theta"] = membrane.projection.name, membrane.projection.radian()
-    layer = Layer(
-        kind=cut.kind, windows_in=cut.windows_in, windows_out=cut.windows_out, handed=handed, keeps=keeps, **flags
-    )
+    layer = layer._replace(**flags)
     made: list[Tensor | None] = []
 
     def spikes() -> Tensor:
@@ -253,13 +213,7 @@ def _on_kernels(
 
 @torch.no_grad()
 def _track(norm: Any, found: Tensor | None, rows: int) -> None:
-    """Move the running statistics of a norm as it would itself.
-
-    Args:
-        norm: The norm.
-        found: Mean and variance by channel, ``(4, C)``; in a fifth row of how many places, if of several processes.
-        rows: Places in this process.
-    """
+    """Move the running statistics of a norm as it would itself, by what kernels found in ``rows`` places."""
     if not norm.training or norm.running_mean is None or not norm.track_running_stats or norm.momentum == 0.0:
         return
     assert found is not None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_msnn.errors import choose
 from lightning_msnn.functional.windows import WINDOWS
-from lightning_msnn.nn.layer import Cut, cut_windows, join_windows
+from lightning_msnn.nn.layer import Layer, cut_windows, join_windows
 from lightning_msnn.nn.synapse import Synapse
 
 __all__ = ["CONTEXTS", "Mixer"]
@@ -42,8 +42,8 @@ class Mixer(nn.Module):
         self.windows = windows
         self.isolated = context == "isolated"
         # Where windows lie: on the map throughout, batches throughout, or a batch that leads back to the map.
-        self.cut = Cut(windows, self.isolated, self.isolated)
-        self.cut_batch = Cut(windows, True, self.isolated)
+        self.layer = Layer(kind=windows, windows_in=self.isolated, windows_out=self.isolated)
+        self.layer_of_batch = self.layer._replace(windows_in=True)
 
     def enter(self, spikes: Tensor) -> Tensor:
         """Give the synapses the map ``(B, C, H, W)``, or its windows as one batch ``(windows B, C, h, w)``."""

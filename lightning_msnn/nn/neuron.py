@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError, choose
+from lightning_msnn.errors import ConfigurationError, check_number, choose
 from lightning_msnn.functional.membrane import connected, coupled_scan, recurrent_scan, scan
 from lightning_msnn.functional.spike import SURROGATES, anneal, heaviside
 from lightning_msnn.functional.windows import WINDOWS
-from lightning_msnn.nn.projection import LearntProjection, Projection, make_projection
+from lightning_msnn.nn.projection import LearntProjection, Projection
 
 __all__ = [
-    "ByteSpike",
     "FixedDecay",
     "LearntDecay",
     "Membrane",
@@ -31,15 +30,10 @@ __all__ = [
 
 
 def grain_size(name: str, learn: bool | str, channels: int) -> int:
-    """Return how many values an argument makes a layer of so many channels learn.
-
-    Args:
-        name: Name of the argument, for the message.
-        learn: False is none, ``"layer"`` one, ``"channel"`` or True one for each channel.
-        channels: Number of channels of the layer.
+    """Return how many values a layer of so many channels learns: of ``learn`` False none, of ``"layer"`` one.
 
     Raises:
-        ConfigurationError: If ``learn`` is something else.
+        ConfigurationError: If ``learn`` is neither a bool nor ``"layer"`` or ``"channel"``; the message names it.
     """
     if learn is False or learn == "layer":
         return int(learn == "layer")
@@ -50,7 +44,7 @@ def grain_size(name: str, learn: bool | str, channels: int) -> int:
 
 @dataclass(frozen=True)
 class Neuron:
-    """What neurons are like.
+    """What neurons are like; the arguments are checked where a layer is made of them.
 
     Args:
         threshold: Threshold ``V``, a finite number; the initial one if it is learnt.
@@ -61,8 +55,6 @@ class Neuron:
         projection: Name of the projection Omega, one of :data:`lightning_msnn.functional.PROJECTIONS`.
         theta: Radian factor of the projection in units of pi; the initial one if it is learnt.
         learn_theta: Whether a layer learns its theta.
-
-    The arguments are checked where a layer is made of them.
     """
 
     threshold: float = 0.5
@@ -88,6 +80,8 @@ class Spike(nn.Module):
 
     annealing: Tensor | None
     """Share of the step in what the neurons return in training, a scalar; None is all of it."""
+    bytes: bool
+    """Whether spikes are stored as bytes, uint8, in evaluation, for synapses with integer weights."""
 
     def __init__(self, neuron: Neuron = Neuron(), channels: int = 1) -> None:
         super().__init__()
@@ -102,6 +96,7 @@ class Spike(nn.Module):
         self.surrogate = choose(SURROGATES, neuron.surrogate, "surrogate gradient")
         # No buffer: what averages, broadcasts or stores those of a network has no use for it.
         self.annealing = None
+        self.bytes = False
 
     def share(self, membrane: Tensor) -> Tensor | None:
         """Share of the step in what the neurons return now, on a membrane's device: in evaluation None."""
@@ -113,7 +108,8 @@ class Spike(nn.Module):
 
     def fire(self, membrane: Tensor) -> Tensor:
         """Return exact spikes of a membrane."""
-        return heaviside(membrane, self.surrogate, self.level_of(membrane))
+        spikes = heaviside(membrane, self.surrogate, self.level_of(membrane))
+        return spikes.to(torch.uint8) if self.bytes else spikes
 
     def forward(self, membrane: Tensor, kernel: Callable[[], Tensor] | None = None) -> Tensor:
         """Return the spikes of a membrane ``(B, C, H, W)``, of any shape if the threshold is fixed.
@@ -125,29 +121,11 @@ class Spike(nn.Module):
         if kernel is not None:
             return kernel()
         spikes, share = self.fire(membrane), self.share(membrane)
-        if share is None:
-            return spikes
-        return anneal(membrane, spikes, share.to(membrane.dtype))
+        return spikes if share is None else anneal(membrane, spikes, share.to(membrane.dtype))
 
     def extra_repr(self) -> str:
         """Show threshold and surrogate."""
         return f"threshold={self.threshold if self.level is None else 'learnt'}, surrogate={self.name!r}"
-
-
-class ByteSpike(Spike):
-    """Neurons whose spikes are stored as bytes, uint8, which synapses with integer weights read.
-
-    Args:
-        spike: The neurons, in evaluation mode.
-    """
-
-    def __init__(self, spike: Spike) -> None:
-        super().__init__()
-        self.__dict__.update(spike.__dict__)
-
-    def fire(self, membrane: Tensor) -> Tensor:
-        """Return exact spikes of a membrane as bytes."""
-        return super().fire(membrane).to(torch.uint8)
 
 
 class Rectifier(nn.ReLU):
@@ -164,25 +142,18 @@ def set_annealing(model: nn.Module, share: float | None) -> None:
     Raises:
         ConfigurationError: If the share is not in [0, 1].
     """
-    if share is not None and not 0.0 <= share <= 1.0:
-        raise ConfigurationError(f"the share of spikes in an annealing must be in [0, 1], not {share}")
+    share = None if share is None else check_number("the share of spikes in an annealing", share)
     annealing = None
     if share is not None and share < 1.0:
         parameter = next(model.parameters(), None)
-        annealing = torch.full(
-            (), float(share), dtype=torch.float32, device=None if parameter is None else parameter.device
-        )
+        annealing = torch.tensor(share, dtype=torch.float32, device=None if parameter is None else parameter.device)
     for module in model.modules():
         if isinstance(module, Spike):
             module.annealing = annealing
 
 
 class FixedDecay(nn.Module):
-    """A decay tau that is the same for all channels and does not learn.
-
-    Args:
-        tau: Decay per window, in [0, 1].
-    """
+    """A decay tau per window, in [0, 1], that is the same for all channels and does not learn."""
 
     tau: Tensor
 
@@ -222,9 +193,7 @@ def make_decay(channels: int, tau: float, learn_tau: bool | str) -> FixedDecay |
     values = grain_size("learn_tau", learn_tau, channels)
     if values and not 0.0 < tau < 1.0:
         raise ConfigurationError(f"a learnt tau must start in (0, 1), not at {tau}")
-    if not 0.0 <= tau <= 1.0:
-        raise ConfigurationError(f"tau must be in [0, 1], not {tau}")
-    return LearntDecay(values, tau) if values else FixedDecay(tau)
+    return LearntDecay(values, tau) if values else FixedDecay(check_number("tau", tau))
 
 
 class Membrane(nn.Module):
@@ -252,7 +221,8 @@ class Membrane(nn.Module):
         self.decay = make_decay(channels, neuron.tau, learns and neuron.learn_tau)
         self.projection = None
         if form != "first":
-            self.projection = make_projection(neuron.projection, neuron.theta, learns and neuron.learn_theta)
+            kind = LearntProjection if learns and neuron.learn_theta else Projection
+            self.projection = kind(neuron.projection, neuron.theta)
 
     def forward(self, currents: list[Tensor], other: Sequence[Tensor] = ()) -> list[Tensor]:
         """Visit the windows.

@@ -5,14 +5,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError, choose
+from lightning_msnn.errors import ConfigurationError, check_number, choose
 from lightning_msnn.functional.projection import PROJECTIONS, WITHOUT_THETA
 
-__all__ = ["LearntProjection", "Projection", "make_projection"]
+__all__ = ["LearntProjection", "Projection"]
 
 
 class _Omega(nn.Module):
-    """A projection by name."""
+    """A projection by name; a subclass holds theta and returns it, a scalar in units of pi, as ``radian()``."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -20,7 +20,6 @@ class _Omega(nn.Module):
         self.omega = choose(PROJECTIONS, name, "projection")
 
     def radian(self) -> Tensor:
-        """Return theta, a scalar, in units of pi."""
         raise NotImplementedError
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -37,7 +36,7 @@ class Projection(_Omega):
 
     Args:
         name: Name of the projection, one of :data:`lightning_msnn.functional.PROJECTIONS`.
-        theta: Radian factor in units of pi, a finite number in [0, 1].
+        theta: Radian factor in units of pi, in [0, 1].
 
     Raises:
         ConfigurationError: If the name is not known or theta is not in [0, 1].
@@ -47,21 +46,15 @@ class Projection(_Omega):
 
     def __init__(self, name: str = "sine", theta: float = 0.25) -> None:
         super().__init__(name)
-        if not (math.isfinite(theta) and 0.0 <= theta <= 1.0):
-            raise ConfigurationError(f"theta must be a finite number in [0, 1], not {theta}")
-        self.register_buffer("theta", torch.tensor(float(theta)))
+        self.register_buffer("theta", torch.tensor(check_number("theta", theta)))
 
     def radian(self) -> Tensor:
-        """Return theta, a scalar, in units of pi."""
+        """Return theta."""
         return self.theta
 
 
 class LearntProjection(_Omega):
-    """A projection whose radian factor is learnt; its logit is the parameter, so that theta stays in (0, 1).
-
-    Args:
-        name: Name of the projection, one of :data:`lightning_msnn.functional.PROJECTIONS`.
-        theta: Initial radian factor in units of pi, in (0, 1).
+    """A :class:`Projection` whose theta is learnt; its logit is the parameter, so that theta stays in (0, 1).
 
     Raises:
         ConfigurationError: If the name is not known, its function has no theta, or theta is not in (0, 1).
@@ -76,10 +69,5 @@ class LearntProjection(_Omega):
         self.theta_logit = nn.Parameter(torch.tensor(math.log(theta / (1.0 - theta))))
 
     def radian(self) -> Tensor:
-        """Return theta, a scalar, in units of pi."""
+        """Return theta."""
         return torch.sigmoid(self.theta_logit)
-
-
-def make_projection(name: str, theta: float, learn_theta: bool) -> Projection | LearntProjection:
-    """Make the projection of one layer of neurons, with a theta that is learnt or not."""
-    return LearntProjection(name, theta) if learn_theta else Projection(name, theta)

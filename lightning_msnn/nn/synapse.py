@@ -56,9 +56,7 @@ def _precision(x: Tensor) -> torch.dtype:
 
 def _is_product(conv: nn.Conv2d, x: Tensor, kernel: int, stride: int = 1) -> bool:
     """Whether a convolution is a matrix product: in training, where nothing traces or watches operations."""
-    if not conv.training or x.device.type != "cpu" or x.dim() != 4:
-        return False
-    if not eager(x):
+    if not conv.training or x.device.type != "cpu" or x.dim() != 4 or not eager(x):
         return False
     depthwise = conv.groups > 1
     if depthwise and not conv.groups == conv.in_channels == conv.out_channels:
@@ -129,10 +127,9 @@ class PatchConv2d(nn.Conv2d):
 
 @register_notrace_module  # what is read of the kernel depends on the size of the map
 class CentredConv2d(nn.Conv2d):
-    """A convolution of odd kernel that keeps the size of the map, and skips what falls on its padding throughout.
+    """A convolution of odd kernel that keeps the size of the map; arguments are those of ``nn.Conv2d``.
 
-    On a map or window of a single row or column only the middle of the kernel meets pixels: in the last stage, cut into
-    windows of one pixel, one weight in nine. Arguments are those of ``nn.Conv2d``.
+    On a map of a single row or column it computes the middle of the kernel alone, which no padding meets.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from torch.autograd import gradcheck
 from lightning_msnn.functional import WINDOWS, count, merge, side, split
 from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS
 
-SIZES = [(h, w) for h, w in itertools.product([1, 2, 3, 4, 5, 6, 7, 8, 11, 16], repeat=2)]
+SIZES = list(itertools.product([1, 2, 3, 4, 5, 7, 8, 11], repeat=2))
 
 
 @pytest.mark.parametrize("kind", WINDOWS)
@@ -54,13 +54,6 @@ def test_order_of_grid_phases():
     x = torch.arange(16.0).view(1, 1, 4, 4)
     phases = [part[0, 0, 0, 0].item() for part in split(x, "grid")]
     assert phases == [0.0, 1.0, 4.0, 5.0]
-
-
-@pytest.mark.parametrize("kind", ["non_dilated", "grid"])
-def test_even_maps_are_partitioned(kind):
-    x = torch.arange(6 * 10.0).view(1, 1, 6, 10)
-    seen = torch.cat([part.flatten() for part in split(x, kind)])
-    assert torch.equal(seen.sort().values, x.flatten())
 
 
 @pytest.mark.parametrize("kind", WINDOWS)

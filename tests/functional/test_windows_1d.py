@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from torch.autograd import gradcheck
 
 from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS
 
-WIDTHS = [*range(4, 41), 63, 64, 65, 100, 251]
+WIDTHS = [*range(4, 20), 63, 64, 65, 251]
 
 
 def expected(kind, width):
@@ -51,13 +50,6 @@ def test_merge_is_the_mean_of_what_lies_on_a_column(kind):
 @pytest.mark.parametrize("kind", TIME_WINDOWS)
 def test_short_maps_are_one_window(kind):
     assert [TIME_WINDOWS[kind].count(1, width) for width in range(1, 6)] == [1, 1, 1, 4, 4]
-
-
-@pytest.mark.parametrize("kind", TIME_WINDOWS)
-@pytest.mark.parametrize("width", [8, 11])
-def test_gradcheck_of_merge(kind, width):
-    parts = [part.clone().requires_grad_() for part in TIME_WINDOWS[kind].split(torch.randn(1, 1, 2, width).double())]
-    assert gradcheck(lambda *p: TIME_WINDOWS[kind].merge(list(p), 2, width), parts)
 
 
 def test_every_kind_in_two_dimensions_has_one_for_a_row():
