@@ -8,40 +8,24 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 
-from lightning_msnn import zoo
 from lightning_msnn.errors import ConfigurationError
+from tests.conftest import SHALLOW
 
 FAMILIES = ("msnn_resnet12_tiny", "msnn_rnn12_tiny", "msnn_vit12_tiny")
 
 
 def make(family, training=False):
     torch.manual_seed(0)
-    return timm.create_model(family, num_classes=3).train(training), torch.rand(3, 3, 16, 16)
+    return timm.create_model(family, num_classes=3, **SHALLOW).train(training), torch.rand(3, 3, 16, 16)
 
 
-def traced(network, x):
-    """A network as ``torch.jit.trace`` sees it, written and read."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_traced_and_written():
+    network, x = make(FAMILIES[0])
     with torch.no_grad(), io.BytesIO() as file:
         torch.jit.save(torch.jit.trace(network, x, check_trace=False), file)
         file.seek(0)
-        return torch.jit.load(file)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("family", FAMILIES)
-def test_traced_and_written(family):
-    network, x = make(family)
-    found, other = traced(network, x), torch.rand(3, 3, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(found(other), network(other))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("kind", ["fuse", "integer"])
-def test_traced_for_inference(kind):
-    network = zoo.load("msnn_resnet12_tiny.digits", **{kind: True})
-    found, other = traced(network, torch.rand(2, 1, 16, 16)), torch.rand(2, 1, 16, 16)
-    with torch.no_grad():
+        found, other = torch.jit.load(file), torch.rand(3, 3, 16, 16)
         torch.testing.assert_close(found(other), network(other))
 
 

@@ -13,20 +13,21 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.kernels import integer
 from lightning_msnn.models.baselines import relu_baseline
-from lightning_msnn.nn import CONTEXTS, Membrane, Spike, Synapse
+from lightning_msnn.nn import Membrane, Spike, Synapse
 from lightning_msnn.nn.blocks import AnalogueMLP
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 from lightning_msnn.nn.integer import IntegerConv2d, IntegerSynapse, quantised, to_integers
 from lightning_msnn.nn.synapse import CentredConv2d, PointwiseConv2d
-from tests.conftest import COMPILED, DISTINCT, SHALLOW, TINY
+from tests.conftest import COMPILED, SHALLOW, TINY, rest_is_slow
 from tests.models.test_registry import make
 from tests.nn.test_folding import varied
 
 SPIKING = [name for name in zoo.list_models("msnn*") if "spike_rate" in zoo.info(name)]
+ENTRIES = rest_is_slow(SPIKING, [name for name in SPIKING if name.endswith("tiny.digits")])
+LAID_OUT = [(n, w, "shared") for n in TINY for w in ("dilated", "grid")] + [(TINY[0], w, "shared") for w in WINDOWS]
+LAID_OUT += [(name, "dilated", "isolated") for name in TINY]
 SHAPES = [  # channels in and out, kernel, groups, height, width, batch
     (5, 7, 3, 1, 5, 6, 2),
-    (1, 1, 3, 1, 7, 3, 1),
-    (48, 20, 3, 1, 2, 2, 3),
     (16, 9, 3, 1, 2, 2, 40),
     (24, 24, 3, 24, 9, 4, 2),
     (70, 33, 1, 1, 3, 5, 1),
@@ -61,7 +62,7 @@ def loop(spikes, weight, groups):
     return sums
 
 
-@pytest.mark.parametrize("kind", [torch.uint8, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sums_are_those_of_a_loop_over_integers(shape, kind):
     channels, outputs, kernel, groups, height, width, batch = shape
@@ -76,7 +77,7 @@ def test_sums_are_those_of_a_loop_over_integers(shape, kind):
         current = made(given)
         assert current.dtype == torch.float32
         assert np.array_equal(current.numpy(), expected)
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+    for dtype in (torch.float32, torch.bfloat16):
         stream = torch.randn(expected.shape).to(dtype)
         before = stream.clone()
         after = made(spikes.to(kind), stream)
@@ -183,11 +184,10 @@ def differ(model, x):
     return counts
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(("name", "windows", "context"), sorted(set(LAID_OUT)))
 def test_spikes_are_those_of_the_same_weights_in_float32(name, windows, context):
-    places, spikes, wrong = differ(varied(make(name, windows=windows, context=context)), torch.randn(3, 3, 36, 32))
+    model = varied(make(name, windows=windows, context=context, **SHALLOW))
+    places, spikes, wrong = differ(model, torch.randn(3, 3, 36, 32))
     assert 0.02 * places < spikes < 0.98 * places, "most neurons are not silent, so that there is something to compare"
     assert wrong == 0
 
@@ -195,12 +195,12 @@ def test_spikes_are_those_of_the_same_weights_in_float32(name, windows, context)
 @pytest.mark.parametrize("arguments", [{"norm": False}, {"mlp": "gelu"}, {"learn_threshold": "channel"}])
 @pytest.mark.parametrize("name", TINY)
 def test_other_networks(name, arguments):
-    places, spikes, wrong = differ(varied(make(name, **arguments)), torch.randn(2, 3, 20, 20))
+    places, spikes, wrong = differ(varied(make(name, **arguments, **SHALLOW)), torch.randn(2, 3, 20, 20))
     assert 0 < spikes < places
     assert wrong == 0
 
 
-@pytest.mark.parametrize("name", SPIKING)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_entries(name):
     size = zoo.info(name)["input_size"]
     places, spikes, wrong = differ(zoo.load(name), torch.randn(2, *size))
@@ -216,10 +216,10 @@ def test_entries(name):
     assert ((made - expected).abs().amax(1) < 1e-3).float().mean() >= 0.9
 
 
-@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("name", TINY)
 def test_a_processor_without_8_bit_dot_products(name, monkeypatch):
     """The same to the last bit, in plain torch."""
-    network, x = to_integers(varied(make(name))), torch.randn(3, 3, 32, 32)
+    network, x = to_integers(varied(make(name, **SHALLOW))), torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         expected = network(x)
         monkeypatch.setattr(integer, "available", lambda: False)
@@ -230,7 +230,7 @@ def test_a_processor_without_8_bit_dot_products(name, monkeypatch):
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_type_of_the_network_is_that_of_its_analogue_parts(name):
-    network, x = to_integers(varied(make(name, context="isolated"))), torch.randn(4, 3, 32, 32)
+    network, x = to_integers(varied(make(name, context="isolated", **SHALLOW))), torch.randn(4, 3, 32, 32)
     scales = {n: b.clone() for n, b in network.named_buffers() if n.endswith(("conv.scale", "conv.bias"))}
     narrow = copy.deepcopy(network).bfloat16()
     for n, buffer in narrow.named_buffers():
@@ -247,18 +247,15 @@ def test_the_type_of_the_network_is_that_of_its_analogue_parts(name):
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_exports_and_compiles(name):
+def test_exports(name):
     network, x = to_integers(varied(make(name, **SHALLOW))), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        expected = network(x)
-        exported = torch.export.export(network, (x,)).module()
-        torch.testing.assert_close(exported(x), expected)
-        torch.testing.assert_close(torch.compile(network, backend="aot_eager")(x), expected)
+        torch.testing.assert_close(torch.export.export(network, (x,)).module()(x), network(x))
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_counts_are_those_of_the_network(name):
-    model, x = varied(make(name)), torch.randn(2, 3, 16, 16)
+    model, x = varied(make(name, **SHALLOW)), torch.randn(2, 3, 16, 16)
     expected, found = count_operations(reference(model), x), count_operations(to_integers(model), x)
     for field in ("dense", "accumulates", "multiply_accumulates", "membrane_updates", "omega_operations"):
         a, b = found.total(field), expected.total(field)
