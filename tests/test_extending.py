@@ -246,7 +246,7 @@ def test_gradients_are_those_of_autograd(here, form, windows_out):
     given = None if form == "first" else other if form == "recurrent" else [other]
     handed = None if form == "first" else other
     spikes, _, _ = fire(
-        current, None, Spike(neuron), membrane, handed, layer=Layer(kind="halves", windows_out=windows_out)
+        current, None, Spike(neuron), membrane, handed, cut=Layer(kind="halves", windows_out=windows_out)
     )
     tau = torch.sigmoid(membrane.decay.logit).view(-1, 1, 1)
     theta = None if form == "first" else torch.sigmoid(membrane.projection.theta_logit)

@@ -63,10 +63,10 @@ class ConvMixer(Mixer):
             residual: Residual stream, if it is to be added.
         """
         size = (spikes.shape[2], spikes.shape[3])
-        current, first = self.synapse1.conv(self.enter(spikes)), self.layer._replace(handed=spikes.shape[1])
-        s1, u1, _ = fire(current, self.synapse1.norm, self.spike1, self.membrane1, layer=first, size=size)
+        current, first = self.synapse1.conv(self.enter(spikes)), self.cut._replace(handed=spikes.shape[1])
+        s1, u1, _ = fire(current, self.synapse1.norm, self.spike1, self.membrane1, cut=first, size=size)
         current = self.synapse2.conv(s1)
-        s2, _, _ = fire(current, self.synapse2.norm, self.spike2, self.membrane2, u1, layer=self.layer, size=size)
+        s2, _, _ = fire(current, self.synapse2.norm, self.spike2, self.membrane2, u1, cut=self.cut, size=size)
         return self.leave(self.project, s2, size, residual)
 
 

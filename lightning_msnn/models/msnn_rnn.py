@@ -212,8 +212,8 @@ class RecurrentMixer(Mixer):
         read: Tensor = self.recurrence(seen.permute(0, 2, 3, 1).flatten(1, 2))
         # The cell's output lies token by token; batch norm is three times as fast on images in order.
         current = torch.unflatten(read.contiguous(), 1, (h, w)).permute(0, 3, 1, 2)
-        layer = self.layer_of_batch._replace(keeps=True)
-        fired, _, merged = fire(current, self.norm, self.spike, self.membrane, before, layer=layer, size=size)
+        cut = self.cut_batch._replace(keeps=True)
+        fired, _, merged = fire(current, self.norm, self.spike, self.membrane, before, cut=cut, size=size)
         assert merged is not None
         after = join_windows(merged, self.windows, size) if self.isolated else merged
         return self.leave(self.project, fired, size, residual), after

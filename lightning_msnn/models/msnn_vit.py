@@ -98,15 +98,14 @@ class AttentionMixer(Mixer):
             residual: Residual stream, if it is to be added.
         """
         size, dim = (spikes.shape[2], spikes.shape[3]), spikes.shape[1]
-        current, first = self.qkv.conv(self.enter(spikes)), self.layer._replace(handed=dim)
-        s1, values, _ = fire(current, self.qkv.norm, self.spike1, self.membrane1, layer=first, size=size)
+        current, first = self.qkv.conv(self.enter(spikes)), self.cut._replace(handed=dim)
+        s1, values, _ = fire(current, self.qkv.norm, self.spike1, self.membrane1, cut=first, size=size)
         seen = s1 if self.isolated else cut_windows(s1, self.windows)
         attended = self.attend(seen)
         if not torch._C._are_functorch_transforms_active():
             # Compilers expect batch norm to return a gradient in the memory order of its input, whatever it is given.
             attended = attended.contiguous(memory_format=torch.channels_last)
-        second = self.layer_of_batch
-        s2, _, _ = fire(attended, self.norm, self.spike2, self.membrane2, values, layer=second, size=size)
+        s2, _, _ = fire(attended, self.norm, self.spike2, self.membrane2, values, cut=self.cut_batch, size=size)
         return self.leave(self.project, s2, size, residual)
 
 

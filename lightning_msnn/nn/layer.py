@@ -30,7 +30,7 @@ def fire(
     membrane: Membrane | None = None,
     other: Tensor | None = None,
     *,
-    layer: Layer = WHOLE,
+    cut: Layer = WHOLE,
     size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run a layer of neurons.
@@ -42,23 +42,23 @@ def fire(
         membrane: What carries membranes from window to window; None where the map is not cut.
         other: Membranes that these are coupled with: those that layer 1 handed on, or the map ``(B, C, H, W)`` that a
             recurrent layer receives.
-        layer: Where the windows lie, and which membranes are returned; the rest is read from the modules.
+        cut: Where the windows lie, and which membranes are returned; the rest is read from the modules.
         size: Height and width of the map in pixels, those of ``current`` if None.
 
     Returns:
         Spikes ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; the membranes of all windows but the last,
-        ``((n - 1) B, layer.handed, h, w)``; the membranes that fired, of the shape of the spikes. What was not asked
+        ``((n - 1) B, cut.handed, h, w)``; the membranes that fired, of the shape of the spikes. What was not asked
         for is None, and so are the membranes of a map that is one window.
     """
     size = size or (current.shape[2], current.shape[3])
-    if _covered(current, norm, spike, membrane, layer.kind):
-        return _on_kernels(current, norm, spike, membrane, layer, size, other)
+    if _covered(current, norm, spike, membrane, cut.kind):
+        return _on_kernels(current, norm, spike, membrane, cut, size, other)
     x = current if norm is None else normalise(current, norm)
-    membranes = [x] if membrane is None else _scan(x, membrane, other, layer, size)
-    merged = torch.cat(membranes) if layer.windows_out or len(membranes) == 1 else merge(membranes, layer.kind, *size)
+    membranes = [x] if membrane is None else _scan(x, membrane, other, cut, size)
+    merged = torch.cat(membranes) if cut.windows_out or len(membranes) == 1 else merge(membranes, cut.kind, *size)
     spikes: Tensor = spike(merged)
-    before = [u[:, u.shape[1] - layer.handed :] for u in membranes[:-1]] if layer.handed else []
-    return spikes, torch.cat(before) if before else None, merged if layer.keeps else None
+    before = [u[:, u.shape[1] - cut.handed :] for u in membranes[:-1]] if cut.handed else []
+    return spikes, torch.cat(before) if before else None, merged if cut.keeps else None
 
 
 def normalise(current: Tensor, norm: nn.Module, residual: Tensor | None = None) -> Tensor:

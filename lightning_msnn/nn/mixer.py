@@ -42,8 +42,8 @@ class Mixer(nn.Module):
         self.windows = windows
         self.isolated = context == "isolated"
         # Where windows lie: on the map throughout, batches throughout, or a batch that leads back to the map.
-        self.layer = Layer(kind=windows, windows_in=self.isolated, windows_out=self.isolated)
-        self.layer_of_batch = self.layer._replace(windows_in=True)
+        self.cut = Layer(kind=windows, windows_in=self.isolated, windows_out=self.isolated)
+        self.cut_batch = self.cut._replace(windows_in=True)
 
     def enter(self, spikes: Tensor) -> Tensor:
         """Give the synapses the map ``(B, C, H, W)``, or its windows as one batch ``(windows B, C, h, w)``."""

@@ -318,5 +318,5 @@ def test_which_kernels(monkeypatch):
     monkeypatch.setattr(fused, "_devices", lambda: ())
     monkeypatch.setattr(native, "available", lambda: False)
     assert kernels_of(x) is None
-    spikes, _, merged = fire(x, nn.BatchNorm2d(3), Spike(), layer=Layer(keeps=True))
+    spikes, _, merged = fire(x, nn.BatchNorm2d(3), Spike(), cut=Layer(keeps=True))
     assert torch.equal(spikes, (merged >= 0.5).float())
