@@ -284,6 +284,7 @@ SETTINGS: dict[str, str] = {
     r"|channel from 0\.1|a fixed 0\.4",
     "docs/rates.md": r"fell by 0\.0003",
     "docs/training.md": r"smoothing 0\.1|half of the batches|10 to 15 seconds of one core",
+    "docs/try.md": "17 MB",
     "docs/zoo.md": r"explains: 1 %, of accuracies 0\.1 points",
 }
 """What looks like a measurement and is none: settings, targets, versions, and figures of the paper's."""
