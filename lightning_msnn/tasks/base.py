@@ -324,6 +324,14 @@ class Task(pl.LightningModule):
         self.log("train/lr", max(group["lr"] for group in self.optimizers().param_groups))  # type: ignore[union-attr]
         return loss
 
+    def _begin(self) -> None:
+        """Begin an evaluation with its sums at zero, in tensors that a training after it can add to."""
+        with torch.inference_mode(False):
+            for sums in (self.val_metrics, self.val_loss, self.test_metrics, self.test_loss):
+                sums.reset()
+
+    on_validation_epoch_start = on_test_epoch_start = _begin
+
     def _evaluate(self, batch: Any, stage: str, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         inputs, targets = self.unpack(batch)
         outputs = self(inputs).float()

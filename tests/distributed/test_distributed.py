@@ -17,11 +17,12 @@ from torch import nn
 
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.kernels import native
 from lightning_msnn.tasks import SpikingClassifier
-from tests.conftest import TINY, rest_is_slow
+from tests.conftest import ROOT, TINY
+from tests.distributed.worker import HALVES, learn, main
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 PROCESSES = (1, 2)
 
 
@@ -48,25 +49,27 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, list[dict[str, Any]]]]:
+def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """What each process has after evaluation and training, by their number."""
     results = {}
     for devices in PROCESSES:
         out = tmp_path_factory.mktemp(f"out{devices}")
-        done = python(str(HERE / "worker.py"), str(images), str(out), str(devices), cwd=out)
-        assert done.returncode == 0, done.stderr[-3000:]
-        results[devices] = out, [torch.load(out / f"rank_{rank}.pt") for rank in range(devices)]
+        if devices == 1:
+            main(str(images), str(out), 1)
+        else:
+            done = python("-m", "tests.distributed.worker", str(images), str(out), str(devices), cwd=ROOT)
+            assert done.returncode == 0, done.stderr[-3000:]
+        results[devices] = [torch.load(out / f"rank_{rank}.pt") for rank in range(devices)]
     return results
 
 
-@pytest.mark.parametrize("devices", PROCESSES[1:])
 @pytest.mark.parametrize("stage", ["validate", "test"])
-def test_metrics_are_those_of_one_process(runs: Any, devices: int, stage: str) -> None:
+def test_metrics_are_those_of_one_process(runs: Any, stage: str) -> None:
     """Counts to the last digit, on every process; a loss to that of float32, whose sums in a layer go by batch size."""
-    expected = runs[1][1][0][stage]
+    expected = runs[1][0][stage]
     assert len(expected) == 3
     assert 0 < expected[f"{stage.removesuffix('idate')}/top1"] < 1
-    for rank in runs[devices][1]:
+    for rank in runs[2]:
         assert rank[stage].keys() == expected.keys()
         for name, value in expected.items():
             if name.endswith("loss"):
@@ -75,42 +78,50 @@ def test_metrics_are_those_of_one_process(runs: Any, devices: int, stage: str) -
                 assert rank[stage][name] == value
 
 
-@pytest.mark.parametrize("devices", PROCESSES[1:])
-def test_processes_agree_after_training(runs: Any, devices: int) -> None:
-    first, *others = runs[devices][1]
-    for other in others:
-        assert other["keys"] == first["keys"]
-        assert other["fit"] == first["fit"]
-        assert other["target"] == first["target"]
-        assert other["weights"].keys() == first["weights"].keys()
-        assert all(torch.equal(other["weights"][name], value) for name, value in first["weights"].items())
-
-
-def test_processes_weigh_the_excess_over_a_target_alike(runs: Any) -> None:
-    """What they measure is of all their images, so that the weight is the same, and there is one."""
-    for devices in PROCESSES:
-        ranks = [rank["target"] for rank in runs[devices][1]]
-        assert ranks[0]["multiplier"] > 0.0
-        assert ranks[0]["counted"]["rate"] > 0.0
-        assert all(rank == ranks[0] for rank in ranks)
+def test_processes_agree_after_training(runs: Any) -> None:
+    """What they measure is of all their images, so that an excess over the target has the same weight, and one."""
+    first, other = runs[2]
+    for key in ("keys", "fit", "target"):
+        assert other[key] == first[key]
+    assert first["target"]["multiplier"] > 0.0
+    assert first["target"]["counted"]["rate"] > 0.0
+    assert other["weights"].keys() == first["weights"].keys()
+    assert all(torch.equal(other["weights"][name], value) for name, value in first["weights"].items())
 
 
 def test_random_numbers_differ_by_process(runs: Any) -> None:
-    for _, ranks in runs.values():
-        for step in zip(*(rank["drawn"] for rank in ranks), strict=True):
-            for numbers in zip(*step, strict=True):  # of torch, of Python, of NumPy
-                assert len(set(numbers)) == len(ranks)
+    for step in zip(*(rank["drawn"] for rank in runs[2]), strict=True):
+        for numbers in zip(*step, strict=True):  # of torch, of Python, of NumPy
+            assert len(set(numbers)) == 2
 
 
+@pytest.mark.slow
 def test_random_numbers_repeat_by_run(runs: Any, images: Path, tmp_path: Path) -> None:
-    done = python(str(HERE / "worker.py"), str(images), str(tmp_path), "2", cwd=tmp_path)
+    done = python("-m", "tests.distributed.worker", str(images), str(tmp_path), "2", cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(2):
         again = torch.load(tmp_path / f"rank_{rank}.pt")
-        assert again["drawn"] == runs[2][1][rank]["drawn"]
-        assert all(torch.equal(again["weights"][k], v) for k, v in runs[2][1][rank]["weights"].items())
+        assert again["drawn"] == runs[2][rank]["drawn"]
+        assert all(torch.equal(again["weights"][k], v) for k, v in runs[2][rank]["weights"].items())
 
 
+@pytest.mark.skipif(not native.available(), reason="torch has no such batch norm on CPUs")
+@pytest.mark.parametrize("name", HALVES)
+def test_batch_norm_of_two_processes_equals_one_with_the_whole_batch(runs: Any, name: str) -> None:
+    gradients, state = learn(name, 0, 8)
+    before = timm.create_model(name, num_classes=10).state_dict()
+    (found, found_state), (other, other_state) = (rank["learnt"][name] for rank in runs[2])
+    for key, gradient in gradients.items():
+        assert torch.equal(found[key], other[key])
+        bound = 2e-3 * max(1e-2, float(gradient.abs().max()))
+        torch.testing.assert_close(found[key], gradient, rtol=0, atol=bound, msg=key)
+    for key in [key for key in state if "running" in key]:
+        assert not torch.equal(state[key], before[key])
+        assert torch.equal(found_state[key], other_state[key])
+        torch.testing.assert_close(found_state[key], state[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.slow
 def test_fit_and_test_by_torchrun(tmp_path: Path) -> None:
     """Both processes leave one run, which one process tests alike."""
     done = python(
@@ -142,6 +153,7 @@ def test_fit_and_test_by_torchrun(tmp_path: Path) -> None:
         assert [float(row["test/top1"]) for row in csv.DictReader(file)] == [ours]
 
 
+@pytest.mark.slow
 def test_wrong_data_stops_every_process(tmp_path: Path) -> None:
     """An error is one sentence and an end, not a wait."""
     done = python(
@@ -155,6 +167,7 @@ def test_wrong_data_stops_every_process(tmp_path: Path) -> None:
     assert "the loss is not finite at step" in done.stderr
 
 
+@pytest.mark.slow
 def test_sharded_weights_decay_as_whole_ones(tmp_path: Path) -> None:
     """FSDP makes vectors of all parameters, also of those that decay."""
     done = python(str(HERE / "sharded.py"), str(tmp_path), cwd=tmp_path)
@@ -210,21 +223,13 @@ def test_fewer_images_than_processes() -> None:
         ShardSampler([0, 1], 3, 0, False, 0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("target", rest_is_slow(["first", "second"], ["second"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["first", "second"])
 def test_sigterm_stops_every_process_between_two_steps(tmp_path: Path, target: str) -> None:
     """Whichever of the two is told: both save, end and say so, and the training resumes."""
     options = [
-        *(
-            "-m",
-            "lightning_msnn",
-            "fit",
-            "--model.in_chans",
-            "1",
-            "--data.batch_size",
-            "16",
-            "--trainer.logger",
-            "false",
-        ),
+        *("-m", "lightning_msnn", "fit", "--model.in_chans", "1", "--data.batch_size", "16"),
+        *("--trainer.logger", "false"),
         *("--model.network_kwargs", "{depths: [1, 1, 1, 1], widths: [8, 8, 8, 8]}", "--run.test", "false"),
         *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
         *("--trainer.enable_progress_bar", "false", "--trainer.accumulate_grad_batches", "3", "--ckpt_path", "last"),

@@ -182,7 +182,9 @@ def test_a_step_learns_from_mixed_images_with_both_labels(tmp_path, kwargs):
 
 def test_fits_tests_and_predicts(tmp_path):
     task = SpikingClassifier(num_classes=4, **SMALL)
-    t = trainer(tmp_path, callbacks=[Mixing(mixup=0.8)])
+    t = trainer(tmp_path, max_epochs=1, callbacks=[Mixing(mixup=0.8)])
+    t.validate(task, loader(classes=4), verbose=False)  # in inference mode, whose tensors no training may change
+    trainer(tmp_path, max_epochs=1, inference_mode=False).fit(task, loader(classes=4), loader(classes=4))
     t.fit(task, loader(classes=4), loader(classes=4))
     assert {"train/top1", "train/top5", "train/loss", "val/top1", "val/top5", "val/loss"} <= set(t.callback_metrics)
     result = t.test(task, loader(classes=4), verbose=False)[0]
