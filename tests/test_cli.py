@@ -720,7 +720,7 @@ def test_any_module_and_any_data(own, kind, classes, capsys):
     assert "test/error" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:no neuron fired")  # a network that learns a single number
+@pytest.mark.filterwarnings("ignore:no neuron, or every neuron")  # a network that learns a single number
 def test_a_task_of_ones_own(own):
     """A subclass of the base task says its loss; all else works: optimizer, schedule, averages, checkpoints, energy."""
     main(["fit", "--model", "own_parts.Brightness", "--model.scale", "2", "--data", "own_parts.Named", "--data.number",

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 FIELDS: dict[str, str] = {
-    "dense": "synaptic operations, were no value skipped",
+    "dense": "synaptic operations, zeros included",
     "accumulates": "accumulates: spikes that meet a weight",
     "multiply_accumulates": "multiply-accumulates: analogue values that meet a weight",
     "effective_multiply_accumulates": "multiply-accumulates whose value is not zero",

@@ -24,15 +24,10 @@ Amounts = dict[str, int | Tensor]
 
 
 class Mark(NamedTuple):
-    """What is known of a tensor from the operation that made it.
+    """What is known of a tensor from the operation that made it."""
 
-    Args:
-        current: Whether synapses have summed it, also scaled or with a bias.
-        spikes: Whether it is the result of a comparison, also scaled, clamped or selected by one.
-    """
-
-    current: bool = False
-    spikes: bool = False
+    current: bool = False  # synapses have summed it, also scaled or with a bias
+    spikes: bool = False  # the result of a comparison, also scaled, clamped or selected by one
 
 
 NOTHING = Mark()
@@ -40,33 +35,19 @@ NOTHING = Mark()
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an operation.
+    """One call of an operation."""
 
-    Args:
-        name: Name of the operation, without the underscore of one that works in place.
-        args: Its arguments by position.
-        options: Its arguments by keyword.
-        inputs: The tensors among them.
-        out: The tensor that it returned, the first of several.
-        batch: Samples that go through the network.
-        items: First axis of the input of the module that runs, such as windows of samples.
-        kind: What the module is: ``"plain"``, ``"neuron"`` (fires or carries a membrane) or ``"omega"`` (a projection).
-        constant: Whether a tensor comes from parameters alone.
-        marks: Mark of a tensor.
-        view: Whether the output is in the memory of an input.
-    """
-
-    name: str
-    args: Any
-    options: dict[str, Any]
-    inputs: Sequence[Tensor]
-    out: Tensor
-    batch: int
-    items: int
-    kind: str
-    constant: Callable[[Tensor], bool]
-    marks: Callable[[Tensor], Mark]
-    view: bool
+    name: str  # of the operation, without the underscore of one that works in place
+    args: Any  # by position
+    options: dict[str, Any]  # arguments by keyword
+    inputs: Sequence[Tensor]  # the tensors among the arguments
+    out: Tensor  # the tensor that it returned, the first of several
+    batch: int  # samples that go through the network
+    items: int  # first axis of the input of the module that runs, such as windows of samples
+    kind: str  # of that module: "plain", "neuron" (fires or carries a membrane) or "omega" (a projection)
+    constant: Callable[[Tensor], bool]  # whether a tensor comes from parameters alone
+    marks: Callable[[Tensor], Mark]  # the mark of a tensor
+    view: bool  # whether the output is in the memory of an input
 
     @cached_property
     def varying(self) -> list[Tensor]:

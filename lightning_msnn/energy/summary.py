@@ -20,16 +20,7 @@ from lightning_msnn.energy.measures import (
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE, FIELDS, KINDS, PROFILES, Profile, energy_by_kind, unpriced
 from lightning_msnn.energy.profiles import profile as find_profile
 
-__all__ = [
-    "FACTORS",
-    "NETWORK",
-    "TITLES",
-    "comparison_rows",
-    "comparison_table",
-    "factor_sentence",
-    "factors",
-    "summarize",
-]
+__all__ = ["FACTORS", "NETWORK", "comparison_rows", "comparison_table", "factor_sentence", "factors", "summarize"]
 
 NETWORK = "network"
 """Key of the network itself among the columns of a comparison; the others are its baselines."""
@@ -104,9 +95,7 @@ def summarize(record: Record, profile: str | Profile = DEFAULT_PROFILE, top1: fl
         },
         "profile": {"source": hardware.source, "prices": dict(hardware.prices), "sources": dict(hardware.sources)},
         "without_figure": missing(hardware),
-        "profiles": {
-            name: {"joules": float(energy(record, name)), "without_figure": missing(name)} for name in PROFILES
-        },
+        "profiles": {p: {"joules": float(energy(record, p)), "without_figure": missing(p)} for p in PROFILES},
         "spike_rate": _number(spike_rate(record)),
         "silent": _number(silent_neurons(record)),
         "saturated": _number(saturated_neurons(record)),
@@ -138,16 +127,6 @@ def factor_sentence(columns: Mapping[str, Mapping[str, Any]], baseline: str = "A
     return f"The {TITLES.get(baseline, baseline)} takes this many times the energy: {', '.join(said)}; it {trained}."
 
 
-_COUNTS = {
-    "synaptic operations, dense": "dense",
-    "accumulates": "accumulates",
-    "multiply-accumulates": "multiply_accumulates",
-    "  of values that are not zero": "effective_multiply_accumulates",
-    "membrane updates": "membrane_updates",
-    "evaluations of Omega": "omega",
-    "neurons, at each step": "neurons",
-    "spikes": "spikes",
-}
 _SHARES = {"spike rate": "spike_rate", "silent neurons": "silent", "saturated neurons": "saturated"}
 _ENERGIES = {**{f": {kind}": kind for kind in KINDS}, "": "total", ", zeros skipped": "skipping_zeros"}
 _MISSING = {"not in the energy: no figure for": "without_figure", "could not be counted": "uncounted"}
@@ -165,7 +144,7 @@ def comparison_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[tuple[str,
     every = list(columns.values())
     rows: list[tuple[str, ...]] = [("for one sample", *(TITLES.get(key, key) for key in columns))]
     rows.append(("parameters", *(short(c["parameters"]) for c in every)))
-    rows += [(title, *(short(c["counts"][name]) for c in every)) for title, name in _COUNTS.items()]
+    rows += [(title, *(short(c["counts"][name]) for c in every)) for name, title in [*FIELDS.items()][:10]]
     rows += [(title, *(percent(c[name]) for c in every)) for title, name in _SHARES.items()]
     for title, name in _ENERGIES.items():
         if name not in KINDS or any(c["energy"][name] > 0 for c in every):

@@ -1,7 +1,7 @@
-"""Records added up, and what is computed of their sum, as torchmetrics classes.
+"""Sums of records, and measures of them, as torchmetrics classes.
 
-Their states are sums of integers alone, so that they are exact under any batch split and any number of processes. What
-each computes is the function of the same name in :mod:`lightning_msnn.energy`.
+Their states are sums of integers alone, so that they are exact under any batch split and any number of processes. Each
+computes the function of the same name in :mod:`lightning_msnn.energy`.
 """
 
 from __future__ import annotations
@@ -58,9 +58,6 @@ class Total(Metric):
     def update(self, record: Record) -> None:
         """Add a record of the network.
 
-        Args:
-            record: What the network did.
-
         Raises:
             ConfigurationError: If the record is of another network, or its layers of neurons have other shapes than
                 those of the example.
@@ -95,11 +92,11 @@ class Total(Metric):
         )
 
     measure: Callable[..., Any] = staticmethod(lambda record: record)
-    """What is computed of the sum, a function of a record and of ``options``."""
+    """Computes the metric from the sum and ``options``."""
     options: Mapping[str, Any] = {}
 
     def compute(self) -> Any:
-        """Return what is measured of the sum."""
+        """Return the measure of the sum."""
         return self.measure(self.total(), **self.options)
 
 
@@ -165,8 +162,18 @@ class Energy(Total):
         }
 
 
-class _OfEachNeuron(Total):
-    """A sum that tells neurons apart."""
+class SilentNeurons(Total):
+    """Share of the neurons that never fired, in [0, 1].
+
+    Args:
+        example: A record of the network for images of the size to come, by which neurons are told apart.
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ConfigurationError: If the example is something else.
+    """
+
+    measure = staticmethod(energy.silent_neurons)
 
     def __init__(self, example: Record, **kwargs: Any) -> None:
         if not isinstance(example, Record):
@@ -177,29 +184,7 @@ class _OfEachNeuron(Total):
         super().__init__(example, **kwargs)
 
 
-class SilentNeurons(_OfEachNeuron):
-    """Share of the neurons that never fired, in [0, 1].
-
-    Args:
-        example: A record of the network for images of the size to come.
-        **kwargs: Arguments of :class:`torchmetrics.Metric`.
-
-    Raises:
-        ConfigurationError: If the example is something else.
-    """
-
-    measure = staticmethod(energy.silent_neurons)
-
-
-class SaturatedNeurons(_OfEachNeuron):
-    """Share of the neurons that fired whenever they could, in [0, 1].
-
-    Args:
-        example: A record of the network for images of the size to come.
-        **kwargs: Arguments of :class:`torchmetrics.Metric`.
-
-    Raises:
-        ConfigurationError: If the example is something else.
-    """
+class SaturatedNeurons(SilentNeurons):
+    """Share of the neurons that fired whenever they could, in [0, 1]; its arguments are the same."""
 
     measure = staticmethod(energy.saturated_neurons)
