@@ -68,21 +68,12 @@ def rows(tmp_path, key):
         return {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
 
 
-def test_hooks_are_there_in_the_steps_that_log_alone(tmp_path):
-    module = Plain()
-    trainer(tmp_path, EnergyMonitor(every_n_steps=4), SpikeRateMonitor(every_n_steps=4)).fit(module)
-    assert [i for i, hooked in enumerate(module.hooked) if hooked] == [3, 7, 11]
-    assert len(module.hooked) == 12
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.network.modules())
-    assert list(rows(tmp_path, "energy/all")) == [3, 7, 11]
-    assert list(rows(tmp_path, "spike_rate/all")) == [3, 7, 11]
-
-
 def test_once_an_epoch(tmp_path):
     module = Plain()
     trainer(tmp_path, EnergyMonitor(), SpikeRateMonitor(), log_every_n_steps=6).fit(module)
     assert [i for i, hooked in enumerate(module.hooked) if hooked] == [5, 11]
-    assert list(rows(tmp_path, "energy/all")) == [5, 11]
+    assert list(rows(tmp_path, "energy/all")) == list(rows(tmp_path, "spike_rate/all")) == [5, 11]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.network.modules())
     # The last batch of the epoch; the learning rate is 0, so that the network is that of the end.
     batch = list(module.train_dataloader())[-1][0]
     record = count_operations(module.network, batch)
@@ -194,10 +185,16 @@ def test_a_test_counts_as_many_images_of_each_class(limit, tmp_path):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
+class TwoLoaders(Plain):
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        return super().test_step(batch, batch_idx)
+
+
 def test_any_lightning_module_and_any_profile(tmp_path):
-    """Without twins, the network alone is reported; what a profile has no figure for is said."""
-    monitor = EnergyMonitor(profile="loihi")
-    trainer(tmp_path, monitor).test(Plain(), verbose=False)
+    """Without twins, the network alone is reported, on the first loader; operations without a figure are listed."""
+    monitor, module = EnergyMonitor(profile="loihi"), TwoLoaders()
+    loaders = [module.test_dataloader(), DataLoader(module.test_dataloader().dataset, 1)]
+    trainer(tmp_path, monitor).test(module, loaders, verbose=False)
     content = json.loads((tmp_path / "run/version_0/energy.json").read_text())
     assert list(content["columns"]) == [NETWORK]
     assert content["columns"][NETWORK]["samples"] == 24
@@ -217,21 +214,6 @@ def test_loggers_that_take_images(tmp_path):
     run = trainer(tmp_path, EnergyMonitor(), SpikeRateMonitor(), loggers=(Recorder,))
     run.test(Plain(), verbose=False)
     assert run.logger.keys == ["energy", "spike_rate"], "no windows, no picture of them"
-
-
-class TwoLoaders(Plain):
-    def test_step(self, batch, batch_idx, dataloader_idx=0):
-        return super().test_step(batch, batch_idx)
-
-
-def test_of_two_loaders_the_first_is_watched(tmp_path):
-    monitor = EnergyMonitor()
-    module = TwoLoaders()
-    first, second = module.test_dataloader(), module.test_dataloader()
-    second = DataLoader(second.dataset, 1)
-    assert len(second) > len(first)
-    trainer(tmp_path, monitor, SpikeRateMonitor()).test(module, [first, second], verbose=False)
-    assert monitor.columns[NETWORK]["samples"] == 24
 
 
 def test_two_processes_log_and_write_what_one_does(tmp_path):

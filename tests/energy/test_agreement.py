@@ -17,12 +17,12 @@ from lightning_msnn.energy.profiles import COLUMN
 from tests.conftest import DISTINCT
 from tests.energy.test_counting import lively
 
-SIZES = [16, 32, 48]
+SIZES = [16, 48]
 
 
 def network(name):
     """A network that fires, no weight of which is zero."""
-    model = lively(timm.create_model(name, num_classes=10))
+    model = lively(timm.create_model(name, num_classes=10), 16)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter[parameter == 0] = 1e-3

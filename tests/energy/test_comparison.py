@@ -8,7 +8,6 @@ from lightning_msnn.data import Digits
 from lightning_msnn.energy import (
     FACTORS,
     NETWORK,
-    PROFILES,
     Record,
     comparison_rows,
     count_operations,
@@ -46,13 +45,7 @@ def test_factors_by_hand():
         "memory": (460 + traffic) / ours,
         "memory_zeros_skipped": (230 + traffic) / ours,
     })  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PROFILES)
-def test_every_profile_gives_the_factors_that_it_has_figures_for(name):
-    found = factors(summarize(OURS, name), summarize(THEIRS, name))
-    assert (found["memory"] is None) == (not PROFILES[name].traffic)
-    assert found["arithmetic"] is not None
+    assert factors(summarize(OURS, "loihi"), summarize(THEIRS, "loihi"))["memory"] is None, "it has no figure"
 
 
 def test_a_factor_is_shown_with_its_companions():
@@ -69,7 +62,7 @@ def test_a_factor_is_shown_with_its_companions():
     assert "not trained by itself" in factor_sentence(columns)
 
 
-@pytest.mark.parametrize("samples", [0, 1, 7, 12, 25, 40, 100])
+@pytest.mark.parametrize("samples", [0, 7, 25, 100])
 def test_spread(samples):
     """Numbers of classes differ by one at most, but where a class has no more; the choice is the seed's."""
     sizes = [20, 3, 9, 8]
@@ -83,7 +76,7 @@ def test_spread(samples):
     most = max(found.values())
     assert all(found[c] in (most, most - 1) or found[c] == size for c, size in zip(found, sizes, strict=True))
     assert torch.equal(spread(targets, samples), chosen)
-    assert samples in (0, 40, 100) or not torch.equal(spread(targets, samples, seed=1), chosen)
+    assert samples in (0, 100) or not torch.equal(spread(targets, samples, seed=1), chosen)
 
 
 def test_images_of_all_classes_whatever_the_batches(tmp_path):
@@ -127,8 +120,6 @@ def test_networks_with_several_inputs_are_compared():
     assert records[NETWORK].samples == 4
     assert records[NETWORK].total("multiply_accumulates") == 4 * 2 * 5 * 4
 
-
-@pytest.mark.parametrize("batches", [[], [torch.zeros(0, 3, 16, 16)]])
-def test_nothing_to_compare_is_refused(batches):
-    with pytest.raises(ConfigurationError, match="has none"):
-        compare(nn.Flatten(), lambda images: {}, batches)
+    for nothing in ([], [torch.zeros(0, 3, 16, 16)]):
+        with pytest.raises(ConfigurationError, match="has none"):
+            compare(nn.Flatten(), lambda images: {}, nothing)

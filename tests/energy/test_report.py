@@ -19,6 +19,7 @@ from lightning_msnn.energy.profiles import PROFILES
 from lightning_msnn.nn import Spike
 from lightning_msnn.report import main
 from lightning_msnn.tasks import SpikingClassifier
+from tests.conftest import SHALLOW
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +47,11 @@ class Page(HTMLParser):
 
 
 def test_zoo_entry(tmp_path, capsys):
-    main(["msnn_resnet12_tiny_digits", "--samples", "64"])
+    main(["msnn_resnet12_tiny_digits", "--samples", "16"])
     assert capsys.readouterr().out == "report written to msnn_resnet12_tiny_digits.html\n"
     text = (tmp_path / "msnn_resnet12_tiny_digits.html").read_text()
     page = Page(text)
-    assert len(page.sources) == 3
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources), (
-        "nothing is loaded from elsewhere"
-    )
+    assert [source.partition(",")[0] for source in page.sources] == ["data:image/png;base64"] * 3
     assert not page.tags & {"script", "link", "iframe"}
     table = {row[0]: row[1:] for row in page.rows if row}
     assert table["for one sample"] == [
@@ -67,7 +65,6 @@ def test_zoo_entry(tmp_path, capsys):
         "no factor without its companions"
     )
     assert table["page made"][0].startswith(str(date.today()))
-    assert "spread evenly over the classes" in text
     assert set(PROFILES) <= set(table)
     assert table["truenorth"][1] == "no figure"
     assert "multiply accumulates" in table["truenorth"][-1]
@@ -77,7 +74,7 @@ def test_zoo_entry(tmp_path, capsys):
 
 def test_checkpoint_of_a_run(tmp_path, capsys):
     """The page is in the run's folder, with accuracy on the whole test set, configuration and training curves."""
-    task = SpikingClassifier("msnn_resnet12_tiny", 10, 1)
+    task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, network_kwargs=SHALLOW)
     run = tmp_path / "runs" / "mine" / "version_0"
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=1, limit_val_batches=0, logger=False, default_root_dir=tmp_path,
@@ -88,7 +85,7 @@ def test_checkpoint_of_a_run(tmp_path, capsys):
     (run / "config.yaml").write_text("seed: <1234>\n")
     figure = Figure(figsize=(1, 1))
     figure.savefig(run / "curves.png")
-    main([str(run / "checkpoints" / "best.ckpt"), "--samples", "20"])
+    main([str(run / "checkpoints" / "best.ckpt"), "--samples", "4"])
     assert capsys.readouterr().out == f"report written to {run / 'report_best.html'}\n"
     text = (run / "report_best.html").read_text()
     measured = trainer.test(task, datamodule=datamodule, verbose=False)[0]["test/top1"]
@@ -145,7 +142,6 @@ def test_unknown_names(capsys):
         (["msnn_resnet12_digit"], "unknown zoo entry 'msnn_resnet12_digit'.*did you mean 'msnn_resnet12"),
         (["none.ckpt"], "no checkpoint at 'none.ckpt'"),
         ([zoo.list_models()[0], "--profile", "cmos"], "unknown energy profile 'cmos'"),
-        ([zoo.list_models()[0], "--samples", "0"], "samples must be an integer of at least 1, not 0"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(args)
