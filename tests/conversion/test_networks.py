@@ -47,8 +47,6 @@ NETWORKS = {
     "timm vit_tiny": (named("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2), 2, 1 + 2 * 5 + 1),
     "torchvision resnet18": (of_torchvision("resnet18"), 17 + 3 - 1, 17 + 3 + 1),
     "torchvision vgg11_bn": (of_torchvision("vgg11_bn"), 7 + 2, 8 + 3),
-    "torchvision mobilenet_v2": (of_torchvision("mobilenet_v2"), 17 * 2, 1 + 2 + 16 * 3 + 2),
-    "torchvision efficientnet_b0": (of_torchvision("efficientnet_b0"), 16 * 2, 1 + 4 + 15 * 5 + 2),
     "torchvision vit": (lambda: torchvision.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=10), 2, 1 + 2 * 3 + 1),
 }
 SMALL = {name: named(name) for name in ("test_resnet", "test_efficientnet", "test_convnext")}

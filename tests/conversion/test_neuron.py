@@ -36,18 +36,6 @@ def test_the_quantiser_is_the_best_of_all_thresholds():
     assert [v.tolist() for v in one_bit_quantiser(never, never)] == [[0.5, 0.5], [1.0, 1.0]]
 
 
-def test_the_quantiser_of_a_rectified_gaussian_in_closed_form():
-    """Lloyd and Max: V = lambda / 2, and lambda = E[x | x > V], which is sigma phi(v) / Q(v) at v = V / sigma."""
-    v = 1.0
-    for _ in range(100):
-        density = math.exp(-v * v / 2) / math.sqrt(2 * math.pi)
-        v = density / (0.5 * math.erfc(v / math.sqrt(2))) / 2
-    x = 3.0 * torch.randn(16, 4096).relu()
-    threshold, scale = one_bit_quantiser(x, x)
-    assert threshold.mean().item() == pytest.approx(3 * v, rel=0.03)
-    assert scale.mean().item() == pytest.approx(3 * 2 * v, rel=0.03)
-
-
 def test_what_neurons_return_by_hand():
     neuron = RectifierSpike(2, 1).train()
     with torch.no_grad():

@@ -30,22 +30,18 @@ def build(source, **arguments):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_it_says_how_it_was_built(source):
-    model = build(source).eval()
-    calibrate(model, IMAGES)
-    plan = trace(timm.create_model(source, **SOURCES[source]), IMAGES)
-    assert list(converted_layers(model)) == [row.layer for row in plan.spiking]
-    again = timm.create_model(model.architecture, **model.arguments).eval()
-    again.load_state_dict(model.state_dict())
-    assert torch.equal(again(IMAGES), model(IMAGES))
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_timms_contract(source):
+def test_timms_contract(source, tmp_path):
     model = build(source).eval()
     calibrate(model, IMAGES)
     original = timm.create_model(source, num_classes=7, **SOURCES[source])
     assert type(model) is type(original)
+    assert list(converted_layers(model)) == [row.layer for row in trace(original, IMAGES).spiking]
+    again = timm.create_model(model.architecture, **model.arguments).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    timm.models.save_for_hf(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(again(IMAGES), model(IMAGES))
     features = model.forward_features(IMAGES)
     assert torch.equal(model.forward_head(features), model(IMAGES))
     assert model.get_classifier().out_features == 7
@@ -59,15 +55,6 @@ def test_timms_contract(source):
     assert group_with_matcher(model.named_parameters(), model.group_matcher())
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_what_timm_saves_timm_loads(source, tmp_path):
-    model = build(source).eval()
-    calibrate(model, IMAGES)
-    timm.models.save_for_hf(model, tmp_path)
-    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert torch.equal(again(IMAGES), model(IMAGES))
-
-
 @pytest.mark.parametrize("source", list(SOURCES)[1:3])
 def test_export(source):
     model = build(source).eval()
@@ -79,9 +66,7 @@ def test_export(source):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "unknown source ''"),
         ({"source": "resnet81"}, "unknown source 'resnet81' .* did you mean 'resnet18'"),
-        ({"source": "hf-hub:someone/resnet18"}, "unknown source 'hf-hub:someone/resnet18'"),
         ({"source": "spiking"}, "unknown source 'spiking'"),
         ({"source": 5}, "unknown source 5 "),
         ({"source": "resnet18", "source_kwargs": {"pretrained": True}}, "source_kwargs must not have pretrained"),
@@ -92,7 +77,6 @@ def test_export(source):
         ({"source": "resnet18", "pretrained": True}, "no weights for spiking"),
         ({"source": "resnet18", "layers": ["conv1"]}, r"layers must be kinds of windows by .*, not \['conv1'\]"),
         ({"source": "resnet18", "image_size": "32"}, "image_size must be an integer of at least 1, not '32'"),
-        ({"source": "resnet18", "image_size": 0}, "image_size must be an integer of at least 1, not 0"),
         ({"source": "resnet18", "window": "grid"}, r"resnet18 cannot be built with \['window'\]: .*'window'"),
         ({"source": "resnet18", "source_kwargs": {"depth": 3}}, r"resnet18 cannot be built with \['depth'\]"),
     ],

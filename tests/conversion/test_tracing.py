@@ -3,7 +3,6 @@
 import copy
 import math
 import types
-import warnings
 
 import pytest
 import timm
@@ -173,15 +172,6 @@ def test_other_bad_arguments():
             convert(PLAIN, IMAGES, "dilate", dry_run)
     with pytest.raises(ConfigurationError, match="a network is converted, a torch.nn.Module, not 'resnet18'"):
         convert("resnet18", IMAGES)
-
-
-def test_a_network_in_training_mode_and_a_batch_of_one():
-    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)).train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        made = convert(model, IMAGES[:1])
-    assert made.training
-    assert model[1].num_batches_tracked == made[1].num_batches_tracked == 0
 
 
 @pytest.mark.parametrize("name", ["msnn_resnet12_tiny", "msnn_vit12_tiny", "msnn_rnn12_tiny"])

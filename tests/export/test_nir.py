@@ -26,39 +26,32 @@ SINGLE = {"windows": "single", **SMALL}
 
 @pytest.fixture(scope="module")
 def digits():
-    """Digits of 16x16: the data module, and pixels and classes of the parts ``fit`` and ``test``."""
-    data = Digits(batch_size=2000, image_size=16)
-    data.setup("fit")
+    """Test digits of 16x16, normalised, and their classes."""
+    data = Digits(batch_size=512)
     data.setup("test")
-    return [
-        data.on_after_batch_transfer(next(iter(loader)), 0)
-        for loader in (data.val_dataloader(), data.test_dataloader())
-    ], data
+    return data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
 
 
 @pytest.fixture(scope="module")
-def trained(digits, tmp_path_factory):
-    """A checkpoint of a network without windows that has learnt digits for some seconds."""
-    data, folder = digits[1], tmp_path_factory.mktemp("trained")
+def trained(tmp_path_factory):
+    """A network without windows that has learnt digits for some seconds, and the report of its export."""
+    data, folder = Digits(batch_size=64), tmp_path_factory.mktemp("trained")
+    data.setup("fit")
     torch.manual_seed(0)
     network = timm.create_model(
-        "msnn_resnet12_tiny", windows="single", depths=(1, 1), widths=(24, 48), in_chans=1, num_classes=10
+        "msnn_resnet12_tiny", windows="single", depths=(1, 1), widths=(16, 32), in_chans=1, num_classes=10
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3)
-    data.batch_size = 64
-    for _ in range(4):
-        for batch in data.train_dataloader():
-            images, targets = data.on_after_batch_transfer(batch, 0)
-            loss = nn.functional.cross_entropy(network(images), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    for batch in [*data.train_dataloader()] * 4:
+        images, targets = data.on_after_batch_transfer(batch, 0)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images), targets).backward()
+        optimizer.step()
     content = {
         "state_dict": {f"network.{name}": value for name, value in network.state_dict().items()},
         "hyper_parameters": {"network": "msnn_resnet12_tiny", "network_kwargs": {}, "num_classes": 10, "in_chans": 1},
         "network_arguments": network.arguments,
         "class_names": data.class_names,
-        "datamodule_hyper_parameters": {"image_size": 16},
         "preprocessing": {"data": "Digits", "image_size": 16, "mean": list(data.mean), "std": list(data.std)},
     }
     torch.save(content, folder / "trained.ckpt")
@@ -130,40 +123,34 @@ def by_hand(graph, images):
 
 def test_a_trained_network_keeps_its_classes(trained, digits):
     network, report = trained
-    images, targets = digits[0][1]
+    images, targets = digits
     assert (report.what, report.images, report.differ, report.runtime) == ("test images of Digits", 359, 0, "nirtorch")
     assert report.top1[0] == report.top1[1] > 80
     with torch.no_grad():
         assert report.top1[0] == pytest.approx(100 * (network(images).argmax(1) == targets).double().mean().item())
 
 
-def test_spikes_in_spikingjelly(trained, digits):
+@pytest.mark.parametrize("library", ["spikingjelly", "norse"])
+def test_spikes_in_another_library(library, trained, digits):
     network, report = trained
-    images = digits[0][1][0][:100]
+    images = digits[0][:100]
     ours, own = spikes_of(fold_batch_norm(network), images, (Spike, ThresholdEncoder))
-    module = import_from_nir(report.path, dt=1.0)
-    theirs, found = spikes_of(module, images, type(module.get_submodule("stage0_block0_mixer1_spikes")))
+    if library == "norse":
+        module, neurons = norse.torch.from_nir(nir.read(report.path), dt=1.0), norse.torch.IAFCell
+    else:
+        module = import_from_nir(report.path, dt=1.0)
+        neurons = type(module.get_submodule("stage0_block0_mixer1_spikes"))
+    theirs, found = spikes_of(module, images, neurons)
     assert {nodes_of(name) for name in own} == found.keys()
     assert all(torch.equal(found[nodes_of(name)], spikes) for name, spikes in own.items())
     assert 0.05 < sum(s.sum() for s in own.values()) / sum(s.numel() for s in own.values()) < 0.95
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
 
 
-def test_spikes_in_norse(trained, digits):
-    network, report = trained
-    images = digits[0][1][0][:100]
-    ours, own = spikes_of(fold_batch_norm(network), images, (Spike, ThresholdEncoder))
-    module = norse.torch.from_nir(nir.read(report.path), dt=1.0)
-    theirs, found = spikes_of(module, images, norse.torch.IAFCell)
-    assert {nodes_of(name) for name in own} == found.keys()
-    assert all(torch.equal(found[nodes_of(name)], spikes) for name, spikes in own.items())
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
-
-
-def test_the_graph_says_what_images_it_takes(trained, digits):
+def test_the_graph_says_what_images_it_takes(trained):
     graph = nir.read(trained[1].path)
-    assert json.loads(graph.metadata["class_names"]) == digits[1].class_names
-    assert json.loads(graph.metadata["mean"]) == list(digits[1].mean)
+    assert json.loads(graph.metadata["class_names"]) == [str(i) for i in range(10)]
+    assert json.loads(graph.metadata["mean"]) == list(Digits.mean)
     assert graph.metadata["architecture"] == "msnn_resnet12_tiny"
     assert graph.nodes["input"].input_type["input"].tolist() == [1, 16, 16]
     assert graph.nodes["output"].output_type["output"].tolist() == [10]
