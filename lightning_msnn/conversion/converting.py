@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_msnn.conversion.layers import SpikingLayer, copied, make_spiking, revert
 from lightning_msnn.conversion.neuron import RectifierSpike
-from lightning_msnn.conversion.tracing import Plan, convertible, trace
+from lightning_msnn.conversion.tracing import APPROXIMATE, Plan, convertible, trace
 from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.functional.windows import WINDOWS, count
 from lightning_msnn.models.baselines import calibrate as take_statistics
@@ -59,10 +59,9 @@ def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = F
         return model
     converted = make_layers_spiking(copied(model), layers)
     calibrate(converted, sample)
-    if plan.approximate:
-        counts = " and ".join(f"{n} layers from {name}" for name, n in plan.approximate.items())
-        loss = "take spikes, which stand for no value below 0: more accuracy may be lost than with ReLU"
-        warnings.warn(f"{counts} {loss}", stacklevel=2)
+    if found := [name for name in APPROXIMATE if any(name in row.why.split(" and ") for row in plan.spiking)]:
+        loss = "which stand for no value below 0: more accuracy may be lost than with ReLU"
+        warnings.warn(f"layers behind {' and '.join(found)} receive spikes, {loss}", stacklevel=2)
     return converted
 
 

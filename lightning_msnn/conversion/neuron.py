@@ -39,12 +39,7 @@ class _Step(torch.autograd.Function):
 
 
 class WindowMembrane(nn.Module):
-    """A membrane that visits the windows of a map, with a decay learnt by channel, and is merged.
-
-    Args:
-        channels: Channels of the map.
-        windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
-    """
+    """A membrane that visits the windows of a map, with a decay learnt by channel, and is merged."""
 
     def __init__(self, channels: int, windows: str) -> None:
         super().__init__()
@@ -107,11 +102,7 @@ class RectifierSpike(Spike):
 
 
 class FixedSpike(nn.Module):
-    """``H(x - V_c)`` with fixed thresholds, for inference.
-
-    Args:
-        neuron: The neurons that it takes the place of.
-    """
+    """``H(x - V_c)`` with fixed thresholds in the place of neurons, for inference."""
 
     threshold: Tensor
     dtype: torch.dtype | None = None

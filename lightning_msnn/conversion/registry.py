@@ -30,8 +30,8 @@ own_arguments = ("source", "source_kwargs", "layers", "windows", "image_size", "
 
 _OF_ALL = ("num_classes", "in_chans", "global_pool")
 
-# What says where weights are fetched from, and the like: nothing that a network is made of.
 _OF_BUILDERS = {*signature(timm.create_model).parameters, *signature(build_model_with_cfg).parameters} - {"kwargs"}
+"""Arguments that say where weights are fetched from, and the like: nothing that a network is made of."""
 
 
 def image_shape(model: nn.Module, size: int | Sequence[int] | None = None) -> tuple[int, int, int]:

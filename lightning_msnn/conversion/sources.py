@@ -17,13 +17,7 @@ own_arguments = ("channels", "global_pool")
 
 
 class SmallImageResNet(ResNet):  # type: ignore[misc]
-    """timm's ResNet with the stem that is usual on CIFAR: one 3x3 convolution of stride 1, and no pooling.
-
-    Args:
-        *args: Arguments of :class:`timm.models.ResNet`.
-        in_chans: Channels of the images.
-        **kwargs: Its further arguments.
-    """
+    """timm's ResNet with the stem that is usual on CIFAR: one 3x3 convolution of stride 1, and no pooling."""
 
     def __init__(self, *args: Any, in_chans: int = 3, **kwargs: Any) -> None:
         super().__init__(*args, in_chans=in_chans, **kwargs)

@@ -60,17 +60,25 @@ class Row:
         kind: Name of its class.
         shape: Its input without the batch axis.
         operations: Multiply-accumulates of one sample, padding included.
-        spiking: Whether it will receive spikes.
-        why: Where its input comes from.
+        origins: Where its input comes from in each call: names of rectifiers, or what else.
     """
 
     layer: str
     kind: str
     shape: tuple[int, ...]
     operations: int = 0
-    spiking: bool = True
-    why: str = ""
     origins: list[_Origin] = field(default_factory=list, repr=False)
+
+    @property
+    def spiking(self) -> bool:
+        """Whether it will receive spikes."""
+        return all(isinstance(origin, frozenset) for origin in self.origins)
+
+    @property
+    def why(self) -> str:
+        """Where its input comes from."""
+        others = [origin for origin in self.origins if isinstance(origin, str)]
+        return others[0] if others else " and ".join(sorted(frozenset[str]().union(*self.origins)))
 
 
 @dataclass
@@ -85,17 +93,11 @@ class Plan:
         """The layers that will receive spikes."""
         return [row for row in self.rows if row.spiking]
 
-    @property
-    def approximate(self) -> dict[str, int]:
-        """How many of them stand behind an activation that is no rectifier, by its name."""
-        names = [name for row in self.spiking for name in frozenset[str]().union(*row.origins)]
-        return {name: names.count(name) for name in APPROXIMATE if name in names}
-
     def __str__(self) -> str:
         total = max(1, sum(row.operations for row in self.rows))
         table = [("layer", "kind", "input", "receives", "operations", "from")]
         for row in self.rows:
-            receives, share = "spikes" if row.spiking else "analogue values", f"{100 * row.operations / total:8.1f} %"
+            share, receives = f"{100 * row.operations / total:8.1f} %", "spikes" if row.spiking else "analogue values"
             table.append((row.layer, row.kind, "x".join(map(str, row.shape)), receives, share, row.why))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         head, *lines = ("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table)
@@ -227,10 +229,6 @@ def trace(model: nn.Module, sample: Tensor) -> Plan:
             f"depends on values, or it names a device ({brief(error)})"
         ) from error
     plan = Plan(list(watch.rows.values()))
-    for row in plan.rows:
-        other = next((origin for origin in row.origins if isinstance(origin, str)), "")
-        row.spiking = not other
-        row.why = other or " and ".join(sorted(frozenset[str]().union(*row.origins)))
     if not plan.spiking:
         raise ConfigurationError(
             f"{name} has no convolution or linear layer whose input comes from a rectifier (ReLU, ReLU6; "

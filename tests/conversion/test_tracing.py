@@ -121,7 +121,7 @@ def test_shared_layers_stay_shared():
 
 @pytest.mark.parametrize("name", APPROXIMATE)
 def test_activations_that_are_no_rectifiers_warn(name):
-    with pytest.warns(UserWarning, match=f"1 layers from {name} take spikes"):
+    with pytest.warns(UserWarning, match=f"layers behind {name} receive spikes"):
         convert(Net(lambda net, x: getattr(F, name)(x)), IMAGES)
 
 
