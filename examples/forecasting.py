@@ -86,22 +86,22 @@ class Series(ArrayDataModule):
         known = self.values[: self.ends[0]].unfold(0, self.season + 1, 1)
         return (known[:, -1] - known[:, 0]).abs().mean().item()
 
-    def check_part(self, part):
+    def check(self, stage):
+        super().check(stage)
         train, test, total = self.ends
         if min(train - self.context, test - train, total - test) < self.horizon:
             raise ConfigurationError(f"a series of {total} values is too short for a horizon of {self.horizon}")
 
     def cut(self, first, end):
         """Stretches, and the values after each of them, which lie between two places."""
-        windows = self.values.unfold(0, self.context + self.horizon, 1)
-        windows = windows[first - self.context : end - self.context - self.horizon + 1]
+        size = self.context + self.horizon
+        windows = self.values.unfold(0, size, 1)[first - self.context : end - size + 1]
         return windows[:, None, None, : self.context], windows[:, self.context :]
 
     def read(self, part):
         train, test, total = self.ends
-        if part == "test":
-            return self.cut(test, total)
-        return tuple(torch.cat(both) for both in zip(self.cut(self.context, train), self.cut(train, test)))
+        parts = [(test, total)] if part == "test" else [(self.context, train), (train, test)]
+        return tuple(torch.cat(both) for both in zip(*(self.cut(*ends) for ends in parts)))
 
     def split(self, targets):
         first = self.ends[0] - self.context - self.horizon + 1

@@ -101,9 +101,9 @@ class TimeSeries(ArrayDataModule):
     def series(self, part):
         return make_waves(part) if self.root is None else read_ts(self.root / f"{self.problem}_{part.upper()}.ts")
 
-    def check_part(self, part):
-        if part is not None:
-            self.series(part)
+    def check(self, stage):
+        super().check(stage)
+        self.series("test" if stage == "test" else "train")
 
     @property
     def class_names(self):

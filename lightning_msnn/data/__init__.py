@@ -1,8 +1,8 @@
-"""Data modules: inputs read at the start to tensors, gathered and augmented a whole batch at a time.
+"""Data modules: samples are read at the start, and augmented a whole batch at a time.
 
-To add a data set, write one file here, its line in this file, and a YAML in ``configs/data``; nothing else has to know
-of it. Derive it from :class:`ImageDataModule` or :class:`AudioDataModule`, or from :class:`ArrayDataModule` if it fits
-into memory as tensors. A checkpoint keeps the arguments of ``__init__``, and ``test`` and ``predict`` read them there.
+To add a data set, write one file here, its line in this file, and a YAML in ``configs/data``; no other file changes.
+Derive it from :class:`ImageDataModule` or :class:`AudioDataModule`, or from :class:`ArrayDataModule` if it fits into
+memory as tensors. A checkpoint keeps the arguments of ``__init__``, and ``test`` and ``predict`` read them there.
 
 Your own data set can lie in any file (``examples/saccades.py``), and any LightningDataModule with ``num_classes``,
 ``in_chans`` and ``image_size`` will do.

@@ -1,4 +1,4 @@
-"""Archives from the net: fetched, compared with their hashes, and unpacked into one folder and no other."""
+"""Download archives, compare them with their hashes, and unpack them into one folder."""
 
 import os
 import tarfile
@@ -33,7 +33,7 @@ class Archive(NamedTuple):
 
 
 def download_and_extract_archive(archive: Archive, folder: str | Path) -> None:
-    """Download an archive to a folder and unpack it there, if its hashes are the expected ones.
+    """Download an archive to a folder and unpack it there, if its hashes are as expected.
 
     Raises:
         OSError: If it cannot be fetched or written.
@@ -51,7 +51,7 @@ def download_and_extract_archive(archive: Archive, folder: str | Path) -> None:
 
 
 def extract(path: Path, folder: str | Path) -> None:
-    """Unpack a tar or zip archive of files and folders; nothing is written if it has something else or is too large.
+    """Unpack a tar or zip archive of files and folders; nothing is written if it has other members or is too large.
 
     Raises:
         ValueError: If it would unpack to more than 20 times its size.

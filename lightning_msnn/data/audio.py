@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -52,7 +51,7 @@ def read_wav(path: str | os.PathLike[str]) -> tuple[Wave, int]:
             rate, samples = wavfile.read(path)
         if not samples.size or not np.isfinite(samples).all() or rate < 1:
             raise ValueError("it has no samples, or some that are not finite numbers")
-    except Exception as error:  # the reader raises what it pleases where a header is damaged
+    except Exception as error:  # a damaged header raises anything
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(f"cannot read the recording {os.fspath(path)!r}: {reason}") from error
     wave = samples.astype(np.float32)
@@ -64,7 +63,7 @@ def read_wav(path: str | os.PathLike[str]) -> tuple[Wave, int]:
 
 
 def loudest(wave: Wave, samples: int) -> Wave:
-    """Return the stretch of so many samples with the most energy; a shorter wave has zeros on both sides."""
+    """Return the loudest stretch of this length; a shorter wave gets zeros on both sides."""
     if len(wave) <= samples:
         missing = samples - len(wave)
         return np.pad(wave, (missing // 2, missing - missing // 2))
@@ -76,8 +75,8 @@ def loudest(wave: Wave, samples: int) -> Wave:
 def read_waves(files: Sequence[str | os.PathLike[str]], rate: int, samples: int) -> Tensor:
     """Read wav files as waves of one rate in Hz and one length, int16, (N, samples), each at full level.
 
-    A recording of another rate is resampled, and a warning says how many were. An offset is taken out. Of a longer one
-    the loudest stretch is taken; a shorter one has silence on both sides.
+    Recordings of another rate are resampled, and a warning says how many. Offsets are removed. A longer recording is
+    cut to its loudest stretch; a shorter one gets silence on both sides.
 
     Raises:
         ConfigurationError: Naming a file that cannot be read.
@@ -201,16 +200,16 @@ def align_maps(
 ) -> Tensor:
     """Cut maps to their sounds, with a margin on either side, and stretch these to one length.
 
-    In training ends and middle move, and the voice, each by a draw of its own from torch's CPU generator. The mel scale
-    is nearly logarithmic where voices lie, so another pitch or vocal tract is about the same map moved along it.
+    In training the ends, the middle and the voice move, each by its own draw from torch's CPU generator. The mel scale
+    is nearly logarithmic where voices lie, so another pitch or vocal tract moves a map along it.
 
     Args:
-        maps: ``(B, 1, mels, fine)``, finer in time than what is returned; beyond a border its last value is repeated.
+        maps: ``(B, 1, mels, fine)``, finer in time than the result; beyond a border its last value is repeated.
         sounds: Begin and end of each sound, (B, 2), as shares of the map (:func:`find_sounds`).
-        frames: Width of a map that is returned.
-        stretch: The middle of a sound moves by at most half of that share of its length, and at most a quarter, as if
+        frames: Width of the result.
+        stretch: The middle of a sound moves by at most half of this share of its length, and at most a quarter, as if
             it were spoken faster first and then slower, or the other way round; each end moves by a quarter of it.
-        transpose: Largest number of mel bands that a map is moved by.
+        transpose: Largest number of mel bands that a map moves by.
         margin: Share of its length that a map shows before and after a sound.
 
     Returns:
@@ -233,9 +232,9 @@ def align_maps(
 
 
 def level_maps(maps: Tensor) -> Tensor:
-    """Take level and tilt out of maps ``(B, 1, mels, frames)``, which are of a microphone and of a voice at large.
+    """Remove level and tilt from maps ``(B, 1, mels, frames)``: they depend on the microphone.
 
-    That is their mean over time, smoothed over nine mel bands, and their deviation.
+    Subtracts the mean over time, smoothed over nine mel bands, and divides by the deviation.
     """
     mean = nn.functional.pad(maps.mean(3, keepdim=True), (0, 0, 4, 4), mode="replicate")
     maps = maps - nn.functional.avg_pool2d(mean, (9, 1), 1)
@@ -245,8 +244,7 @@ def level_maps(maps: Tensor) -> Tensor:
 def colour_maps(maps: Tensor, level: float) -> Tensor:
     """Raise and lower the mel bands of maps smoothly, as another microphone does; drawn from torch's CPU generator.
 
-    What is added has standard deviation ``level`` at five places from the lowest band to the highest, and is linear
-    between them.
+    The change has standard deviation ``level`` at five bands from the lowest to the highest, and is linear between.
     """
     drawn = (level * torch.randn(len(maps), 1, 5, 1)).to(maps.device)
     return maps + nn.functional.interpolate(drawn, (maps.shape[2], 1), mode="bilinear", align_corners=True)
@@ -255,8 +253,8 @@ def colour_maps(maps: Tensor, level: float) -> Tensor:
 class AudioDataModule(ArrayDataModule):
     """Recordings in memory, made into log-mel maps ``(B, 1, mels, frames)`` a batch at a time on the device.
 
-    A recording is aligned: cut to its sound, which is stretched to the width of the map, so that the speed of a speaker
-    does not matter. Level and tilt of each map are taken out, so that the microphone does not matter either.
+    A recording is cut to its sound, which is stretched to the width of the map, so that the speed of a speaker does not
+    matter. Level and tilt of each map are removed, so that the microphone does not matter either.
 
     A data set is a subclass that states its classes and rate, and lists the files of its parts (``list_part``).
 
@@ -266,13 +264,12 @@ class AudioDataModule(ArrayDataModule):
         mels: Height of a map: filters on the mel scale.
         frames: Width of a map.
         aligned: Whether recordings are cut to their sounds; else a map shows the whole recording.
-        seconds: Length of a recording; of a longer one the loudest stretch is taken, a shorter one has silence around.
+        seconds: Length of a recording; a longer one is cut to its loudest stretch, a shorter one gets silence.
         noise: Largest share of white noise in a training recording.
-        stretch: How far the middle and the ends of a training recording move, in [0, 1)
-            (:func:`~lightning_msnn.data.audio.align_maps`).
+        stretch: How far the middle and the ends of a training recording move, in [0, 1) (:func:`align_maps`).
         transpose: Most mel bands that a training map is moved up or down, as by another voice.
-        colour: Standard deviation in decibels of what is added smoothly to the mel bands of a training map, as by
-            another microphone.
+        colour: Standard deviation in decibels of a smooth change of the mel bands of a training map, as by another
+            microphone.
         time_mask: Most frames of a training map that are masked.
         frequency_mask: Most mel bands of a training map that are masked.
         batch_size: Recordings a batch (on each device).
@@ -282,9 +279,7 @@ class AudioDataModule(ArrayDataModule):
         ConfigurationError: If a value is not allowed.
     """
 
-    noun = "recordings"
-    #: Class names in the order of their numbers.
-    classes: ClassVar[list[str]]
+    noun, suffixes = "recordings", (".wav",)
     #: Sampling rate in Hz; recordings of another are resampled.
     rate: ClassVar[int]
     in_chans = 1
@@ -325,25 +320,9 @@ class AudioDataModule(ArrayDataModule):
         self.time_mask, self.frequency_mask = time_mask, frequency_mask
 
     @property
-    def class_names(self) -> list[str]:
-        """Class names in the order of their numbers."""
-        return list(self.classes)
-
-    @property
     def image_size(self) -> tuple[int, int]:
         """Mel bands and frames of a map."""
         return self.mels, self.frames
-
-    def list_part(self, part: Part) -> tuple[list[Path], list[int]]:
-        """Return the files of a part and their classes."""
-        raise NotImplementedError
-
-    def check_part(self, part: Part | None) -> None:
-        """List the files of a part."""
-        if part is not None:
-            self.list_part(part)
-        elif self.folder is not None:
-            list_files(self.folder, (".wav",))
 
     def read(self, part: Part) -> tuple[Tensor, Tensor]:
         """Read the recordings of a part, int16, (N, samples), and their classes."""
@@ -351,9 +330,9 @@ class AudioDataModule(ArrayDataModule):
         return read_waves(files, self.rate, self.samples), torch.tensor(targets)
 
     def read_unknown(self) -> tuple[Tensor, list[str]]:
-        """Read the recordings that are to be predicted."""
+        """Read the recordings to predict."""
         assert self.folder is not None
-        files = list_files(self.folder, (".wav",))
+        files = list_files(self.folder, self.suffixes)
         return read_waves(files, self.rate, self.samples), files
 
     def read_one(self, path: str | os.PathLike[str]) -> Tensor:

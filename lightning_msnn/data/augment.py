@@ -1,4 +1,4 @@
-"""Augmentation of a whole uint8 batch on whatever device it lies."""
+"""Augmentation of a whole uint8 batch, on its device."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""The data module of images, which every set of images derives from."""
+"""The data module that every set of images derives from."""
 
 import os
 import tarfile
@@ -17,7 +17,7 @@ from lightning_msnn.data.archives import download_and_extract_archive
 from lightning_msnn.data.augment import BatchAugmentation
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset
 from lightning_msnn.data.parts import Part, PartDataModule
-from lightning_msnn.data.reading import decode_files, list_classes, list_files, normalise
+from lightning_msnn.data.reading import IMAGE_SUFFIXES, decode_files, list_classes, list_files, normalise
 from lightning_msnn.errors import ConfigurationError, check_integer
 
 __all__ = ["ImageDataModule"]
@@ -30,34 +30,31 @@ class ImageDataModule(PartDataModule):
     """Images decoded at the start to uint8 tensors, gathered, augmented and normalised a whole batch at a time.
 
     A data set is a subclass that states its classes, size, mean and standard deviation, and where its files lie if not
-    in ``train/<class>/`` and ``test/<class>/``. The test part is read by the test loader alone; validation is split off
-    the training part.
+    in ``train/<class>/`` and ``test/<class>/``. ``fit`` reads no test image; validation is split off the training part.
 
     Args:
         root: Folder of the data set.
         image_size: Height and width of the images; images of another size are scaled by their shorter side, and their
             centre is taken. By default the data set's own size.
         download: Download the data set to ``root`` if it is not there.
-        folder: Folder of images to predict, its sub-folders included.
+        folder: An image to predict, or a folder of them, its sub-folders included.
         crop_padding: Rows and columns of zeros put around a training image before a crop of its own size; 0 is no crop.
         flip: Probability of a horizontal flip of a training image.
         policy: Augmentation policy of training images. ``autoaugment`` takes the policy learnt for the data set.
         erasing: Probability that a rectangle of a training image is replaced by the mean colour.
         policy_groups: Groups of a batch that get their own draw of the policy; more are nearer to the published policy
             and slower.
-        train_sizes: Height and width that training images are scaled to once augmented, from an epoch on, such as
-            ``{0: 24, 20: 32}``: smaller images early on make epochs cheaper. Before the first epoch named, and in
-            validation and test, images have ``image_size``.
+        train_sizes: Height and width of augmented training images from an epoch on, such as ``{0: 24, 20: 32}``:
+            smaller images early on make epochs cheaper. Before the first epoch named, and in validation and test,
+            images have ``image_size``.
         **kwargs: Arguments of :class:`~lightning_msnn.data.parts.PartDataModule`.
 
     Raises:
         ConfigurationError: If a value is not allowed.
     """
 
-    noun = "images"
+    noun, suffixes = "images", IMAGE_SUFFIXES
     layout = "train/<class>/ and test/<class>/"
-    #: Class names in the order of their numbers.
-    classes: ClassVar[list[str]]
     #: Channels of an image: 1 (grey) or 3 (RGB).
     in_chans: ClassVar[int] = 3
     #: Height and width of the images unless the user asks for another.
@@ -106,11 +103,6 @@ class ImageDataModule(PartDataModule):
 
     # What a data set may define
 
-    @property
-    def class_names(self) -> list[str]:
-        """Class names in the order of their numbers; no image is decoded."""
-        return list(self.classes)
-
     def list_part(self, part: Part) -> tuple[list[str], list[int]]:
         """Return the files of a part and their classes.
 
@@ -131,18 +123,11 @@ class ImageDataModule(PartDataModule):
         return decode_files(files, self.image_size, self.in_chans), torch.tensor(targets)
 
     def open(self, part: Part | None) -> ArrayDataset | FileDataset:
-        """Return the dataset of a part, or of the images that are to be predicted."""
+        """Return the dataset of a part, or of the images to predict."""
         if part is not None:
             return ArrayDataset(*self.read(part))
         assert self.folder is not None
         return FileDataset(list_files(self.folder), None, self.image_size, self.in_chans)
-
-    def check_part(self, part: Part | None) -> None:
-        """List the files of a part."""
-        if part is not None and self.needs_root:
-            self.list_part(part)
-        elif part is None and self.folder is not None:
-            list_files(self.folder)
 
     def _part_folder(self, part: Part) -> Path:
         """The folder with a part's class folders."""
@@ -152,12 +137,12 @@ class ImageDataModule(PartDataModule):
     # What Lightning calls
 
     def check(self, stage: str) -> None:
-        """Find what is wrong with the files that a stage needs, unless they are to be downloaded."""
+        """Check the files that a stage needs, unless they are to be downloaded."""
         if stage == "predict" or not self._will_download():
             super().check(stage)
 
     def prepare_data(self) -> None:
-        """Download the data set if that is asked for and it is not there.
+        """Download the data set if ``download`` is true and it is not there.
 
         Raises:
             ConfigurationError: If it cannot be downloaded; nothing has been written then.
@@ -167,7 +152,7 @@ class ImageDataModule(PartDataModule):
         assert self.root is not None
         assert self.archive is not None
         root = self.root.absolute()
-        # All happens in a temporary folder on the same disk, so that a failure or an interruption leaves nothing.
+        # A temporary folder on the same disk, so that a failure or an interruption leaves nothing.
         anchor = next(place for place in (root, *root.parents) if place.exists())
         try:
             with tempfile.TemporaryDirectory(prefix=".download-", dir=anchor) as place:

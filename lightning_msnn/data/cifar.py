@@ -57,10 +57,9 @@ class CIFAR10(ImageDataModule):
     def _is_official(self) -> bool:
         return self.root is not None and (self.root / self.archive.folder).is_dir()
 
-    def check_part(self, part: Part | None) -> None:
-        """List the files of a part; the official ones are looked at when they are read."""
-        if part is None or not self._is_official:
-            super().check_part(part)
+    def list_part(self, part: Part) -> tuple[list[str], list[int]]:
+        """Return the files of a part and their classes; none of the official ones, which are checked when read."""
+        return ([], []) if self._is_official else super().list_part(part)
 
     def read(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return the images of a part, uint8, (N, 3, H, W), and their classes (N,)."""

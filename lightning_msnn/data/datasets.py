@@ -1,4 +1,4 @@
-"""Datasets that give a whole batch at once, and the loader for them."""
+"""Datasets that return a whole batch at once, and their loader."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -120,9 +120,8 @@ def collate(batch: Any) -> Any:
 class Loader(DataLoader[Batch]):
     """A DataLoader whose place in an epoch is part of a checkpoint, and that leaves torch's global generator alone.
 
-    What an epoch holds depends on the sampler's seed and epoch alone, so its number and the number of batches given out
-    say where to continue, and nothing is decoded to get there. Without a call of ``set_epoch`` each iteration begins
-    the next epoch.
+    The order depends on the sampler's seed and epoch alone, so the epoch and the number of batches given out say where
+    to continue, and nothing is decoded to get there. Without ``set_epoch`` each iteration begins the next epoch.
 
     A configuration error of a worker keeps its one sentence, without torch's traceback.
     """

@@ -23,9 +23,9 @@ class ImageFolder(ImageDataModule):
     Where ``root/test`` has no class folders, ``root/val/<class>/`` is the test set (ImageNet's layout: its official
     test set has no labels). Validation is always split off the training part.
 
-    A part is decoded at the start and kept as tensors, or each of its images is decoded whenever it is needed. In the
-    second case a training image gets its random crop when it is decoded (8 to 100 % of the area, scaled to
-    ``image_size``); flip, policy and erasing are applied to the batch on the device in both.
+    A part is decoded at the start and kept as tensors, or each image is decoded whenever it is needed. In the second
+    case a training image gets its random crop when it is decoded (8 to 100 % of the area, scaled to ``image_size``).
+    Flip, policy and erasing are applied to the batch on the device in both.
 
     Args:
         root: Folder of the data set.
@@ -67,7 +67,7 @@ class ImageFolder(ImageDataModule):
         return val if part == "test" and not class_folders(folder) and class_folders(val) else folder
 
     def open(self, part: Part | None) -> ArrayDataset | FileDataset:
-        """Return the dataset of a part, in memory or not, or of the images that are to be predicted."""
+        """Return the dataset of a part, in memory or not, or of the images to predict."""
         if part is None:
             return super().open(part)
         files, targets = self.list_part(part)

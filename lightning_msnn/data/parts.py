@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_msnn.data.archives import Archive
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, collate
+from lightning_msnn.data.reading import list_files
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 
@@ -100,8 +101,11 @@ class PartDataModule(LightningDataModule):
     #: Mean and standard deviation of each channel, in the unit of what ``transform`` normalises.
     mean: Sequence[float]
     std: Sequence[float]
-    #: What samples are called, in the plural.
+    #: Class names in the order of their numbers.
+    classes: ClassVar[list[str]]
+    #: What samples are called, in the plural, and how the names of their files end.
     noun: ClassVar[str] = "samples"
+    suffixes: ClassVar[tuple[str, ...]] = ()
     #: Whether ``root`` must be given, and what lies there, for messages.
     needs_root: ClassVar[bool] = True
     layout: ClassVar[str] = "its files"
@@ -139,7 +143,7 @@ class PartDataModule(LightningDataModule):
     def arguments_from(cls, hparams: object, given: Collection[str] | None = ()) -> dict[str, Any]:
         """Return the arguments that a checkpoint or an entry may choose: how inputs are made, and from which split.
 
-        They are numbers and names. Where data lies is the user's choice. What this class no longer has is left out.
+        They are numbers and names. Where data lies is the user's choice. Arguments that this class lacks are dropped.
 
         Args:
             hparams: ``datamodule_hyper_parameters`` of a checkpoint, or ``init_args`` of an entry.
@@ -172,18 +176,19 @@ class PartDataModule(LightningDataModule):
     @property
     def class_names(self) -> Sequence[str]:
         """Class names in the order of their numbers; no sample is read."""
-        raise NotImplementedError
+        return list(self.classes)
 
     @property
     def num_classes(self) -> int:
         """Number of classes; no sample is read."""
         return len(self.class_names)
 
-    def check_part(self, part: Part | None) -> None:
-        """Raise a ConfigurationError if a part (None: what is to be predicted) is not there; read no sample."""
+    def list_part(self, part: Part) -> tuple[Sequence[str | Path], list[int]]:
+        """Return the files of a part and their classes, or raise a ConfigurationError if they are not there."""
+        return [], []
 
     def open(self, part: Part | None) -> ArrayDataset | FileDataset:
-        """Return the dataset of a part, or of what is to be predicted, whose targets are names of files."""
+        """Return the dataset of a part; that of None is what ``folder`` holds, with names of files as targets."""
         raise NotImplementedError
 
     def split(self, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,7 +202,7 @@ class PartDataModule(LightningDataModule):
     # What Lightning calls
 
     def check(self, stage: str) -> None:
-        """Find what is wrong with the files that a stage needs before any work.
+        """Check the files that a stage needs, before any work.
 
         Args:
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
@@ -208,9 +213,11 @@ class PartDataModule(LightningDataModule):
         part = choose(STAGES, stage, "stage")
         if part is None and self.folder is None:
             raise ConfigurationError(f"folder is not given: predict needs a folder of {self.noun}, data.folder")
-        if part is not None and self.needs_root:
+        if part is None and self.folder is not None and self.suffixes:
+            list_files(self.folder, self.suffixes)
+        elif part is not None and self.needs_root:
             self.check_root()
-        self.check_part(part)
+            self.list_part(part)
 
     def check_root(self) -> Path:
         """Return the folder of the data set, or raise a ConfigurationError if there is none."""

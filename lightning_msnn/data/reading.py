@@ -1,4 +1,4 @@
-"""Folders and image files: what is in them, and their pixels."""
+"""Files of folders, and pixels of image files."""
 
 import contextlib
 import os
@@ -131,7 +131,7 @@ def read_image(
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as file:
             return prepare_pixels(file, size, channels, transform)
-    except Exception as error:  # PIL's decoders raise what they please: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # PIL's decoders raise anything: OSError, SyntaxError, struct.error, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(f"cannot read the image {path!r}: {reason}") from error
 

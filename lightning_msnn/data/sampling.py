@@ -1,4 +1,4 @@
-"""Which process gets which images, in which order."""
+"""The samples of each process, and their order."""
 
 from collections.abc import Iterator
 from itertools import chain, count, islice
@@ -15,8 +15,7 @@ class ShardSampler(DistributedSampler[Any]):
     """The images of one process, in an order that depends on seed and epoch alone.
 
     To train, this is torch's DistributedSampler: shuffled, and a few images twice so that each process has as many. To
-    evaluate, the processes share the images out in order and none comes twice, so that a metric that adds up over
-    processes is exact.
+    evaluate, each image goes to one process, so that a metric that adds up over processes is exact.
 
     Args:
         dataset: The dataset.
@@ -51,7 +50,7 @@ class ShardSampler(DistributedSampler[Any]):
 
 
 def even_batch_size(batch_size: int, images: int, processes: int) -> int:
-    """Return the batch size nearest to ``batch_size`` with which every process has as many batches to evaluate.
+    """Return the batch size nearest to ``batch_size`` that gives every process as many batches to evaluate.
 
     Processes that shard a network meet in every forward pass: one with a batch more than the others would wait for
     ever. Each has ``images // processes`` images, or one more.
@@ -59,5 +58,5 @@ def even_batch_size(batch_size: int, images: int, processes: int) -> int:
     share, more = divmod(images, processes)
     if not more:
         return batch_size
-    # The image that some processes have more begins a new batch only where the share is a multiple of the batch size.
+    # The extra image of some processes begins a new batch only if the share is a multiple of the batch size.
     return next(size for size in chain(range(batch_size, 1, -1), count(batch_size + 1)) if share % size)

@@ -18,8 +18,8 @@ class SpeechCommands(AudioDataModule):
     """105,829 recordings of 35 words, 16 kHz, one second each (version 2).
 
     Source: P. Warden, Speech Commands, arXiv 1804.03209, CC BY 4.0. ``root`` holds a folder for each word and the lists
-    ``validation_list.txt`` and ``testing_list.txt``, which are the official validation and test parts; what is in
-    neither is trained on. The recordings of a part take 32 kB of memory each. ``val_fraction`` has no effect.
+    ``validation_list.txt`` and ``testing_list.txt``, the official validation and test parts; the rest is the training
+    part. A recording takes 32 kB of memory. ``val_fraction`` has no effect.
 
     Args:
         frames: Width of a map.
@@ -47,12 +47,12 @@ class SpeechCommands(AudioDataModule):
         return lines
 
     def list_part(self, part: Part) -> tuple[list[Path], list[int]]:
-        """Return the files of a part and their words; those that validate come last."""
+        """Return the files of a part and their words; the validation part comes last."""
         root = self.check_root()
         names = self._official("testing")
         if part == "train":
             validating = self._official("validation")
-            every = [f"{word}/{Path(f).name}" for word in self.classes for f in list_files(root / word, (".wav",))]
+            every = [f"{word}/{Path(f).name}" for word in self.classes for f in list_files(root / word, self.suffixes)]
             names = [*sorted(set(every).difference(names, validating)), *validating]
         return [root / name for name in names], [self.classes.index(name.partition("/")[0]) for name in names]
 

@@ -24,12 +24,12 @@ class SpokenDigits(AudioDataModule):
     ``<digit>_<speaker>_<index>.wav``, in ``recordings/`` or itself. Two splits:
 
     - ``recordings``, the data set's own: indices 0 to 4 are the test part; validation is split off the rest.
-    - ``speakers``: all of some speakers are the test part, and all of another validate; nobody in them is trained on.
+    - ``speakers``: some speakers are the test part, another is for validation, and the others are the training part.
 
     Args:
         splits: ``recordings`` or ``speakers``.
         test_speakers: Speakers of the test part of ``speakers``.
-        val_speaker: Speaker who validates in ``speakers``.
+        val_speaker: Speaker for validation in ``speakers``.
         **kwargs: Arguments of :class:`~lightning_msnn.data.audio.AudioDataModule`.
     """
 
@@ -53,7 +53,7 @@ class SpokenDigits(AudioDataModule):
         """Files of a part with digit and speaker."""
         assert self.root is not None
         inner = self.root / "recordings"
-        files = map(Path, list_files(inner if inner.is_dir() else self.root, (".wav",)))
+        files = map(Path, list_files(inner if inner.is_dir() else self.root, self.suffixes))
         found = {file: NAME.fullmatch(file.stem) for file in files}
         chosen = []
         for file, match in found.items():
@@ -77,7 +77,7 @@ class SpokenDigits(AudioDataModule):
         return [file for file, _, _ in chosen], [digit for _, digit, _ in chosen]
 
     def split(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Split off a tenth of each digit, or the speaker who validates."""
+        """Split off a share of each digit, or the speaker for validation."""
         if self.splits == "recordings":
             return super().split(targets)
         validates = torch.tensor([speaker == self.val_speaker for _, _, speaker in self._recordings("train")])
