@@ -27,7 +27,8 @@ from lightning_msnn.trained import Trained
 __all__ = ["run", "write"]
 
 _NEEDED = {
-    "windows": "single", "spiking": True, "mlp": "spiking", "global_pool": "avg", "norm": True, "learn_threshold": False
+    "windows": "single", "spiking": True, "mlp": "spiking", "global_pool": "avg", "norm": True, "levels": 1,
+    "learn_threshold": False,
 }  # fmt: skip
 """Arguments of a network that is written."""
 

@@ -68,19 +68,30 @@ class _Heaviside(torch.autograd.Function):
 
 
 def heaviside(
-    membrane: Tensor, surrogate: Callable[[Tensor], Tensor] = triangular, threshold: Tensor | float = 0.0
+    membrane: Tensor,
+    surrogate: Callable[[Tensor], Tensor] = triangular,
+    threshold: Tensor | float = 0.0,
+    levels: int = 1,
 ) -> Tensor:
     """Fire where the membrane has reached its threshold: ``s = 1 if u >= V else 0``.
+
+    With several levels spikes are graded: how many of the thresholds ``V, 2 V, ..., D V`` the membrane has reached. In
+    the backward pass each threshold has its surrogate; in between the triangles of ``V = 0.5`` sum to the slope
+    ``1 / V``.
 
     Args:
         membrane: Membrane ``u``, any shape.
         surrogate: The derivative that the backward pass uses, a function of ``u - V``, one of :data:`SURROGATES` or any
             like them.
         threshold: Threshold ``V``, a number or a tensor that fits the membrane, which may be learnt.
+        levels: Number of levels ``D``.
 
     Returns:
-        Spikes, exactly 0 or 1, shape and data type of ``membrane``. NaN does not fire.
+        Spikes, exactly 0, 1, ... or ``D``, shape and data type of ``membrane``. NaN does not fire.
     """
+    if levels > 1:
+        steps = [heaviside(membrane, surrogate, k * threshold) for k in range(1, levels + 1)]
+        return torch.stack(steps).sum(0)
     given: Any = membrane
     if isinstance(given, Proxy):  # a tracer would look into the step, and leave out the surrogate
         name = next(name for name, known in SURROGATES.items() if known is surrogate)

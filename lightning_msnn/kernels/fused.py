@@ -71,7 +71,7 @@ def equations(
     if layer.fires:
         level = given.get("level")
         threshold = layer.threshold if level is None else level.to(dtype).view(-1, 1, 1)
-        out, share = heaviside(merged, SURROGATE, threshold), given.get("anneal")
+        out, share = heaviside(merged, SURROGATE, threshold, layer.levels), given.get("anneal")
         out = out if share is None else anneal(merged, out, share)
     else:
         out = merged if residual is None else merged + residual

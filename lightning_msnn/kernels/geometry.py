@@ -54,6 +54,7 @@ class Layer(NamedTuple):
         training: Whether the norm takes the statistics of the current, not the running ones.
         synchronised: Whether it takes those of all processes; on CPUs.
         bytes: Whether spikes are bytes, uint8, not of the current's type; in inference, on CPUs.
+        levels: How many levels spikes have: the largest one.
         threshold: Threshold, where none is learnt.
         eps: What the norm adds to the variance.
     """
@@ -69,6 +70,7 @@ class Layer(NamedTuple):
     training: bool = False
     synchronised: bool = False
     bytes: bool = False
+    levels: int = 1
     threshold: float = 0.5
     eps: float = 1e-5
 

@@ -76,7 +76,7 @@ def neurons(
 def _is_one_comparison(layer: Layer, dtype: torch.dtype) -> bool:
     """Whether all that a layer without a norm does is to compare with a threshold, which is a number of a type."""
     threshold = torch.tensor(layer.threshold, dtype=torch.float32, device="cpu")
-    bare = layer.kind == "single" and not (layer.training or layer.keeps or layer.handed)
+    bare = layer.kind == "single" and layer.levels == 1 and not (layer.training or layer.keeps or layer.handed)
     return layer.fires and bare and bool(threshold.to(dtype) == threshold)
 
 

@@ -21,6 +21,9 @@
 enum { STILL, FIRST, COUPLED, RECURRENT };
 enum { SINE, NONE };
 enum { BY_SHIFT, BY_SCALE, BY_TAU, BY_THETA, BY_THRESHOLD, SUMS };
+/* What neurons return: a step; while annealing a times the step and (1 - a) times max(u, 0); one of several levels, annealed
+ * or not. */
+enum { STEP, ANNEALED, GRADED };
 
 /* A call. Sizes and numbers in the order in which Python writes them, then pointers; what is not there is NULL. */
 typedef struct {
@@ -35,7 +38,7 @@ typedef struct {
     int64_t in_overlaps, out_overlaps, padded; /* whether windows do where they are read and written; or have no pixel */
     int64_t whole;                     /* whether statistics, or the second pass back, are part of the call */
     int64_t form, omega, fires, batch_statistics, tau_stride, level_stride;
-    int64_t bf16, bytes;               /* whether maps are bfloat16; whether spikes are bytes */
+    int64_t bf16, bytes, levels;       /* whether maps are bfloat16; whether spikes are bytes; the largest spike */
     double eps, threshold;
     const int32_t *in_index, *out_index, *other_index; /* windows by places: the pixel of each, its end where padded */
     const float *share;                /* of each pixel of the output: one over the number of windows that cover it */
@@ -96,10 +99,22 @@ INLINE void store_step(void *p, int64_t i, int fires, int bf16) {
         ((float *)p)[i] = fires ? 1.0f : 0.0f;
 }
 
-/* Write as bytes which membranes reach their thresholds. Compilers make no vectors of loops that narrow so much. */
-static void store_bytes(void *p, int64_t at, const float *x, const float *level, int64_t n) {
+/* How many of the thresholds v, 2 v, ..., top v a membrane has reached; NaN has reached none. */
+INLINE float reached(float u, float v, float top) {
+    float k = floorf(u / v);
+    k = k > 0.0f ? k : 0.0f;
+    return k < top ? k : top;
+}
+
+/* Write as bytes the thresholds that membranes reach. Compilers make no vectors of loops that narrow so much. */
+static void store_bytes(void *p, int64_t at, const float *x, const float *level, int64_t n, int64_t levels) {
     uint8_t *bytes = (uint8_t *)p + at;
     int64_t i = 0;
+    if (levels > 1) {
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) bytes[j] = (uint8_t)(int32_t)reached(x[j], level[j], (float)levels);
+        return;
+    }
 #ifdef __AVX512BW__
     for (; i + 64 <= n; i += 64) {
         __mmask64 fire = 0;
@@ -275,24 +290,53 @@ INLINE float surrogate_of(float x) {
     return 1.0f - (y > 1.0f ? 1.0f : y);
 }
 
-/* The slope of what neurons return: that of a step, or while annealing of a times the step and (1 - a) times max(u, 0). */
-INLINE float slope_of(int anneals, float u, float v, float a) {
-    float h = surrogate_of(u - v);
-    return anneals ? a * h + (1.0f - a) * (u > 0.0f ? 1.0f : 0.0f) : h;
+/* The sum of the triangles about v, 2 v, ..., top v: of those from first to last, which u lies in, m are at u or below. */
+INLINE float surrogates_of(float u, float v, float top) {
+    float end = top * v + 2.0f;
+    u = u > -2.0f ? (u < end ? u : end) : -2.0f; /* beyond, no triangle is met */
+    float m = reached(u, v, top), first = floorf((u - 1.0f) / v) + 1.0f, last = ceilf((u + 1.0f) / v) - 1.0f;
+    first = first > 1.0f ? first : 1.0f, last = last < top ? last : top;
+    float below = m - first + 1.0f, above = last - m;
+    below = below > 0.0f ? below : 0.0f, above = above > 0.0f ? above : 0.0f;
+    return below * (1.0f - u + 0.5f * v * (first + m)) + above * (1.0f + u - 0.5f * v * (m + 1.0f + last));
+}
+
+/* The slope of what neurons return. */
+INLINE float slope_of(int kind, float u, float v, float a, float top) {
+    float h = kind == GRADED ? surrogates_of(u, v, top) : surrogate_of(u - v);
+    return kind == STEP ? h : a * h + (1.0f - a) * (u > 0.0f ? 1.0f : 0.0f);
 }
 
 /* Store what neurons return. */
-INLINE void store_spike(void *p, int64_t i, float u, float v, float a, int anneals, int bf16) {
-    if (anneals)
-        store(p, i, a * (u >= v ? 1.0f : 0.0f) + (1.0f - a) * (u < 0.0f ? 0.0f : u), bf16);
-    else
+INLINE void store_spike(void *p, int64_t i, float u, float v, float a, float top, int kind, int bf16) {
+    if (kind == STEP) {
         store_step(p, i, u >= v, bf16);
+        return;
+    }
+    float s = kind == GRADED ? reached(u, v, top) : (u >= v ? 1.0f : 0.0f);
+    float mixed = a * s + (1.0f - a) * (u < 0.0f ? 0.0f : u);
+    store(p, i, kind == GRADED && a == 1.0f ? s : mixed, bf16);
 }
+
+INLINE void store_spikes(const Call *o, const Task *t, const float *m, int64_t at, int kind, int bf16) {
+    float a = o->anneal ? *o->anneal : 1.0f, top = (float)o->levels;
+    const float *level = t->threshold;
+#pragma omp simd
+    for (int64_t c = 0; c < t->n; c++) store_spike(o->out, at + c, m[c], level[c], a, top, kind, bf16);
+}
+
+/* What is done, with the kind of spikes known to the compiler. */
+#define BY_KIND(DO)                                                                                                    \
+    if (o->levels > 1) {                                                                                               \
+        DO(GRADED)                                                                                                     \
+    } else if (o->anneal) {                                                                                            \
+        DO(ANNEALED)                                                                                                   \
+    } else {                                                                                                           \
+        DO(STEP)                                                                                                       \
+    }
 
 /* Merge, fire and write rows of the output, q their first pixel of the image. */
 INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bf16) {
-    float a = o->anneal ? *o->anneal : 1.0f;
-    const float *level = t->threshold;
     for (int64_t r = 0; r < rows; r++, m += t->n) {
         int64_t at = (row + r) * o->channels + t->c0;
         float share = o->share ? o->share[q + r] : 1.0f;
@@ -307,13 +351,10 @@ INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_
 #pragma omp simd
             for (int64_t c = 0; c < t->n; c++) store(o->out, at + c, m[c], bf16);
         } else if (o->bytes) {
-            store_bytes(o->out, at, m, level, t->n);
-        } else if (o->anneal) {
-#pragma omp simd
-            for (int64_t c = 0; c < t->n; c++) store_spike(o->out, at + c, m[c], level[c], a, 1, bf16);
+            store_bytes(o->out, at, m, t->threshold, t->n, o->levels);
         } else {
-#pragma omp simd
-            for (int64_t c = 0; c < t->n; c++) store_spike(o->out, at + c, m[c], level[c], a, 0, bf16);
+#define STORE(KIND) store_spikes(o, t, m, at, KIND, bf16);
+            BY_KIND(STORE)
         }
         if (o->merged) {
 #pragma omp simd
@@ -371,10 +412,10 @@ INLINE Spot locate(const Call *o, const Task *t, int64_t b, int64_t i) {
 
 /* Visit the windows of an image: spikes, or sums of membranes on its map; and the membranes that are handed on. */
 INLINE void visit(
-    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int bytes, int anneals, int padded, int bf16
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int bytes, int kind, int padded, int bf16
 ) {
     int64_t n = t->length;
-    float theta = o->theta ? *o->theta : 0.0f, a = o->anneal ? *o->anneal : 1.0f;
+    float theta = o->theta ? *o->theta : 0.0f, a = o->anneal ? *o->anneal : 1.0f, top = (float)o->levels;
     const float *tau = t->tau, *scale = t->scale, *shift = t->shift, *level = t->level;
     float *u0 = t->u, *u1 = u0 + n, *u2 = u1 + n, *u3 = u2 + n;
     if (!fires) memset(t->merged, 0, sizeof(float) * (size_t)((o->out_pixels + 1) * t->n));
@@ -401,14 +442,14 @@ INLINE void visit(
                 v = X(1), w = X(2), z = X(3);
             }
             if (fires && !bytes) {
-                store_spike(o->out, s.out[0] + c, u, level[c], a, anneals, bf16);
-                store_spike(o->out, s.out[1] + c, v, level[c], a, anneals, bf16);
-                store_spike(o->out, s.out[2] + c, w, level[c], a, anneals, bf16);
-                store_spike(o->out, s.out[3] + c, z, level[c], a, anneals, bf16);
+                store_spike(o->out, s.out[0] + c, u, level[c], a, top, kind, bf16);
+                store_spike(o->out, s.out[1] + c, v, level[c], a, top, kind, bf16);
+                store_spike(o->out, s.out[2] + c, w, level[c], a, top, kind, bf16);
+                store_spike(o->out, s.out[3] + c, z, level[c], a, top, kind, bf16);
             }
             if (!fires || bytes || form == FIRST) u0[c] = u, u1[c] = v, u2[c] = w, u3[c] = z;
         }
-        for (int k = 0; k < 4 && bytes; k++) store_bytes(o->out, s.out[k], t->u + k * n, level, n);
+        for (int k = 0; k < 4 && bytes; k++) store_bytes(o->out, s.out[k], t->u + k * n, level, n, o->levels);
         for (int k = 0; k < 4 && !fires; k++) {
             float *m = t->merged + s.out_pixel[k] * t->n;
             const float *u = t->u + k * n;
@@ -425,11 +466,11 @@ INLINE void visit(
 /* Back through the windows of an image. Where they do not overlap, gradients of spikes are taken and those of the current
  * given at once; else both are on the image's map in scratch memory. */
 INLINE void revisit(
-    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int at_once, int anneals, int in_overlaps,
-    int padded, int bf16
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int at_once, int kind, int in_overlaps, int padded,
+    int bf16
 ) {
     int64_t n = t->length;
-    float theta = o->theta ? *o->theta : 0.0f, a = o->anneal ? *o->anneal : 1.0f;
+    float theta = o->theta ? *o->theta : 0.0f, a = o->anneal ? *o->anneal : 1.0f, top = (float)o->levels;
     const float *tau = t->tau, *scale = t->scale, *shift = t->shift, *level = t->level;
     float *by_tau = t->by_tau, *by_theta = t->by_theta;
     float *g0 = t->owed, *g1 = g0 + n, *g2 = g1 + n;
@@ -450,7 +491,7 @@ INLINE void revisit(
         const float *m0 = t->merged + s.out_pixel[0] * t->n, *m1 = t->merged + s.out_pixel[1] * t->n;
         const float *m2 = t->merged + s.out_pixel[2] * t->n, *m3 = t->merged + s.out_pixel[3] * t->n;
 #define OWED(k, U)                                                                                                     \
-    (at_once ? load(o->grad, s.out[k] + c, bf16) * slope_of(anneals, U, level[c], a) : m##k[c])
+    (at_once ? load(o->grad, s.out[k] + c, bf16) * slope_of(kind, U, level[c], a, top) : m##k[c])
 #pragma omp simd
         for (int64_t c = 0; c < n; c++) {
             float u = X(0), d0, d1, d2, d3, l = tau[c];
@@ -538,21 +579,25 @@ INLINE void revisit(
 /* A pass with the form, the projection, the type and the rest known to the compiler. */
 #define VISIT(FORM, OMEGA)                                                                                             \
     if (AT_ONCE(FORM, OMEGA) && at_once && o->bytes) {                                                                 \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 1, 0, 0)                                                                     \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 1, STEP, 0)                                                                  \
+    } else if (AT_ONCE(FORM, OMEGA) && at_once && o->levels > 1) {                                                     \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, GRADED, 0)                                                                \
     } else if (AT_ONCE(FORM, OMEGA) && at_once && o->anneal) {                                                         \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, 1, 0)                                                                     \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, ANNEALED, 0)                                                              \
     } else if (AT_ONCE(FORM, OMEGA) && at_once) {                                                                      \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, 0, 0)                                                                     \
+        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, STEP, 0)                                                                  \
     } else {                                                                                                           \
-        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, 0, 1)                                                                     \
+        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, STEP, 1)                                                                  \
     }
 #define REVISIT(FORM, OMEGA)                                                                                           \
-    if (AT_ONCE(FORM, OMEGA) && at_once && o->anneal) {                                                                \
-        BY_TYPE(revisit, b, FORM, OMEGA, 1, 1, 0, 0)                                                                   \
+    if (AT_ONCE(FORM, OMEGA) && at_once && o->levels > 1) {                                                            \
+        BY_TYPE(revisit, b, FORM, OMEGA, 1, GRADED, 0, 0)                                                              \
+    } else if (AT_ONCE(FORM, OMEGA) && at_once && o->anneal) {                                                         \
+        BY_TYPE(revisit, b, FORM, OMEGA, 1, ANNEALED, 0, 0)                                                            \
     } else if (AT_ONCE(FORM, OMEGA) && at_once) {                                                                      \
-        BY_TYPE(revisit, b, FORM, OMEGA, 1, 0, 0, 0)                                                                   \
+        BY_TYPE(revisit, b, FORM, OMEGA, 1, STEP, 0, 0)                                                                \
     } else {                                                                                                           \
-        BY_TYPE(revisit, b, FORM, OMEGA, 0, 0, (int)o->in_overlaps, 1)                                                 \
+        BY_TYPE(revisit, b, FORM, OMEGA, 0, STEP, (int)o->in_overlaps, 1)                                              \
     }
 #define DISPATCH(NAME, DO)                                                                                             \
     static void NAME(const Call *o, const Task *t, int64_t b, int at_once) {                                           \
@@ -574,17 +619,17 @@ DISPATCH(visit_windows, VISIT)
 DISPATCH(revisit_windows, REVISIT)
 
 /* Normalise and fire rows that are independent of each other, or add the stream to them. */
-INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int anneals, int bf16) {
+INLINE void fire_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int normed, int kind, int bf16) {
     const float *scale = o->norm + 2 * o->channels + t->c0, *shift = o->norm + 3 * o->channels + t->c0;
     const float *level = t->threshold;
-    float a = o->anneal ? *o->anneal : 1.0f;
+    float a = o->anneal ? *o->anneal : 1.0f, top = (float)o->levels;
     for (int64_t r = 0; r < rows; r++) {
         int64_t at = (row + r) * o->channels + t->c0;
 #pragma omp simd
         for (int64_t c = 0; c < t->n; c++) {
             float x = load(o->current, at + c, bf16);
             x = normed ? fmaf(x, scale[c], shift[c]) : x;
-            store_spike(o->out, at + c, x, level[c], a, anneals, bf16);
+            store_spike(o->out, at + c, x, level[c], a, top, kind, bf16);
         }
     }
 }
@@ -606,17 +651,13 @@ INLINE void add_stream(const Call *o, const Task *t, int64_t row, int64_t rows, 
     }
 }
 
-#define FIRE(NORMED)                                                                                                   \
-    if (o->anneal) {                                                                                                   \
-        BY_TYPE(fire_rows, row, rows, NORMED, 1)                                                                       \
-    } else {                                                                                                           \
-        BY_TYPE(fire_rows, row, rows, NORMED, 0)                                                                       \
-    }
 static void fire(const Call *o, const Task *t, int64_t row, int64_t rows) {
+#define FIRE(KIND) BY_TYPE(fire_rows, row, rows, 1, KIND)
+#define FIRE_BARE(KIND) BY_TYPE(fire_rows, row, rows, 0, KIND)
     if (o->norm) {
-        FIRE(1)
+        BY_KIND(FIRE)
     } else {
-        FIRE(0)
+        BY_KIND(FIRE_BARE)
     }
 }
 
@@ -642,6 +683,14 @@ static void forward(const Call *o, Task *t, int64_t tile) {
 }
 
 /* From the gradient of what rows of neurons return to that of their membranes' sums, which takes their place. */
+INLINE void owe_spikes(const Call *o, const Task *t, float *m, int64_t at, float share, int kind, int bf16) {
+    float a = o->anneal ? *o->anneal : 1.0f, top = (float)o->levels;
+    const float *level = t->threshold;
+#pragma omp simd
+    for (int64_t c = 0; c < t->n; c++)
+        m[c] = slope_of(kind, share * m[c], level[c], a, top) * load(o->grad, at + c, bf16);
+}
+
 INLINE void owe_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bf16) {
     float a = o->anneal ? *o->anneal : 1.0f;
     const float *level = t->threshold;
@@ -654,20 +703,14 @@ INLINE void owe_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t 
 #pragma omp simd
             for (int64_t c = 0; c < n; c++) m[c] = load(o->grad, at + c, bf16);
         } else {
-            if (o->level) {
+            for (int64_t i = 1; o->level && i <= o->levels; i++) {
+                float k = (float)i;
 #pragma omp simd
                 for (int64_t c = 0; c < n; c++)
-                    by_level[c] -= a * surrogate_of(share * m[c] - level[c]) * load(o->grad, at + c, bf16);
+                    by_level[c] -= a * k * surrogate_of(share * m[c] - k * level[c]) * load(o->grad, at + c, bf16);
             }
-            if (o->anneal) {
-#pragma omp simd
-                for (int64_t c = 0; c < n; c++)
-                    m[c] = slope_of(1, share * m[c], level[c], a) * load(o->grad, at + c, bf16);
-            } else {
-#pragma omp simd
-                for (int64_t c = 0; c < n; c++)
-                    m[c] = slope_of(0, share * m[c], level[c], a) * load(o->grad, at + c, bf16);
-            }
+#define OWE(KIND) owe_spikes(o, t, m, at, share, KIND, bf16);
+            BY_KIND(OWE)
         }
         if (o->grad_merged) {
 #pragma omp simd
@@ -716,14 +759,14 @@ static void settle(const Call *o, const Task *t, const float *d, int64_t row, in
  * first pass takes its sums, several rows at a time; the second, which is the first where statistics are constants, writes
  * the gradient of the current. */
 INLINE float owed_of(
-    const Call *o, int64_t at, float scale, float shift, float level, float a, float *x, int fires, int anneals, int bf16
+    const Call *o, int64_t at, float scale, float shift, float level, float a, float *x, int fires, int kind, int bf16
 ) {
     float g = load(o->grad, at, bf16);
     *x = load(o->current, at, bf16);
-    return fires ? g * slope_of(anneals, fmaf(*x, scale, shift), level, a) : g;
+    return fires ? g * slope_of(kind, fmaf(*x, scale, shift), level, a, (float)o->levels) : g;
 }
 
-INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int fires, int anneals, int bf16) {
+INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, int fires, int kind, int bf16) {
     const float *mean = o->norm + t->c0, *scale = mean + 2 * o->channels, *shift = scale + o->channels;
     const float *level = t->threshold;
     float *by_shift = t->sums + BY_SHIFT * t->n, *by_scale = t->sums + BY_SCALE * t->n;
@@ -734,10 +777,10 @@ INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, in
 #pragma omp simd
         for (int64_t c = 0; c < n; c++) {
             float x, y, z, w, m = mean[c];
-            float p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, anneals, bf16);
-            float q = owed_of(o, at + step + c, scale[c], shift[c], level[c], a, &y, fires, anneals, bf16);
-            float u = owed_of(o, at + 2 * step + c, scale[c], shift[c], level[c], a, &z, fires, anneals, bf16);
-            float v = owed_of(o, at + 3 * step + c, scale[c], shift[c], level[c], a, &w, fires, anneals, bf16);
+            float p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, kind, bf16);
+            float q = owed_of(o, at + step + c, scale[c], shift[c], level[c], a, &y, fires, kind, bf16);
+            float u = owed_of(o, at + 2 * step + c, scale[c], shift[c], level[c], a, &z, fires, kind, bf16);
+            float v = owed_of(o, at + 3 * step + c, scale[c], shift[c], level[c], a, &w, fires, kind, bf16);
             by_shift[c] += (p + q) + (u + v);
             by_scale[c] += (p * (x - m) + q * (y - m)) + (u * (z - m) + v * (w - m));
         }
@@ -746,7 +789,7 @@ INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, in
         int64_t at = (row + r) * step + t->c0;
 #pragma omp simd
         for (int64_t c = 0; c < n; c++) {
-            float x, p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, anneals, bf16);
+            float x, p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, kind, bf16);
             by_shift[c] += p;
             by_scale[c] += p * (x - mean[c]);
         }
@@ -754,7 +797,7 @@ INLINE void sum_rows(const Call *o, const Task *t, int64_t row, int64_t rows, in
 }
 
 /* The gradient of the current: what its statistics owe is taken off, or nothing. */
-INLINE void owe_current(const Call *o, const Task *t, int64_t row, int64_t rows, int fires, int anneals, int bf16) {
+INLINE void owe_current(const Call *o, const Task *t, int64_t row, int64_t rows, int fires, int kind, int bf16) {
     const float *mean = o->norm + t->c0, *scale = mean + 2 * o->channels, *shift = scale + o->channels;
     const float *level = t->threshold, *by_mean = o->totals + SUMS * o->channels + t->c0;
     const float *by_spread = by_mean + o->channels;
@@ -766,14 +809,14 @@ INLINE void owe_current(const Call *o, const Task *t, int64_t row, int64_t rows,
         if (o->batch_statistics) {
 #pragma omp simd
             for (int64_t c = 0; c < n; c++) {
-                float x, p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, anneals, bf16);
+                float x, p = owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, kind, bf16);
                 d[c] = fmaf(x - mean[c], by_spread[c], fmaf(p, scale[c], by_mean[c]));
             }
         } else {
 #pragma omp simd
             for (int64_t c = 0; c < n; c++) {
                 float x;
-                d[c] = scale[c] * owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, anneals, bf16);
+                d[c] = scale[c] * owed_of(o, at + c, scale[c], shift[c], level[c], a, &x, fires, kind, bf16);
             }
         }
         if (n != o->channels) pack(o->grad_current, at, d, n, bf16);
@@ -784,11 +827,13 @@ INLINE void owe_current(const Call *o, const Task *t, int64_t row, int64_t rows,
 #define BACK(NAME, FUNCTION)                                                                                           \
     static void NAME(const Call *o, const Task *t, int64_t row, int64_t rows) {                                        \
         if (!o->fires) {                                                                                               \
-            BY_TYPE(FUNCTION, row, rows, 0, 0)                                                                         \
-        } else if (!o->anneal) {                                                                                       \
-            BY_TYPE(FUNCTION, row, rows, 1, 0)                                                                         \
+            BY_TYPE(FUNCTION, row, rows, 0, STEP)                                                                      \
+        } else if (o->levels > 1) {                                                                                    \
+            BY_TYPE(FUNCTION, row, rows, 1, GRADED)                                                                    \
+        } else if (o->anneal) {                                                                                        \
+            BY_TYPE(FUNCTION, row, rows, 1, ANNEALED)                                                                  \
         } else {                                                                                                       \
-            BY_TYPE(FUNCTION, row, rows, 1, 1)                                                                         \
+            BY_TYPE(FUNCTION, row, rows, 1, STEP)                                                                      \
         }                                                                                                              \
     }
 BACK(sum, sum_rows)

@@ -26,7 +26,7 @@ _INTEGERS = (
     *("images", "channels", "in_pixels", "in_slabs", "out_pixels", "out_slabs", "windows", "places", "run"),
     *("other_pixels", "handed", "groups", "block", "threads", "rows", "row_groups", "row_block"),
     *("in_overlaps", "out_overlaps", "padded", "whole", "form", "omega", "fires"),
-    *("batch_statistics", "tau_stride", "level_stride", "bf16", "bytes"),
+    *("batch_statistics", "tau_stride", "level_stride", "bf16", "bytes", "levels"),
 )
 _POINTERS = (
     *("in_index", "out_index", "other_index", "share", "current", "residual", "other", "weight", "bias"),
@@ -115,7 +115,7 @@ def _plan(
         for name, table in (("in_index", at.index_in), ("out_index", at.index_out), ("other_index", at.index_map)):
             setattr(call, name, table.data_ptr())
         call.share = None if at.share is None else at.share.data_ptr()
-    call.fires, call.bytes, call.threshold = layer.fires, layer.bytes, layer.threshold
+    call.fires, call.bytes, call.threshold, call.levels = layer.fires, layer.bytes, layer.threshold, layer.levels
     call.batch_statistics, call.eps = layer.training, layer.eps
     return call, at
 

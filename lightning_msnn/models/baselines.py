@@ -129,7 +129,7 @@ def lif_network(model: nn.Module, time_steps: int = 4) -> LIFNetwork:
         ConfigurationError: If the network does not say how it was built, or ``time_steps`` is not allowed.
     """
     check_integer("time_steps", time_steps, 1)
-    return LIFNetwork(_build(model, windows="single", spiking=True), time_steps)
+    return LIFNetwork(_build(model, windows="single", spiking=True, levels=1), time_steps)
 
 
 @torch.no_grad()

@@ -137,6 +137,7 @@ class MSNN(nn.Module):
         learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay from window to window is learnt.
         threshold: Threshold ``V`` of all neurons; the initial one if it is learnt.
         learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
+        levels: Levels ``D`` of a spike, 1 to 15: how many of ``V, 2 V, ..., D V`` a membrane has reached.
         surrogate: Name of the surrogate gradient.
         norm: Whether batch norm follows every synapse and comes before every spike that leaves the stream.
         mlp: Channel mixers: ``"spiking"``, or ``"gelu"`` on the analogue stream as in the paper.
@@ -180,6 +181,7 @@ class MSNN(nn.Module):
         learn_tau: bool | str = True,
         threshold: float = 0.5,
         learn_threshold: bool | str = False,
+        levels: int = 1,
         surrogate: str = "triangular",
         norm: bool = True,
         mlp: str = "spiking",
@@ -218,8 +220,8 @@ class MSNN(nn.Module):
         self.num_features = widths[-1]
 
         alike = Neuron(
-            threshold=threshold, learn_threshold=learn_threshold, surrogate=surrogate, tau=tau, learn_tau=learn_tau,
-            projection=projection, learn_theta=learn_theta,
+            threshold=threshold, learn_threshold=learn_threshold, levels=levels, surrogate=surrogate, tau=tau,
+            learn_tau=learn_tau, projection=projection, learn_theta=learn_theta,
         )  # fmt: skip
         encoder: Callable[[int], nn.Module] = (
             partial(Encoder, norm=norm, neuron=alike) if coding == "threshold" else lambda dim: BernoulliEncoder()

@@ -88,6 +88,10 @@ def _has_statistics(norm: nn.Module) -> bool:
     return isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
 
 
+def _becomes_threshold(encoder: Encoder) -> bool:
+    return _has_statistics(encoder.norm) and isinstance(encoder.spike, Spike) and encoder.spike.levels == 1
+
+
 def _fixed(module: nn.Module) -> nn.Module | None:
     """Return a module with the number that a module learns as a logit; None for other modules."""
     fixed: FixedDecay | Projection | None = None
@@ -104,7 +108,8 @@ def fold_batch_norm(model: M) -> M:
     """Return a copy of a network for inference, with its batch norms folded where they can be.
 
     Batch norms after convolutions go into their weights, those of encoders into thresholds by channel. Batch norm after
-    attention or a recurrent cell, and before the read-out, stays. Learnt decays and radian factors become fixed ones.
+    attention or a recurrent cell, before graded spikes of the stream, and before the read-out stays. Learnt decays and
+    radian factors become fixed ones.
 
     Args:
         model: Network in evaluation mode.
@@ -125,7 +130,7 @@ def fold_batch_norm(model: M) -> M:
             parent.conv = fuse_conv_bn_eval(parent.conv, parent.norm)  # type: ignore[arg-type]
             parent.norm = nn.Identity()
         for name, child in parent.named_children():
-            if isinstance(child, Encoder) and _has_statistics(child.norm) and isinstance(child.spike, Spike):
+            if isinstance(child, Encoder) and _becomes_threshold(child):
                 setattr(parent, name, ThresholdEncoder(child))
             elif (fixed := _fixed(child)) is not None:
                 setattr(parent, name, fixed)

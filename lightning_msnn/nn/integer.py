@@ -196,10 +196,13 @@ def to_integers(model: M) -> M:
                 setattr(parent, name, nn.Identity())
             elif callable(getattr(child, "to_integers", None)):
                 setattr(parent, name, child.to_integers())  # type: ignore[operator]
-            elif type(child) is MLP and not converted:
+            elif type(child) is MLP and not converted and child.spike.levels == 1:
                 setattr(parent, name, IntegerMLP(child))
             elif type(child) is Synapse and not (converted or isinstance(parent, AnalogueMLP)):
                 setattr(parent, name, IntegerSynapse(child))
+    most = MOST // max((module.levels for module in modules if isinstance(module, Spike)), default=1)
+    if any(isinstance(module, IntegerConv2d) and module.weight[0].numel() > most for module in folded.modules()):
+        raise ConfigurationError(f"integers of graded spikes are added up {most} at most in an output channel")
     if not any(isinstance(module, IntegerConv2d) for module in folded.modules()):
         raise ConfigurationError(
             f"integer weights are for synapses that receive spikes, and {type(model).__name__} has none"

@@ -191,7 +191,7 @@ def _on_kernels(
             tensors |= {"running_mean": norm.running_mean, "running_var": norm.running_var}
     if isinstance(spike, Spike):
         tensors |= {"level": spike.level, "anneal": spike.share(current)}
-        flags |= {"fires": True, "threshold": spike.threshold, "bytes": spike.bytes}
+        flags |= {"fires": True, "threshold": spike.threshold, "bytes": spike.bytes, "levels": spike.levels}
     if membrane is not None:
         flags["form"], tensors["tau"] = membrane.form, membrane.decay()
         if membrane.projection is not None:

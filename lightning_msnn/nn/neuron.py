@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.errors import ConfigurationError, check_number, choose
+from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 from lightning_msnn.functional.membrane import connected, coupled_scan, recurrent_scan, scan
 from lightning_msnn.functional.spike import SURROGATES, anneal, heaviside
 from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
 __all__ = [
+    "MOST_LEVELS",
     "FixedDecay",
     "LearntDecay",
     "Membrane",
@@ -27,6 +28,10 @@ __all__ = [
     "make_decay",
     "set_annealing",
 ]
+
+
+MOST_LEVELS = 15
+"""Levels that spikes may have."""
 
 
 def grain_size(name: str, learn: bool | str, channels: int) -> int:
@@ -49,6 +54,7 @@ class Neuron:
     Args:
         threshold: Threshold ``V``, a finite number; the initial one if it is learnt.
         learn_threshold: False, ``"layer"`` or ``"channel"`` (or True): how finely the threshold is learnt.
+        levels: Levels ``D`` of a spike, 1 to 15: how many of ``V, 2 V, ..., D V`` a membrane has reached.
         surrogate: Name of the surrogate gradient, one of :data:`lightning_msnn.functional.SURROGATES`.
         tau: Decay of membranes from window to window, in [0, 1]; the initial one if it is learnt.
         learn_tau: False, ``"layer"`` or ``"channel"`` (or True): how finely the decay over windows is learnt.
@@ -59,6 +65,7 @@ class Neuron:
 
     threshold: float = 0.5
     learn_threshold: bool | str = False
+    levels: int = 1
     surrogate: str = "triangular"
     tau: float = 0.1
     learn_tau: bool | str = True
@@ -68,7 +75,7 @@ class Neuron:
 
 
 class Spike(nn.Module):
-    """Fire where the membrane reaches its threshold: ``s = H(u - V)``, exactly 0 or 1.
+    """Fire where the membrane reaches its threshold: ``s = H(u - V)``, exactly 0 or 1, or one of several levels.
 
     Args:
         neuron: What the neurons are like.
@@ -88,8 +95,12 @@ class Spike(nn.Module):
         threshold = float(neuron.threshold)
         if not math.isfinite(threshold):
             raise ConfigurationError(f"threshold must be a finite number, not {threshold}")
+        if check_integer("levels", neuron.levels, 1) > MOST_LEVELS:
+            raise ConfigurationError(f"levels must be {MOST_LEVELS} at most, not {neuron.levels}")
+        if neuron.levels > 1 and threshold <= 0.0:
+            raise ConfigurationError(f"threshold must be positive where spikes have several levels, not {threshold}")
         values = grain_size("learn_threshold", neuron.learn_threshold, channels)
-        self.threshold = threshold
+        self.threshold, self.levels = threshold, neuron.levels
         # One axis, so that rules which exempt vectors from weight decay exempt it.
         self.level = nn.Parameter(torch.full((values,), threshold)) if values else None
         self.name = neuron.surrogate
@@ -108,7 +119,7 @@ class Spike(nn.Module):
 
     def fire(self, membrane: Tensor) -> Tensor:
         """Return exact spikes of a membrane."""
-        spikes = heaviside(membrane, self.surrogate, self.level_of(membrane))
+        spikes = heaviside(membrane, self.surrogate, self.level_of(membrane), self.levels)
         return spikes.to(torch.uint8) if self.bytes else spikes
 
     def forward(self, membrane: Tensor, kernel: Callable[[], Tensor] | None = None) -> Tensor:
@@ -124,8 +135,9 @@ class Spike(nn.Module):
         return spikes if share is None else anneal(membrane, spikes, share.to(membrane.dtype))
 
     def extra_repr(self) -> str:
-        """Show threshold and surrogate."""
-        return f"threshold={self.threshold if self.level is None else 'learnt'}, surrogate={self.name!r}"
+        """Show threshold, surrogate and levels."""
+        levels = f", levels={self.levels}" if self.levels > 1 else ""
+        return f"threshold={self.threshold if self.level is None else 'learnt'}, surrogate={self.name!r}{levels}"
 
 
 class Rectifier(nn.ReLU):

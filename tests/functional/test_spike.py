@@ -32,6 +32,20 @@ def test_backward_is_the_closed_form(name):
 
 
 @pytest.mark.parametrize("name", SURROGATES)
+def test_graded_spikes_count_thresholds_and_sum_their_surrogates(name):
+    x = torch.linspace(-3, 5, 801, dtype=torch.float64).requires_grad_()
+    threshold = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn_like(x)
+    s = heaviside(x, SURROGATES[name], threshold, 4)
+    assert s.tolist() == [min(max(math.floor(v / 0.7), 0), 4) for v in x.tolist()]
+    slopes = torch.tensor([[CLOSED_FORMS[name](v - 0.7 * k) for v in x.tolist()] for k in range(1, 5)]).double()
+    by_x, by_threshold = torch.autograd.grad(s, (x, threshold), upstream)
+    torch.testing.assert_close(by_x, slopes.sum(0) * upstream, rtol=1e-6, atol=1e-6)
+    expected = -(slopes * torch.arange(1.0, 5).view(-1, 1) * upstream).sum()
+    torch.testing.assert_close(by_threshold, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
 def test_surrogate_is_an_even_density(name):
     x = torch.linspace(-500, 500, 1_000_001, dtype=torch.float64)
     h = SURROGATES[name](x)

@@ -14,7 +14,7 @@ from lightning_msnn.functional import WINDOWS
 from lightning_msnn.kernels import compiler, fused
 from lightning_msnn.kernels.layer import kernels_of
 from lightning_msnn.models import ConvMixer, RecurrentMixer
-from lightning_msnn.nn import CONTEXTS, Spike, set_annealing
+from lightning_msnn.nn import CONTEXTS, Neuron, Spike, set_annealing
 from lightning_msnn.nn.layer import fire
 from tests.conftest import rest_is_slow
 
@@ -87,7 +87,7 @@ def test_generated_code_of_one_layer(compiled):
 
 
 def test_recurrent_and_annealed_layers(traced, monkeypatch):
-    mixer = RecurrentMixer(4, "dilated")
+    mixer = RecurrentMixer(4, "dilated", neuron=Neuron(levels=3))
     set_annealing(mixer, 0.4)
     x, received = (torch.rand(3, 4, 6, 6) < 0.5).float(), torch.randn(3, 8, 6, 6)
     monkeypatch.setattr(fused, "_devices", lambda: ())

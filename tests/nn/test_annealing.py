@@ -45,7 +45,7 @@ def test_at_its_beginning_it_is_the_rectifier_twin(name):
 @pytest.mark.parametrize("name", TINY)
 def test_kernels_and_equations_agree(name):
     x = torch.randn(4, 3, 16, 16)
-    model = network(name, learn_threshold="layer")
+    model = network(name, learn_threshold="layer", levels=1 + TINY.index(name))
     set_annealing(model, 0.4)
     plain = copy.deepcopy(model)
     for module in plain.modules():
@@ -56,9 +56,10 @@ def test_kernels_and_equations_agree(name):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-3 * max(1.0, float(b.abs().max())))
 
 
-def test_kernels_and_equations_agree_at_the_corners():
-    membrane = torch.tensor([-1.0, 0.0, 0.25, 0.5, 1.0, 2.0]).view(1, 1, 1, 6)
-    spike = Spike(Neuron(threshold=0.5, learn_threshold="layer")).train()
+@pytest.mark.parametrize("levels", [1, 3])
+def test_kernels_and_equations_agree_at_the_corners(levels):
+    membrane = torch.tensor([-1.0, 0.0, 0.25, 0.5, 1.0, 1.25, 1.5, 2.0, 2.5, 9.0]).view(1, 1, 1, 10)
+    spike = Spike(Neuron(threshold=0.5, learn_threshold="layer", levels=levels)).train()
     set_annealing(spike, 0.3)
     made = []
     for dtype in (torch.float32, torch.float64):

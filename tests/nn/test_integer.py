@@ -168,13 +168,14 @@ def differ(model, x):
         membrane = given[0] if isinstance(module, Spike) or not module.mixed else given[0] * module.sign.view(-1, 1, 1)
         other = found[name].pop(0)
         wrong = other.to(out.dtype) != out
+        level = level * (membrane / level).round().clamp(1, module.levels) if isinstance(module, Spike) else level
         counts[0] += out.numel()
         counts[1] += int(out.sum())
         counts[2] += int((wrong & ((membrane - level).abs() > 1e-4)).sum())
         return other.to(out.dtype)
 
     for name, module in network.named_modules():
-        if isinstance(module, Membrane):  # what is watched runs on the equations, whose spikes see the membrane
+        if isinstance(module, Membrane | nn.BatchNorm2d):  # what is watched runs on the equations: spikes see membranes
             module.register_forward_hook(lambda *_: None)
         elif isinstance(module, Spike | ThresholdEncoder):
             module.register_forward_hook(lambda m, given, out, name=name: compare(name, m, given, out))
@@ -192,7 +193,7 @@ def test_spikes_are_those_of_the_same_weights_in_float32(name, windows, context)
     assert wrong == 0
 
 
-@pytest.mark.parametrize("arguments", [{"norm": False}, {"mlp": "gelu"}, {"learn_threshold": "channel"}])
+@pytest.mark.parametrize("arguments", [{"norm": False}, {"mlp": "gelu"}, {"learn_threshold": "channel"}, {"levels": 4}])
 @pytest.mark.parametrize("name", TINY)
 def test_other_networks(name, arguments):
     places, spikes, wrong = differ(varied(make(name, **arguments, **SHALLOW)), torch.randn(2, 3, 20, 20))
