@@ -7,16 +7,14 @@ registry, or names by ``<file's name>.<class>``.
 import os
 import sys
 import traceback
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib import import_module, invalidate_caches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lightning_msnn.energy.profiles import PROFILES
-from lightning_msnn.errors import ConfigurationError, UnknownNameError, in_chain
+from lightning_msnn.errors import ConfigurationError, UnknownNameError, brief, in_chain
 from lightning_msnn.functional import PROJECTIONS, SURROGATES, WINDOWS
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
 
@@ -48,27 +46,31 @@ def import_files(names: str | Iterable[str]) -> list[str]:
         The names, paths in full, so that they mean the same in another folder.
 
     Raises:
-        ConfigurationError: If there is no such file or module, it fails, has the name of another module, or defines a
-            name that there is already. The tables are then as they were.
+        ConfigurationError: If there is no such file or module, it fails, has the name of another module, or gives
+            another meaning to a name of a table.
     """
     return [_import(name) for name in ([names] if isinstance(names, str) else names)]
 
 
 def _import(name: str) -> str:
-    file = Path(os.path.expanduser(name)) if name.endswith(".py") or os.sep in name else None
-    module = name if file is None else _on_path(file.resolve())
-    if module not in sys.modules:
-        with _nothing_redefined(name, module):
-            try:
-                import_module(module)
-            except (Exception, SystemExit) as error:  # whatever a file raises
-                lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).stem == module]
-                where = f", line {lines[-1]}" if lines else ""
-                hint = "; the path of a file ends in .py" if file is None else ""
-                raise ConfigurationError(
-                    f"cannot import {name!r}: {type(error).__name__}{where}: {' '.join(str(error).split())}{hint}"
-                ) from error
-    return name if file is None else str(file.resolve())
+    file = Path(name).expanduser().resolve() if name.endswith(".py") or os.sep in name else None
+    module = name if file is None else _on_path(file)
+    known = {what: dict(table) for what, table in TABLES.items()}
+    try:
+        import_module(module)
+    except (Exception, SystemExit) as error:  # whatever a file raises
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).stem == module]
+        where = f", line {lines[-1]}" if lines else ""
+        hint = "; the path of a file ends in .py" if file is None else ""
+        raise ConfigurationError(
+            f"cannot import {name!r}: {type(error).__name__}{where}: {brief(error)}{hint}"
+        ) from error
+    for what, table in TABLES.items():
+        if changed := [key for key, value in known[what].items() if table.get(key) is not value]:
+            raise ConfigurationError(
+                f"{name!r} changes {what} {changed[0]!r}, which there is already: give yours another name"
+            )
+    return name if file is None else str(file)
 
 
 def _on_path(file: Path) -> str:
@@ -85,40 +87,13 @@ def _on_path(file: Path) -> str:
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     invalidate_caches()
-    try:
-        spec = find_spec(file.stem)
-    except ValueError:  # of a module without one, such as __main__
-        spec = None
-    found = None if spec is None else spec.origin
-    if found is None or not os.path.exists(found) or not file.samefile(found):
+    spec = find_spec(file.stem)
+    found = spec and spec.origin
+    if not found or Path(found).resolve() != file:
         raise ConfigurationError(
             f"cannot import {str(file)!r}: there is another module {file.stem!r} ({found}), so rename the file"
         )
     return file.stem
-
-
-@contextmanager
-def _nothing_redefined(source: str, module: str) -> Iterator[None]:
-    """Refuse an import that gives a name of a table another meaning; if it fails, tables and modules are as before."""
-    before = {what: dict(table) for what, table in TABLES.items()}
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Overwriting .* in registry")  # timm's, of a network
-            yield
-        for what, table in TABLES.items():
-            taken = [name for name, known in before[what].items() if table.get(name) is not known]
-            if table is WINDOWS:  # a network looks both up by one argument
-                taken += WINDOW_SCHEDULES.keys() & table.keys() - before[what].keys()
-            if taken:
-                raise ConfigurationError(
-                    f"{source!r} changes {what} {taken[0]!r}, which there is already: give yours another name"
-                )
-    except ConfigurationError:
-        sys.modules.pop(module, None)
-        for what, table in TABLES.items():
-            table.clear()
-            table.update(before[what])
-        raise
 
 
 def explained(error: BaseException, option: str) -> str:
