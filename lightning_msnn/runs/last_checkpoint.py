@@ -11,12 +11,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_msnn.errors import check_integer
+from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.runs.checkpoints import AtomicCheckpointIO
 from lightning_msnn.runs.folders import run_folder
 
@@ -62,7 +62,15 @@ class LastCheckpoint(Checkpoint):
         """Drop what would remove files elsewhere, and begin the next epoch behind a complete one.
 
         With ``max_steps`` Lightning would count an empty epoch first.
+
+        Raises:
+            ConfigurationError: If the training that is resumed would end otherwise.
         """
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        inexact = [type(c).__name__ for c in callbacks if isinstance(c, StochasticWeightAveraging)]
+        inexact += ["overfit_batches"] if trainer.overfit_batches else []  # type: ignore[attr-defined]
+        if inexact and trainer.state.fn == "fit":
+            raise ConfigurationError(f"a training with {inexact[0]} cannot be resumed exactly: begin it anew")
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint.get("callbacks", {}).get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state and not _all_in(str(callback.dirpath), state):

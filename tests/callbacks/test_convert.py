@@ -53,7 +53,7 @@ def test_from_a_trained_network_to_a_report_and_an_entry(source, tmp_path, monke
     assert converted_layers(again.network) == converted_layers(task.network)
     assert not any(isinstance(module, SpikingLayer) for module in task.twins(images)["ANN twin"].modules())
     page = write_report(str(checkpoint), tmp_path / "report.html", samples=32, batch_size=16).read_text()
-    assert "ANN twin" in page
+    assert "ReLU baseline" in page
     zoo.export(checkpoint, "spiking.digits_test_resnet", tmp_path / "zoo")
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(tmp_path / "zoo"))
     loaded = zoo.load("spiking.digits_test_resnet")

@@ -10,12 +10,15 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from PIL import Image
 
 from lightning_msnn.callbacks import EMA, Convert, EnergyTarget, Mixing, SpikeAnnealing, Teacher
 from lightning_msnn.data import Digits, ImageFolder
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, RandomState, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
+from tests.callbacks.training import fit
 
 EPOCHS, BATCHES = 2, 6
 NETWORK = {"depths": [1, 1, 1, 1], "widths": [8, 8, 8, 8], "drop_path_rate": 0.2}
@@ -246,3 +249,13 @@ def test_slurm_signal_saves_and_requeues(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv(f"SLURM_{name}", value)
     stop_by(signal.SIGUSR1, tmp_path / "b", digits(tmp_path), SLURMEnvironment(auto_requeue=True))
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
+
+
+@pytest.mark.parametrize("given", ["StochasticWeightAveraging", "overfit_batches"])
+def test_what_cannot_be_resumed_exactly_is_refused(given: str, tmp_path: Path) -> None:
+    checkpointing = {"enable_checkpointing": True, "max_steps": 1}
+    fit(tmp_path, trainer=checkpointing)
+    averaging = [StochasticWeightAveraging(0.01)] if given == "StochasticWeightAveraging" else []
+    more = checkpointing | ({} if averaging else {"overfit_batches": 4})
+    with pytest.raises(ConfigurationError, match=f"a training with {given} cannot be resumed exactly"):
+        fit(tmp_path, LastCheckpoint(), *averaging, ckpt_path=tmp_path / "x.ckpt", epochs=2, trainer=more)
