@@ -49,14 +49,12 @@ SCALE = "_scale"
 
 TAG = re.compile(r"\w[\w.-]*", re.ASCII)
 
-_FIELDS = {
-    **{"architecture": str, "num_classes": int, "label_names": list, "model_args": dict},
-    **{f"pretrained_cfg.{name}": kind for name, kind in (("tag", str), ("input_size", list), ("mean", list))},
-    **{"pretrained_cfg.std": list, f"{FACTS}.sha256": str},
+_FIELDS: dict[str, dict[str, type]] = {
+    "": {"architecture": str, "num_classes": int, "label_names": list, "model_args": dict},
+    "pretrained_cfg": {"tag": str, "input_size": list, "mean": list, "std": list},
+    FACTS: {"sha256": str},
 }
-"""What every ``config.json`` has."""
-
-_MAX_BYTES = 2**24
+"""What every ``config.json`` has at its top and under two keys."""
 
 
 def _roots() -> list[Path]:
@@ -87,8 +85,10 @@ def find(name: str) -> Path:
     """
     known = entries()
     alike = [x for x in known if x.replace(".", "_") == str(name).replace(".", "_")]
-    if name in known or len(alike) == 1:
-        return known[name if name in known else alike[0]]
+    if name in known:
+        return known[name]
+    if len(alike) == 1:
+        return known[alike[0]]
     if alike:
         raise ConfigurationError(f"the zoo has several entries {name!r}: give one of {', '.join(alike)}")
     raise ConfigurationError(
@@ -106,7 +106,7 @@ def _content(folder: Path) -> dict[str, Any]:
     """Read the JSON of a ``config.json``."""
     file = folder / CONFIG_FILE
     try:
-        if file.stat().st_size > _MAX_BYTES:
+        if file.stat().st_size > 2**24:
             raise ValueError("it is larger than 16 MiB")
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -117,7 +117,7 @@ def _content(folder: Path) -> dict[str, Any]:
 
 
 def is_entry(folder: Path) -> bool:
-    """Whether a folder with a ``config.json`` is an entry, and not one that timm alone has written."""
+    """Whether a folder's ``config.json`` is an entry's, not one that timm alone has written."""
     return FACTS in _content(folder)
 
 
@@ -136,23 +136,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file, content = folder / CONFIG_FILE, _content(folder)
     own: dict[str, Any] = {}
-    for path, kind in _FIELDS.items():
-        value: Any = content
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(value, kind):
-            raise ConfigurationError(f"{file} has no field {path!r} of type {kind.__name__}")
-        own[path.rpartition(".")[2]] = value
+    for part, fields in _FIELDS.items():
+        values = content.get(part) if part else content
+        for field, kind in fields.items():
+            own[field] = values.get(field) if isinstance(values, dict) else None
+            if not isinstance(own[field], kind):
+                path = f"{part}.{field}".lstrip(".")
+                raise ConfigurationError(f"{file} has no field {path!r} of type {kind.__name__}")
     channels = own["input_size"][0] if own["input_size"] else 0
     lengths = {"input_size": 3, "mean": channels, "std": channels, "label_names": own["num_classes"]}
     for field, length in lengths.items():
         if len(own[field]) != length:
             raise ConfigurationError(f"{file} has {field} of length {len(own[field])}, and {length!r} is needed")
-    for field in ("tag", "sha256"):  # which are parts of file names
+    for field in ("tag", "sha256"):  # parts of file names
         if not TAG.fullmatch(own[field]):
             raise ConfigurationError(f"{file} has {field} {own[field]!r}: letters, digits and '_-.' are allowed")
-    licence = content["pretrained_cfg"].get("license")
-    own |= {"class_names": own.pop("label_names")} | ({"license": licence} if isinstance(licence, str) else {})
+    own["class_names"] = own.pop("label_names")
+    if isinstance(licence := content["pretrained_cfg"].get("license"), str):
+        own["license"] = licence
     return {**content[FACTS], **own}
 
 
@@ -163,11 +164,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         folder: Folder of the entry.
 
     Returns:
-        Tensors by name; those that are stored in 16 or 8 bits are float32.
+        Tensors by name; what is stored in 16 or 8 bits is float32.
 
     Raises:
-        ConfigurationError: If the file is missing, its sha256 is not the one in
-            ``config.json``, or it is no safetensors file.
+        ConfigurationError: If the file is missing, has another sha256 than ``config.json`` says, or is no safetensors.
     """
     config, file = read_config(folder), folder / WEIGHTS_FILE
     try:
@@ -185,7 +185,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def dequantised(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Return weights in float32; those in 8 bits are integers times the scale of their output channel.
+    """Return weights in float32; a weight in 8 bits is multiplied by the scales of its output channels.
 
     Args:
         state: Tensors by name; the scales of an int8 weight have its name with :data:`SCALE` after it.
@@ -204,19 +204,14 @@ def dequantised(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor
 
 
 def fitting(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights that a network has by the same name and in the same shape.
-
-    Args:
-        weights: Tensors by name.
-        state: Tensors of the network by name.
-    """
+    """Return the weights that have the name and shape of a tensor in a network's state."""
     return {name: value for name, value in weights.items() if name in state and state[name].shape == value.shape}
 
 
 def warm_start(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> int:
-    """Give a network the weights of another that fit by name and shape, and leave its others as they are.
+    """Give a network those weights of another that fit by name and shape.
 
-    The families differ in the token mixer alone, so stem, patch merging and channel mixers of one are a start for
+    The families differ in the token mixer alone, so one starts from the stem, patch merging and channel mixers of
     another; a network and its ReLU baseline share all but the neurons. A theta or tau that is not learnt is an argument
     of the network, not a weight, and stays.
 
@@ -226,16 +221,14 @@ def warm_start(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
         source: Where they are from, for the message.
 
     Returns:
-        Number of the parameters that were taken over.
+        Number of parameters taken over.
 
     Raises:
         ConfigurationError: If no parameter fits.
     """
-    parameters = dict(model.named_parameters())
     fixed = (".projection.theta", ".decay.tau")
-    mine = {name: value for name, value in model.state_dict().items() if not name.endswith(fixed)}
-    fits = fitting(weights, mine)
-    taken = sum(value.numel() for name, value in fits.items() if name in parameters)
+    fits = fitting(weights, {name: value for name, value in model.state_dict().items() if not name.endswith(fixed)})
+    taken = sum(value.numel() for name, value in model.named_parameters() if name in fits)
     if not taken:
         raise ConfigurationError(f"no parameter of {source} fits {type(model).__name__} by name and shape")
     model.load_state_dict(fits, strict=False)

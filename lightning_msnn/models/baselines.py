@@ -4,8 +4,6 @@ A baseline is built from the network's own name and arguments and takes over the
 count operations, which with ReLU do not depend on weights; for its accuracy, train it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -32,11 +30,7 @@ def _obstacle(model: nn.Module) -> str:
 
 
 def _build(model: nn.Module, **changes: Any) -> nn.Module:
-    """Build a network like another but for some arguments, with its weights where both have them.
-
-    Raises:
-        ConfigurationError: If the network does not say how it was built, or has lost a part of it.
-    """
+    """Build a network like another but for some arguments, with its weights where both have them."""
     if obstacle := _obstacle(model):
         raise ConfigurationError(obstacle)
     name: Any = model.architecture
@@ -58,7 +52,7 @@ def relu_baseline(model: nn.Module) -> nn.Module:
         model: A network of timm's registry whose name begins with ``msnn``.
 
     Raises:
-        ConfigurationError: If the network does not say how it was built.
+        ConfigurationError: If the network does not say how it was built, or has lost a part of it.
     """
     return _build(model, windows="single", spiking=False)
 
@@ -126,7 +120,7 @@ def lif_network(model: nn.Module, time_steps: int = 4) -> LIFNetwork:
         time_steps: Number of time steps ``T``.
 
     Raises:
-        ConfigurationError: If the network does not say how it was built, or ``time_steps`` is not allowed.
+        ConfigurationError: As :func:`relu_baseline`, or if ``time_steps`` is below 1.
     """
     check_integer("time_steps", time_steps, 1)
     return LIFNetwork(_build(model, windows="single", spiking=True, levels=1), time_steps)

@@ -56,12 +56,7 @@ class ConvMixer(Mixer):
         self.project = Synapse(dim, dim, 1, norm)
 
     def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map spikes ``(B, C, H, W)`` to a current of that shape, to which the residual stream is added.
-
-        Args:
-            spikes: Input spikes.
-            residual: Residual stream, if it is to be added.
-        """
+        """Map spikes ``(B, C, H, W)`` to a current of that shape, and add the residual stream."""
         size = (spikes.shape[2], spikes.shape[3])
         current, first = self.synapse1.conv(self.enter(spikes)), self.cut._replace(handed=spikes.shape[1])
         s1, u1, _ = fire(current, self.synapse1.norm, self.spike1, self.membrane1, cut=first, size=size)

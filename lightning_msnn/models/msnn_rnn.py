@@ -25,15 +25,8 @@ from lightning_msnn.nn.mixer import Mixer
 from lightning_msnn.nn.neuron import Membrane, Neuron, Spike
 from lightning_msnn.nn.synapse import Synapse
 
-__all__ = [  # the registry adds the entry points
-    "CELLS",
-    "MSNNRNN",
-    "SPIKING_CELLS",
-    "Recurrence",
-    "RecurrentMixer",
-    "RecurrentStage",
-    "SpikingRecurrence",
-]
+# The registry adds the entry points.
+__all__ = ["CELLS", "MSNNRNN", "SPIKING_CELLS", "Recurrence", "RecurrentMixer", "RecurrentStage", "SpikingRecurrence"]
 
 CELLS = {"lstm": 4, "gru": 3, "spiking_lstm": 4, "spiking_gru": 3}
 """Recurrent cells by the name that configurations use, and how many gates each has."""
@@ -125,13 +118,7 @@ class SpikingRecurrence(Recurrence):
 
     spike_weights = (*Recurrence.spike_weights, "weight_hh_l0", "weight_hh_l0_reverse")
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        cell: str = "spiking_lstm",
-        neuron: Neuron = Neuron(),  # noqa: B008  # frozen
-    ) -> None:
+    def __init__(self, input_size: int, hidden_size: int, cell: str, neuron: Neuron) -> None:
         super().__init__(input_size, hidden_size, cell)
         self.gates = choose(SPIKING_CELLS, cell, "spiking recurrent cell")
         self.spike = FeedbackSpike(neuron, 2 * hidden_size)
@@ -164,9 +151,8 @@ class SpikingRecurrence(Recurrence):
 class RecurrentMixer(Mixer):
     """Mix the tokens of each window by a bidirectional recurrent cell with spiking neurons (arXiv 2401.10843).
 
-    The cell reads the tokens of a window row by row, whatever the context; its output is the current of the neurons,
-    whose membranes also take in the map that the block before handed on: see
-    :func:`lightning_msnn.functional.recurrent_scan`.
+    The cell reads the tokens of a window row by row, whatever the context. Its output is the current of the neurons;
+    :func:`lightning_msnn.functional.recurrent_scan` adds the map of the block before to their membranes.
 
     Args:
         dim: Channels of input and output; the membrane map has ``2 dim``, for the two directions.
@@ -199,12 +185,12 @@ class RecurrentMixer(Mixer):
         self.project = Synapse(2 * dim, dim, 1, norm)
 
     def forward(self, spikes: Tensor, before: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map spikes ``(B, C, H, W)`` to a current of that shape, and a membrane map ``(B, 2 C, H, W)`` to the next.
+        """Map spikes ``(B, C, H, W)`` to a current of that shape, and the membrane map ``(B, 2 C, H, W)`` to the next.
 
         Args:
             spikes: Input spikes.
-            before: Membrane map that the block before handed on.
-            residual: Residual stream, if it is to be added to the current.
+            before: Membrane map of the block before.
+            residual: Residual stream, added to the current.
         """
         size = (spikes.shape[2], spikes.shape[3])
         seen = cut_windows(spikes, self.windows)

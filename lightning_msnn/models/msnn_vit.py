@@ -69,20 +69,13 @@ class AttentionMixer(Mixer):
         self.project = Synapse(dim, dim, 1, norm)
 
     def attend(self, spikes: Tensor) -> Tensor:
-        """Attention inside each of a batch of windows.
-
-        Args:
-            spikes: Queries, keys and values ``(B, 3 C, h, w)``.
-
-        Returns:
-            ``(Q K^T) V * scale`` of every head, ``(B, C, h, w)``.
-        """
+        """Return ``(Q K^T) V * scale`` of every head, ``(B, C, h, w)``, of spikes Q, K and V ``(B, 3 C, h, w)``."""
         batch, channels, height, width = spikes.shape
         tokens = height * width
         # Channels are the last axis here, as they are in memory: (3, B, heads, tokens, head_dim).
         tokenwise = spikes.permute(0, 2, 3, 1).reshape(batch, tokens, 3, channels // (3 * self.head_dim), self.head_dim)
         q, k, v = tokenwise.permute(2, 0, 3, 1, 4).unbind(0)
-        # Without softmax the product is associative; what is cheaper depends on the number of tokens.
+        # Without softmax the product is associative; the number of tokens decides which order is cheaper.
         if tokens > self.head_dim:
             current = q @ (k.transpose(2, 3) @ v * self.scale)
         else:
@@ -91,12 +84,7 @@ class AttentionMixer(Mixer):
         return attended
 
     def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map spikes ``(B, C, H, W)`` to a current of that shape, to which the residual stream is added.
-
-        Args:
-            spikes: Input spikes.
-            residual: Residual stream, if it is to be added.
-        """
+        """Map spikes ``(B, C, H, W)`` to a current of that shape, and add the residual stream."""
         size, dim = (spikes.shape[2], spikes.shape[3]), spikes.shape[1]
         current, first = self.qkv.conv(self.enter(spikes)), self.cut._replace(handed=dim)
         s1, values, _ = fire(current, self.qkv.norm, self.spike1, self.membrane1, cut=first, size=size)
@@ -111,9 +99,9 @@ class AttentionMixer(Mixer):
 
 @register_notrace_module  # runs on a kernel
 class Position(nn.Module):
-    """Where a token is, for mixers that do not see it: a depthwise 3x3 convolution on spikes, added to the stream.
+    """Tells tokens their positions: a depthwise 3x3 convolution on spikes, added to the stream.
 
-    The border, padded with zeros, is what gives the position away (Chu et al., arXiv 2102.10882).
+    The border, padded with zeros, gives the position away (Chu et al., arXiv 2102.10882).
 
     Args:
         encoder: Spikes of the stream.
@@ -129,13 +117,13 @@ class Position(nn.Module):
         self.synapse = Synapse(dim, dim, 3, norm, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map the residual stream ``(B, dim, H, W)`` to one of that shape that knows its positions."""
+        """Map the residual stream ``(B, dim, H, W)`` to one of that shape."""
         after: Tensor = self.synapse(self.encoder(x), x)
         return after
 
 
 class AttentionStage(Stage):
-    """Blocks at one resolution, after a depthwise convolution that tells tokens their positions."""
+    """Blocks at one resolution, after the depthwise convolution of :class:`Position`."""
 
     def __init__(
         self, before: int | None, width: int, blocks: list[nn.Module], encoder: Callable[[int], nn.Module], norm: bool

@@ -38,25 +38,16 @@ __all__ = [
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
-        "context": "isolated",
-        "windows": "alternate",
-        "norm": False,
-        "mlp": "gelu",
-        "coding": "bernoulli",
-        "surrogate": "rectangular",
-        "tau": 0.4,
-        "learn_tau": False,
-        "projection": "sine",
-        "theta": 0.25,
+        "context": "isolated", "windows": "alternate", "norm": False, "mlp": "gelu", "coding": "bernoulli",
+        "surrogate": "rectangular", "tau": 0.4, "learn_tau": False, "projection": "sine", "theta": 0.25,
     },
-}
-"""Arguments of a network under one name; any of them can be given beside it. ``paper`` is the network as published
-(arXiv 2401.10843): isolated windows, no normalisation, GELU MLP, linear patch merging, Bernoulli coding of each mixer's
-input, rectangular surrogate, fixed decay."""
-
+}  # fmt: skip
+"""Arguments of a network under one name; any can be given beside it. ``paper`` is the network as published (arXiv
+2401.10843): isolated windows, no normalisation, GELU MLP, linear patch merging, Bernoulli coding of each mixer's input,
+rectangular surrogate, fixed decay."""
 
 RETIRED: dict[str, Any] = {"time_steps": 1, "tau_time": None, "neuron": "lif"}
-"""Arguments that networks no longer take, and the value that each must have where a file or a caller still gives it."""
+"""Arguments that networks no longer take, and the value that a file or a caller may still give."""
 
 _NUMBERS = {"theta": (".projection.theta", ".projection.theta_logit"), "tau": (".decay.tau", ".decay.logit")}
 """Names in a state dict of what the arguments theta and tau set."""
@@ -81,10 +72,7 @@ def _without_retired(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_cfg(
-    input_size: Sequence[int] = (3, 32, 32),
-    num_classes: int = 1000,
-    arguments: Mapping[str, Any] | None = None,
-    **fields: Any,
+    input_size: Sequence[int] = (3, 32, 32), num_classes: int = 1000, arguments: Any = None, **fields: Any
 ) -> dict[str, Any]:
     """Return timm's pretrained configuration of a network.
 
@@ -128,17 +116,10 @@ def entry_cfg(folder: Path) -> PretrainedCfg:
     made_of = timm.get_pretrained_cfg(str(config["model_args"].get("source", config["architecture"])))
     ends = {} if made_of is None else {"first_conv": made_of.first_conv, "classifier": made_of.classifier}
     cfg = default_cfg(
-        config["input_size"],
-        config["num_classes"],
-        config["model_args"],
-        file=str(folder / WEIGHTS_FILE),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        label_names=tuple(config["class_names"]),
-        architecture=config["architecture"],
-        tag=config["tag"],
-        **ends,
-    )
+        config["input_size"], config["num_classes"], config["model_args"], file=str(folder / WEIGHTS_FILE),
+        mean=tuple(config["mean"]), std=tuple(config["std"]), label_names=tuple(config["class_names"]),
+        architecture=config["architecture"], tag=config["tag"], **ends,
+    )  # fmt: skip
     return PretrainedCfg(**cfg)
 
 
@@ -233,11 +214,11 @@ def own_arguments(architecture: str) -> set[str]:
 
 
 def check_arguments(arguments: Mapping[str, Any], allowed: Collection[str], source: object) -> dict[str, Any]:
-    """Return the arguments that a file gives for a network, if a file may give them.
+    """Return the arguments that a file gives a network, if all are allowed.
 
     Args:
         arguments: Arguments by name.
-        allowed: Names of those that a file may give, see :func:`own_arguments`.
+        allowed: Names of the allowed ones, see :func:`own_arguments`.
         source: The file, for the message.
 
     Raises:
@@ -277,18 +258,18 @@ def create(
     stated = kwargs.get("pretrained_model_args") or {}
     given = {name for name in _NUMBERS if name in kwargs and kwargs[name] != stated.get(name)}
     stages = len(kwargs["depths"]) if isinstance(kwargs.get("depths"), Sequence) else 4
-    features = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
     model, kwargs = build(
-        network, variant, pretrained, {*parameters, "preset"}, kwargs, defaults or {}, feature_cfg=features,
+        network, variant, pretrained, {*parameters, "preset"}, kwargs, defaults or {},
+        feature_cfg={"out_indices": tuple(range(stages)), "feature_cls": "getter"},
         pretrained_filter_fn=partial(_keep_given, given=given),
     )  # fmt: skip
     if isinstance(model, MSNN):
         model.architecture = variant
         # All that decides what the network computes, so that later defaults leave it as it is.
-        plain = {name: p.default for name, p in parameters.items() if name not in ("drop_rate", "drop_path_rate")}
-        plain = {name: value for name, value in plain.items() if value is not Parameter.empty}
-        own = {name: value for name, value in kwargs.items() if name in parameters}
-        model.arguments = {**plain, **own, "num_classes": model.num_classes, "in_chans": model.in_chans}
+        own = {name: p.default for name, p in parameters.items() if name not in ("drop_rate", "drop_path_rate")}
+        own |= {name: value for name, value in kwargs.items() if name in parameters}
+        own |= {"num_classes": model.num_classes, "in_chans": model.in_chans}
+        model.arguments = {name: value for name, value in own.items() if value is not Parameter.empty}
         model._model_args = dict(model.arguments)  # type: ignore[assignment]  # which timm writes into a config.json
     return model
 
@@ -348,7 +329,7 @@ def build(
             )
     except ConfigurationError:
         raise
-    except Exception as error:  # whatever the values in a file make torch raise
+    except Exception as error:  # values in a file can make torch raise anything
         if folder is None:
             raise
         raise ConfigurationError(f"{folder} does not fit {variant}: {brief(error)}") from error
@@ -365,7 +346,7 @@ def _cfg(variant: str, pretrained: bool, given: Any, overlay: Any) -> Pretrained
         cfg = resolve_pretrained_cfg(variant, entry_cfg(find(f"{variant}.{given}")), overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         tagged = [timm.get_pretrained_cfg(name) for name in timm.list_pretrained(variant)]
-        if given or not tagged:  # a tag that was asked for is not replaced by another
+        if given or not tagged:  # no other tag takes the place of the one asked for
             tag = f".{cfg.tag}" if cfg.tag else ""
             names = ", ".join(timm.list_pretrained(["msnn*", "spiking*"])) or "none"
             raise ConfigurationError(f"no weights for {variant}{tag}: pretrained are {names}")
