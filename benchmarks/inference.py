@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from benchmarks.common import ROOT, fill, markdown, processor, race, read, rows_of, versions, write
 from benchmarks.contenders import images
 from lightning_msnn import zoo
+from lightning_msnn.entries import find
 from lightning_msnn.export import FORMATS, export
 from lightning_msnn.kernels.layer import kernels_of
 
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    name = zoo.resolve(given.entry)
+    name = find(given.entry).name
     if given.what == "integers":
         flags = processor()[1]
         isa = os.environ.get("ONEDNN_MAX_CPU_ISA", next((k for k, flag in FLAGS.items() if flag in flags), "other"))

@@ -34,7 +34,6 @@ __all__ = [
     "is_entry",
     "read_config",
     "read_weights",
-    "resolve",
     "warm_start",
 ]
 
@@ -97,13 +96,7 @@ def find(name: str) -> Path:
     )
 
 
-def resolve(name: str) -> str:
-    """Return timm's spelling ``<architecture>.<tag>`` of an entry's name; raise as :func:`find` does."""
-    return find(name).name
-
-
 def _content(folder: Path) -> dict[str, Any]:
-    """Read the JSON of a ``config.json``."""
     file = folder / CONFIG_FILE
     try:
         if file.stat().st_size > 2**24:

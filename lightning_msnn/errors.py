@@ -1,6 +1,5 @@
-"""What a user can do something about: a wrong configuration, file or argument, a training that broke, an old name."""
+"""What a user can do something about: a wrong configuration, file or argument, or a training that broke."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -16,7 +15,6 @@ __all__ = [
     "check_integer",
     "check_number",
     "choose",
-    "deprecated",
     "in_chain",
     "suggestion",
 ]
@@ -65,24 +63,6 @@ def in_chain(error: BaseException | None, kind: type[BaseException]) -> Any:
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
-
-
-def deprecated(old: str, new: str, gone_in: str) -> None:
-    """Warn whoever called the caller that what it used is to go.
-
-    In the function whose name or argument goes, or in ``__getattr__`` of the module that a name goes from.
-
-    Args:
-        old: What was used, as it was written ("lightning_msnn.energy.rates", "theta_end=").
-        new: What to write instead.
-        gone_in: The version that has it no more.
-
-    Examples:
-        >>> def rates(network):
-        ...     deprecated("rates", "predict_rates", "0.4.0")
-        ...     return predict_rates(network)
-    """
-    warnings.warn(f"{old} goes in version {gone_in}: use {new}", DeprecationWarning, stacklevel=3)
 
 
 def suggestion(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:

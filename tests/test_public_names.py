@@ -68,18 +68,6 @@ def test_public_names_are_there_and_documented(room: str) -> None:
             assert value.__doc__, f"{room}.{name} has no docstring"
 
 
-def test_a_deprecation_warns_where_the_old_form_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this file, not in the module that has it."""
-    lines = ["from lightning_msnn.errors import deprecated", "def __getattr__(name):"]
-    lines += ["    if name == 'old':", "        deprecated('gone.old', 'gone.new', '9.0.0')", "        return 1"]
-    (tmp_path / "gone.py").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(tmp_path)
-    gone = importlib.import_module("gone")
-    with pytest.warns(DeprecationWarning, match=r"^gone\.old goes in version 9\.0\.0: use gone\.new$") as said:
-        assert gone.old == 1
-    assert said[0].filename == __file__
-
-
 def test_the_version_is_the_same_everywhere() -> None:
     """README's is compared where its claims are."""
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

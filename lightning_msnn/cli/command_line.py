@@ -41,7 +41,7 @@ from lightning_msnn.cli.folders import (
 )
 from lightning_msnn.cli.parsing import IMPORTS, ConfigurationFile, Parser, leading
 from lightning_msnn.cli.source import Source, compare_resumed, options_of, parameters_of
-from lightning_msnn.entries import entries, resolve
+from lightning_msnn.entries import entries, find
 from lightning_msnn.errors import ConfigurationError, brief, in_chain
 from lightning_msnn.imports import HELP, import_files
 from lightning_msnn.nn import Spike
@@ -203,7 +203,7 @@ class MSNNCLI(LightningCLI):
             return Source(given.ckpt_path)
         network, pretrained = vars(given)["model.network"], vars(given)["model.pretrained"]
         if pretrained not in (None, "true", "false", "null"):
-            return Source(pretrained if is_checkpoint(pretrained) else resolve(pretrained))
+            return Source(pretrained if is_checkpoint(pretrained) else find(pretrained).name)
         return Source(network) if network in entries() and pretrained == "true" else None
 
     def _parse_ckpt_path(self) -> None:

@@ -10,7 +10,6 @@ On the command line: ``lightning-msnn zoo list | info | verify | measure | expor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_msnn.entries import resolve
 from lightning_msnn.zoo.loading import fixed_images, info, list_models, load, transforms
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ __all__ = [
     "list_models",
     "load",
     "measure",
-    "resolve",
     "test_data",
     "transforms",
     "verify",
