@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_msnn.energy.profiles import TRANSCENDENTAL
 
@@ -28,6 +29,7 @@ class Mark(NamedTuple):
 
     current: bool = False  # synapses have summed it, also scaled or with a bias
     spikes: bool = False  # the result of a comparison, also scaled, clamped or selected by one
+    border: tuple[int, ...] = ()  # sizes of a border of zeros, as torch.nn.functional.pad takes them
 
 
 NOTHING = Mark()
@@ -74,14 +76,14 @@ def _binary(x: Tensor) -> Tensor:
 # Synapses
 
 
-def _synapse(x: Tensor, active: Tensor, dense: int, outputs: int, weights: int, kernels: int = 0) -> Amounts:
+def _synapse(x: Tensor, size: int, active: Tensor, dense: int, outputs: int, weights: int, kernels: int = 0) -> Amounts:
     """Amounts of a layer of synapses with inputs ``x (items, ...)``.
 
-    The inputs of an item that are not zero meet weights ``active (items,)`` times, all inputs would ``dense`` times. An
-    item has ``outputs``; the items together read ``weights``. A convolution has ``kernels`` places in its kernels, one
-    kernel for each output channel.
+    Of an item, ``size`` inputs are no padding. Those that are not zero meet weights ``active (items,)`` times, and all
+    would ``dense`` times. An item has ``outputs``; the items together read ``weights``. A convolution has ``kernels``
+    places in its kernels, one kernel for each output channel.
     """
-    binary, items, size, values = _binary(x), len(x), x[0].numel(), (x != 0).flatten(1).sum(1)
+    binary, items, values = _binary(x), len(x), (x != 0).flatten(1).sum(1)
     spiking, analogue, spikes = binary.sum(), (~binary).sum(), (values * binary).sum()
     return {
         "dense": dense * items,
@@ -102,23 +104,29 @@ def _synapse(x: Tensor, active: Tensor, dense: int, outputs: int, weights: int, 
 
 
 @lru_cache(maxsize=4096)
-def _meetings(size: torch.Size, out: torch.Size, kernel: torch.Size, options: tuple[Any, ...]) -> tuple[Tensor, int]:
-    """Outputs that each place of a map reaches, and taps of the kernel that meet a place: padding is none.
+def _meetings(
+    size: torch.Size, out: torch.Size, kernel: torch.Size, border: tuple[int, ...], options: tuple[Any, ...]
+) -> tuple[Tensor, int, int]:
+    """Outputs that each place of a map reaches, places inside its border, and taps of the kernel that meet one of them.
 
     They are the gradients of a convolution of ones with ones.
     """
-    places, taps, outputs = (torch.ones(1, 1, *shape, dtype=torch.float64) for shape in (size, kernel, out))
+    shapes = ([n - sum(border[-2 * i - 2 : len(border) - 2 * i]) for i, n in enumerate(size)], kernel, out)
+    inside, taps, outputs = (torch.ones(1, 1, *shape, dtype=torch.float64) for shape in shapes)
+    places = F.pad(inside, border)
     options = (*options, 1, [True, True, False])
     reached, met, _ = torch.ops.aten.convolution_backward(outputs, places, taps, None, *options)
-    return reached[0, 0].round().long(), int((met > 0.5).sum())
+    return (reached * places)[0, 0].round().long(), inside.numel(), int((met > 0.5).sum())
 
 
 def _convolution(call: Call) -> Amounts:
     x, weight, _, *options, groups = call.args[:9]
     fan_out, fixed = call.out.shape[1] // groups, tuple(tuple(v) if isinstance(v, list) else v for v in options)
-    places, taps = _meetings(x.shape[2:], call.out.shape[2:], weight.shape[2:], fixed)
+    border = (*call.marks(x).border, *[0] * (2 * x.dim()))[: 2 * x.dim() - 4]
+    places, inside, taps = _meetings(x.shape[2:], call.out.shape[2:], weight.shape[2:], border, fixed)
     return _synapse(
         x,
+        x.shape[1] * inside,
         ((x != 0).sum(1) * places.to(x.device)).flatten(1).sum(1) * fan_out,
         dense=x.shape[1] * fan_out * int(places.sum()),
         outputs=call.out[0].numel(),
@@ -130,7 +138,7 @@ def _convolution(call: Call) -> Amounts:
 def _rows(x: Tensor, weights: int, fan_out: int) -> Amounts:
     """Amounts of a product with weights of items ``(items, ..., K)``, each value of which meets ``fan_out`` weights."""
     active, size = (x != 0).flatten(1).sum(1) * fan_out, x[0].numel()
-    return _synapse(x, active, size * fan_out, size // x.shape[-1] * fan_out, weights)
+    return _synapse(x, size, active, size * fan_out, size // x.shape[-1] * fan_out, weights)
 
 
 def _matmul(call: Call) -> Amounts | str:
@@ -323,6 +331,8 @@ def mark(call: Call) -> Mark:
     rule, varying = RULES.get(call.name), [call.marks(x) for x in call.varying]
     if rule is _convolution or (rule is _matmul and len(varying) == 1):
         return Mark(current=True)
+    if call.name == "constant_pad_nd" and min(call.args[1]) >= 0 and not any(call.args[2:]):
+        return Mark(border=tuple(call.args[1]))
     if not varying:
         return NOTHING
     kept = call.view or call.name in ("_to_copy", "clone")
@@ -330,6 +340,7 @@ def mark(call: Call) -> Mark:
         current=len(varying) == 1 and varying[0].current and (kept or call.name in ("mul", "div", "add", "sub")),
         spikes=call.name in _COMPARISONS.split()
         or ((kept or call.name in _SELECTIONS.split()) and all(x.spikes for x in varying)),
+        border=varying[0].border if kept and not call.view else (),
     )
 
 

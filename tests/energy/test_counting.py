@@ -166,6 +166,19 @@ def test_a_sample_costs_the_same_in_any_batch(name, kwargs, context):
     assert not whole.uncounted
 
 
+@pytest.mark.parametrize(
+    ("padded", "same"),
+    [
+        (nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 3, padding=1)),
+        (nn.Sequential(nn.ZeroPad2d((2, 2, 1, 1)), nn.Conv2d(3, 4, 3, 2)), nn.Conv2d(3, 4, 3, 2, padding=(1, 2))),
+    ],
+    ids=str,
+)
+def test_zeros_that_are_put_around_an_image_are_padding(padded, same):
+    x = torch.randn(2, 3, 5, 6)
+    assert counted(padded, x) == counted(same, x)
+
+
 def test_what_is_a_bias_and_what_is_not():
     linear, extra = nn.Linear(4, 5), nn.Parameter(torch.randn(5))
 
