@@ -17,8 +17,7 @@ from lightning_msnn.conversion import (
     image_shape,
     trace,
 )
-from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.runs.strategies import shards_weights
+from lightning_msnn.runs.strategies import refuse_shards
 from lightning_msnn.tasks import Task, TrainingStepCallback
 
 __all__ = ["Convert"]
@@ -49,11 +48,7 @@ class Convert(TrainingStepCallback):
         """Convert the network."""
         if stage != "fit" or not isinstance(pl_module, Task) or converted_layers(pl_module.network):
             return
-        if shards_weights(trainer.strategy):
-            raise ConfigurationError(
-                f"Convert must be left out with {type(trainer.strategy).__name__}, which shards the weights: convert "
-                "with another strategy, for one step at least, and start from its checkpoint"
-            )
+        refuse_shards(trainer.strategy, "Convert")
         network = pl_module.network
         size = self.image_size or getattr(getattr(trainer, "datamodule", None), "image_size", None)
         shape = (pl_module.hparams["in_chans"], *image_shape(network, size)[1:])

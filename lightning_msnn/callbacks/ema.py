@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from lightning_msnn.errors import ConfigurationError, check_number
-from lightning_msnn.runs.strategies import shards_weights
+from lightning_msnn.errors import check_number
+from lightning_msnn.runs.strategies import refuse_shards
 
 __all__ = ["EMA"]
 
@@ -56,8 +56,7 @@ class EMA(WeightAveraging):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what Lightning cannot average."""
-        if stage == "fit" and shards_weights(trainer.strategy):
-            strategy = type(trainer.strategy).__name__
-            raise ConfigurationError(f"EMA must be left out of the callbacks with {strategy}, which shards the weights")
+        if stage == "fit":
+            refuse_shards(trainer.strategy, "EMA")
         self._latest_update_step = 0  # of an earlier training; a resumed one restores its own after this
         super().setup(trainer, pl_module, stage)

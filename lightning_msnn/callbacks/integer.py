@@ -30,8 +30,6 @@ class IntegerInference(Callback):
             raise ConfigurationError(
                 f"integer weights are for CPUs, so trainer.accelerator must be 'cpu', not {device!r}"
             )
-        if not isinstance(getattr(pl_module, "network", None), nn.Module):
-            raise ConfigurationError(f"{type(pl_module).__name__} has no network that could have integer weights")
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the integer network in the place of the network, whose weights are those of the checkpoint by now."""
@@ -45,6 +43,4 @@ class IntegerInference(Callback):
         if self._network is not None:
             pl_module.network, self._network = self._network, None
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Put the network back."""
-        self.teardown(trainer, pl_module, "")
+    on_exception = teardown  # type: ignore[assignment]

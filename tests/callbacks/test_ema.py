@@ -77,5 +77,5 @@ def test_a_checkpoint_is_validated_and_tested_as_it_is(tmp_path: Path) -> None:
 def test_weights_in_pieces_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
     monkeypatch.setattr(type(trainer), "strategy", FSDPStrategy.__new__(FSDPStrategy))
-    with pytest.raises(ConfigurationError, match="EMA must be left out of the callbacks with FSDPStrategy"):
+    with pytest.raises(ConfigurationError, match="EMA must be left out with FSDPStrategy"):
         EMA().setup(trainer, SpikingClassifier(), "fit")

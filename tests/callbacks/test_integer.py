@@ -33,12 +33,3 @@ def test_refuses_a_training():
     data = torch.utils.data.TensorDataset(torch.randn(4, 3, 16, 16), torch.arange(4))
     with pytest.raises(ConfigurationError, match="not for fit"):
         trainer().fit(SpikingClassifier(), torch.utils.data.DataLoader(data, batch_size=4))
-
-
-def test_refuses_a_module_without_a_network():
-    class Plain(pl.LightningModule):
-        def predict_step(self, batch):
-            return batch
-
-    with pytest.raises(ConfigurationError, match="Plain has no network"):
-        trainer().predict(Plain(), torch.utils.data.DataLoader(torch.randn(2, 3)))
