@@ -29,7 +29,6 @@ from tests.pages import PAGES, blocks, commands
 
 PYTHON = {page: blocks(page, "python") for page in PAGES}
 ELSEWHERE = {
-    "docs/convert.md": "needs pretrained weights of timm's; tests/conversion has its parts",
     "docs/export.md": "tests/export/test_export.py executes it",
     "docs/extending.md": "tests/test_extending.py executes it",
     "docs/own-network.md": "tests/tasks/test_own_network.py executes it",
