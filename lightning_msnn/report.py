@@ -99,24 +99,13 @@ def write_report(
 
 
 def run(options: argparse.Namespace) -> str:
-    """Write a report.
-
-    Args:
-        options: What the command line says.
-
-    Returns:
-        What is printed.
-    """
+    """Write a report as the command line says, and return what is printed."""
     path = write_report(options.name, options.out, options.root, options.samples, options.batch_size, options.profile)
     return f"report written to {path}"
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line of the report.
-
-    Args:
-        args: Arguments, those of the process if None.
-    """
+    """Run the command line of the report with these arguments, or those of the process."""
     command.main(["report", *(sys.argv[1:] if args is None else args)])
 
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from lightning_msnn import data as data_sets
 from lightning_msnn.data import ArrayDataModule, ImageDataModule, PartDataModule
-from lightning_msnn.data.base import LARGEST_IMAGE
 from lightning_msnn.data.parts import OF_THE_MACHINE
 from lightning_msnn.data.reading import normalise, prepare_pixels, shorten
 from lightning_msnn.entries import entries, find, read_config
@@ -103,9 +102,7 @@ class Inputs:
             arguments.setdefault("image_size", self.input_size[1])
         try:
             module = kind(**arguments)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # whatever a file gives as arguments
+        except TypeError as error:
             raise ConfigurationError(f"{self.name} gives {kind.__name__} arguments that do not fit: {error}") from error
         self.prepare(module)
         return module
@@ -113,11 +110,8 @@ class Inputs:
     def prepare(self, module: Any) -> None:
         """Let a data module normalise as the network was trained.
 
-        Args:
-            module: Any data module. One of this package must have as many channels as the network.
-
         Raises:
-            ConfigurationError: If it has others.
+            ConfigurationError: If it is of this package and has another number of channels.
         """
         ours = isinstance(module, ImageDataModule | ArrayDataModule)
         for name in ("mean", "std"):
@@ -132,11 +126,7 @@ class Inputs:
             setattr(module, name, values)
 
     def test_data(self, root: str | Path | None = None, **given: Any) -> LightningDataModule:
-        """Return the data set with its test part ready.
-
-        Args:
-            root: Folder of the data set; some need none.
-            **given: Further arguments of the data module.
+        """Return the data set with its test part ready; see :meth:`data_module`.
 
         Raises:
             ConfigurationError: If it is not there, or has other classes.
@@ -202,8 +192,6 @@ def load_trained(source: str | Path, *, image_size: int | None = None) -> Traine
         ConfigurationError: If there is no such network, it cannot be read, or the size of its images is not known or
             given otherwise than it says.
     """
-    if not isinstance(source, str | Path):
-        raise ConfigurationError(f"a source must be a checkpoint or the name of a zoo entry, not {source!r}")
     if image_size is not None:
         check_integer("image_size", image_size, 1)
     name = str(source)
@@ -231,7 +219,13 @@ def inputs_of_entry(entry: str | Path) -> Inputs:
     Raises:
         ConfigurationError: If there is no such entry.
     """
-    return Inputs(**_facts_of_entry(entry if isinstance(entry, Path) else find(entry)))
+    folder = entry if isinstance(entry, Path) else find(entry)
+    config = read_config(folder)
+    of_data, (channels, height, width) = config.get("data", {}), config["input_size"]
+    return Inputs(
+        folder.name, list(config["class_names"]), (channels, height, width), list(config["mean"]), list(config["std"]),
+        str(of_data.get("class_path") or ""), _data_args(of_data.get("init_args")), config,
+    )  # fmt: skip
 
 
 def inputs_of_checkpoint(content: Mapping[str, Any], name: str, image_size: int | None = None) -> Inputs:
@@ -261,12 +255,6 @@ def inputs_of_checkpoint(content: Mapping[str, Any], name: str, image_size: int 
             raise
         reason = f"{type(error).__name__} {error}"
         raise ConfigurationError(f"{name!r} does not say what images it is for: {reason}") from error
-    if len(mean) != len(std) or len(mean) not in (0, channels):
-        raise ConfigurationError(f"{name!r} has mean {mean} and std {std}, but images of {channels} channels")
-    if size[1] * size[2] > LARGEST_IMAGE**2:
-        raise ConfigurationError(
-            f"images of {name!r} must have at most {LARGEST_IMAGE**2} pixels, not {size[1]} x {size[2]}"
-        )
     path = str((content.get("cli") or {}).get("data") or "")
     if (kind := seen.get("data")) in data_sets.__all__:
         path = f"{data_sets.__name__}.{kind}"
@@ -291,31 +279,14 @@ def _check_size(given: int | None, trained: Inputs) -> None:
         raise ConfigurationError(f"image_size is {given}, but {trained.name} is for {height} x {width}: leave it out")
 
 
-def _facts_of_entry(folder: Path) -> dict[str, Any]:
-    config = read_config(folder)
-    of_data, (channels, height, width) = config.get("data", {}), config["input_size"]
-    return {
-        "name": folder.name,
-        "class_names": list(config["class_names"]),
-        "input_size": (channels, height, width),
-        "mean": list(config["mean"]),
-        "std": list(config["std"]),
-        "data": str(of_data.get("class_path") or ""),
-        "data_args": _data_args(of_data.get("init_args")),
-        "info": config,
-    }
-
-
 def _of_entry(name: str) -> Trained:
     folder = find(name)
-    facts = _facts_of_entry(folder)
-    architecture = facts["info"]["architecture"]
+    inputs = inputs_of_entry(folder)
+    architecture, arguments = inputs.info["architecture"], dict(inputs.info["model_args"])
     if not timm.is_model(architecture):
         choose(dict.fromkeys(timm.list_models("msnn*")), architecture, "network")
-    network = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    return Trained(
-        **facts, network=network.eval(), architecture=architecture, arguments=dict(facts["info"]["model_args"])
-    )
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return Trained(**vars(inputs), network=network, architecture=architecture, arguments=arguments)
 
 
 def _of_timm(name: str) -> Trained:
@@ -329,11 +300,6 @@ def _of_timm(name: str) -> Trained:
 def _of_checkpoint(name: str, image_size: int | None) -> Trained:
     content = read_checkpoint(name)
     hparams = content.get("hyper_parameters") or {}
-    if "season" in hparams:
-        raise ConfigurationError(
-            f"{name!r} is of a forecaster, and what it adds to its network's outputs would not come along: allowed are "
-            "classifiers"
-        )
     network = network_of(content, name, hparams.get("network")).float().eval()
     inputs = inputs_of_checkpoint(content, name, image_size)
     _check_size(image_size, inputs)

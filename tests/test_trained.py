@@ -99,7 +99,6 @@ def test_other_classes_of_the_same_number_are_refused(checkpoint, tmp_path):
         ("msnn_resnet12_tiny.digit", "unknown zoo entry 'msnn_resnet12_tiny.digit'.*did you mean"),
         ("none.ckpt", "no checkpoint at 'none.ckpt'"),
         ("resnet18.a1_in2k", "timm has no weights for .*did you mean .resnet18.a1_in1k"),
-        (7, "not 7"),
     ],
 )
 def test_what_is_none(source, message):

@@ -173,11 +173,9 @@ class MSNNCLI(LightningCLI):
         verb = args[0] if args else ""
         if verb in self._subcommand_parsers:
             self._source = self._find_source(verb, leading(args[1:]))
-            classes = {section: {"class_path": path} for section, path in DEFAULTS.items()}
-            first = classes
+            first: dict[str, Any] = {section: {"class_path": path} for section, path in DEFAULTS.items()}
             if self._source is not None:
-                self._source.check_given(args)
-                first = self._source.configuration()
+                first = self._source.configuration(args)
             args = [verb, *(["--config", json.dumps(first)] if first else []), *args[1:]]
         self.config = parser.parse_args(args)
         config = self.config[verb]

@@ -33,7 +33,7 @@ class Run(NamedTuple):
     Args:
         folder: The folder, ``<experiment>/version_<n>``.
         made: Folders that were made for it, the outermost first.
-        lock: Descriptor of the folder, which is locked as long as it is open.
+        lock: Descriptor of the folder, which is locked while it is open.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ def newest_run(experiment: Path) -> Path | None:
 
 
 def _numbers(experiment: Path) -> list[int]:
-    names = [path.name.removeprefix("version_") for path in experiment.glob("version_*")]
+    names = (path.name.removeprefix("version_") for path in experiment.glob("version_*"))
     return [int(name) for name in names if name.isdecimal()]
 
 
@@ -95,11 +95,9 @@ def begin_run(experiment: Path, prefix: str = "version") -> Run:
             with contextlib.suppress(FileExistsError):
                 folder.mkdir()
                 return Run(folder, [*made, folder], _lock(folder))
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigurationError(f"cannot write to the folder of the run {str(experiment)!r}: {reason}") from error
+    except OSError as error:
+        said = f"cannot write to the folder of the run {str(experiment)!r}: {error.strerror}"
+        raise ConfigurationError(said) from error
     raise AssertionError  # count has no end
 
 
@@ -109,10 +107,12 @@ def resume_run(folder: Path) -> Run:
     Raises:
         ConfigurationError: If another process trains it.
     """
-    return Run(folder, [], None if getattr(rank_zero_only, "rank", 0) else _lock(folder))
+    return Run(folder, [], _lock(folder))
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path) -> int | None:
+    if getattr(rank_zero_only, "rank", 0):
+        return None
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -86,29 +86,30 @@ class Source:
             "data": dict(content.get("datamodule_hyper_parameters") or {}),
         }
 
-    def configuration(self) -> dict[str, Any]:
-        """Return model and data as a configuration, as far as their classes are imported."""
-        found = {}
-        for section, path in self.paths.items():
-            if (kind := _imported(path, section)) is None:
-                continue
-            arguments = self.arguments[section]
-            if issubclass(kind, data.PartDataModule):
-                arguments = kind.arguments_from(arguments, given=None)
-            known = parameters_of(kind)
-            given = {name: value for name, value in arguments.items() if name in known and name not in OF_THE_MACHINE}
-            found[section] = {"class_path": path, "init_args": _plain(given)}
-        return found
+    def configuration(self, args: Sequence[str]) -> dict[str, Any]:
+        """Return model and data as a configuration.
 
-    def check_given(self, args: Sequence[str]) -> None:
-        """Raise a ConfigurationError if a class that is not imported is not given among the arguments either."""
-        names = {arg.partition("=")[0] for arg in args}
+        Args:
+            args: Arguments of the command line.
+
+        Raises:
+            ConfigurationError: If a class is not imported, and not given among the arguments either.
+        """
+        found, names = {}, {arg.partition("=")[0] for arg in args}
         for section, path in self.paths.items():
-            if path and _imported(path, section) is None and not names & {f"--{section}", "--config", "-c"}:
+            kind = _imported(path, section)
+            if kind is not None:
+                arguments, known = self.arguments[section], parameters_of(kind).keys() - OF_THE_MACHINE
+                if issubclass(kind, data.PartDataModule):
+                    arguments = kind.arguments_from(arguments, given=None)
+                given = {name: _plain(value) for name, value in arguments.items() if name in known}
+                found[section] = {"class_path": path, "init_args": given}
+            elif path and not names & {f"--{section}", "--config", "-c"}:
                 raise ConfigurationError(
                     f"{self.name} has {path}: give --{section} {path}, and import the file that defines it with "
                     "--run.imports"
                 )
+        return found
 
     def check(self, config: Namespace) -> None:
         """Compare the model of a run with this one's, and let it be this one's.
@@ -120,29 +121,26 @@ class Source:
             ConfigurationError: If the model is given otherwise.
         """
         kind = _imported(self.paths["data"], "data")
-        if (
-            kind is not None
-            and issubclass(kind, data.PartDataModule)
-            and _imported(config.data.class_path, "data") is kind
-        ):
+        same = kind is not None and _imported(config.data.class_path, "data") is kind
+        if kind is not None and same and issubclass(kind, data.PartDataModule):
             defaults, arguments = parameters_of(kind), config.data.init_args.items()
             kind.arguments_from(self.arguments["data"], {n for n, value in arguments if value != defaults.get(n)})
         ours, path = config.model.class_path, self.paths["model"]
         if path and _imported(ours, "model") is not _imported(path, "model"):
             raise ConfigurationError(f"model is {ours}, but {self.name} has {path}: give --model {path}")
+        arguments = config.model.init_args
         for name, theirs in _plain(self.arguments["model"]).items():
-            if name not in config.model.init_args or name == "pretrained":
+            if name not in arguments or name == "pretrained":
                 continue
-            value = _plain(config.model.init_args[name])
+            value = _plain(arguments[name])
+            agree = value == theirs
             if name == "network":
-                same = str(value).partition(".")[0] == str(theirs).partition(".")[0]
+                agree = str(value).partition(".")[0] == str(theirs).partition(".")[0]
             elif name == "network_kwargs":
-                same = (value or {}).items() <= (theirs or {}).items()
-            else:
-                same = value == theirs
-            if not same:
+                agree = (value or {}).items() <= (theirs or {}).items()
+            if not agree:
                 raise ConfigurationError(f"model.{name} is {value!r}, but {self.name} has {theirs!r}: leave it out")
-            config.model.init_args[name] = theirs
+            arguments[name] = theirs
 
 
 def compare_resumed(config: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> None:

@@ -10,14 +10,7 @@ __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> str:
-    """Export a network.
-
-    Args:
-        options: What the command line says.
-
-    Returns:
-        What is printed.
-    """
+    """Export a network as the command line says, and return what is printed."""
     given = {name: value for name, value in vars(options).items() if name != "imports"}
     report = export(**given)
     lines = [

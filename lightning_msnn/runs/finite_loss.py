@@ -20,34 +20,22 @@ class FiniteLoss(Callback):
     A membrane that is not finite in front of a spike leaves the loss finite, but not the gradients: weights that are
     not finite are never saved, and a checkpoint that is due stops the training instead.
 
-    On a GPU the check is copied to the host while the backward pass is under way, so that the device does not wait.
     Gradients that overflow in fp16 are no concern of this callback: the gradient scaler leaves such a step out.
     """
 
     def __init__(self) -> None:
         self._finite = torch.tensor(True)
-        self._copied: torch.cuda.Event | None = None
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Begin the check."""
-        finite = loss.detach().isfinite().all()
-        if not finite.is_cuda:
-            self._finite = finite
-            return
-        if self._copied is None:
-            self._finite = torch.empty((), dtype=torch.bool, pin_memory=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._finite.copy_(finite, non_blocking=True)
-        self._copied.record()
+        self._finite = loss.detach().isfinite().all()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the check.
+        """Read the check, for which a GPU need not wait before it has its backward pass.
 
         Raises:
             TrainingError: If the loss is not finite.
         """
-        if self._copied is not None:
-            self._copied.synchronize()
         if not self._finite:
             raise TrainingError(
                 f"the loss is not finite at step {trainer.global_step} (epoch {trainer.current_epoch}, batch "

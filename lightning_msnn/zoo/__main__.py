@@ -83,25 +83,14 @@ _COMMANDS = {
 
 
 def run(options: argparse.Namespace) -> str:
-    """Run a command of the zoo.
-
-    Args:
-        options: What the command line says.
-
-    Returns:
-        What is printed.
-    """
+    """Run a command of the zoo as the command line says, and return what is printed."""
     if getattr(options, "device", None):
         check_device(options.device)
     return _COMMANDS[options.command](options)
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line of the zoo.
-
-    Args:
-        args: Arguments, those of the process if None.
-    """
+    """Run the command line of the zoo with these arguments, or those of the process."""
     command.main(["zoo", *(sys.argv[1:] if args is None else args)])
 
 

@@ -11,6 +11,7 @@ from lightning_msnn.callbacks import BestCheckpoint, EnergyMonitor, SpikeRateMon
 from lightning_msnn.data import Digits
 from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint
 from lightning_msnn.tasks import SpikingClassifier
+from tests.conftest import rest_is_slow
 
 
 class Service(DummyLogger):
@@ -62,7 +63,7 @@ def test_a_run_in_a_url_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", ["~/runs", "file://{}/runs"])
+@pytest.mark.parametrize("place", rest_is_slow(["~/runs", "file://{}/runs"], ["~/runs"]))
 def test_all_files_of_a_run_are_in_one_place(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

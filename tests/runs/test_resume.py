@@ -19,6 +19,7 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, RandomState, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
 from tests.callbacks.training import fit
+from tests.conftest import rest_is_slow
 
 EPOCHS, BATCHES = 2, 6
 NETWORK = {"depths": [1, 1, 1, 1], "widths": [8, 8, 8, 8], "drop_path_rate": 0.2}
@@ -120,13 +121,13 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("options", [{}, {"val_check_interval": 3}, {"accumulate_grad_batches": 2}, {"max_steps": 11}])
+@pytest.mark.parametrize("options", [{"val_check_interval": 3}, {"accumulate_grad_batches": 2, "max_steps": 5}])
 def test_resume_is_exact(tmp_path: Path, images: Path, options: dict[str, Any]) -> None:
     """Of the weights and their average, whatever the step, the seed of the second process, and its past."""
     data = decoded_in_workers if "val_check_interval" in options else digits
     _, raw, whole = run(tmp_path / "a", data(images), **options)
     steps = EPOCHS * BATCHES // options.get("accumulate_grad_batches", 1)
-    for kill in (1, steps // 2, steps // 2 + 1, steps - 2):
+    for kill in (1, steps // 2 + 1):
         resumes = (tmp_path / "b" / "checkpoints" / "last.ckpt").exists()
         run(tmp_path / "b", data(images), seed=50 if resumes else 3, kill=kill, resume=True, **options)
     trainer, again, task = run(tmp_path / "b", data(images), seed=99, resume=True, **options)
@@ -135,7 +136,7 @@ def test_resume_is_exact(tmp_path: Path, images: Path, options: dict[str, Any]) 
     assert same(whole.state_dict(), task.state_dict())
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon", "a target", "converted"])
+@pytest.mark.parametrize("kind", rest_is_slow(["muon", "a target", "converted"], ["a target"]))
 def test_with_everything_at_once(tmp_path: Path, kind: str) -> None:
     """Annealing, a teacher, averaging, sizes by epoch, and mixing of a share of the batches."""
 
@@ -155,7 +156,7 @@ def test_with_everything_at_once(tmp_path: Path, kind: str) -> None:
         return *run(tmp_path / folder, data(), task=task, callbacks=callbacks, share=0.5, **more), callbacks[-1]
 
     _, raw, whole, last = all_of_it("a")
-    for seed, kill in ((3, 3), (50, 5), (51, 6), (52, 9)):
+    for seed, kill in ((3, 3), (50, 9)):
         all_of_it("b", kill=kill, resume=True, seed=seed)
     trainer, again, resumed, other = all_of_it("b", resume=True, seed=99)
     assert trainer.global_step == EPOCHS * BATCHES
@@ -165,6 +166,7 @@ def test_with_everything_at_once(tmp_path: Path, kind: str) -> None:
     assert kind != "a target" or last.state_dict()["multiplier"] > 0.0
 
 
+@pytest.mark.slow
 def test_without_the_generators_it_is_not_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the test above can fail."""
     _, raw, _ = run(tmp_path / "a", digits(tmp_path))
@@ -206,7 +208,7 @@ def test_batches_do_not_depend_on_what_came_before(images: Path, workers: int) -
 
 
 def test_same_seed_same_result_and_another_seed_another(tmp_path: Path) -> None:
-    a, b, c = (run(tmp_path / str(i), digits(tmp_path), seed=s)[1] for i, s in enumerate((1, 1, 2)))
+    a, b, c = (run(tmp_path / str(i), digits(tmp_path), seed=s, max_epochs=1)[1] for i, s in enumerate((1, 1, 2)))
     assert same(a, b)
     assert not same(a, c)
 

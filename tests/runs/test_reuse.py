@@ -47,10 +47,9 @@ def test_an_average_begins_anew_with_each_training(tmp_path):
     assert torch.equal(results[0], results[1])
 
 
-@pytest.mark.parametrize("with_average", [False, True])
-def test_a_training_after_a_test_is_as_one_without(tmp_path, with_average):
+def test_a_training_after_a_test_is_as_one_without(tmp_path):
     def callbacks():
-        return [*([EMA(0.5)] if with_average else []), LastCheckpoint(), RandomState(), TrainingCurves()]
+        return [EMA(0.5), LastCheckpoint(), RandomState(), TrainingCurves()]
 
     first = trainer(tmp_path / "a", *callbacks(), enable_checkpointing=True)
     first.fit(task(optimizer="sgd"), loader())
@@ -88,8 +87,7 @@ class Endless(IterableDataset):
         return iter(IMAGES)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
-@pytest.mark.parametrize("options", [{"max_epochs": 1}, {"max_epochs": -1}])
+@pytest.mark.parametrize(("schedule", "options"), [("cosine", {"max_epochs": 1}), ("one_cycle", {"max_epochs": -1})])
 def test_a_schedule_needs_an_end(tmp_path, schedule, options):
     with pytest.raises(ConfigurationError, match=f"the {schedule} schedule needs an end: set max_steps"):
         trainer(tmp_path, **options).fit(task(schedule=schedule), DataLoader(Endless(), 4))

@@ -45,7 +45,7 @@ def trainer(folder: Path, **options: Any) -> pl.Trainer:
 
 
 def test_a_checkpoint_of_more_processes_begins_anew(tmp_path: Path) -> None:
-    task, data = SpikingClassifier(in_chans=1, schedule="constant"), Digits()
+    task, data = SpikingClassifier(in_chans=1, schedule="constant", network_kwargs=NETWORK), Digits(batch_size=8)
     first = trainer(tmp_path, callbacks=[RandomState(), LastCheckpoint()])
     first.fit(task, datamodule=data)
     path = tmp_path / "checkpoints" / "last.ckpt"
@@ -74,7 +74,7 @@ def test_steps_between_checkpoints_within_an_epoch(tmp_path: Path) -> None:
             seen.append(torch.load(path)["global_step"] if path.exists() else 0)
 
     trainer(tmp_path, limit_train_batches=7, max_epochs=2, callbacks=[LastCheckpoint(3), Look()]).fit(
-        SpikingClassifier(in_chans=1), datamodule=Digits()
+        SpikingClassifier(in_chans=1, network_kwargs=NETWORK), datamodule=Digits(batch_size=8)
     )
     assert seen == [0, 0, 0, 3, 3, 3, 6, 7, 7, 9, 9, 9, 12, 12]
 
