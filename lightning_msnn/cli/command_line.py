@@ -116,6 +116,9 @@ class MSNNCLI(LightningCLI):
     _source: Source | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        verbs, given = LightningCLI.subcommands(), kwargs.get("args") or sys.argv[1:]
+        if given and given[0] in verbs:  # the parser of each takes a while to make
+            self.subcommands = lambda: {given[0]: verbs[given[0]]}  # type: ignore[method-assign]
         try:
             super().__init__(*args, **kwargs)
         except BaseException:
