@@ -77,7 +77,7 @@ def own_definitions(tmp_path: Path) -> Iterator[None]:
         table.clear()
         table.update(content)
     for name, module in list(sys.modules.items()):
-        if tmp_path in Path(getattr(module, "__file__", None) or "/").parents:
+        if (getattr(module, "__file__", None) or "").startswith(f"{tmp_path}{os.sep}"):
             del sys.modules[name]
 
 

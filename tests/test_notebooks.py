@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from lightning_msnn import zoo
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
@@ -19,10 +21,7 @@ def cells(notebook: Path) -> list[dict]:
     return [c for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
 
 
-def test_there_are_two() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["energy", "start_here"]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(notebook: Path, tmp_path: Path) -> None:
     """In a process of its own, as a kernel would run it, in a folder without anything."""
@@ -50,3 +49,14 @@ def test_it_is_kept_as_it_ran(notebook: Path) -> None:
     assert "error" not in kinds
     assert not [o for cell in found for o in cell["outputs"] if o.get("name") == "stderr"], "warnings are not kept"
     assert notebook.stat().st_size < 300_000
+
+
+def test_figures_are_those_of_the_cards() -> None:
+    """Accuracies, energy, and how many times as much the ReLU baseline takes."""
+    printed = {path.stem: str([cell["outputs"] for cell in cells(path)]) for path in NOTEBOOKS}
+    for name, top1 in re.findall(r"(msnn\w+\.digits) ([\d.]+) %", printed["start_here"]):
+        assert zoo.info(name)["top1"] == float(top1)
+    card = zoo.info("msnn_resnet12_tiny.digits")
+    assert f"{1e6 * card['energy_joules']:.2f} µJ for an image" in printed["energy"]
+    for key in ("energy_joules", "energy_joules_zeros_skipped", "energy_joules_memory"):
+        assert f" {card[f'{key}_ann_twin'] / card[key]:.1f}" in printed["energy"], key

@@ -15,7 +15,6 @@ from tests.pages import PAGES
 FENCE = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
-PICTURES = sorted((ROOT / "docs").rglob("*.png"))
 
 
 def text_of(page: Path) -> str:
@@ -44,14 +43,11 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert not wrong
 
 
-def test_links_are_found() -> None:
+def test_links_and_pictures_are_found() -> None:
     assert sum(len(LINK.findall(text_of(page))) for page in LINKED) > 100
-
-
-@pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.name)
-def test_a_picture_is_small_and_on_a_page(picture: Path) -> None:
-    assert picture.stat().st_size < 300_000
-    assert any(picture.name in text_of(page) for page in PAGES)
+    for picture in (ROOT / "docs").rglob("*.png"):
+        assert picture.stat().st_size < 300_000
+        assert any(picture.name in text_of(page) for page in PAGES)
 
 
 def test_pages_named_in_the_navigation_are_there() -> None:
@@ -70,6 +66,7 @@ def test_pages_named_in_the_navigation_are_there() -> None:
     assert {page for page in pages(nav) if not (ROOT / "docs" / page).is_file()} == elsewhere
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("mkdocstrings"), reason="the extra docs is not installed")
 def test_the_site_builds(tmp_path: Path) -> None:
     """Without a warning, with what lies outside of ``docs``; examples in docstrings are code."""
