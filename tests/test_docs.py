@@ -191,7 +191,7 @@ def test_sentences_are_short(page):
 
 # Python
 
-QUICK = ["README.md", "docs/getting-started.md", "docs/energy.md"]
+QUICK = ["README.md", "docs/getting-started.md"]
 
 
 @pytest.mark.parametrize("page", rest_is_slow(PYTHON.keys() - ELSEWHERE.keys(), QUICK))

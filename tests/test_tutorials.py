@@ -15,7 +15,7 @@ from PIL import Image
 from lightning_msnn import zoo
 from lightning_msnn.cli import main
 from lightning_msnn.report import main as report
-from tests.conftest import ROOT, rest_is_slow
+from tests.conftest import ROOT
 from tests.pages import blocks, commands
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
@@ -94,7 +94,8 @@ CHECKS = {"getting-started": getting_started, "own-images": own_images, "fine-tu
 CHECKS |= {"energy": energy, "runs": again}
 
 
-@pytest.mark.parametrize("page", rest_is_slow(CHECKS, ["energy"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("page", CHECKS)
 def test_commands_run(page, tmp_path, monkeypatch, own_definitions, capsys):
     """Those that need no other data than there is."""
     monkeypatch.chdir(tmp_path)
