@@ -1,6 +1,7 @@
 """The command ``lightning-msnn``: it answers ``--help`` before torch is imported, which takes seconds."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -168,6 +169,8 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(0)
     if given[-2:] == ["--help", "all"]:
         given.pop()
+    # OpenMP's threads spin while they wait: beside another busy process small networks are many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
     from lightning_msnn.errors import ConfigurationError, TrainingError, in_chain
     from lightning_msnn.imports import explained, import_files
 

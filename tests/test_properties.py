@@ -19,9 +19,7 @@ from tests.conftest import TINY
 settings.register_profile("here", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("here")
 
-sizes = st.integers(1, 19)
 seeds = st.integers(0, 2**32 - 1)
-finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 BOUNDED = sorted(set(PROJECTIONS) - {"mean", "none"})
 
 
@@ -62,13 +60,6 @@ def test_every_scan_is_its_loop(name: str, theta: float, tau: float, seed: int) 
             assert [float(x[index]) for x in got[key]] == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-@given(name=st.sampled_from(BOUNDED), a=finite, b=finite, theta=st.floats(2.0**-6, 0.3125, width=32))
-def test_a_bounded_projection_stays_in_its_range(name: str, a: float, b: float, theta: float) -> None:
-    """For any finite membranes, as long as ``pi theta a`` is finite, which it always is for theta below 1 / pi."""
-    out = PROJECTIONS[name](torch.tensor(a), torch.tensor(b), torch.tensor(theta))
-    assert -2.0 <= float(out) <= 2.0
-
-
 @given(
     name=st.sampled_from(BOUNDED),
     a=st.floats(-(2.0**120), 2.0**120, width=32),
@@ -81,12 +72,12 @@ def test_a_bounded_projection_with_any_theta(name: str, a: float, b: float, thet
     assert -2.0 <= float(out) <= 2.0
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(images=st.integers(1, 40), classes=st.integers(2, 12), batch=st.integers(1, 16), seed=seeds)
 def test_metrics_are_a_count(images: int, classes: int, batch: int, seed: int) -> None:
     """Whatever the batches, of which the last is smaller."""
-    task = SpikingClassifier(num_classes=classes, network_kwargs={"depths": [1, 1, 1, 1], "widths": [8] * 4})
-    task._begin(task.val_metrics, task.val_loss)
+    task = SpikingClassifier(num_classes=classes, network_kwargs={"depths": [1], "widths": [8]})
+    task._begin()
     logits = noise(seed, images, classes, dtype=torch.float32)
     targets = torch.randint(classes, (images,), generator=torch.Generator().manual_seed(seed))
     for some, theirs in zip(logits.split(batch), targets.split(batch), strict=True):

@@ -12,21 +12,8 @@ from lightning_msnn.functional.projection import PROJECTIONS
 from lightning_msnn.functional.spike import SURROGATES
 from lightning_msnn.functional.windows import WINDOWS, split
 
-__all__ = [
-    "FORMS",
-    "KINDS",
-    "OMEGAS",
-    "SURROGATE",
-    "Layer",
-    "Parameters",
-    "Shapes",
-    "Tables",
-    "channels_last",
-    "outputs",
-    "shapes",
-    "tables",
-    "vectors",
-]
+__all__ = ["FORMS", "KINDS", "OMEGAS", "SURROGATE", "Layer", "Parameters", "Shapes", "Tables", "channels_last"]
+__all__ += ["outputs", "shapes", "tables", "vectors"]
 
 # What the kernels compute. A name of something else, or another definition under one of these names, runs on torch.
 FORMS = ("still", "first", "coupled", "recurrent")

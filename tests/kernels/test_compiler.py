@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -85,6 +86,17 @@ def test_a_folder_of_someone_else_or_open_to_others(source, tmp_path, caplog, mo
     assert native.build(source).twice(3) == 6
     assert kept(tmp_path) == []
     assert "closed to others (mode 0700)" in caplog.text
+
+
+def test_threads_of_the_command_line_sleep_while_they_wait(monkeypatch):
+    """Beside a busy process threads that spin make a step of a small network ten times as long."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "true")
+    code = "from lightning_msnn_cli import main; main(['zoo', 'info', 'msnn_resnet12_tiny.digits'])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+    if "OPENMP DISPLAY ENVIRONMENT" not in shown:
+        pytest.skip("torch's threads are not those of GNU OpenMP")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown
 
 
 def test_switches(source, monkeypatch):
