@@ -78,24 +78,30 @@ class Recurrence(nn.Module):
         return f"{self.cell!r}, {self.input_size}, {self.hidden_size}"
 
 
-def _lstm(current: Tensor, recurrent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Return output and state of an LSTM after a token from its two products ``(..., 4 H)`` and state ``(..., H)``."""
-    i, f, g, o = (current + recurrent).chunk(4, -1)
-    state = torch.sigmoid(f) * state + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(state), state
+class LSTMGates(nn.Module):
+    """What an LSTM does between its matrix products; gates in the order of torch's."""
+
+    def forward(self, current: Tensor, recurrent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return output and state after a token, from its two products ``(..., 4 H)`` and the state ``(..., H)``."""
+        i, f, g, o = (current + recurrent).chunk(4, -1)
+        state = torch.sigmoid(f) * state + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(state), state
 
 
-def _gru(current: Tensor, recurrent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Return output and state of a GRU, which are the same, from its two products ``(..., 3 H)`` and state."""
-    reset, update, new = current.chunk(3, -1)
-    reset_before, update_before, new_before = recurrent.chunk(3, -1)
-    new = torch.tanh(new + torch.sigmoid(reset + reset_before) * new_before)
-    state = new + torch.sigmoid(update + update_before) * (state - new)
-    return state, state
+class GRUGates(nn.Module):
+    """What a GRU does between its matrix products; gates in the order of torch's."""
+
+    def forward(self, current: Tensor, recurrent: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return output and state, which are the same, from two products ``(..., 3 H)`` and the state ``(..., H)``."""
+        reset, update, new = current.chunk(3, -1)
+        reset_before, update_before, new_before = recurrent.chunk(3, -1)
+        new = torch.tanh(new + torch.sigmoid(reset + reset_before) * new_before)
+        state = new + torch.sigmoid(update + update_before) * (state - new)
+        return state, state
 
 
-SPIKING_CELLS = {"spiking_lstm": _lstm, "spiking_gru": _gru}
-"""What cells that are fed back spikes do between their matrix products; gates in the order of torch's."""
+SPIKING_CELLS = {"spiking_lstm": LSTMGates, "spiking_gru": GRUGates}
+"""Gates of the cells that are fed back spikes."""
 
 
 class FeedbackSpike(Spike):
@@ -120,7 +126,7 @@ class SpikingRecurrence(Recurrence):
 
     def __init__(self, input_size: int, hidden_size: int, cell: str, neuron: Neuron) -> None:
         super().__init__(input_size, hidden_size, cell)
-        self.gates = choose(SPIKING_CELLS, cell, "spiking recurrent cell")
+        self.gates: nn.Module = choose(SPIKING_CELLS, cell, "spiking recurrent cell")()
         self.spike = FeedbackSpike(neuron, 2 * hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
