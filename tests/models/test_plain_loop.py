@@ -64,7 +64,7 @@ def test_one_step_equals_a_plain_loop(name, context):
 def test_large_maps_equal_a_plain_loop(name, context):
     """The default networks in float64, on maps that the last stage cuts otherwise by each kind of windows."""
     model = uneven(make(name, context=context, tau=0.4, depths=(2, 2, 1, 2)))
-    x = torch.randn(2, 3, 48, 48).double()
+    x = torch.randn(2, 3, 56, 56).double()
     torch.testing.assert_close(model(x), PlainNetwork(model, 0.4, context=context)([x]), rtol=1e-9, atol=1e-9)
 
 
