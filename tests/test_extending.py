@@ -34,13 +34,7 @@ QUIET = [
     *("--trainer.enable_model_summary", "false", "--trainer.limit_test_batches", "1"),
 ]
 TEN_STEPS = [
-    *QUIET,
-    "--trainer.max_steps",
-    "10",
-    "--trainer.limit_val_batches",
-    "1",
-    "--trainer.log_every_n_steps",
-    "1",
+    *(*QUIET, "--trainer.max_steps", "10", "--trainer.limit_val_batches", "1", "--trainer.log_every_n_steps", "1"),
 ]
 
 
