@@ -194,7 +194,7 @@ def test_sentences_are_short(page):
 QUICK = ["README.md", "docs/getting-started.md"]
 
 
-@pytest.mark.parametrize("page", rest_is_slow(PYTHON.keys() - ELSEWHERE.keys(), QUICK))
+@pytest.mark.parametrize("page", rest_is_slow(sorted(PYTHON.keys() - ELSEWHERE.keys()), QUICK))
 def test_python_runs(page, folder, monkeypatch, capsys):
     """The blocks of a page, one after another in one namespace, with few batches where they train."""
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save("apple.png")
