@@ -5,8 +5,8 @@ import socket
 import sys
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import timm
@@ -228,7 +228,7 @@ def test_checkpoint_that_names_a_file_to_remove(tmp_path: Path, kind: type[Model
         loops = {"epoch_progress": {"current": {"processed": 1, "started": 2}}, "epoch_loop.batch_progress": {}}
         content = {"callbacks": {callback.state_key: state | changes}, "loops": {"fit_loop": loops}}
         LastCheckpoint().on_load_checkpoint(
-            SimpleNamespace(checkpoint_callbacks=[callback], max_steps=-1), None, content
+            MagicMock(checkpoint_callbacks=[callback], callbacks=[], overfit_batches=0, max_steps=-1), None, content
         )
         return callback.state_key in content["callbacks"]
 
