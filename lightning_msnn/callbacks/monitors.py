@@ -56,7 +56,7 @@ class _Monitor(Callback):
         """Find the network in the module."""
         children = [name for name, m in pl_module.named_children() if next(m.parameters(), None) is not None]
         names = [self.network] if self.network else ["network", "model", *(children if len(children) == 1 else [])]
-        modules = dict(pl_module.named_modules())
+        modules: dict[str, nn.Module] = dict(pl_module.named_modules())
         for name in names:
             if name in modules:
                 return modules[name]
@@ -166,8 +166,9 @@ def _chosen_rows(trainer: pl.Trainer, samples: int) -> list[list[int]] | None:
 class SpikeRateMonitor(_Monitor):
     """Log the spike rate of each layer of neurons, and warn of layers that never or always fire.
 
-    Logs ``spike_rate/all`` and ``spike_rate/<layer>``, shares in [0, 1], the same on every rank. At the end of a test,
-    ``spike_rate.png`` and ``windows.png`` go to the run folder and to the loggers that take images.
+    Logs ``spike_rate/all`` and ``spike_rate/<layer>``, shares in [0, 1], and ``mean_level/...`` if spikes are graded,
+    the same on every rank. At the end of a test, ``spike_rate.png`` and ``windows.png`` go to the run folder and to the
+    loggers that take images.
 
     Args:
         every_n_steps: Batches from one log to the next. None: the last of an epoch, of the first and of all that hold a
@@ -197,7 +198,11 @@ class SpikeRateMonitor(_Monitor):
         self._before = extreme
         self._warned |= new
         rates |= {"all": measured.spike_rate(record)} if rates else {}
-        return {f"spike_rate/{name}": rate for name, rate in rates.items()}
+        values = {f"spike_rate/{name}": rate for name, rate in rates.items()}
+        if record.total("further_levels"):
+            levels = {"all": measured.mean_level(record), **measured.mean_level(record, by="layer")}
+            values |= {f"mean_level/{name}": level for name, level in levels.items()}
+        return values
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the pictures."""

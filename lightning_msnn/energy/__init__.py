@@ -4,6 +4,7 @@ from lightning_msnn.energy.counting import OperationCounter, count_operations
 from lightning_msnn.energy.measures import (
     Record,
     energy,
+    mean_level,
     saturated_neurons,
     silent_neurons,
     spike_rate,
@@ -37,6 +38,7 @@ __all__ = [
     "evenly",
     "factor_sentence",
     "factors",
+    "mean_level",
     "predict_rates",
     "profile",
     "saturated_neurons",

@@ -151,6 +151,7 @@ class OperationCounter:
         self._fired: dict[str, Tensor] = {}
         self._visits: Counter[str] = Counter()
         self._weights = [*self.model.parameters(), *self.model.buffers()]  # kept, lest their memory be another's
+        self._levels = max([1, *(int(getattr(m, "levels", 1)) for m in self.model.modules() if _kind(m) == "neuron")])
         self._fixed = {x.untyped_storage().data_ptr() for x in self._weights if x.numel()}
         self._stop()
 
@@ -203,7 +204,7 @@ class OperationCounter:
         elif frame.kind == "recurrent" and _tensors(output):
             x, state = [*args, *kwargs.values(), None, None][:2]
             with torch.no_grad(), _disable_current_modes():
-                self._add(row, recurrent(module, x, state, _tensors(output)[0], self._batch))
+                self._add(row, recurrent(module, x, state, _tensors(output)[0], self._batch, self._levels))
         self._batch //= getattr(module, "steps_in_batch", 1)
         if not self._stack:
             self._stop()
@@ -246,8 +247,12 @@ class OperationCounter:
             # In the type of the spikes, which is several times as fast as in bool; added up where integers are exact.
             found = torch.ne(spikes, 0, out=torch.empty_like(spikes))
             fired, places = found.sum(0, dtype=torch.promote_types(found.dtype, torch.float32)).long(), spikes.numel()
-            self._add(row, dict.fromkeys(("neurons", "values_read", "spikes_written"), places))
+            levels = getattr(module, "levels", 1)
+            self._add(row, {"neurons": places, "values_read": places, "spikes_written": places * levels})
             self._add(row, {"spikes": fired.sum()})
+            if levels > 1:  # a comparison for each level
+                further = spikes.sum(dtype=torch.float64).long() - fired.sum()
+                self._add(row, {"further_levels": further, "additions": places * (levels - 1)})
             name = self.layers[row]
             if name in self._fired and self._fired[name].shape != fired.shape:
                 name = f"{name} {tuple(fired.shape)}"
@@ -278,7 +283,7 @@ class OperationCounter:
         name = name if name in FREE else name.rstrip("_")
         call = Call(
             name, args, kwargs, inputs, outputs[0], self._batch, frame.items, frame.kind, self._constant,
-            lambda x: self._marks.get(x, NOTHING), func.is_view or name == "_unsafe_view",
+            lambda x: self._marks.get(x, NOTHING), func.is_view or name == "_unsafe_view", self._levels,
         )  # fmt: skip
         known = mark(call)
         if not (call.view or name in FREE or all(x.dim() == 0 for x in outputs)):

@@ -16,7 +16,16 @@ from torch import Tensor
 from lightning_msnn.energy.profiles import COLUMN, DEFAULT_PROFILE, FIELDS, PROFILES, Profile, energy_by_kind
 from lightning_msnn.errors import choose
 
-__all__ = ["Record", "check_by", "energy", "saturated_neurons", "silent_neurons", "spike_rate", "synaptic_operations"]
+__all__ = [
+    "Record",
+    "check_by",
+    "energy",
+    "mean_level",
+    "saturated_neurons",
+    "silent_neurons",
+    "spike_rate",
+    "synaptic_operations",
+]
 
 _OTHER = ("neurons", "additions", "multiplications", "membrane_updates", "omega_operations")
 _PARTS = 20  # rows that a table or picture can have and still be read
@@ -134,8 +143,30 @@ def spike_rate(record: Record, by: str | None = None) -> Any:
     Raises:
         ConfigurationError: If ``by`` is something else.
     """
+    return _by_neuron(record, by, "spikes")
+
+
+def mean_level(record: Record, by: str | None = None) -> Any:
+    """Mean level of the spikes of all neurons, silent ones included; the spike rate where none is graded.
+
+    Args:
+        record: What a network did.
+        by: None for all layers as one, ``"layer"`` for each.
+
+    Returns:
+        A mean in [0, levels], float64, NaN without neurons; or means by the name of the layer.
+
+    Raises:
+        ConfigurationError: If ``by`` is something else.
+    """
+    return _by_neuron(record, by, "spikes", "further_levels")
+
+
+def _by_neuron(record: Record, by: str | None, *names: str) -> Any:
+    """The sum of fields, divided by the number of neurons."""
     check_by(by, ("layer",))
-    spikes, neurons = (record.counts[:, COLUMN[name]].double() for name in ("spikes", "neurons"))
+    neurons = record.counts[:, COLUMN["neurons"]].double()
+    spikes = record.counts[:, [COLUMN[name] for name in names]].sum(1).double()
     if by is None:
         return spikes.sum() / neurons.sum()
     each = zip(record.layers, neurons, spikes / neurons, strict=True)

@@ -6,7 +6,7 @@ picojoules. What its source has no figure for costs nothing and is listed by :fu
 A **synaptic operation** is an input that meets a weight. It is an accumulate if the sample's whole input of the layer
 is in {0, 1}, counted for each 1, else a multiply-accumulate; a product of two activations is accumulates if one of them
 is all in {0, 1}. Batch norm is folded, a bias is where an accumulator starts, and what depends on parameters alone is a
-constant: none of these counts.
+constant: none of these counts. A **graded spike** of level k, of neurons with ``levels``, is k binary spikes.
 
 **Memory traffic** is bytes: a value is a word, a spike one bit. A layer reads its inputs and writes its outputs once; a
 membrane is read and written at each update. Weights have one of two models. *Reuse*: read once for a sample
@@ -63,6 +63,8 @@ FIELDS: dict[str, str] = {
     "input_reads": "reads of analogue inputs: one for each value in a linear layer, else one for each operation",
     "addresses": "addresses of analogue synapses: inputs, outputs, and of convolutions a kernel by output channel",
     "calls": "samples that pass a layer of synapses, once for each time step and window",
+    "further_levels": "levels of graded spikes beyond the first",
+    "graded_products": "graded spikes that meet a weight: products on hardware that sends them as one",
 }
 """What is counted, by the name that profiles use, in the order of the columns of a tensor of counts."""
 
@@ -186,7 +188,7 @@ def _lemaire(counts: Tensor, parameters: Tensor, skip_zeros: bool) -> dict[str, 
     queue = _access(torch.full_like(acs, 1000.0 * word))
     inputs, outputs = (_access(word * c[name] * each) for name in ("values_read", "values_written"))
     memory = acs * (weights + 2.0 * potentials) + c["input_spikes"] * queue
-    memory = memory + c["spikes"] * queue + 2.0 * c["potentials"] * (acs > 0) * potentials
+    memory = memory + (c["spikes"] + c["further_levels"]) * queue + 2.0 * c["potentials"] * (acs > 0) * potentials
     memory = memory + macs * weights + reads * inputs + c["values_written"] * outputs * (macs > 0)
     address = c["convolved_spikes"] * 2.0 * mac + (acs + c["addresses"]) * add
     return {

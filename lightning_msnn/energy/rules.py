@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +50,7 @@ class Call:
     constant: Callable[[Tensor], bool]  # whether a tensor comes from parameters alone
     marks: Callable[[Tensor], Mark]  # the mark of a tensor
     view: bool  # whether the output is in the memory of an input
+    levels: int = 1  # the most that a spike of the network can be
 
     @cached_property
     def varying(self) -> list[Tensor]:
@@ -68,32 +69,48 @@ def _sum(*parts: Amounts) -> Amounts:
     return total
 
 
-def _binary(x: Tensor) -> Tensor:
-    """Whether each item (axis 0) is all in {0, 1}, ``(items,)``."""
-    return ((x == 0) | (x == 1)).flatten(1).all(1)
+def _sent(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Whether each item (axis 0) is all spikes, in {0, ..., levels}, and how many binary spikes each value of it is.
+
+    A value of an item that is no spikes counts as one if it is not zero.
+    """
+    spiking = reduce(torch.logical_or, (x == level for level in range(levels + 1))).flatten(1).all(1)
+    sent = x != 0
+    return spiking, sent if levels == 1 else torch.where(spiking.view(-1, *[1] * (x.dim() - 1)), x, sent).long()
 
 
 # Synapses
 
 
-def _synapse(x: Tensor, size: int, active: Tensor, dense: int, outputs: int, weights: int, kernels: int = 0) -> Amounts:
+def _synapse(
+    x: Tensor,
+    size: int,
+    meet: Callable[[Tensor], Tensor],
+    dense: int,
+    outputs: int,
+    weights: int,
+    levels: int,
+    kernels: int = 0,
+) -> Amounts:
     """Amounts of a layer of synapses with inputs ``x (items, ...)``.
 
-    Of an item, ``size`` inputs are no padding. Those that are not zero meet weights ``active (items,)`` times, and all
-    would ``dense`` times. An item has ``outputs``; the items together read ``weights``. A convolution has ``kernels``
-    places in its kernels, one kernel for each output channel.
+    Of an item, ``size`` inputs are no padding. Given numbers of spikes ``meet`` weights so often, ``(items,)``, and all
+    inputs would ``dense`` times. An item has ``outputs``; the items together read ``weights``. A convolution has
+    ``kernels`` places in its kernels, one kernel for each output channel.
     """
-    binary, items, values = _binary(x), len(x), (x != 0).flatten(1).sum(1)
-    spiking, analogue, spikes = binary.sum(), (~binary).sum(), (values * binary).sum()
+    (binary, sent), items = _sent(x, levels), len(x)
+    active, spiking, analogue = meet(sent), binary.sum(), (~binary).sum()
+    spikes = (sent.flatten(1).sum(1) * binary).sum()
     return {
         "dense": dense * items,
         "accumulates": (active * binary).sum(),
+        "graded_products": (meet(x != 0) * binary).sum() if levels > 1 else 0,
         "multiply_accumulates": dense * analogue,
         "effective_multiply_accumulates": (active * ~binary).sum(),
         "weights_read": weights,
         "values_read": size * analogue,
         "values_written": outputs * items,
-        "spikes_read": size * spiking,
+        "spikes_read": size * spiking * levels,
         "input_spikes": spikes,
         "convolved_spikes": spikes if kernels else 0,
         "potentials": outputs * spiking,
@@ -127,18 +144,19 @@ def _convolution(call: Call) -> Amounts:
     return _synapse(
         x,
         x.shape[1] * inside,
-        ((x != 0).sum(1) * places.to(x.device)).flatten(1).sum(1) * fan_out,
+        lambda spikes: (spikes.sum(1) * places.to(x.device)).flatten(1).sum(1) * fan_out,
         dense=x.shape[1] * fan_out * int(places.sum()),
         outputs=call.out[0].numel(),
         weights=weight.shape[0] * weight.shape[1] * taps * call.batch,
+        levels=call.levels,
         kernels=call.out.shape[1] * math.prod(weight.shape[2:]),
     )
 
 
-def _rows(x: Tensor, weights: int, fan_out: int) -> Amounts:
+def _rows(x: Tensor, weights: int, fan_out: int, levels: int) -> Amounts:
     """Amounts of a product with weights of items ``(items, ..., K)``, each value of which meets ``fan_out`` weights."""
-    active, size = (x != 0).flatten(1).sum(1) * fan_out, x[0].numel()
-    return _synapse(x, size, active, size * fan_out, size // x.shape[-1] * fan_out, weights)
+    size, outputs = x[0].numel(), x[0].numel() // x.shape[-1] * fan_out
+    return _synapse(x, size, lambda n: n.flatten(1).sum(1) * fan_out, size * fan_out, outputs, weights, levels)
 
 
 def _matmul(call: Call) -> Amounts | str:
@@ -159,27 +177,35 @@ def _matmul(call: Call) -> Amounts | str:
         a = a.transpose(0, 1)
         a = a.reshape(call.batch, -1, *a.shape[1:]) if len(a) % call.batch == 0 else a
     if call.constant(b):
-        return _sum(_rows(a, b.numel() * call.batch, b.shape[-1]), added)
-    return _sum(_product(a, b.expand(len(a), *b.shape[-2:]), call.batch), added)
+        return _sum(_rows(a, b.numel() * call.batch, b.shape[-1], call.levels), added)
+    return _sum(_product(a, b.expand(len(a), *b.shape[-2:]), call.batch, call.levels), added)
 
 
-def _product(a: Tensor, b: Tensor, batch: int) -> Amounts:
+def _product(a: Tensor, b: Tensor, batch: int, levels: int) -> Amounts:
     """Amounts of a product of activations ``(..., n, k)`` and ``(..., k, m)``."""
     n, k, m = a.shape[-2], a.shape[-1], b.shape[-1]
     a, b = a.reshape(-1, n, k), b.reshape(-1, k, m)
-    a_binary, b_binary, items = _binary(a), _binary(b), len(a)
-    columns, rows = (a != 0).sum(1), (b != 0).sum(2)  # values of a at each k, of b at each k
-    a_spikes, b_spikes, meetings = columns.sum(1), rows.sum(1), (columns * rows).sum(1)
+    (a_binary, a_sent), (b_binary, b_sent), items = _sent(a, levels), _sent(b, levels), len(a)
     both, either = a_binary & b_binary, a_binary | b_binary
-    accumulates = torch.where(both, meetings, torch.where(a_binary, a_spikes * m, b_spikes * n)) * either
+
+    def meet(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Accumulates of items with numbers of spikes, and times that two of their values meet."""
+        columns, rows = a.sum(1), b.sum(2)  # at each k
+        met = (columns * rows).sum(1)
+        one = torch.where(a_binary, columns.sum(1) * m, rows.sum(1) * n)
+        return torch.where(both, met, one) * either, met
+
+    accumulates, meetings = meet(a_sent, b_sent)
+    a_spikes, b_spikes = a_sent.flatten(1).sum(1), b_sent.flatten(1).sum(1)
     analogue = (~either).sum()
-    binary_places = a_binary.sum() * (n * k) + b_binary.sum() * (k * m)
+    binary_places = (a_binary.sum() * (n * k) + b_binary.sum() * (k * m)) * levels
     return {
         "dense": items * n * k * m,
         "accumulates": accumulates.sum(),
+        "graded_products": meet(a != 0, b != 0)[0].sum() if levels > 1 else 0,
         "multiply_accumulates": analogue * (n * k * m),
         "effective_multiply_accumulates": (meetings * ~either).sum(),
-        "values_read": items * (n * k + k * m) - binary_places,
+        "values_read": (~a_binary).sum() * (n * k) + (~b_binary).sum() * (k * m),
         "values_written": items * n * m,
         "spikes_read": binary_places,
         "input_spikes": (a_spikes * a_binary).sum() + (b_spikes * b_binary).sum(),
@@ -197,8 +223,8 @@ def _attention(call: Call) -> Amounts:
     scores = torch.full((*q.shape[:-1], k.shape[-2]), 0.5, dtype=q.dtype, device=q.device)  # analogue, never zero
     additions, multiplications = _ELEMENTWISE["_softmax"]
     return _sum(
-        _product(q, k.transpose(-1, -2), call.batch),
-        _product(scores, v, call.batch),
+        _product(q, k.transpose(-1, -2), call.batch, call.levels),
+        _product(scores, v, call.batch, call.levels),
         {"additions": scores.numel() * additions, "multiplications": scores.numel() * (multiplications + 1)},
     )
 
@@ -213,7 +239,7 @@ _CELLS: dict[str, tuple[int, int, int]] = {
 }
 
 
-def recurrent(module: nn.Module, x: Any, state: Any, out: Tensor, batch: int) -> Amounts | str:
+def recurrent(module: nn.Module, x: Any, state: Any, out: Tensor, batch: int, levels: int) -> Amounts | str:
     """Amounts of a recurrent layer with torch's names of parameters, from its input, given state and output.
 
     Its input may be spikes. The recurrent product takes the analogue output. Values between layers are not seen: they
@@ -244,7 +270,7 @@ def recurrent(module: nn.Module, x: Any, state: Any, out: Tensor, batch: int) ->
             "addresses": values + samples * steps * fan_out,
         }
 
-    parts = [_rows(x, x.shape[-1] * fan_out * batch, fan_out)]
+    parts = [_rows(x, x.shape[-1] * fan_out * batch, fan_out, levels)]
     parts += [analogue(directions * steps * first, directions) for _ in range(layers - 1)]
     for layer in range(layers):
         effective = seen if layer == layers - 1 else first * (steps - 1)
@@ -317,6 +343,8 @@ def _batch_norm(call: Call) -> Amounts:
 
 def _reduction(call: Call) -> Amounts:
     x, size = call.args[0], call.out.numel()
+    if call.kind == "neuron":
+        return {}  # part of firing
     additions = max(0, x.numel() - size)
     if call.name.startswith(("avg_pool", "max_pool")):
         window = call.args[1] if isinstance(call.args[1], list | tuple) else [call.args[1]]

@@ -11,6 +11,7 @@ from lightning_msnn.energy.measures import (
     Record,
     aligned,
     energy,
+    mean_level,
     percent,
     saturated_neurons,
     short,
@@ -54,8 +55,8 @@ def summarize(record: Record, profile: str | Profile = DEFAULT_PROFILE, top1: fl
         ``samples``, ``parameters``, ``top1``; ``counts`` (by field and sample); ``energy`` (joules by sample:
         ``total``, ``skipping_zeros`` and by kind); ``energies`` (joules by sample in each way of :data:`FACTORS`, None
         where memory traffic has no price); ``profiles`` (joules by sample and the operations without a figure, under
-        every named profile); ``spike_rate``, ``silent``, ``saturated``; ``layers`` (those that do something: counts,
-        energy by kind, spike rate); ``uncounted`` operations.
+        every named profile); ``spike_rate``, ``mean_level``, ``silent``, ``saturated``; ``layers`` (those that do
+        something: counts, energy by kind, spike rate); ``uncounted`` operations.
 
     Raises:
         ConfigurationError: If there is no such profile.
@@ -97,6 +98,7 @@ def summarize(record: Record, profile: str | Profile = DEFAULT_PROFILE, top1: fl
         "without_figure": missing(hardware),
         "profiles": {p: {"joules": float(energy(record, p)), "without_figure": missing(p)} for p in PROFILES},
         "spike_rate": _number(spike_rate(record)),
+        "mean_level": _number(mean_level(record)),
         "silent": _number(silent_neurons(record)),
         "saturated": _number(saturated_neurons(record)),
         "layers": layers,
@@ -146,6 +148,9 @@ def comparison_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[tuple[str,
     rows.append(("parameters", *(short(c["parameters"]) for c in every)))
     rows += [(title, *(short(c["counts"][name]) for c in every)) for name, title in [*FIELDS.items()][:10]]
     rows += [(title, *(percent(c[name]) for c in every)) for title, name in _SHARES.items()]
+    if any(c["counts"]["further_levels"] for c in every):
+        rows.append((FIELDS["graded_products"], *(short(c["counts"]["graded_products"]) for c in every)))
+        rows.append(("mean level", *("-" if c["mean_level"] is None else f"{c['mean_level']:.3f}" for c in every)))
     for title, name in _ENERGIES.items():
         if name not in KINDS or any(c["energy"][name] > 0 for c in every):
             rows.append((f"energy (uJ){title}", *(f"{1e6 * c['energy'][name]:.4g}" for c in every)))

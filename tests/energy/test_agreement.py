@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_msnn.energy import OperationCounter, count_operations
 from lightning_msnn.energy.profiles import COLUMN
-from tests.conftest import DISTINCT
+from tests.conftest import DISTINCT, TINY
 from tests.energy.test_counting import lively
+from tests.models import test_graded as graded
 
 SIZES = [16, 48]
 
@@ -141,6 +142,23 @@ def test_neurobench_to_the_unit(name, size):
     others = {layer for layer, n in ours.items() if n and layer not in theirs}
     mixers = {n for n, m in model.named_modules() if type(m).__name__ == "AttentionMixer"}
     assert others == mixers | set(recurrent(model))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_graded_spikes_are_binary_steps(name):
+    """Their counts of a network that is sent each level as a binary step of its own."""
+    model, x = graded.network(name), binary_image(16).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[parameter == 0] = 1 / 1024
+    record, steps = count_operations(model, x), graded.unrolled(model)
+    theirs = {layer.removesuffix(".synapse"): found for layer, found in neurobench(steps, x).items()}
+    layers = [layer for layer in theirs if layer in record.layers]
+    assert len(layers) > 10
+    assert {layer: record.layer(layer)["accumulates"] for layer in layers} == {layer: theirs[layer] for layer in layers}
+    assert record.total("graded_products") < record.total("accumulates")
+    if name == "msnn_resnet12_tiny":  # the others have products of spikes that are not unrolled
+        assert record.total("accumulates") == spikingjelly(steps, x)
 
 
 @pytest.mark.parametrize("size", SIZES)

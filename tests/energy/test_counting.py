@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_msnn.energy import OperationCounter, count_operations, energy
+from lightning_msnn.energy import OperationCounter, count_operations, energy, mean_level, spike_rate
 from lightning_msnn.energy.profiles import FIELDS, TRANSCENDENTAL
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.kernels.layer import neurons
@@ -298,6 +298,29 @@ def test_products_of_activations(a, b, accumulates, multiply_accumulates):
         assert record.total("addresses") == (6 + 6 + 4 if multiply_accumulates else 0)
         assert record.total("calls") == 1
         assert not record.uncounted
+
+
+def test_graded_spikes():
+    """One of level k is k accumulates; on hardware that sends it as one, a product."""
+    fire, linear = Spike(Neuron(threshold=1.0, levels=3)), nn.Linear(4, 5)
+    x = torch.tensor([[0.5, 1.5, 2.5, 9.0]])
+    record = count_operations(nn.Sequential(fire, linear), x)
+    found = {layer: {k: v for k, v in record.layer(layer).items() if v} for layer in "01"}
+    assert found["0"] == {
+        "additions": 2 * 4, "neurons": 4, "spikes": 3, "further_levels": 3, "values_read": 4, "spikes_written": 3 * 4,
+    }  # fmt: skip
+    assert found["1"] == {
+        "dense": 20, "accumulates": (1 + 2 + 3) * 5, "graded_products": 3 * 5, "weights_read": 20, "values_written": 5,
+        "spikes_read": 3 * 4, "input_spikes": 6, "potentials": 5, "calls": 1,
+    }  # fmt: skip
+    assert (spike_rate(record), mean_level(record)) == (3 / 4, 6 / 4)
+    a, b = 4.0 * torch.rand(2, 5, 4), 4.0 * torch.rand(2, 4, 3)
+    both = count_operations(Call(lambda a, b: fire(a) @ fire(b), fire), a, b)
+    assert both.total("accumulates") == (fire(a) @ fire(b)).sum()
+    assert both.total("graded_products") == ((fire(a) > 0).float() @ (fire(b) > 0).float()).sum()
+    one = count_operations(Call(lambda a, b: fire(a) @ b, fire), a, b)
+    assert one.total("accumulates") == fire(a).sum() * 3
+    assert one.total("graded_products") == (fire(a) > 0).sum() * 3
 
 
 def test_softmax_attention():
