@@ -8,6 +8,9 @@ from torch import nn
 from lightning_msnn.callbacks import BestCheckpoint
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import read_checkpoint
+from tests.callbacks.training import quiet
+
+LOADER = torch.utils.data.DataLoader(torch.ones(2, 1), 2)
 
 
 class Scripted(pl.LightningModule):
@@ -39,36 +42,24 @@ class Scripted(pl.LightningModule):
 )
 def test_the_last_of_the_best_is_kept(mode, values, epoch, tmp_path):
     best = BestCheckpoint(mode=mode)
-    trainer = pl.Trainer(
-        default_root_dir=tmp_path, max_epochs=len(values), callbacks=[best], logger=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
-    loader = torch.utils.data.DataLoader(torch.ones(2, 1), 2)
-    trainer.fit(Scripted(values), loader, loader)
+    trainer = quiet(tmp_path, best, max_epochs=len(values), enable_checkpointing=True, num_sanity_val_steps=0)
+    trainer.fit(Scripted(values), LOADER, LOADER)
     assert read_checkpoint(best.best_model_path)["epoch"] == epoch
     assert float(best.best_model_score) == pytest.approx(values[epoch])
     assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["best.ckpt"]
 
 
 def test_a_metric_is_required_in_training_alone(tmp_path):
-    trainer = pl.Trainer(
-        default_root_dir=tmp_path, max_epochs=1, callbacks=[BestCheckpoint("val/other", required=True)], logger=False,
-        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    loader = torch.utils.data.DataLoader(torch.ones(2, 1), 2)
-    assert "val/top1" in trainer.validate(Scripted([0.5]), loader, verbose=False)[0]
+    trainer = quiet(tmp_path, BestCheckpoint("val/other", required=True), max_epochs=1, enable_checkpointing=True)
+    assert "val/top1" in trainer.validate(Scripted([0.5]), LOADER, verbose=False)[0]
     with pytest.raises(ConfigurationError, match="no metric 'val/other' is logged"):
-        trainer.fit(Scripted([0.5]), loader, loader)
+        trainer.fit(Scripted([0.5]), LOADER, LOADER)
 
 
 def test_a_metric_that_is_missing_is_named_at_the_first_validation(tmp_path):
     best = BestCheckpoint("val/other")
-    trainer = pl.Trainer(
-        default_root_dir=tmp_path, max_epochs=2, callbacks=[best], logger=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    loader = torch.utils.data.DataLoader(torch.ones(2, 1), 2)
+    trainer = quiet(tmp_path, best, max_epochs=2, enable_checkpointing=True)
     with pytest.warns(UserWarning, match="no metric 'val/other' is logged, .* logged are val/top1; did you") as said:
-        trainer.fit(Scripted([0.5, 0.6]), loader, loader)
+        trainer.fit(Scripted([0.5, 0.6]), LOADER, LOADER)
     assert sum("'val/other'" in str(each.message) for each in said) == 1
     assert not best.best_model_path

@@ -5,7 +5,6 @@ import json
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 
 from lightning_msnn import zoo
 from lightning_msnn.callbacks import EMA, Convert, EnergyMonitor, SpikeAnnealing, SpikeRateMonitor, Teacher
@@ -74,36 +73,9 @@ def test_hyper_parameters_build_the_network_again(source, tmp_path):
     assert converted_layers(same.network) == kinds, "what is converted stays as it is"
 
 
-def test_neurons_are_fitted_alike_with_an_annealing_and_without(source, tmp_path):
-    fitted = []
-    for callbacks in ((), (SpikeAnnealing(),)):
-        first = Fitted()
-        fit(
-            tmp_path,
-            Convert(),
-            *callbacks,
-            first,
-            **PLAIN,
-            pretrained=source,
-            lr=0.0,
-            trainer={"max_steps": 1, "limit_val_batches": 0},
-        )
-        fitted.append(first.values)
-    for ours, theirs in zip(*fitted, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_sharded_weights_are_refused(tmp_path, monkeypatch):
-    trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
-    monkeypatch.setattr(type(trainer), "strategy", FSDPStrategy.__new__(FSDPStrategy))
-    with pytest.raises(ConfigurationError, match="Convert must be left out with FSDPStrategy"):
-        Convert().setup(trainer, SpikingClassifier("test_resnet", 10, 1), "fit")
-
-
 @pytest.mark.parametrize(
     ("options", "task", "message"),
     [
-        ({"image_size": -1}, PLAIN, "image_size must be an integer of at least 1, not -1"),
         ({"windows": "all"}, PLAIN, "unknown kind of windows 'all'"),
         ({}, {}, "has spiking neurons already"),
     ],

@@ -32,34 +32,26 @@ class Keep(pl.Callback):
 
 
 def test_is_the_average_of_a_plain_loop(tmp_path: Path) -> None:
-    keep, average, kept = Keep(), EMA(DECAY), torch.float32
-    task, _ = fit(tmp_path, average, keep, lr=0.05, epochs=2)
+    keep = Keep()
+    task, _ = fit(tmp_path, EMA(DECAY), keep, lr=0.05, epochs=2)
     expected = {name: value.double() for name, value in keep.trained[0].items()}
     for step, state in enumerate(keep.trained[1:], start=1):
         decay = min(DECAY, (1 + step) / (10 + step))
         for name, value in state.items():
-            assert value.dtype == (kept if value.is_floating_point() else torch.int64)
             share = 1 - decay if value.is_floating_point() else 1.0
             expected[name] = expected[name] + share * (value.double() - expected[name])
         if step % 4 == 3:
             seen = keep.validated[step // 4]
             for name, value in seen.items():
-                torch.testing.assert_close(value.double(), expected[name], rtol=2 * torch.finfo(kept).eps, atol=1e-6)
+                torch.testing.assert_close(value.double(), expected[name], rtol=3e-7, atol=1e-6)
     buffers = [name for name in expected if "running" in name]
     assert buffers
     last = keep.trained[-1]
     assert all(not torch.equal(last[name].double(), expected[name]) for name in buffers), "else the test says nothing"
     found = task.state_dict()
     assert found.keys() == expected.keys()
-    eps = 8 * torch.finfo(kept).eps
     for name, value in found.items():
-        torch.testing.assert_close(value.double(), expected[name], rtol=eps, atol=eps, msg=name)
-
-
-def test_the_decay_warms_up() -> None:
-    ema = EMA(decay=0.9)
-    assert [ema.decay_at(0), ema.decay_at(10_000)] == pytest.approx([0.1, 0.9])
-    assert all(ema.decay_at(i) <= ema.decay_at(i + 1) for i in range(200))
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-6, msg=name)
 
 
 def test_a_checkpoint_is_validated_and_tested_as_it_is(tmp_path: Path) -> None:

@@ -139,7 +139,6 @@ def test_only_networks_at_their_target_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "a rate or an energy, not rate None and energy None"),
         ({"rate": 0.1, "energy": 1e-6}, "a rate or an energy, not rate 0.1 and energy 1e-06"),
         ({"rate": 0.0}, "rate of EnergyTarget must be above 0 and at most 1, not 0.0"),
         ({"energy": float("nan")}, "must be joules of an image, above 0, not nan"),

@@ -1,6 +1,5 @@
 """Integer inference within a Trainer."""
 
-import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -8,28 +7,22 @@ from lightning_msnn.callbacks import IntegerInference
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn.integer import to_integers
 from lightning_msnn.tasks import SpikingClassifier
+from tests.callbacks.training import quiet
 from tests.models.test_registry import lively
 
 
-def trainer(accelerator="cpu"):
-    return pl.Trainer(
-        accelerator=accelerator, logger=False, callbacks=[IntegerInference()], enable_checkpointing=False,
-        enable_progress_bar=False, barebones=False, max_epochs=1,
-    )  # fmt: skip
-
-
-def test_predicts_in_integers_and_puts_the_network_back():
+def test_predicts_in_integers_and_puts_the_network_back(tmp_path):
     task, x = SpikingClassifier(), torch.randn(4, 3, 16, 16)
     network = lively(task.network)
     with torch.no_grad():
         expected, own = to_integers(network)(x), network(x)
-    found = trainer().predict(task, torch.utils.data.DataLoader(x, batch_size=4))
+    found = quiet(tmp_path, IntegerInference()).predict(task, torch.utils.data.DataLoader(x, batch_size=4))
     torch.testing.assert_close(found[0]["logits"], expected, rtol=0, atol=1e-6)
     assert not torch.equal(expected, own)
     assert task.network is network
 
 
-def test_refuses_a_training():
+def test_refuses_a_training(tmp_path):
     data = torch.utils.data.TensorDataset(torch.randn(4, 3, 16, 16), torch.arange(4))
     with pytest.raises(ConfigurationError, match="not for fit"):
-        trainer().fit(SpikingClassifier(), torch.utils.data.DataLoader(data, batch_size=4))
+        quiet(tmp_path, IntegerInference()).fit(SpikingClassifier(), torch.utils.data.DataLoader(data, batch_size=4))

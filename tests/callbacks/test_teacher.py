@@ -13,7 +13,7 @@ from lightning_msnn.callbacks import EMA, Teacher
 from lightning_msnn.callbacks.teacher import distillation_loss
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.nn import Rectifier, synapse
+from lightning_msnn.nn import Rectifier
 from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
 from tests.callbacks.training import ENTRY, NETWORK, RELU, fit
@@ -66,24 +66,6 @@ def test_a_teacher_is_fixed_and_in_no_checkpoint(tmp_path):
     assert content["teacher"] == ENTRY
 
 
-def test_small_maps_are_matrix_products(tmp_path, monkeypatch):
-    teacher = Teacher(ENTRY)
-    fit(tmp_path, teacher, trainer={"max_steps": 1})
-    pointwise, seen = synapse._pointwise, []
-
-    def spy(x, *others):
-        seen.append(tuple(x.shape[2:]))
-        return pointwise(x, *others)
-
-    monkeypatch.setattr(synapse, "_pointwise", spy)
-    images = torch.randn(40, 1, 16, 16)
-    with torch.no_grad():
-        expected = zoo.load(ENTRY)(images)
-    agree = (teacher(images) - expected).abs().amax(1) < 1e-3  # others have a membrane next to its threshold
-    assert agree.float().mean() > 0.9
-    assert set(seen) == {(2, 2), (1, 1)}
-
-
 def test_a_student_needs_teacher_and_start_no_longer(tmp_path):
     fit(tmp_path, network_kwargs=RELU)
     made = tmp_path / "x.ckpt"
@@ -96,14 +78,6 @@ def test_a_student_needs_teacher_and_start_no_longer(tmp_path):
         assert torch.equal(value, student.state_dict()[name]), name
     with pytest.raises(ConfigurationError, match=r"no checkpoint at .*x\.ckpt"):
         fit(tmp_path, Teacher(str(made)))
-
-
-def test_a_student_starts_as_its_relu_baseline(tmp_path):
-    baseline, _ = fit(tmp_path, network_kwargs=RELU)
-    student = SpikingClassifier("msnn_resnet12_tiny", 10, 1, RELU | {"spiking": True}, str(tmp_path / "x.ckpt"))
-    trained, parameters = baseline.network.state_dict(), dict(student.network.named_parameters())
-    taken = {name for name, value in parameters.items() if name in trained and torch.equal(value, trained[name])}
-    assert set(parameters) - taken == {n for n in parameters if n.endswith("decay.logit")}
 
 
 def test_a_teacher_sees_its_own_normalisation():
@@ -131,8 +105,6 @@ class Reversed(Digits):
         ("msnn_resnet12_tiny.digit", {}, "'msnn_resnet12_tiny.digit'.*did you mean"),
         ("msnn_resnet12.c100", {}, "the student's num_classes, 10: msnn_resnet12.c100 has 100"),
         (ENTRY, {"in_chans": 3}, "the student's in_chans, 3: .* has 1"),
-        ("resnet18.nonsense", {}, "resnet18.nonsense"),
-        ("nowhere.ckpt", {}, "no checkpoint at 'nowhere.ckpt'"),
     ],
 )
 def test_teachers_that_are_refused(tmp_path, monkeypatch, source, task, message):
@@ -146,7 +118,7 @@ def test_classes_in_another_order_are_refused(tmp_path):
         fit(tmp_path, Teacher(ENTRY), data=Reversed(batch_size=16, image_size=8, num_workers=0))
 
 
-@pytest.mark.parametrize("given", [{"weight": 0.0}, {"weight": 1.5}, {"temperature": 0.0}, {"temperature": math.inf}])
+@pytest.mark.parametrize("given", [{"weight": 1.5}, {"temperature": math.inf}])
 def test_bad_arguments(given):
     with pytest.raises(ConfigurationError, match=f"{next(iter(given))}.*{next(iter(given.values())):g}"):
         Teacher(ENTRY, **given)

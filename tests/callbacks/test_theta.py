@@ -73,8 +73,6 @@ def test_a_pattern_moves_what_it_names(tmp_path):
         ({"schedule": "linear", "theta": 0.1}, "end is missing"),
         ({"schedule": "step", "theta": 0.1, "gamma": 0.5, "every": 1, "end": 0.3}, "end is of no use, but is 0.3"),
         ({"schedule": "linear", "theta": float("nan"), "end": 0.1}, r"theta .* \[0, 1\], not nan"),
-        ({"schedule": "cosine", "theta": 0.1, "end": -0.1}, "end .* not -0.1"),
-        ({"schedule": "step", "theta": 0.1, "gamma": 2.0, "every": 1}, "gamma .* not 2.0"),
         ({"schedule": "step", "theta": 0.1, "gamma": 0.5, "every": 0}, "every .* not 0"),
         ({"schedule": "piecewise", "points": {0: 1.1}}, "theta at 0 .* not 1.1"),
         ({"schedule": "linear", "theta": 0.1, "end": 0.2, "interval": "batch"}, "interval .*'batch'.*epoch, step"),
@@ -96,11 +94,6 @@ def test_bad_arguments(kwargs, message):
 def test_networks_that_are_refused(network, options, message, tmp_path):
     with pytest.raises(ConfigurationError, match=message):
         fit(tmp_path, ThetaScheduler("linear", theta=0.3, end=0.5, **options), network_kwargs=NETWORK | network)
-
-
-def test_a_training_without_an_end_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="the linear theta schedule must know where training ends"):
-        fit(tmp_path, ThetaScheduler("linear", theta=0.3, end=0.5), epochs=-1)
 
 
 def test_does_nothing_where_nothing_is_projected_and_says_so(tmp_path, caplog):

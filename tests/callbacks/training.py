@@ -21,6 +21,13 @@ class StopEarly(pl.Callback):
         trainer.should_stop = True
 
 
+def quiet(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    """A Trainer on the CPU that writes, logs and shows nothing unless an option says so."""
+    given: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
+    given |= {"enable_progress_bar": False, "enable_model_summary": False, **options}
+    return pl.Trainer(callbacks=list(callbacks), accelerator="cpu", default_root_dir=folder, **given)
+
+
 def fit(
     folder: Path,
     *callbacks: pl.Callback,
@@ -34,17 +41,8 @@ def fit(
     pl.seed_everything(0, verbose=False)
     given = {"network": "msnn_resnet12_tiny", "in_chans": 1, "network_kwargs": dict(NETWORK), "schedule": "constant"}
     module = SpikingClassifier(**{**given, **task})
-    options: dict[str, Any] = {
-        "max_epochs": epochs,
-        "limit_train_batches": 4,
-        "limit_val_batches": 1,
-        "num_sanity_val_steps": 0,
-    }
-    options |= {"enable_checkpointing": False, "logger": False, **(trainer or {})}
-    own = pl.Trainer(
-        callbacks=list(callbacks), enable_progress_bar=False, enable_model_summary=False,
-        accelerator="cpu", default_root_dir=folder, plugins=[AtomicCheckpointIO()], **options,
-    )  # fmt: skip
+    options = {"limit_train_batches": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0, **(trainer or {})}
+    own = quiet(folder, *callbacks, max_epochs=epochs, plugins=[AtomicCheckpointIO()], **options)
     data = Digits(batch_size=16, image_size=8, num_workers=0) if data is None else data
     own.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     own.save_checkpoint(folder / "x.ckpt")

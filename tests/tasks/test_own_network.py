@@ -75,7 +75,6 @@ def test_a_module_must_be_given_again(tmp_path):
     ("options", "message"),
     [
         ({"network": "nowhere.Net"}, "unknown network 'nowhere.Net': .* a class of yours that is imported"),
-        ({"network": "lightning_msnn.tasks.Task"}, "unknown network"),
         ({"network": PATH, "pretrained": True}, "pretrained must be false, an entry or a checkpoint with .*Own"),
         ({"network": Own(), "network_kwargs": {"width": 4}}, r"network_kwargs are for .* not for Own\(\)"),
     ],
