@@ -3,7 +3,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from scipy.io import wavfile
 
 from lightning_msnn.data.audio import LogMel, align_maps, find_sounds, level_maps, mel_filters, read_wav, read_waves
@@ -11,6 +10,7 @@ from lightning_msnn.data.speech_commands import SpeechCommands
 from lightning_msnn.data.spoken_digits import SpokenDigits
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier
+from tests.callbacks.training import quiet
 
 SPEAKERS = ("ada", "bo", "cy", "di")
 
@@ -123,20 +123,6 @@ def test_aligned_recordings_do_not_depend_on_place_speed_level_and_microphone():
     torch.testing.assert_close(level_maps(tilted)[:, :, 5:-5], level_maps(maps)[:, :, 5:-5], atol=0.3, rtol=0)
 
 
-@pytest.mark.parametrize("frames", [40, 640])
-def test_the_place_of_a_sound_does_not_matter_whatever_the_width(frames):
-    sweep = np.sin(2 * np.pi * np.cumsum(400 + 1500 * np.linspace(0, 1, 800)) / 8000)
-    waves = np.stack([np.concatenate([silence(at), sweep, silence(0.8)])[:6400] for at in (0.08, 0.3, 0.64)])
-    waves = torch.from_numpy(waves * 32767).short()
-    maps = SpokenDigits(frames=frames).transform(waves, False).flatten(1)
-    for other in maps[1:]:
-        assert torch.nn.functional.cosine_similarity(maps[0], other, 0) > 0.97
-    whole = SpokenDigits(frames=frames, aligned=False).transform(waves, False)
-    loud = whole.mean((1, 2))  # a fifth of the map where it is, at 0.08, 0.3 and 0.64 of 0.8 seconds
-    places = loud.topk(frames // 10, 1).indices.float().mean(1) / frames
-    torch.testing.assert_close(places, torch.tensor([0.08, 0.3, 0.64]) / 0.8 + 0.06, atol=0.08, rtol=0)
-
-
 def test_an_offset_of_a_microphone_does_not_hide_where_a_sound_is(tmp_path):
     wave = np.concatenate([silence(0.2), 0.8 * tone(440, seconds=0.3), silence(0.3)])
     for name, offset in (("a.wav", 0.0), ("b.wav", 0.05)):
@@ -195,8 +181,6 @@ def test_bad_values_and_folders_are_named_before_any_work(digits, tmp_path):
         ({"splits": "random"}, "unknown split 'random': allowed are recordings, speakers"),
         ({"splits": "speakers", "val_speaker": "theo"}, "val_speaker must not be one of test_speakers, and 'theo' is"),
         ({"mels": 200}, "mels must be smaller, not 200"),
-        ({"frames": 7000}, "frames must be at most 6400"),
-        ({"seconds": 0}, "seconds must be from 0 to 60, not 0"),
         ({"time_mask": 40}, "time_mask must be from 0 to 39, not 40"),
         ({}, "root is not given"),
         ({"root": str(tmp_path / "none")}, "none' is not a folder"),
@@ -212,10 +196,7 @@ def test_bad_values_and_folders_are_named_before_any_work(digits, tmp_path):
 def test_a_spiking_network_trains_and_predicts_files(digits):
     module = SpokenDigits(root=str(digits), folder=str(digits / "recordings" / "3_bo_4.wav"), batch_size=50)
     task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, {"depths": (1, 1), "widths": (8, 8)})
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, max_epochs=1,
-    )  # fmt: skip
+    trainer = quiet(digits, max_epochs=1)
     trainer.fit(task, datamodule=module)
     assert trainer.test(task, datamodule=module, verbose=False)[0]["test/loss"] > 0
     assert (task.class_names, task.preprocessing["image_size"]) == (module.classes, (32, 40))

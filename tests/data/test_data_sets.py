@@ -24,9 +24,6 @@ def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-# Digits
-
-
 def test_digits_parts() -> None:
     first, second = (ready(Digits(seed=seed))._datasets for seed in (0, 1))
     assert {name: len(part) for name, part in first.items()} == {"train": 1294, "val": 144, "test": 359}
@@ -47,9 +44,6 @@ def test_digits_values_and_statistics() -> None:
     scaled = pixels.double() / 255
     assert module.mean == (round(scaled.mean().item(), 4),)
     assert module.std == (round(scaled.std(correction=0).item(), 4),)
-
-
-# CIFAR
 
 
 def test_cifar_from_folders(make_tree: MakeTree) -> None:
@@ -98,9 +92,6 @@ def test_cifar_in_the_official_layout(official: Any) -> None:
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(ConfigurationError, match=r"not the official one.*data.download: true"):
         module.setup("fit")
-
-
-# Downloads
 
 
 @pytest.fixture
@@ -155,9 +146,6 @@ def test_failed_download_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-# Tiny-ImageNet
-
-
 def make_tiny(root: Path, train: int = 2) -> list[str]:
     wnids = [f"n{index * 7 % 200:08d}" for index in range(200)]  # not sorted
     for index, wnid in enumerate(wnids):
@@ -201,17 +189,8 @@ def test_tiny_imagenet_faults_are_named(tmp_path: Path) -> None:
         notes.write_text(text + line)
         with pytest.raises(ConfigurationError, match=message):
             module.check("test")
-    notes.unlink()
-    with pytest.raises(ConfigurationError, match=r"cannot read .*val_annotations.txt"):
-        module.check("test")
     with pytest.raises(ConfigurationError, match="has no class folders"):
         module.check("fit")
-    (tmp_path / "wnids.txt").write_text("n1\nn2\n")
-    with pytest.raises(ConfigurationError, match="names 2 classes"):
-        module.check("fit")
-
-
-# ImageFolder
 
 
 def test_image_folder_classes_and_val_as_test(make_tree: MakeTree) -> None:
@@ -242,9 +221,7 @@ def test_image_folder_with_one_part(make_tree: MakeTree) -> None:
     [
         (None, 8, 2**32, ArrayDataset),
         (None, 7, 2**32, FileDataset),
-        (None, 8, 8 * 3 * 16 * 16, FileDataset),
         (True, 1, 1, ArrayDataset),
-        (False, 100, 2**32, FileDataset),
     ],
 )
 def test_image_folder_in_memory_or_not(
@@ -256,8 +233,6 @@ def test_image_folder_in_memory_or_not(
     module = ready(ImageFolder(root=root, image_size=16, in_memory=in_memory))
     assert isinstance(module._datasets["train"], kind)
     assert module.augment.crop_padding == (2 if kind is ArrayDataset else 0)
-    given = ready(ImageFolder(root=root, image_size=16, in_memory=in_memory, crop_padding=3))
-    assert given.augment.crop_padding == 3
 
 
 def test_image_folder_on_the_fly(make_tree: MakeTree) -> None:
@@ -275,9 +250,6 @@ def test_image_folder_on_the_fly(make_tree: MakeTree) -> None:
     assert not torch.equal(crop, other)  # a random crop each time
     torch.manual_seed(0)
     assert torch.equal(dataset[0][0], crop)
-
-
-# Real data
 
 
 @pytest.mark.slow

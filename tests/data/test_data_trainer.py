@@ -1,6 +1,5 @@
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_msnn.data import CIFAR10, Digits, ImageFolder
 from lightning_msnn.errors import ConfigurationError
+from tests.callbacks.training import quiet
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -47,13 +47,6 @@ class Probe(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, **options,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("kind", ["digits", "in memory", "decoded by a worker"])
 def test_the_trainer_runs_every_stage(make_tree: MakeTree, tmp_path: Path, kind: str) -> None:
     write_image(tmp_path / "new" / "x.png", 0)
@@ -64,7 +57,7 @@ def test_the_trainer_runs_every_stage(make_tree: MakeTree, tmp_path: Path, kind:
     own = {"in_memory": not worker, "num_workers": int(worker)}
     module = Digits(**options) if kind == "digits" else ImageFolder(root, **own, **options)
     model = Probe(module.in_chans * 16**2, module.num_classes)
-    runner = trainer(tmp_path, fast_dev_run=True)
+    runner = quiet(tmp_path, fast_dev_run=True)
     runner.fit(model, module)
     runner.validate(model, module, verbose=False)
     runner.test(model, module, verbose=False)
@@ -89,7 +82,7 @@ def test_batches_are_the_same_without_a_trainer(make_tree: MakeTree, tmp_path: P
         ((x - torch.tensor(module.mean).view(3, 1, 1)) / torch.tensor(module.std).view(3, 1, 1)).sum() for x in pixels
     }
     assert all(any(torch.isclose(x.sum(), y) for y in known) for images, _ in module.train_dataloader() for x in images)
-    model, runner = Probe(3 * 16 * 16, 2), trainer(tmp_path, max_epochs=1)
+    model, runner = Probe(3 * 16 * 16, 2), quiet(tmp_path, max_epochs=1)
     runner.fit(model, module.train_dataloader(), module.val_dataloader())
     runner.test(model, module, verbose=False)
     runner.test(model, module.test_dataloader(), verbose=False)
@@ -106,7 +99,7 @@ def test_training_images_grow(make_tree: MakeTree, tmp_path: Path) -> None:
     module = CIFAR10(root=root, train_sizes={1: 16, 3: 24}, **options)
     model = Probe(3, 10)
     model.net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
-    trainer(tmp_path, max_epochs=5, num_sanity_val_steps=1).fit(model, module)
+    quiet(tmp_path, max_epochs=5, num_sanity_val_steps=1).fit(model, module)
     assert [images.shape[-1] for images, _ in model.seen["train"]] == [32, 16, 16, 24, 24]
     assert {images.shape[-1] for images, _ in model.seen["val"]} == {32}
     # Of the same brightness: scaled, not cut.
@@ -116,32 +109,11 @@ def test_training_images_grow(make_tree: MakeTree, tmp_path: Path) -> None:
     assert module.train_size(100) == 24
 
 
-def test_only_training_batches_are_augmented(make_tree: MakeTree, tmp_path: Path) -> None:
-    module = CIFAR10(root=str(make_tree(CIFAR10.classes)), val_fraction=0.5, batch_size=20, crop_padding=0, flip=1.0)
-    model = Probe(3 * 32 * 32, 10)
-    trainer(tmp_path, max_epochs=1, num_sanity_val_steps=1).fit(model, module)
-    train, val = (module.transform(d.images[d.indices], False) for d in map(module._datasets.get, ("train", "val")))
-    for images, _ in model.seen["val"]:  # of the sanity check too
-        assert torch.equal(images, val)
-    ((images, _),) = model.seen["train"]
-    assert {image.numpy().tobytes() for image in images} == {image.numpy().tobytes() for image in train.flip(-1)}
-
-
 def test_fit_decodes_no_test_image(make_tree: MakeTree, tmp_path: Path) -> None:
     root = make_tree(CIFAR10.classes)
     for file in root.glob("test/*/*.png"):
         file.write_text("not an image")
     module, model = CIFAR10(str(root), batch_size=4), Probe(3 * 32 * 32, 10)
-    trainer(tmp_path, fast_dev_run=True).fit(model, module)
+    quiet(tmp_path, fast_dev_run=True).fit(model, module)
     with pytest.raises(ConfigurationError, match="cannot read the image"):
-        trainer(tmp_path, fast_dev_run=True).test(model, module, verbose=False)
-
-
-def test_each_device_keeps_a_batch() -> None:
-    module = Digits(batch_size=500)
-    module.setup("fit")
-
-    module.trainer = Mock(world_size=4, global_rank=0)
-    assert not module.train_dataloader().drop_last  # 1294 images, 323 a device
-    module.trainer.world_size = 2
-    assert module.train_dataloader().drop_last
+        quiet(tmp_path, fast_dev_run=True).test(model, module, verbose=False)
