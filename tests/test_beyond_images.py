@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-from lightning_msnn import data, zoo
-from lightning_msnn.cli import configurations, main
+from lightning_msnn import zoo
+from lightning_msnn.cli import main
 from lightning_msnn.report import main as report
 from lightning_msnn.zoo.__main__ import main as zoo_main
 
@@ -105,15 +104,3 @@ def test_what_is_tested_at_the_end_is_looked_for_before_the_training(digits, her
     assert not list(here.rglob("*.ckpt"))
     fit(*SPEECH, "--run.test", "false")
     assert Path(LAST).is_file()
-
-
-@pytest.mark.parametrize("recipe", ["recipe/tiny", "recipe/series"])
-@pytest.mark.parametrize("name", [n for n in configurations() if n.startswith("data/")])
-def test_tiny_recipes_go_with_all_data(name, recipe):
-    """A recipe for tiny networks has no option that some data, or some task, does not have."""
-    said = yaml.safe_load(configurations()[recipe].read_text())
-    own = yaml.safe_load(configurations()[name].read_text())
-    kind = getattr(data, own["data"]["class_path"].rpartition(".")[2])
-    assert said["data"].keys() <= {"batch_size"}
-    assert not own["data"].get("init_args", {}).keys() & said["data"].keys(), "so that their order does not matter"
-    assert hasattr(kind, "setup")

@@ -30,11 +30,6 @@ def make_trainer(**options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_it_is_short(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) < (100 if path.stem == "train" else 150)
-
-
 def test_a_plain_loop_trains(capsys):
     import train
 

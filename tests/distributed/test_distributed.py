@@ -13,13 +13,12 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from torch import nn
 
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.kernels import native
 from lightning_msnn.tasks import SpikingClassifier
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT
 from tests.distributed.worker import HALVES, learn, main
 
 HERE = Path(__file__).parent
@@ -95,16 +94,6 @@ def test_random_numbers_differ_by_process(runs: Any) -> None:
             assert len(set(numbers)) == 2
 
 
-@pytest.mark.slow
-def test_random_numbers_repeat_by_run(runs: Any, images: Path, tmp_path: Path) -> None:
-    done = python("-m", "tests.distributed.worker", str(images), str(tmp_path), "2", cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for rank in range(2):
-        again = torch.load(tmp_path / f"rank_{rank}.pt")
-        assert again["drawn"] == runs[2][rank]["drawn"]
-        assert all(torch.equal(again["weights"][k], v) for k, v in runs[2][rank]["weights"].items())
-
-
 @pytest.mark.skipif(not native.available(), reason="torch has no such batch norm on CPUs")
 @pytest.mark.parametrize("name", HALVES)
 def test_batch_norm_of_two_processes_equals_one_with_the_whole_batch(runs: Any, name: str) -> None:
@@ -178,16 +167,6 @@ def test_sharded_weights_decay_as_whole_ones(tmp_path: Path) -> None:
     ranks = [torch.load(tmp_path / f"rank_{rank}.pt") for rank in range(2)]
     assert all(rank["dimensions"] == [1] for rank in ranks)
     assert [sum(sizes) for sizes in zip(*(rank["sizes"] for rank in ranks), strict=True)] == whole
-
-
-def test_synchronised_batch_norm_is_lightnings_own() -> None:
-    """No layer is lost to it: every batch norm of every network is one that torch converts."""
-    for name in TINY:
-        network = timm.create_model(name, num_classes=10)
-        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        assert len([m for m in converted.modules() if isinstance(m, nn.SyncBatchNorm)]) == len(norms) > 0
-        converted.eval()(torch.randn(1, 3, 16, 16))
 
 
 @pytest.mark.parametrize("processes", [1, 3])

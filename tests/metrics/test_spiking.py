@@ -131,7 +131,5 @@ def test_wrong_use_is_refused():
         SilentNeurons(count_operations(small()[:2], torch.rand(1, 1, 8, 8).double())).update(record)
     with pytest.raises(ConfigurationError, match="division of a metric 'layers'.*did you mean 'layer'"):
         SpikeRate(small(), by="layers")
-    with pytest.raises(ConfigurationError, match="energy profile 'cmos'"):
-        Energy(small(), profile="cmos")
     with pytest.raises(ConfigurationError, match="field 'acs'"):
         record.total("acs")
