@@ -1,15 +1,12 @@
 """Synapses' convolutions against torch's own, where they are matrix products and where they are not."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_msnn.kernels.convolution import small_convolution
-from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d, PointwiseConv2d, Synapse
+from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d, PointwiseConv2d
 
 KINDS = {
     "pointwise": lambda bias=True: PointwiseConv2d(6, 10, bias),
@@ -133,14 +130,6 @@ def test_autocast_computes_in_bfloat16_and_returns_gradients_in_float32(kind, si
     assert_close(got, wanted, TOLERANCE[torch.bfloat16])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiled(kind):
-    ours = KINDS[kind]()
-    compiled = torch.compile(copy.deepcopy(ours), backend="aot_eager", fullgraph=True)
-    x = maps(64, 6, 2, 2)
-    assert_close(results(compiled, x), results(ours, x), 1e-5)
-
-
 @pytest.mark.parametrize("size", [(2, 2), (3, 4)])
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_derivatives_of_a_small_convolution(size, depthwise):
@@ -150,21 +139,3 @@ def test_derivatives_of_a_small_convolution(size, depthwise):
     bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(small_convolution, (x, weight, bias))
     assert torch.autograd.gradgradcheck(small_convolution, (x, weight, bias))
-
-
-@pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("norm", [True, False])
-def test_a_synapse_keeps_the_names_of_its_parameters_and_folds(kernel, norm):
-    synapse = Synapse(6, 10, kernel, norm)
-    plain = nn.ModuleDict({"conv": nn.Conv2d(6, 10, kernel, padding=kernel // 2, bias=not norm)})
-    if norm:
-        plain["norm"] = nn.BatchNorm2d(10)
-    assert {k: v.shape for k, v in synapse.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
-    assert isinstance(synapse.conv, nn.Conv2d)
-    x = maps(64, 6, 2, 2)
-    synapse(x).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in synapse.parameters())
-    if norm:
-        synapse.eval()
-        folded = fuse_conv_bn_eval(synapse.conv, synapse.norm)
-        assert_close([folded(x)], [synapse(x)], 1e-5)
