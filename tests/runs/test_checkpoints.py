@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 import torch
 
@@ -34,12 +33,3 @@ def test_an_interruption_leaves_the_older_one(tmp_path: Path, monkeypatch: pytes
     assert read_checkpoint(path)["epoch"] == 1
     write_whole({"state_dict": {}, "epoch": 3}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
-
-
-def test_a_url_takes_bytes_and_checkpoints() -> None:
-    write_whole(b"text", "memory://bucket/a.txt")
-    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, "memory://bucket/new/x.ckpt")
-    files = fsspec.filesystem("memory")
-    assert files.cat("/bucket/a.txt") == b"text"
-    with files.open("/bucket/new/x.ckpt", "rb") as file:
-        assert torch.load(file, weights_only=True) == {"epoch": 1}

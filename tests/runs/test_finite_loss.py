@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lightning_msnn.callbacks import EMA
-from lightning_msnn.cli import main
 from lightning_msnn.data import Digits
 from lightning_msnn.errors import TrainingError
 from lightning_msnn.runs import AtomicCheckpointIO, FiniteLoss, LastCheckpoint
@@ -45,35 +44,6 @@ def test_stops_before_the_weights(tmp_path: Path, what: str) -> None:
     assert all(torch.equal(value, broken.weights[name]) for name, value in task.named_parameters())
 
 
-def test_the_command_line_says_it_in_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["lightning-msnn"])
-    config = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
-    args = ["fit", "--config", str(config), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    with pytest.raises(SystemExit) as stop:
-        main(
-            [
-                *args,
-                "--model.lr",
-                "1e38",
-                "--trainer.max_epochs",
-                "3",
-                "--run.every_n_steps",
-                "1",
-                "--trainer.limit_val_batches",
-                "1",
-            ]
-        )
-    assert stop.value.code == 1
-    said = capsys.readouterr().err.strip().splitlines()
-    assert said[-1].startswith("lightning-msnn: error: the loss is not finite at step ")
-    run = tmp_path / "runs" / "quickstart" / "version_0"
-    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] >= 1, "the last checkpoint stays"
-
-
 class BadGradient(pl.Callback):
     """Give one step a finite loss and a gradient that is not a number."""
 
@@ -101,14 +71,3 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, every: int,
         content = torch.load(path, weights_only=True)
         assert content["global_step"] == step
         assert all(value.isfinite().all() for value in content["state_dict"].values())
-
-
-def test_a_finite_training_is_left_alone(tmp_path: Path) -> None:
-    pl.seed_everything(0, verbose=False)
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, default_root_dir=tmp_path, max_epochs=1, limit_train_batches=3,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, callbacks=[FiniteLoss()],
-    )  # fmt: skip
-    trainer.fit(SpikingClassifier(in_chans=1), datamodule=Digits(batch_size=16))
-    assert trainer.global_step == 3
-    assert not list(tmp_path.iterdir())

@@ -166,16 +166,6 @@ def test_with_everything_at_once(tmp_path: Path, kind: str) -> None:
     assert kind != "a target" or last.state_dict()["multiplier"] > 0.0
 
 
-@pytest.mark.slow
-def test_without_the_generators_it_is_not_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the test above can fail."""
-    _, raw, _ = run(tmp_path / "a", digits(tmp_path))
-    monkeypatch.setattr(RandomState, "on_load_checkpoint", lambda *_: None)
-    run(tmp_path / "b", digits(tmp_path), kill=5)
-    _, again, _ = run(tmp_path / "b", digits(tmp_path), resume=True)
-    assert not same(raw, again)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_do_not_depend_on_what_came_before(images: Path, workers: int) -> None:
     def loader() -> Any:
@@ -205,12 +195,6 @@ def test_batches_do_not_depend_on_what_came_before(images: Path, workers: int) -
     other = list(second)
     assert second.state_dict()["epoch"] == 5
     assert not torch.equal(other[0][0], everything[0][0])
-
-
-def test_same_seed_same_result_and_another_seed_another(tmp_path: Path) -> None:
-    a, b, c = (run(tmp_path / str(i), digits(tmp_path), seed=s, max_epochs=1)[1] for i, s in enumerate((1, 1, 2)))
-    assert same(a, b)
-    assert not same(a, c)
 
 
 def stop_by(number: signal.Signals, folder: Path, data: Any, *plugins: Any) -> None:

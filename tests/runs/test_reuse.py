@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_msnn.callbacks import EMA, TrainingCurves
-from lightning_msnn.data import Digits
+from lightning_msnn.callbacks import EMA
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, RandomState, read_checkpoint
+from lightning_msnn.runs import AtomicCheckpointIO, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
 
 SMALL = {"depths": [1, 1], "widths": [8, 8]}
@@ -47,33 +46,6 @@ def test_an_average_begins_anew_with_each_training(tmp_path):
     assert torch.equal(results[0], results[1])
 
 
-def test_a_training_after_a_test_is_as_one_without(tmp_path):
-    def callbacks():
-        return [EMA(0.5), LastCheckpoint(), RandomState(), TrainingCurves()]
-
-    first = trainer(tmp_path / "a", *callbacks(), enable_checkpointing=True)
-    first.fit(task(optimizer="sgd"), loader())
-    path = tmp_path / "a" / "checkpoints" / "last.ckpt"
-    results = []
-    for tests in (False, True):
-        own = trainer(tmp_path / str(tests), *callbacks(), enable_checkpointing=True)
-        if tests:
-            own.test(task(optimizer="sgd"), loader(), ckpt_path=path, verbose=False)
-        module = task(network_kwargs={**SMALL, "drop_rate": 0.2})
-        pl.seed_everything(1, verbose=False)
-        own.fit(module, loader())
-        results.append(weights(module))
-        assert (tmp_path / str(tests) / "checkpoints" / "last.ckpt").is_file()
-    assert torch.equal(*results)
-
-
-def test_each_training_has_its_last_checkpoint(tmp_path):
-    last = LastCheckpoint()
-    for name in "ab":
-        trainer(tmp_path / name, last, enable_checkpointing=True).fit(task(), loader())
-        assert (tmp_path / name / "checkpoints" / "last.ckpt").is_file()
-
-
 def test_a_task_is_trained_again_for_another_length(tmp_path):
     module = task(schedule="cosine")
     trainer(tmp_path).fit(module, loader())
@@ -104,6 +76,3 @@ def test_numbers_of_numpy_become_plain(tmp_path):
     kept = read_checkpoint(tmp_path / "x.ckpt")["hyper_parameters"]
     assert kept["lr"] == 0.002
     assert [type(weight) for weight in (kept["lr"], *kept["class_weights"])] == [float] * 11
-    own.fit(task(), datamodule=Digits(batch_size=64, val_fraction=np.float64(0.1), num_workers=0))
-    own.save_checkpoint(tmp_path / "y.ckpt")
-    assert type(read_checkpoint(tmp_path / "y.ckpt")["datamodule_hyper_parameters"]["val_fraction"]) is float

@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from lightning_msnn.data import Digits
-from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import LastCheckpoint, RandomState
-from lightning_msnn.runs.last_checkpoint import _slurm_job
 from lightning_msnn.runs.random_state import get_generators, set_generators
 from lightning_msnn.tasks import SpikingClassifier
 
@@ -58,13 +56,6 @@ def test_a_checkpoint_of_more_processes_begins_anew(tmp_path: Path) -> None:
     assert second.global_step == 4
 
 
-def test_a_development_run_leaves_nothing(tmp_path: Path) -> None:
-    trainer(tmp_path, fast_dev_run=True, callbacks=[LastCheckpoint(1)]).fit(
-        SpikingClassifier(in_chans=1), datamodule=Digits()
-    )
-    assert not list(tmp_path.iterdir())
-
-
 def test_steps_between_checkpoints_within_an_epoch(tmp_path: Path) -> None:
     seen = []
 
@@ -77,20 +68,6 @@ def test_steps_between_checkpoints_within_an_epoch(tmp_path: Path) -> None:
         SpikingClassifier(in_chans=1, network_kwargs=NETWORK), datamodule=Digits(batch_size=8)
     )
     assert seen == [0, 0, 0, 3, 3, 3, 6, 7, 7, 9, 9, 9, 12, 12]
-
-
-def test_slurm_names_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert _slurm_job() == "7"
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    assert _slurm_job() == "5_2"
-
-
-def test_other_signals_are_left_alone(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGUSR1)
-    trainer(tmp_path, callbacks=[LastCheckpoint()]).fit(SpikingClassifier(in_chans=1), datamodule=Digits())
-    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 class Terminate(pl.Callback):
@@ -132,48 +109,3 @@ def test_sigterm_ends_the_step_and_exits_with_143(
     assert content["global_step"] == step
     batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
     assert batches == min(9, step * options.get("accumulate_grad_batches", 1)), "no batch of another step"
-
-
-@pytest.mark.parametrize(("every", "interval"), [(0, 3), (1, 3)])
-def test_no_checkpoint_within_a_step(tmp_path: Path, every: int, interval: int) -> None:
-    """Also behind a resume, when it is not known at which step the file was written."""
-    seen = []
-
-    class Look(LastCheckpoint):
-        def _save_and_obey(self, trainer: pl.Trainer, always: bool = True) -> None:
-            assert not trainer.fit_loop._should_accumulate()
-            super()._save_and_obey(trainer, always)
-
-    class Stop(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, module: Any, out: Any, batch: Any, batch_idx: int) -> None:
-            path = tmp_path / "checkpoints" / "last.ckpt"
-            seen.append(path.exists() and torch.load(path)["loops"]["fit_loop"]["epoch_loop.batch_progress"])
-            if batch_idx == 4:
-                raise KeyboardInterrupt
-
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    for _ in range(2):
-        with pytest.raises(SystemExit):
-            trainer(
-                tmp_path, limit_train_batches=9, val_check_interval=interval, accumulate_grad_batches=2,
-                callbacks=[Look(every), Stop()],
-            ).fit(
-                SpikingClassifier(in_chans=1, network_kwargs=NETWORK), datamodule=Digits(batch_size=8),
-                ckpt_path=path if path.exists() else None, weights_only=True,
-            )  # fmt: skip
-    written = [state["current"]["processed"] for state in seen if state]
-    assert all(number % 2 == 0 for number in written)
-    assert bool(written) == bool(every)
-
-
-def test_another_end_of_the_schedule_is_refused(tmp_path: Path) -> None:
-    def fit(epochs: int) -> None:
-        last = tmp_path / "checkpoints" / "last.ckpt"
-        trainer(tmp_path, max_epochs=epochs, callbacks=[LastCheckpoint()]).fit(
-            SpikingClassifier(in_chans=1, network_kwargs=NETWORK), datamodule=Digits(),
-            ckpt_path=last if last.exists() else None, weights_only=True,
-        )  # fmt: skip
-
-    fit(1)
-    with pytest.raises(ConfigurationError, match="the cosine schedule .* ends at step 2, not at 4: give max_epochs"):
-        fit(2)
