@@ -74,10 +74,8 @@ def change(folder, **fields):
     [
         ("architecture", None, "no field 'architecture' of type str"),
         ("input_size", [16, 16], "input_size of length 2, and 3 is needed"),
-        ("std", [], "std of length 0, and 1 is needed"),
         ("num_classes", 10**12, "label_names of length 10, and 1000000000000 is needed"),
         ("tag", "../../x", "letters, digits and '_-.' are allowed"),
-        ("sha256", "../../x", "letters, digits and '_-.' are allowed"),
     ],
 )
 def test_a_config_that_lacks_what_is_needed(mine, field, value, message):

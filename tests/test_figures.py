@@ -18,7 +18,7 @@ import timm
 import torch
 
 from benchmarks import inference, pictures, rates, speed, trainings
-from benchmarks.common import fill, read, with_interval
+from benchmarks.common import read, with_interval
 from lightning_msnn import __version__, zoo
 from lightning_msnn.conversion.tracing import trace
 from lightning_msnn.energy import PROFILES
@@ -70,13 +70,6 @@ def test_the_table_of_the_zoo() -> None:
 def test_means_have_their_intervals() -> None:
     assert with_interval([97.0, 98.0, 99.0], 2) == "98.00 ± 2.48", "4.303 / sqrt(3)"
     assert with_interval([1.5], 3) == "1.500"
-
-
-def test_a_page_without_marks(tmp_path: Path) -> None:
-    (tmp_path / "page.md").write_text("<!-- tables -->\nold\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="once each"):
-        fill(tmp_path / "page.md", "tables", "new")
-    assert (tmp_path / "page.md").read_text(encoding="utf-8") == "<!-- tables -->\nold\n"
 
 
 def test_pictures_are_of_the_entries() -> None:

@@ -93,19 +93,6 @@ def test_other_classes_of_the_same_number_are_refused(checkpoint, tmp_path):
         trained.check(reversed_())
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("msnn_resnet12_tiny.digit", "unknown zoo entry 'msnn_resnet12_tiny.digit'.*did you mean"),
-        ("none.ckpt", "no checkpoint at 'none.ckpt'"),
-        ("resnet18.a1_in2k", "timm has no weights for .*did you mean .resnet18.a1_in1k"),
-    ],
-)
-def test_what_is_none(source, message):
-    with pytest.raises(ConfigurationError, match=message):
-        load_trained(source)
-
-
 def test_the_size_of_images(checkpoint):
     with pytest.raises(ConfigurationError, match="image_size is 8, but mine.ckpt is for 16 x 16"):
         load_trained(checkpoint[0], image_size=8)

@@ -11,7 +11,6 @@ from inspect import signature
 import pytest
 import timm
 import torch
-from PIL import Image
 from timm.data import resolve_data_config
 from timm.models import save_for_hf
 
@@ -75,12 +74,6 @@ def test_config_is_complete(name):
         assert arguments <= config["model_args"].keys()
 
 
-def test_transforms():
-    x, config = zoo.transforms(DIGITS)(Image.new("L", (16, 16), 255)), zoo.info(DIGITS)
-    assert x.shape == (1, 16, 16)
-    assert x.mean().item() == pytest.approx((1 - config["mean"][0]) / config["std"][0], rel=1e-5)
-
-
 def test_new_head_and_channels():
     model, trained = zoo.load(DIGITS, num_classes=3, in_chans=3), zoo.load(DIGITS)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
@@ -115,7 +108,6 @@ def test_an_entry_keeps_its_tau_where_theta_alone_is_given():
     [
         ({"integer": True, "fuse": False}, "integer folds batch norm"),
         ({"integer": True, "device": "cuda"}, "integer is for CPUs"),
-        ({"pretrained_cfg": {"url": "x"}}, "pretrained_cfg is not an argument of msnn_resnet12_tiny.digits"),
     ],
 )
 def test_arguments_that_are_refused(arguments, message):
@@ -234,13 +226,6 @@ def test_verify_refuses_figures_that_are_5_percent_off_or_missing(mine, measured
         change(mine, **{field: None})
         with pytest.raises(ConfigurationError, match=f"{field} is .*, but the card says None|{field} differ"):
             zoo.verify(DIGITS)
-    change(mine, top1=config["top1"] + 0.5)
-    with pytest.raises(ConfigurationError, match="top1 is 98.33, but the card says 98.83"):
-        zoo.verify(DIGITS)
-    silent = {k: v for k, v in measured[0].items() if k != "spike_rate" and not k.endswith("_ann_twin")}
-    monkeypatch.setattr(verification, "figures", lambda *_: (silent, measured[1]))
-    with pytest.raises(ConfigurationError, match="spike_rate is None, but the card says 0.3"):
-        zoo.verify(DIGITS)
 
 
 class Sorted(torch.utils.data.TensorDataset):
