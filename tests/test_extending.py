@@ -12,11 +12,9 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from lightning_msnn import functional, zoo
+from lightning_msnn import zoo
 from lightning_msnn.cli import main
-from lightning_msnn.energy.pictures import draw_windows
 from lightning_msnn.imports import import_files
 from lightning_msnn.nn import Membrane, Neuron, Spike, fire
 from lightning_msnn.nn.layer import Layer
@@ -105,31 +103,6 @@ def test_what_is_in_a_network(here, heading):
     if argument == "projection":  # learnt from 0.25
         thetas = [torch.sigmoid(p) for n, p in mine.named_parameters() if n.endswith("theta_logit")]
         assert any(abs(theta.item() - 0.25) > 1e-4 for theta in thetas)
-
-
-def test_windows_are_cut_so(here, monkeypatch):
-    import_files("halves.py")
-    halves = sys.modules["halves"].Halves
-    cut, plain = [], halves.split
-    monkeypatch.setattr(halves, "split", lambda self, x: cut.append((x, plain(self, x))) or cut[-1][1])
-    run(COMMANDS["A kind of windows"], "--run.test", "false", "--run.monitors", "false")
-    heights = {x.shape[2] for x, _ in cut}
-    assert heights == {8, 4, 2}, "one row cannot be cut"
-    for x, (upper, lower) in cut:
-        half = x.shape[2] // 2
-        assert torch.equal(upper, x[:, :, :half])
-        assert torch.equal(lower, x[:, :, half:])
-
-
-def test_windows_are_drawn_without_borders(here):
-    """Where those of the package lie is known; of others the rates alone are."""
-    import_files("halves.py")
-    rate = torch.cat([torch.full((4, 8), 0.25), torch.full((4, 8), 0.5)])
-    axes = draw_windows({"layer": {"kind": "halves", "isolated": False, "rate": rate}}).axes[0]
-    assert axes.get_title().endswith(": 25 50")
-    assert not axes.lines
-    with pytest.raises(ValueError, match="windows of kind halves have no side"):
-        functional.side("halves", 8)
 
 
 def test_a_token_mixer_its_entry_and_its_report(here, monkeypatch, capsys):
@@ -256,18 +229,3 @@ def test_gradients_are_those_of_autograd(here, form, windows_out):
     ):
         assert mine.abs().sum() > 0
         torch.testing.assert_close(mine, theirs)
-
-
-def test_a_network_with_a_renamed_projection_is_the_same(here):
-    """The package's own equations under new names run on the reference, and give what the kernels give."""
-    functional.PROJECTIONS["again"] = functional.sine
-    functional.WINDOWS["again"] = functional.WINDOWS["non_dilated"]
-    functional.SURROGATES["again"] = functional.triangular
-    mine = {"projection": "again", "windows": "again", "surrogate": "again"}
-    made = []
-    for given in ({"windows": "non_dilated"}, mine):
-        torch.manual_seed(0)
-        network = timm.create_model("msnn_resnet12_tiny", num_classes=3, in_chans=1, **given)
-        network(torch.randn(8, 1, 16, 16)).square().sum().backward()
-        made.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
-    assert F.cosine_similarity(*made, 0) > 0.999
