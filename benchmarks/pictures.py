@@ -55,12 +55,8 @@ VISITS = (
     r"layer 2: $u^2_k = \tau\,\Omega(u^1_{k-1},\,u^2_{k-1}) + I^2_k$          "
     r"$\Omega(a, b) = 2\,\sin(\pi\theta\,a\,\cos(\pi\theta\,b))$"
 )
-FAMILIES = {
-    "msnn_resnet12": "#3b6fb6",
-    "msnn_vit12": "#d9822b",
-    "msnn_rnn12": "#3f9b5f",
-    "resnet18_cifar": "#8a5fb0",
-}
+FAMILIES = {"msnn_resnet12": "#3b6fb6", "msnn_vit12": "#d9822b", "msnn_rnn12": "#3f9b5f"}
+FAMILIES["resnet18_cifar"] = "#8a5fb0"
 """Colours of the families."""
 
 DATA = {
@@ -113,9 +109,7 @@ def measure(roots: dict[str, str]) -> None:
 def membranes() -> dict[str, Any]:
     """Membranes of layer 1 in the first two blocks of the entry, for a photograph of a flower.
 
-    Returns:
-        ``image`` and, for each block, its ``kind`` of windows, the ``currents`` and membranes ``u`` of the windows,
-        each ``(C, h, w)``, the ``merged`` membrane and the ``spikes``, ``(C, H, W)``, the decay ``tau`` by channel.
+    Maps are ``(C, H, W)``, those of windows ``(C, h, w)``; the decay ``tau`` is by channel.
     """
     photograph = Image.fromarray(load_sample_image("flower.jpg")).crop((130, 0, 557, 427))
     model = zoo.load(ENTRY)
@@ -244,14 +238,8 @@ def draw_neuron(found: dict[str, Any]) -> Figure:
     threshold = float(one["threshold"])
     # Places where carrying decides, in either direction or most: the same rule on any image.
     decides = ((u > threshold) != (currents > threshold)).sum(0).float() + carried.abs().amax(0) / 10
-    order = decides.flatten().argsort(descending=True)
-    chosen: list[tuple[int, int, int]] = []
-    for index in order.tolist():
-        c, y, x = np.unravel_index(index, decides.shape)
-        if all(c != other[0] for other in chosen):
-            chosen.append((int(c), int(y), int(x)))
-        if len(chosen) == 3:
-            break
+    most, places = decides.flatten(1).max(1)
+    chosen = [(int(c), *divmod(int(places[c]), decides.shape[2])) for c in most.argsort(descending=True)[:3]]
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
     for panel, (c, y, x) in zip(axes, chosen, strict=True):

@@ -124,10 +124,8 @@ def experiments(rows: Rows) -> str:
     names = list(dict.fromkeys(name for data, name in found if data in ("digits", "cifar100_tenth")))
     projections = dict.fromkeys(name.split()[1] for name in names if name.startswith("projection"))
     text = []
-    for title, (prefix, default) in {
-        **SECTIONS,
-        **{f"Projection {p}": (f"projection {p}", "") for p in projections},
-    }.items():
+    sections = SECTIONS | {f"Projection {p}": (f"projection {p}", "") for p in projections}
+    for title, (prefix, default) in sections.items():
         lines = []
         for name in names:
             if name.startswith(f"{prefix} ") or name == prefix or (default and name == "default"):
@@ -137,16 +135,10 @@ def experiments(rows: Rows) -> str:
         head = ["setting", "digits, top-1", "spike rate", "a tenth of CIFAR-100, top-1", "spike rate"]
         text += [f"**{title}**", "", markdown(head, lines), ""]
     for data, title, digits, last in WHOLE:
-        lines = [
-            [
-                name,
-                mean([percent(r) for r in one], digits),
-                rate(one),
-                one[0]["epochs"] if last == "epochs" else len(one),
-            ]
-            for (of, name), one in found.items()
-            if of == data
-        ]
+        mine = {name: one for (of, name), one in found.items() if of == data}
+        ends = [one[0]["epochs"] if last == "epochs" else len(one) for one in mine.values()]
+        tops = [mean([percent(r) for r in one], digits) for one in mine.values()]
+        lines = [list(line) for line in zip(mine, tops, map(rate, mine.values()), ends, strict=True)]
         text += [f"**{title}**", "", markdown(["setting", "top-1", "spike rate", last], lines), ""]
     return "\n".join(text)
 

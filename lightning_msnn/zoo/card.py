@@ -200,16 +200,15 @@ def table(names: list[str]) -> str:
     Args:
         names: Names of the entries.
     """
-    head = ["entry", "data (test samples)", "parameters", "size", "top-1", "ReLU baseline's top-1", "spike rate"]
-    rows = [[*head, "energy", "ReLU baseline's energy, same weights", "both with memory traffic"], ["---"] * 10]
+    head = ["entry", "data", "parameters", "size", "top-1", "baseline's top-1", "spike rate", "energy", "factor"]
+    rows = [[*head, "with memory traffic"], ["---"] * 10]
     for name in names:
         config = info(name)
         accuracies = [config.get("top1"), _baseline_top1(name, config)]
-        data = config.get("data", {}).get("class_path", "-").rpartition(".")[2]
         rows.append(
             [
                 f"`{name}`",
-                f"{data} ({config['top1_images']:,})" if "top1_images" in config else data,
+                config.get("data", {}).get("class_path", "-").rpartition(".")[2],
                 f"{config['parameters'] / 1e6:.2f} M" if "parameters" in config else "-",
                 "{1}x{2}".format(*config["input_size"]),
                 *("-" if top1 is None else f"{top1} %" for top1 in accuracies),

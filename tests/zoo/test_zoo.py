@@ -300,7 +300,7 @@ def test_command_line(mine, run):
     assert run("card", DIGITS)[2] == 0
     assert f"---\n\n# {DIGITS}\n" in (mine / "README.md").read_text(encoding="utf-8")
     table = run("table")[0].splitlines()
-    assert table[0].startswith("| entry | data (test samples) |")
+    assert table[0].startswith("| entry | data | parameters |")
     assert any(f"`{DIGITS}`" in line for line in table)
     out, err, status = run("verify", "msnn_resnet12_tiny_digit")
     assert (out, status) == ("", 2)
