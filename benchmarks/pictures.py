@@ -57,8 +57,6 @@ VISITS = (
 )
 FAMILIES = {"msnn_resnet12": "#3b6fb6", "msnn_vit12": "#d9822b", "msnn_rnn12": "#3f9b5f"}
 FAMILIES["resnet18_cifar"] = "#8a5fb0"
-"""Colours of the families."""
-
 DATA = {
     "CIFAR100": "CIFAR-100, 10,000 test images",
     "CIFAR10": "CIFAR-10, 10,000 test images",
