@@ -147,18 +147,7 @@ def spike_rate(record: Record, by: str | None = None) -> Any:
 
 
 def mean_level(record: Record, by: str | None = None) -> Any:
-    """Mean level of the spikes of all neurons, silent ones included; the spike rate where none is graded.
-
-    Args:
-        record: What a network did.
-        by: None for all layers as one, ``"layer"`` for each.
-
-    Returns:
-        A mean in [0, levels], float64, NaN without neurons; or means by the name of the layer.
-
-    Raises:
-        ConfigurationError: If ``by`` is something else.
-    """
+    """Mean level of spikes over all neurons, in [0, levels]: :func:`spike_rate`, each spike weighted by its level."""
     return _by_neuron(record, by, "spikes", "further_levels")
 
 

@@ -134,16 +134,3 @@ def test_pictures_answer_one_question():
         assert axes.get_title().endswith("dilated windows: 75 75 75 75")
         width = {round(3 * side / 4)} if side > 1 else set()
         assert {round(patch.get_width()) for patch in axes.patches} == width
-
-
-def test_unknown_names(capsys):
-    for args, message in (
-        ([__file__], "is no source: the name of a checkpoint ends in .ckpt"),
-        (["msnn_resnet12_digit"], "unknown zoo entry 'msnn_resnet12_digit'.*did you mean 'msnn_resnet12"),
-        (["none.ckpt"], "no checkpoint at 'none.ckpt'"),
-        ([zoo.list_models()[0], "--profile", "cmos"], "unknown energy profile 'cmos'"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            main(args)
-        assert stop.value.code == 2
-        assert re.search(message, capsys.readouterr().err), message
