@@ -174,12 +174,6 @@ def test_a_wrong_command_is_noticed(wrong, folder, monkeypatch, capsys):
     assert "lightning-msnn: error" in capsys.readouterr().err
 
 
-def test_a_wrong_option_of_a_program_is_noticed(folder, monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        parse_python(["-m", "lightning_msnn.report", "x", "--samplez", "1"], monkeypatch)
-    assert "--samplez" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md", "docs/concepts.md"])
 def test_sentences_are_short(page):
     """Thirty words at most; a cell of a table and an item of a list is text of its own."""

@@ -53,18 +53,3 @@ def test_surrogate_is_an_even_density(name):
     torch.testing.assert_close(h, h.flip(0))
     assert torch.trapezoid(h, x).item() == pytest.approx(1.0, abs=2e-3)
     assert h.max().item() == pytest.approx(1.0, abs=1e-9)
-
-
-@pytest.mark.parametrize("name", SURROGATES)
-def test_a_traced_step_keeps_its_surrogate(name):
-    class Layer(torch.nn.Module):
-        def forward(self, x):
-            return 3.0 * heaviside(x * 2.0, SURROGATES[name], 0.5)
-
-    x, y = torch.randn(2, 50).unsqueeze(0).repeat(2, 1, 1).requires_grad_().unbind(0)
-    upstream = torch.randn_like(x)
-    out, traced = Layer()(x), torch.fx.symbolic_trace(Layer())(y)
-    assert torch.equal(out, traced)
-    (expected,), (got,) = (torch.autograd.grad(o, [i], upstream) for o, i in ((out, x), (traced, y)))
-    assert expected.any()
-    assert torch.equal(got, expected)

@@ -50,12 +50,6 @@ def test_order_and_place_of_windows(kind):
     assert torch.equal(bottom_right, x[..., -s:, -s:])
 
 
-def test_order_of_grid_phases():
-    x = torch.arange(16.0).view(1, 1, 4, 4)
-    phases = [part[0, 0, 0, 0].item() for part in split(x, "grid")]
-    assert phases == [0.0, 1.0, 4.0, 5.0]
-
-
 @pytest.mark.parametrize("kind", WINDOWS)
 def test_merge_is_the_mean_where_windows_overlap(kind):
     """Against a count of windows per pixel, by brute force."""
@@ -85,10 +79,3 @@ def test_a_map_of_one_row_is_cut_along_it(kind):
     assert count(kind, 1, 21) == 4
     assert count(kind, 21, 1) == 1
     torch.testing.assert_close(merge(windows, kind, 1, 21), x)
-
-
-def test_unknown_kind():
-    with pytest.raises(ValueError, match="spiral"):
-        side("spiral", 8)
-    with pytest.raises(ValueError, match="spiral"):
-        split(torch.zeros(1, 1, 8, 8), "spiral")

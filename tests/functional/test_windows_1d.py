@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_msnn.functional.windows import WINDOWS
-from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS
+from lightning_msnn.functional.windows_1d import TIME_WINDOWS
 
 WIDTHS = [*range(4, 20), 63, 64, 65, 251]
 
@@ -50,8 +49,3 @@ def test_merge_is_the_mean_of_what_lies_on_a_column(kind):
 @pytest.mark.parametrize("kind", TIME_WINDOWS)
 def test_short_maps_are_one_window(kind):
     assert [TIME_WINDOWS[kind].count(1, width) for width in range(1, 6)] == [1, 1, 1, 4, 4]
-
-
-def test_every_kind_in_two_dimensions_has_one_for_a_row():
-    assert OF_ONE_ROW.keys() == WINDOWS.keys() - {"single"} - TIME_WINDOWS.keys()
-    assert set(OF_ONE_ROW.values()) == TIME_WINDOWS.keys()
