@@ -24,7 +24,6 @@ from lightning_msnn.nn import (
     AnalogueMLP,
     BernoulliEncoder,
     Block,
-    Encoder,
     FixedDecay,
     PatchMerging,
     Spike,
@@ -219,28 +218,6 @@ def test_grad_checkpointing_changes_nothing(name, dtype, synchronised):
         assert (a is None and b is None) or torch.equal(a, b)
     torch.testing.assert_close(*states, rtol=0, atol=0, msg="statistics of batch norm follow a step once")
     assert all(m.momentum for m in twin.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TINY)
-def test_grad_checkpointing_of_a_compiled_network(name):
-    torch._dynamo.reset()
-    model, x = make(name, **SHALLOW).train(), torch.randn(4, 3, 8, 8)
-    twin = copy.deepcopy(model)
-    model.set_grad_checkpointing()
-    torch.compile(model, backend="aot_eager")(x).square().sum().backward()
-    twin(x).square().sum().backward()
-    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(model.state_dict(), twin.state_dict(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["msnn_resnet12_tiny", "msnn_vit12_tiny"])
-def test_a_gradient_for_each_sample(name):
-    model, x = lively(make(name)).requires_grad_(False), torch.randn(3, 3, 16, 16)
-    with torch.no_grad():
-        each = torch.func.vmap(lambda image: model(image[None])[0])(x)
-    torch.testing.assert_close(each, model(x))
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -447,8 +424,6 @@ def test_drop_path_grows_with_depth():
     assert rates == sorted(rates)
     assert rates[0] == 0.0
     assert rates[-1] == pytest.approx(0.2)
-    encoder = model.stages[0].blocks[0].encoder1
-    assert isinstance(encoder, Encoder)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -469,18 +444,10 @@ def test_drop_path_is_of_each_branch(name):
     [
         ({"thetta": 0.3}, "'thetta'.*did you mean 'theta'"),
         ({"windows": "alternating"}, "windows 'alternating'.*did you mean 'alternate'"),
-        ({"surrogate": "relu"}, "surrogate gradient 'relu'"),
-        ({"projection": "cos"}, "projection 'cos'"),
-        ({"theta": float("nan")}, "theta.*nan"),
         ({"num_classes": -1}, "num_classes.*-1"),
-        ({"in_chans": 0}, "in_chans.*0"),
         ({"drop_rate": 1.0}, "drop_rate.*1.0"),
-        ({"drop_path_rate": -0.1}, "drop_path_rate.*-0.1"),
         ({"mlp_ratio": 0.0}, "mlp_ratio.*0.0"),
         ({"norm": "none"}, "norm must be true or false, not 'none'"),
-        ({"spiking": "false"}, "spiking must be true or false, not 'false'"),
-        ({"learn_theta": "channel"}, "learn_theta must be true or false, not 'channel'"),
-        ({"depths": (1, 1), "widths": (8,)}, "depths and widths"),
         ({"depths": (1, 0), "widths": (8, 8)}, "depths and widths.*0"),
         ({"depths": 2}, "depths and widths must be lists of integers, one for each stage, not 2"),
         ({"stem_stride": 3}, "stem_stride must be 2 or 4, not 3"),
@@ -488,7 +455,6 @@ def test_drop_path_is_of_each_branch(name):
         ({"mlp": "relu"}, "mlp.*relu"),
         ({"coding": "rate"}, "coding.*rate"),
         ({"learn_tau": "all"}, "learn_tau must be true, false, 'layer' or 'channel', not 'all'"),
-        ({"learn_threshold": "all"}, "learn_threshold must be true, false, 'layer' or 'channel', not 'all'"),
         ({"time_steps": 2}, "time_steps must be left out, or 1, not 2: networks have one time step"),
     ],
     ids=str,

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_msnn.energy import OperationCounter
-from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS
+from lightning_msnn.functional.windows_1d import TIME_WINDOWS
 from lightning_msnn.nn import CONTEXTS, PatchMerging
 from lightning_msnn.nn.folding import fold_batch_norm
 from tests.conftest import COMPILED, SHALLOW, TINY
@@ -27,35 +27,6 @@ def test_a_network_equals_a_plain_loop(name, context, windows, size):
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
     wanted = gradients(model, expected, upstream)
     torch.testing.assert_close(gradients(model, out, upstream), wanted, rtol=1e-7, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_windows_of_a_row_matter(name):
-    """The network sees in what the kinds differ, in float32, where kernels compute it."""
-    outs = []
-    for windows in ("single", *OF_ONE_ROW):
-        torch.manual_seed(0)
-        model = lively(make(name, **SMALL, windows=windows, tau=0.4, learn_tau=False))
-        outs.append(model(torch.randn(2, 3, 1, 64, generator=torch.Generator().manual_seed(1))))
-    assert not any(torch.equal(a, b) for i, a in enumerate(outs) for b in outs[:i])
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_a_kind_for_rows_is_that_of_its_name(name):
-    for kind, other in OF_ONE_ROW.items():
-        one, two = (make(name, **SMALL, windows=windows).eval() for windows in (kind, other))
-        two.load_state_dict(one.state_dict())
-        x = torch.randn(2, 3, 1, 30)
-        assert torch.equal(one(x), two(x))
-
-
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("name", TINY)
-def test_any_length_trains(name, context):
-    model = make(name, **SMALL, context=context, in_chans=2).train()
-    for width in (1, 4, 7, 16):
-        model(torch.randn(4, 2, 1, width)).sum().backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("width", [2, 7, 12])

@@ -90,10 +90,6 @@ def test_recurrence_equals_torch(cell):
     assert torch.equal(recurrent(tokens), theirs(tokens)[0])
 
 
-def test_every_cell_is_one_of_torch_or_fires():
-    assert CELLS.keys() == {*TORCH_CELLS, *SPIKING_CELLS}
-
-
 @pytest.mark.parametrize("neuron", [Neuron(threshold=0.1), LEARNT, Neuron(threshold=-0.05)], ids=str)
 @pytest.mark.parametrize("cell", SPIKING_CELLS)
 def test_a_spiking_recurrence_is_torch_with_a_state_that_fires(cell, neuron):
@@ -199,26 +195,6 @@ def test_batched_windows_equal_the_published_loop(windows, size, projection):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_one_window_is_the_same_shared_or_isolated():
-    shared = ConvMixer(4, "single", "shared", neuron=Neuron(threshold=0.0)).eval()
-    isolated = ConvMixer(4, "single", "isolated", neuron=Neuron(threshold=0.0)).eval()
-    isolated.load_state_dict(shared.state_dict())
-    x = (torch.rand(2, 4, 6, 6) < 0.5).float()
-    assert torch.equal(shared(x), isolated(x))
-
-
-def test_isolated_windows_do_not_see_each_other():
-    """With no memory from window to window, a change in one quarter leaves the others as they were."""
-    mixer = ConvMixer(4, "non_dilated", "isolated", neuron=Neuron(tau=0.0, learn_tau=False, threshold=0.0)).eval()
-    x = (torch.rand(1, 4, 8, 8) < 0.5).float()
-    y = x.clone()
-    y[..., 4:, 4:] = 1 - y[..., 4:, 4:]
-    same = (mixer(x) == mixer(y)).all(1)[0]
-    assert same[:4].all()
-    assert same[4:, :4].all()
-    assert not same[4:, 4:].all()
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -226,11 +202,9 @@ def test_isolated_windows_do_not_see_each_other():
         ({"context": "both"}, "context 'both'.*isolated, shared"),
         ({"projection": "cosine"}, "projection 'cosine'.*mean, .*did you mean 'sine'"),
         ({"theta": float("nan")}, "theta .*nan"),
-        ({"theta": float("inf")}, "theta .*inf"),
         ({"theta": 1.5}, "theta .*1.5"),
         ({"tau": 1.5, "learn_tau": False}, r"tau .*\[0, 1\].*1.5"),
         ({"tau": 0.0}, r"learnt tau .*\(0, 1\).*0.0"),
-        ({"tau": float("nan"), "learn_tau": False}, "tau .*nan"),
         ({"threshold": float("nan")}, "threshold .*nan"),
         ({"surrogate": "trianglar"}, "surrogate gradient 'trianglar'.*did you mean 'triangular'"),
     ],

@@ -75,31 +75,18 @@ def test_outputs_and_gradients_are_those_of_a_convolution(kind, dtype):
                 assert_close(got, wanted, TOLERANCE[dtype])
 
 
-def test_odd_maps_lose_the_pixels_that_are_in_no_patch():
-    ours = PatchConv2d(6, 10)
-    x = maps(33, 6, 5, 7)
-    assert_close(results(ours, x), results(twin(ours), x), 1e-5)
-
-
 @pytest.mark.parametrize(
     ("kind", "batch", "size", "dtype", "expected"),
     [
         ("pointwise", 1, (8, 8), torch.bfloat16, True),
         ("pointwise", 1, (16, 16), torch.bfloat16, False),
-        ("pointwise", 1, (3, 3), torch.float32, True),
-        ("pointwise", 1, (4, 4), torch.float32, False),
         ("pointwise", 1, (2, 2), torch.float16, False),
         ("grouped pointwise", 33, (2, 2), torch.bfloat16, False),
         ("patch", 1, (24, 24), torch.bfloat16, True),
         ("patch", 1, (32, 32), torch.bfloat16, False),
-        ("patch", 1, (8, 8), torch.float32, True),
-        ("patch", 1, (16, 16), torch.float32, False),
         ("patch", 1, (3, 4), torch.float32, False),
         ("centred", 32, (6, 6), torch.bfloat16, True),
         ("centred", 31, (6, 6), torch.bfloat16, False),
-        ("centred", 32, (8, 8), torch.bfloat16, False),
-        ("centred", 32, (3, 3), torch.float32, True),
-        ("centred", 32, (4, 4), torch.float32, False),
         ("centred", 32, (1, 5), torch.float32, False),
         ("centred", 1, (1, 1), torch.float32, True),
         ("five", 32, (2, 2), torch.float32, False),
