@@ -61,12 +61,3 @@ def test_a_forward_derivative_is_refused(differentiated):
         dual = forward_ad.make_dual(x, torch.ones_like(x))
         with pytest.raises(NotImplementedError, match="jvp"):
             network(dual)
-
-
-def test_float64_stays_what_it_is_under_autocast():
-    """As torch's own convolutions do."""
-    network, x = make("msnn_resnet12_tiny", training=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = network.double()(x.double().contiguous(memory_format=torch.channels_last))
-    out.sum().backward()
-    assert out.dtype == torch.float64
