@@ -166,17 +166,10 @@ def test_a_sample_costs_the_same_in_any_batch(name, kwargs, context):
     assert not whole.uncounted
 
 
-@pytest.mark.parametrize(
-    ("padded", "same"),
-    [
-        (nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 3, padding=1)),
-        (nn.Sequential(nn.ZeroPad2d((2, 2, 1, 1)), nn.Conv2d(3, 4, 3, 2)), nn.Conv2d(3, 4, 3, 2, padding=(1, 2))),
-    ],
-    ids=str,
-)
-def test_zeros_that_are_put_around_an_image_are_padding(padded, same):
+def test_zeros_that_are_put_around_an_image_are_padding():
+    padded = nn.Sequential(nn.ZeroPad2d((2, 2, 1, 1)), nn.Conv2d(3, 4, 3, 2))
     x = torch.randn(2, 3, 5, 6)
-    assert counted(padded, x) == counted(same, x)
+    assert counted(padded, x) == counted(nn.Conv2d(3, 4, 3, 2, padding=(1, 2)), x)
 
 
 def test_what_is_a_bias_and_what_is_not():
@@ -190,11 +183,7 @@ def test_what_is_a_bias_and_what_is_not():
     plain = network(linear)
     assert network(lambda x: (0.5 * linear(x)).view(2, 5) + extra + 1.0) == plain | {"multiplications": 10}
     assert network(lambda x: linear(x).relu() + extra)["additions"] == 2 * 10
-    assert network(lambda x: linear(x).relu_().add_(extra))["additions"] == 2 * 10
     assert network(lambda x: linear(x) + linear(x))["additions"] == 10
-    places = torch.randn(3, 5)
-    assert network(lambda x: linear(x).unsqueeze(1).expand(-1, 3, -1) + places)["additions"] == 2 * 3 * 5
-    assert network(lambda x: torch.stack([p + extra[:1] for p in linear(x).tensor_split(5, 1)])) == plain
     (conv,) = layers = [nn.Conv2d(3, 8, 4, 4)]
     embedding = Call(lambda x: conv(x).flatten(2).mT + embedding.place, *layers)
     embedding.place = nn.Parameter(torch.randn(1, 4, 8))
@@ -206,26 +195,6 @@ def test_activations_with_a_threshold_are_no_neurons():
     assert counted(nn.Softplus(), x) == counted(nn.Sigmoid(), x)
     assert "neurons" not in counted(nn.Threshold(0.1, 0.0), x)
     assert counted(nn.Hardswish(), x) == {"additions": 3 * 8, "multiplications": 2 * 8}
-
-
-class Fires(nn.Module):
-    threshold = 0.5
-
-    def forward(self, x):
-        return (x >= self.threshold).float()
-
-
-def test_neurons_that_meet_two_maps():
-    """They are told apart by map; time steps may come before samples."""
-    fire, conv = Fires(), nn.Conv2d(1, 1, 3, 2, 1)
-    network = Call(lambda x: fire(conv(fire(x))), fire, conv)
-    x = torch.rand(3, 1, 4, 4)
-    record = count_operations(network, x)
-    assert list(record.fired) == list(record.visits) == ["layers.0", "layers.0 (1, 2, 2)"]
-    assert torch.equal(record.fired["layers.0"], (x >= 0.5).sum(0))
-    assert record.layer("layers.0")["neurons"] == 3 * (16 + 4)
-    steps = count_operations(Call(lambda x: fire(x.expand(5, -1, -1, -1, -1)), fire), x)
-    assert (steps.fired["layers.0"].shape, steps.visits) == (x.shape[1:], {"layers.0": 15}), "time steps, then samples"
 
 
 def test_spikes_alone_are_counted_beside_the_kernels(monkeypatch):
@@ -248,19 +217,6 @@ def test_spikes_alone_are_counted_beside_the_kernels(monkeypatch):
     record = counter.record()
     assert record.samples == 2
     assert record.total("neurons") == count_operations(network, x).total("neurons") > 0
-
-
-def test_weights_that_autocast_keeps_are_read_each_time():
-    weight = nn.Parameter(torch.randn(4, 4))
-    network = Call(lambda x: network.layers[1](network.layers[0](x @ network.weight)), nn.Linear(4, 5), nn.Linear(5, 3))
-    network.weight = weight
-    x = torch.randn(2, 3, 4)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), OperationCounter(network) as counter:
-        network(x)
-        first = counter.record().counts
-        network(x)
-    assert torch.equal(counter.record().counts, 2 * first)
-    assert first.sum(0)[list(FIELDS).index("weights_read")] == 2 * (16 + 20 + 15)
 
 
 def test_membranes_of_other_libraries():
@@ -365,10 +321,6 @@ def test_recurrent_layers(cell, gates, bidirectional):
     assert deep.total("accumulates") == record.total("accumulates")
     assert deep.total("dense") == 2 * 7 * weights
     assert deep.total("weights_read") == 2 * weights
-    packed = nn.utils.rnn.pack_padded_sequence(spikes, [7, 5], batch_first=True)
-    assert "PackedSequence" in next(iter(count_operations(model, packed).uncounted))
-    turned = cell(6, 5, bidirectional=bidirectional)
-    assert count_operations(turned, spikes.transpose(0, 1)).total("accumulates") == record.total("accumulates")
 
 
 def test_arithmetic():
@@ -404,22 +356,10 @@ def test_batch_norm_is_folded_and_parameters_are_constants():
         assert record.total("multiply_accumulates") == 2 * (16 * 16 + 4 * 4), "and a product with a constant"
 
 
-@pytest.mark.parametrize(
-    ("function", "name"),
-    [
-        (torch.special.i0, "i0"),
-        (lambda x: LINEAR(x.transpose(0, 1)), "mm of 6 rows, which are not those of 2 samples"),
-        (lambda x: ATTENTION(*[x.transpose(0, 1)] * 3)[0], "addmm of 6 rows, which are not those of 2 samples"),
-    ],
-)
-def test_what_is_not_known_is_named(function, name):
-    """Operations without a rule, and layers that are called with something before the samples."""
-    record = count_operations(Call(function, LINEAR, ATTENTION), torch.rand(2, 3, 4))
-    assert any(name in operation for operation in record.uncounted), record.uncounted
-    assert record.total("dense") == 0 or function is not torch.special.i0
-
-
-LINEAR, ATTENTION = nn.Linear(4, 4), nn.MultiheadAttention(4, 2)
+def test_layers_called_with_something_before_the_samples_are_named():
+    linear = nn.Linear(4, 4)
+    record = count_operations(Call(lambda x: linear(x.transpose(0, 1)), linear), torch.rand(2, 3, 4))
+    assert "mm of 6 rows, which are not those of 2 samples" in str(record.uncounted)
 
 
 def test_network_is_left_as_it_was():
@@ -503,46 +443,6 @@ def test_training_under_autocast_and_inference_mode(name):
     for field in ("dense", "neurons", "membrane_updates", "omega", "omega_operations", "additions", "multiplications"):
         assert record.total(field) == inference.total(field), field
     assert model.stem.conv.weight.grad.isfinite().all()
-
-
-def test_a_transformer_of_others():
-    """Any network is counted; no neuron in it fires."""
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=8, depth=1).eval()
-    record = count_operations(model, torch.randn(2, 3, 32, 32))
-    assert record.total("neurons") == record.total("spikes") == record.total("accumulates") == 0
-    assert record.total("multiply_accumulates") == record.total("dense") > 1e6
-    assert not record.uncounted
-
-
-class Leaky(nn.Module):
-    """Neurons that keep their membrane and spikes as buffers."""
-
-    threshold = 0.5
-
-    def __init__(self):
-        super().__init__()
-        for name in ("mem", "spk"):
-            self.register_buffer(name, torch.zeros(2, 6), persistent=False)
-
-    def forward(self, x):
-        self.mem = 0.9 * self.mem * (1 - self.spk) + x
-        self.spk = (self.mem >= self.threshold).float()
-        return self.spk
-
-
-def test_state_in_buffers_is_no_weight():
-    fire, linear, back = Leaky(), nn.Linear(4, 6), nn.Linear(6, 6)
-    for parameter in (*linear.parameters(), *back.parameters()):
-        nn.init.constant_(parameter, 0.1)
-    network = Call(lambda x: fire(linear(x) + back(fire.spk)), linear, back, fire)
-    with torch.no_grad(), OperationCounter(network) as counter:
-        for _ in range(3):
-            network(torch.ones(2, 4))
-    # What the zeros that a buffer begins with would cost is not counted.
-    record = counter.record()
-    assert record.total("dense") == 2 * (3 * 24 + 2 * 36)
-    assert record.total("membrane_updates") == 2 * 2 * 6
-    assert record.total("weights_read") == 2 * (3 * 24 + 2 * 36)
 
 
 def test_a_printed_record_is_a_table_of_parts():

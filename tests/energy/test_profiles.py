@@ -11,7 +11,6 @@ from lightning_msnn.energy.profiles import (
     DEFAULT_PROFILE,
     FIELDS,
     KINDS,
-    PRICED,
     PROFILES,
     Profile,
     energy_by_kind,
@@ -31,18 +30,6 @@ def counts(**amounts):
 
 def joules(table, on=DEFAULT_PROFILE, parameters=(0, 0), **kwargs):
     return {k: v.sum().item() for k, v in energy_by_kind(table, torch.tensor(parameters), on, **kwargs).items()}
-
-
-@pytest.mark.parametrize("name", PROFILES)
-def test_every_profile_names_its_sources(name):
-    """Each number has a source, prices are of what is counted, and bytes are priced by those that say so."""
-    hardware = PROFILES[name]
-    assert len(hardware.source) > 20
-    assert any(year in hardware.source for year in ("2014", "2018", "2022", "2103"))
-    assert hardware.prices.keys() <= set(PRICED)
-    assert hardware.prices.keys() <= hardware.sources.keys()
-    assert "accumulates" in hardware.prices
-    assert hardware.traffic or not hardware.memory
 
 
 @pytest.mark.parametrize(
@@ -74,8 +61,6 @@ def test_memory():
     on_chip = 50 * 4 * 100 / 8 + 90 / 8 * 100 / 8
     assert joules(table, "cmos_45nm_sram")["memory"] == pytest.approx((on_chip + 40 * 100 / 8) * 1e-12)
     assert joules(table, "cmos_45nm_dram")["memory"] == pytest.approx((on_chip + 40 * 1300 / 8) * 1e-12)
-    # The same prices, asked for: what factors "with memory traffic" are made of.
-    assert joules(table, replace(PROFILES["cmos_45nm"], memory=True)) == joules(table, "cmos_45nm_sram")
     half = joules(table, replace(PROFILES["cmos_45nm_fp16"], memory=True))["memory"]
     assert half == pytest.approx((60 * 2 + 90 / 8) * 100 / 8 * 1e-12)
 
@@ -171,8 +156,6 @@ def test_profile_from_yaml(tmp_path):
         ("chip: {source: x}", "missing 1 required positional argument: 'prices'"),
         ("chip: {source: x, prices: {accumulate: 1}}", "price .*'accumulate'.*did you mean 'accumulates'"),
         ("chip: {source: x, prices: {accumulates: -1}}", "accumulates .* at least 0 pJ, not -1"),
-        ("chip: {source: x, prices: {}, price: 1}", "unexpected keyword argument 'price'"),
-        ("a: {source: x, prices: {}}\nb: {source: x, prices: {}}", "defines no energy profile .*too many values"),
         ("a: [", "defines no energy profile"),
     ],
 )
@@ -184,13 +167,11 @@ def test_bad_profiles(text, message, tmp_path):
 
 
 def test_one_more_profile_in_python(monkeypatch):
-    """An assignment: names, tables and reports then know it, and what is wrong is said at once."""
+    """An assignment: names, tables and reports then know it."""
     monkeypatch.setitem(PROFILES, "mine", Profile("my data sheet", {"accumulates": 2.0}))
     assert joules(counts(accumulates=3), "mine")["accumulates"] == pytest.approx(6e-12)
     record = Record(("", "a"), counts(accumulates=3), 1, torch.zeros(2))
     assert summarize(record)["profiles"]["mine"]["joules"] == pytest.approx(6e-12)
-    with pytest.raises(ConfigurationError, match="did you mean 'accumulates'"):
-        Profile("my data sheet", {"accumulate": 2.0})
 
 
 def test_unknown_profile():
