@@ -39,17 +39,6 @@ def test_sides(kind):
     assert all(2 * side(kind, n) >= n for n in range(2, 200)), "the windows must cover the map"
 
 
-@pytest.mark.parametrize("kind", ["non_dilated", "dilated"])
-def test_order_and_place_of_windows(kind):
-    x = torch.arange(64.0).view(1, 1, 8, 8)
-    s = side(kind, 8)
-    top_left, top_right, bottom_left, bottom_right = split(x, kind)
-    assert torch.equal(top_left, x[..., :s, :s])
-    assert torch.equal(top_right, x[..., :s, -s:])
-    assert torch.equal(bottom_left, x[..., -s:, :s])
-    assert torch.equal(bottom_right, x[..., -s:, -s:])
-
-
 @pytest.mark.parametrize("kind", WINDOWS)
 def test_merge_is_the_mean_where_windows_overlap(kind):
     """Against a count of windows per pixel, by brute force."""

@@ -78,9 +78,6 @@ def test_calibration():
     calibrate(baseline, x)(x)
     assert seen[-1].mean((0, 2, 3)).abs().max() < 1e-3
     assert (seen[-1].var((0, 2, 3)) - 1).abs().max() < 0.05
-    record = count_operations(baseline, x)
-    share = record.total("effective_multiply_accumulates") / record.total("multiply_accumulates")
-    assert 0.2 < share < 0.9, "about half of what ReLU returns is zero"
 
 
 def test_networks_without_baselines():

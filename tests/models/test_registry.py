@@ -2,7 +2,6 @@
 
 import copy
 import math
-import pickle
 import shutil
 
 import pytest
@@ -313,14 +312,6 @@ def test_fx_features_train(name, kwargs):
     theirs = dict(traced.named_parameters())
     for parameter, p in model.named_parameters():
         torch.testing.assert_close(theirs[parameter].grad, p.grad)
-
-
-@pytest.mark.parametrize("name", DISTINCT)
-def test_copies_and_pickles(name):
-    model = lively(make(name))
-    x = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
-    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), model(x))
 
 
 @pytest.mark.parametrize(
