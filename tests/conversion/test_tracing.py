@@ -2,6 +2,7 @@
 
 import copy
 import math
+import types
 
 import pytest
 import timm
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from lightning_msnn.conversion import RectifierSpike, convert, converted_layers, trace
 from lightning_msnn.conversion.tracing import APPROXIMATE
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.nn.folding import fold_batch_norm
+from lightning_msnn.nn.integer import to_integers
 
 IMAGES = torch.randn(4, 3, 8, 8)
 
@@ -27,6 +30,13 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.last(self.between(self, self.first(x)))
+
+
+def within(function, inner):
+    """A network that has a layer within, also in a list beside its modules, and hands it what a rectifier returns."""
+    net = Net(lambda net, x: function(net, net.act(x)), nn.Identity())
+    net.inner, net.held = inner, [inner]
+    return net
 
 
 def assign(net, x):
@@ -136,6 +146,11 @@ PLAIN = Net(RECTIFIED["module"])
         (PLAIN, IMAGES * math.inf, "the sample must be finite numbers"),
         (timm.create_model("msnn_resnet12_tiny"), torch.randn(2, 3, 16, 16), "has spiking neurons already"),
         (torch.compile(PLAIN), IMAGES, "OptimizedModule is compiled or scripted"),
+        (
+            within(lambda net, x: net.inner(x) if x.is_meta else F.conv2d(x, net.inner.weight), nn.Conv2d(6, 4, 1)),
+            IMAGES,
+            "Net computes inner in evaluation without calling it",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_changes_nothing(model, sample, message):
@@ -173,3 +188,26 @@ def test_a_transformer_of_torchs_own_calls_its_layers():
     made = convert(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), x)
     assert list(converted_layers(made)) == ["layers.0.linear2", "layers.1.linear2"]
     assert fired(made, x) == [[0.0, 1.0]] * 2
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_layers_that_a_network_keeps_elsewhere_spike_too(train):
+    model = within(lambda net, x: net.held[0](x), nn.Conv2d(6, 4, 1))
+    assert fired(convert(model, IMAGES).train(train), IMAGES) == [[0.0, 1.0]]
+
+
+def test_a_layer_with_a_forward_of_its_own_stays_as_it_is():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model[2].forward = types.MethodType(lambda self, x: F.conv2d(x, self.weight), model[2])
+    rows = trace(model, IMAGES).rows
+    assert [(row.layer, row.why) for row in rows[1:]] == [("2", "weights of its own"), ("4", "relu")]
+
+
+@pytest.mark.parametrize("form", [fold_batch_norm, to_integers])
+def test_weights_can_be_read_in_every_form(form):
+    model = within(lambda net, x: net.inner(x.amax((2, 3)).to(net.inner.weight.dtype)), nn.Linear(6, 4))
+    made = convert(model.eval(), IMAGES)
+    wanted, made = made(IMAGES), form(made)
+    torch.testing.assert_close(made(IMAGES), wanted, rtol=0, atol=0.02)
+    assert (made.inner.weight.shape, made.inner.bias.shape) == ((4, 6), (4,))
+    assert made.bfloat16().inner.weight.dtype == torch.bfloat16
