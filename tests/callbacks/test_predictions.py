@@ -67,6 +67,12 @@ def test_rows_come_as_they_are_made_and_an_older_file_stays_until_the_end(tmp_pa
     assert not (tmp_path / "p.csv.part").exists()
 
 
+def test_a_name_that_is_not_utf_8_keeps_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.NAMES", [*NAMES[:-1], os.fsdecode(b"\xff.png")])
+    predict(Named(), tmp_path / "p.csv")
+    assert b"\n\xff.png," in (tmp_path / "p.csv").read_bytes()
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "nowhere" / "p.csv", tmp_path, tmp_path / "pipe"):
