@@ -184,7 +184,7 @@ for part in (slice(1), slice(5)):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", entries())
+@pytest.mark.parametrize("name", [name for name in entries() if not name.startswith("msnn_rnn12.")])  # minutes each
 def test_every_entry(name, tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "DRAWN", 20)
     report = export(name, to="onnx", out=tmp_path / "x.onnx")
