@@ -61,7 +61,7 @@ class Endless(IterableDataset):
 
 @pytest.mark.parametrize(("schedule", "options"), [("cosine", {"max_epochs": 1}), ("one_cycle", {"max_epochs": -1})])
 def test_a_schedule_needs_an_end(tmp_path, schedule, options):
-    with pytest.raises(ConfigurationError, match=f"the {schedule} schedule needs an end: set max_steps"):
+    with pytest.raises(ConfigurationError, match=f"the {schedule} schedule must know where training ends"):
         trainer(tmp_path, **options).fit(task(schedule=schedule), DataLoader(Endless(), 4))
     own = trainer(tmp_path, max_steps=3, max_epochs=-1)
     own.fit(task(schedule=schedule), DataLoader(Endless(), 4))
