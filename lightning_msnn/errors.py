@@ -58,8 +58,8 @@ def brief(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def in_chain(error: BaseException | None, kind: type[BaseException]) -> Any:
-    """Return an error, or the first one that has led to it, of a kind; None if there is none."""
+def in_chain(error: BaseException | None, kind: type[BaseException] | tuple[type[BaseException], ...]) -> Any:
+    """Return an error, or the first one that has led to it, of one or several kinds; None if there is none."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error

@@ -21,7 +21,7 @@ from lightning_msnn.nn.layer import Layer
 from lightning_msnn.report import main as report
 from lightning_msnn.tasks import SpikingClassifier
 from lightning_msnn.zoo.__main__ import main as zoo_main
-from tests.conftest import ROOT
+from tests.conftest import ROOT, rest_is_slow
 from tests.pages import blocks, commands
 
 PAGE = blocks(ROOT / "docs" / "extending.md")
@@ -78,7 +78,7 @@ IN_A_NETWORK = {
 }
 
 
-@pytest.mark.parametrize("heading", IN_A_NETWORK)
+@pytest.mark.parametrize("heading", rest_is_slow(IN_A_NETWORK, ["A projection"]))
 def test_what_is_in_a_network(here, heading):
     """It is what the trained network computes with: with the package's own in its place, the network is another."""
     argument, name, ours = IN_A_NETWORK[heading]
@@ -105,6 +105,7 @@ def test_what_is_in_a_network(here, heading):
         assert any(abs(theta.item() - 0.25) > 1e-4 for theta in thetas)
 
 
+@pytest.mark.slow
 def test_a_token_mixer_its_entry_and_its_report(here, monkeypatch, capsys):
     _, content = run(COMMANDS["A token mixer"])
     assert content["hyper_parameters"]["network"] == "depthwise12_tiny"
@@ -129,6 +130,7 @@ def test_a_token_mixer_its_entry_and_its_report(here, monkeypatch, capsys):
     assert "depthwise12_tiny" in Path("page.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_energy_profile(here):
     folder, _ = run(COMMANDS["An energy profile"])
     content = json.loads((folder / "energy.json").read_text())
@@ -159,6 +161,7 @@ def test_a_data_set(here):
     assert torch.equal(bright.mean(2).amax(1) == 1.0, targets == 0)
 
 
+@pytest.mark.slow
 def test_a_task(here):
     _, content = run(COMMANDS["A task"])
     assert content["cli"]["model"] == "margin.MarginClassifier"

@@ -106,21 +106,35 @@ def test_programs_beside_say_it_too(here, run, capsys):
 
 def test_classes_of_a_checkpoint(here, capsys):
     """Its classes are named, not imported: the option is, on the command line."""
-    (here / "parts.py").write_text(
+    (here / "own_classes.py").write_text(
         "from lightning_msnn.data import Digits\nfrom lightning_msnn.tasks import SpikingClassifier\n"
         "class Mine(SpikingClassifier):\n    pass\nclass Theirs(Digits):\n    pass\n"
     )
-    classes = ["--model", "parts.Mine", "--data", "parts.Theirs"]
+    classes = ["--model", "own_classes.Mine", "--data", "own_classes.Theirs"]
     assert error_of(capsys, main, "fit", *classes, *SHORT).endswith("must be imported with --run.imports")
-    main(["fit", "--run.imports", "parts.py", *classes, *SHORT])
-    del sys.modules["parts"]
+    main(["fit", "--run.imports", "own_classes.py", *classes, *SHORT])
+    del sys.modules["own_classes"]
     sys.path.remove(str(here))
     test = ["test", "--ckpt_path", "runs/mine/version_0/checkpoints/last.ckpt", "--trainer.accelerator", "cpu"]
     message = error_of(capsys, main, *test)
-    assert "has parts.Mine: give --model parts.Mine, and import the file that defines it with --run.imports" in message
-    message = error_of(capsys, main, *test, "--model", "parts.Mine")
-    assert "has parts.Theirs: give --data parts.Theirs, and import the file that defines it with" in message
-    main([*test, *classes, "--run.imports", "parts.py", "--trainer.limit_test_batches", "1", "--run.monitors", "false"])
+    assert (
+        "has own_classes.Mine: give --model own_classes.Mine, and import the file that defines it with --run.imports"
+        in message
+    )
+    message = error_of(capsys, main, *test, "--model", "own_classes.Mine")
+    assert "has own_classes.Theirs: give --data own_classes.Theirs, and import the file that defines it with" in message
+    main(
+        [
+            *test,
+            *classes,
+            "--run.imports",
+            "own_classes.py",
+            "--trainer.limit_test_batches",
+            "1",
+            "--run.monitors",
+            "false",
+        ]
+    )
 
 
 def test_each_file_runs_once(here):

@@ -121,7 +121,7 @@ class Parser(LightningArgumentParser):
         value = given.rpartition("Given value: ")[2]
         said = f"{said[:_LONGEST]}{f', not {value[:_LONGEST]}' if value else ''}"
         hint = f"; a file of yours that defines it must be imported with --{IMPORTS}"
-        if in_chain(ex, ImportError) is None:
+        if in_chain(ex, (ImportError, AttributeError)) is None:  # no such module, or no such class in it
             hint = self._hint(message)
         raise ConfigurationError(f"{said}{hint}") from ex
 

@@ -273,6 +273,7 @@ def test_a_network_compiled_for_any_batch_trains(name):
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_compile_without_graph_breaks(name):
     torch._dynamo.reset()  # its limit of recompilations counts those of all networks

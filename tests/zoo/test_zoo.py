@@ -120,6 +120,7 @@ def test_fused_entry_has_no_batch_norm_before_a_threshold():
     assert [n for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)] == ["norm"]
 
 
+@pytest.mark.slow
 def test_importing_the_zoo_does_not_import_lightning():
     code = "import sys, lightning_msnn; lightning_msnn.zoo.load(sys.argv[1]); sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, DIGITS], timeout=300).returncode == 0
