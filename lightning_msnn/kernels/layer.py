@@ -29,7 +29,7 @@ def kernels_of(x: Tensor) -> ModuleType | None:
     """Return the kernels for a current; None is torch's own operations, where something compiles or traces, too."""
     if not eager(x) or x.numel() == 0:
         return None
-    return next((kernels for kernels in (fused, native) if kernels.covers(x)), None)
+    return fused if fused.covers(x) else native if native.covers(x) else None
 
 
 def neurons(

@@ -157,7 +157,8 @@ def _covers_norm(norm: nn.Module, current: Tensor, on_cpu: bool) -> bool:
     assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
     channels = current.shape[1]
     # A strategy may have taken parameters apart; what does not fit, torch's own module refuses.
-    whole = all(p is None or (type(p) in (nn.Parameter, Tensor) and len(p) == channels) for p in norm.parameters())
+    vectors = (norm.weight, norm.bias)
+    whole = all(p is None or (type(p) in (nn.Parameter, Tensor) and len(p) == channels) for p in vectors)
     enough = not _takes_statistics(norm) or current.numel() > channels
     alone = not _is_synchronised(norm) or (on_cpu and norm.process_group is None)
     return whole and norm.num_features == channels and enough and alone
