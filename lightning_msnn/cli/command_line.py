@@ -53,6 +53,7 @@ from lightning_msnn.runs import (
     is_checkpoint,
     read_checkpoint,
 )
+from lightning_msnn.runs.folders import LAST
 
 __all__ = ["MSNNCLI", "run"]
 
@@ -231,7 +232,7 @@ class MSNNCLI(LightningCLI):
         text = self._saved()
         if checkpoint == "last":
             folder = newest_run(experiment)
-            checkpoint = config.ckpt_path = str(folder / "checkpoints" / "last.ckpt") if folder else None
+            checkpoint = config.ckpt_path = str(folder / LAST) if folder else None
             if folder is None:
                 rank_zero_info(f"No last checkpoint in {experiment}: a new training begins")
             else:

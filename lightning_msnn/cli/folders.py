@@ -15,14 +15,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.runs.folders import LAST
 
 __all__ = ["Run", "begin_run", "experiment_folder", "newest_run", "place_loggers", "put_aside", "resume_run"]
 
 _LOCAL = ("CSVLogger", "TensorBoardLogger")
 """Loggers of Lightning that write files of this machine."""
-
-
-_LAST = "checkpoints/last.ckpt"
 
 _NAME = re.compile(r"\w[\w.,=+-]*(/\w[\w.,=+-]*)*")
 
@@ -64,7 +62,7 @@ def experiment_folder(root: str | None, name: str) -> Path:
 
 def newest_run(experiment: Path) -> Path | None:
     """Return the folder of the newest run that has ``checkpoints/last.ckpt``; None if there is none."""
-    numbers = [number for number in _numbers(experiment) if (experiment / f"version_{number}/{_LAST}").is_file()]
+    numbers = [number for number in _numbers(experiment) if (experiment / f"version_{number}/{LAST}").is_file()]
     return experiment / f"version_{max(numbers)}" if numbers else None
 
 

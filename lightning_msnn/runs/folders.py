@@ -8,7 +8,10 @@ import lightning.pytorch as pl
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-__all__ = ["run_folder", "writes_files"]
+__all__ = ["LAST", "run_folder", "writes_files"]
+
+LAST = "checkpoints/last.ckpt"
+"""The last checkpoint in the folder of a run."""
 
 
 def run_folder(trainer: pl.Trainer) -> str:

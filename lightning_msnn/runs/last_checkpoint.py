@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.runs.checkpoints import AtomicCheckpointIO
-from lightning_msnn.runs.folders import run_folder
+from lightning_msnn.runs.folders import LAST, run_folder
 
 __all__ = ["LastCheckpoint"]
 
@@ -50,7 +50,7 @@ class LastCheckpoint(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the folder, and let checkpoints be written in a way that a kill leaves them whole."""
-        self._path = os.path.join(run_folder(trainer), "checkpoints", "last.ckpt")
+        self._path = os.path.join(run_folder(trainer), LAST)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's own, not one that a user gives
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage == "fit":
