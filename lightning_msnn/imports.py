@@ -18,10 +18,7 @@ from lightning_msnn.errors import ConfigurationError, UnknownNameError, brief, i
 from lightning_msnn.functional import PROJECTIONS, SURROGATES, WINDOWS
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
 
-__all__ = ["HELP", "TABLES", "explained", "import_files"]
-
-HELP = "Python file of your own, or module, that defines what is named here; it is imported first."
-"""What command lines say of their option."""
+__all__ = ["TABLES", "explained", "import_files"]
 
 TABLES: dict[str, dict[str, Any]] = {
     "projection": PROJECTIONS,

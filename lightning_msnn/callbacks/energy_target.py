@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from lightning_msnn.callbacks.monitors import evaluating
 from lightning_msnn.conversion import SpikingLayer
 from lightning_msnn.energy import OperationCounter, energy, synaptic_operations
 from lightning_msnn.errors import ConfigurationError
@@ -100,19 +101,8 @@ class EnergyTarget(TrainingStepCallback):
     @torch.no_grad()
     def _count(self, task: Task, images: Tensor) -> None:
         """Count images with exact spikes."""
-        training = [module for module in task.network.modules() if module.training]
-        devices = [task.device] if task.device.type == "cuda" else []
-        task.network.eval()
-        try:
-            with (
-                task.trainer.precision_plugin.forward_context(),
-                torch.random.fork_rng(devices=devices),
-                OperationCounter(task.network) as counter,
-            ):
-                task(images[:_IMAGES])
-        finally:
-            for module in training:
-                module.training = True
+        with evaluating(task, task.network), OperationCounter(task.network) as counter:
+            task(images[:_IMAGES])
         self._total.update(counter.record())
 
     def _measured(self) -> dict[str, float]:

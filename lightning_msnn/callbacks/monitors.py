@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import Any
 
@@ -29,6 +29,20 @@ from lightning_msnn.runs.checkpoints import write_whole
 from lightning_msnn.runs.folders import run_folder, writes_files
 
 __all__ = ["EnergyMonitor", "SpikeRateMonitor"]
+
+
+@contextmanager
+def evaluating(pl_module: pl.LightningModule, network: nn.Module) -> Iterator[None]:
+    """Evaluate a network in the trainer's precision, and leave its modes and all random generators as they were."""
+    training = [module for module in network.modules() if module.training]
+    devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+    network.eval()
+    try:
+        with pl_module.trainer.precision_plugin.forward_context(), torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class _Monitor(Callback):
@@ -91,22 +105,15 @@ class _Monitor(Callback):
         """Leave no hook behind."""
         self._hooks.close()
 
-    def _counted(self, trainer: pl.Trainer, pl_module: pl.LightningModule, twins: Any = None) -> dict[str, Record]:
+    def _counted(self, pl_module: pl.LightningModule, twins: Any = None) -> dict[str, Record]:
         """Count the network and its baselines on the images that all processes have kept."""
         network, inputs = self._network(pl_module), self._inputs
         self._inputs = []
         self._hooks.close()
         if not inputs:
             return {}
-        training = [module for module in network.modules() if module.training]
-        network.eval()
-        try:
-            devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-            with trainer.precision_plugin.forward_context(), torch.random.fork_rng(devices=devices):
-                records = compare(network, twins or (lambda images: {}), inputs, self.samples, self.operations)
-        finally:
-            for module in training:
-                module.training = True
+        with evaluating(pl_module, network):
+            records = compare(network, twins or (lambda images: {}), inputs, self.samples, self.operations)
         totals = {name: Total(record).to(pl_module.device) for name, record in records.items()}
         for name, record in records.items():
             totals[name].update(record)
@@ -129,7 +136,7 @@ class _Monitor(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Count and log."""
-        for record in self._counted(trainer, pl_module).values():
+        for record in self._counted(pl_module).values():
             values = {name: float(value) for name, value in self._values(record).items()}
             for logger in trainer.loggers if values else ():
                 logger.log_metrics(values, step=max(0, trainer.global_step - 1))
@@ -206,7 +213,7 @@ class SpikeRateMonitor(_Monitor):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the pictures."""
-        record = self._counted(trainer, pl_module).get(NETWORK)
+        record = self._counted(pl_module).get(NETWORK)
         folder = run_folder(trainer)
         if record is None or not record.fired or not writes_files(trainer):
             return
@@ -254,7 +261,7 @@ class EnergyMonitor(_Monitor):
         """Write the comparison and draw the picture."""
         found = trainer.callback_metrics.get("test/top1")
         top1 = {} if found is None else {NETWORK: 100.0 * float(found)}
-        records = self._counted(trainer, pl_module, getattr(pl_module, "twins", None))
+        records = self._counted(pl_module, getattr(pl_module, "twins", None))
         self.columns = {name: summarize(record, self.profile, top1.get(name)) for name, record in records.items()}
         folder = run_folder(trainer)
         if self.columns and writes_files(trainer):

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+import lightning_msnn_cli
 from lightning_msnn import __version__, tasks
 from lightning_msnn.callbacks import (
     EMA,
@@ -43,7 +44,7 @@ from lightning_msnn.cli.parsing import IMPORTS, ConfigurationFile, Parser, leadi
 from lightning_msnn.cli.source import Source, compare_resumed, options_of, parameters_of
 from lightning_msnn.entries import entries, find
 from lightning_msnn.errors import ConfigurationError, brief, in_chain
-from lightning_msnn.imports import HELP, import_files
+from lightning_msnn.imports import import_files
 from lightning_msnn.nn import Spike
 from lightning_msnn.runs import (
     AtomicCheckpointIO,
@@ -140,7 +141,7 @@ class MSNNCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of this command line, and let the model's arguments be the data's."""
         for name, kind, default, text in (
-            (IMPORTS, str | list[str], [], HELP),
+            (IMPORTS, str | list[str], [], lightning_msnn_cli.IMPORTS),
             ("run.name", str | None, None, "Folder of this experiment, by default network and data."),
             ("run.test", bool, True, "Whether fit ends by testing the best checkpoint."),
             ("run.every_n_steps", int, 0, "Steps from one checkpoints/last.ckpt to the next; 0: after each epoch."),

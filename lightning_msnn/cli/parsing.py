@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from lightning_msnn.errors import ConfigurationError, brief, in_chain, suggestion
-from lightning_msnn.imports import HELP, import_files
+from lightning_msnn.imports import import_files
 
 __all__ = ["IMPORTS", "ConfigurationFile", "Parser", "configurations", "find_configuration", "leading"]
 
@@ -97,7 +97,7 @@ def leading(args: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("ckpt_path", "model.network", "model.pretrained"):
         parser.add_argument(f"--{name}")
-    parser.add_argument(f"--{IMPORTS}", f"--{IMPORTS}+", dest=IMPORTS, action="append", default=[], help=HELP)
+    parser.add_argument(f"--{IMPORTS}", f"--{IMPORTS}+", dest=IMPORTS, action="append", default=[])
     given, _ = parser.parse_known_args(args)
     for value in vars(given)[IMPORTS]:
         import_files(yaml.safe_load(value) if value.startswith("[") else value)
