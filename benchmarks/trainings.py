@@ -122,18 +122,27 @@ def experiments(rows: Rows) -> str:
     for row in rows:
         found.setdefault((row["data"], row["name"]), []).append(row)
     names = list(dict.fromkeys(name for data, name in found if data in ("digits", "cifar100_tenth")))
-    projections = dict.fromkeys(name.split()[1] for name in names if name.startswith("projection"))
     text = []
-    sections = SECTIONS | {f"Projection {p}": (f"projection {p}", "") for p in projections}
-    for title, (prefix, default) in sections.items():
+    for title, (prefix, default) in SECTIONS.items():
         lines = []
         for name in names:
-            if name.startswith(f"{prefix} ") or name == prefix or (default and name == "default"):
-                label = default if name == "default" else name.removeprefix(prefix).strip() or "no theta"
+            if name.startswith(f"{prefix} ") or (default and name == "default"):
+                label = default if name == "default" else name.removeprefix(prefix).strip()
                 both = [found.get((data, name), []) for data in ("digits", "cifar100_tenth")]
                 lines.append([label, *(cell for one in both for cell in (mean([percent(r) for r in one]), rate(one)))])
         head = ["setting", "digits, top-1", "spike rate", "a tenth of CIFAR-100, top-1", "spike rate"]
         text += [f"**{title}**", "", markdown(head, lines), ""]
+    for data, title in {"digits": "digits", "cifar100_tenth": "a tenth of CIFAR-100"}.items():
+        by_theta: dict[str, dict[str, str]] = {}
+        for (of, name), one in found.items():
+            if of == data and name.startswith("projection "):
+                _, projection, *theta = name.split(maxsplit=2)
+                by_theta.setdefault(projection, {})[theta[0] if theta else "no theta"] = mean(
+                    [percent(r) for r in one]
+                ).split()[0]
+        thetas = list(dict.fromkeys(theta for row in by_theta.values() for theta in row))
+        lines = [[p, *(row.get(theta, "") for theta in thetas)] for p, row in by_theta.items()]
+        text += [f"**Projections on {title}, top-1**", "", markdown(["projection", *thetas], lines), ""]
     for data, title, digits, last in WHOLE:
         mine = {name: one for (of, name), one in found.items() if of == data}
         ends = [one[0]["epochs"] if last == "epochs" else len(one) for one in mine.values()]
