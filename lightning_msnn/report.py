@@ -12,26 +12,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 import lightning_msnn_cli as command
 from lightning_msnn import __version__, zoo
-from lightning_msnn.conversion import converted_twins
+from lightning_msnn.conversion import baselines
 from lightning_msnn.energy import NETWORK, SAMPLES, evenly, profile
 from lightning_msnn.energy.profiles import DEFAULT_PROFILE
 from lightning_msnn.energy.report import compare, page
 from lightning_msnn.errors import ConfigurationError, check_integer
-from lightning_msnn.models.baselines import baselines
 from lightning_msnn.runs import write_whole
 from lightning_msnn.trained import load_trained
 
 __all__ = ["main", "run", "write_report"]
-
-
-def _baselines(network: nn.Module, images: Tensor) -> dict[str, nn.Module]:
-    """Networks that a network is compared with, their statistics from images."""
-    converted = converted_twins(network, images)
-    return baselines(network, images) if converted is None else converted
 
 
 def _place(out: str | Path | None, name: str, run: Path | None) -> Path:
@@ -91,7 +83,7 @@ def write_report(
         known = {NETWORK: "top1", "ANN twin": "top1_ann_twin"}
         top1 = {column: trained.info[key] for column, key in known.items() if key in trained.info}
     facts["page made"] = f"{date.today()}, lightning-msnn {__version__}, torch {torch.__version__}"
-    records = compare(trained.network, partial(_baselines, trained.network), evenly(data, samples), samples)
+    records = compare(trained.network, partial(baselines, trained.network), evenly(data, samples), samples)
     noun = getattr(data, "noun", "images")
     content = page(name, kind, records, trained.network, on, top1, facts, configuration, curves, noun)
     write_whole(content.encode(), path)

@@ -125,14 +125,18 @@ class Inputs:
                 )
             setattr(module, name, values)
 
-    def test_data(self, root: str | Path | None = None, **given: Any) -> LightningDataModule:
-        """Return the data set with its test part ready; see :meth:`data_module`.
+    def test_data(self, root: str | Path | LightningDataModule | None = None, **given: Any) -> LightningDataModule:
+        """Return the data set with its test part ready; see :meth:`data_module`. It can be given in place of its root.
 
         Raises:
             ConfigurationError: If it is not there, or has other classes.
         """
-        module: Any = self.data_module(root, **given)
-        module.check("test")
+        module: Any = root
+        if isinstance(root, LightningDataModule):
+            self.prepare(module)
+        else:
+            module = self.data_module(root, **given)
+            module.check("test")
         self.check(module)
         module.prepare_data()
         module.setup("test")

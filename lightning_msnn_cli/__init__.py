@@ -19,7 +19,7 @@ TRAINER = {
 """Verbs of LightningCLI."""
 
 OTHERS = {
-    "export": ("export.__main__", "write a trained network as ONNX, torch.export or NIR"),
+    "export": ("export.exporting", "write a trained network as ONNX, torch.export or NIR"),
     "zoo": ("zoo.__main__", "list, verify and measure entries, trained networks that come with the package"),
     "report": ("report", "what a network does and costs, as one HTML page"),
 }

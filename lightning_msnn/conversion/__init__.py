@@ -2,10 +2,10 @@
 
 from lightning_msnn.conversion.converting import (
     assign_windows,
+    baselines,
     calibrate,
     convert,
     converted_layers,
-    converted_twins,
     make_layers_spiking,
 )
 from lightning_msnn.conversion.layers import SpikingLayer, revert
@@ -22,10 +22,10 @@ __all__ = [
     "SpikingLayer",
     "adopt",
     "assign_windows",
+    "baselines",
     "calibrate",
     "convert",
     "converted_layers",
-    "converted_twins",
     "image_shape",
     "make_layers_spiking",
     "one_bit_quantiser",

@@ -15,10 +15,11 @@ from lightning_msnn.conversion.neuron import RectifierSpike
 from lightning_msnn.conversion.tracing import APPROXIMATE, Plan, convertible, trace
 from lightning_msnn.errors import ConfigurationError, choose
 from lightning_msnn.functional.windows import WINDOWS, count
+from lightning_msnn.models.baselines import baselines as baselines_of_msnn
 from lightning_msnn.models.baselines import calibrate as take_statistics
 from lightning_msnn.nn import Spike, set_annealing
 
-__all__ = ["assign_windows", "calibrate", "convert", "converted_layers", "converted_twins", "make_layers_spiking"]
+__all__ = ["assign_windows", "baselines", "calibrate", "convert", "converted_layers", "make_layers_spiking"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -152,11 +153,16 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
         )
 
 
-def converted_twins(network: nn.Module, images: Tensor) -> dict[str, nn.Module] | None:
-    """Return the ReLU baseline of a converted network, by name: its source, with the weights that it has now.
+def baselines(network: nn.Module, images: Tensor, lif: bool = True) -> dict[str, nn.Module]:
+    """Return the networks that a network is compared with, as :func:`lightning_msnn.models.baselines.baselines` does.
+
+    That of a converted network is its source, with the weights that it has now.
 
     Args:
-        network: The network; one that is not converted gives None.
-        images: Images ``(B, in_chans, H, W)`` that set the statistics of the baseline's batch norms.
+        network: The network.
+        images: Images ``(B, in_chans, H, W)`` that set the statistics of their batch norms.
+        lif: Whether LIF neurons at T = 4 are among them, where the network is not converted.
     """
-    return {"ANN twin": take_statistics(revert(network), images)} if converted_layers(network) else None
+    if converted_layers(network):
+        return {"ANN twin": take_statistics(revert(network), images)}
+    return baselines_of_msnn(network, images, lif)

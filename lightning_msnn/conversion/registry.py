@@ -8,18 +8,17 @@ It is the source's own class with other layers, so that what timm asks of a netw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from typing import Any
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from lightning_msnn.conversion.converting import assign_windows, make_layers_spiking
 from lightning_msnn.conversion.tracing import trace
 from lightning_msnn.errors import ConfigurationError, brief, check_integer, suggestion
-from lightning_msnn.models.registry import build, make_network, own_class, zoo_cfgs
+from lightning_msnn.models.registry import BUILDER, build, make_network, own_class, zoo_cfgs
 
 __all__ = ["adopt", "image_shape", "spiking"]
 
@@ -29,9 +28,6 @@ own_arguments = ("source", "source_kwargs", "layers", "windows", "image_size", "
 """Arguments that a file may give, timm's too: see :func:`lightning_msnn.models.registry.own_arguments`."""
 
 _OF_ALL = ("num_classes", "in_chans", "global_pool")
-
-_OF_BUILDERS = {*signature(timm.create_model).parameters, *signature(build_model_with_cfg).parameters} - {"kwargs"}
-"""Arguments that say where weights are fetched from, and the like: nothing that a network is made of."""
 
 
 def image_shape(model: nn.Module, size: int | Sequence[int] | None = None) -> tuple[int, int, int]:
@@ -82,7 +78,7 @@ def _build(
         raise ConfigurationError(
             f"unknown source {source!r} of a spiking network: allowed is any of timm.list_models(){hint}"
         )
-    if refused := ", ".join(sorted(_OF_BUILDERS & given.keys())):
+    if refused := ", ".join(sorted(BUILDER & given.keys())):
         raise ConfigurationError(f"source_kwargs must not have {refused}: allowed are arguments of the network itself")
     try:
         model = make_network(source, **{**shared, **given})

@@ -5,6 +5,7 @@ A format is a function that writes and one that runs, and a line in :data:`FORMA
 
 from __future__ import annotations
 
+import argparse
 import copy
 import os
 import tempfile
@@ -21,7 +22,7 @@ from lightning_msnn.export import nir, programs
 from lightning_msnn.export.samples import Samples, find_samples
 from lightning_msnn.trained import Trained, load_trained
 
-__all__ = ["FORMATS", "Format", "Report", "export"]
+__all__ = ["FORMATS", "Format", "Report", "export", "run"]
 
 _BATCH = 64  # images, when a file is run; the first batch has one, so that no size is taken for granted
 _MOST = 0.05  # share of the images whose class rounding may change, at most; one image always may
@@ -135,6 +136,20 @@ def export(
         top1 = (own, its)
     differ, largest = int((ours.argmax(1) != theirs.argmax(1)).sum()), float((ours - theirs).abs().max())
     return Report(path, path.stat().st_size, len(ours), samples.what, differ, largest, top1, form.runtime)
+
+
+def run(options: argparse.Namespace) -> str:
+    """Export a network as the command line says, and return what is printed."""
+    given = {name: value for name, value in vars(options).items() if name != "imports"}
+    report = export(**given)
+    lines = [
+        f"{given['source']} written as {given['to']} to {report.path} ({report.size / 2**20:.2f} MB)",
+        f"run again by {report.runtime} on {report.images} {report.what}: {report.differ} have another class, "
+        f"the largest difference of logits is {report.largest:.2g}",
+    ]
+    if report.top1 is not None:
+        lines.append(f"top-1 of them {report.top1[0]:.2f} % before, {report.top1[1]:.2f} % in the file")
+    return "\n".join(lines)
 
 
 def _logits(trained: Trained, samples: Samples, run: Callable[[Tensor], Tensor], who: str) -> Tensor:

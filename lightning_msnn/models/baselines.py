@@ -148,17 +148,18 @@ def calibrate(network: nn.Module, images: Tensor) -> nn.Module:
     return network.eval()
 
 
-def baselines(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
+def baselines(model: nn.Module, images: Tensor, lif: bool = True) -> dict[str, nn.Module]:
     """Return the networks that a report compares a network with: with ReLU, and with LIF neurons at T = 4.
 
     Args:
         model: The network.
         images: Images ``(B, in_chans, H, W)`` that set the statistics of their batch norms.
+        lif: Whether the one with LIF neurons is among them.
 
     Returns:
         Baselines in eval mode by name; none for a network that has none.
     """
     if _obstacle(model) or not model.arguments.get("spiking", True):  # type: ignore[union-attr, operator]
         return {}
-    made = {"ANN twin": relu_baseline(model), "SNN twin, T = 4": lif_network(model)}
+    made = {"ANN twin": relu_baseline(model)} | ({"SNN twin, T = 4": lif_network(model)} if lif else {})
     return {name: calibrate(network, images) for name, network in made.items()}

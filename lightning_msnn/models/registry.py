@@ -21,6 +21,7 @@ from lightning_msnn.errors import ConfigurationError, brief, choose, suggestion
 from lightning_msnn.models.msnn import MSNN
 
 __all__ = [
+    "BUILDER",
     "PRESETS",
     "EntryCfg",
     "build",
@@ -47,14 +48,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 rectangular surrogate, fixed decay."""
 
 RETIRED: dict[str, Any] = {"time_steps": 1, "tau_time": None, "neuron": "lif"}
-"""Arguments that networks no longer take, and the value that a file or a caller may still give."""
+"""Arguments that networks no longer take, each with the value that files of before give."""
 
 _NUMBERS = {"theta": (".projection.theta", ".projection.theta_logit"), "tau": (".decay.tau", ".decay.logit")}
 """Names in a state dict of what the arguments theta and tau set."""
 
-_BUILDER = {*signature(build_model_with_cfg).parameters, *signature(timm.create_model).parameters} - {"kwargs"}
-_BUILDER |= {"device", "dtype", "features_only", "feature_cls", "out_indices"}
-"""Arguments that timm takes besides those of the network."""
+BUILDER = {*signature(build_model_with_cfg).parameters, *signature(timm.create_model).parameters} - {"kwargs"}
+BUILDER |= {"device", "dtype", "features_only", "feature_cls", "out_indices"}
+"""Arguments of timm's builder: where weights are fetched from, and the like, nothing that a network is made of."""
 
 
 class _UnknownArgumentError(ConfigurationError, TypeError):
@@ -62,13 +63,8 @@ class _UnknownArgumentError(ConfigurationError, TypeError):
 
 
 def _without_retired(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop arguments that networks no longer take."""
-    for name, value in RETIRED.items():
-        if arguments.get(name, value) != value:
-            raise ConfigurationError(
-                f"{name} must be left out, or {value!r}, not {arguments[name]!r}: networks have one time step"
-            )
-    return {name: value for name, value in arguments.items() if name not in RETIRED}
+    """Drop arguments that networks no longer take, but not those with another value, which are unknown."""
+    return {name: v for name, v in arguments.items() if name not in RETIRED or v != RETIRED[name]}
 
 
 def default_cfg(
@@ -210,7 +206,7 @@ def own_arguments(architecture: str) -> set[str]:
     classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, nn.Module)]
     spiking = [each for each in classes if issubclass(each, MSNN)]
     own = {name for each in spiking or classes for name in _parameters(each)}
-    return (own | {"num_classes", "in_chans", "preset"}) - _BUILDER
+    return (own | {"num_classes", "in_chans", "preset"}) - BUILDER
 
 
 def check_arguments(arguments: Mapping[str, Any], allowed: Collection[str], source: object) -> dict[str, Any]:
@@ -249,7 +245,7 @@ def create(
         ConfigurationError: If an argument is not known to either, or there are no weights.
     """
     parameters, kwargs = _parameters(network), _without_retired(kwargs)
-    for name in kwargs.keys() - parameters.keys() - _BUILDER - {"preset"}:
+    for name in kwargs.keys() - parameters.keys() - BUILDER - {"preset"}:
         raise _UnknownArgumentError(
             f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted({*parameters, 'preset'}))}"
             f"{suggestion(name, parameters)}"

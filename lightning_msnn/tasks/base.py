@@ -21,10 +21,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from lightning_msnn.conversion import adopt, converted_twins
+from lightning_msnn.conversion import adopt, baselines
 from lightning_msnn.entries import entries, find, read_config, read_weights, warm_start
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, check_integer, choose, suggestion
-from lightning_msnn.models.baselines import baselines
 from lightning_msnn.models.registry import make_network, own_class
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
 from lightning_msnn.runs.progress import planned
@@ -209,8 +208,7 @@ class Task(pl.LightningModule):
         Returns:
             Networks in eval mode by name; none where there is nothing to compare with.
         """
-        converted = converted_twins(self.network, images)
-        return baselines(self.network, images) if converted is None else converted
+        return baselines(self.network, images)
 
     def made_of(self) -> tuple[str, dict[str, Any]]:
         """Return name and arguments that build the network again, beside the numbers of classes and channels.

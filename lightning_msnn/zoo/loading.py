@@ -1,6 +1,5 @@
 """Trained networks by name, verified by hash, with their preprocessing."""
 
-from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -8,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.entries import entries, find, read_config, read_weights
+from lightning_msnn.entries import entries, find, read_config
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.registry import entry_cfg, is_ours, own_arguments
 from lightning_msnn.nn.folding import fold_batch_norm
@@ -82,14 +81,11 @@ def load(
             f"{folder} is of {cfg.architecture}, which is refused: allowed are {', '.join(timm.list_models('msnn*'))} "
             "and networks of modules that you have imported"
         )
-    cfg = replace(cfg, state_dict=read_weights(folder) if pretrained else None)
     allowed = own_arguments(cfg.architecture) | {"features_only", "out_indices", "feature_cls"}
     if others := ", ".join(sorted(kwargs.keys() - allowed)):
         raise ConfigurationError(f"{others} is not an argument of {name}: allowed are {', '.join(sorted(allowed))}")
-    model: nn.Module = timm.create_model(
-        cfg.architecture, pretrained, pretrained_cfg=cfg, num_classes=num_classes, in_chans=in_chans, **kwargs
-    )
-    model.eval()
+    given = {"num_classes": num_classes, "in_chans": in_chans, **kwargs}
+    model: nn.Module = timm.create_model(cfg.architecture, pretrained, pretrained_cfg=cfg, **given).eval()
     if integer:
         return to_integers(model)
     return (fold_batch_norm(model) if fuse else model).to(device)

@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_msnn.conversion import converted_twins
+from lightning_msnn.conversion import baselines
 from lightning_msnn.energy import NETWORK, evenly, summarize
 from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.baselines import calibrate, relu_baseline
-from lightning_msnn.nn import Spike
 from lightning_msnn.trained import inputs_of_entry
 from lightning_msnn.zoo.card import ENERGIES
 from lightning_msnn.zoo.loading import fixed_images, info, load
@@ -49,14 +47,7 @@ def test_data(
         ConfigurationError: If the data is not there, has other classes, or is none of :mod:`lightning_msnn.data` and
             not given.
     """
-    inputs = inputs_of_entry(entry)
-    if not isinstance(data, LightningDataModule):
-        return inputs.test_data(data, batch_size=batch_size, num_workers=0)
-    inputs.check(data)
-    inputs.prepare(data)
-    data.prepare_data()
-    data.setup("test")
-    return data
+    return inputs_of_entry(entry).test_data(data, batch_size=batch_size, num_workers=0)
 
 
 @torch.inference_mode()
@@ -82,13 +73,6 @@ def evaluate(model: nn.Module, data: LightningDataModule, device: str | torch.de
     return {"top1": top1, "top5": top5, "top1_images": images}
 
 
-def _relu_baseline(network: nn.Module, images: Tensor) -> dict[str, nn.Module]:
-    """The ReLU baseline of a network by name, with the statistics of images; none for one without spikes."""
-    if not any(isinstance(module, Spike) for module in network.modules()):
-        return {}
-    return converted_twins(network, images) or {"ANN twin": calibrate(relu_baseline(network), images)}
-
-
 def figures(
     config: dict[str, Any],
     network: nn.Module,
@@ -109,7 +93,7 @@ def figures(
         Figures by the name that ``config.json`` has for them; and the summary of all that was counted.
     """
     accuracy = evaluate(evaluated or network, data, device)
-    records = compare(network, partial(_relu_baseline, network), (images.to(device) for images in evenly(data)))
+    records = compare(network, partial(baselines, network, lif=False), (images.to(device) for images in evenly(data)))
     summaries = {column: summarize(record) for column, record in records.items()}
     own = summaries[NETWORK]
     with torch.no_grad():

@@ -447,7 +447,7 @@ def test_drop_path_is_of_each_branch(name):
         ({"mlp": "relu"}, "mlp.*relu"),
         ({"coding": "rate"}, "coding.*rate"),
         ({"learn_tau": "all"}, "learn_tau must be true, false, 'layer' or 'channel', not 'all'"),
-        ({"time_steps": 2}, "time_steps must be left out, or 1, not 2: networks have one time step"),
+        ({"time_steps": 2}, "unknown argument 'time_steps' of msnn_resnet12_tiny: allowed are"),
     ],
     ids=str,
 )

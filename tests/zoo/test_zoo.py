@@ -250,7 +250,7 @@ def test_figures_see_images_of_all_classes(monkeypatch):
         seen["calibration"] = images
         return twin
 
-    monkeypatch.setattr(verification, "calibrate", calibrate)
+    monkeypatch.setattr("lightning_msnn.models.baselines.calibrate", calibrate)
     network = timm.create_model("msnn_resnet12_tiny", in_chans=1, num_classes=4, depths=(1, 1, 1, 1)).eval()
     seen["network"] = []
     network.register_forward_pre_hook(lambda _, args: seen["network"].append(args[0]))
