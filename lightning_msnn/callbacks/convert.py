@@ -34,14 +34,14 @@ class Convert(TrainingStepCallback):
             ``"alternate"``.
         image_size: Side in pixels of the images that the network is traced with; by default the data's, or the
             network's own.
+        levels: Levels ``D`` of a spike, 1 to 15.
 
     Raises:
         ConfigurationError: When training starts, if the network cannot be converted or an argument is not allowed.
     """
 
-    def __init__(self, windows: str = "single", image_size: int | None = None) -> None:
-        self.windows = windows
-        self.image_size = image_size
+    def __init__(self, windows: str = "single", image_size: int | None = None, levels: int = 1) -> None:
+        self.windows, self.image_size, self.levels = windows, image_size, levels
         self._unfitted = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -57,7 +57,7 @@ class Convert(TrainingStepCallback):
         source = source.partition(".")[0] if timm.is_model(source) else source
         if hasattr(getattr(network, "patch_embed", None), "img_size"):
             arguments.setdefault("img_size", list(shape[1:]))
-        adopt(network, source, arguments, layers)
+        adopt(network, source, arguments, layers, self.levels)
         rank_zero_info("%d layers of %s receive spikes", len(layers), source)
         self._unfitted = True
 

@@ -9,7 +9,7 @@ from lightning_msnn.conversion.converting import (
     make_layers_spiking,
 )
 from lightning_msnn.conversion.layers import SpikingLayer, revert
-from lightning_msnn.conversion.neuron import RectifierSpike, one_bit_quantiser
+from lightning_msnn.conversion.neuron import RectifierSpike, quantiser
 from lightning_msnn.conversion.registry import adopt, image_shape
 from lightning_msnn.conversion.sources import SmallImageResNet
 from lightning_msnn.conversion.tracing import Plan, Row, trace
@@ -28,7 +28,7 @@ __all__ = [
     "converted_layers",
     "image_shape",
     "make_layers_spiking",
-    "one_bit_quantiser",
+    "quantiser",
     "revert",
     "trace",
 ]

@@ -27,12 +27,12 @@ _ALTERNATE = ("non_dilated", "dilated")
 """Kinds of windows that layers take in turn with ``windows="alternate"``."""
 
 
-def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = False) -> M:
+def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = False, levels: int = 1) -> M:
     """Return a copy of a trained network in which layers behind rectifiers receive spikes.
 
     Every convolution and linear layer whose input comes from a ReLU or ReLU6 (with a warning: one of
     :data:`~lightning_msnn.conversion.tracing.APPROXIMATE`) gets neurons of its own before it, which begin as the best
-    one-bit quantisers of what the sample gives them. Sums, products, averages and what a skip connection carries stay
+    quantisers of what the sample gives them. Sums, products, averages and what a skip connection carries stay
     as they are. Names of parameters do not change; the neurons' are added; hooks are not copied. In training with
     :func:`lightning_msnn.nn.set_annealing` at a share of 0 the copy computes what the network does; in evaluation,
     spikes are exact.
@@ -43,6 +43,7 @@ def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = F
         windows: Windows that the neurons' membranes visit where a map can be cut: a kind of
             :data:`lightning_msnn.functional.WINDOWS`, or ``"alternate"``.
         dry_run: Write the table of layers to standard output, and return the network that was given.
+        levels: Levels ``D`` of a spike, 1 to 15: spikes are 0, 1, ... or ``D``.
 
     Returns:
         The converted network, in the mode of the one that was given.
@@ -58,7 +59,7 @@ def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = F
     if dry_run:
         sys.stdout.write(str(plan))
         return model
-    converted = make_layers_spiking(copied(model), layers)
+    converted = make_layers_spiking(copied(model), layers, levels)
     calibrate(converted, sample)
     if found := [name for name in APPROXIMATE if any(name in row.why.split(" and ") for row in plan.spiking)]:
         loss = "which stand for no value below 0: more accuracy may be lost than with ReLU"
@@ -85,15 +86,17 @@ def assign_windows(plan: Plan, windows: str = "single") -> dict[str, str]:
     return layers
 
 
-def make_layers_spiking(model: M, layers: Mapping[str, str]) -> M:
+def make_layers_spiking(model: M, layers: Mapping[str, str], levels: int = 1) -> M:
     """Make layers of a network receive spikes, with neurons that are not fitted yet; return the network.
 
     Args:
         model: The network; changed in place.
         layers: Kinds of windows by the names of the layers.
+        levels: Levels of the spikes.
 
     Raises:
-        ConfigurationError: If it has no such layer, or one that cannot receive spikes, or there is no such kind.
+        ConfigurationError: If it has no such layer, or one that cannot receive spikes, or there is no such kind or
+            level.
     """
     modules = dict(model.named_modules())
     for name, kind in layers.items():
@@ -101,7 +104,7 @@ def make_layers_spiking(model: M, layers: Mapping[str, str]) -> M:
         choose(WINDOWS, kind, "kind of windows")
         if not convertible(layer):
             raise ConfigurationError(f"{name} is a {type(layer).__name__}, which cannot receive spikes")
-        make_spiking(layer, kind)
+        make_spiking(layer, kind, levels)
     for module in modules.values():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # no fast path, which takes the weights and does not call the layers
@@ -115,7 +118,7 @@ def converted_layers(model: nn.Module) -> dict[str, str]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Tensor) -> None:
-    """Fit the neurons of a converted network, each as the best one-bit quantiser of what its rectifier passes on.
+    """Fit the neurons of a converted network, each as the best quantiser of what its rectifier passes on.
 
     Args:
         model: The network; thresholds and scales are changed in place.

@@ -152,15 +152,16 @@ def _empty(form: type[nn.Module], of: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
-def make_spiking(layer: nn.Module, windows: str = "single") -> None:
+def make_spiking(layer: nn.Module, windows: str = "single", levels: int = 1) -> None:
     """Make a layer receive spikes.
 
     Args:
         layer: Layer whose ``forward`` is one of :data:`SYNAPSES`; changed in place.
         windows: Kind of windows that the neurons visit, one of :data:`lightning_msnn.functional.WINDOWS`.
+        levels: Levels of their spikes.
     """
     weight: Any = layer.weight
-    neuron = RectifierSpike(weight.shape[1] * getattr(layer, "groups", 1), weight.dim() - 2, windows)
+    neuron = RectifierSpike(weight.shape[1] * getattr(layer, "groups", 1), weight.dim() - 2, windows, levels)
     layer.neuron = neuron.to(weight.device, weight.dtype).train(layer.training)
     _become(layer, SpikingLayer, type(layer))
 

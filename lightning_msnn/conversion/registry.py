@@ -24,7 +24,7 @@ __all__ = ["adopt", "image_shape", "spiking"]
 
 default_cfgs = generate_default_cfgs(zoo_cfgs("spiking"))
 
-own_arguments = ("source", "source_kwargs", "layers", "windows", "image_size", "img_size", "global_pool")
+own_arguments = ("source", "source_kwargs", "layers", "levels", "windows", "image_size", "img_size", "global_pool")
 """Arguments that a file may give, timm's too: see :func:`lightning_msnn.models.registry.own_arguments`."""
 
 _OF_ALL = ("num_classes", "in_chans", "global_pool")
@@ -47,7 +47,9 @@ def image_shape(model: nn.Module, size: int | Sequence[int] | None = None) -> tu
     return getattr(model, "in_chans", channels), height, width
 
 
-def adopt(model: nn.Module, source: str, source_kwargs: Mapping[str, Any], layers: Mapping[str, str]) -> nn.Module:
+def adopt(
+    model: nn.Module, source: str, source_kwargs: Mapping[str, Any], layers: Mapping[str, str], levels: int = 1
+) -> nn.Module:
     """Make a network's layers spiking, in place, and give it ``architecture`` and ``arguments`` to be built again.
 
     Args:
@@ -55,10 +57,12 @@ def adopt(model: nn.Module, source: str, source_kwargs: Mapping[str, Any], layer
         source: Its name in timm's registry.
         source_kwargs: Its arguments beside ``num_classes`` and ``in_chans``.
         layers: Kinds of windows by the names of the layers that receive spikes.
+        levels: Levels of the spikes.
     """
-    make_layers_spiking(model, layers)
+    make_layers_spiking(model, layers, levels)
     model.architecture = "spiking"  # type: ignore[assignment]
-    model.arguments = {"source": source, "source_kwargs": dict(source_kwargs), "layers": dict(layers)}  # type: ignore[assignment]
+    made: Any = {"source": source, "source_kwargs": dict(source_kwargs), "layers": dict(layers), "levels": levels}
+    model.arguments = made
     return model
 
 
@@ -68,6 +72,7 @@ def _build(
     layers: Mapping[str, str] | None = None,
     windows: str = "single",
     image_size: int | None = None,
+    levels: int = 1,
     **kwargs: Any,
 ) -> nn.Module:
     """Build the source without weights and convert it; see :func:`spiking`."""
@@ -92,7 +97,7 @@ def _build(
     if shared.get("num_classes") == 0:  # and no classifier, which receives spikes in some
         modules = dict(model.named_modules())
         layers = {k: kind for k, kind in layers.items() if not isinstance(modules.get(k), nn.Identity)}
-    adopt(model, source, given, layers)
+    adopt(model, source, given, layers, levels)
     named = {name: getattr(model, name) for name in ("num_classes", "in_chans") if hasattr(model, name)}
     model.arguments |= shared | named  # type: ignore[operator]
     return model
@@ -107,7 +112,8 @@ def spiking(pretrained: bool = False, **kwargs: Any) -> nn.Module:
             the neurons are not fitted: see :func:`lightning_msnn.conversion.calibrate`.
         **kwargs: ``source``, its name in the registry; ``source_kwargs``, its arguments; ``layers``, kinds of windows
             by the names of the layers that receive spikes, or ``windows`` and ``image_size``, with which they are found
-            as :func:`lightning_msnn.convert` finds them; and what every network of timm's takes.
+            as :func:`lightning_msnn.convert` finds them; ``levels`` of the spikes; and what every network of timm's
+            takes.
 
     Raises:
         ConfigurationError: If an argument is not allowed, or there are no weights.

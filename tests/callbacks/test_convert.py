@@ -60,14 +60,16 @@ def test_from_a_trained_network_to_a_report_and_an_entry(source, tmp_path, monke
 
 
 def test_hyper_parameters_build_the_network_again(source, tmp_path):
-    task, _ = fit(tmp_path, Convert("alternate", image_size=16), **PLAIN, pretrained=source)
+    task, _ = fit(tmp_path, Convert("alternate", image_size=16, levels=3), **PLAIN, pretrained=source)
     kinds = converted_layers(task.network)
     assert {"non_dilated", "dilated"} <= set(kinds.values())
     content = read_checkpoint(tmp_path / "x.ckpt")
     hparams = content["hyper_parameters"]
     json.dumps(hparams)
     assert hparams["network"] == "spiking"
-    assert converted_layers(SpikingClassifier(**hparams).network) == kinds
+    built = SpikingClassifier(**hparams).network
+    assert converted_layers(built) == kinds
+    assert {module.levels for module in built.modules() if isinstance(module, RectifierSpike)} == {3}
     assert converted_layers(network_of(content, "x.ckpt")) == kinds
     same, _ = fit(tmp_path / "again", Convert(), **hparams)
     assert converted_layers(same.network) == kinds, "what is converted stays as it is"
@@ -77,6 +79,7 @@ def test_hyper_parameters_build_the_network_again(source, tmp_path):
     ("options", "task", "message"),
     [
         ({"windows": "all"}, PLAIN, "unknown kind of windows 'all'"),
+        ({"levels": 0}, PLAIN, "levels must be an integer of at least 1, not 0"),
         ({}, {}, "has spiking neurons already"),
     ],
 )

@@ -31,7 +31,7 @@ def build(source, **arguments):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_timms_contract(source, tmp_path):
-    model = build(source).eval()
+    model = build(source, levels=3).eval()
     calibrate(model, IMAGES)
     original = timm.create_model(source, num_classes=7, **SOURCES[source])
     assert type(model) is type(original)
@@ -62,6 +62,7 @@ def test_timms_contract(source, tmp_path):
         ({"source": "resnet18", "source_kwargs": {"pretrained": True}}, "source_kwargs must not have pretrained"),
         ({"source": "resnet18", "layers": {"layer1": "single"}}, "layer1 .* cannot receive spikes"),
         ({"source": "resnet18", "layers": {"layer1.0.conv1": "dil"}}, "unknown kind of windows 'dil'"),
+        ({"source": "resnet18", "levels": 16}, "levels must be 15 at most, not 16"),
         ({"source": "resnet18", "pretrained": True}, "no weights for spiking"),
         ({"source": "resnet18", "layers": ["conv1"]}, r"layers must be kinds of windows by .*, not \['conv1'\]"),
         ({"source": "resnet18", "source_kwargs": {"depth": 3}}, r"resnet18 cannot be built with \['depth'\]"),
