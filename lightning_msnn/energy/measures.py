@@ -72,7 +72,8 @@ class Record:
         for part, names in [*parts_of(busy).items(), ("all", list(busy))]:
             chosen = [busy[name] for name in names]
             c = {name: count / n for name, count in zip(FIELDS, self.counts[chosen].sum(0).tolist(), strict=True)}
-            done = {"AC": c["accumulates"], "MAC": c["multiply_accumulates"], "other": sum(c[x] for x in _OTHER)}
+            done = {"AC": c["accumulates"], "graded products": c["graded_products"], "MAC": c["multiply_accumulates"]}
+            done["other"] = sum(c[x] for x in _OTHER)
             own = float(joules[chosen].sum())
             relu = c["dense"] * prices["multiply_accumulates"] + sum(c[x] * prices[x] for x in _OTHER[:3])
             rows.append((

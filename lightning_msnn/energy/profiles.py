@@ -6,7 +6,8 @@ picojoules. What its source has no figure for costs nothing and is listed by :fu
 A **synaptic operation** is an input that meets a weight. It is an accumulate if the sample's whole input of the layer
 is in {0, 1}, counted for each 1, else a multiply-accumulate; a product of two activations is accumulates if one of them
 is all in {0, 1}. Batch norm is folded, a bias is where an accumulator starts, and what depends on parameters alone is a
-constant: none of these counts. A **graded spike** of level k, of neurons with ``levels``, is k binary spikes.
+constant: none of these counts. A **graded spike** of level k, of neurons with ``levels``, is k binary spikes; under a
+profile that prices ``graded_products`` it is one product instead with each weight that it meets.
 
 **Memory traffic** is bytes: a value is a word, a spike one bit. A layer reads its inputs and writes its outputs once; a
 membrane is read and written at each update. Weights have one of two models. *Reuse*: read once for a sample
@@ -75,7 +76,7 @@ TRANSCENDENTAL = 8
 """Elementary operations of a transcendental function: a polynomial of degree 8 by Horner's rule."""
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "accumulates": ("accumulates",),
+    "accumulates": ("accumulates", "graded_products"),
     "multiply-accumulates": ("multiply_accumulates",),
     "membranes": ("neurons", "membrane_updates"),
     "Omega": ("omega_operations",),
@@ -307,8 +308,10 @@ def energy_by_kind(
         c, word = {name: counts[:, i].double() for name, i in COLUMN.items()}, hardware.bits / 8
         if skip_zeros:
             c["multiply_accumulates"] = c["effective_multiply_accumulates"]
+        graded = c["graded_products"] * ("graded_products" in hardware.prices)
+        c["accumulates"] = c["accumulates"].where(graded == 0, 0.0)
         c["weight_bytes"] = c["weights_read"] * word
-        c["fetch_bytes"] = (c["accumulates"] + c["multiply_accumulates"]) * word
+        c["fetch_bytes"] = (c["accumulates"] + graded + c["multiply_accumulates"]) * word
         c["accumulator_bytes"] = 2.0 * c["fetch_bytes"]
         c["value_bytes"] = (c["values_read"] + c["values_written"]) * word
         c["spike_bytes"] = (c["spikes_read"] + c["spikes_written"]) / 8
@@ -323,9 +326,12 @@ def energy_by_kind(
 def unpriced(counts: Tensor, on: str | Profile = DEFAULT_PROFILE) -> dict[str, int]:
     """Return the numbers of operations, by field, for which a profile's source has no figure; memory is not among them.
 
+    Graded products are not either: they are priced as accumulates.
+
     Args:
         counts: Sums over samples, ``(layers, len(FIELDS))``.
         on: The profile, or its name.
     """
     prices, total = profile(on).prices, dict(zip(FIELDS, counts.sum(0).tolist(), strict=True))
-    return {name: total[name] for name in PRICED if name not in prices and total.get(name)}
+    missing = (name for name in PRICED if name not in prices and name != "graded_products")
+    return {name: total[name] for name in missing if total.get(name)}

@@ -270,6 +270,7 @@ def test_graded_spikes():
         "spikes_read": 3 * 4, "input_spikes": 6, "potentials": 5, "calls": 1,
     }  # fmt: skip
     assert (spike_rate(record), mean_level(record)) == (3 / 4, 6 / 4)
+    assert "30 AC, 15 graded products" in str(record)
     a, b = 4.0 * torch.rand(2, 5, 4), 4.0 * torch.rand(2, 4, 3)
     both = count_operations(Call(lambda a, b: fire(a) @ fire(b), fire), a, b)
     assert both.total("accumulates") == (fire(a) @ fire(b)).sum()

@@ -150,6 +150,15 @@ def test_profile_from_yaml(tmp_path):
     assert energy["memory"] == pytest.approx(3e-12)
 
 
+def test_graded_products_take_the_place_of_accumulates():
+    prices = {"accumulates": 1.0, "graded_products": 3.0, "fetch_bytes": 1.0}
+    graded, binary = {"accumulates": 20, "graded_products": 8, "multiply_accumulates": 5}, {"accumulates": 20}
+    for amounts, of_spikes, events in ((graded, 8 * 3.0, 13), (binary, 20 * 1.0, 20)):
+        found = joules(counts(**amounts), Profile("its data sheet", prices, bits=8, memory=True))
+        assert (found["accumulates"], found["memory"]) == pytest.approx((of_spikes * 1e-12, events * 1e-12))
+        assert "graded_products" not in unpriced(counts(**amounts))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
