@@ -295,6 +295,7 @@ def test_folders_of_runs(tmp_path):
             "optimizer.class_path is 'torch.optim.SGD', but .*last.ckpt has None",
         ),
         (["--trainer.max_epochs", "7"], "cosine schedule .* ends at step 3, not at 21"),
+        (["--model.network_kwargs.levels", "2"], "network_kwargs is {'levels': 2}, but .*last.ckpt has"),
         (["--run.ema", "0.5"], "run.ema is 0.5, but .*last.ckpt has 0.99"),
         (["--trainer.precision", "bf16-mixed"], "trainer.precision is 'bf16-mixed', but .*last.ckpt has '32-true'"),
     ],
@@ -385,6 +386,10 @@ def test_what_is_not_evaluated(checkpoint, folder, tmp_path, capsys):
         (["test", "--ckpt_path", "last"], "--ckpt_path last is for fit"),
         (["test", "--ckpt_path", "weights.ckpt"], "has no 'state_dict'"),
         (["test", "--ckpt_path", checkpoint, "--model.network", "msnn_vit12_tiny"], "'msnn_vit12_tiny', but .*best"),
+        (
+            ["test", "--ckpt_path", checkpoint, "--model.network_kwargs", "{levels: 4}"],
+            "network_kwargs is {'levels': 4}, but .*best.* leave it out",
+        ),
         (["test", "--ckpt_path", checkpoint, *own], "in_chans is 1, but ImageFolder has 3"),
     ):
         fails([*args, *QUIET], message, capsys)
@@ -470,6 +475,9 @@ BAD = {
     "a name of other libraries": ("fit --model.learning_rate 1", "did you mean 'lr'"),
     "unknown network": ("fit --model.network msnn_resnet21", "'msnn_resnet21'.*allowed are .*did you mean 'msnn_"),
     "unknown argument": ("fit --model.network_kwargs '{thetta: 0.1}'", "'thetta'.*did you mean 'theta'"),
+    "levels of too many": ("fit --model.network_kwargs.levels 16", "levels must be 15 at most, not 16"),
+    "levels of a conversion": (
+        "fit --trainer.callbacks+=Convert --trainer.callbacks.levels=a", '"levels": Expected a .*int.*a'),
     "unknown schedule": ("fit --model.schedule cosin", r"'cosine', 'one_cycle', 'constant'\]. Got value: cosin"),
     "unknown configuration": ("fit --config recipe/fst", "'recipe/fst'.*did you mean 'recipe/fast'"),
     "YAML that is none": ("fit --config '{model: {lr: [1}'", "cannot read the configuration.*while parsing"),

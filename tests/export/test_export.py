@@ -212,12 +212,22 @@ def test_networks_of_every_kind(to, arguments, tmp_path):
     assert report.differ <= 1
 
 
+@pytest.mark.parametrize("to", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
+def test_graded_spikes(to, tmp_path):
+    source = checkpoint(tmp_path, levels=3, **TINIEST)
+    report = export(source, to=to, out=tmp_path / f"x{FORMATS[to].suffix}")
+    assert report.images == 64
+    assert report.largest < 1e-3, "no spike is another one"
+
+
 @pytest.mark.slow
 def test_a_converted_network(tmp_path):
     network = timm.create_model("test_resnet", num_classes=3, in_chans=1).eval()
-    converted = lightning_msnn.convert(network, torch.rand(8, 1, 16, 16), windows="grid")
+    converted = lightning_msnn.convert(network, torch.rand(8, 1, 16, 16), windows="grid", levels=3)
     layers = lightning_msnn.conversion.converted_layers(converted)
-    source = checkpoint(tmp_path, "spiking", 16, num_classes=3, in_chans=1, source="test_resnet", layers=layers)
+    source = checkpoint(
+        tmp_path, "spiking", 16, num_classes=3, in_chans=1, source="test_resnet", layers=layers, levels=3
+    )
     assert export(source, to="onnx", out=tmp_path / "x.onnx").differ <= 2
 
 

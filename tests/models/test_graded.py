@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_msnn.conversion import convert
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models import Recurrence
 from lightning_msnn.models.baselines import lif_network
@@ -106,8 +107,13 @@ def test_a_graded_step_exports():
 
 @pytest.mark.parametrize("levels", [0, -1, 1.5, 16, "a", True])
 def test_levels_that_are_none(levels):
-    with pytest.raises(ConfigurationError, match=f"levels must be .*, not {levels!r}"):
-        timm.create_model("msnn_resnet12_tiny", levels=levels)
+    rectified = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    for make in (
+        lambda: timm.create_model("msnn_resnet12_tiny", levels=levels),
+        lambda: convert(rectified, torch.rand(2, 3, 4, 4), levels=levels),
+    ):
+        with pytest.raises(ConfigurationError, match=f"^levels must be .*, not {levels!r}$"):
+            make()
 
 
 def test_levels_need_a_positive_threshold():
