@@ -1,4 +1,4 @@
-"""``python -m lightning_msnn.report <entry or checkpoint>``: what a network does and costs, as one HTML page."""
+"""``lightning-msnn report <entry or checkpoint>``: what a network does and costs, as one HTML page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.runs import write_whole
 from lightning_msnn.trained import load_trained
 
-__all__ = ["main", "run", "write_report"]
+__all__ = ["run", "write_report"]
 
 
 def _place(out: str | Path | None, name: str, run: Path | None) -> Path:
@@ -83,10 +82,9 @@ def write_report(
         known = {NETWORK: "top1", "ANN twin": "top1_ann_twin"}
         top1 = {column: trained.info[key] for column, key in known.items() if key in trained.info}
     facts["page made"] = f"{date.today()}, lightning-msnn {__version__}, torch {torch.__version__}"
-    records = compare(trained.network, partial(baselines, trained.network), evenly(data, samples), samples)
-    noun = getattr(data, "noun", "images")
-    content = page(name, kind, records, trained.network, on, top1, facts, configuration, curves, noun)
-    write_whole(content.encode(), path)
+    network, noun = trained.network, getattr(data, "noun", "images")
+    records = compare(network, partial(baselines, network), evenly(data, samples), samples)
+    write_whole(page(name, kind, records, network, on, top1, facts, configuration, curves, noun).encode(), path)
     return path
 
 
@@ -96,10 +94,5 @@ def run(options: argparse.Namespace) -> str:
     return f"report written to {path}"
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line of the report with these arguments, or those of the process."""
-    command.main(["report", *(sys.argv[1:] if args is None else args)])
-
-
 if __name__ == "__main__":
-    main()
+    command.main(["report", *sys.argv[1:]])

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from lightning_msnn.data.parts import OF_THE_MACHINE
 from lightning_msnn.data.reading import normalise, prepare_pixels, shorten
 from lightning_msnn.entries import entries, find, read_config
 from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
-from lightning_msnn.models.registry import is_ours
+from lightning_msnn.models.registry import imported, is_ours
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_of, read_checkpoint
 
 __all__ = ["Inputs", "Trained", "inputs_of_checkpoint", "inputs_of_entry", "load_trained"]
@@ -93,8 +92,7 @@ class Inputs:
         Raises:
             ConfigurationError: If the data set is not known, its class is not imported, or its arguments do not fit.
         """
-        kind = self._data_class()
-        saved = dict(self.data_args)
+        kind, saved = self._data_class(), self.data_args
         if issubclass(kind, PartDataModule):
             saved = kind.arguments_from(saved, given)
         arguments = {**saved, **given, **({} if root is None else {"root": str(root)})}
@@ -158,10 +156,8 @@ class Inputs:
         )
 
     def _data_class(self) -> type[LightningDataModule]:
-        """The class of the data, if it is imported: a file does not say what is imported."""
-        module, _, name = self.data.rpartition(".")
-        kind = getattr(sys.modules.get(module), name, None)
-        if not (isinstance(kind, type) and issubclass(kind, LightningDataModule)):
+        kind = imported(self.data, LightningDataModule)
+        if kind is None:
             raise ConfigurationError(
                 f"the data of {self.name} is {self.data or 'not known'}, which is not in {data_sets.__name__}: import "
                 "it first, or give the data module itself"
@@ -199,18 +195,20 @@ def load_trained(source: str | Path, *, image_size: int | None = None) -> Traine
     if image_size is not None:
         check_integer("image_size", image_size, 1)
     name = str(source)
-    if is_checkpoint(name):
-        return _of_checkpoint(name, image_size)
-    if Path(name).is_file():
-        raise ConfigurationError(f"{name!r} is no source: the name of a checkpoint ends in .ckpt")
     spelled = name.replace(".", "_")
-    if timm.is_model_pretrained(name) and not any(entry.replace(".", "_") == spelled for entry in entries()):
+    if is_checkpoint(name):
+        made = _of_checkpoint(name, image_size)
+    elif Path(name).is_file():
+        raise ConfigurationError(f"{name!r} is no source: the name of a checkpoint ends in .ckpt")
+    elif timm.is_model_pretrained(name) and not any(entry.replace(".", "_") == spelled for entry in entries()):
         made = _of_timm(name)
     elif timm.is_model(name) and not is_ours(name):
         raise ConfigurationError(f"timm has no weights for {name!r}{suggestion(name, timm.list_pretrained())}")
     else:
         made = _of_entry(name)
-    _check_size(image_size, made)
+    _, height, width = made.input_size
+    if image_size is not None and (height, width) != (image_size, image_size):
+        raise ConfigurationError(f"image_size is {image_size}, but {made.name} is for {height} x {width}: leave it out")
     return made
 
 
@@ -245,18 +243,14 @@ def inputs_of_checkpoint(content: Mapping[str, Any], name: str, image_size: int 
     """
     hparams, seen = content.get("hyper_parameters") or {}, content.get("preprocessing") or {}
     made = content.get("network_arguments") or {}
+    if (sides := seen.get("image_size", image_size)) is None:
+        raise ConfigurationError(f"{name!r} does not say how large its images are: give --image_size")
     try:
-        channels = int(made.get("in_chans", hparams.get("in_chans", 3)))
-        sides = seen.get("image_size", image_size)
-        if sides is None:
-            raise ConfigurationError(f"{name!r} does not say how large its images are: give --image_size")
-        height, width = (sides, sides) if isinstance(sides, int) else tuple(sides)
-        size = (channels, check_integer("height", height, 1), check_integer("width", width, 1))
-        mean, std = [float(v) for v in seen.get("mean", [])], [float(v) for v in seen.get("std", [])]
+        height, width = map(int, [sides] * 2 if isinstance(sides, int) else sides)
+        size = (int(made.get("in_chans", hparams.get("in_chans", 3))), height, width)
+        mean, std = ([float(value) for value in seen.get(key, ())] for key in ("mean", "std"))
         names = [str(label) for label in content["class_names"]]
     except (LookupError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
         reason = f"{type(error).__name__} {error}"
         raise ConfigurationError(f"{name!r} does not say what images it is for: {reason}") from error
     path = str((content.get("cli") or {}).get("data") or "")
@@ -275,12 +269,6 @@ def _data_args(given: Any) -> dict[str, Any]:
 
 def _numbers(count: int) -> list[str]:
     return [str(i) for i in range(count)]
-
-
-def _check_size(given: int | None, trained: Inputs) -> None:
-    _, height, width = trained.input_size
-    if given is not None and (height, width) != (given, given):
-        raise ConfigurationError(f"image_size is {given}, but {trained.name} is for {height} x {width}: leave it out")
 
 
 def _of_entry(name: str) -> Trained:
@@ -305,10 +293,8 @@ def _of_checkpoint(name: str, image_size: int | None) -> Trained:
     content = read_checkpoint(name)
     hparams = content.get("hyper_parameters") or {}
     network = network_of(content, name, hparams.get("network")).float().eval()
-    inputs = inputs_of_checkpoint(content, name, image_size)
-    _check_size(image_size, inputs)
     return Trained(
-        **vars(inputs), network=network,
+        **vars(inputs_of_checkpoint(content, name, image_size)), network=network,
         architecture=str(getattr(network, "architecture", "") or hparams["network"].partition(".")[0]),
         arguments=dict(getattr(network, "arguments", None) or content.get("network_arguments") or {}),
     )  # fmt: skip

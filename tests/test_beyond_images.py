@@ -10,8 +10,6 @@ import pytest
 
 from lightning_msnn import zoo
 from lightning_msnn.cli import main
-from lightning_msnn.report import main as report
-from lightning_msnn.zoo.__main__ import main as zoo_main
 
 SHORT = [
     *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"),
@@ -68,12 +66,12 @@ def test_speech_from_fit_to_a_zoo_entry(digits, here, capsys, monkeypatch):
     for folder, number in (("some", 2), ("some/two.wav", 1)):
         main(["predict", "--ckpt_path", LAST, "--data.folder", folder, *SHORT[:2]])
         assert [Path(row["file"]).name for row in rows("predictions.csv")] == ["one.wav", "two.wav"][2 - number :]
-    report([LAST, "--root", "fsdd", "--out", "r.html", "--samples", "20"])
+    main(["report", LAST, "--root", "fsdd", "--out", "r.html", "--samples", "20"])
     page = Path("r.html").read_text()
     assert "of the test recordings of SpokenDigits and takes" in page
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(here / "zoo"))
-    zoo_main(["export", LAST, "msnn_resnet12_tiny.mine", "--root", "fsdd"])
-    zoo_main(["verify", "msnn_resnet12_tiny.mine", "--root", "fsdd"])
+    main(["zoo", "export", LAST, "msnn_resnet12_tiny.mine", "--root", "fsdd"])
+    main(["zoo", "verify", "msnn_resnet12_tiny.mine", "--root", "fsdd"])
     info = zoo.info("msnn_resnet12_tiny.mine")
     assert info["top1_images"] == 60, "the recordings of two speakers"
     made = info["data"]["init_args"]

@@ -18,9 +18,7 @@ from lightning_msnn.cli import main
 from lightning_msnn.imports import import_files
 from lightning_msnn.nn import Membrane, Neuron, Spike, fire
 from lightning_msnn.nn.layer import Layer
-from lightning_msnn.report import main as report
 from lightning_msnn.tasks import SpikingClassifier
-from lightning_msnn.zoo.__main__ import main as zoo_main
 from tests.conftest import ROOT, rest_is_slow
 from tests.pages import blocks, commands
 
@@ -121,12 +119,12 @@ def test_a_token_mixer_its_entry_and_its_report(here, monkeypatch, capsys):
         "PointwiseConv2d",
     }
     checkpoint = "runs/mine/version_0/checkpoints/last.ckpt"
-    zoo_main(["export", checkpoint, "depthwise12_tiny.mine", "--out", "entries", "--imports", "depthwise.py"])
+    main(["zoo", "export", checkpoint, "depthwise12_tiny.mine", "--out", "entries", "--imports", "depthwise.py"])
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(here / "entries"))
-    zoo_main(["verify", "depthwise12_tiny.mine", "--imports", "depthwise.py"])
+    main(["zoo", "verify", "depthwise12_tiny.mine", "--imports", "depthwise.py"])
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(zoo.load("depthwise12_tiny.mine")(x), network.eval()(x))
-    report([checkpoint, "--out", "page.html", "--samples", "8", "--imports", "depthwise.py"])
+    main(["report", checkpoint, "--out", "page.html", "--samples", "8", "--imports", "depthwise.py"])
     assert "depthwise12_tiny" in Path("page.html").read_text()
 
 

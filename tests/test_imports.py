@@ -13,8 +13,6 @@ from lightning_msnn.cli import main
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.imports import import_files
-from lightning_msnn.report import main as report
-from lightning_msnn.zoo.__main__ import main as zoo
 from tests.conftest import ROOT
 
 LARGER = """
@@ -48,10 +46,10 @@ def forget(here):
     (here / "log").unlink()
 
 
-def error_of(capsys, program, *args):
-    """Return the one line that a program refuses arguments with."""
+def error_of(capsys, *args):
+    """Return the one line that the command line refuses arguments with."""
     with pytest.raises(SystemExit) as stopped:
-        program(list(args))
+        main(list(args))
     assert stopped.value.code == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("lightning-msnn: error: ")]
     return line
@@ -85,7 +83,7 @@ def test_the_saved_configuration_repeats_the_run_from_another_folder(here, run, 
 def test_a_checkpoint_says_what_it_misses(here, run, capsys, verb):
     path = "last" if verb == "fit" else str(run / "checkpoints" / "last.ckpt")
     given = [verb, "--ckpt_path", path, *([*SHORT, *NETWORK] if verb == "fit" else ["--trainer.accelerator", "cpu"])]
-    message = error_of(capsys, main, *given)
+    message = error_of(capsys, *given)
     assert "unknown projection 'larger'" in message
     assert message.endswith("a file of yours that defines projection 'larger' must be imported with --run.imports")
     assert not (here / "log").exists(), "nothing ran"
@@ -96,11 +94,11 @@ def test_a_checkpoint_says_what_it_misses(here, run, capsys, verb):
 
 def test_programs_beside_say_it_too(here, run, capsys):
     checkpoint = str(run / "checkpoints" / "last.ckpt")
-    for program, *args in (
-        (zoo, "export", checkpoint, "msnn_resnet12_tiny.mine", "--out", "entries"),
-        (report, checkpoint, "--out", "page.html"),
+    for args in (
+        ("zoo", "export", checkpoint, "msnn_resnet12_tiny.mine", "--out", "entries"),
+        ("report", checkpoint, "--out", "page.html"),
     ):
-        message = error_of(capsys, program, *args)
+        message = error_of(capsys, *args)
         assert message.endswith("a file of yours that defines projection 'larger' must be imported with --imports")
 
 
@@ -111,17 +109,17 @@ def test_classes_of_a_checkpoint(here, capsys):
         "class Mine(SpikingClassifier):\n    pass\nclass Theirs(Digits):\n    pass\n"
     )
     classes = ["--model", "own_classes.Mine", "--data", "own_classes.Theirs"]
-    assert error_of(capsys, main, "fit", *classes, *SHORT).endswith("must be imported with --run.imports")
+    assert error_of(capsys, "fit", *classes, *SHORT).endswith("must be imported with --run.imports")
     main(["fit", "--run.imports", "own_classes.py", *classes, *SHORT])
     del sys.modules["own_classes"]
     sys.path.remove(str(here))
     test = ["test", "--ckpt_path", "runs/mine/version_0/checkpoints/last.ckpt", "--trainer.accelerator", "cpu"]
-    message = error_of(capsys, main, *test)
+    message = error_of(capsys, *test)
     assert (
         "has own_classes.Mine: give --model own_classes.Mine, and import the file that defines it with --run.imports"
         in message
     )
-    message = error_of(capsys, main, *test, "--model", "own_classes.Mine")
+    message = error_of(capsys, *test, "--model", "own_classes.Mine")
     assert "has own_classes.Theirs: give --data own_classes.Theirs, and import the file that defines it with" in message
     main(
         [

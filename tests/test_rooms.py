@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "conversion": {"functional", "nn", "models"},
     "energy": {"functional", "nn"},
     "metrics": {"energy"},
-    "data": {"runs"},
+    "data": set(),
     "runs": {"models"},
     "tasks": {"conversion", "energy", "functional", "nn", "models", "metrics", "runs"},
     "callbacks": {"functional", "nn", "conversion", "energy", "metrics", "runs", "tasks", "trained"},
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "zoo": {"imports", "nn", "models", "conversion", "energy", "data", "runs", "trained"},
     "export": {"trained", "data", "energy", "imports", "models", "nn"},
     "report": {"conversion", "imports", "energy", "models", "runs", "trained", "zoo"},
-    "cli": {"callbacks", "data", "entries", "imports", "nn", "runs", "tasks", "trained"},
+    "cli": {"callbacks", "data", "entries", "imports", "models", "nn", "runs", "tasks", "trained"},
     "__init__": {"conversion", "energy", "models", "zoo"},
     "__main__": {"cli"},
 }

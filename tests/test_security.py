@@ -18,7 +18,6 @@ from lightning_msnn.callbacks import BestCheckpoint
 from lightning_msnn.cli import main
 from lightning_msnn.entries import CONFIG_FILE
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.report import main as report
 from lightning_msnn.runs import LastCheckpoint, network_of, read_checkpoint
 
 QUICK = ["--config", str(Path(__file__).parents[1] / "configs" / "quickstart.yaml"), "--trainer.accelerator", "cpu"]
@@ -142,7 +141,7 @@ def test_checkpoint_that_names_what_to_fetch(
     torch.save(content, tmp_path / "x.ckpt")
     arguments = [verb, *QUICK, "--ckpt_path", str(tmp_path / "x.ckpt"), "--data.folder", str(tmp_path)]
     with pytest.raises(SystemExit) as stop:
-        report([str(tmp_path / "x.ckpt")]) if verb == "report" else main(arguments)
+        main(["report", str(tmp_path / "x.ckpt")]) if verb == "report" else main(arguments)
     assert stop.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "x.ckpt' is refused: it gives the network cache_dir, pretrained_cfg, and a file may give only" in said
@@ -249,5 +248,5 @@ def test_report_fetches_no_weights(tmp_path: Path, offline: list[str], capsys: p
     content["class_names"] = [str(digit) for digit in range(10)]
     content["pytorch-lightning_version"] = "2.6.6"
     torch.save(content, tmp_path / "x.ckpt")
-    report([str(tmp_path / "x.ckpt"), "--samples", "4", "--out", str(tmp_path / "page.html")])
+    main(["report", str(tmp_path / "x.ckpt"), "--samples", "4", "--out", str(tmp_path / "page.html")])
     assert not offline

@@ -14,7 +14,6 @@ from PIL import Image
 
 from lightning_msnn import zoo
 from lightning_msnn.cli import main
-from lightning_msnn.report import main as report
 from tests.conftest import ROOT
 from tests.pages import blocks, commands
 
@@ -31,7 +30,7 @@ def run(words, monkeypatch):
         monkeypatch.setenv(name, value)
     program, *args = words
     if args[0] == "report":
-        report([*args[1:], "--samples", "16"])
+        main(["report", *args[1:], "--samples", "16"])
     elif program == "lightning-msnn":
         monkeypatch.setattr(sys, "argv", [program])
         main([*args, *MORE.get(args[0], [])])

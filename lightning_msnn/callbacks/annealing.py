@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import Spike, set_annealing
-from lightning_msnn.runs.progress import planned, steps_done
+from lightning_msnn.runs.trainer import planned, steps_done
 
 __all__ = ["SpikeAnnealing"]
 

@@ -17,7 +17,7 @@ from lightning_msnn.conversion import (
     image_shape,
     trace,
 )
-from lightning_msnn.runs.strategies import refuse_shards
+from lightning_msnn.runs.trainer import refuse_shards
 from lightning_msnn.tasks import Task, TrainingStepCallback
 
 __all__ = ["Convert"]

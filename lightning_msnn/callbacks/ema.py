@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from lightning_msnn.errors import check_number
-from lightning_msnn.runs.strategies import refuse_shards
+from lightning_msnn.runs.trainer import refuse_shards
 
 __all__ = ["EMA"]
 

@@ -23,7 +23,7 @@ from lightning_msnn.conversion import SpikingLayer
 from lightning_msnn.energy import OperationCounter, energy, synaptic_operations
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import Total
-from lightning_msnn.runs.progress import planned, steps_done
+from lightning_msnn.runs.trainer import planned, steps_done
 from lightning_msnn.tasks import Task, TrainingStepCallback
 
 __all__ = ["EnergyTarget"]

@@ -26,7 +26,7 @@ from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.metrics import Total
 from lightning_msnn.runs.checkpoints import write_whole
-from lightning_msnn.runs.folders import run_folder, writes_files
+from lightning_msnn.runs.trainer import run_folder, writes_files
 
 __all__ = ["EnergyMonitor", "SpikeRateMonitor"]
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.nn.projection import LearntProjection, Projection
-from lightning_msnn.runs.progress import planned, steps_done
+from lightning_msnn.runs.trainer import planned, steps_done
 
 __all__ = ["THETA_SCHEDULES", "ThetaScheduler", "cosine", "linear", "piecewise", "step"]
 

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs.checkpoints import write_whole
-from lightning_msnn.runs.folders import run_folder, writes_files
+from lightning_msnn.runs.trainer import run_folder, writes_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,6 @@ from typing import Any
 
 import timm
 import yaml
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -31,30 +30,16 @@ from lightning_msnn.callbacks import (
     SpikeRateMonitor,
     TrainingCurves,
 )
-from lightning_msnn.cli.folders import (
-    Run,
-    begin_run,
-    experiment_folder,
-    newest_run,
-    place_loggers,
-    put_aside,
-    resume_run,
-)
+from lightning_msnn.cli.folders import Run, begin_run, experiment_folder, newest_run, place_loggers, resume_run
 from lightning_msnn.cli.parsing import IMPORTS, ConfigurationFile, Parser, leading
-from lightning_msnn.cli.source import Source, compare_resumed, options_of, parameters_of
+from lightning_msnn.cli.source import Source, compare_resumed, options_of
+from lightning_msnn.data.parts import parameters_of
 from lightning_msnn.entries import entries, find
 from lightning_msnn.errors import ConfigurationError, brief, in_chain
 from lightning_msnn.imports import import_files
 from lightning_msnn.nn import Spike
-from lightning_msnn.runs import (
-    AtomicCheckpointIO,
-    FiniteLoss,
-    LastCheckpoint,
-    RandomState,
-    is_checkpoint,
-    read_checkpoint,
-)
-from lightning_msnn.runs.folders import LAST
+from lightning_msnn.runs import FiniteLoss, LastCheckpoint, RandomState, is_checkpoint, read_checkpoint
+from lightning_msnn.runs.trainer import LAST
 
 __all__ = ["MSNNCLI", "run"]
 
@@ -72,10 +57,7 @@ class _Record(Callback):
     """Save the configuration in the run's folder, send it to the loggers, and store what a resumed training needs."""
 
     def __init__(self, folder: Path, config: str) -> None:
-        self.begun = False
-        """Whether a training step is done."""
-        self._folder = folder
-        self._config = config
+        self.begun, self._folder, self._config = False, folder, config
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration; a folder where that is not possible would not take checkpoints either."""
@@ -113,7 +95,6 @@ class MSNNCLI(LightningCLI):
     """
 
     _run: Run | None = None
-    _aside: dict[Path, Path] = {}  # noqa: RUF012
     _record: _Record | None = None
     _source: Source | None = None
 
@@ -123,14 +104,14 @@ class MSNNCLI(LightningCLI):
             self.subcommands = lambda: {given[0]: verbs[given[0]]}  # type: ignore[method-assign]
         try:
             super().__init__(*args, **kwargs)
-        except BaseException:
-            if self._record is None or not self._record.begun:
-                for file, aside in self._aside.items():
-                    aside.replace(file)  # a resumed run that was refused is as it was
-            raise
         finally:
             if self._run is not None:
-                self._run.close()
+                self._run.close(self._begun)
+
+    @property
+    def _begun(self) -> bool:
+        """Whether a training step is done."""
+        return self._record is not None and self._record.begun
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser that finds configurations by name."""
@@ -240,12 +221,10 @@ class MSNNCLI(LightningCLI):
                 self._run = resume_run(folder)
         if checkpoint is not None and verb == "fit":
             compare_resumed(yaml.safe_load(text), read_checkpoint(checkpoint).get("cli") or {}, checkpoint)
-        if self._run is not None:
-            self._aside = put_aside(self._run.folder, "metrics.csv", "config.yaml") or {}
-        elif beside:
+        if beside:
             place = Path(checkpoint).absolute().parent
             self._run = begin_run(place.parent if place.name == "checkpoints" else place, verb)
-        else:
+        elif self._run is None:
             self._run = begin_run(experiment)
         place_loggers(trainer, self._run.folder)
         if not trainer.fast_dev_run:
@@ -290,10 +269,6 @@ class MSNNCLI(LightningCLI):
         kinds = tuple(type(callback) for callback in given)
         more = [callback for callback in self._callbacks(config, given) if not isinstance(callback, kinds)]
         config["callbacks"] = [*given, *more]
-        plugins = config.get("plugins") or []
-        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            config["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super()._instantiate_trainer(config, callbacks)
 
     def _callbacks(self, config: dict[str, Any], given: list[Callback]) -> list[Callback]:
@@ -324,8 +299,7 @@ class MSNNCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except (MisconfigurationException, ValueError) as error:
-            begun = self._record is not None and self._record.begun
-            if begun or in_chain(error, ConfigurationError) is not None or not self._ours():
+            if self._begun or in_chain(error, ConfigurationError) is not None or not self._ours():
                 raise
             raise ConfigurationError(f"{subcommand} cannot begin: {brief(error)}") from error
 

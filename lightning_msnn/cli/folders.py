@@ -15,9 +15,9 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.runs.folders import LAST
+from lightning_msnn.runs.trainer import LAST
 
-__all__ = ["Run", "begin_run", "experiment_folder", "newest_run", "place_loggers", "put_aside", "resume_run"]
+__all__ = ["Run", "begin_run", "experiment_folder", "newest_run", "place_loggers", "resume_run"]
 
 _LOCAL = ("CSVLogger", "TensorBoardLogger")
 """Loggers of Lightning that write files of this machine."""
@@ -32,14 +32,23 @@ class Run(NamedTuple):
         folder: The folder, ``<experiment>/version_<n>``.
         made: Folders that were made for it, the outermost first.
         lock: Descriptor of the folder, which is locked while it is open.
+        aside: Where files of a resumed run lie now, by where they lay.
     """
 
     folder: Path
     made: list[Path]
-    lock: int | None = None
+    lock: int | None
+    aside: dict[Path, Path]
 
-    def close(self) -> None:
-        """Unlock the folder, and remove what is still empty: the run ended before it wrote anything."""
+    def close(self, begun: bool = False) -> None:
+        """Unlock the folder; of a run that did not begin, leave it as it was.
+
+        Args:
+            begun: Whether a training step is done. Else files that were put aside lie where they lay; and folders that
+                are still empty are removed.
+        """
+        for file, aside in () if begun else self.aside.items():
+            aside.replace(file)
         if self.lock is not None:
             os.close(self.lock)
         with contextlib.suppress(OSError):
@@ -84,7 +93,7 @@ def begin_run(experiment: Path, prefix: str = "version") -> Run:
         ConfigurationError: If the folder cannot be made.
     """
     if getattr(rank_zero_only, "rank", 0):
-        return Run(experiment / f"{prefix}_{max(_numbers(experiment), default=0)}", [])
+        return Run(experiment / f"{prefix}_{max(_numbers(experiment), default=0)}", [], None, {})
     try:
         made = [folder for folder in (*reversed(experiment.parents), experiment) if not folder.exists()]
         experiment.mkdir(parents=True, exist_ok=True)
@@ -92,7 +101,7 @@ def begin_run(experiment: Path, prefix: str = "version") -> Run:
             folder = experiment / f"{prefix}_{number}"
             with contextlib.suppress(FileExistsError):
                 folder.mkdir()
-                return Run(folder, [*made, folder], _lock(folder))
+                return Run(folder, [*made, folder], _lock(folder), {})
     except OSError as error:
         said = f"cannot write to the folder of the run {str(experiment)!r}: {error.strerror}"
         raise ConfigurationError(said) from error
@@ -100,17 +109,22 @@ def begin_run(experiment: Path, prefix: str = "version") -> Run:
 
 
 def resume_run(folder: Path) -> Run:
-    """Take the folder of a run that is resumed.
+    """Take the folder of a run that is resumed, and give files that would be overwritten a number.
 
     Raises:
         ConfigurationError: If another process trains it.
     """
-    return Run(folder, [], _lock(folder))
-
-
-def _lock(folder: Path) -> int | None:
     if getattr(rank_zero_only, "rank", 0):
-        return None
+        return Run(folder, [], None, {})
+    run = Run(folder, [], _lock(folder), {})
+    for file in (folder / "metrics.csv", folder / "config.yaml"):
+        if file.is_file():
+            free = next(f for i in count() if not (f := folder / f"{file.stem}.{i}{file.suffix}").exists())
+            run.aside[file] = file.rename(free)
+    return run
+
+
+def _lock(folder: Path) -> int:
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,18 +164,3 @@ def place_loggers(trainer: Namespace, folder: Path) -> None:
         logger.init_args.update(Namespace(place))
     # The folder of the first is that of the run.
     trainer.logger = [*local, *(logger for logger in loggers if logger not in local)]
-
-
-@rank_zero_only
-def put_aside(folder: Path, *names: str) -> dict[Path, Path]:
-    """Give files of the run that is resumed a number: what comes would overwrite them.
-
-    Returns:
-        Where each lies now, by where it lay.
-    """
-    moved: dict[Path, Path] = {}
-    for file in (folder / name for name in names):
-        if file.is_file():
-            free = next(f for i in count() if not (f := folder / f"{file.stem}.{i}{file.suffix}").exists())
-            moved[file] = file.rename(free)
-    return moved

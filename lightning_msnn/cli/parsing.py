@@ -54,11 +54,7 @@ def find_configuration(name: str) -> Path:
         return Path(name)
     known = configurations()
     if (key := name.removesuffix(".yaml")) not in known:
-        folders: dict[str, list[str]] = {str(Path(k).parent): [] for k in known}
-        for k in known:
-            folders[str(Path(k).parent)].append(Path(k).name)
-        names = ", ".join(f"{f}/{{{','.join(n)}}}" if f != "." else ", ".join(n) for f, n in folders.items())
-        hint = suggestion(key, known) or f": allowed are {names}"
+        hint = suggestion(key, known) or f"{_ALLOWED}{', '.join(known)}"
         raise ConfigurationError(f"no configuration {name!r}, neither a file nor one of the package{hint}")
     return known[key]
 
@@ -68,18 +64,13 @@ class ConfigurationFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Import the files that the configuration names, then apply it."""
-        text = values
-        if not values.lstrip().startswith("{"):
-            values = str(find_configuration(values))
-            try:
-                text = Path(values).read_text(encoding="utf-8")
-            except (OSError, ValueError) as error:
-                raise ConfigurationError(f"cannot read the configuration {values!r}: {brief(error)}") from error
+        inline = values.lstrip().startswith("{")
+        values = values if inline else str(find_configuration(values))
         try:
-            content = yaml.safe_load(text)
+            content = yaml.safe_load(values if inline else Path(values).read_text(encoding="utf-8"))
             if not isinstance(content, dict):
                 raise ValueError("it must have options by name")
-        except (yaml.YAMLError, ValueError) as error:
+        except (OSError, yaml.YAMLError, ValueError) as error:
             raise ConfigurationError(f"cannot read the configuration {values!r}: {brief(error)}") from error
         run = content.get("run")
         import_files((run.get("imports") if isinstance(run, dict) else None) or [])

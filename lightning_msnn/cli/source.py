@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from inspect import signature
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lightning_msnn import data, tasks
-from lightning_msnn.data.parts import OF_THE_MACHINE
+from lightning_msnn import tasks
+from lightning_msnn.data.parts import OF_THE_MACHINE, PartDataModule, parameters_of
 from lightning_msnn.entries import entries
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.models.registry import imported
 from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.trained import Inputs, inputs_of_checkpoint, inputs_of_entry
 
-__all__ = ["Source", "compare_resumed", "options_of", "parameters_of"]
+__all__ = ["Source", "compare_resumed", "options_of"]
 
 OF_THE_TRAINING = {
     "run": ("ema",),
@@ -27,20 +26,7 @@ OF_THE_TRAINING = {
 
 _CLASSIFIER = f"{tasks.__name__}.{tasks.SpikingClassifier.__name__}"
 
-_SECTIONS: dict[str, tuple[type, Any]] = {"model": (LightningModule, tasks), "data": (LightningDataModule, data)}
-
-
-def parameters_of(kind: type) -> dict[str, Any]:
-    """Return the arguments of a class and of those that it derives from, with their defaults."""
-    made = [vars(base)["__init__"] for base in reversed(kind.__mro__) if "__init__" in vars(base)]
-    return {name: given.default for init in made for name, given in signature(init).parameters.items()}
-
-
-def _imported(path: str, section: str) -> type | None:
-    """The class at a path, if it is imported: a file does not say what is imported."""
-    module, _, name = path.rpartition(".")
-    kind = getattr(sys.modules.get(module), name, None)
-    return kind if isinstance(kind, type) and issubclass(kind, _SECTIONS[section][0]) else None
+_BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 
 
 class Source:
@@ -57,34 +43,25 @@ class Source:
         self.name = name
         self.inputs: Inputs | None = None
         """What the network takes; None of a checkpoint of another module, which does not say it."""
-        self.paths = {"model": "", "data": ""}
-        """Paths of its classes."""
-        self.arguments: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
-        """Their arguments."""
         if name in entries():
             self.inputs = inputs_of_entry(name)
-            self.paths["model"] = _CLASSIFIER
             shape = {"num_classes": len(self.inputs.class_names), "in_chans": self.inputs.input_size[0]}
-            self.arguments["model"] = {"network": name, "pretrained": True, **shape}
+            model, arguments = _CLASSIFIER, {"network": name, "pretrained": True, **shape}
         else:
-            self._read(read_checkpoint(name))
+            content = read_checkpoint(name)
+            said, arguments = content.get("cli") or {}, dict(content.get("hyper_parameters") or {})
+            model, data = (str(said.get(section) or "") for section in _BASES)
+            of_data = dict(content.get("datamodule_hyper_parameters") or {})
+            if content.get("preprocessing") and "class_names" in content:
+                self.inputs, model = inputs_of_checkpoint(content, name), model or _CLASSIFIER
         if self.inputs is not None:
-            self.paths["data"] = self.inputs.data or self.paths["data"]
-            self.arguments["data"] = dict(self.inputs.data_args)
-            if (kind := _imported(self.paths["data"], "data")) and "image_size" in parameters_of(kind):
-                self.arguments["data"]["image_size"] = self.inputs.input_size[1]
-
-    def _read(self, content: Mapping[str, Any]) -> None:
-        for section, path in (content.get("cli") or {}).items():
-            if section in self.paths:
-                self.paths[section] = str(path or "")
-        if content.get("preprocessing") and "class_names" in content:
-            self.inputs = inputs_of_checkpoint(content, self.name)
-            self.paths["model"] = self.paths["model"] or _CLASSIFIER
-        self.arguments = {
-            "model": dict(content.get("hyper_parameters") or {}),
-            "data": dict(content.get("datamodule_hyper_parameters") or {}),
-        }
+            data, of_data = self.inputs.data, dict(self.inputs.data_args)
+            if (kind := imported(data, LightningDataModule)) and "image_size" in parameters_of(kind):
+                of_data["image_size"] = self.inputs.input_size[1]
+        self.paths = {"model": model, "data": data}
+        """Paths of its classes; empty if nothing says them."""
+        self.arguments: dict[str, dict[str, Any]] = {"model": arguments, "data": of_data}
+        """Their arguments."""
 
     def configuration(self, args: Sequence[str]) -> dict[str, Any]:
         """Return model and data as a configuration.
@@ -97,10 +74,10 @@ class Source:
         """
         found, names = {}, {arg.partition("=")[0] for arg in args}
         for section, path in self.paths.items():
-            kind = _imported(path, section)
+            kind = imported(path, _BASES[section])
             if kind is not None:
                 arguments, known = self.arguments[section], parameters_of(kind).keys() - OF_THE_MACHINE
-                if issubclass(kind, data.PartDataModule):
+                if issubclass(kind, PartDataModule):
                     arguments = kind.arguments_from(arguments, given=None)
                 given = {name: _plain(value) for name, value in arguments.items() if name in known}
                 found[section] = {"class_path": path, "init_args": given}
@@ -118,15 +95,14 @@ class Source:
             config: Options of the verb, changed in place.
 
         Raises:
-            ConfigurationError: If the model is given otherwise.
+            ConfigurationError: If the model is given otherwise, or the data lacks an argument that only the user gives.
         """
-        kind = _imported(self.paths["data"], "data")
-        same = kind is not None and _imported(config.data.class_path, "data") is kind
-        if kind is not None and same and issubclass(kind, data.PartDataModule):
+        kind = imported(self.paths["data"], PartDataModule)
+        if kind is not None and imported(config.data.class_path, LightningDataModule) is kind:
             defaults, arguments = parameters_of(kind), config.data.init_args.items()
             kind.arguments_from(self.arguments["data"], {n for n, value in arguments if value != defaults.get(n)})
         ours, path = config.model.class_path, self.paths["model"]
-        if path and _imported(ours, "model") is not _imported(path, "model"):
+        if path and imported(ours, LightningModule) is not imported(path, LightningModule):
             raise ConfigurationError(f"model is {ours}, but {self.name} has {path}: give --model {path}")
         arguments = config.model.init_args
         for name, theirs in _plain(self.arguments["model"]).items():
@@ -169,7 +145,7 @@ def options_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     Args:
         config: A configuration, plain values.
     """
-    for section in (*_SECTIONS, "optimizer", "lr_scheduler"):
+    for section in (*_BASES, "optimizer", "lr_scheduler"):
         part = config.get(section) or {}
         yield f"{section}.class_path", part.get("class_path")
         arguments = (part.get("init_args") or {}).items()

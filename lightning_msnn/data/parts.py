@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from functools import partial
-from inspect import Parameter, signature
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +20,7 @@ from lightning_msnn.data.reading import list_files
 from lightning_msnn.data.sampling import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 
-__all__ = ["Part", "PartDataModule", "stratified_split"]
+__all__ = ["OF_THE_MACHINE", "Part", "PartDataModule", "parameters_of", "stratified_split"]
 
 Part = Literal["train", "test"]
 
@@ -67,6 +67,17 @@ def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tenso
     for members, number in zip(classes, taken.tolist(), strict=True):
         chosen[members[torch.randperm(len(members), generator=generator)[:number]]] = True
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+def parameters_of(kind: type) -> dict[str, Any]:
+    """Return the arguments that a class takes, with ``**kwargs`` those of its bases too, and their defaults."""
+    found: dict[str, Any] = {}
+    for init in (vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)):
+        given = list(signature(init).parameters.values())[1:]
+        found = {p.name: p.default for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} | found
+        if all(p.kind != p.VAR_KEYWORD for p in given):
+            break
+    return found
 
 
 def _is_plain(value: object) -> bool:
@@ -152,16 +163,9 @@ class PartDataModule(LightningDataModule):
         Raises:
             ConfigurationError: If an argument is a path, which the user must give.
         """
-        names: set[str] = set()
-        for base in cls.__mro__:
-            if "__init__" in vars(base):
-                parameters = list(signature(vars(base)["__init__"]).parameters.values())[1:]
-                names |= {p.name for p in parameters if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)}
-                if all(p.kind != Parameter.VAR_KEYWORD for p in parameters):
-                    break
-        chosen = {}
+        known, chosen = parameters_of(cls).keys() - OF_THE_MACHINE, {}
         for name, value in hparams.items() if isinstance(hparams, dict) else ():
-            if name not in names - OF_THE_MACHINE or value is None:
+            if name not in known or value is None:
                 continue
             if _is_plain(value):
                 chosen[name] = value

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -29,12 +29,15 @@ __all__ = [
     "create",
     "default_cfg",
     "entry_cfg",
+    "imported",
     "is_ours",
     "make_network",
     "own_arguments",
     "own_class",
     "zoo_cfgs",
 ]
+
+T = TypeVar("T")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -159,10 +162,18 @@ def is_ours(architecture: str) -> bool:
     return module.partition(".")[0] != "timm"
 
 
-def own_class(path: object) -> type[nn.Module] | None:
-    """Return the user's own class of networks at a path such as ``my_package.MyNet``; None if none is imported there.
+def imported(path: object, base: type[T]) -> type[T] | None:
+    """Return the class at a path such as ``my_package.MyNet`` if it is imported and derives from another, else None.
 
     A checkpoint may name it, and a file does not say what is imported.
+    """
+    module, _, name = str(path).rpartition(".")
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, base) else None
+
+
+def own_class(path: object) -> type[nn.Module] | None:
+    """Return the user's own class of networks at a path, see :func:`imported`; None if there is none.
 
     Raises:
         ConfigurationError: If the path is what a checkpoint says of a network that was given as a module.
@@ -172,9 +183,8 @@ def own_class(path: object) -> type[nn.Module] | None:
         raise ConfigurationError(
             f"the network was given as a module, {name}: give one again, as load_from_checkpoint(path, network=...)"
         )
-    kind = getattr(sys.modules.get(module), name, None)
     theirs = module.partition(".")[0] in ("lightning", "lightning_msnn", "timm", "torch", "torchmetrics", "torchvision")
-    return kind if isinstance(kind, type) and issubclass(kind, nn.Module) and not theirs else None
+    return None if theirs else imported(path, nn.Module)
 
 
 def make_network(name: str, **arguments: Any) -> nn.Module:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.runs.checkpoints import AtomicCheckpointIO
-from lightning_msnn.runs.folders import LAST, run_folder
+from lightning_msnn.runs.trainer import LAST, run_folder
 
 __all__ = ["LastCheckpoint"]
 

@@ -26,7 +26,7 @@ from lightning_msnn.entries import entries, find, read_config, read_weights, war
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, check_integer, choose, suggestion
 from lightning_msnn.models.registry import make_network, own_class
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
-from lightning_msnn.runs.progress import planned
+from lightning_msnn.runs.trainer import planned
 from lightning_msnn.tasks.optimization import SCHEDULES, make_schedule, named_groups
 
 __all__ = ["Task", "TrainingStepCallback", "only_size"]

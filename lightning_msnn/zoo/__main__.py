@@ -4,7 +4,6 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from lightning_msnn.zoo.exporting import export, measure
 from lightning_msnn.zoo.loading import info, list_models
 from lightning_msnn.zoo.verification import verify
 
-__all__ = ["main", "run"]
+__all__ = ["run"]
 
 
 def _list(given: argparse.Namespace) -> str:
@@ -89,10 +88,5 @@ def run(options: argparse.Namespace) -> str:
     return _COMMANDS[options.command](options)
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line of the zoo with these arguments, or those of the process."""
-    command.main(["zoo", *(sys.argv[1:] if args is None else args)])
-
-
 if __name__ == "__main__":
-    main()
+    command.main(["zoo", *sys.argv[1:]])

@@ -17,8 +17,8 @@ from lightning_msnn.energy import FACTORS, Record
 from lightning_msnn.energy.pictures import draw_energy, draw_spike_rates, draw_windows, window_maps
 from lightning_msnn.energy.profiles import PROFILES
 from lightning_msnn.nn import Spike
-from lightning_msnn.report import main
 from lightning_msnn.tasks import SpikingClassifier
+from lightning_msnn_cli import main
 from tests.conftest import SHALLOW
 
 
@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 
 def test_zoo_entry(tmp_path, capsys):
-    main(["msnn_resnet12_tiny_digits", "--samples", "16"])
+    main(["report", "msnn_resnet12_tiny_digits", "--samples", "16"])
     assert capsys.readouterr().out == "report written to msnn_resnet12_tiny_digits.html\n"
     text = (tmp_path / "msnn_resnet12_tiny_digits.html").read_text()
     page = Page(text)
@@ -85,7 +85,7 @@ def test_checkpoint_of_a_run(tmp_path, capsys):
     (run / "config.yaml").write_text("seed: <1234>\n")
     figure = Figure(figsize=(1, 1))
     figure.savefig(run / "curves.png")
-    main([str(run / "checkpoints" / "best.ckpt"), "--samples", "4"])
+    main(["report", str(run / "checkpoints" / "best.ckpt"), "--samples", "4"])
     assert capsys.readouterr().out == f"report written to {run / 'report_best.html'}\n"
     text = (run / "report_best.html").read_text()
     measured = trainer.test(task, datamodule=datamodule, verbose=False)[0]["test/top1"]
@@ -99,7 +99,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_any_work(tmp_path, caps
     for output in (tmp_path, tmp_path / "file" / "r.html"):
         (tmp_path / "file").touch()
         with pytest.raises(SystemExit) as stop:
-            main([zoo.list_models()[0], "--out", str(output), "--root", "/nowhere"])
+            main(["report", zoo.list_models()[0], "--out", str(output), "--root", "/nowhere"])
         assert stop.value.code == 2
         assert "cannot write the report to" in capsys.readouterr().err
 

@@ -21,8 +21,8 @@ from lightning_msnn.models.msnn import MSNN
 from lightning_msnn.models.msnn_rnn import Recurrence
 from lightning_msnn.nn.integer import to_integers
 from lightning_msnn.tasks import SpikingClassifier
-from lightning_msnn.zoo.__main__ import main as zoo_main
 from lightning_msnn.zoo.storing import stored, synapses
+from lightning_msnn_cli import main
 from tests.test_security import NETWORK, small_checkpoint
 
 TINY = [name for name in entries() if name.endswith("_tiny.digits")]
@@ -55,7 +55,7 @@ def test_export_from_the_command_line(trained, tmp_path, capsys, monkeypatch):
     name, x = "msnn_resnet12_tiny.my-own_tag.2", torch.randn(2, 1, 8, 8)
     (tmp_path / "fields.json").write_text('{"command": "fit", "hardware": "a CPU"}')
     arguments = ["export", str(checkpoint), name, "--out", str(tmp_path / "zoo")]
-    zoo_main([*arguments, "--fields", str(tmp_path / "fields.json")])
+    main(["zoo", *arguments, "--fields", str(tmp_path / "fields.json")])
     folder = tmp_path / "zoo" / name
     assert capsys.readouterr().out.startswith(f"{folder} made (float32 weights): top-1")
     assert os.listdir(tmp_path / "zoo") == [name]
@@ -84,7 +84,7 @@ def test_export_from_the_command_line(trained, tmp_path, capsys, monkeypatch):
     for field in ("dtype", "sha256"):
         (tmp_path / "wrong.json").write_text(json.dumps({field: "float16"}))
         with pytest.raises(SystemExit, match="2"):
-            zoo_main([*arguments, "--fields", str(tmp_path / "wrong.json")])
+            main(["zoo", *arguments, "--fields", str(tmp_path / "wrong.json")])
         assert field in capsys.readouterr().err
 
 
@@ -191,7 +191,7 @@ def test_what_cannot_be_measured_is_not_left_behind(small, tmp_path, monkeypatch
     torch.save(content, small)
     arguments = ["export", str(small), f"{NETWORK}.x", "--out", str(tmp_path / "zoo")]
     with pytest.raises(SystemExit, match="2"):
-        zoo_main(arguments)
+        main(["zoo", *arguments])
     assert "but CIFAR100 has 3" in capsys.readouterr().err
     assert os.listdir(tmp_path / "zoo") == []
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_measured_is_not_left_behind(small, tmp_path, monkeypatch
 
     monkeypatch.setattr("lightning_msnn.zoo.__main__.measure", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        zoo_main(arguments)
+        main(["zoo", *arguments])
     assert os.listdir(tmp_path / "zoo") == []
 
 

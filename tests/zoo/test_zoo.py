@@ -20,8 +20,8 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.msnn import MSNN
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
 from lightning_msnn.zoo import verification
-from lightning_msnn.zoo.__main__ import main as zoo_main
 from lightning_msnn.zoo.card import write_card
+from lightning_msnn_cli import main
 from tests.conftest import ROOT, rest_is_slow
 
 DIGITS = "msnn_resnet12_tiny.digits"
@@ -283,7 +283,7 @@ def run(capsys):
     def call(*args):
         status = 0
         try:
-            zoo_main(list(args))
+            main(["zoo", *args])
         except SystemExit as stop:
             status = stop.code
         return *capsys.readouterr(), status

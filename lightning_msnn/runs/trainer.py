@@ -1,0 +1,73 @@
+"""What is asked of a Trainer: where its run lies, how far a training is, and how its weights are spread."""
+
+import math
+import os
+from typing import Literal
+
+import lightning.pytorch as pl
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+
+from lightning_msnn.errors import ConfigurationError
+
+__all__ = ["LAST", "planned", "refuse_shards", "run_folder", "steps_done", "writes_files"]
+
+LAST = "checkpoints/last.ckpt"
+"""The last checkpoint in the folder of a run."""
+
+
+def run_folder(trainer: pl.Trainer) -> str:
+    """Folder of a run's files, a path or a URL: where Lightning's ``ModelCheckpoint`` makes its ``checkpoints`` too.
+
+    With a logger it is ``<save_dir>/<name>/<version>`` of the first, so that no two runs share it; else it is the
+    trainer's ``default_root_dir``. It takes a broadcast: every rank must call it.
+    """
+    folder = str(trainer.default_root_dir)
+    if logger := trainer.logger:
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        folder = os.path.join(logger.save_dir or folder, str(logger.name), version)
+    files, local = url_to_fs(folder)  # a path may begin with ~ or file:
+    return str(trainer.strategy.broadcast(local if isinstance(files, LocalFileSystem) else folder))
+
+
+def writes_files(trainer: pl.Trainer) -> bool:
+    """Whether this process writes a run's results: the first does, unless the run is only a ``fast_dev_run``."""
+    return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
+
+
+def planned(trainer: pl.Trainer, what: str, interval: Literal["epoch", "step"] = "step") -> int:
+    """Return the optimizer steps, or the epochs, of a whole training, at least 1.
+
+    Args:
+        trainer: The trainer of a training that begins.
+        what: What must know them, for the message.
+        interval: What is counted.
+
+    Raises:
+        ConfigurationError: If the training has no end.
+    """
+    total = trainer.estimated_stepping_batches if interval == "step" else trainer.max_epochs
+    if total is None or not 0 <= total < math.inf:
+        raise ConfigurationError(
+            f"{what} must know where training ends: set max_epochs, not {trainer.max_epochs}, or max_steps for data "
+            "without a length"
+        )
+    return max(1, int(total))
+
+
+def steps_done(trainer: pl.Trainer) -> int:
+    """Return how many of :func:`planned` are done.
+
+    Lightning counts the steps of all optimizers, but expects one for each batch. Where a module steps them by hand, as
+    often as it likes, and batches are what ends the training, these are counted.
+    """
+    if trainer.lightning_module.automatic_optimization or trainer.max_steps != -1:
+        return trainer.global_step
+    return trainer.fit_loop.total_batch_idx
+
+
+def refuse_shards(strategy: Strategy, what: str) -> None:
+    """Raise a ConfigurationError where each process may hold only a part of the weights, so that none can read all."""
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy) or getattr(strategy, "zero_stage_3", False):
+        raise ConfigurationError(f"{what} must be left out with {type(strategy).__name__}, which shards the weights")
