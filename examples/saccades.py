@@ -12,7 +12,7 @@ from scipy.ndimage import map_coordinates
 from sklearn.datasets import load_digits
 
 from lightning_msnn.data import ArrayDataModule, BatchAugmentation, Digits
-from lightning_msnn.data.parts import stratified_split
+from lightning_msnn.data.arrays import stratified_split
 
 SIDE = 34
 """Pixels of a side of the camera."""

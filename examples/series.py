@@ -72,7 +72,7 @@ class TimeSeries(ArrayDataModule):
         crop: Largest share of a training series that is cut off.
         differences: Whether the central differences of each variable follow as channels of their own, in which small
             notches are as large as anything (as in MultiRocket, arXiv 2102.00457).
-        **kwargs: Arguments of ``PartDataModule``; few series are met several times in one epoch.
+        **kwargs: Arguments of ``ArrayDataModule``; few series are met several times in one epoch.
     """
 
     noun = "series"

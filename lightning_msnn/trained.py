@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_msnn import data as data_sets
-from lightning_msnn.data import ArrayDataModule, ImageDataModule, PartDataModule
-from lightning_msnn.data.parts import OF_THE_MACHINE
+from lightning_msnn.data import ArrayDataModule, AudioDataModule, ImageDataModule
+from lightning_msnn.data.arrays import OF_THE_MACHINE
 from lightning_msnn.data.reading import normalise, prepare_pixels, shorten
 from lightning_msnn.entries import entries, find, read_config
 from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
@@ -66,7 +66,7 @@ class Inputs:
             ConfigurationError: If the network takes neither square images nor recordings.
         """
         kind = self._data_class() if self.data.startswith(f"{data_sets.__name__}.") else ImageDataModule
-        if issubclass(kind, ArrayDataModule):
+        if issubclass(kind, AudioDataModule):
             module: Any = self.data_module()
             read: Callable[[Any], Tensor] = module.read_one
             return read
@@ -93,7 +93,7 @@ class Inputs:
             ConfigurationError: If the data set is not known, its class is not imported, or its arguments do not fit.
         """
         kind, saved = self._data_class(), self.data_args
-        if issubclass(kind, PartDataModule):
+        if issubclass(kind, ArrayDataModule):
             saved = kind.arguments_from(saved, given)
         arguments = {**saved, **given, **({} if root is None else {"root": str(root)})}
         if issubclass(kind, ImageDataModule):
@@ -111,7 +111,7 @@ class Inputs:
         Raises:
             ConfigurationError: If it is of this package and has another number of channels.
         """
-        ours = isinstance(module, ImageDataModule | ArrayDataModule)
+        ours = isinstance(module, ArrayDataModule)
         for name in ("mean", "std"):
             values = tuple(getattr(self, name))
             if not values or not (ours or hasattr(module, name)):

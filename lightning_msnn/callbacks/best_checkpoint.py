@@ -26,17 +26,17 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         monitor: Metric, as it is logged.
         mode: ``"max"`` or ``"min"``: whether the highest or the lowest value is best.
-        required: Whether a metric that is not logged is an error; else the first validation warns.
 
     Raises:
-        ConfigurationError: In training, if a metric that is required is not logged.
+        ConfigurationError: At the first validation, if a task of this package does not log the metric; another module
+            gets a warning.
     """
 
-    def __init__(self, monitor: str = "val/top1", mode: Literal["max", "min"] = "max", required: bool = False) -> None:
+    def __init__(self, monitor: str = "val/top1", mode: Literal["max", "min"] = "max") -> None:
         super().__init__(
             monitor=monitor, mode=mode, filename="best", auto_insert_metric_name=False, enable_version_counter=False
         )
-        self.required, self._said = required, False
+        self._said = False
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
         """Whether a value is the best so far, or as good as that."""
@@ -75,7 +75,7 @@ class BestCheckpoint(ModelCheckpoint):
             f"no metric {self.monitor!r} is logged, which is to choose the best checkpoint: logged are "
             f"{', '.join(sorted(allowed))}{suggestion(str(self.monitor), allowed)}"
         )
-        if self.required:
+        if not foreign:
             raise ConfigurationError(message)
         self._said = True
         rank_zero_warn(f"{message}; give BestCheckpoint(monitor=...) one of them, else no best.ckpt is kept")

@@ -124,13 +124,11 @@ class _Monitor(Callback):
     ) -> None:
         """Keep the images if this step logs."""
         self._begin(trainer)
-        now, every = trainer.fit_loop.total_batch_idx + 1, self.every_n_steps
-        if every is not None:
-            logs = now % every == 0
+        if self.every_n_steps is not None:
+            logs = (trainer.fit_loop.total_batch_idx + 1) % self.every_n_steps == 0
         else:
-            before, each = now - batch_idx - 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
             ends = trainer.is_last_batch or trainer.global_step + 1 == trainer.max_steps
-            logs = ends and each > 0 and (before == 0 or now // each > before // each)
+            logs = ends and trainer.log_every_n_steps > 0  # type: ignore[attr-defined]
         if logs:
             self._watch(pl_module)
 
@@ -178,8 +176,8 @@ class SpikeRateMonitor(_Monitor):
     loggers that take images.
 
     Args:
-        every_n_steps: Batches from one log to the next. None: the last of an epoch, of the first and of all that hold a
-            multiple of the trainer's ``log_every_n_steps``.
+        every_n_steps: Batches from one log to the next. None: the last of each epoch, unless the trainer's
+            ``log_every_n_steps`` is 0.
         samples: Images of a test that are counted, spread evenly over the classes.
         network: Name of the network in the LightningModule; found if it is ``network``, ``model`` or the only module.
 

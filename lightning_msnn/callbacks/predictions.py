@@ -42,7 +42,6 @@ class PredictionWriter(pl.Callback):
                 "and is not read-only"
             )
         self._file: TextIO | None = None
-        self._rows = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin the file of this process, before any work is done."""
@@ -54,13 +53,11 @@ class PredictionWriter(pl.Callback):
                 self._write([COLUMNS])
             except OSError as error:
                 raise ConfigurationError(f"cannot write predictions to {str(self.path)!r}: {error.strerror}") from error
-            self._rows = 0
 
     def _write(self, rows: Iterable[Sequence[str]]) -> None:
         assert self._file is not None
         csv.writer(self._file).writerows(rows)
         self._file.flush()
-        self._rows += 1
 
     def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         """Write the rows of a batch."""
@@ -88,12 +85,10 @@ class PredictionWriter(pl.Callback):
             self._part.unlink()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Keep the rows so far, if there are any."""
+        """Keep the rows so far."""
         if self._file is not None:
             with suppress(OSError):  # of what a full disk did not take
                 self._file.close()
-            if not self._rows:
-                self._part.unlink(missing_ok=True)
 
 
 def _order(row: tuple[str, ...]) -> list[tuple[int, float, str]]:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from inspect import signature
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -40,13 +41,10 @@ def piecewise(position: int, total: int, points: Mapping[int, float]) -> float:
     return float(np.interp(position, known, [points[p] for p in known]))
 
 
-THETA_SCHEDULES: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {
-    "linear": (linear, ("theta", "end")),
-    "cosine": (cosine, ("theta", "end")),
-    "step": (step, ("theta", "gamma", "every")),
-    "piecewise": (piecewise, ("points",)),
-}
-"""Schedules by name: functions of the epochs or steps done and of all of them, and the further arguments of each."""
+THETA_SCHEDULES: dict[str, Callable[..., float]] = {
+    "linear": linear, "cosine": cosine, "step": step, "piecewise": piecewise,
+}  # fmt: skip
+"""Schedules by name: functions of the epochs or steps done, of all of them, and of their own arguments."""
 
 
 class ThetaScheduler(pl.Callback):
@@ -83,7 +81,8 @@ class ThetaScheduler(pl.Callback):
         interval: Literal["epoch", "step"] = "epoch",
         pattern: str = "*",
     ) -> None:
-        self.function, needed = choose(THETA_SCHEDULES, schedule, "theta schedule")
+        self.function = choose(THETA_SCHEDULES, schedule, "theta schedule")
+        _, _, *needed = signature(self.function).parameters
         given = {"theta": theta, "end": end, "gamma": gamma, "every": every, "points": points}
         for name, value in given.items():
             if (value not in (None, {})) != (name in needed):
@@ -96,11 +95,10 @@ class ThetaScheduler(pl.Callback):
         for name, value in {"theta": theta, "end": end, "gamma": gamma, **at}.items():
             check_number(f"{name} of the theta schedule", 0.0 if value is None else value)
         check_integer("every of the theta schedule", 1 if every is None else every, 1)
-        self.schedule = schedule
-        self.arguments: dict[str, Any] = {name: given[name] for name in needed}
+        self.schedule, self.pattern = schedule, pattern
         self.interval: Literal["epoch", "step"] = interval
-        self.pattern = pattern
-        self._moved: dict[str, Projection] = {}
+        self.arguments: dict[str, Any] = {name: given[name] for name in needed}
+        self._moved: dict[str, Any] = {}
 
     def theta_at(self, position: int, total: int = 1) -> float:
         """Return theta after ``position`` of ``total`` epochs or steps."""
@@ -114,17 +112,16 @@ class ThetaScheduler(pl.Callback):
         projections = {name: module for name, module in pl_module.named_modules() if isinstance(module, kinds)}
         if not projections:
             rank_zero_info("ThetaScheduler does nothing: the network projects no membranes")
-        named = {name: module for name, module in projections.items() if fnmatchcase(name, self.pattern)}
-        if projections and not named:
+        self._moved = {name: module for name, module in projections.items() if fnmatchcase(name, self.pattern)}
+        if projections and not self._moved:
             raise ConfigurationError(
                 f"no projection of the network has a name that matches pattern {self.pattern!r}: "
                 f"the first of them is {next(iter(projections))!r}"
             )
-        for name, module in named.items():
+        for name, module in self._moved.items():
             if isinstance(module, LearntProjection) or module.name in WITHOUT_THETA:
                 why = "learns its theta" if isinstance(module, LearntProjection) else "has no theta"
                 raise ConfigurationError(f"{name} {why}, which a schedule cannot move: leave out ThetaScheduler")
-        self._moved = {name: module for name, module in named.items() if isinstance(module, Projection)}
 
     @torch.no_grad()
     def _move(self, trainer: pl.Trainer, pl_module: pl.LightningModule, position: int) -> None:

@@ -33,7 +33,7 @@ from lightning_msnn.callbacks import (
 from lightning_msnn.cli.folders import Run, begin_run, experiment_folder, newest_run, place_loggers, resume_run
 from lightning_msnn.cli.parsing import IMPORTS, ConfigurationFile, Parser, leading
 from lightning_msnn.cli.source import Source, compare_resumed, options_of
-from lightning_msnn.data.parts import parameters_of
+from lightning_msnn.data.arrays import parameters_of
 from lightning_msnn.entries import entries, find
 from lightning_msnn.errors import ConfigurationError, brief, in_chain
 from lightning_msnn.imports import import_files
@@ -284,7 +284,7 @@ class MSNNCLI(LightningCLI):
             made.append(PredictionWriter(self._get(self.config_init, "out")))
         saves = verb == "fit" and config.get("enable_checkpointing") is not False
         if saves and not any(isinstance(callback, ModelCheckpoint) for callback in given):
-            made.append(BestCheckpoint(required=type(self.model).__module__.startswith("lightning_msnn.")))
+            made.append(BestCheckpoint())
         made += [RandomState(), FiniteLoss(), *([LastCheckpoint(run.every_n_steps)] if saves else [])]
         return [*made, *([self._record] if self._record is not None else [])]
 

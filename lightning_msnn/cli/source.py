@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_msnn import tasks
-from lightning_msnn.data.parts import OF_THE_MACHINE, PartDataModule, parameters_of
+from lightning_msnn.data.arrays import OF_THE_MACHINE, ArrayDataModule, parameters_of
 from lightning_msnn.entries import entries
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.registry import imported
@@ -77,7 +77,7 @@ class Source:
             kind = imported(path, _BASES[section])
             if kind is not None:
                 arguments, known = self.arguments[section], parameters_of(kind).keys() - OF_THE_MACHINE
-                if issubclass(kind, PartDataModule):
+                if issubclass(kind, ArrayDataModule):
                     arguments = kind.arguments_from(arguments, given=None)
                 given = {name: _plain(value) for name, value in arguments.items() if name in known}
                 found[section] = {"class_path": path, "init_args": given}
@@ -97,7 +97,7 @@ class Source:
         Raises:
             ConfigurationError: If the model is given otherwise, or the data lacks an argument that only the user gives.
         """
-        kind = imported(self.paths["data"], PartDataModule)
+        kind = imported(self.paths["data"], ArrayDataModule)
         if kind is not None and imported(config.data.class_path, LightningDataModule) is kind:
             defaults, arguments = parameters_of(kind), config.data.init_args.items()
             kind.arguments_from(self.arguments["data"], {n for n, value in arguments if value != defaults.get(n)})

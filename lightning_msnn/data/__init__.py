@@ -15,7 +15,6 @@ from lightning_msnn.data.base import ImageDataModule
 from lightning_msnn.data.cifar import CIFAR10, CIFAR100
 from lightning_msnn.data.digits import Digits
 from lightning_msnn.data.folder import ImageFolder
-from lightning_msnn.data.parts import PartDataModule
 from lightning_msnn.data.speech_commands import SpeechCommands
 from lightning_msnn.data.spoken_digits import SpokenDigits
 from lightning_msnn.data.tiny_imagenet import TinyImageNet200
@@ -29,7 +28,6 @@ __all__ = [
     "Digits",
     "ImageDataModule",
     "ImageFolder",
-    "PartDataModule",
     "SpeechCommands",
     "SpokenDigits",
     "TinyImageNet200",

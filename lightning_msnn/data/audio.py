@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.data.arrays import ArrayDataModule
-from lightning_msnn.data.parts import Part
+from lightning_msnn.data.arrays import ArrayDataModule, Part
 from lightning_msnn.data.reading import list_files
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
@@ -273,7 +272,7 @@ class AudioDataModule(ArrayDataModule):
         time_mask: Most frames of a training map that are masked.
         frequency_mask: Most mel bands of a training map that are masked.
         batch_size: Recordings a batch (on each device).
-        **kwargs: Arguments of :class:`~lightning_msnn.data.parts.PartDataModule`.
+        **kwargs: Arguments of :class:`~lightning_msnn.data.arrays.ArrayDataModule`.
 
     Raises:
         ConfigurationError: If a value is not allowed.

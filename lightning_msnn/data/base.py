@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
 from lightning_msnn.data.archives import download_and_extract_archive
+from lightning_msnn.data.arrays import ArrayDataModule, Part
 from lightning_msnn.data.augment import BatchAugmentation
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset
-from lightning_msnn.data.parts import Part, PartDataModule
 from lightning_msnn.data.reading import IMAGE_SUFFIXES, decode_files, list_classes, list_files, normalise
 from lightning_msnn.errors import ConfigurationError, check_integer
 
@@ -26,7 +26,7 @@ __all__ = ["ImageDataModule"]
 LARGEST_IMAGE = 4096
 
 
-class ImageDataModule(PartDataModule):
+class ImageDataModule(ArrayDataModule):
     """Images decoded at the start to uint8 tensors, gathered, augmented and normalised a whole batch at a time.
 
     A data set is a subclass that states its classes, size, mean and standard deviation, and where its files lie if not
@@ -47,7 +47,7 @@ class ImageDataModule(PartDataModule):
         train_sizes: Height and width of augmented training images from an epoch on, such as ``{0: 24, 20: 32}``:
             smaller images early on make epochs cheaper. Before the first epoch named, and in validation and test,
             images have ``image_size``.
-        **kwargs: Arguments of :class:`~lightning_msnn.data.parts.PartDataModule`.
+        **kwargs: Arguments of :class:`~lightning_msnn.data.arrays.ArrayDataModule`.
 
     Raises:
         ConfigurationError: If a value is not allowed.
@@ -125,7 +125,7 @@ class ImageDataModule(PartDataModule):
     def open(self, part: Part | None) -> ArrayDataset | FileDataset:
         """Return the dataset of a part, or of the images to predict."""
         if part is not None:
-            return ArrayDataset(*self.read(part))
+            return super().open(part)
         assert self.folder is not None
         return FileDataset(list_files(self.folder), None, self.image_size, self.in_chans)
 

@@ -10,8 +10,8 @@ from torchvision import datasets
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
 from lightning_msnn.data.archives import Archive
+from lightning_msnn.data.arrays import Part
 from lightning_msnn.data.base import ImageDataModule
-from lightning_msnn.data.parts import Part
 from lightning_msnn.data.reading import image_array
 from lightning_msnn.errors import ConfigurationError
 

@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
+from lightning_msnn.data.arrays import Part, stratified_split
 from lightning_msnn.data.base import ImageDataModule
-from lightning_msnn.data.parts import Part, stratified_split
 from lightning_msnn.data.reading import image_array
 
 __all__ = ["Digits"]

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from lightning_msnn.data.arrays import Part
 from lightning_msnn.data.base import ImageDataModule
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset
-from lightning_msnn.data.parts import Part
 from lightning_msnn.data.reading import class_folders
 
 __all__ = ["ImageFolder"]

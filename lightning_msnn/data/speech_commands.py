@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_msnn.data.arrays import Part
 from lightning_msnn.data.audio import AudioDataModule
-from lightning_msnn.data.parts import Part
 from lightning_msnn.data.reading import list_files, read_lines
 from lightning_msnn.errors import ConfigurationError
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lightning_msnn.data.arrays import Part
 from lightning_msnn.data.audio import AudioDataModule
-from lightning_msnn.data.parts import Part
 from lightning_msnn.data.reading import list_files
 from lightning_msnn.errors import ConfigurationError, choose
 

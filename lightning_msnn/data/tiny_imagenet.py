@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from lightning_msnn.data.archives import Archive
+from lightning_msnn.data.arrays import Part
 from lightning_msnn.data.base import ImageDataModule
-from lightning_msnn.data.parts import Part
 from lightning_msnn.data.reading import list_classes, read_lines
 from lightning_msnn.errors import ConfigurationError
 

@@ -18,7 +18,7 @@ from timm.models._hub import save_config_for_hf
 
 from lightning_msnn import __version__
 from lightning_msnn import data as data_sets
-from lightning_msnn.data.parts import OF_THE_MACHINE
+from lightning_msnn.data.arrays import OF_THE_MACHINE
 from lightning_msnn.energy.pictures import draw_energy, png
 from lightning_msnn.entries import CONFIG_FILE, FACTS, TAG, WEIGHTS_FILE, find, read_config
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
@@ -49,7 +49,7 @@ def _facts(trained: Trained, checkpoint: str | Path) -> dict[str, Any]:
     hparams, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters") or {}
     of_data: dict[str, Any] = {"class_path": trained.data or str((content.get("preprocessing") or {}).get("data"))}
     kind = getattr(data_sets, trained.data.rpartition(".")[2], None)
-    if isinstance(kind, type) and issubclass(kind, data_sets.ArrayDataModule):  # images are described by their size
+    if isinstance(kind, type) and issubclass(kind, data_sets.AudioDataModule):  # images are described by their size
         arguments = kind.arguments_from(data, None)
         of_data["init_args"] = {key: v for key, v in arguments.items() if key not in _OF_TRAINING}
     seeds = [part["shuffle_seed"] for part in content.values() if isinstance(part, Mapping) and "shuffle_seed" in part]

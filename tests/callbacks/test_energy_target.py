@@ -131,7 +131,7 @@ def test_only_networks_at_their_target_are_kept(tmp_path):
     assert not best.best_model_path
     assert {"train/rate", "train/multiplier", "val/rate", "val/energy"} <= trainer.callback_metrics.keys()
     assert float(trainer.callback_metrics["val/rate"]) == pytest.approx(target.counted["rate"])
-    other = BestCheckpoint("val/rate", "min", required=True)
+    other = BestCheckpoint("val/rate", "min")
     fit(tmp_path / "other", EnergyTarget(rate=0.9), other, **options)
     assert Path(other.best_model_path).is_file()
 

@@ -7,10 +7,10 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from lightning_msnn.data import PartDataModule
+from lightning_msnn.data import ArrayDataModule
 
 MakeTree = Callable[..., Path]
-Module = TypeVar("Module", bound=PartDataModule)
+Module = TypeVar("Module", bound=ArrayDataModule)
 
 
 def write_image(path: Path, seed: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> None:

@@ -9,8 +9,8 @@ from image_files import MakeTree, ready, write_image
 from PIL import Image
 
 from lightning_msnn.data import CIFAR10, CIFAR100, ArrayDataModule, Digits, ImageFolder, TinyImageNet200
+from lightning_msnn.data.arrays import stratified_split
 from lightning_msnn.data.datasets import Loader
-from lightning_msnn.data.parts import stratified_split
 from lightning_msnn.data.reading import decode_files, read_image
 from lightning_msnn.errors import ConfigurationError
 

@@ -14,7 +14,7 @@ import timm
 import torch
 from PIL import Image
 
-from lightning_msnn.data.sampling import ShardSampler, even_batch_size
+from lightning_msnn.data.datasets import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.kernels import native
 from lightning_msnn.tasks import SpikingClassifier
