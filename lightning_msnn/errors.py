@@ -55,7 +55,8 @@ class TrainingError(RuntimeError):
 
 def brief(error: BaseException) -> str:
     """Return what an error of another library says, on one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(said.split())[:300]
 
 
 def in_chain(error: BaseException | None, kind: type[BaseException] | tuple[type[BaseException], ...]) -> Any:
@@ -116,5 +117,4 @@ def check_device(name: str) -> torch.device:
     try:
         return torch.zeros(1, device=name).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigurationError(f"device {name!r} cannot be used here: {reason}") from error
+        raise ConfigurationError(f"device {name!r} cannot be used here: {brief(error)}") from error

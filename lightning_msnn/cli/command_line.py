@@ -353,11 +353,7 @@ def _class(path: str) -> type:
 
 
 def run(args: list[str]) -> None:
-    """Run a verb.
-
-    Args:
-        args: The verb and its options.
-    """
+    """Run a verb with its options."""
     csv = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}}
     try:
         MSNNCLI(

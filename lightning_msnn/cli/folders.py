@@ -26,27 +26,15 @@ _NAME = re.compile(r"\w[\w.,=+-]*(/\w[\w.,=+-]*)*")
 
 
 class Run(NamedTuple):
-    """The folder of a run.
-
-    Args:
-        folder: The folder, ``<experiment>/version_<n>``.
-        made: Folders that were made for it, the outermost first.
-        lock: Descriptor of the folder, which is locked while it is open.
-        aside: Where files of a resumed run lie now, by where they lay.
-    """
+    """The folder of a run."""
 
     folder: Path
-    made: list[Path]
-    lock: int | None
-    aside: dict[Path, Path]
+    made: list[Path]  # folders that were made for it, the outermost first
+    lock: int | None  # descriptor of the folder, which is locked while it is open
+    aside: dict[Path, Path]  # where files of a resumed run lie now, by where they lay
 
     def close(self, begun: bool = False) -> None:
-        """Unlock the folder; of a run that did not begin, leave it as it was.
-
-        Args:
-            begun: Whether a training step is done. Else files that were put aside lie where they lay; and folders that
-                are still empty are removed.
-        """
+        """Unlock the folder, remove it if it is empty, and put files back if no training step is done."""
         for file, aside in () if begun else self.aside.items():
             aside.replace(file)
         if self.lock is not None:
@@ -59,8 +47,7 @@ class Run(NamedTuple):
 def experiment_folder(root: str | None, name: str) -> Path:
     """Return the folder of an experiment's runs, ``<root>/<name>`` with ``~`` expanded; without a root, in ``runs``.
 
-    Raises:
-        ConfigurationError: If it is not a folder of this machine, or has a name that libraries read otherwise.
+    It must be a folder of this machine with a name that no library reads otherwise.
     """
     if "::" in str(root) or "://" in str(root):
         raise ConfigurationError(f"trainer.default_root_dir must be a folder of this machine, not {root!r}")
@@ -84,13 +71,6 @@ def begin_run(experiment: Path, prefix: str = "version") -> Run:
     """Make the folder of a new run, ``<prefix>_<n>``, which no other process has or gets.
 
     Of several processes of one training the first makes it; Lightning tells the others its name.
-
-    Args:
-        experiment: Folder of the experiment, made if it is not there.
-        prefix: ``"version"``, or a verb.
-
-    Raises:
-        ConfigurationError: If the folder cannot be made.
     """
     if getattr(rank_zero_only, "rank", 0):
         return Run(experiment / f"{prefix}_{max(_numbers(experiment), default=0)}", [], None, {})
@@ -109,11 +89,7 @@ def begin_run(experiment: Path, prefix: str = "version") -> Run:
 
 
 def resume_run(folder: Path) -> Run:
-    """Take the folder of a run that is resumed, and give files that would be overwritten a number.
-
-    Raises:
-        ConfigurationError: If another process trains it.
-    """
+    """Take the folder of a run that no other process trains, and give files that would be overwritten a number."""
     if getattr(rank_zero_only, "rank", 0):
         return Run(folder, [], None, {})
     run = Run(folder, [], _lock(folder), {})
@@ -140,10 +116,6 @@ def place_loggers(trainer: Namespace, folder: Path) -> None:
     """Let the loggers of a trainer write into the folder of the run, and Lightning put its checkpoints there.
 
     A logger that is given a folder of its own (``save_dir``) keeps it, beside one in the folder of the run.
-
-    Args:
-        trainer: Options of the trainer, changed in place.
-        folder: The folder.
     """
     trainer.default_root_dir = str(folder)
     if trainer.logger in (False, []):

@@ -78,13 +78,7 @@ class ConfigurationFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse
 
 
 def leading(args: list[str]) -> argparse.Namespace:
-    """Read the options that decide what is parsed: the checkpoint or entry that a run is of, and files to import.
-
-    The files are imported.
-
-    Args:
-        args: The arguments after the verb.
-    """
+    """Read the options that decide what is parsed, those of the checkpoint or entry, and import the files named."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("ckpt_path", "model.network", "model.pretrained"):
         parser.add_argument(f"--{name}")
@@ -117,7 +111,7 @@ class Parser(LightningArgumentParser):
         raise ConfigurationError(f"{said}{hint}") from ex
 
     def _hint(self, message: str) -> str:
-        """The allowed name that is nearest to a word of a message; the arguments of a class if there is none."""
+        """The allowed name nearest to a word of a message; the arguments of a class if there is none."""
         names = list(_names(self))
         bases = (Callback, Logger, LightningModule, LightningDataModule)
         allowed = {*names, *(kind.__name__ for base in bases for kind in _derived(base))}

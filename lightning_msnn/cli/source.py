@@ -30,14 +30,7 @@ _BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule
 
 
 class Source:
-    """What a trained network says of the run that evaluates it.
-
-    Args:
-        name: Checkpoint, or name of an entry.
-
-    Raises:
-        ConfigurationError: If there is none.
-    """
+    """What a checkpoint or an entry, by its name, says of the run that evaluates it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -64,14 +57,7 @@ class Source:
         """Their arguments."""
 
     def configuration(self, args: Sequence[str]) -> dict[str, Any]:
-        """Return model and data as a configuration.
-
-        Args:
-            args: Arguments of the command line.
-
-        Raises:
-            ConfigurationError: If a class is not imported, and not given among the arguments either.
-        """
+        """Return model and data as a configuration; a class that is not imported must be among these arguments."""
         found, names = {}, {arg.partition("=")[0] for arg in args}
         for section, path in self.paths.items():
             kind = imported(path, _BASES[section])
@@ -89,14 +75,7 @@ class Source:
         return found
 
     def check(self, config: Namespace) -> None:
-        """Compare the model of a run with this one's, and let it be this one's.
-
-        Args:
-            config: Options of the verb, changed in place.
-
-        Raises:
-            ConfigurationError: If the model is given otherwise, or the data lacks an argument that only the user gives.
-        """
+        """Compare a run's model with this one's, let it be this one's, and ask for paths that only the user gives."""
         kind = imported(self.paths["data"], ArrayDataModule)
         if kind is not None and imported(config.data.class_path, LightningDataModule) is kind:
             defaults, arguments = parameters_of(kind), config.data.init_args.items()
@@ -120,15 +99,12 @@ class Source:
 
 
 def compare_resumed(config: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> None:
-    """Compare a training with the one that it resumes.
+    """Refuse to resume a training with another model, other data or another option that must stay.
 
     Args:
-        config: Its configuration.
+        config: The configuration.
         theirs: What the command line has stored in the checkpoint.
         name: The checkpoint.
-
-    Raises:
-        ConfigurationError: If model, data or another option that must stay is given otherwise.
     """
     known = theirs.get("options") or {}
     for option, ours in options_of(config):
@@ -140,11 +116,7 @@ def compare_resumed(config: Mapping[str, Any], theirs: Mapping[str, Any], name: 
 
 
 def options_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the options that a resumed training has as it began, and their values.
-
-    Args:
-        config: A configuration, plain values.
-    """
+    """Yield the options of a configuration that a resumed training has as it began, and their values."""
     for section in (*_BASES, "optimizer", "lr_scheduler"):
         part = config.get(section) or {}
         yield f"{section}.class_path", part.get("class_path")

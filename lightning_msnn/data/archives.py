@@ -38,9 +38,7 @@ def download_and_extract_archive(archive: Archive, folder: str | Path) -> None:
     Raises:
         OSError: If it cannot be fetched or written.
         RuntimeError: If its SHA-256 sum is another.
-        ValueError: If its MD5 sum is another, or it would unpack to more than 20 times its size.
-        zipfile.BadZipFile: If it is damaged.
-        tarfile.TarError: If it is damaged, or a member lies outside the folder.
+        ValueError: If its MD5 sum is another; and what :func:`extract` raises.
     """
     path = Path(folder) / os.path.basename(archive.url)
     download_url_to_file(archive.url, str(path), hash_prefix=archive.sha256 or None, progress=False)

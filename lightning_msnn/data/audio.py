@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_msnn.data.arrays import ArrayDataModule, Part
 from lightning_msnn.data.reading import list_files
-from lightning_msnn.errors import ConfigurationError, check_integer, check_number
+from lightning_msnn.errors import ConfigurationError, brief, check_integer, check_number
 
 __all__ = ["AudioDataModule", "LogMel", "align_maps", "find_sounds", "level_maps", "read_wav", "read_waves"]
 
@@ -32,13 +32,9 @@ Wave = npt.NDArray[np.float32]
 
 
 def read_wav(path: str | os.PathLike[str]) -> tuple[Wave, int]:
-    """Read a wav file: integers of any width or floats, channels averaged.
+    """Read a wav file of integers of any width or floats: its samples in [-1, 1], float32, (N,), and its rate in Hz.
 
-    Returns:
-        Samples in [-1, 1], float32, (N,), and the sampling rate in Hz.
-
-    Raises:
-        ConfigurationError: If it cannot be read, has no sample, or one that is not a number.
+    Channels are averaged. The file must have samples, all of them numbers, else a ConfigurationError names it.
     """
     try:
         from scipy.io import wavfile  # slow to import
@@ -51,8 +47,7 @@ def read_wav(path: str | os.PathLike[str]) -> tuple[Wave, int]:
         if not samples.size or not np.isfinite(samples).all() or rate < 1:
             raise ValueError("it has no samples, or some that are not finite numbers")
     except Exception as error:  # a damaged header raises anything
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigurationError(f"cannot read the recording {os.fspath(path)!r}: {reason}") from error
+        raise ConfigurationError(f"cannot read the recording {os.fspath(path)!r}: {brief(error)}") from error
     wave = samples.astype(np.float32)
     if samples.dtype == np.uint8:
         wave = (wave - 128) / 128
@@ -76,9 +71,6 @@ def read_waves(files: Sequence[str | os.PathLike[str]], rate: int, samples: int)
 
     Recordings of another rate are resampled, and a warning says how many. Offsets are removed. A longer recording is
     cut to its loudest stretch; a shorter one gets silence on both sides.
-
-    Raises:
-        ConfigurationError: Naming a file that cannot be read.
     """
     waves = np.zeros((len(files), samples), np.int16)
 
@@ -96,9 +88,8 @@ def read_waves(files: Sequence[str | os.PathLike[str]], rate: int, samples: int)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         rates = Counter(pool.map(fill, range(len(files)), chunksize=64))
     for found, number in rates.items():
-        if found == rate:
-            continue
-        logger.warning("%d of %d recordings were resampled from %d to %d Hz", number, len(files), found, rate)
+        if found != rate:
+            logger.warning("%d of %d recordings were resampled from %d to %d Hz", number, len(files), found, rate)
     return torch.from_numpy(waves)
 
 

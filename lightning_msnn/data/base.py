@@ -22,9 +22,6 @@ from lightning_msnn.errors import ConfigurationError, check_integer
 
 __all__ = ["ImageDataModule"]
 
-#: Largest height and width, also of a checkpoint.
-LARGEST_IMAGE = 4096
-
 
 class ImageDataModule(ArrayDataModule):
     """Images decoded at the start to uint8 tensors, gathered, augmented and normalised a whole batch at a time.
@@ -84,13 +81,6 @@ class ImageDataModule(ArrayDataModule):
         super().__init__(**kwargs)
         self.image_size = self.native_size if image_size is None else check_integer("image_size", image_size, 1)
         self.download = download
-        if download and self.needs_root and self.archive is None:
-            raise ConfigurationError(
-                f"download must be false: {type(self).__name__} has no download, put its images under root"
-            )
-        if check_integer("crop_padding", crop_padding, 0) >= self.image_size:
-            allowed = f"smaller than the image size {self.image_size}"
-            raise ConfigurationError(f"crop_padding must be {allowed}, not {crop_padding}")
         self.augment = BatchAugmentation(
             crop_padding, flip, policy, erasing, policy_groups, mean=self.mean, autoaugment=self.autoaugment
         )
@@ -98,8 +88,6 @@ class ImageDataModule(ArrayDataModule):
             check_integer("an epoch of train_sizes", epoch, 0): check_integer(f"train_sizes[{epoch!r}]", size, 1)
             for epoch, size in (train_sizes or {}).items()
         }
-        if (largest := max(self.image_size, *self.train_sizes.values(), 0)) > LARGEST_IMAGE:
-            raise ConfigurationError(f"image_size and train_sizes must be at most {LARGEST_IMAGE}, not {largest}")
 
     # What a data set may define
 

@@ -143,11 +143,9 @@ class ShardSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         start, self.start = self.start, 0
-        everything = super().__iter__() if self.shuffle else self._in_order()
-        return islice(everything, start, None)
-
-    def _in_order(self) -> Iterator[Any]:
-        return iter(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+        if self.shuffle:
+            return islice(super().__iter__(), start, None)
+        return iter(range(self.rank + start * self.num_replicas, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
 def even_batch_size(batch_size: int, images: int, processes: int) -> int:

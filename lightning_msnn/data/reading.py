@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import make_dataset
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, brief
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -50,13 +50,10 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
-    """List the images of ``folder/<class>``, sub-folders included.
-
-    Returns:
-        The files, sorted by class and name, and the class of each; class k is the k-th of ``classes``.
+    """Return the images of ``folder/<class>``, sorted by class and name, and the number of each one's class.
 
     Raises:
-        ConfigurationError: If the class folders are not the allowed ones, or one of them holds no image.
+        ConfigurationError: If the class folders are others, or one of them holds no image.
     """
     found = class_folders(folder)
     if not found:
@@ -83,11 +80,7 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
 
 
 def list_files(place: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-    """Return a file, or the sorted files of a folder and its sub-folders that have one of the suffixes.
-
-    Raises:
-        ConfigurationError: If there is none.
-    """
+    """Return a file, or the sorted files of a folder and its sub-folders, with these suffixes; there must be one."""
     found = [place] if place.is_file() else place.rglob("*")
     files = sorted(str(file) for file in found if has_suffix(file.name, suffixes) and file.is_file())
     if not files:
@@ -100,8 +93,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigurationError(f"cannot read {str(path)!r}: {reason}") from error
+        raise ConfigurationError(f"cannot read {str(path)!r}: {brief(error)}") from error
 
 
 def image_array(image: Image.Image, size: int) -> Pixels:
@@ -132,8 +124,7 @@ def read_image(
         with Image.open(path, formats=IMAGE_FORMATS) as file:
             return prepare_pixels(file, size, channels, transform)
     except Exception as error:  # PIL's decoders raise anything: OSError, SyntaxError, struct.error, ...
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigurationError(f"cannot read the image {path!r}: {reason}") from error
+        raise ConfigurationError(f"cannot read the image {path!r}: {brief(error)}") from error
 
 
 def prepare_pixels(
@@ -161,9 +152,6 @@ def decode_files(files: Sequence[str], size: int, channels: int) -> Tensor:
     """Decode image files into one uint8 tensor, (N, channels, size, size).
 
     Threads share the work in pieces of 256 files: PIL lets go of the interpreter while it decodes.
-
-    Raises:
-        ConfigurationError: Naming the first file that cannot be decoded.
     """
     pixels = np.empty((len(files), channels, size, size), dtype=np.uint8)
 

@@ -39,13 +39,8 @@ def writes_files(trainer: pl.Trainer) -> bool:
 def planned(trainer: pl.Trainer, what: str, interval: Literal["epoch", "step"] = "step") -> int:
     """Return the optimizer steps, or the epochs, of a whole training, at least 1.
 
-    Args:
-        trainer: The trainer of a training that begins.
-        what: What must know them, for the message.
-        interval: What is counted.
-
     Raises:
-        ConfigurationError: If the training has no end.
+        ConfigurationError: If the training has no end, which ``what`` must know.
     """
     total = trainer.estimated_stepping_batches if interval == "step" else trainer.max_epochs
     if total is None or not 0 <= total < math.inf:

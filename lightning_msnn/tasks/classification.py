@@ -88,18 +88,6 @@ class SpikingClassifier(Task):
         """Return the cross entropy of a training step, with smoothed labels and weighted classes."""
         return F.cross_entropy(outputs, targets, self.class_weights, label_smoothing=self.hparams["label_smoothing"])
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the names of the classes and the preprocessing.
-
-        Raises:
-            ConfigurationError: If there are not as many names as classes.
-        """
-        super().on_load_checkpoint(checkpoint)
-        if len(self.class_names) != self.hparams["num_classes"]:
-            raise ConfigurationError(
-                f"the checkpoint names {len(self.class_names)} classes, but has {self.hparams['num_classes']}"
-            )
-
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Classify a batch.
 
