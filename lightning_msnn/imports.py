@@ -94,12 +94,7 @@ def _on_path(file: Path) -> str:
 
 
 def explained(error: BaseException, option: str) -> str:
-    """Return the message of an error; if a file of the user's could define what is unknown, with how to import it.
-
-    Args:
-        error: The error, or one that it has led to.
-        option: Option of the command line that takes such files.
-    """
+    """Return the message of an error; where a file of the user's could define what is unknown, with the option."""
     cause = in_chain(error, UnknownNameError)
     if cause is not None and cause.what in _OPEN:
         return f"{error}; a file of yours that defines {cause.what} {cause.name!r} must be imported with {option}"

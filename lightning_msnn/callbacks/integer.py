@@ -23,13 +23,9 @@ class IntegerInference(Callback):
         self._network: nn.Module | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse what has no integer weights, before any work is done."""
+        """Refuse to train."""
         if stage == "fit":
             raise ConfigurationError("integer weights are for validate, test and predict, not for fit")
-        if (device := trainer.strategy.root_device.type) != "cpu":
-            raise ConfigurationError(
-                f"integer weights are for CPUs, so trainer.accelerator must be 'cpu', not {device!r}"
-            )
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the integer network in the place of the network, whose weights are those of the checkpoint by now."""

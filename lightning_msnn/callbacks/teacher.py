@@ -23,17 +23,10 @@ __all__ = ["Teacher", "distillation_loss"]
 
 
 def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's classes to the student's, both softened.
+    """Kullback-Leibler divergence from the teacher's classes to the student's, the mean over the images.
 
-    It is multiplied by the square of the temperature, so that its gradient does not shrink with it.
-
-    Args:
-        logits: Logits of the student, ``(B, num_classes)``.
-        taught: Logits of the teacher, of that shape.
-        temperature: Both are divided by it.
-
-    Returns:
-        The mean over the images, a scalar of at least 0.
+    Logits ``(B, num_classes)`` of both are divided by the temperature, and the divergence is multiplied by its square,
+    so that its gradient does not shrink with it.
     """
     student = F.log_softmax(logits.float() / temperature, 1)
     teacher = F.log_softmax(taught.float() / temperature, 1)

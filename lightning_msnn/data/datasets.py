@@ -116,17 +116,8 @@ class ShardSampler(DistributedSampler[Any]):
     """The images of one process, in an order that depends on seed and epoch alone.
 
     To train, this is torch's DistributedSampler: shuffled, and a few images twice so that each process has as many. To
-    evaluate, each image goes to one process, so that a metric that adds up over processes is exact.
-
-    Args:
-        dataset: The dataset.
-        num_replicas: Number of processes.
-        rank: Number of this process.
-        training: Whether to shuffle.
-        seed: Seed of the order, the same on every process.
-
-    Raises:
-        ConfigurationError: If a process would have no image to evaluate.
+    evaluate, each image goes to one process, so that a metric that adds up over processes is exact; each process needs
+    an image. The seed is the same on every process.
     """
 
     def __init__(self, dataset: Dataset[Any], num_replicas: int, rank: int, training: bool, seed: int) -> None:

@@ -59,13 +59,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint whole or not at all.
-
-        Args:
-            checkpoint: The content.
-            path: File to write, or any URL that fsspec knows.
-            storage_options: Not used.
-        """
+        """Write a checkpoint whole or not at all, to a file or any URL that fsspec knows."""
         write_whole(checkpoint, path)
 
 

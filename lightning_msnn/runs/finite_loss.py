@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lightning_msnn.errors import TrainingError
 
@@ -59,9 +60,5 @@ class FiniteLoss(Callback):
 
 
 def _all_finite(value: Any) -> bool:
-    """Return whether every number in nested tensors is finite."""
-    if isinstance(value, Tensor):
-        return not value.is_floating_point() or bool(value.isfinite().all())
-    if isinstance(value, dict):
-        return all(map(_all_finite, value.values()))
-    return not isinstance(value, list | tuple) or all(map(_all_finite, value))
+    """Whether every number in nested tensors is finite."""
+    return all(bool(leaf.isfinite().all()) for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
