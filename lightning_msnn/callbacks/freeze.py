@@ -48,7 +48,7 @@ class Freeze(pl.Callback):
         for module in found:
             module.requires_grad_(False)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep them in evaluation mode."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep them in evaluation mode, also where a training resumes within an epoch."""
         for module in self._frozen:
             module.eval()

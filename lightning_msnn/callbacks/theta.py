@@ -135,17 +135,14 @@ class ThetaScheduler(pl.Callback):
             made["theta"] = theta  # so that a checkpoint and its card say what is in the weights
         stages = {re.sub(r".*\bstages\.(\d+)\..*", r"stage\1", name) for name in self._moved}
         by_epoch = self.interval == "epoch"
-        for stage in sorted(stages):
-            pl_module.log(f"theta/{stage}", theta, on_step=not by_epoch, on_epoch=by_epoch, batch_size=1)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set theta of this epoch."""
-        if self.interval == "epoch":
-            self._move(trainer, pl_module, trainer.current_epoch)
+        for stage in sorted(stages):  # of an epoch the largest, as a mean would be rounded
+            pl_module.log(
+                f"theta/{stage}", theta, on_step=not by_epoch, on_epoch=by_epoch, reduce_fx="max", batch_size=1
+            )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set theta of this step."""
-        if self.interval == "step":
-            self._move(trainer, pl_module, steps_done(trainer))
+        by_epoch = self.interval == "epoch"  # whose start a training that resumes within it does not meet
+        self._move(trainer, pl_module, trainer.current_epoch if by_epoch else steps_done(trainer))

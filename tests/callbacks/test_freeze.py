@@ -5,6 +5,8 @@ import torch
 
 from lightning_msnn.callbacks import Freeze
 from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.runs import LastCheckpoint
+from lightning_msnn.runs.folders import LAST
 from tests.callbacks.training import fit
 
 
@@ -17,9 +19,12 @@ from tests.callbacks.training import fit
     ],
 )
 def test_what_is_frozen_stays(tmp_path, modules, learns):
-    """Weights and statistics, also after a validation; all else moves."""
+    """Weights and statistics, also after a validation and when resumed within an epoch; all else moves."""
     start, _ = fit(tmp_path, lr=0.0, trainer={"max_steps": 1, "limit_val_batches": 0})
-    task, _ = fit(tmp_path, Freeze(modules), lr=0.05, epochs=2, pretrained=str(tmp_path / "x.ckpt"))
+    given = {"lr": 0.05, "epochs": 2, "pretrained": str(tmp_path / "x.ckpt")}
+    within = {"max_steps": 2, "enable_checkpointing": True}
+    fit(tmp_path / "b", Freeze(modules), LastCheckpoint(2), trainer=within, **given)
+    task, _ = fit(tmp_path / "c", Freeze(modules), ckpt_path=tmp_path / "b" / LAST, **given)
     before = start.network.state_dict()
     moved = {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
     assert {name for name in moved if not name.startswith(tuple(learns))} == set()
