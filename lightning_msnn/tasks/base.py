@@ -266,7 +266,8 @@ class Task(pl.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and stage != "predict":
             self.check_data(datamodule)
-            self.class_names = list(getattr(datamodule, "class_names", self.class_names))
+            names = list(getattr(datamodule, "class_names", self.class_names))
+            self.class_names = names if stage == "fit" else self._agreed(names, type(datamodule).__name__)
             if all(hasattr(datamodule, name) for name in ("image_size", "mean", "std")):
                 self.preprocessing = {
                     "data": type(datamodule).__name__,
@@ -277,6 +278,13 @@ class Task(pl.LightningModule):
         if stage == "fit":
             self._planned_steps = None  # of an earlier training; a resumed one is restored later
             self._groups = named_groups(self.network, self.hparams["weight_decay"])  # before a strategy shards them
+
+    def _agreed(self, names: list[str], source: str) -> list[str]:
+        """Return names of classes, if they are those that are known; numbers are no names."""
+        known = self.class_names
+        if names != known and not any(each == [str(i) for i in range(len(each))] for each in (names, known)):
+            raise ConfigurationError(f"{source} has the classes {names!s:.99}, but known are {known!s:.99}")
+        return names
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store class names, preprocessing and how the network is built again, as plain values."""
@@ -297,8 +305,8 @@ class Task(pl.LightningModule):
             checkpoint[of_data] = _plain(checkpoint[of_data])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the names of the classes and the preprocessing."""
-        self.class_names = list(checkpoint.get("class_names", self.class_names))
+        """Restore the names of the classes, unless the Trainer's data has others, and the preprocessing."""
+        self.class_names = self._agreed(list(checkpoint.get("class_names", self.class_names)), "the checkpoint")
         self.preprocessing = dict(checkpoint.get("preprocessing", self.preprocessing))
         self._started_from = checkpoint.get("started_from", self._started_from)
         self._planned_steps = checkpoint.get("planned_steps")

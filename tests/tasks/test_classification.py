@@ -331,3 +331,29 @@ def test_a_network_of_one_size():
     data.train_sizes = {0: 8}
     with pytest.raises(ConfigurationError, match="takes images of 16x16 pixels alone, but FakeData has 8"):
         task.check_data(data)
+
+
+class Named(pl.LightningDataModule):
+    """Images of three classes, which it names."""
+
+    def __init__(self, *class_names):
+        super().__init__()
+        self.class_names = class_names
+
+    def train_dataloader(self):
+        return loader(8, classes=3)
+
+    test_dataloader = train_dataloader
+
+
+def test_other_classes_of_the_same_number_are_refused(tmp_path):
+    """By a task that was trained, and by its checkpoint; a training on its own takes any."""
+    task, own, others = SpikingClassifier(num_classes=3, **SMALL), trainer(tmp_path), Named("dog", "emu", "fox")
+    own.fit(task, datamodule=Named("cat", "dog", "emu"))
+    own.save_checkpoint(path := tmp_path / "x.ckpt")
+    new = SpikingClassifier(num_classes=3, **SMALL)
+    for verb, module, resumed in ((own.test, task, None), (own.test, new, path), (trainer(tmp_path).fit, new, path)):
+        with pytest.raises(ConfigurationError, match=r"has the classes \['(cat|dog)', .*, but known are \['(dog|cat)'"):
+            verb(module, datamodule=others, ckpt_path=resumed)
+    trainer(tmp_path).fit(task, datamodule=others)
+    assert task.class_names == ["dog", "emu", "fox"]
