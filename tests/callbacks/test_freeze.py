@@ -6,7 +6,6 @@ import torch
 from lightning_msnn.callbacks import Freeze
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import LastCheckpoint
-from lightning_msnn.runs.folders import LAST
 from tests.callbacks.training import fit
 
 
@@ -24,7 +23,7 @@ def test_what_is_frozen_stays(tmp_path, modules, learns):
     given = {"lr": 0.05, "epochs": 2, "pretrained": str(tmp_path / "x.ckpt")}
     within = {"max_steps": 2, "enable_checkpointing": True}
     fit(tmp_path / "b", Freeze(modules), LastCheckpoint(2), trainer=within, **given)
-    task, _ = fit(tmp_path / "c", Freeze(modules), ckpt_path=tmp_path / "b" / LAST, **given)
+    task, _ = fit(tmp_path / "c", Freeze(modules), ckpt_path=tmp_path / "b" / "checkpoints" / "last.ckpt", **given)
     before = start.network.state_dict()
     moved = {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
     assert {name for name in moved if not name.startswith(tuple(learns))} == set()
