@@ -13,6 +13,7 @@ from lightning_msnn.callbacks.predictions import PredictionWriter
 from lightning_msnn.callbacks.teacher import Teacher
 from lightning_msnn.callbacks.theta import THETA_SCHEDULES, ThetaScheduler
 from lightning_msnn.callbacks.training_curves import TrainingCurves
+from lightning_msnn.callbacks.whitening import Whitening
 
 __all__ = [
     "EMA",
@@ -30,4 +31,5 @@ __all__ = [
     "Teacher",
     "ThetaScheduler",
     "TrainingCurves",
+    "Whitening",
 ]

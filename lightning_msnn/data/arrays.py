@@ -128,6 +128,8 @@ class ArrayDataModule(LightningDataModule):
     #: Folders of the data set and of what is to be predicted, which a subclass takes as arguments if it has them.
     root: Path | None = None
     folder: Path | None = None
+    #: Whether each training image is mirrored in every second epoch.
+    alternate: bool = False
 
     def __init__(
         self,
@@ -263,6 +265,7 @@ class ArrayDataModule(LightningDataModule):
         whole = self.open(part)
         if part == "train":
             assert isinstance(whole.targets, Tensor)
+            whole.alternate = self.alternate
             train, val = self.split(whole.targets)
             self._datasets |= {"train": whole.select(train, training=True), "val": whole.select(val)}
         else:

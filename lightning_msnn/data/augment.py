@@ -37,7 +37,7 @@ class BatchAugmentation(nn.Module):
     the published policy; fewer are faster.
 
     Args:
-        crop_padding: Rows and columns of zeros put around an image before a crop of its own size; 0 is no crop.
+        crop_padding: Rows and columns put around an image before a crop of its own size; 0 is no crop.
         flip: Probability of a horizontal flip.
         policy: Augmentation policy, ``none``, ``autoaugment`` or ``randaugment``.
         erasing: Probability of random erasing: a rectangle of 2 to 33 % of the area, with a height of 0.3 to 3.3 times
@@ -45,6 +45,7 @@ class BatchAugmentation(nn.Module):
         policy_groups: Number of groups of a batch that get their own draw of the policy.
         mean: Mean colour in [0, 1], one number for each channel, or a single one for all.
         autoaugment: Data set whose learnt policy ``autoaugment`` applies.
+        border: What is put around an image: ``zeros``, or ``reflect``, its own pixels mirrored at its edge.
 
     Raises:
         ConfigurationError: If a value is not allowed.
@@ -61,8 +62,10 @@ class BatchAugmentation(nn.Module):
         policy_groups: int = 16,
         mean: Sequence[float] = (0.5,),
         autoaugment: AutoAugmentPolicy = AutoAugmentPolicy.IMAGENET,
+        border: str = "zeros",
     ) -> None:
         super().__init__()
+        self.border = choose({"zeros": "constant", "reflect": "reflect"}, border, "border")
         self.crop_padding = check_integer("crop_padding", crop_padding, 0)
         self.flip = check_number("flip", flip)
         self.policy = policy
@@ -90,7 +93,7 @@ class BatchAugmentation(nn.Module):
         B, _, H, W = images.shape
         top, left = torch.randint(2 * self.crop_padding + 1, (2, B)).to(images.device, non_blocking=True)
         # unfold is a view of every possible crop, so the one indexing below copies each image's own crop and no more
-        crops = F.pad(images, [self.crop_padding] * 4).unfold(2, H, 1).unfold(3, W, 1)
+        crops = F.pad(images, [self.crop_padding] * 4, self.border).unfold(2, H, 1).unfold(3, W, 1)
         return crops[torch.arange(B, device=images.device), :, top, left]
 
     def _erase(self, images: Tensor) -> Tensor:

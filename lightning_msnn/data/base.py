@@ -18,7 +18,7 @@ from lightning_msnn.data.arrays import ArrayDataModule, Part
 from lightning_msnn.data.augment import BatchAugmentation
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset
 from lightning_msnn.data.reading import IMAGE_SUFFIXES, decode_files, list_classes, list_files, normalise
-from lightning_msnn.errors import ConfigurationError, check_integer
+from lightning_msnn.errors import ConfigurationError, check_integer, check_number
 
 __all__ = ["ImageDataModule"]
 
@@ -35,8 +35,9 @@ class ImageDataModule(ArrayDataModule):
             centre is taken. By default the data set's own size.
         download: Download the data set to ``root`` if it is not there.
         folder: An image to predict, or a folder of them, its sub-folders included.
-        crop_padding: Rows and columns of zeros put around a training image before a crop of its own size; 0 is no crop.
-        flip: Probability of a horizontal flip of a training image.
+        crop_padding: Rows and columns put around a training image before a crop of its own size; 0 is no crop.
+        flip: Probability of a horizontal flip of a training image; or ``"alternate"``: half of the images are mirrored
+            in the first epoch, the others in the next, and so on (K. Jordan, arXiv 2404.00498).
         policy: Augmentation policy of training images. ``autoaugment`` takes the policy learnt for the data set.
         erasing: Probability that a rectangle of a training image is replaced by the mean colour.
         policy_groups: Groups of a batch that get their own draw of the policy; more are nearer to the published policy
@@ -44,6 +45,7 @@ class ImageDataModule(ArrayDataModule):
         train_sizes: Height and width of augmented training images from an epoch on, such as ``{0: 24, 20: 32}``:
             smaller images early on make epochs cheaper. Before the first epoch named, and in validation and test,
             images have ``image_size``.
+        border: What ``crop_padding`` puts around an image: ``zeros``, or ``reflect``, its own pixels mirrored.
         **kwargs: Arguments of :class:`~lightning_msnn.data.arrays.ArrayDataModule`.
 
     Raises:
@@ -71,18 +73,21 @@ class ImageDataModule(ArrayDataModule):
         download: bool = False,
         folder: str | None = None,
         crop_padding: int = 4,
-        flip: float = 0.5,
+        flip: float | Literal["alternate"] = 0.5,
         policy: Literal["none", "autoaugment", "randaugment"] = "none",
         erasing: float = 0.0,
         policy_groups: int = 16,
         train_sizes: dict[int, int] | None = None,
+        border: Literal["zeros", "reflect"] = "zeros",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.image_size = self.native_size if image_size is None else check_integer("image_size", image_size, 1)
         self.download = download
+        self.alternate = flip == "alternate"
+        chance = 0.0 if flip == "alternate" else check_number("flip, if not 'alternate',", flip)
         self.augment = BatchAugmentation(
-            crop_padding, flip, policy, erasing, policy_groups, mean=self.mean, autoaugment=self.autoaugment
+            crop_padding, chance, policy, erasing, policy_groups, self.mean, self.autoaugment, border
         )
         self.train_sizes = {
             check_integer("an epoch of train_sizes", epoch, 0): check_integer(f"train_sizes[{epoch!r}]", size, 1)

@@ -19,7 +19,37 @@ __all__ = ["ArrayDataset", "Batch", "FileDataset", "Loader", "ShardSampler", "co
 Batch = tuple[Tensor, Tensor | list[str]]
 
 
-class ArrayDataset(Dataset[Batch]):
+class _Epochs(Dataset[Batch]):
+    """A dataset whose images depend on seed, epoch and image alone in a training, whichever process loads them."""
+
+    alternate = False
+    """Whether each image is mirrored in every second epoch."""
+
+    def __init__(self) -> None:
+        # Workers keep the copy of the dataset that they began with, so they see a new epoch in shared memory only.
+        self._draw = torch.full((2,), -1).share_memory_()  # type: ignore[no-untyped-call]
+
+    def begin(self, seed: int, epoch: int) -> None:
+        """Begin an epoch; before the first, crops are drawn from torch's global generator."""
+        self._draw.copy_(torch.tensor((seed, epoch)))
+
+    def _mirror(self, images: Tensor, indices: list[int]) -> Tensor:
+        """Mirror the images ``(B, C, H, W)`` whose turn it is: half of all, and the others in the next epoch."""
+        if not self.alternate:
+            return images
+        seed, epoch = self._draw.tolist()
+        turn = ((torch.tensor(indices) + seed) * 2654435761 >> 31) + epoch  # Knuth's hash
+        return torch.where((turn % 2 == 1).view(-1, 1, 1, 1), images.flip(-1), images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | str]:  # type: ignore[override]
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        raise NotImplementedError
+
+
+class ArrayDataset(_Epochs):
     """Inputs in memory.
 
     torch's loader hands ``__getitems__`` all indices of a batch, so that one gather makes the batch.
@@ -31,32 +61,31 @@ class ArrayDataset(Dataset[Batch]):
     """
 
     def __init__(self, images: Tensor, targets: Tensor | list[str], indices: Tensor | None = None) -> None:
+        super().__init__()
         self.images = images
         self.indices = torch.arange(len(images)) if indices is None else indices
         self.targets = targets if indices is None or isinstance(targets, list) else targets[indices]
 
     def select(self, indices: Tensor, training: bool = False) -> "ArrayDataset":
-        """Return the dataset of the inputs at ``indices``, which shares them; ``training`` changes nothing."""
+        """Return the dataset of the inputs at ``indices``, which shares them; only one to train on alternates."""
         chosen = ArrayDataset(self.images, self.targets)
         assert isinstance(self.targets, Tensor)
+        chosen.alternate = self.alternate and training
         chosen.indices, chosen.targets = self.indices[indices], self.targets[indices]
         return chosen
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | str]:  # type: ignore[override]
-        return self.images[self.indices[index]], self.targets[index]
-
     def __getitems__(self, indices: list[int]) -> Batch:
         chosen = torch.tensor(indices)
-        inputs = self.images[self.indices[chosen]]
+        inputs = self._mirror(self.images[self.indices[chosen]], indices)
         if isinstance(self.targets, list):
             return inputs, [self.targets[i] for i in indices]
         return inputs, self.targets[chosen]
 
 
-class FileDataset(Dataset[Batch]):
+class FileDataset(_Epochs):
     """Images decoded when they are asked for.
 
     Args:
@@ -70,37 +99,27 @@ class FileDataset(Dataset[Batch]):
     def __init__(
         self, files: Sequence[str], targets: Tensor | None, size: int, channels: int, training: bool = False
     ) -> None:
+        super().__init__()
         self.files = files
         self.targets = torch.empty(0, dtype=torch.int64) if targets is None else targets
         self.size = size
         self.channels = channels
         self.crop = v2.RandomResizedCrop(size) if training else None
-        # Workers keep the copy of the dataset that they began with, so they see a new epoch in shared memory only.
-        self._draw = torch.full((2,), -1).share_memory_()  # type: ignore[no-untyped-call]
-
-    def begin(self, seed: int, epoch: int) -> None:
-        """Begin an epoch: a crop then depends on seed, epoch and image alone, whichever process decodes it.
-
-        Before the first epoch crops are drawn from torch's global generator.
-        """
-        self._draw.copy_(torch.tensor((seed, epoch)))
 
     def select(self, indices: Tensor, training: bool = False) -> "FileDataset":
         """Return the dataset of the files at ``indices``, with random crops if ``training``."""
         files = [self.files[index] for index in indices.tolist()]
-        return FileDataset(files, self.targets[indices], self.size, self.channels, training)
+        chosen = FileDataset(files, self.targets[indices], self.size, self.channels, training)
+        chosen.alternate = self.alternate and training
+        return chosen
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | str]:  # type: ignore[override]
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
-
     def __getitems__(self, indices: list[int]) -> Batch:
-        pixels = [self._read(index) for index in indices]
+        pixels = torch.from_numpy(np.stack([self._read(index) for index in indices]))
         labels = self.targets[indices] if len(self.targets) else [self.files[index] for index in indices]
-        return torch.from_numpy(np.stack(pixels)), labels
+        return self._mirror(pixels, indices), labels
 
     def _read(self, index: int) -> Pixels:
         seed, epoch = self._draw.tolist()
@@ -180,7 +199,7 @@ class Loader(DataLoader[Batch]):
             if resume is not None and resume[0] == self._epoch and resume[1] < len(self):
                 self._given = resume[1]
             sampler.start = self._given * (self.batch_size or 1)
-            if isinstance(self.dataset, FileDataset):
+            if isinstance(self.dataset, _Epochs):
                 self.dataset.begin(sampler.seed, self._epoch)
             if self.generator is not None:  # of the workers' seeds
                 entropy = np.random.SeedSequence((sampler.seed, self._epoch, sampler.rank))

@@ -32,8 +32,8 @@ class ImageFolder(ImageDataModule):
         image_size: Height and width of the images.
         in_memory: Whether images are decoded at the start and kept; by default for parts of at most 100,000 images and
             4 GiB.
-        crop_padding: Rows and columns of zeros put around an image before a crop of its own size; by default an eighth
-            of the image size in memory, and 0 where the crop is taken on decoding.
+        crop_padding: Rows and columns put around an image before a crop of its own size; by default an eighth of the
+            image size in memory, and 0 where the crop is taken on decoding.
         **kwargs: Arguments of :class:`~lightning_msnn.data.base.ImageDataModule`.
 
     Examples:

@@ -28,7 +28,7 @@ __all__ = ["run", "write"]
 
 _NEEDED = {
     "windows": "single", "spiking": True, "mlp": "spiking", "global_pool": "avg", "norm": True, "levels": 1,
-    "learn_threshold": False,
+    "learn_threshold": False, "stem": "convolution",
 }  # fmt: skip
 """Arguments of a network that is written."""
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 from lightning_msnn.functional.windows import WINDOWS
-from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
+from lightning_msnn.nn.blocks import MLP, STEMS, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging
 from lightning_msnn.nn.layer import normalise
 from lightning_msnn.nn.neuron import Neuron, Rectifier, Spike
 
@@ -126,6 +126,7 @@ class MSNN(nn.Module):
         depths: Number of blocks of each stage.
         widths: Channels of each stage.
         stem_stride: Stride of the stem, 2 or 4.
+        stem: ``"convolution"``, or ``"whitened"``: behind filters that whiten patches of the image and do not learn.
         mlp_ratio: Hidden channels of the MLP as a multiple of the width.
         windows: Kinds of windows, one of :data:`WINDOW_SCHEDULES` or of :data:`lightning_msnn.functional.WINDOWS`.
         context: ``"shared"`` or ``"isolated"``: what a synapse sees beyond the border of a window.
@@ -171,6 +172,7 @@ class MSNN(nn.Module):
         depths: Sequence[int] = (2, 2, 6, 2),
         widths: Sequence[int] = (48, 96, 192, 384),
         stem_stride: int = 2,
+        stem: str = "convolution",
         mlp_ratio: float = 3.0,
         windows: str = "alternate",
         context: str = "shared",
@@ -226,7 +228,7 @@ class MSNN(nn.Module):
         encoder: Callable[[int], nn.Module] = (
             partial(Encoder, norm=norm, neuron=alike) if coding == "threshold" else lambda dim: BernoulliEncoder()
         )
-        self.stem = Stem(in_chans, widths[0], norm, stem_stride)
+        self.stem = choose(STEMS, stem, "stem")(in_chans, widths[0], norm, stem_stride)
         of_mixers = {"context": context, "norm": norm, **(mixer_kwargs or {})}
         thetas = _for_each_block(theta, depths)
         rates = torch.linspace(0.0, drop_path_rate, sum(depths), device="cpu").tolist()
@@ -393,7 +395,7 @@ class MSNN(nn.Module):
 
 def _init_weights(module: nn.Module) -> None:
     """Kaiming for convolutions, whose scale batch norm absorbs; a narrow normal for the read-out."""
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)

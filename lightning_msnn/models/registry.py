@@ -94,7 +94,7 @@ def default_cfg(
         "interpolation": "bilinear",
         "mean": (0.5, 0.5, 0.5)[:channels],
         "std": (0.5, 0.5, 0.5)[:channels],
-        "first_conv": "stem.conv",
+        "first_conv": "stem.whitening" if made.get("stem") == "whitened" else "stem.conv",
         "classifier": "head.fc",
         "license": "apache-2.0",
         "paper_ids": "arXiv:2401.10843",
@@ -281,10 +281,15 @@ def create(
 
 
 def _keep_given(state: dict[str, Tensor], model: nn.Module, given: Collection[str]) -> dict[str, Tensor]:
-    """Let the network keep theta and tau that are given beside ``pretrained``; others are the entry's."""
-    endings = tuple(ending for name in given for ending in _NUMBERS[name])
-    own = {name: value.clone() for name, value in model.state_dict().items() if name.endswith(endings)}
-    return {name: value for name, value in state.items() if not name.endswith(endings)} | own
+    """Let the network keep theta and tau that are given beside ``pretrained``; others are the entry's.
+
+    A whitened stem for other channels is its own too: timm adapts a first convolution, not what follows it.
+    """
+    own, kept = model.state_dict(), tuple(ending for name in given for ending in _NUMBERS[name])
+    filters = "stem.whitening.weight"
+    if filters in own and filters in state and own[filters].shape != state[filters].shape:
+        kept += (filters, "stem.whitening.bias", "stem.conv.weight")
+    return state | {name: value.clone() for name, value in own.items() if name.endswith(kept)}
 
 
 def build(

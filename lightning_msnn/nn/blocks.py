@@ -14,7 +14,9 @@ from lightning_msnn.nn.layer import fire, normalise
 from lightning_msnn.nn.neuron import Neuron, Spike
 from lightning_msnn.nn.synapse import PatchConv2d, Synapse
 
-__all__ = ["MLP", "AnalogueMLP", "BernoulliEncoder", "Block", "Encoder", "PatchMerging", "Stem"]
+__all__ = [
+    "MLP", "STEMS", "AnalogueMLP", "BernoulliEncoder", "Block", "Encoder", "PatchMerging", "Stem", "WhitenedStem",
+]  # fmt: skip
 
 
 @register_notrace_module  # runs on a kernel
@@ -36,6 +38,40 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map an image ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / stride), ceil(W / stride))``."""
         return normalise(self.conv(x), self.norm)
+
+
+@register_notrace_module  # runs on a kernel
+class WhitenedStem(Stem):
+    """Stem behind a frozen whitening of 2x2 patches: ON and OFF cells, ``max(w x + b, 0)`` and ``max(b' - w x, 0)``.
+
+    :class:`lightning_msnn.callbacks.Whitening` sets the ``4 in_chans`` filters ``w`` by images of the training. Before,
+    they are Haar's: for each channel the sum of a patch and three differences, halved. Only the biases learn. All of it
+    is analogue, so that its products are multiply-accumulates. Arguments are those of :class:`Stem`. Source: K. Jordan,
+    arXiv 2404.00498.
+    """
+
+    def __init__(self, in_chans: int, dim: int, norm: bool = True, stride: int = 2) -> None:
+        super().__init__(8 * in_chans, dim, norm, stride)
+        self.whitening = nn.Conv2d(in_chans, 8 * in_chans, 2)
+        self.whitening.weight.requires_grad_(False).copy_(self._haar())
+
+    @property
+    def is_whitened(self) -> bool:
+        """Whether the filters are those of images."""
+        return not torch.equal(self.whitening.weight, self._haar().to(self.whitening.weight))
+
+    def _haar(self) -> Tensor:
+        channels, pair = self.whitening.in_channels, torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+        filters = torch.kron(torch.eye(channels), torch.kron(pair, pair) / 2)
+        return torch.cat([filters, -filters]).view(8 * channels, channels, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map an image ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / stride), ceil(W / stride))``."""
+        return super().forward(F.pad(F.relu(self.whitening(x)), [0, 1, 0, 1]))
+
+
+STEMS = {"convolution": Stem, "whitened": WhitenedStem}
+"""Stems by the name that configurations use."""
 
 
 @register_notrace_module  # runs on a kernel

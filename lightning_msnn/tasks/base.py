@@ -26,8 +26,8 @@ from lightning_msnn.entries import entries, find, read_config, read_weights, war
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, check_integer, choose, suggestion
 from lightning_msnn.models.registry import make_network, own_class
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
-from lightning_msnn.runs.trainer import planned
-from lightning_msnn.tasks.optimization import SCHEDULES, make_schedule, named_groups
+from lightning_msnn.runs.trainer import planned, refuse_shards
+from lightning_msnn.tasks.optimization import SCHEDULES, Muon, make_schedule, named_groups
 
 __all__ = ["Task", "TrainingStepCallback", "only_size"]
 
@@ -88,10 +88,12 @@ class Task(pl.LightningModule):
         pretrained: True starts from the weights that belong to the name. An entry of the zoo, such as
             ``"msnn_resnet12.c100"``, or a checkpoint (a path that ends in ``.ckpt``) starts from those of its weights
             that fit by name and shape.
-        optimizer: Name in ``timm.optim.list_optimizers()``; ``"sgd"`` has Nesterov momentum 0.9.
+        optimizer: Name in ``timm.optim.list_optimizers()``; ``"sgd"`` has Nesterov momentum 0.9, and ``"muon"`` is
+            :class:`~lightning_msnn.tasks.optimization.Muon`.
         lr: Peak learning rate.
         weight_decay: Weight decay of weights; norms, biases, tau and theta have none.
-        schedule: ``"cosine"`` (after a linear warm-up), ``"one_cycle"`` or ``"constant"``, each by the step.
+        schedule: ``"cosine"`` (after a linear warm-up), ``"one_cycle"``, ``"triangle"`` (from 0.2 of the peak, up over
+            23 % of the training, down in a line to 0.07) or ``"constant"``, each by the step.
         warmup_epochs: Length of the warm-up in epochs, or of one-cycle's rise; at most 30 % of the training.
 
     Raises:
@@ -108,7 +110,7 @@ class Task(pl.LightningModule):
         optimizer: str = "adamw",
         lr: float = 2e-3,
         weight_decay: float = 0.05,
-        schedule: Literal["cosine", "one_cycle", "constant"] = "cosine",
+        schedule: Literal["cosine", "one_cycle", "triangle", "constant"] = "cosine",
         warmup_epochs: float = 5.0,
     ) -> None:
         super().__init__()
@@ -154,7 +156,7 @@ class Task(pl.LightningModule):
             rank_zero_info("started from %s: %.2f of %.2f million parameters", pretrained, taken / 1e6, total / 1e6)
         elif not pretrained and name in entries():
             rank_zero_info("%s starts at random: pretrained true gives it its weights", name)
-        self._groups = named_groups(self.network, weight_decay)
+        self._groups = named_groups(self.network, weight_decay, optimizer)
         self._planned_steps: int | None = None
         self.class_names: list[str] = [str(i) for i in range(num_classes)]
         self.preprocessing: dict[str, Any] = {}
@@ -277,7 +279,8 @@ class Task(pl.LightningModule):
                 }
         if stage == "fit":
             self._planned_steps = None  # of an earlier training; a resumed one is restored later
-            self._groups = named_groups(self.network, self.hparams["weight_decay"])  # before a strategy shards them
+            # Before a strategy shards them.
+            self._groups = named_groups(self.network, self.hparams["weight_decay"], self.hparams["optimizer"])
 
     def _agreed(self, names: list[str], source: str) -> list[str]:
         """Return names of classes, if they are those that are known; numbers are no names."""
@@ -365,15 +368,16 @@ class Task(pl.LightningModule):
         h = self.hparams
         # FSDP puts its own module around some.
         parameters = {n.replace("_fsdp_wrapped_module.", ""): p for n, p in self.network.named_parameters()}
-        groups = [
-            {"params": [parameters[name] for name in group["params"]], "weight_decay": group["weight_decay"]}
-            for group in self._groups
-        ]
+        groups = [{**group, "params": [parameters[name] for name in group["params"]]} for group in self._groups]
         # A fused step takes half the time on a CPU; in mixed precision Lightning does not clip gradients before it.
         kind = timm.optim.get_optimizer_class(h["optimizer"], bind_defaults=False)
         fused = not self.trainer.gradient_clip_val and self.device.type in ("cpu", "cuda")
         options = {"fused": fused} if "fused" in signature(kind).parameters else {}
-        optimizer: Optimizer = create_optimizer_v2(groups, h["optimizer"], lr=h["lr"], **options)
+        if h["optimizer"] == "muon":
+            refuse_shards(self.trainer.strategy, "muon")
+            optimizer: Optimizer = Muon(groups, h["lr"])
+        else:
+            optimizer = create_optimizer_v2(groups, h["optimizer"], lr=h["lr"], **options)
         if h["schedule"] == "constant":
             return optimizer
         total = planned(self.trainer, f"the {h['schedule']} schedule")

@@ -34,7 +34,7 @@ class SpikingClassifier(Task):
         optimizer: Name in ``timm.optim.list_optimizers()``.
         lr: Peak learning rate.
         weight_decay: Weight decay of weights; norms, biases, tau and theta have none.
-        schedule: ``"cosine"``, ``"one_cycle"`` or ``"constant"``.
+        schedule: ``"cosine"``, ``"one_cycle"``, ``"triangle"`` or ``"constant"``.
         warmup_epochs: Length of the warm-up in epochs, at most 30 % of the training.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
         class_weights: Weight of each class in the loss of a training step, by default 1.
@@ -55,7 +55,7 @@ class SpikingClassifier(Task):
         optimizer: str = "adamw",
         lr: float = 2e-3,
         weight_decay: float = 0.05,
-        schedule: Literal["cosine", "one_cycle", "constant"] = "cosine",
+        schedule: Literal["cosine", "one_cycle", "triangle", "constant"] = "cosine",
         warmup_epochs: float = 5.0,
         label_smoothing: float = 0.1,
         class_weights: list[float] | None = None,
