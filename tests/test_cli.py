@@ -478,7 +478,7 @@ BAD = {
     "levels of too many": ("fit --model.network_kwargs.levels 16", "levels must be 15 at most, not 16"),
     "levels of a conversion": (
         "fit --trainer.callbacks+=Convert --trainer.callbacks.levels=a", '"levels": Expected a .*int.*a'),
-    "unknown schedule": ("fit --model.schedule cosin", r"'cosine', 'one_cycle', 'constant'\]. Got value: cosin"),
+    "unknown schedule": ("fit --model.schedule cosin", r"'one_cycle', 'triangle', 'constant'\]. Got value: cosin"),
     "unknown configuration": ("fit --config recipe/fst", "'recipe/fst'.*did you mean 'recipe/fast'"),
     "YAML that is none": ("fit --config '{model: {lr: [1}'", "cannot read the configuration.*while parsing"),
     "no number": ("fit --model.lr fast", '"lr": Expected a .*float.*fast'),

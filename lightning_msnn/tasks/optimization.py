@@ -7,13 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
-from timm.optim.muon import (
-    _COEFFICIENTS,
-    MUON_EPS,
-    _is_suitable_for_muon,
-    get_lr_scale,
-    zeropower_via_newtonschulz,
-)
+from timm.optim.muon import _COEFFICIENTS, MUON_EPS, _is_suitable_for_muon, get_lr_scale, zeropower_via_newtonschulz
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
@@ -70,8 +64,6 @@ class Muon(AdamW):
 
     def __init__(self, groups: list[dict[str, Any]], lr: float = 0.02) -> None:
         super().__init__(groups, lr, betas=(0.9, 0.95), eps=MUON_EPS)
-        units = torch.cpu.get_capabilities()
-        self._in_float32 = not any(units.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -82,12 +74,14 @@ class Muon(AdamW):
             loss = super().step(closure)
         finally:
             self.param_groups = everything
+        units = torch.cpu.get_capabilities()
+        of_cpu = torch.bfloat16 if any(map(units.get, ("amx_bf16", "avx512_bf16", "bf16"))) else torch.float32
         for group in (group for group in everything if group["orthogonal"]):
             for filters in (p for p in group["params"] if p.grad is not None):
                 if not (state := self.state[filters]):
                     state["momentum_buffer"] = torch.zeros_like(filters)
-                momentum = state["momentum_buffer"].lerp_(filters.grad, 0.05).flatten(1)
-                dtype = torch.float32 if self._in_float32 and not momentum.is_cuda else torch.bfloat16
+                momentum = state["momentum_buffer"].lerp_(filters.grad, 0.1).flatten(1)
+                dtype = of_cpu if momentum.device.type == "cpu" else torch.bfloat16
                 step = zeropower_via_newtonschulz(momentum, 5, _COEFFICIENTS["quintic"], dtype=dtype)
                 filters.mul_(1 - group["lr"] * group["weight_decay"])
                 filters.add_(step.view_as(filters), alpha=-group["lr"] * get_lr_scale(step.shape))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,17 +14,17 @@ def batch(number: int = 16, channels: int = 3, size: int = 12) -> Tensor:
     return torch.randint(0, 256, (number, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_crop_and_flip_equal_a_naive_reference(channels: int) -> None:
+@pytest.mark.parametrize(("channels", "border", "mode"), [(1, "zeros", "constant"), (3, "reflect", "reflect")])
+def test_crop_and_flip_equal_a_naive_reference(channels: int, border: str, mode: Any) -> None:
     images, padding, flip = batch(40, channels), 3, 0.4
     torch.manual_seed(11)
-    result = BatchAugmentation(crop_padding=padding, flip=flip)(images)
+    result = BatchAugmentation(crop_padding=padding, flip=flip, border=border)(images)
 
     torch.manual_seed(11)
     tops, lefts = torch.randint(2 * padding + 1, (2, len(images))).tolist()
     flips = (torch.rand(len(images)) < flip).tolist()
     for image, new, top, left, flipped in zip(images.numpy(), result.numpy(), tops, lefts, flips, strict=True):
-        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode)
         expected = padded[:, top : top + image.shape[1], left : left + image.shape[2]]
         assert (new == (expected[:, :, ::-1] if flipped else expected)).all()
     # Each image has its own draw, and the extreme offsets occur.

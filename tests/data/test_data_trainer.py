@@ -109,6 +109,35 @@ def test_training_images_grow(make_tree: MakeTree, tmp_path: Path) -> None:
     assert module.train_size(100) == 24
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_image_is_mirrored_in_every_second_epoch(make_tree: MakeTree, workers: int) -> None:
+    """Held in memory or decoded by a worker; some in each epoch, and none that is validated."""
+    root = str(make_tree(["a", "b"], size=(16, 16), train=20))
+    options: dict[str, Any] = {"crop_padding": 0, "flip": "alternate", "image_size": 16, "batch_size": 4}
+    module = ImageFolder(root, in_memory=not workers, num_workers=workers, **options)
+    module.setup("fit")
+    module._datasets["train"].crop = None
+    loader, turns = module.train_dataloader(), []
+    for epoch in (0, 1, 2, 5):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        seen = {}
+        for image in (image for images, _ in loader for image in images):
+            both = image.numpy().tobytes(), image.flip(-1).numpy().tobytes()
+            seen[min(both)] = both.index(min(both))
+        turns.append(dict(sorted(seen.items())))
+    first, second = list(turns[0].values()), list(turns[1].values())
+    assert turns[2] == turns[0] != turns[1] == turns[3]
+    assert all(a != b for a, b in zip(first, second, strict=True))
+    assert len(first) == 36
+    assert 6 < sum(first) < 30
+    plain = ImageFolder(root, **options | {"flip": 0.0})
+    plain.setup("fit")
+    for (ours, _), (theirs, _) in zip(module.val_dataloader(), plain.val_dataloader(), strict=True):
+        assert torch.equal(ours, theirs)
+    for (ours, _), (theirs, _) in zip(loader, plain.train_dataloader(), strict=True):
+        assert not torch.equal(ours, theirs)
+
+
 def test_fit_decodes_no_test_image(make_tree: MakeTree, tmp_path: Path) -> None:
     root = make_tree(CIFAR10.classes)
     for file in root.glob("test/*/*.png"):

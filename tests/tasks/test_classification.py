@@ -1,16 +1,20 @@
+import copy
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import timm
 import torch
+from timm.optim import muon
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_msnn.callbacks import Mixing, TrainingCurves
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier, TrainingStepCallback, named_groups
+from lightning_msnn.tasks.optimization import Muon
 from tests.callbacks.training import quiet
 from tests.conftest import TINY
 
@@ -88,6 +92,18 @@ def test_one_cycle_by_its_formula(tmp_path, warmup, rise):
     assert [step[0] for step in rates.seen] == pytest.approx([0.01 * factor for factor in expected], rel=1e-6)
 
 
+def test_the_triangle_by_its_corners(tmp_path):
+    """Up from a fifth over 23 % of the steps, down in a line to 7 %; three batches an epoch."""
+    rates, total = Rates(), 99
+    trainer(tmp_path, max_epochs=33, limit_val_batches=0, callbacks=[rates]).fit(
+        SpikingClassifier(schedule="triangle", lr=0.01, **SMALL), loader()
+    )
+    top = 0.23 * total
+    expected = [0.2 + 0.8 * s / top if s <= top else 0.07 + 0.93 * (total - s) / (total - top) for s in range(total)]
+    assert [step[0] for step in rates.seen] == pytest.approx([0.01 * factor for factor in expected])
+    assert max(step[0] for step in rates.seen) == rates.seen[23][0]
+
+
 class Gradients(pl.Callback):
     """Keep parameters and gradients as the optimizer finds them."""
 
@@ -109,6 +125,37 @@ def test_the_first_step_of_the_optimizer_by_its_formula(tmp_path, optimizer):
         else:
             expected = p - lr * weight_decay * p - lr * g / (g.abs() + 1e-8)
         torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_muon_is_timms_in_float32(tmp_path, monkeypatch):
+    """Filters and matrices but for the read-out's go as timm's Muon takes them, all else as AdamW; two steps."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    network = timm.create_model("msnn_rnn12_tiny", num_classes=10, depths=(1, 1), widths=(8, 16))
+    twin = copy.deepcopy(network)
+    groups = named_groups(network, 0.1, "muon")
+    turned = {name for group in groups if group["orthogonal"] for name in group["params"]}
+    assert all(p.ndim > 1 for n, p in network.named_parameters() if n in turned)
+    assert {"stem.conv.weight", "stages.1.blocks.0.mlp.fc1.conv.weight"} <= turned
+    assert not {n for n in turned if n.startswith("head") or n.endswith(("bias", "logit"))}
+    ours, theirs = (
+        [
+            {**g, "params": [each.get_parameter(n) for n in g["params"]], "use_fallback": not g["orthogonal"]}
+            for g in groups
+        ]
+        for each in (network, twin)
+    )
+    own, other = Muon(ours, 0.02), timm.optim.create_optimizer_v2(theirs, "muon", lr=0.02)
+    exact = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
+    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", exact)
+    for _ in range(2):
+        for p, q in zip(network.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        own.step()
+        other.step()
+    torch.testing.assert_close(network.state_dict(), twin.state_dict())
+    momenta = [state["momentum_buffer"].dtype for state in own.state.values() if "momentum_buffer" in state]
+    assert momenta == [torch.float32] * len(turned)
 
 
 def test_classes_have_weights():
@@ -260,7 +307,7 @@ def test_data_that_does_not_fit():
         ),
         ({"class_weights": [-1.0] * 10}, "class_weights must be 10 numbers"),
         ({"optimizer": "leon"}, "'leon'.*adamw, sgd.*did you mean 'lion'"),
-        ({"schedule": "step"}, "'step'.*constant, cosine, one_cycle"),
+        ({"schedule": "step"}, "'step'.*constant, cosine, one_cycle, triangle"),
     ],
 )
 def test_bad_arguments(kwargs, message):
