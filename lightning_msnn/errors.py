@@ -85,18 +85,11 @@ def check_number(name: str, value: object, *, below_one: bool = False) -> float:
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:
-    """Look ``name`` up in a table of definitions.
-
-    Args:
-        table: Definitions by name.
-        name: The name that the user gave.
-        what: What the table holds, in the singular, for the message ("surrogate gradient", "projection").
-
-    Returns:
-        The definition.
+    """Return the definition of a name in a table.
 
     Raises:
-        UnknownNameError: If the table has no such name; the message lists the names that it has.
+        UnknownNameError: If the table has no such name; the message says ``what`` it holds, in the singular ("surrogate
+            gradient", "projection"), and lists the names that it has.
     """
     if not isinstance(name, str) or name not in table:
         hint = suggestion(str(name), table)

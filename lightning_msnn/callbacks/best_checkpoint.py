@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_msnn.errors import ConfigurationError, suggestion
@@ -90,5 +90,3 @@ class BestCheckpoint(ModelCheckpoint):
             rank_zero_warn(
                 "no best.ckpt is kept: the network was above its target of rate or energy at every validation"
             )
-        elif not self.best_model_path and not self._said and not getattr(trainer, "fast_dev_run", False):
-            rank_zero_info("no best.ckpt is kept: %s was not logged", self.monitor)

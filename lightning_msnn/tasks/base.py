@@ -78,23 +78,8 @@ class Task(pl.LightningModule):
     ``(images, targets)``, images ``(B, in_chans, H, W)``, normalised. What is optional is a callback: a teacher, mixed
     images, a frozen stem, conversion, a target of energy; see :mod:`lightning_msnn.callbacks`.
 
-    Args:
-        network: Registered name of the network, ``timm.list_models("msnn*")`` or any other of timm's; the path of a
-            class of your own that is imported, such as ``"my_package.MyNet"``; or a module.
-        num_classes: Outputs of the network; by default the data's classes on the command line.
-        in_chans: Channels of the images; by default the data's on the command line.
-        network_kwargs: Further arguments of the network, such as ``theta``, ``windows``, ``context``;
-            ``{spiking: false, windows: single}`` is its ReLU baseline.
-        pretrained: True starts from the weights that belong to the name. An entry of the zoo, such as
-            ``"msnn_resnet12.c100"``, or a checkpoint (a path that ends in ``.ckpt``) starts from those of its weights
-            that fit by name and shape.
-        optimizer: Name in ``timm.optim.list_optimizers()``; ``"sgd"`` has Nesterov momentum 0.9, and ``"muon"`` is
-            :class:`~lightning_msnn.tasks.optimization.Muon`.
-        lr: Peak learning rate.
-        weight_decay: Weight decay of weights; norms, biases, tau and theta have none.
-        schedule: ``"cosine"`` (after a linear warm-up), ``"one_cycle"``, ``"triangle"`` (from 0.2 of the peak, up over
-            23 % of the training, down in a line to 0.07) or ``"constant"``, each by the step.
-        warmup_epochs: Length of the warm-up in epochs, or of one-cycle's rise; at most 30 % of the training.
+    Its arguments are those of :class:`~lightning_msnn.tasks.SpikingClassifier` without the last two; ``num_classes`` is
+    the number of the network's outputs.
 
     Raises:
         ConfigurationError: If an argument is not allowed, or the data does not fit the network.

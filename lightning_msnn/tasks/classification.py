@@ -29,13 +29,16 @@ class SpikingClassifier(Task):
         in_chans: Channels of the images; by default the data's on the command line.
         network_kwargs: Further arguments of the network, such as ``theta``, ``windows``, ``context``;
             ``{spiking: false, windows: single}`` is its ReLU baseline.
-        pretrained: True starts from the weights that belong to the name; an entry of the zoo or a checkpoint (a path
-            that ends in ``.ckpt``) starts from those of its weights that fit.
-        optimizer: Name in ``timm.optim.list_optimizers()``.
+        pretrained: True starts from the weights that belong to the name. An entry of the zoo, such as
+            ``"msnn_resnet12.c100"``, or a checkpoint (a path that ends in ``.ckpt``) starts from those of its weights
+            that fit by name and shape.
+        optimizer: Name in ``timm.optim.list_optimizers()``; ``"sgd"`` has Nesterov momentum 0.9, and ``"muon"`` is
+            :class:`~lightning_msnn.tasks.optimization.Muon`.
         lr: Peak learning rate.
         weight_decay: Weight decay of weights; norms, biases, tau and theta have none.
-        schedule: ``"cosine"``, ``"one_cycle"``, ``"triangle"`` or ``"constant"``.
-        warmup_epochs: Length of the warm-up in epochs, at most 30 % of the training.
+        schedule: ``"cosine"`` (after a linear warm-up), ``"one_cycle"``, ``"triangle"`` (from 0.2 of the peak, up over
+            23 % of the training, down in a line to 0.07) or ``"constant"``, each by the step.
+        warmup_epochs: Length of the warm-up in epochs, or of one-cycle's rise; at most 30 % of the training.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
         class_weights: Weight of each class in the loss of a training step, by default 1.
 
