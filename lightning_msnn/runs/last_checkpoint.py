@@ -37,9 +37,6 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: Optimizer steps from one checkpoint to the next within an epoch; 0 is only at its end.
-
-    Raises:
-        ConfigurationError: If the number is not an integer of at least 0.
     """
 
     def __init__(self, every_n_steps: int = 0) -> None:
@@ -126,22 +123,19 @@ class LastCheckpoint(Checkpoint):
 
     def _save_and_obey(self, trainer: pl.Trainer, always: bool = True) -> None:
         """Save, and stop if any process got a signal; if not ``always``, save only then."""
-        stops = self._signal
+        stops, strategy = self._signal, trainer.strategy
         if trainer.world_size > 1:
-            stops = int(
-                trainer.strategy.reduce(torch.tensor(stops, device=trainer.strategy.root_device), reduce_op="max")
-            )
-        if (
-            (stops or always)
-            and self._saved_step != trainer.global_step
-            and not getattr(trainer, "fast_dev_run", False)
-        ):
+            stops = int(strategy.reduce(torch.tensor(stops, device=strategy.root_device), reduce_op="max"))
+        saved = self._saved_step == trainer.global_step or getattr(trainer, "fast_dev_run", False)
+        if (stops or always) and not saved:
             self._saved_step = trainer.global_step
             trainer.save_checkpoint(self._path, weights_only=False)
         if stops:
             rank_zero_info(f"stopped by a signal: --ckpt_path last resumes at step {trainer.global_step}")
             if stops == STOP_AND_REQUEUE and trainer.is_global_zero:
-                subprocess.run(["scontrol", "requeue", _slurm_job()], check=False)
+                array, number = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+                job = f"{array}_{number}" if array else os.environ["SLURM_JOB_ID"]
+                subprocess.run(["scontrol", "requeue", job], check=False)
             environment = trainer._accelerator_connector.cluster_environment
             launched = isinstance(environment, LightningEnvironment) and environment.local_rank() > 0
             # The process that started this one kills itself if this one fails.
@@ -153,10 +147,3 @@ def _all_in(folder: str, state: dict[str, Any]) -> bool:
     paths = [state.get(f"{name}_path") or "" for name in ("best_model", "kth_best_model", "last_model")]
     named = [os.path.split(str(path)) for path in (*paths, *(state.get("best_k_models") or ())) if path]
     return all(place == folder and name not in ("", ".", "..") for place, name in named)
-
-
-def _slurm_job() -> str:
-    """Return SLURM's number of this job, or of this task of an array."""
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ["SLURM_JOB_ID"]
