@@ -1,4 +1,4 @@
-"""Files of the user's own that define what a run needs, imported before anything of the run is looked up.
+"""The user's own files, imported before a run looks up what they define.
 
 A command line has one option for them. What a file defines it puts into a table (:data:`TABLES`) or into timm's
 registry, or names by ``<file's name>.<class>``.

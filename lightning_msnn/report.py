@@ -49,8 +49,8 @@ def write_report(
         name: Name of a zoo entry, or path of a checkpoint of ``lightning-msnn fit``.
         out: The page, by default ``report_<checkpoint>.html`` in the folder of the checkpoint's run, else
             ``<name>.html`` in the working folder. A page that is there is replaced.
-        root: Folder of the data; by default that of the data set.
-        samples: Test inputs that are counted, spread evenly over the classes; accuracy is that of all.
+        root: Folder of the data; some data sets need none.
+        samples: Test inputs that are counted, spread evenly over the classes; accuracy is measured on all.
         batch_size: Inputs of a batch when accuracy is measured.
         on: Energy profile, or a YAML file of one.
 

@@ -44,7 +44,7 @@ class Inputs:
         mean: Mean that is subtracted from each channel of images in [0, 1]; empty where they pass as they are.
         std: Standard deviation that they are divided by then.
         data: Path of the data module's class that it was trained on; empty if nothing says it.
-        data_args: Arguments of that class, without those that say where the data lies.
+        data_args: Arguments of that class, without where the data lies.
         info: All other facts: the entry's ``config.json``, or the checkpoint without its tensors.
     """
 
@@ -141,7 +141,7 @@ class Inputs:
         return module  # type: ignore[no-any-return]
 
     def check(self, module: Any) -> None:
-        """Compare the classes of a data module, if it names them, with those that the network knows.
+        """Compare the class names of a data module, if it has any, with the network's.
 
         Raises:
             ConfigurationError: If they are others, or in another order.

@@ -1,4 +1,4 @@
-"""Callbacks for any Trainer; those that change training steps are for tasks of this package."""
+"""Callbacks for any Trainer; some change training steps, and need a task of this package."""
 
 from lightning_msnn.callbacks.annealing import SpikeAnnealing
 from lightning_msnn.callbacks.best_checkpoint import BestCheckpoint

@@ -19,8 +19,8 @@ class SpikeAnnealing(pl.Callback):
     ReLU baseline. (Whetstone, Severa et al., Nature Machine Intelligence 2019, sharpens a bounded rectifier layer by
     layer instead.)
 
-    Evaluation uses exact spikes throughout, but until ``until`` the running statistics of batch norms are those of soft
-    ones: validation says little before, and they settle in the rest of the training. ``a`` is logged as ``annealing``;
+    Evaluation uses exact spikes throughout, but until ``until`` batch norms have the running statistics of soft spikes:
+    validation says little before, and they settle in the rest of the training. ``a`` is logged as ``annealing``;
     below 1, spikes are still soft.
 
     Args:

@@ -60,7 +60,7 @@ class BestCheckpoint(ModelCheckpoint):
             super().on_validation_end(trainer, pl_module)
 
     def _look_for_monitor(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raise a ConfigurationError, or warn once, if the metric is not among those that are logged.
+        """Raise a ConfigurationError, or warn once, if the metric is not logged.
 
         The check before the first step may lack metrics that are logged in training alone: those of a callback's
         ``logged_in_training``, and any of a module that is not of this package.

@@ -28,7 +28,7 @@ class IntegerInference(Callback):
             raise ConfigurationError("integer weights are for validate, test and predict, not for fit")
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the integer network in the place of the network, whose weights are those of the checkpoint by now."""
+        """Replace the network, which has the checkpoint's weights by now, by its integer form."""
         self._network = pl_module.get_submodule("network")
         pl_module.network = to_integers(self._network.eval())
 

@@ -168,7 +168,7 @@ class MSNNCLI(LightningCLI):
         config.run.imports = import_files(config.run.imports)  # by their full paths
         if self._source is None and issubclass(_class(config.model.class_path), tasks.Task):
             network = str(config.model.init_args.network)
-            if "." in network and not timm.is_model(network):  # a class of the user's own
+            if "." in network and not timm.is_model(network):  # the user's own class
                 import_files(network.rpartition(".")[0])
         if self._source is not None:
             self._source.check(config)
@@ -263,7 +263,7 @@ class MSNNCLI(LightningCLI):
         return all(part is None or part.class_path.startswith("lightning_msnn.") for part in parts)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Add what every run has; a callback of the user's takes the place of one of its kind."""
+        """Add the callbacks of every run; the user's own replaces one of its kind."""
         given = config.get("callbacks") or []
         given = list(given) if isinstance(given, list) else [given]
         kinds = tuple(type(callback) for callback in given)
@@ -329,7 +329,7 @@ class MSNNCLI(LightningCLI):
                 raise ConfigurationError(f"{error}; --run.test false leaves out the test at the end") from error
 
     def after_test(self) -> None:
-        """Print what the network costs beside its twins."""
+        """Print the network's energy beside its baselines."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EnergyMonitor) and self.trainer.is_global_zero:
                 sys.stdout.write(f"\n{callback.table()}")

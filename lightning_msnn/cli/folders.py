@@ -134,5 +134,5 @@ def place_loggers(trainer: Namespace, folder: Path) -> None:
     for logger in local:
         place = {"save_dir": str(folder.parents[1]), "name": folder.parent.name, "version": folder.name}
         logger.init_args.update(Namespace(place))
-    # The folder of the first is that of the run.
+    # Lightning takes the run's folder from the first.
     trainer.logger = [*local, *(logger for logger in loggers if logger not in local)]

@@ -21,7 +21,7 @@ from lightning_msnn.imports import import_files
 __all__ = ["IMPORTS", "ConfigurationFile", "Parser", "configurations", "find_configuration", "leading"]
 
 IMPORTS = "run.imports"
-"""Option that names files of the user's own."""
+"""Option that names the user's own files."""
 
 _MEANT, _ALLOWED = "; did you mean ", ": allowed are "
 
@@ -48,7 +48,7 @@ def find_configuration(name: str) -> Path:
         name: Path of a file, or name such as ``quickstart`` or ``data/cifar100``.
 
     Raises:
-        ConfigurationError: If there is none; the message lists those that come with the package.
+        ConfigurationError: If there is none; the message lists the package's.
     """
     if Path(name).is_file():
         return Path(name)

@@ -102,14 +102,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def is_checkpoint(source: str) -> bool:
-    """Whether a name is that of a checkpoint's file, not of a network."""
+    """Whether a name is the path of a checkpoint, not the name of a network."""
     return Path(source).suffix == ".ckpt"
 
 
 def network_state(content: dict[str, Any]) -> dict[str, Tensor]:
     """Return the tensors of the network in a checkpoint, by their names in the network.
 
-    They are those that the checkpoint evaluates with: the moving average where there is one.
+    Where the weights have a moving average, it is the average.
 
     Args:
         content: Checkpoint of a :class:`lightning_msnn.tasks.SpikingClassifier`, as read.

@@ -218,7 +218,7 @@ class Task(pl.LightningModule):
     # Data and checkpoints
 
     def check_data(self, datamodule: Any) -> None:
-        """Compare the network's shape with that of the data before any work starts.
+        """Compare the network's shape with the data's before any work starts.
 
         Args:
             datamodule: Anything; attributes ``num_classes``, ``in_chans``, ``image_size`` and ``train_sizes`` are
