@@ -49,7 +49,8 @@ class Source:
                 self.inputs, model = inputs_of_checkpoint(content, name), model or _CLASSIFIER
         if self.inputs is not None:
             data, of_data = self.inputs.data, dict(self.inputs.data_args)
-            if (kind := imported(data, LightningDataModule)) and "image_size" in parameters_of(kind):
+            kind = imported(data, LightningDataModule)
+            if kind is not None and "image_size" in parameters_of(kind):
                 of_data["image_size"] = self.inputs.input_size[1]
         self.paths = {"model": model, "data": data}
         """Paths of its classes; empty if nothing says them."""
