@@ -9,15 +9,11 @@ __all__ = ["Markdown", "to_markdown"]
 
 _ROLE = re.compile(r":(?:data|class|func|mod|meth|attr):`~?(?P<name>[\w.]+)`")
 _DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)  # in a section, which is indented, griffe finds them
-_RULE = re.compile(r"=+(?: +=+)+$")
 
 
 def to_markdown(text: str) -> str:
-    """Return a docstring without roles of reStructuredText; its literal blocks, simple tables and doctests are code."""
-    lines = text.splitlines()
-    if rules := [i for i, line in enumerate(lines) if _RULE.match(line)]:  # one table at most
-        lines[rules[0] : rules[-1] + 1] = ["```text", *lines[rules[0] : rules[-1] + 1], "```"]
-    plain = re.sub(_ROLE, r"`\g<name>`", "\n".join(lines))
+    """Return a docstring without roles of reStructuredText; its literal blocks and doctests are code."""
+    plain = re.sub(_ROLE, r"`\g<name>`", text)
     plain = re.sub(_DOCTEST, lambda found: f"```pycon\n{found[0]}\n```", plain)
     return re.sub(r"::\n(?=\n {4})", ":\n", plain)
 

@@ -36,6 +36,7 @@ WIDE = ("index.md", "zoo.md", "benchmarks.md", "paper.md")
 """Pages with tables that take the room of the table of contents."""
 
 _FENCE = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
+_TIGHT = re.compile(r"(?<=\d) (?=[%µ])| (?=± )|(?<=±) ")  # spaces at which a line does not break
 _LINK = re.compile(r"(?P<picture>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^)\s]+)\)")
 
 
@@ -139,7 +140,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return f"{match['picture']}[{match['text']}]({relative}{'#' + anchor if anchor else ''})"
         if config.repo_url:
             return f"[{match['text']}]({config.repo_url.rstrip('/')}/blob/HEAD/{path})"
-        return match["text"] if match["text"].strip("`") == path else f"{match['text']} (`{path}`)"
+        if path.endswith(match["text"].strip("`")):
+            return f"`{path}`"
+        inside = match.string[: match.start()].endswith("(")
+        return f"{match['text']}, `{path}`" if inside else f"{match['text']} (`{path}`)"
 
     def entries(text: str) -> str:
         """Link entries in tables to their cards."""
@@ -152,7 +156,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     parts, end = [], 0
     for fence in [*_FENCE.finditer(markdown), None]:
         start = fence.start() if fence else len(markdown)
-        parts.append(entries(re.sub(_LINK, link, markdown[end:start])))
+        parts.append(entries(re.sub(_TIGHT, "\u00a0", re.sub(_LINK, link, markdown[end:start]))))
         parts.append(fence[0] if fence else "")
         end = fence.end() if fence else start
     return "".join(parts)

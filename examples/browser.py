@@ -29,7 +29,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "docs" / "try"
 
 
 class Watched(nn.Module):
-    """A network that returns its logits, the energy of an image in uJ, and the spikes that enter each synapse.
+    """A network that returns its logits, the energy of an image in µJ, and the spikes that enter each synapse.
 
     The energy is exact: each spike costs as many accumulates as there are weights that it meets, and all else in the
     network costs the same for every image.

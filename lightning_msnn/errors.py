@@ -1,4 +1,4 @@
-"""What a user can do something about: a wrong configuration, file or argument, or a training that broke."""
+"""Errors that a user can mend: a wrong configuration, file or argument, or a training that broke."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -31,11 +31,11 @@ class ConfigurationError(ValueError):
 
 
 class UnknownNameError(ConfigurationError):
-    """A name stands for nothing.
+    """A name is not known.
 
     Args:
         message: What is wrong.
-        what: What the name should be of, in the singular ("projection").
+        what: Kind of thing that was named, in the singular ("projection").
         name: The name.
     """
 
@@ -60,7 +60,7 @@ def brief(error: BaseException) -> str:
 
 
 def in_chain(error: BaseException | None, kind: type[BaseException] | tuple[type[BaseException], ...]) -> Any:
-    """Return an error, or the first one that has led to it, of one or several kinds; None if there is none."""
+    """Return the first error of these kinds among an error and its causes, or None."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error

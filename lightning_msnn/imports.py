@@ -1,7 +1,6 @@
 """The user's own files, imported before a run looks up what they define.
 
-A command line has one option for them. What a file defines it puts into a table (:data:`TABLES`) or into timm's
-registry, or names by ``<file's name>.<class>``.
+A file adds its definitions to a table (:data:`TABLES`) or to timm's registry. A class of it is ``<file>.<class>``.
 """
 
 import os
@@ -43,8 +42,8 @@ def import_files(names: str | Iterable[str]) -> list[str]:
         The names, paths in full, so that they mean the same in another folder.
 
     Raises:
-        ConfigurationError: If there is no such file or module, it fails, has the name of another module, or gives
-            another meaning to a name of a table.
+        ConfigurationError: If there is no such file or module, it fails, its name is another module's, or it
+            redefines a name of a table.
     """
     return [_import(name) for name in ([names] if isinstance(names, str) else names)]
 
@@ -94,7 +93,7 @@ def _on_path(file: Path) -> str:
 
 
 def explained(error: BaseException, option: str) -> str:
-    """Return the message of an error; where a file of the user's could define what is unknown, with the option."""
+    """Return an error's message; if a name is unknown, add how to import a file that defines it."""
     cause = in_chain(error, UnknownNameError)
     if cause is not None and cause.what in _OPEN:
         return f"{error}; a file of yours that defines {cause.what} {cause.name!r} must be imported with {option}"

@@ -1,4 +1,4 @@
-"""A network that was trained, with what its inputs are: from a checkpoint, an entry of the zoo, or timm.
+"""Load a trained network and its preprocessing: from a checkpoint, an entry of the zoo, or timm.
 
 >>> trained = load_trained("msnn_resnet12_tiny.digits")
 >>> trained.input_size, trained.class_names[:3], trained.data

@@ -205,6 +205,9 @@ def test_python_runs(page, folder, monkeypatch, capsys):
         assert namespace["task"].trainer.global_step == 5
     if page == "README.md":
         assert printed[0] in zoo.info("msnn_resnet12.c100")["class_names"]
+    if page == "docs/energy.md":
+        (table,) = (block.text.split() for block in blocks(ROOT / page, "text"))
+        assert {word for word in table if "stages." in word} == {word for word in printed if "stages." in word}
     if page == "docs/getting-started.md":
         assert float(printed[0].rstrip("%")) > 90
 

@@ -271,7 +271,7 @@ SETTINGS: dict[str, str] = {
     "docs/experiments.md": r"fixed at 0\.4|default of 0\.1|theta 0\.3|at 0\.7 and 0\.9|theta is 0\.25|0\.1 to 0\.9"
     r"|a rate of 0\.02|A threshold of 1\.0|which have 0\.5|a quarter of|four times as many|at a rate of 0\.002",
     "docs/export.md": r"more than 5 %|\] 2\.0 and \[Norse\] 1\.1|snnTorch 1\.0",
-    "docs/getting-started.md": r"Python 3\.11, 3\.12 or 3\.13",
+    "docs/getting-started.md": r"Python 3\.11",
     "docs/own-images.md": "more than a few minutes",
     "docs/paper.md": r"arXiv 2401\.10843|\| (?:72\.41|72\.31) %|\| a third|theta 0\.3|at 0\.7 and 0\.9"
     r"|channel from 0\.1|a fixed 0\.4",

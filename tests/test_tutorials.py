@@ -82,7 +82,7 @@ def fine_tune():
 
 
 def energy():
-    assert " uJ" in Path("msnn_resnet12_tiny.digits.html").read_text()
+    assert " µJ" in Path("msnn_resnet12_tiny.digits.html").read_text()
 
 
 def again():

@@ -150,8 +150,8 @@ function report(result, about) {
   part("class").textContent = about.classes[result.best];
   part("spikes").textContent = `${fired.toLocaleString("en")} of ${neurons.toLocaleString("en")} neurons fired`;
   part("energy").textContent =
-    `${result.energy.toFixed(2)} uJ for this image; the ReLU baseline needs ${dense.toFixed(2)} uJ, ` +
-    `or ${skipped.toFixed(2)} uJ if it skips zeros`;
+    `${result.energy.toFixed(2)} µJ for this image; the ReLU baseline needs ${dense.toFixed(2)} µJ, ` +
+    `or ${skipped.toFixed(2)} µJ if it skips zeros`;
   drawBars(result.probabilities, about.classes, result.best);
   drawRaster(result.spikes);
 }

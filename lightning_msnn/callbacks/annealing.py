@@ -19,9 +19,8 @@ class SpikeAnnealing(pl.Callback):
     ReLU baseline. (Whetstone, Severa et al., Nature Machine Intelligence 2019, sharpens a bounded rectifier layer by
     layer instead.)
 
-    Evaluation uses exact spikes throughout, but until ``until`` batch norms have the running statistics of soft spikes:
-    validation says little before, and they settle in the rest of the training. ``a`` is logged as ``annealing``;
-    below 1, spikes are still soft.
+    Evaluation always uses exact spikes. Before ``until`` batch norm's running statistics are those of soft spikes, so
+    validation says little; they settle in the rest of the training. ``a`` is logged as ``annealing``.
 
     Args:
         until: Share of the training after which spikes are exact, in (0, 1).
@@ -69,7 +68,7 @@ class SpikeAnnealing(pl.Callback):
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Leave exact spikes."""
+        """Return to exact spikes."""
         set_annealing(pl_module, None)
 
     on_exception = on_train_end  # type: ignore[assignment]

@@ -20,7 +20,7 @@ def _at_target(trainer: pl.Trainer) -> bool:
 class BestCheckpoint(ModelCheckpoint):
     """Keep ``checkpoints/best.ckpt`` in the run's folder, where a metric was best so far.
 
-    Of networks that are equally good it is the last, which has learnt for longer: few images tell few networks apart.
+    Of equally good networks it keeps the last, which has learnt for longest.
     With :class:`~lightning_msnn.callbacks.EnergyTarget` only networks at the target count.
 
     Args:

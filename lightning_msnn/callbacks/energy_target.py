@@ -222,7 +222,7 @@ class EnergyTarget(TrainingStepCallback):
             state["ratio"] = ratio if progress < WARMUP else torch.sqrt(state["ratio"] * ratio)
 
     def on_fit_end(self, *_: Any) -> None:
-        """Watch no more."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

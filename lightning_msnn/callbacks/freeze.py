@@ -11,7 +11,7 @@ __all__ = ["Freeze"]
 
 
 class Freeze(pl.Callback):
-    """Let modules of a task's network neither learn nor move their statistics.
+    """Freeze modules of a task's network: their parameters and running statistics.
 
     Args:
         modules: Names or shell-style patterns, such as ``stem`` or ``stages.[01]``; or ``all_but_head``.

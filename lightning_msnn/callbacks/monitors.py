@@ -176,7 +176,7 @@ class SpikeRateMonitor(_Monitor):
     loggers that take images.
 
     Args:
-        every_n_steps: Batches from one log to the next. None: the last of each epoch, unless the trainer's
+        every_n_steps: Batches from one log to the next. By default at the end of each epoch, unless the trainer's
             ``log_every_n_steps`` is 0.
         samples: Images of a test that are counted, spread evenly over the classes.
         network: Name of the network in the LightningModule; found if it is ``network``, ``model`` or the only module.
@@ -229,7 +229,7 @@ class EnergyMonitor(_Monitor):
 
     Args:
         profile: Name of an energy profile, or a YAML file of one.
-        every_n_steps: As for :class:`SpikeRateMonitor`, and so are the others.
+        every_n_steps: As :class:`SpikeRateMonitor`.
         samples: Images of a test that are counted.
         network: Name of the network in the LightningModule.
     """

@@ -36,8 +36,8 @@ def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Ten
 class Teacher(TrainingStepCallback):
     """Let a task's network learn from a trained one too: ``(1 - weight) loss + weight distillation``.
 
-    The teacher runs in evaluation mode with its batch norm folded, and sees the images of the training step as it
-    normalises its own. Only ``fit`` loads it, and no checkpoint holds it. ``train/distillation``
+    The teacher runs in evaluation mode with its batch norm folded, and sees the images of the training step under its
+    own normalisation. Only ``fit`` loads it, and no checkpoint holds it. ``train/distillation``
     is logged.
 
     Args:

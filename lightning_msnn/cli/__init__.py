@@ -1,6 +1,6 @@
 """The verbs ``fit``, ``validate``, ``test`` and ``predict``: a LightningCLI for any module and any data.
 
-``lightning_msnn_cli`` answers the command ``lightning-msnn``, and hands these verbs on to this room.
+The command ``lightning-msnn`` is ``lightning_msnn_cli``, which passes these verbs on.
 """
 
 from lightning_msnn.cli.command_line import MSNNCLI

@@ -154,7 +154,7 @@ class MSNNCLI(LightningCLI):
     # What is parsed
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line, behind what a checkpoint or an entry says of model and data."""
+        """Parse the command line; a checkpoint or an entry gives the defaults of model and data."""
         args = list(sys.argv[1:] if args is None else args)
         verb = args[0] if args else ""
         if verb in self._subcommand_parsers:
@@ -248,7 +248,7 @@ class MSNNCLI(LightningCLI):
     # What is built
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer; what ours cannot be made of is said in one sentence."""
+        """Make model, data and trainer; a bad argument of ours is one sentence."""
         try:
             super().instantiate_classes()
         except Exception as error:  # whatever arguments make torch, timm or Lightning raise
@@ -320,7 +320,7 @@ class MSNNCLI(LightningCLI):
     before_validate = before_test = before_predict = _check
 
     def before_fit(self) -> None:
-        """Check the data, also what the training ends by testing on."""
+        """Check the data, also the test part that the run ends with."""
         self._check()
         if self._get(self.config_init, "run").test and hasattr(self.datamodule, "check"):
             try:

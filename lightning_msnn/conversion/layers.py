@@ -42,10 +42,9 @@ class _Form(nn.Module):
 
 
 class SpikingLayer(_Form):
-    """A synapse whose input is made spikes; the neurons' ``lambda`` is multiplied into the weights in each call.
+    """A synapse behind neurons, whose ``lambda`` is multiplied into its weights in each call.
 
-    While annealing it is in what the neurons return. It keeps its parameters by their names, beside those of
-    ``neuron``.
+    While annealing, the neurons multiply by ``lambda``. Parameters keep their names, beside those of ``neuron``.
     """
 
     spike_weights = ("weight",)

@@ -46,21 +46,21 @@ _REASONS = {
 }
 
 _Origin = frozenset[str] | str
-"""Where a tensor comes from: names of rectifiers, or what else."""
+"""Where a tensor comes from: names of rectifiers or of other operations."""
 
 _PARAMETER = "parameters"
 
 
 @dataclass
 class Row:
-    """What a plan says of a layer.
+    """One layer of a plan.
 
     Args:
         layer: Qualified name of the module.
         kind: Name of its class.
         shape: Its input without the batch axis.
         operations: Multiply-accumulates of one sample, padding included.
-        origins: Where its input comes from in each call: names of rectifiers, or what else.
+        origins: Where its input comes from in each call: names of rectifiers or of other operations.
     """
 
     layer: str
@@ -198,7 +198,7 @@ def convertible(module: nn.Module) -> bool:
 
 
 def trace(model: nn.Module, sample: Tensor) -> Plan:
-    """Find out which layers of a network take their input from a rectifier.
+    """Find the layers of a network whose input comes from a rectifier.
 
     Args:
         model: The network; not changed.

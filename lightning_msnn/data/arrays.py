@@ -287,7 +287,7 @@ class ArrayDataModule(LightningDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> Loader | list[Any]:
-        """Batches of what was split off the training part; no loader if that is nothing."""
+        """Batches of the validation part; no loader if it is empty."""
         return self._loader("val") if len(self._ready("val")) else []
 
     def test_dataloader(self) -> Loader:
@@ -295,7 +295,7 @@ class ArrayDataModule(LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> Loader:
-        """Batches of what is to be predicted, with the names of the files."""
+        """Batches to predict, with the names of the files."""
         return self._loader("predict")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

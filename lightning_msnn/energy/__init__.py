@@ -1,4 +1,4 @@
-"""What a network does and what it costs: a counting engine for any module, prices, pictures and the HTML report."""
+"""Count what a network does and what it costs, for any module; prices, pictures and an HTML report."""
 
 from lightning_msnn.energy.counting import OperationCounter, count_operations
 from lightning_msnn.energy.measures import (

@@ -67,7 +67,7 @@ class Record:
         """Return a table of operations and energy by part, for one sample."""
         n, prices = max(1, self.samples), PROFILES[DEFAULT_PROFILE].prices
         joules = torch.stack([*energy_by_kind(self.counts, self.parameters).values()]).sum(0) / n
-        rows = [("part", "operations", "spike rate", "energy (uJ)", "ReLU baseline")]
+        rows = [("part", "operations", "spike rate", "energy (µJ)", "ReLU baseline")]
         busy = {name: i for i, name in enumerate(self.layers) if bool(self.counts[i].any())}
         for part, names in [*parts_of(busy).items(), ("all", list(busy))]:
             chosen = [busy[name] for name in names]

@@ -50,7 +50,7 @@ def draw_energy(summary: Mapping[str, Any]) -> Figure:
         part: {kind: sum(layers[name].get(kind, 0.0) for name in names) for kind in KINDS}
         for part, names in parts_of(layers).items()
     }
-    figure, axes = _bars(list(parts), "energy for one image (uJ)")
+    figure, axes = _bars(list(parts), "energy for one image (µJ)")
     left = [0.0] * len(parts)
     for kind in KINDS:
         values = [1e6 * energy[kind] for energy in parts.values()]
@@ -58,7 +58,7 @@ def draw_energy(summary: Mapping[str, Any]) -> Figure:
             axes.barh(range(len(parts)), values, left=left, label=kind, color=COLOURS[kind])
             left = [a + b for a, b in zip(left, values, strict=True)]
     source = summary["profile"]["source"].split(",")[0]
-    axes.set_title(f"Where the energy goes: {1e6 * summary['energy']['total']:.3g} uJ in all (figures: {source})")
+    axes.set_title(f"Where the energy goes: {1e6 * summary['energy']['total']:.3g} µJ in all (figures: {source})")
     if parts:
         figure.legend(title="kind of operation", loc="outside lower center", ncols=3, fontsize=8)
     return figure

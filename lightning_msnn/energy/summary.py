@@ -35,7 +35,7 @@ FACTORS: dict[str, str] = {
     "memory": "with memory traffic",
     "memory_zeros_skipped": "with memory traffic, zeros skipped",
 }
-"""The ways in which an energy, and how many times another it is, are given; never one without the others."""
+"""Ways to state an energy and its factor; reports give all of them."""
 
 
 def _number(value: Any) -> float | None:
@@ -52,11 +52,11 @@ def summarize(record: Record, profile: str | Profile = DEFAULT_PROFILE, top1: fl
         top1: Its test accuracy in percent, if it was trained by itself.
 
     Returns:
-        ``samples``, ``parameters``, ``top1``; ``counts`` (by field and sample); ``energy`` (joules by sample:
+        ``samples``, ``parameters``, ``top1``; ``counts`` (by field and sample); ``energy`` (joules by sample,
         ``total``, ``skipping_zeros`` and by kind); ``energies`` (joules by sample in each way of :data:`FACTORS`, None
         where memory traffic has no price); ``profiles`` (joules by sample and the operations without a figure, under
         every named profile); ``spike_rate``, ``mean_level``, ``silent``, ``saturated``; ``layers`` (those that do
-        something: counts, energy by kind, spike rate); ``uncounted`` operations.
+        something, with counts, energy by kind, spike rate); ``uncounted`` operations.
 
     Raises:
         ConfigurationError: If there is no such profile.
@@ -141,7 +141,7 @@ def comparison_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[tuple[str,
         columns: Summaries by the key of their column; the first is compared with the others.
 
     Returns:
-        Rows of cells, titles first in each; all numbers are for one sample, energies in uJ.
+        Rows of cells, titles first in each; all numbers are for one sample, energies in µJ.
     """
     every = list(columns.values())
     rows: list[tuple[str, ...]] = [("for one sample", *(TITLES.get(key, key) for key in columns))]
@@ -153,7 +153,7 @@ def comparison_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[tuple[str,
         rows.append(("mean level", *("-" if c["mean_level"] is None else f"{c['mean_level']:.3f}" for c in every)))
     for title, name in _ENERGIES.items():
         if name not in KINDS or any(c["energy"][name] > 0 for c in every):
-            rows.append((f"energy (uJ){title}", *(f"{1e6 * c['energy'][name]:.4g}" for c in every)))
+            rows.append((f"energy (µJ){title}", *(f"{1e6 * c['energy'][name]:.4g}" for c in every)))
     if len(every) > 1:
         for name, label in FACTORS.items():
             found = [factors(every[0], c)[name] for c in every]

@@ -1,7 +1,7 @@
 """Trained networks for other runtimes: ONNX, programs of torch, NIR.
 
 >>> from lightning_msnn.export import export
->>> report = export("msnn_resnet12_tiny_digits", to="onnx", out="digits.onnx")  # doctest: +SKIP
+>>> report = export("msnn_resnet12_tiny.digits", to="onnx", out="digits.onnx")  # doctest: +SKIP
 >>> report.differ, report.images  # doctest: +SKIP
 (0, 359)
 

@@ -1,20 +1,18 @@
 """Pure functions of tensors: spikes, projections, windows, membranes. No module, no state.
 
-Each equation of the method stands here once. Three tables hold what has a name in configurations, and take others::
+Each equation of the method stands here once. Three tables hold the definitions that have a name, and take yours::
 
     def larger(a, b, theta):  # no lambda, which a network could not be pickled with
         return torch.maximum(a, b)
 
     PROJECTIONS["larger"] = larger
 
-========================  ======================================================================================
-:data:`PROJECTIONS`       a function ``omega(a, b, theta)``: see :mod:`lightning_msnn.functional.projection`
-:data:`SURROGATES`        a function ``h(u - V)``: see :mod:`lightning_msnn.functional.spike`
-:data:`WINDOWS`           an object with the methods of :class:`~lightning_msnn.functional.windows.WindowKind`
-========================  ======================================================================================
+- :data:`PROJECTIONS`: a function ``omega(a, b, theta)``, see :mod:`lightning_msnn.functional.projection`
+- :data:`SURROGATES`: a function ``h(u - V)``, see :mod:`lightning_msnn.functional.spike`
+- :data:`WINDOWS`: an object with the methods of :class:`~lightning_msnn.functional.windows.WindowKind`
 
-What is added is found by its name from then on. It runs on these functions, in training too, since the kernels know
-their own alone; so does another definition under a name that is there already.
+A definition is found by its name from then on. It runs on these functions, in training too, since kernels only know
+the definitions of this package.
 """
 
 from lightning_msnn.functional.membrane import coupled_scan, recurrent_scan, scan

@@ -28,7 +28,7 @@ class Total(Metric):
     """The sum of records of one network, over batches and processes.
 
     Args:
-        example: A network, whose neurons are then not told apart, or a record of it for images of the size to come.
+        example: A network, or a record of it for images of the size to come, which tells single neurons apart.
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
     """
 
@@ -166,7 +166,7 @@ class SilentNeurons(Total):
     """Share of the neurons that never fired, in [0, 1].
 
     Args:
-        example: A record of the network for images of the size to come, by which neurons are told apart.
+        example: A record of the network for images of the size to come.
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
@@ -185,6 +185,6 @@ class SilentNeurons(Total):
 
 
 class SaturatedNeurons(SilentNeurons):
-    """Share of the neurons that fired whenever they could, in [0, 1]; its arguments are the same."""
+    """Share of the neurons that fired whenever they could, in [0, 1]; arguments as :class:`SilentNeurons`."""
 
     measure = staticmethod(energy.saturated_neurons)

@@ -30,7 +30,7 @@ class ConvMixer(Mixer):
         windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
         context: ``"shared"`` or ``"isolated"``: what the convolutions see beyond the border of a window.
         norm: Whether batch norm follows each synapse.
-        neuron: What the neurons are like.
+        neuron: Decay, threshold and surrogate of the neurons.
 
     Raises:
         ConfigurationError: If an argument is not allowed.

@@ -119,7 +119,7 @@ class SpikingRecurrence(Recurrence):
         input_size: Channels of a token.
         hidden_size: Channels of a direction's output.
         cell: One of :data:`SPIKING_CELLS`.
-        neuron: What the neurons are like.
+        neuron: Decay, threshold and surrogate of the neurons.
     """
 
     spike_weights = (*Recurrence.spike_weights, "weight_hh_l0", "weight_hh_l0_reverse")
@@ -166,7 +166,7 @@ class RecurrentMixer(Mixer):
         context: ``"shared"`` or ``"isolated"``: whether merged membranes fire, or each window's.
         norm: Whether batch norm follows each synapse.
         cell: Recurrent cell, one of :data:`CELLS`.
-        neuron: What the neurons are like.
+        neuron: Decay, threshold and surrogate of the neurons.
 
     Raises:
         ConfigurationError: If an argument is not allowed.

@@ -38,7 +38,7 @@ class AttentionMixer(Mixer):
         context: ``"shared"`` or ``"isolated"``.
         norm: Whether batch norm follows each synapse and the attention.
         head_dim: Channels of a head.
-        neuron: What the neurons are like.
+        neuron: Decay, threshold and surrogate of the neurons.
 
     Raises:
         ConfigurationError: If an argument is not allowed.

@@ -103,7 +103,7 @@ class Encoder(nn.Module):
     Args:
         dim: Channels.
         norm: Whether batch norm comes before the threshold.
-        neuron: What the neurons are like.
+        neuron: Decay, threshold and surrogate of the neurons.
     """
 
     def __init__(self, dim: int, norm: bool = True, neuron: Neuron = Neuron()) -> None:  # noqa: B008  # frozen
@@ -138,7 +138,7 @@ class MLP(nn.Module):
         dim: Channels of input and output.
         hidden: Channels in between.
         norm: Whether batch norm follows each linear layer.
-        neuron: What the neurons are like.
+        neuron: Decay, threshold and surrogate of the neurons.
     """
 
     byte_spikes = ("spike",)

@@ -78,7 +78,7 @@ class Spike(nn.Module):
     """Fire where the membrane reaches its threshold: ``s = H(u - V)``, exactly 0 or 1, or one of several levels.
 
     Args:
-        neuron: What the neurons are like.
+        neuron: Decay, threshold and surrogate of the neurons.
         channels: Number of channels, needed only for a threshold learnt by channel.
 
     Raises:
@@ -214,7 +214,7 @@ class Membrane(nn.Module):
     Args:
         form: ``"first"``, ``"coupled"`` or ``"recurrent"``: how membranes travel, as layer 1's, as layer 2's, or on a
             map that goes from block to block; see the scans of :mod:`lightning_msnn.functional`.
-        neuron: What the neurons are like.
+        neuron: Decay, threshold and surrogate of the neurons.
         channels: Number of channels.
         windows: Kind of windows; over a single one nothing is carried, so that there is nothing to learn.
 

@@ -1,4 +1,4 @@
-"""What makes a run survive: the last checkpoint, random state, a finite loss; and how checkpoints are read."""
+"""Callbacks that make a run survive a crash, and functions that read its checkpoints."""
 
 from lightning_msnn.runs.checkpoints import (
     AtomicCheckpointIO,

@@ -66,8 +66,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a Lightning checkpoint on the CPU; plain values only, so that no code in it can run.
 
-    Of a network it may give arguments of the network's own, and not what is fetched from where: ``pretrained`` is
-    false among the hyper-parameters that are returned, for the weights are in the checkpoint.
+    It may give a network only the network's own arguments. ``pretrained`` is false in the hyper-parameters that are
+    returned, since the weights are in the checkpoint.
 
     Args:
         path: File that ``lightning-msnn fit`` or a Trainer has written.

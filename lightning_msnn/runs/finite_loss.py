@@ -32,7 +32,7 @@ class FiniteLoss(Callback):
         self._finite = loss.detach().isfinite().all()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the check, for which a GPU need not wait before it has its backward pass.
+        """Read the check; the backward pass is queued by now, so a GPU does not wait.
 
         Raises:
             TrainingError: If the loss is not finite.

@@ -72,9 +72,9 @@ def only_size(network: nn.Module) -> tuple[int, int] | None:
 
 
 class Task(pl.LightningModule):
-    """A network that learns; a subclass says from which loss, and what is measured.
+    """A network in training; a subclass gives its losses and metrics.
 
-    It overrides :meth:`losses`, and where it has to :meth:`loss`, :meth:`make_metrics` and :meth:`unpack`. Batches are
+    It overrides :meth:`losses` and, if it needs to, :meth:`loss`, :meth:`make_metrics` and :meth:`unpack`. Batches are
     ``(images, targets)``, images ``(B, in_chans, H, W)``, normalised. What is optional is a callback: a teacher, mixed
     images, a frozen stem, conversion, a target of energy; see :mod:`lightning_msnn.callbacks`.
 

@@ -1,7 +1,7 @@
 """The zoo: trained networks by name, verified by hash, and their export from a Lightning checkpoint.
 
 >>> from lightning_msnn import zoo
->>> zoo.load("msnn_resnet12_tiny_digits").num_classes
+>>> zoo.load("msnn_resnet12_tiny.digits").num_classes
 10
 
 On the command line: ``lightning-msnn zoo list | info | verify | measure | export | card | table``.

@@ -110,7 +110,7 @@ def transforms(name: str) -> Any:
 def fixed_images(config: dict[str, Any]) -> Tensor:
     """Return two images that are the same everywhere, to compare logits with those of a card.
 
-    Of data that are no images, whose values have no bounds, they lie between -2 and 2 once normalised.
+    For other data than images, whose values have no bounds, normalised values lie between -2 and 2.
 
     Args:
         config: What :func:`info` says of the entry.

@@ -447,11 +447,11 @@ def test_training_under_autocast_and_inference_mode(name):
 
 
 def test_a_printed_record_is_a_table_of_parts():
-    """At most 20 of them, in uJ, each beside the baseline: of the pixels and 45 accumulates, see test_by_hand."""
+    """At most 20 of them, in µJ, each beside the baseline: of the pixels and 45 accumulates, see test_by_hand."""
     images = torch.full((2, 1, 4, 4), 0.1)
     images[0, 0, 0, 0] = images[0, 0, 1, 2] = 0.9
     head, line, *rows = str(count_operations(by_hand(), images)).splitlines()
-    assert head.split() == ["part", "operations", "spike", "rate", "energy", "(uJ)", "ReLU", "baseline"]
+    assert head.split() == ["part", "operations", "spike", "rate", "energy", "(µJ)", "ReLU", "baseline"]
     assert len(head) == len(line) == len(rows[0])
     assert rows[0].split() == ["0", "200", "MAC", "-", "0.00092"]
     assert rows[1].split() == ["1", "32", "other", "3.1", "%", "2.88e-05"]

@@ -57,7 +57,7 @@ def test_zoo_entry(tmp_path, capsys):
     assert table["for one sample"] == [
         "network", "ReLU baseline (same weights)", "LIF neurons, T = 4 (same weights)",
     ]  # fmt: skip
-    ours, ann, snn = (float(cell) for cell in table["energy (uJ)"][:3])
+    ours, ann, snn = (float(cell) for cell in table["energy (µJ)"][:3])
     assert ours < snn < ann
     accuracy = zoo.info("msnn_resnet12_tiny_digits")["top1"]
     assert re.search(rf"<p><b>msnn_resnet12_tiny_digits classifies {accuracy:.2f} % of the test images of Digits", text)
