@@ -310,6 +310,12 @@ def test_resuming_refuses_other_options(run, tmp_path, given, message, capsys):
     assert not list(folder.glob("*.0.*"))
 
 
+def test_weights_alone_are_not_resumed(checkpoint, capsys):
+    rest = ("callbacks", "optimizer_states", "lr_schedulers")
+    torch.save({key: value for key, value in read_checkpoint(checkpoint).items() if key not in rest}, "weights.ckpt")
+    stops(["fit", *QUICK, "--ckpt_path", "weights.ckpt"], "fit cannot begin: .*contains only the model", capsys)
+
+
 def test_two_processes_do_not_train_one_run(run, capsys):
     shutil.copytree(run.parent, "runs/quickstart")
     code = "import fcntl, os, sys; f = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(f, fcntl.LOCK_EX); print(flush=1)"

@@ -21,8 +21,8 @@ COLUMNS = ("file", "class", "probability")
 class PredictionWriter(pl.Callback):
     """Write what ``predict_step`` returned to a CSV file with the columns file, class, probability.
 
-    Rows are written batch by batch to ``<path>.part``, or ``<path>.part<n>`` on process n above 0, which stays if the
-    prediction is interrupted. The file itself appears whole at the end; with several processes it has the rows of all,
+    Rows are written batch by batch to a file ``<path>.part<process>`` of each process, which stays if the prediction
+    is interrupted. The file itself appears whole at the end; with several processes it has the rows of all,
     in the order of the files' names. A cell that a spreadsheet would take for a formula is quoted by an apostrophe.
 
     Args:
@@ -34,19 +34,14 @@ class PredictionWriter(pl.Callback):
 
     def __init__(self, path: str = "predictions.csv") -> None:
         self.path = Path(path)
-        folder = self.path.absolute().parent
-        replaced = self.path.is_file() or not os.path.lexists(self.path)
-        if not folder.is_dir() or not replaced or not os.access(folder, os.W_OK):
-            raise ConfigurationError(
-                f"cannot write predictions to {str(path)!r}: it must be a file, no device, in a folder that exists "
-                "and is not read-only"
-            )
+        if os.path.lexists(self.path) and not self.path.is_file():
+            raise ConfigurationError(f"cannot write predictions to {str(path)!r}: it must be a file, no device")
         self._file: TextIO | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin the file of this process, before any work is done."""
         if stage == "predict":
-            self._part = self.path.with_name(f"{self.path.name}.part{trainer.global_rank or ''}")
+            self._part = self.path.with_name(f"{self.path.name}.part{os.getpid()}")
             try:
                 # Names of images that are not UTF-8 keep their bytes.
                 self._file = self._part.open("w+", newline="", encoding="utf-8", errors="surrogateescape")

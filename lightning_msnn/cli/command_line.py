@@ -298,7 +298,7 @@ class MSNNCLI(LightningCLI):
         """Run the verb; what Lightning refuses before the first step is said in one sentence."""
         try:
             super()._run_subcommand(subcommand)
-        except (MisconfigurationException, ValueError) as error:
+        except (KeyError, MisconfigurationException, ValueError) as error:  # KeyError: a checkpoint of weights alone
             if self._begun or in_chain(error, ConfigurationError) is not None or not self._ours():
                 raise
             raise ConfigurationError(f"{subcommand} cannot begin: {brief(error)}") from error

@@ -55,16 +55,16 @@ def test_no_cell_is_a_formula(tmp_path):
 
 def test_rows_come_as_they_are_made_and_an_older_file_stays_until_the_end(tmp_path):
     (tmp_path / "p.csv").write_text("old")
-    seen = []
-    module = Named(breaks_at=3, watch=lambda: seen.append(len(rows(tmp_path / "p.csv.part"))))
+    seen, part = [], tmp_path / f"p.csv.part{os.getpid()}"  # another process has another
+    module = Named(breaks_at=3, watch=lambda: seen.append(len(rows(part))))
     with pytest.raises(RuntimeError, match="broken"):
         predict(module, tmp_path / "p.csv")
     assert seen == [1, 3, 5, 7], "two rows a batch, below the head"
     assert (tmp_path / "p.csv").read_text() == "old"
-    assert len(rows(tmp_path / "p.csv.part")) == 7, "the work done is not lost"
+    assert len(rows(part)) == 7, "the work done is not lost"
     predict(Named(), tmp_path / "p.csv")
     assert len(rows(tmp_path / "p.csv")) == 1 + len(NAMES)
-    assert not (tmp_path / "p.csv.part").exists()
+    assert not part.exists()
 
 
 def test_a_name_that_is_not_utf_8_keeps_its_bytes(tmp_path, monkeypatch):
@@ -75,9 +75,11 @@ def test_a_name_that_is_not_utf_8_keeps_its_bytes(tmp_path, monkeypatch):
 
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "nowhere" / "p.csv", tmp_path, tmp_path / "pipe"):
+    for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(ConfigurationError, match=f"cannot write predictions to '{path}': it must be a file"):
             PredictionWriter(str(path))
+    with pytest.raises(ConfigurationError, match="cannot write predictions to 'nowhere/p.csv': No such file"):
+        PredictionWriter("nowhere/p.csv").setup(None, None, "predict")
     with pytest.raises(ConfigurationError, match="is no file, so that it is not replaced"):
         write_whole(b"", tmp_path / "pipe")
 
