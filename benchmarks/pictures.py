@@ -31,7 +31,7 @@ from benchmarks.common import ROOT, fill, markdown
 from lightning_msnn import zoo
 from lightning_msnn.energy import FACTORS, evenly, spike_rate, summarize
 from lightning_msnn.energy.report import compare
-from lightning_msnn.functional import PROJECTIONS, side
+from lightning_msnn.functional import PROJECTIONS, WINDOWS
 from lightning_msnn.tasks import SpikingClassifier
 
 DOCS = ROOT / "docs"
@@ -132,7 +132,7 @@ def membranes() -> dict[str, Any]:
 
 def corners(kind: str, size: int) -> list[tuple[int, int]]:
     """Top-left pixel of each window that lies in a corner."""
-    far = size - side(kind, size)
+    far = size - WINDOWS[kind].side(size)
     return [(0, 0), (0, far), (far, 0), (far, far)]
 
 
@@ -140,7 +140,7 @@ def draw_visits() -> Figure:
     """The three ways to cut a map into windows, and the order in which a neuron visits them."""
     figure, size = Figure(figsize=(9.0, 3.8), layout="constrained"), 8
     for panel, (kind, title) in zip(figure.subplots(1, 3), KINDS.items(), strict=True):
-        grid, spots, s = kind == "grid", [], side(kind, size)
+        grid, spots, s = kind == "grid", [], WINDOWS[kind].side(size)
         for k, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)] if grid else corners(kind, size)):
             if grid:
                 cells = [(x + column, y + row) for row in range(0, size, 2) for column in range(0, size, 2)]

@@ -36,7 +36,7 @@ from lightning_msnn.functional.spike import (
     sigmoid,
     triangular,
 )
-from lightning_msnn.functional.windows import WINDOWS, count, merge, side, split
+from lightning_msnn.functional.windows import WINDOWS, count, merge, split
 
 __all__ = [
     "PROJECTIONS",
@@ -57,7 +57,6 @@ __all__ = [
     "rectangular",
     "recurrent_scan",
     "scan",
-    "side",
     "sigmoid",
     "sine",
     "split",

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS
 
-__all__ = ["WINDOWS", "Corners", "Grid", "Single", "WindowKind", "count", "cut_by", "merge", "side", "split"]
+__all__ = ["WINDOWS", "Corners", "Grid", "Single", "WindowKind", "count", "cut_by", "merge", "split"]
 
 
 class WindowKind(Protocol):
@@ -53,10 +53,6 @@ class Single:
         """One."""
         return 1
 
-    def side(self, size: int) -> int:
-        """The size of the map."""
-        return size
-
     def split(self, x: Tensor) -> list[Tensor]:
         """The map alone."""
         return [x]
@@ -74,15 +70,11 @@ class Corners(Single):
     """
 
     def __init__(self, side: Callable[[int], int]) -> None:
-        self._side = side
+        self.side = side
 
     def count(self, height: int, width: int) -> int:
         """Four, or one where a side of the map is one pixel."""
         return 1 if height < 2 or width < 2 else 4
-
-    def side(self, size: int) -> int:
-        """Side of a window."""
-        return self._side(size)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Views of the four corners."""
@@ -152,18 +144,6 @@ def cut_by(kind: str, height: int) -> WindowKind:
 def count(kind: str, height: int, width: int) -> int:
     """Number of windows that a map of ``height`` by ``width`` pixels is cut into; 1 where it is too small to cut."""
     return cut_by(kind, height).count(height, width)
-
-
-def side(kind: str, size: int) -> int:
-    """Side of a window in pixels on an axis of ``size`` pixels.
-
-    Raises:
-        ValueError: If its windows are not cut alike on both axes.
-    """
-    windows = cut_by(kind, 0)
-    if not isinstance(windows, Single):
-        raise ValueError(f"windows of kind {kind} have no side that is the same on both axes")
-    return windows.side(size)
 
 
 def split(x: Tensor, kind: str) -> list[Tensor]:

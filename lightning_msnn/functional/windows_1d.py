@@ -34,15 +34,11 @@ class Pieces:
     """
 
     def __init__(self, side: Callable[[int], int]) -> None:
-        self._side = side
+        self.side = side
 
     def count(self, height: int, width: int) -> int:
         """Four, or one where there are fewer columns than that."""
         return 1 if width < PIECES else PIECES
-
-    def side(self, size: int) -> int:
-        """Width of a piece of a map of so many columns."""
-        return self._side(size)
 
     def starts(self, width: int) -> list[int]:
         """First column of each piece."""

@@ -29,7 +29,7 @@ FLAGS = ("-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trappin
 """No ``-ffast-math``: values that are not finite must come out as they do from torch."""
 
 TUNING = ("-march=native", "-mcpu=native")
-"""How compilers are told to use all that the processor has; the first that one takes is used."""
+"""Flags for all instructions of this processor; the first that the compiler accepts is used."""
 
 
 def _switched_on() -> bool:
@@ -113,8 +113,8 @@ def build(source: Path) -> ctypes.CDLL | None:
         logger.warning("no C compiler ($CC, cc, gcc or clang): networks run without %s, more slowly", source.name)
         return None
     try:
-        told = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
-        parts = (source.read_text(), shlex.join(compiler), told, *FLAGS, *TUNING, platform.platform(), _processor())
+        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
+        parts = (source.read_text(), shlex.join(compiler), version, *FLAGS, *TUNING, platform.platform(), _processor())
         name, kept = f"{source.stem}_{_hash(chr(0).join(parts).encode())}", _folder()
         if kept is None:
             with tempfile.TemporaryDirectory() as temporary:  # a library that is loaded needs its file no longer

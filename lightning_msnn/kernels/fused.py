@@ -18,41 +18,27 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional.membrane import connected, coupled_scan, recurrent_scan, scan
 from lightning_msnn.functional.spike import anneal, heaviside
 from lightning_msnn.functional.windows import merge, split
-from lightning_msnn.kernels.geometry import OMEGAS, SURROGATE, Layer, Parameters
+from lightning_msnn.kernels.geometry import OMEGAS, SURROGATE, Layer, Made, Tensors
 
-__all__ = ["covers", "equations", "run"]
+__all__ = ["devices", "equations", "run"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Data types of maps."""
 
-Made = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-
 
 @lru_cache(maxsize=1)
-def _devices() -> tuple[str, ...]:
-    """Types of the devices on which layers are compiled."""
+def devices() -> tuple[str, ...]:
+    """Return the types of the devices on which layers are compiled."""
     value = os.environ.get("LIGHTNING_MSNN_COMPILE")
     if value not in (None, "0", "1"):
         raise ConfigurationError(f"LIGHTNING_MSNN_COMPILE must be 0 or 1, not {value!r}")
     return {None: ("cuda",), "0": (), "1": ("cuda", "cpu")}[value]
 
 
-def covers(x: Tensor) -> bool:
-    """Whether layers are compiled for tensors like one."""
-    return x.device.type in _devices() and x.dtype in DTYPES
-
-
-def equations(
-    layer: Layer,
-    size: tuple[int, int],
-    current: Tensor,
-    residual: Tensor | None,
-    other: Tensor | None,
-    given: Parameters,
-) -> Made:
+def equations(layer: Layer, size: tuple[int, int], current: Tensor, given: Tensors) -> Made:
     """Compute a layer by its equations, in float32 at least; see :func:`lightning_msnn.kernels.layer.neurons`."""
     dtype, norm = torch.promote_types(current.dtype, torch.float32), None
-    x, other = current.to(dtype), None if other is None else other.to(dtype)
+    x, residual = current.to(dtype), given.get("residual")
     mean, var = given.get("running_mean"), given.get("running_var")
     if layer.training:
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
@@ -65,7 +51,7 @@ def equations(
     windows = split(torch.empty(1, 1, *size, device="meta"), layer.kind)
     n = len(windows)
     currents = list(torch.unflatten(x, 0, [n, -1]).unbind(0)) if layer.windows_in else split(x, layer.kind)
-    membranes = _carried(layer, currents, other, given)
+    membranes = _carried(layer, currents, given)
     merged = torch.cat(membranes) if layer.windows_out else merge(membranes, layer.kind, *size)
     handed = torch.cat(membranes[:-1])[:, -layer.handed :].to(current.dtype) if layer.handed and n > 1 else None
     if layer.fires:
@@ -78,9 +64,9 @@ def equations(
     return out.to(current.dtype), handed, merged.to(current.dtype) if layer.keeps else None, norm
 
 
-def _carried(layer: Layer, currents: list[Tensor], other: Tensor | None, given: Parameters) -> list[Tensor]:
+def _carried(layer: Layer, currents: list[Tensor], given: Tensors) -> list[Tensor]:
     """Membranes of the windows."""
-    tau, theta = given.get("tau"), given.get("theta")
+    tau, theta, other = given.get("tau"), given.get("theta"), given.get("other")
     if layer.form == "still" or tau is None:
         return currents
     if len(currents) == 1:
@@ -89,6 +75,7 @@ def _carried(layer: Layer, currents: list[Tensor], other: Tensor | None, given: 
         return scan(currents, tau)
     assert other is not None
     assert theta is not None
+    other = other.to(currents[0].dtype)
     omega = lambda a, b: OMEGAS[layer.omega](a, b, theta)  # noqa: E731
     if layer.form == "recurrent":
         return recurrent_scan(currents, split(other, layer.kind), tau, omega)
@@ -99,8 +86,8 @@ def _carried(layer: Layer, currents: list[Tensor], other: Tensor | None, given: 
 def _compiled(layer: Layer, size: tuple[int, int]) -> Callable[..., Made]:
     """The compiled equations of a layer, which depend on the batch and its data type alone."""
 
-    def region(current: Tensor, residual: Tensor | None, other: Tensor | None, given: Any) -> Made:
-        return equations(layer, size, current, residual, other, given)
+    def region(current: Tensor, given: Any) -> Made:
+        return equations(layer, size, current, given)
 
     # A code of its own for each layer: the compiler limits how often one is compiled.
     code = region.__code__.replace(co_name=f"region_of_{layer.form}_{_compiled.cache_info().misses}")
@@ -113,21 +100,14 @@ _FAILED: list[Exception] = []
 """Why the compiler is not used, if it is not."""
 
 
-def run(
-    layer: Layer,
-    size: tuple[int, int],
-    current: Tensor,
-    residual: Tensor | None,
-    other: Tensor | None,
-    given: Parameters,
-) -> Made:
+def run(layer: Layer, size: tuple[int, int], current: Tensor, given: Tensors) -> Made:
     """Compute a layer by what the compiler made of its equations."""
     if not _FAILED:
         try:
-            return _compiled(layer, size)(current, residual, other, dict(given))
+            return _compiled(layer, size)(current, dict(given))
         except Exception as error:  # of the compiler, of which each part has its own
-            made = equations(layer, size, current, residual, other, given)  # raises what is no fault of the compiler's
+            made = equations(layer, size, current, given)  # raises what is no fault of the compiler's
             _FAILED.append(error)
             warnings.warn(f"torch.compile failed, so layers of neurons run without it: {error}", stacklevel=2)
             return made
-    return equations(layer, size, current, residual, other, given)
+    return equations(layer, size, current, given)

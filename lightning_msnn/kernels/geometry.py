@@ -12,8 +12,7 @@ from lightning_msnn.functional.projection import PROJECTIONS
 from lightning_msnn.functional.spike import SURROGATES
 from lightning_msnn.functional.windows import WINDOWS, split
 
-__all__ = ["FORMS", "KINDS", "OMEGAS", "SURROGATE", "Layer", "Parameters", "Shapes", "Tables", "channels_last"]
-__all__ += ["outputs", "shapes", "tables", "vectors"]
+__all__ = ["FORMS", "KINDS", "OMEGAS", "SURROGATE", "Layer", "Made", "Shapes", "Tables", "Tensors", "shapes", "tables"]
 
 # What the kernels compute. A name of something else, or another definition under one of these names, runs on torch.
 FORMS = ("still", "first", "coupled", "recurrent")
@@ -62,10 +61,13 @@ class Layer(NamedTuple):
     eps: float = 1e-5
 
 
-class Parameters(TypedDict, total=False):
-    """The tensors of a layer of neurons beside its maps; one that it does not have is None or left out.
+class Tensors(TypedDict, total=False):
+    """The tensors of a layer of neurons beside its current; one that it does not have is None or left out.
 
     Args:
+        residual: What is added to the membranes that a layer without spikes returns, of their shape.
+        other: Membranes of layer 1, ``((n - 1) B, C, h, w)``, or the map ``(B, C, H, W)`` that a recurrent layer
+            receives.
         weight: Scale of the norm by channel.
         bias: Shift of the norm by channel.
         running_mean: Mean by channel, if the norm takes running statistics; a layer without norm has none.
@@ -76,6 +78,8 @@ class Parameters(TypedDict, total=False):
         anneal: Share ``a`` of the step in what neurons return in training, a scalar tensor; None is 1.
     """
 
+    residual: Tensor | None
+    other: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
     running_mean: Tensor | None
@@ -86,21 +90,8 @@ class Parameters(TypedDict, total=False):
     anneal: Tensor | None
 
 
-def vectors(given: Parameters, channels: int) -> dict[str, Tensor]:
-    """Return the parameters that there are, contiguous and in float32.
-
-    Raises:
-        ValueError: If one has another number of values than the kernels read.
-    """
-    made = {}
-    for name, x in given.items():
-        if isinstance(x, Tensor):
-            one, each = name in ("tau", "theta", "level", "anneal"), name not in ("theta", "anneal")
-            if not ((one and x.numel() == 1) or (each and x.numel() == channels)):
-                allowed = " or ".join(map(str, [1] * one + [channels] * each))
-                raise ValueError(f"{name} must have {allowed} numbers, not {x.numel()}")
-            made[name] = x.contiguous().float()
-    return made
+Made = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""What a layer returns, hands on and keeps, and its norm: see :func:`lightning_msnn.kernels.layer.neurons`."""
 
 
 @dataclass(frozen=True)
@@ -214,22 +205,3 @@ def shapes(layer: Layer, size: tuple[int, int], current: Sequence[int]) -> Shape
         handed=(before[0], layer.handed, *at.window) if layer.handed and at.windows else None,
         other={"coupled": before, "recurrent": (images, channels, *size)}.get(layer.form) if at.windows else None,
     )
-
-
-def channels_last(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a map ``(B, C, H, W)`` in channels-last order, and in a data type if one is given."""
-    x = x if dtype is None or x.dtype == dtype else x.to(dtype)
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def outputs(layer: Layer, at: Shapes, current: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Make uninitialised maps in channels-last order for what a layer returns, hands on, and keeps merged."""
-    out = _empty(at.out, current, torch.uint8 if layer.bytes else current.dtype)
-    handed = None if at.handed is None else _empty(at.handed, current, current.dtype)
-    return out, handed, _empty(at.out, current, current.dtype) if layer.keeps else None
-
-
-def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
-    if like.shape == shape:  # takes half the time
-        return torch.empty_like(like, dtype=dtype, memory_format=torch.channels_last)
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_msnn.kernels.convolution import dense_matrix
-from lightning_msnn.kernels.eager import eager
+from lightning_msnn.kernels.layer import eager
 
 __all__ = ["MOST", "Packed", "Steps", "available", "convolve"]
 

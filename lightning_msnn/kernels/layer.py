@@ -1,9 +1,9 @@
 """A layer of neurons as one operation, from a synapse's current to spikes, and the table of what runs where.
 
-Batch norm, scan over windows, merge and threshold run in one pass forward, after one that takes the statistics, and in
-two passes backward, which recompute from the current. :mod:`lightning_msnn.functional` says what a layer computes. On
-CPUs that is C (:mod:`~lightning_msnn.kernels.native`), on CUDA what ``torch.compile`` writes
-(:mod:`~lightning_msnn.kernels.fused`). The C kernels have no second derivative.
+Batch norm, scan over windows, merge and threshold are one pass forward, after one for the statistics, and two passes
+backward, which recompute from the current. :mod:`lightning_msnn.functional` says what a layer computes. CPUs run C
+(:mod:`~lightning_msnn.kernels.native`), CUDA runs what ``torch.compile`` writes (:mod:`~lightning_msnn.kernels.fused`).
+The C kernels have no second derivative.
 """
 
 from collections.abc import Callable
@@ -13,44 +13,53 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.kernels import fused, native
-from lightning_msnn.kernels.eager import eager
-from lightning_msnn.kernels.geometry import Layer, Parameters, Shapes, channels_last, outputs, shapes
+from lightning_msnn.kernels.geometry import Layer, Made, Shapes, Tensors, shapes
 
-__all__ = ["kernels_of", "neurons"]
+__all__ = ["eager", "kernels_of", "neurons"]
 
+_NAMES = tuple(Tensors.__annotations__)
+LAST = torch.channels_last
 _SMALL = 2**17  # elements of a map for which torch's comparison is faster than a kernel
+
+
+def eager(x: Tensor) -> bool:
+    """Whether nothing compiles, exports, traces, transforms (``torch.func``), differentiates forwards or watches.
+
+    A kernel reads memory, which none of these see: what is traced would be what the memory held before.
+
+    Args:
+        x: A tensor that a kernel would read; a subclass may keep its values elsewhere.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:  # type: ignore[no-untyped-call]
+        return False
+    if is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return torch._C._has_storage(x)  # gradients of several losses at once have none
 
 
 def kernels_of(x: Tensor) -> ModuleType | None:
     """Return the kernels for a current; None is torch's own operations, where something compiles or traces, too."""
     if not eager(x) or x.numel() == 0:
         return None
-    return fused if fused.covers(x) else native if native.covers(x) else None
+    if x.dtype in fused.DTYPES and x.device.type in fused.devices():
+        return fused
+    return native if x.is_cpu and x.dtype in native.DTYPES and native.library() else None
 
 
-def neurons(
-    current: Tensor,
-    layer: Layer,
-    size: tuple[int, int],
-    *,
-    residual: Tensor | None = None,
-    other: Tensor | None = None,
-    **parameters: Unpack[Parameters],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Run a layer of neurons on kernels.
+def neurons(current: Tensor, layer: Layer, size: tuple[int, int], **given: Unpack[Tensors]) -> Made:
+    """Run a layer of neurons on the kernels that :func:`kernels_of` returns for its current.
 
     Args:
         current: Synaptic current, ``(B, C, H, W)``, or a batch of windows ``(n B, C, h, w)``.
         layer: What the layer is.
         size: Height and width of the map in pixels.
-        residual: What is added to the membranes that a layer without spikes returns, of their shape.
-        other: Membranes of layer 1, ``((n - 1) B, C, h, w)``, or the map ``(B, C, H, W)`` that a recurrent layer
-            receives.
-        **parameters: Those of :class:`~lightning_msnn.kernels.geometry.Parameters`.
+        **given: Those of :class:`~lightning_msnn.kernels.geometry.Tensors`.
 
     Returns:
         Spikes or membranes, ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; the windows' own membranes
@@ -60,16 +69,17 @@ def neurons(
     Raises:
         ValueError: If shapes do not fit each other.
     """
-    if fused.covers(current):
-        return fused.run(layer, size, current, residual, other, parameters)
+    if current.device.type in fused.devices():
+        return fused.run(layer, size, current, given)
     if torch.is_grad_enabled():
-        given = [parameters.get(name) for name in Parameters.__annotations__]
-        found: Any = _Neurons.apply(layer, size, current, residual, other, *given)  # type: ignore[no-untyped-call]
-        out, handed, merged, norm = found
-        return out, handed, merged, norm
-    if layer.form == "still" and current.numel() <= _SMALL and _compares(layer, current.dtype, parameters):
-        return _compare(layer, current, parameters.get("level")), None, None, None
-    return _run(layer, size, current, residual, other, parameters)
+        made: Made = _Neurons.apply(layer, size, current, *map(given.get, _NAMES))  # type: ignore[no-untyped-call]
+        return made
+    if layer.form == "still" and current.numel() <= _SMALL and given.get("running_mean") is None:
+        level, share = given.get("level"), given.get("anneal")
+        alike = share is None and (level is None or level.dtype == current.dtype)
+        if alike and _is_one_comparison(layer, current.dtype):
+            return _compare(layer, current, level), None, None, None
+    return _run(layer, size, current, given)
 
 
 @lru_cache(maxsize=1024)
@@ -80,18 +90,12 @@ def _is_one_comparison(layer: Layer, dtype: torch.dtype) -> bool:
     return layer.fires and bare and bool(threshold.to(dtype) == threshold)
 
 
-def _compares(layer: Layer, dtype: torch.dtype, given: Parameters) -> bool:
-    level = given.get("level")
-    more = given.get("running_mean") is not None or given.get("anneal") is not None
-    return not more and (level is None or level.dtype == dtype) and _is_one_comparison(layer, dtype)
-
-
 def _compare(layer: Layer, current: Tensor, level: Tensor | None) -> Tensor:
     """Return the spikes of a layer that is one comparison: torch's operator takes less time to start than a kernel."""
     threshold = layer.threshold if level is None else level.view(-1, 1, 1)
     if layer.bytes:
-        return torch.ge(channels_last(current), threshold).view(torch.uint8)
-    return torch.ge(current, threshold, out=torch.empty_like(current, memory_format=torch.channels_last))
+        return torch.ge(current.contiguous(memory_format=LAST), threshold).view(torch.uint8)
+    return torch.ge(current, threshold, out=torch.empty_like(current, memory_format=LAST))
 
 
 @lru_cache(maxsize=2048)
@@ -113,31 +117,37 @@ def _checked(
     return at
 
 
-def _run(
-    layer: Layer,
-    size: tuple[int, int],
-    current: Tensor,
-    residual: Tensor | None,
-    other: Tensor | None,
-    given: Parameters,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+def _run(layer: Layer, size: tuple[int, int], current: Tensor, given: Tensors) -> Made:
     """Run a layer in C, without gradients; see :func:`neurons`."""
     if layer.bytes and (not layer.fires or given.get("anneal") is not None):
         raise ValueError("spikes are bytes in inference alone")
-    current = channels_last(current)
-    residual, other = (None if x is None else channels_last(x, current.dtype) for x in (residual, other))
-    sizes = (None if x is None else x.shape for x in (residual, other))
-    made = outputs(layer, _checked(layer, size, current.shape, *sizes), current)
+    current, dtype = current.contiguous(memory_format=LAST), current.dtype
+    if (residual := given.get("residual")) is not None:
+        given["residual"] = residual = residual.to(dtype).contiguous(memory_format=LAST)
+    if (other := given.get("other")) is not None:
+        given["other"] = other = other.to(dtype).contiguous(memory_format=LAST)
+    at = _checked(layer, size, current.shape, getattr(residual, "shape", None), getattr(other, "shape", None))
+    out = _empty(at.out, current, torch.uint8 if layer.bytes else dtype)
+    handed = None if at.handed is None else _empty(at.handed, current, dtype)
+    merged = _empty(at.out, current, dtype) if layer.keeps else None
     norm = None
     if layer.training and layer.synchronised:
         weight, bias = given.get("weight"), given.get("bias")
         norm = native.statistics(current, weight, bias, layer.eps)
         norm = _synchronise(norm, weight, bias, current.numel() // current.shape[1], layer.eps)
-    return *made, native.forward(layer, size, current, residual, other, norm, given, *made)
+    norm = native.forward(layer, size, current, norm, given, out, handed, merged)
+    return out, handed, merged, norm
+
+
+def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Make an uninitialised map in channels-last order."""
+    if like.shape == shape:  # takes half the time
+        return torch.empty_like(like, dtype=dtype, memory_format=LAST)
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=LAST)
 
 
 def _synchronise(norm: Tensor, weight: Tensor | None, bias: Tensor | None, rows: int, eps: float) -> Tensor:
-    """From the statistics of this process to those of all, and in a fifth row of how many places they are."""
+    """Return the norm by the statistics of all processes, with the number of places in a fifth row."""
     mean, var = norm[:2].double()
     sums = torch.cat([rows * mean, rows * (var + mean * mean), mean.new_tensor([float(rows)])])
     torch.distributed.all_reduce(sums)
@@ -154,19 +164,14 @@ class _Neurons(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        layer: Layer,
-        size: tuple[int, int],
-        current: Tensor,
-        residual: Tensor | None,
-        other: Tensor | None,
-        *tensors: Tensor | None,
+        ctx: Any, layer: Layer, size: tuple[int, int], current: Tensor, *tensors: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        given: Any = dict(zip(Parameters.__annotations__, tensors, strict=True))
-        made = _run(layer, size, current, residual, other, given)
+        given: Any = dict(zip(_NAMES, tensors, strict=True))
+        made = _run(layer, size, current, given.copy())
         ctx.layer, ctx.size = layer, size
         given["running_mean"] = given["running_var"] = None  # the norm has them, and they may move
-        ctx.save_for_backward(current, other, made[3], *given.values())
+        given["residual"] = None
+        ctx.save_for_backward(current, made[3], *given.values())
         ctx.set_materialize_grads(False)
         if made[3] is not None:
             ctx.mark_non_differentiable(made[3])
@@ -176,20 +181,18 @@ class _Neurons(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *more: Tensor | None) -> tuple[Any, ...]:
         layer: Layer = ctx.layer
-        current, other, norm, *tensors = ctx.saved_tensors
-        given: Any = dict(zip(Parameters.__annotations__, tensors, strict=True))
+        current, norm, *tensors = ctx.saved_tensors
+        given: Any = dict(zip(_NAMES, tensors, strict=True))
         if grad is None:
             grad = current.new_zeros(shapes(layer, ctx.size, current.shape).out)
         if not eager(grad):
             raise ConfigurationError(
                 "kernels compute one gradient at a time: LIGHTNING_MSNN_NATIVE=0 leaves several at once to torch"
             )
-        kept = channels_last(current)
-        handed, merged, seen = (None if g is None else channels_last(g, kept.dtype) for g in (*more[:2], other))
+        kept, maps = current.contiguous(memory_format=LAST), (grad, *more[:2], other := given.pop("other"))
+        read = [x if x is None else x.to(kept.dtype).contiguous(memory_format=LAST) for x in maps]
         whole = not layer.synchronised
-        grad_current, grad_other, sums = native.backward(
-            layer, ctx.size, channels_last(grad, kept.dtype), handed, merged, seen, kept, norm, given, whole
-        )
+        grad_current, grad_other, sums = native.backward(layer, ctx.size, *read, kept, norm, given, whole)
         if layer.training and layer.synchronised:
             rows = sums.new_tensor([float(kept.numel() // kept.shape[1])])
             owed = torch.cat([sums[:2].flatten(), rows]).double()
@@ -207,8 +210,7 @@ class _Neurons(torch.autograd.Function):
             "theta": lambda: _sum_to(sums[3] * torch.pi, given["theta"]),
             "level": lambda: _sum_to(sums[4], given["level"]),
         }
-        names = ("current", "residual", "other", *given)
-        needs = zip(names, ctx.needs_input_grad[2:], strict=True)
+        needs = zip(("current", *_NAMES), ctx.needs_input_grad[2:], strict=True)
         return None, None, *(found[name]() if needed else None for name, needed in needs)
 
 

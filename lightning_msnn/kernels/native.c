@@ -318,25 +318,25 @@ INLINE void store_spike(void *p, int64_t i, float u, float v, float a, float top
     store(p, i, kind == GRADED && a == 1.0f ? s : mixed, bf16);
 }
 
-INLINE void store_spikes(const Call *o, const Task *t, const float *m, int64_t at, int kind, int bf16) {
-    float a = o->anneal ? *o->anneal : 1.0f, top = (float)o->levels;
-    const float *level = t->threshold;
-#pragma omp simd
-    for (int64_t c = 0; c < t->n; c++) store_spike(o->out, at + c, m[c], level[c], a, top, kind, bf16);
-}
-
-/* What is done, with the kind of spikes known to the compiler. */
-#define BY_KIND(DO)                                                                                                    \
+/* A stage with the type of maps, or the kind of spikes as well, known to the compiler. */
+#define BY_TYPE(FUNCTION, ...)                                                                                         \
+    if (o->bf16)                                                                                                       \
+        FUNCTION(o, __VA_ARGS__, 1);                                                                                   \
+    else                                                                                                               \
+        FUNCTION(o, __VA_ARGS__, 0);
+#define BY_KIND(FUNCTION, ...)                                                                                         \
     if (o->levels > 1) {                                                                                               \
-        DO(GRADED)                                                                                                     \
+        BY_TYPE(FUNCTION, __VA_ARGS__, GRADED)                                                                         \
     } else if (o->anneal) {                                                                                            \
-        DO(ANNEALED)                                                                                                   \
+        BY_TYPE(FUNCTION, __VA_ARGS__, ANNEALED)                                                                       \
     } else {                                                                                                           \
-        DO(STEP)                                                                                                       \
+        BY_TYPE(FUNCTION, __VA_ARGS__, STEP)                                                                           \
     }
 
 /* Merge, fire and write rows of the output, q their first pixel of the image. */
-INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bf16) {
+INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int kind, int bf16) {
+    float a = o->anneal ? *o->anneal : 1.0f, top = (float)o->levels;
+    const float *level = t->threshold;
     for (int64_t r = 0; r < rows; r++, m += t->n) {
         int64_t at = (row + r) * o->channels + t->c0;
         float share = o->share ? o->share[q + r] : 1.0f;
@@ -351,10 +351,10 @@ INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_
 #pragma omp simd
             for (int64_t c = 0; c < t->n; c++) store(o->out, at + c, m[c], bf16);
         } else if (o->bytes) {
-            store_bytes(o->out, at, m, t->threshold, t->n, o->levels);
+            store_bytes(o->out, at, m, level, t->n, o->levels);
         } else {
-#define STORE(KIND) store_spikes(o, t, m, at, KIND, bf16);
-            BY_KIND(STORE)
+#pragma omp simd
+            for (int64_t c = 0; c < t->n; c++) store_spike(o->out, at + c, m[c], level[c], a, top, kind, bf16);
         }
         if (o->merged) {
 #pragma omp simd
@@ -363,18 +363,12 @@ INLINE void write_rows(const Call *o, const Task *t, float *m, int64_t q, int64_
     }
 }
 
-/* A stage for the type of maps, known to the compiler. */
-#define BY_TYPE(FUNCTION, ...)                                                                                         \
-    if (o->bf16)                                                                                                       \
-        FUNCTION(o, t, __VA_ARGS__, 1);                                                                                \
-    else                                                                                                               \
-        FUNCTION(o, t, __VA_ARGS__, 0);
 static void read_out(const Call *o, const Task *t, float *x, int64_t row, int64_t rows) {
-    BY_TYPE(read_rows, x, row, rows)
+    BY_TYPE(read_rows, t, x, row, rows)
 }
 
 static void write_in(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows) {
-    BY_TYPE(write_rows, m, q, row, rows)
+    BY_KIND(write_rows, t, m, q, row, rows)
 }
 
 /* Pieces of an image: for each, its first pixel and its first row in memory. */
@@ -412,7 +406,7 @@ INLINE Spot locate(const Call *o, const Task *t, int64_t b, int64_t i) {
 
 /* Visit the windows of an image: spikes, or sums of membranes on its map; and the membranes that are handed on. */
 INLINE void visit(
-    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int bytes, int kind, int padded, int bf16
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int fires, int bytes, int padded, int kind, int bf16
 ) {
     int64_t n = t->length;
     float theta = o->theta ? *o->theta : 0.0f, a = o->anneal ? *o->anneal : 1.0f, top = (float)o->levels;
@@ -466,7 +460,7 @@ INLINE void visit(
 /* Back through the windows of an image. Where they do not overlap, gradients of spikes are taken and those of the current
  * given at once; else both are on the image's map in scratch memory. */
 INLINE void revisit(
-    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int at_once, int kind, int in_overlaps, int padded,
+    const Call *o, const Task *t, int64_t b, int form, int omega_kind, int at_once, int in_overlaps, int padded, int kind,
     int bf16
 ) {
     int64_t n = t->length;
@@ -578,26 +572,18 @@ INLINE void revisit(
 
 /* A pass with the form, the projection, the type and the rest known to the compiler. */
 #define VISIT(FORM, OMEGA)                                                                                             \
-    if (AT_ONCE(FORM, OMEGA) && at_once && o->bytes) {                                                                 \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 1, STEP, 0)                                                                  \
-    } else if (AT_ONCE(FORM, OMEGA) && at_once && o->levels > 1) {                                                     \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, GRADED, 0)                                                                \
-    } else if (AT_ONCE(FORM, OMEGA) && at_once && o->anneal) {                                                         \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, ANNEALED, 0)                                                              \
-    } else if (AT_ONCE(FORM, OMEGA) && at_once) {                                                                      \
-        BY_TYPE(visit, b, FORM, OMEGA, 1, 0, STEP, 0)                                                                  \
+    if (!AT_ONCE(FORM, OMEGA) || !at_once) {                                                                           \
+        BY_TYPE(visit, t, b, FORM, OMEGA, 0, 0, 1, STEP)                                                               \
+    } else if (o->bytes) {                                                                                             \
+        BY_TYPE(visit, t, b, FORM, OMEGA, 1, 1, 0, STEP)                                                               \
     } else {                                                                                                           \
-        BY_TYPE(visit, b, FORM, OMEGA, 0, 0, STEP, 1)                                                                  \
+        BY_KIND(visit, t, b, FORM, OMEGA, 1, 0, 0)                                                                     \
     }
 #define REVISIT(FORM, OMEGA)                                                                                           \
-    if (AT_ONCE(FORM, OMEGA) && at_once && o->levels > 1) {                                                            \
-        BY_TYPE(revisit, b, FORM, OMEGA, 1, GRADED, 0, 0)                                                              \
-    } else if (AT_ONCE(FORM, OMEGA) && at_once && o->anneal) {                                                         \
-        BY_TYPE(revisit, b, FORM, OMEGA, 1, ANNEALED, 0, 0)                                                            \
-    } else if (AT_ONCE(FORM, OMEGA) && at_once) {                                                                      \
-        BY_TYPE(revisit, b, FORM, OMEGA, 1, STEP, 0, 0)                                                                \
+    if (!AT_ONCE(FORM, OMEGA) || !at_once) {                                                                           \
+        BY_TYPE(revisit, t, b, FORM, OMEGA, 0, (int)o->in_overlaps, 1, STEP)                                           \
     } else {                                                                                                           \
-        BY_TYPE(revisit, b, FORM, OMEGA, 0, STEP, (int)o->in_overlaps, 1)                                              \
+        BY_KIND(revisit, t, b, FORM, OMEGA, 1, 0, 0)                                                                   \
     }
 #define DISPATCH(NAME, DO)                                                                                             \
     static void NAME(const Call *o, const Task *t, int64_t b, int at_once) {                                           \
@@ -652,12 +638,10 @@ INLINE void add_stream(const Call *o, const Task *t, int64_t row, int64_t rows, 
 }
 
 static void fire(const Call *o, const Task *t, int64_t row, int64_t rows) {
-#define FIRE(KIND) BY_TYPE(fire_rows, row, rows, 1, KIND)
-#define FIRE_BARE(KIND) BY_TYPE(fire_rows, row, rows, 0, KIND)
     if (o->norm) {
-        BY_KIND(FIRE)
+        BY_KIND(fire_rows, t, row, rows, 1)
     } else {
-        BY_KIND(FIRE_BARE)
+        BY_KIND(fire_rows, t, row, rows, 0)
     }
 }
 
@@ -668,7 +652,7 @@ static void forward(const Call *o, Task *t, int64_t tile) {
             if (o->fires && !o->bytes && !o->merged) {
                 fire(o, t, b, rows);
             } else if (!o->fires && o->norm && !o->merged) {
-                BY_TYPE(add_stream, b, rows)
+                BY_TYPE(add_stream, t, b, rows)
             } else {
                 read_out(o, t, t->x, b, rows);
                 write_in(o, t, t->x, 0, b, rows);
@@ -683,16 +667,8 @@ static void forward(const Call *o, Task *t, int64_t tile) {
 }
 
 /* From the gradient of what rows of neurons return to that of their membranes' sums, which takes their place. */
-INLINE void owe_spikes(const Call *o, const Task *t, float *m, int64_t at, float share, int kind, int bf16) {
+INLINE void owe_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int kind, int bf16) {
     float a = o->anneal ? *o->anneal : 1.0f, top = (float)o->levels;
-    const float *level = t->threshold;
-#pragma omp simd
-    for (int64_t c = 0; c < t->n; c++)
-        m[c] = slope_of(kind, share * m[c], level[c], a, top) * load(o->grad, at + c, bf16);
-}
-
-INLINE void owe_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows, int bf16) {
-    float a = o->anneal ? *o->anneal : 1.0f;
     const float *level = t->threshold;
     float *by_level = t->sums + BY_THRESHOLD * t->n;
     int64_t n = t->n;
@@ -709,8 +685,9 @@ INLINE void owe_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t 
                 for (int64_t c = 0; c < n; c++)
                     by_level[c] -= a * k * surrogate_of(share * m[c] - k * level[c]) * load(o->grad, at + c, bf16);
             }
-#define OWE(KIND) owe_spikes(o, t, m, at, share, KIND, bf16);
-            BY_KIND(OWE)
+#pragma omp simd
+            for (int64_t c = 0; c < n; c++)
+                m[c] = slope_of(kind, share * m[c], level[c], a, top) * load(o->grad, at + c, bf16);
         }
         if (o->grad_merged) {
 #pragma omp simd
@@ -724,7 +701,7 @@ INLINE void owe_rows(const Call *o, const Task *t, float *m, int64_t q, int64_t 
 }
 
 static void owe(const Call *o, const Task *t, float *m, int64_t q, int64_t row, int64_t rows) {
-    BY_TYPE(owe_rows, m, q, row, rows)
+    BY_KIND(owe_rows, t, m, q, row, rows)
 }
 
 /* Write the gradient of rows of the normalised current, or where the norm's statistics are constants of the current,
@@ -752,7 +729,7 @@ INLINE void settle_rows(const Call *o, const Task *t, const float *d, int64_t ro
 }
 
 static void settle(const Call *o, const Task *t, const float *d, int64_t row, int64_t rows) {
-    BY_TYPE(settle_rows, d, row, rows)
+    BY_TYPE(settle_rows, t, d, row, rows)
 }
 
 /* Rows that are independent of each other: the gradient of the normalised current is cheaper made twice than kept. The
@@ -827,13 +804,9 @@ INLINE void owe_current(const Call *o, const Task *t, int64_t row, int64_t rows,
 #define BACK(NAME, FUNCTION)                                                                                           \
     static void NAME(const Call *o, const Task *t, int64_t row, int64_t rows) {                                        \
         if (!o->fires) {                                                                                               \
-            BY_TYPE(FUNCTION, row, rows, 0, STEP)                                                                      \
-        } else if (o->levels > 1) {                                                                                    \
-            BY_TYPE(FUNCTION, row, rows, 1, GRADED)                                                                    \
-        } else if (o->anneal) {                                                                                        \
-            BY_TYPE(FUNCTION, row, rows, 1, ANNEALED)                                                                  \
+            BY_TYPE(FUNCTION, t, row, rows, 0, STEP)                                                                   \
         } else {                                                                                                       \
-            BY_TYPE(FUNCTION, row, rows, 1, STEP)                                                                      \
+            BY_KIND(FUNCTION, t, row, rows, 1)                                                                         \
         }                                                                                                              \
     }
 BACK(sum, sum_rows)
@@ -947,10 +920,7 @@ static void take_moments(const Call *o, float *memory) {
     for (int64_t i = 0; i < o->row_groups * blocks; i++) {
         int64_t g = i / blocks, c0 = i % blocks * o->row_block, width = least(o->row_block, n - c0);
         int64_t r0 = o->rows * g / o->row_groups, r1 = o->rows * (g + 1) / o->row_groups;
-        if (o->bf16)
-            add_rows(o, r0, r1, c0, width, memory, o->moments + g * 2 * n + c0, 1);
-        else
-            add_rows(o, r0, r1, c0, width, memory, o->moments + g * 2 * n + c0, 0);
+        BY_TYPE(add_rows, r0, r1, c0, width, memory, o->moments + g * 2 * n + c0)
     }
 #pragma omp single
     {
@@ -1020,10 +990,7 @@ static void take_off_all(const Call *o) {
 #pragma omp for schedule(static)
     for (int64_t g = 0; g < o->row_groups; g++) {
         int64_t r0 = o->rows * g / o->row_groups, r1 = o->rows * (g + 1) / o->row_groups;
-        if (o->bf16)
-            take_off(o, r0, r1, 1);
-        else
-            take_off(o, r0, r1, 0);
+        BY_TYPE(take_off, r0, r1)
     }
 }
 

@@ -3,19 +3,22 @@
 import ctypes
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_msnn.kernels.compiler import build
-from lightning_msnn.kernels.geometry import FORMS, OMEGAS, Layer, Parameters, Tables, tables, vectors
+from lightning_msnn.kernels.geometry import FORMS, OMEGAS, Layer, Tables, Tensors, tables
 
-__all__ = ["available", "backward", "covers", "forward", "settle", "statistics"]
+__all__ = ["backward", "forward", "library", "settle", "statistics"]
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Data types of maps."""
 SUMS = 5
 """Sums by channel that a backward pass makes."""
+ONE, ONE_OR_EACH = ("theta", "anneal"), ("tau", "level")
+"""Parameters that are one number, and those that are one or one for each channel; others are one for each."""
 
 _GRAIN = 32768  # elements that are worth a thread
 _GROUPS = 16  # of images, for one thread as for many
@@ -47,32 +50,38 @@ class _Call(ctypes.Structure):
 
 
 @lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL | None:
-    library = build(Path(__file__).with_suffix(".c"))
-    if library is not None:
+def library() -> ctypes.CDLL | None:
+    """Return the compiled source, None where it is not to be had; the first call on a machine compiles it."""
+    made = build(Path(__file__).with_suffix(".c"))
+    if made is not None:
         for name in ("msnn_forward", "msnn_backward", "msnn_statistics", "msnn_settle"):
-            getattr(library, name).argtypes = [ctypes.POINTER(_Call)]
-    return library
+            getattr(made, name).argtypes = [ctypes.POINTER(_Call)]
+    return made
 
 
-def available() -> bool:
-    """Whether there is a library; the first call on a machine compiles it."""
-    return _library() is not None
+def _run(function: str, call: _Call, given: Any, **maps: Tensor | None) -> None:
+    """Run a function of the library on maps, and on parameters, which it reads contiguous and in float32.
 
-
-def covers(x: Tensor) -> bool:
-    """Whether the kernels run on tensors like one."""
-    return x.is_cpu and x.dtype in DTYPES and available()
-
-
-def _run(function: str, call: _Call, **tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if not tensor.is_cpu:
-            raise RuntimeError(f"expected all tensors to be on the CPU, but {name} is on {tensor.device}")
-        setattr(call, name, tensor.data_ptr())
-    if getattr(_library(), function)(ctypes.byref(call)):
+    Raises:
+        ValueError: If a parameter has another number of values than the function reads.
+    """
+    for name, x in given.items():
+        if name in ("residual", "other"):
+            maps[name] = x
+        elif x is not None:
+            values = x.numel()
+            one = values == 1 and (name in ONE or name in ONE_OR_EACH)
+            if not one and (values != call.channels or name in ONE):
+                raise ValueError(f"{name} must have {1 if name in ONE else call.channels} numbers, not {values}")
+            if name in ONE_OR_EACH:
+                setattr(call, f"{name}_stride", values > 1)
+            maps[name] = x.contiguous().float()
+    for name, x in maps.items():
+        if x is not None:
+            if not x.is_cpu:
+                raise RuntimeError(f"expected all tensors to be on the CPU, but {name} is on {x.device}")
+            setattr(call, name, x.data_ptr())
+    if getattr(library(), function)(ctypes.byref(call)):
         raise MemoryError("no memory for the maps of a layer of neurons")
 
 
@@ -120,15 +129,10 @@ def _plan(
     return call, at
 
 
-def _call(layer: Layer, size: tuple[int, int], current: Tensor, given: Parameters, backward: bool) -> _Call:
+def _call(layer: Layer, size: tuple[int, int], current: Tensor, backward: bool) -> _Call:
     """A call of a layer, but for its tensors."""
-    planned, _ = _plan(layer, *size, current.shape, current.dtype, torch.get_num_threads(), backward)
-    call = _Call.from_buffer_copy(planned)
-    if (tau := given.get("tau")) is not None:
-        call.tau_stride = tau.numel() > 1
-    if (level := given.get("level")) is not None:
-        call.level_stride = level.numel() > 1
-    return call
+    plan, _ = _plan(layer, *size, current.shape, current.dtype, torch.get_num_threads(), backward)
+    return _Call.from_buffer_copy(plan)
 
 
 def statistics(current: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -141,10 +145,8 @@ def statistics(current: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     call.eps = eps
     norm = torch.empty(4, channels, dtype=torch.float32, device=current.device)
     moments = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
-    _run(
-        "msnn_statistics", call, current=current, norm=norm, moments=moments,
-        **vectors(Parameters(weight=weight, bias=bias), channels),
-    )  # fmt: skip
+    given = {"weight": weight, "bias": bias}
+    _run("msnn_statistics", call, given, current=current, norm=norm, moments=moments)
     return norm
 
 
@@ -152,10 +154,8 @@ def forward(
     layer: Layer,
     size: tuple[int, int],
     current: Tensor,
-    residual: Tensor | None,
-    other: Tensor | None,
     norm: Tensor | None,
-    given: Parameters,
+    given: Tensors,
     out: Tensor,
     handed: Tensor | None,
     merged: Tensor | None,
@@ -165,15 +165,15 @@ def forward(
     Maps are in channels-last order; ``out``, ``handed`` and ``merged`` are written to. ``norm`` is what
     :func:`statistics` returned, or None, so that the norm is made here. It is returned, None if there is none.
     """
-    channels, call, moments = current.shape[1], _call(layer, size, current, given, False), None
+    channels, call, moments = current.shape[1], _call(layer, size, current, False), None
     if norm is None and (layer.training or given.get("running_mean") is not None):
         call.whole = 1
         norm = torch.empty(4, channels, dtype=torch.float32, device=current.device)
         if layer.training:
             moments = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
     _run(
-        "msnn_forward", call, current=current, residual=residual, other=other, norm=norm, out=out,
-        handed_on=handed, merged=merged, moments=moments, **vectors(given, channels),
+        "msnn_forward", call, given, current=current, norm=norm, out=out, handed_on=handed, merged=merged,
+        moments=moments,
     )  # fmt: skip
     return norm
 
@@ -187,7 +187,7 @@ def backward(
     other: Tensor | None,
     current: Tensor,
     norm: Tensor | None,
-    given: Parameters,
+    given: Tensors,
     whole: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the gradients of the current and of ``other``, and sums by channel, float32 ``(SUMS + 2, C)``.
@@ -207,7 +207,7 @@ def backward(
         given: Its parameters.
         whole: Whether the norm's statistics are of this current alone; else :func:`settle` follows in training.
     """
-    channels, call = current.shape[1], _call(layer, size, current, given, True)
+    channels, call = current.shape[1], _call(layer, size, current, True)
     call.whole = whole
     grad_current = torch.empty_like(current)
     grad_other = None
@@ -216,9 +216,8 @@ def backward(
     sums = torch.zeros(call.groups, SUMS, channels, dtype=torch.float64, device=current.device)
     totals = torch.empty(SUMS + 2, channels, dtype=torch.float32, device=current.device)
     _run(
-        "msnn_backward", call, current=current, other=other, norm=norm,
-        grad=grad, grad_handed=grad_handed, grad_merged=grad_merged, grad_current=grad_current, grad_other=grad_other,
-        sums=sums, totals=totals, **vectors(given, channels),
+        "msnn_backward", call, given, current=current, other=other, norm=norm, grad=grad, grad_handed=grad_handed,
+        grad_merged=grad_merged, grad_current=grad_current, grad_other=grad_other, sums=sums, totals=totals,
     )  # fmt: skip
     return grad_current, grad_other, totals
 
@@ -231,4 +230,4 @@ def settle(grad_current: Tensor, current: Tensor, norm: Tensor, totals: Tensor, 
     call = _Call()
     _describe(call, current.shape, current.dtype, torch.get_num_threads())
     call.eps = eps
-    _run("msnn_settle", call, current=current, norm=norm, grad_current=grad_current, totals=totals, sums=rows)
+    _run("msnn_settle", call, {}, current=current, norm=norm, grad_current=grad_current, totals=totals, sums=rows)

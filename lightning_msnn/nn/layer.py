@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_msnn.functional.windows import WINDOWS, count, merge, split
-from lightning_msnn.kernels import native
+from lightning_msnn.kernels import fused
 from lightning_msnn.kernels.geometry import KINDS, OMEGAS, SURROGATE, Layer
 from lightning_msnn.kernels.layer import kernels_of, neurons
 from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Membrane, Spike
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
-__all__ = ["Layer", "cut_windows", "fire", "join_windows", "normalise"]
+__all__ = ["Layer", "covered", "cut_windows", "fire", "join_windows", "normalise"]
 
 WHOLE = Layer()
 
@@ -51,8 +51,8 @@ def fire(
         for is None, and so are the membranes of a map that is one window.
     """
     size = size or (current.shape[2], current.shape[3])
-    if _covered(current, norm, spike, membrane, cut.kind):
-        return _on_kernels(current, norm, spike, membrane, cut, size, other)
+    if layer := covered(current, cut, norm, spike, membrane):
+        return _on_kernels(layer, size, current, norm, spike, membrane, other)
     x = current if norm is None else normalise(current, norm)
     membranes = [x] if membrane is None else _scan(x, membrane, other, cut, size)
     merged = torch.cat(membranes) if cut.windows_out or len(membranes) == 1 else merge(membranes, cut.kind, *size)
@@ -63,9 +63,9 @@ def fire(
 
 def normalise(current: Tensor, norm: nn.Module, residual: Tensor | None = None) -> Tensor:
     """Apply a batch norm or an identity to a current ``(B, C, H, W)``, and add a residual stream of that shape."""
-    if type(norm) is not nn.Identity and _covered(current, norm):
+    if type(norm) is not nn.Identity and (layer := covered(current, WHOLE, norm)):
         size = (current.shape[2], current.shape[3])
-        return _on_kernels(current, norm, None, None, WHOLE, size, residual=residual)[0]
+        return _on_kernels(layer, size, current, norm, residual=residual)[0]
     out: Tensor = norm(current)
     return out if residual is None else residual + out
 
@@ -88,9 +88,8 @@ def _windows(batch: Tensor, windows: int) -> list[Tensor]:
 
 def cut_windows(x: Tensor, kind: str) -> Tensor:
     """Cut a map ``(B, C, H, W)`` into its windows ``(n B, C, h, w)``, one after another on the batch axis."""
-    if _covered(x, kind=kind):
-        layer = Layer(kind=kind, windows_out=True)
-        return _on_kernels(x, None, None, None, layer, (x.shape[2], x.shape[3]))[0]
+    if layer := covered(x, Layer(kind=kind, windows_out=True)):
+        return neurons(x, layer, (x.shape[2], x.shape[3]))[0]
     return torch.cat(split(x, kind))
 
 
@@ -99,9 +98,8 @@ def join_windows(windows: Tensor, kind: str, size: tuple[int, int], residual: Te
 
     The residual stream, of the map's shape, is added.
     """
-    if _covered(windows, kind=kind):
-        layer = Layer(kind=kind, windows_in=True)
-        joined = _on_kernels(windows, None, None, None, layer, size, residual=residual)[0]
+    if layer := covered(windows, Layer(kind=kind, windows_in=True)):
+        joined = neurons(windows, layer, size, residual=residual)[0]
         return joined if residual is None else joined.to(residual.dtype)
     joined = merge(_windows(windows, count(kind, *size)), kind, *size)
     return joined if residual is None else residual + joined
@@ -110,103 +108,103 @@ def join_windows(windows: Tensor, kind: str, size: tuple[int, int], residual: Te
 # Kernels
 
 
-def _covered(
+def covered(
     current: Tensor,
+    cut: Layer,
     norm: nn.Module | None = None,
     spike: nn.Module | None = None,
-    membrane: Membrane | None = None,
-    kind: str = "single",
-) -> bool:
-    """Whether kernels cover a layer: its parts are this package's own, and no hook watches what they return."""
+    membrane: Any = None,
+) -> Layer | None:
+    """Return a layer as kernels take it; None where they do not cover it.
+
+    They do where its parts are this package's own and no hook watches what these return.
+    """
     kernels = kernels_of(current)
-    return (
-        kernels is not None
-        and (kind in KINDS and KINDS[kind] is WINDOWS[kind])
-        and (norm is None or _covers_norm(norm, current, kernels is native))
-        and (spike is None or _covers_spike(spike, kernels is native))
-        and (membrane is None or _covers_membrane(membrane))
-    )
+    if kernels is None or KINDS.get(cut.kind) is not WINDOWS.get(cut.kind):
+        return None
+    form, omega, eps, training, synchronised = "still", "none", 0.0, False, False
+    fires, stores_bytes, levels, threshold = False, False, 1, 0.0
+    if norm is not None:
+        if not _plain(norm, nn.Identity, nn.BatchNorm2d, nn.SyncBatchNorm):
+            return None
+        if isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+            eps, training = norm.eps, norm.training or norm.running_mean is None
+            synchronised = training and type(norm) is nn.SyncBatchNorm and torch.distributed.is_initialized()
+            if synchronised and (kernels is fused or norm.process_group is not None):
+                return None
+            if not _fits(norm, current.shape[1]) or (training and current.numel() <= norm.num_features):
+                return None  # torch's own module refuses it
+    if spike is not None:
+        if type(spike) is not Spike or spike.surrogate is not SURROGATE or "forward" in spike.__dict__:
+            return None
+        if spike._forward_pre_hooks or spike._backward_hooks or spike._backward_pre_hooks:
+            return None  # hooks on what it returns see what kernels compute
+        fires, stores_bytes, levels, threshold = True, spike.bytes, spike.levels, spike.threshold
+        if stores_bytes and kernels is fused:
+            return None
+    if membrane is not None:
+        if not (_plain(membrane, Membrane) and _plain(membrane.decay, FixedDecay, LearntDecay)):
+            return None
+        projection = membrane.projection
+        if projection is not None:
+            known = _plain(projection, Projection, LearntProjection)
+            if not known or OMEGAS.get(projection.name) is not projection.omega:
+                return None
+            omega = projection.name
+        form = membrane.form
+    return Layer(
+        form, omega, cut.kind, fires, cut.windows_in, cut.windows_out, cut.handed, cut.keeps, training, synchronised,
+        stores_bytes, levels, threshold, eps,
+    )  # fmt: skip
 
 
-def _plain(module: nn.Module, *classes: type) -> bool:
+def _plain(module: Any, *classes: type) -> bool:
     """Whether a module is of one of these very classes, and nothing watches it or takes its place."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return type(module) in classes and not hooks and "forward" not in module.__dict__
 
 
-def _covers_membrane(membrane: Membrane) -> bool:
-    if not (_plain(membrane, Membrane) and _plain(membrane.decay, FixedDecay, LearntDecay)):
-        return False
-    omega: Any = membrane.projection
-    return omega is None or (_plain(omega, Projection, LearntProjection) and OMEGAS.get(omega.name) is omega.omega)
-
-
-def _covers_spike(spike: nn.Module, on_cpu: bool) -> bool:
-    if type(spike) is not Spike or spike.surrogate is not SURROGATE or "forward" in spike.__dict__:
-        return False
-    if spike._forward_pre_hooks or spike._backward_hooks or spike._backward_pre_hooks:
-        return False  # hooks on what it returns see what kernels compute
-    return on_cpu or not spike.bytes
-
-
-def _covers_norm(norm: nn.Module, current: Tensor, on_cpu: bool) -> bool:
-    if _plain(norm, nn.Identity):
-        return True
-    if not _plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
-        return False
-    assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
-    channels = current.shape[1]
-    # A strategy may have taken parameters apart; what does not fit, torch's own module refuses.
-    vectors = (norm.weight, norm.bias)
-    whole = all(p is None or (type(p) in (nn.Parameter, Tensor) and len(p) == channels) for p in vectors)
-    enough = not _takes_statistics(norm) or current.numel() > channels
-    alone = not _is_synchronised(norm) or (on_cpu and norm.process_group is None)
-    return whole and norm.num_features == channels and enough and alone
-
-
-def _takes_statistics(norm: nn.modules.batchnorm._BatchNorm) -> bool:
-    return norm.training or norm.running_mean is None
-
-
-def _is_synchronised(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.SyncBatchNorm) and _takes_statistics(norm) and torch.distributed.is_initialized()
+def _fits(norm: Any, channels: int) -> bool:
+    """Whether a batch norm is for so many channels, and no strategy has taken its parameters apart."""
+    for vector in (norm.weight, norm.bias):
+        if vector is not None and (type(vector) not in (nn.Parameter, Tensor) or len(vector) != channels):
+            return False
+    return bool(norm.num_features == channels)
 
 
 def _on_kernels(
-    current: Tensor,
-    norm: nn.Module | None,
-    spike: nn.Module | None,
-    membrane: Membrane | None,
     layer: Layer,
     size: tuple[int, int],
+    current: Tensor,
+    norm: Any,
+    spike: Any = None,
+    membrane: Any = None,
     other: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run a layer that is covered; see :func:`fire`."""
-    flags: dict[str, Any] = {}
-    tensors: dict[str, Any] = {}
-    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        tensors = {"weight": norm.weight, "bias": norm.bias}
-        flags = {"training": _takes_statistics(norm), "synchronised": _is_synchronised(norm), "eps": norm.eps}
-        if not flags["training"]:
+    tensors: dict[str, Any] = {"residual": residual, "other": other}
+    if norm is not None and type(norm) is not nn.Identity:
+        tensors |= {"weight": norm.weight, "bias": norm.bias}
+        if not layer.training:
             tensors |= {"running_mean": norm.running_mean, "running_var": norm.running_var}
-    if isinstance(spike, Spike):
-        tensors |= {"level": spike.level, "anneal": spike.share(current)}
-        flags |= {"fires": True, "threshold": spike.threshold, "bytes": spike.bytes, "levels": spike.levels}
     if membrane is not None:
-        flags["form"], tensors["tau"] = membrane.form, membrane.decay()
+        tensors["tau"] = membrane.decay.forward()  # which nothing watches
         if membrane.projection is not None:
-            flags["omega"], tensors["theta"] = membrane.projection.name, membrane.projection.radian()
-    layer = layer._replace(**flags)
-    made: list[Tensor | None] = []
+            tensors["theta"] = membrane.projection.radian()
+    rest: list[Tensor | None] = []
 
-    def spikes() -> Tensor:
-        out, *rest = neurons(current, layer, size, residual=residual, other=other, **tensors)
-        made.extend(rest)
+    def made() -> Tensor:
+        nonlocal rest
+        out, *rest = neurons(current, layer, size, **tensors)
         return out
 
-    out = spikes() if spike is None else spike(current, spikes)
-    handed_on, merged, statistics = made
+    if spike is None:
+        out = made()
+    else:
+        tensors["level"], tensors["anneal"] = spike.level, spike.share(current)
+        out = spike(current, made)
+    handed_on, merged, statistics = rest
     if layer.training:
         _track(norm, statistics, current.numel() // current.shape[1])
     return out, handed_on, merged

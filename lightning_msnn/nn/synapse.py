@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_msnn.kernels.convolution import small_convolution
-from lightning_msnn.kernels.eager import eager
+from lightning_msnn.kernels.layer import eager
 from lightning_msnn.nn.layer import normalise
 
 __all__ = ["CentredConv2d", "PatchConv2d", "PointwiseConv2d", "Synapse", "product_is_faster"]
@@ -55,8 +55,8 @@ def _precision(x: Tensor) -> torch.dtype:
 
 
 def _is_product(conv: nn.Conv2d, x: Tensor, kernel: int, stride: int = 1) -> bool:
-    """Whether a convolution is a matrix product: in training, where nothing traces or watches operations."""
-    if not conv.training or x.device.type != "cpu" or x.dim() != 4 or not eager(x):
+    """Whether a convolution in training is a matrix product: where nothing traces or watches operations."""
+    if x.device.type != "cpu" or x.dim() != 4 or not eager(x):
         return False
     depthwise = conv.groups > 1
     if depthwise and not conv.groups == conv.in_channels == conv.out_channels:
@@ -99,7 +99,7 @@ class PointwiseConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, bias=bias, groups=groups)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if _is_product(self, input, 1):
+        if self.training and _is_product(self, input, 1):
             return _pointwise(input, weight, bias)
         y: Tensor = super()._conv_forward(input, weight, bias)
         return y
@@ -118,8 +118,8 @@ class PatchConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if input.shape[2] == 1:
             return F.conv2d(input, weight[:, :, :1], bias, [2, 2])
-        # An odd side has pixels in no patch.
-        if _is_product(self, input, 2, 2) and input.shape[2] % 2 == input.shape[3] % 2 == 0:
+        even = input.shape[2] % 2 == input.shape[3] % 2 == 0  # an odd side has pixels in no patch
+        if self.training and even and _is_product(self, input, 2, 2):
             return _patches(input, weight, bias)
         y: Tensor = super()._conv_forward(input, weight, bias)
         return y
@@ -144,7 +144,7 @@ class CentredConv2d(nn.Conv2d):
             weight, rows = weight[:, :, rows : rows + 1], 0
         if input.shape[3] == 1:
             weight, columns = weight[:, :, :, columns : columns + 1], 0
-        if rows == columns and _is_product(self, input, 2 * rows + 1):
+        if self.training and rows == columns and _is_product(self, input, 2 * rows + 1):
             return _centred(input, weight, bias) if rows else _pointwise(input, weight, bias)
         return F.conv2d(input, weight, bias, [1, 1], [rows, columns], [1, 1], self.groups)
 

@@ -94,7 +94,7 @@ def test_random_numbers_differ_by_process(runs: Any) -> None:
             assert len(set(numbers)) == 2
 
 
-@pytest.mark.skipif(not native.available(), reason="torch has no such batch norm on CPUs")
+@pytest.mark.skipif(not native.library(), reason="torch has no such batch norm on CPUs")
 @pytest.mark.parametrize("name", HALVES)
 def test_batch_norm_of_two_processes_equals_one_with_the_whole_batch(runs: Any, name: str) -> None:
     gradients, state = learn(name, 0, 8)

@@ -81,7 +81,7 @@ def main(root: str, out: str, devices: int) -> None:
         "steps": trainer.global_step,
         "target": target.state_dict(),
     }
-    if devices == 2 and native.available():
+    if devices == 2 and native.library():
         rank = trainer.global_rank
         result["learnt"] = {name: learn(name, *halves[rank]) for name, halves in HALVES.items()}
     torch.save(result, Path(out) / f"rank_{trainer.global_rank}.pt")

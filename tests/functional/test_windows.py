@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from lightning_msnn.functional import WINDOWS, count, merge, side, split
+from lightning_msnn.functional import WINDOWS, count, merge, split
 from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS
 
 SIZES = list(itertools.product([1, 2, 3, 4, 5, 7, 8, 11], repeat=2))
@@ -31,12 +31,12 @@ def test_sides(kind):
             assert len(windows) == 1
             assert windows[0].shape[2:] == (h, w)
         else:
-            assert windows[0].shape[2:] == (side(kind, h), side(kind, w))
-    assert side("dilated", 8) == 6
-    assert side("dilated", 10) == 7  # rounded down
-    assert side("dilated", 2) == 1
-    assert side("non_dilated", 8) == 4
-    assert all(2 * side(kind, n) >= n for n in range(2, 200)), "the windows must cover the map"
+            assert windows[0].shape[2:] == (WINDOWS[kind].side(h), WINDOWS[kind].side(w))
+    assert WINDOWS["dilated"].side(8) == 6
+    assert WINDOWS["dilated"].side(10) == 7  # rounded down
+    assert WINDOWS["dilated"].side(2) == 1
+    assert WINDOWS["non_dilated"].side(8) == 4
+    assert all(2 * WINDOWS[kind].side(n) >= n for n in range(2, 200)), "the windows must cover the map"
 
 
 @pytest.mark.parametrize("kind", WINDOWS)

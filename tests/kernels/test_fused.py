@@ -28,7 +28,7 @@ def compiled(monkeypatch):
     torch._dynamo.reset()
     fused._compiled.cache_clear()
     counters.clear()
-    monkeypatch.setattr(fused, "_devices", lambda: ("cpu",))
+    monkeypatch.setattr(fused, "devices", lambda: ("cpu",))
     monkeypatch.setattr(fused, "_FAILED", [])
 
 
@@ -68,9 +68,9 @@ def test_generated_code_equals_the_equations(compiled, monkeypatch, kind):
 
 def check(mixer, monkeypatch):
     x = (torch.rand(3, 4, 6, 9) < 0.5).float()
-    monkeypatch.setattr(fused, "_devices", lambda: ())
+    monkeypatch.setattr(fused, "devices", lambda: ())
     expected = step(copy.deepcopy(mixer).double(), x.double())
-    monkeypatch.setattr(fused, "_devices", lambda: ("cpu",))
+    monkeypatch.setattr(fused, "devices", lambda: ("cpu",))
     same(step(mixer, x), [e.float() for e in expected])
     assert not fused._FAILED
     layers = fused._compiled.cache_info().currsize
@@ -90,9 +90,9 @@ def test_recurrent_and_annealed_layers(traced, monkeypatch):
     mixer = RecurrentMixer(4, "dilated", neuron=Neuron(levels=3))
     set_annealing(mixer, 0.4)
     x, received = (torch.rand(3, 4, 6, 6) < 0.5).float(), torch.randn(3, 8, 6, 6)
-    monkeypatch.setattr(fused, "_devices", lambda: ())
+    monkeypatch.setattr(fused, "devices", lambda: ())
     expected = step(copy.deepcopy(mixer).double(), x.double(), received.double())
-    monkeypatch.setattr(fused, "_devices", lambda: ("cpu",))
+    monkeypatch.setattr(fused, "devices", lambda: ("cpu",))
     same(step(mixer, x, received), [e.float() for e in expected])
 
 
@@ -125,7 +125,7 @@ def test_one_warning_where_the_compiler_fails(compiled, monkeypatch, recwarn):
     mixer, x = ConvMixer(4, "dilated").eval(), (torch.rand(2, 4, 8, 8) < 0.5).float()
     with torch.no_grad():
         made = mixer(x)
-        monkeypatch.setattr(fused, "_devices", lambda: ())
+        monkeypatch.setattr(fused, "devices", lambda: ())
         torch.testing.assert_close(made, mixer(x), rtol=1e-5, atol=1e-5)
     assert [str(w.message) for w in recwarn if "torch.compile failed" in str(w.message)] == [
         "torch.compile failed, so layers of neurons run without it: no Triton here"
@@ -137,8 +137,8 @@ def test_the_switch(monkeypatch, value, devices):
     monkeypatch.delenv("LIGHTNING_MSNN_COMPILE", raising=False)
     if value is not None:
         monkeypatch.setenv("LIGHTNING_MSNN_COMPILE", value)
-    assert fused._devices.__wrapped__() == devices
+    assert fused.devices.__wrapped__() == devices
     monkeypatch.setenv("LIGHTNING_MSNN_COMPILE", "yes")
     with pytest.raises(ConfigurationError, match="must be 0 or 1, not 'yes'"):
-        fused._devices.__wrapped__()
+        fused.devices.__wrapped__()
     assert kernels_of(torch.zeros(1, dtype=torch.float64)) is None

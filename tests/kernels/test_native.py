@@ -9,13 +9,13 @@ from torch import nn
 
 from lightning_msnn.functional import PROJECTIONS, SURROGATES
 from lightning_msnn.kernels import fused, geometry, native
-from lightning_msnn.kernels.geometry import Layer, Parameters
+from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import kernels_of, neurons
 from lightning_msnn.models import ConvMixer
 from lightning_msnn.nn import Neuron, Spike
-from lightning_msnn.nn.layer import _covered, fire, normalise
+from lightning_msnn.nn.layer import covered, fire, normalise
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no C compiler")
+pytestmark = pytest.mark.skipif(not native.library(), reason="no C compiler")
 LAST = torch.channels_last
 SIZES = [(8, 8), (7, 5), (4, 6), (2, 2), (1, 4), (1, 11)]
 PLACES = list(itertools.product([False, True], repeat=2))
@@ -50,8 +50,7 @@ def operands(layer, size, channels=19, batch=3, dtype=torch.float32, by_channel=
 
 def equations(layer, size, x, share=None):
     """What a layer returns, hands on and keeps merged, by the equations, in the type of its tensors."""
-    given = {name: x.get(name) for name in Parameters.__annotations__} | {"anneal": share}
-    return fused.equations(layer, size, x["current"], x.get("residual"), x.get("other"), given)
+    return fused.equations(layer, size, x["current"], x | {"anneal": share})
 
 
 def compare(layer, size, x, share=None, tolerance=2e-5):
@@ -219,18 +218,18 @@ def test_what_is_not_finite_stays_so(kind, dtype):
 def test_what_they_cover():
     """An allow-list: another definition, another type or a gradient of a gradient is left to torch."""
     x = torch.randn(4, 6, 8, 8)
-    parts = nn.BatchNorm2d(6), Spike(Neuron()), ConvMixer(6, "dilated").membrane2
-    assert _covered(x, *parts, "dilated")
-    assert not _covered(x.double(), *parts, "dilated")
-    assert not _covered(x[:0], *parts, "dilated")
-    assert not _covered(x, nn.InstanceNorm2d(6), *parts[1:], "dilated")
-    assert not _covered(x, nn.BatchNorm2d(7), *parts[1:], "dilated")
-    assert not _covered(x, parts[0], nn.ReLU(), parts[2], "dilated")
+    parts, cut = (nn.BatchNorm2d(6), Spike(Neuron()), ConvMixer(6, "dilated").membrane2), Layer(kind="dilated")
+    assert covered(x, cut, *parts)
+    assert not covered(x.double(), cut, *parts)
+    assert not covered(x[:0], cut, *parts)
+    assert not covered(x, cut, nn.InstanceNorm2d(6), *parts[1:])
+    assert not covered(x, cut, nn.BatchNorm2d(7), *parts[1:])
+    assert not covered(x, cut, parts[0], nn.ReLU(), parts[2])
     for surrogate in set(SURROGATES) - {"triangular"}:
-        assert not _covered(x, parts[0], Spike(Neuron(surrogate=surrogate)), parts[2], "dilated")
+        assert not covered(x, cut, parts[0], Spike(Neuron(surrogate=surrogate)), parts[2])
     for projection in set(PROJECTIONS) - set(geometry.OMEGAS):
         membrane = ConvMixer(6, "dilated", neuron=Neuron(projection=projection)).membrane2
-        assert not _covered(x, *parts[:2], membrane, "dilated")
+        assert not covered(x, cut, *parts[:2], membrane)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
@@ -279,10 +278,10 @@ def test_which_kernels(monkeypatch):
     x = torch.randn(2, 3, 4, 4)
     assert kernels_of(x) is native
     assert kernels_of(x.to("meta")) is None
-    monkeypatch.setattr(fused, "_devices", lambda: ("cpu",))
+    monkeypatch.setattr(fused, "devices", lambda: ("cpu",))
     assert kernels_of(x) is fused
-    monkeypatch.setattr(fused, "_devices", lambda: ())
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(fused, "devices", lambda: ())
+    monkeypatch.setattr(native, "library", lambda: None)
     assert kernels_of(x) is None
     spikes, _, merged = fire(x, nn.BatchNorm2d(3), Spike(), cut=Layer(keeps=True))
     assert torch.equal(spikes, (merged >= 0.5).float())
