@@ -113,8 +113,9 @@ def build(source: Path) -> ctypes.CDLL | None:
         logger.warning("no C compiler ($CC, cc, gcc or clang): networks run without %s, more slowly", source.name)
         return None
     try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
-        parts = (source.read_text(), shlex.join(compiler), version, *FLAGS, *TUNING, platform.platform(), _processor())
+        asked = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=False)
+        machine = (asked.stdout, platform.platform(), _processor())
+        parts = (source.read_text(), shlex.join(compiler), *FLAGS, *TUNING, *machine)
         name, kept = f"{source.stem}_{_hash(chr(0).join(parts).encode())}", _folder()
         if kept is None:
             with tempfile.TemporaryDirectory() as temporary:  # a library that is loaded needs its file no longer
