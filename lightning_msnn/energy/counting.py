@@ -129,14 +129,13 @@ class OperationCounter:
         operations: Whether to count operations; without, only what neurons do, while kernels run.
 
     Raises:
-        ConfigurationError: If the network is compiled or scripted, which leaves nothing to watch.
+        ConfigurationError: If the network is compiled, which leaves nothing to watch.
     """
 
     def __init__(self, model: nn.Module, operations: bool = True) -> None:
         for module in model.modules():
-            if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
-                what = f"a compiled or scripted {type(module).__name__}"
-                raise ConfigurationError(f"operations of {what} cannot be counted: give the network itself")
+            if type(module).__name__ == "OptimizedModule":
+                raise ConfigurationError("operations of a compiled network cannot be counted: give the network itself")
         self.model = model
         self.operations = operations
         self._handles: list[Any] = []
@@ -188,8 +187,6 @@ class OperationCounter:
             self.samples += 1 if first is None else len(first)
             if self.operations:
                 torch.clear_autocast_cache()  # of weights in another type, whose making shows that they are constants
-                self._modes.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-                torch.backends.mha.set_fastpath_enabled(False)  # it is one operation, whose parts are not seen
                 self._modes.enter_context(_Operations(self))
         self._batch *= getattr(module, "steps_in_batch", 1)  # time steps, one after another on the batch axis
         around = self._stack[-1].items if self._stack else self._batch
@@ -242,8 +239,6 @@ class OperationCounter:
         if not self._stack or spikes is None or spikes.dim() == 0:
             return
         with torch.no_grad(), _disable_current_modes():  # what counting computes is not the network's
-            if len(spikes) % self._batch and spikes.dim() > 1 and spikes.shape[1] == self._batch:
-                spikes = spikes.flatten(0, 1)  # time steps, and then samples
             # In the type of the spikes, which is several times as fast as in bool; added up where integers are exact.
             found = torch.ne(spikes, 0, out=torch.empty_like(spikes))
             fired, places = found.sum(0, dtype=torch.promote_types(found.dtype, torch.float32)).long(), spikes.numel()
@@ -314,7 +309,7 @@ def count_operations(model: nn.Module, *inputs: Any) -> Record:
         *inputs: Its inputs; the first axis of the first tensor counts the samples.
 
     Raises:
-        ConfigurationError: If the network is compiled or scripted.
+        ConfigurationError: If the network is compiled.
     """
     with torch.no_grad(), OperationCounter(model) as counter:
         model(*inputs)

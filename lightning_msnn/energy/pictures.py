@@ -9,8 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_msnn.energy.measures import Record, parts_of
 from lightning_msnn.energy.profiles import KINDS
@@ -110,7 +109,7 @@ def window_maps(model: nn.Module, record: Record) -> dict[str, Any]:
 
 
 def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw :func:`window_maps`, at least one: where each block fires, the windows' borders and mean rates."""
+    """Draw :func:`window_maps`, at least one: where each block fires, and the mean rate of each window."""
     columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
     figure = _figure(max(2.5 * columns + 0.9, 7.0), 2.7 * rows + 0.5)
@@ -123,12 +122,8 @@ def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
         height, width = rate.shape
         aspect = "auto" if height == 1 else "equal"  # a row would be too thin to see
         image = axes.imshow(rate.numpy(), vmin=0.0, vmax=largest, cmap="viridis", aspect=aspect)
-        what = "mean of its windows" if one["isolated"] and kind != "single" else f"{kind} windows"
-        places = torch.stack([torch.arange(height)[:, None].expand(rate.shape), torch.arange(width).expand(rate.shape)])
-        windows = [] if one["isolated"] else split(torch.cat([rate[None], places])[None], kind)
-        if len(windows) > 1:
-            _draw_borders(axes, [window[0, 1:].flatten(1) for window in windows])
-            what += ": " + " ".join(f"{float(window[:, 0].mean()):.0f}" for window in windows)
+        means = " ".join(f"{float(window.mean()):.0f}" for window in split(rate[None, None], kind))
+        what = "mean of its windows" if one["isolated"] else f"{kind} windows: {means}"
         axes.set_title(f"{layer.rsplit('.mixer', 1)[0]}, {height}x{width}\n{what}", fontsize=8)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -136,17 +131,6 @@ def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure.colorbar(image, ax=grid[: len(maps)], label=label, shrink=0.7)
     figure.suptitle("Where blocks fire: their first layers, and the mean rate (%) of each window")
     return figure
-
-
-def _draw_borders(axes: Any, windows: Sequence[Tensor]) -> None:
-    """Draw the borders of windows, given the row and column of each pixel ``(2, pixels)``, unless they interleave."""
-    from matplotlib.patches import Rectangle
-
-    for places in windows:
-        (top, left), (bottom, right) = places.amin(1).tolist(), (places.amax(1) + 1).tolist()
-        if (bottom - top) * (right - left) == torch.unique(places, dim=1).shape[1]:
-            corner, size = (left - 0.5, top - 0.5), (right - left, bottom - top)
-            axes.add_patch(Rectangle(corner, *size, fill=False, color="white", linewidth=0.7, alpha=0.7))
 
 
 def png(figure: Figure) -> bytes:

@@ -162,7 +162,6 @@ def _rows(x: Tensor, weights: int, fan_out: int, levels: int) -> Amounts:
 def _matmul(call: Call) -> Amounts | str:
     """Amounts of ``a @ b`` of matrices or batches of matrices; a factor made of parameters alone is weights."""
     a, b = call.args[1:3] if "add" in call.name else call.args[:2]
-    a, b = (a.unsqueeze(0) if a.dim() == 1 else a), (b.unsqueeze(-1) if b.dim() == 1 else b)
     biased = "add" not in call.name or call.constant(call.args[0])
     added: Amounts = {} if biased else {"additions": call.out.numel()}
     if call.constant(a):
@@ -230,53 +229,35 @@ def _attention(call: Call) -> Amounts:
 
 
 # Recurrent layers: gates, and for each unit and step the additions and multiplications that are not matrix products.
-_CELLS: dict[str, tuple[int, int, int]] = {
-    "lstm": (4, 4 + 1, 5 * TRANSCENDENTAL + 3),
-    "gru": (3, 3 + 3, 3 * TRANSCENDENTAL + 3),
-    "rnn": (1, 1, TRANSCENDENTAL),
-    "rnn_tanh": (1, 1, TRANSCENDENTAL),
-    "rnn_relu": (1, 1 + 1, 0),
-}
+_CELLS = {"lstm": (4, 4 + 1, 5 * TRANSCENDENTAL + 3), "gru": (3, 3 + 3, 3 * TRANSCENDENTAL + 3)}
 
 
 def recurrent(module: nn.Module, x: Any, state: Any, out: Tensor, batch: int, levels: int) -> Amounts | str:
     """Amounts of a recurrent layer with torch's names of parameters, from its input, given state and output.
 
-    Its input may be spikes. The recurrent product takes the analogue output. Values between layers are not seen: they
-    count as analogue and never zero, and so does a state that is given.
+    Its input may be spikes. The recurrent product takes the analogue output.
     """
-    name = str(getattr(module, "mode", getattr(module, "cell", ""))).lower()
-    if name not in _CELLS or not isinstance(x, Tensor) or x.dim() != 3 or getattr(module, "proj_size", False):
-        return f"{name or type(module).__name__} of a {type(x).__name__} not (samples, tokens, channels), or projected"
+    name, weights = str(getattr(module, "mode", getattr(module, "cell", ""))).lower(), dict(module.named_parameters())
+    simple = getattr(module, "batch_first", True) and not weights.keys() & {"weight_ih_l1", "weight_hr_l0"}
+    if name not in _CELLS or not simple or state is not None or not isinstance(x, Tensor) or x.dim() != 3:
+        return f"{name or type(module).__name__} that is not one layer over (samples, tokens, channels) from zeros"
     gates, additions, multiplications = _CELLS[name]
-    weights = dict(module.named_parameters())
     directions = 1 + ("weight_ih_l0_reverse" in weights)
-    layers = sum("weight_ih" in key for key in weights) // directions
-    if not getattr(module, "batch_first", True):
-        x, out = x.transpose(0, 1), out.transpose(0, 1)
     (samples, steps), hidden = x.shape[:2], weights["weight_hh_l0"].shape[1]
     fan_out, values = directions * gates * hidden, samples * steps * directions * hidden
-    first = values // steps * gates * hidden  # operations of the first token
     forward, backward = out[:, :-1, :hidden], out[:, 1:, hidden:]
-    seen = ((forward != 0).sum() + (backward != 0).sum()) * (gates * hidden)  # of the last layer
-
-    def analogue(effective: int | Tensor, inputs: int = 1) -> Amounts:
-        return {
-            "dense": inputs * steps * first,
-            "multiply_accumulates": inputs * steps * first,
-            "effective_multiply_accumulates": effective,
-            "weights_read": inputs * hidden * fan_out * batch,
-            "input_reads": values,
-            "addresses": values + samples * steps * fan_out,
-        }
-
-    parts = [_rows(x, x.shape[-1] * fan_out * batch, fan_out, levels)]
-    parts += [analogue(directions * steps * first, directions) for _ in range(layers - 1)]
-    for layer in range(layers):
-        effective = seen if layer == layers - 1 else first * (steps - 1)
-        parts.append(analogue(effective + (0 if state is None else first)))
-        parts.append({"additions": values * additions, "multiplications": values * multiplications})
-    return _sum(*parts)
+    products = values * gates * hidden
+    fed_back: Amounts = {
+        "dense": products,
+        "multiply_accumulates": products,
+        "effective_multiply_accumulates": ((forward != 0).sum() + (backward != 0).sum()) * (gates * hidden),
+        "weights_read": hidden * fan_out * batch,
+        "input_reads": values,
+        "addresses": values + samples * steps * fan_out,
+        "additions": values * additions,
+        "multiplications": values * multiplications,
+    }
+    return _sum(_rows(x, x.shape[-1] * fan_out * batch, fan_out, levels), fed_back)
 
 
 # Everything else
@@ -296,7 +277,7 @@ _ELEMENTWISE: dict[str, tuple[int, int]] = _table({
     (0, TRANSCENDENTAL): "exp expm1 exp2 log log1p log2 sin cos tan tanh sigmoid erf softplus elu mish atan",
     (0, TRANSCENDENTAL + 1): "silu",
     (1, TRANSCENDENTAL + 1): "gelu",
-    (1, 2): "addcmul upsample_linear1d",
+    (1, 2): "addcmul",
     (2, 1): "lerp",
     (3, 1): "hardsigmoid",
     (3, 2): "hardswish",
@@ -304,8 +285,6 @@ _ELEMENTWISE: dict[str, tuple[int, int]] = _table({
     (3, TRANSCENDENTAL): "_log_softmax",
     (3, 3): "native_layer_norm native_group_norm",
     (3, 4): "upsample_bilinear2d",
-    (7, 8): "upsample_trilinear3d",
-    (15, 16): "upsample_bicubic2d",
 })  # fmt: skip
 """Additions (comparisons included) and multiplications for each element of the output of an element-wise operation."""
 
@@ -380,7 +359,7 @@ RULES: dict[str, Rule] = {
         _convolution: "convolution",
         _batch_norm: "batch_norm native_batch_norm cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update "
         "_native_batch_norm_legit _native_batch_norm_legit_no_training",
-        _matmul: "mm bmm mv dot addmm baddbmm addmv",
+        _matmul: "mm bmm addmm baddbmm",
         _attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
         "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
         _reduction: "mean sum amax amin max min _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d "

@@ -1,5 +1,5 @@
 """Metrics on what a network does and costs, as torchmetrics classes."""
 
-from lightning_msnn.metrics.spiking import Energy, SaturatedNeurons, SilentNeurons, SpikeRate, SynapticOperations, Total
+from lightning_msnn.metrics.spiking import Energy, SpikeRate, SynapticOperations, Total
 
-__all__ = ["Energy", "SaturatedNeurons", "SilentNeurons", "SpikeRate", "SynapticOperations", "Total"]
+__all__ = ["Energy", "SpikeRate", "SynapticOperations", "Total"]

@@ -21,11 +21,13 @@ from lightning_msnn.energy.profiles import DEFAULT_PROFILE, FIELDS, Profile
 from lightning_msnn.energy.profiles import profile as find_profile
 from lightning_msnn.errors import ConfigurationError
 
-__all__ = ["Energy", "SaturatedNeurons", "SilentNeurons", "SpikeRate", "SynapticOperations", "Total"]
+__all__ = ["Energy", "SpikeRate", "SynapticOperations", "Total"]
 
 
 class Total(Metric):
     """The sum of records of one network, over batches and processes.
+
+    Every function of a record takes it: ``silent_neurons(total.compute())``.
 
     Args:
         example: A network, or a record of it for images of the size to come, which tells single neurons apart.
@@ -160,31 +162,3 @@ class Energy(Total):
             "skip_zeros": skip_zeros,
             "by": check_by(by, ("layer", "kind")),
         }
-
-
-class SilentNeurons(Total):
-    """Share of the neurons that never fired, in [0, 1].
-
-    Args:
-        example: A record of the network for images of the size to come.
-        **kwargs: Arguments of :class:`torchmetrics.Metric`.
-
-    Raises:
-        ConfigurationError: If the example is something else.
-    """
-
-    measure = staticmethod(energy.silent_neurons)
-
-    def __init__(self, example: Record, **kwargs: Any) -> None:
-        if not isinstance(example, Record):
-            raise ConfigurationError(
-                f"{type(self).__name__} tells neurons apart: give a record of the network for images of the size to "
-                f"come, as count_operations returns it, not {type(example).__name__}"
-            )
-        super().__init__(example, **kwargs)
-
-
-class SaturatedNeurons(SilentNeurons):
-    """Share of the neurons that fired whenever they could, in [0, 1]; arguments as :class:`SilentNeurons`."""
-
-    measure = staticmethod(energy.saturated_neurons)

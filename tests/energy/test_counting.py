@@ -300,7 +300,7 @@ def test_softmax_attention():
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize(("cell", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize(("cell", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])
 def test_recurrent_layers(cell, gates, bidirectional):
     """The input product takes spikes; the recurrent one takes the analogue h, which is zero before the first token."""
     model = cell(6, 5, batch_first=True, bidirectional=bidirectional)
@@ -316,12 +316,8 @@ def test_recurrent_layers(cell, gates, bidirectional):
     assert record.total("input_reads") == 2 * 7 * 5 * directions
     assert record.total("addresses") == 2 * 7 * (5 * directions + fan_out)
     assert not record.uncounted
-    network = cell(6, 5, 2, batch_first=True, bidirectional=bidirectional)
-    deep = count_operations(network, spikes)
-    weights = sum(p.numel() for n, p in network.named_parameters() if "weight" in n)
-    assert deep.total("accumulates") == record.total("accumulates")
-    assert deep.total("dense") == 2 * 7 * weights
-    assert deep.total("weights_read") == 2 * weights
+    for other in (cell(6, 5, 2, batch_first=True, bidirectional=bidirectional), nn.RNN(6, 5, batch_first=True)):
+        assert "that is not one layer over (samples, tokens" in str(count_operations(other, spikes).uncounted)
 
 
 def test_arithmetic():

@@ -18,7 +18,7 @@ from lightning_msnn.energy import (
     synaptic_operations,
 )
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.metrics import Energy, SaturatedNeurons, SilentNeurons, SpikeRate, SynapticOperations
+from lightning_msnn.metrics import Energy, SpikeRate, SynapticOperations, Total
 from lightning_msnn.nn import Neuron, Spike
 
 
@@ -56,8 +56,7 @@ def metrics(model, example):
         "operations": SynapticOperations(model),
         "energy": Energy(model),
         "energy by kind": Energy(model, profile="lemaire", by="kind", skip_zeros=True),
-        "silent": SilentNeurons(example),
-        "saturated": SaturatedNeurons(example),
+        "sum": Total(example),
     }
 
 
@@ -69,7 +68,9 @@ def evaluate(parts):
         record = count_operations(model, part)
         for metric in every.values():
             metric.update(record)
-    return {name: metric.compute() for name, metric in every.items()}
+    values = {name: metric.compute() for name, metric in every.items()}
+    total = values.pop("sum")
+    return values | {"silent": silent_neurons(total), "saturated": saturated_neurons(total)}
 
 
 def equal(a, b):
@@ -123,12 +124,10 @@ def test_without_neurons():
 
 def test_wrong_use_is_refused():
     record = count_operations(small(), images())
-    with pytest.raises(ConfigurationError, match="SaturatedNeurons tells neurons apart: give a record .* not Linear"):
-        SaturatedNeurons(nn.Linear(2, 2))
     with pytest.raises(ConfigurationError, match="another network"):
         Energy(nn.Linear(2, 2)).update(record)
     with pytest.raises(ConfigurationError, match="one size"):
-        SilentNeurons(count_operations(small()[:2], torch.rand(1, 1, 8, 8).double())).update(record)
+        Total(count_operations(small()[:2], torch.rand(1, 1, 8, 8).double())).update(record)
     with pytest.raises(ConfigurationError, match="division of a metric 'layers'.*did you mean 'layer'"):
         SpikeRate(small(), by="layers")
     with pytest.raises(ConfigurationError, match="field 'acs'"):
