@@ -48,12 +48,11 @@ SCALE = "_scale"
 
 TAG = re.compile(r"\w[\w.-]*", re.ASCII)
 
-_FIELDS: dict[str, dict[str, type]] = {
-    "": {"architecture": str, "num_classes": int, "label_names": list, "model_args": dict},
-    "pretrained_cfg": {"tag": str, "input_size": list, "mean": list, "std": list},
-    FACTS: {"sha256": str},
-}
-"""What every ``config.json`` has at its top and under two keys."""
+_FIELDS: dict[str, type] = {
+    "architecture": str, "num_classes": int, "label_names": list, "model_args": dict, "tag": str, "input_size": list,
+    "mean": list, "std": list, "sha256": str,
+}  # fmt: skip
+"""What every ``config.json`` has, at its top, in timm's ``pretrained_cfg`` or under :data:`FACTS`."""
 
 
 def _roots() -> list[Path]:
@@ -83,9 +82,7 @@ def find(name: str) -> Path:
         ConfigurationError: If there is no such entry, or several in the second spelling.
     """
     known = entries()
-    alike = [x for x in known if x.replace(".", "_") == str(name).replace(".", "_")]
-    if name in known:
-        return known[name]
+    alike = [x for x in known if x == name] or [x for x in known if x.replace(".", "_") == str(name).replace(".", "_")]
     if len(alike) == 1:
         return known[alike[0]]
     if alike:
@@ -128,14 +125,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         ConfigurationError: If it is missing, is not JSON, or lacks a field or has one of another type or length.
     """
     file, content = folder / CONFIG_FILE, _content(folder)
-    own: dict[str, Any] = {}
-    for part, fields in _FIELDS.items():
-        values = content.get(part) if part else content
-        for field, kind in fields.items():
-            own[field] = values.get(field) if isinstance(values, dict) else None
-            if not isinstance(own[field], kind):
-                path = f"{part}.{field}".lstrip(".")
-                raise ConfigurationError(f"{file} has no field {path!r} of type {kind.__name__}")
+    timms, facts = (content.get(key) if isinstance(content.get(key), dict) else {} for key in ("pretrained_cfg", FACTS))
+    said = {**facts, **timms, **content}
+    for field, kind in _FIELDS.items():
+        if not isinstance(said.get(field), kind):
+            raise ConfigurationError(f"{file} has no field {field!r} of type {kind.__name__}")
+    own = {field: said[field] for field in _FIELDS}
     channels = own["input_size"][0] if own["input_size"] else 0
     lengths = {"input_size": 3, "mean": channels, "std": channels, "label_names": own["num_classes"]}
     for field, length in lengths.items():
@@ -145,9 +140,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not TAG.fullmatch(own[field]):
             raise ConfigurationError(f"{file} has {field} {own[field]!r}: letters, digits and '_-.' are allowed")
     own["class_names"] = own.pop("label_names")
-    if isinstance(licence := content["pretrained_cfg"].get("license"), str):
+    if isinstance(licence := timms.get("license"), str):
         own["license"] = licence
-    return {**content[FACTS], **own}
+    return {**facts, **own}
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -133,7 +133,6 @@ def _add_commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
         )
     }
     made["list"].add_argument("filter", nargs="?", default="*", help="pattern of shell wildcards")
-    made["list"].add_argument("--all", action="store_true", help="untrained architectures too")
     made["table"].add_argument("--out", help="CSV file, such as zoo/results.csv, that is written instead")
     made["export"].add_argument("checkpoint", help="checkpoint of lightning-msnn fit")
     for name in ("info", "verify", "measure", "card", "export"):
@@ -143,7 +142,6 @@ def _add_commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
     for name in ("verify", "measure"):
         made[name].add_argument("--device", help="device to evaluate on")
     made["verify"].add_argument("--batch_size", type=int, default=250, help="samples in a batch, by default 250")
-    made["verify"].add_argument("--fuse", action="store_true", help="accuracy with batch norm folded")
     made["export"].add_argument("--out", default="zoo", help="folder of entries to put it into, by default zoo")
     dtypes = ("float32", "float16", "int8")
     made["export"].add_argument("--dtype", choices=dtypes, default="float32", help="type of the weights in the file")

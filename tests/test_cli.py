@@ -554,7 +554,7 @@ def test_a_loss_that_is_not_finite_ends_with_status_1(capsys):
         ("test --print_config", "seed_everything"),
         ("fit --trainer.callbacks.help SpikeAnnealing", "--trainer.callbacks.until"),
         ("export --help", "source"),
-        ("zoo verify --help", "--fuse"),
+        ("zoo verify --help", "--device"),
         ("report --help", "name"),
         ("--version", lightning_msnn.__version__),
     ],

@@ -11,7 +11,6 @@ from torch import Tensor
 from lightning_msnn.conversion import (
     RectifierSpike,
     adopt,
-    assign_windows,
     calibrate,
     converted_layers,
     image_shape,
@@ -30,8 +29,6 @@ class Convert(TrainingStepCallback):
     that the same command resumes. A checkpoint holds the spiking network.
 
     Args:
-        windows: Windows that the neurons' membranes visit: a kind of :data:`lightning_msnn.functional.WINDOWS`, or
-            ``"alternate"``.
         image_size: Side in pixels of the images that the network is traced with; by default the data's, or the
             network's own.
         levels: Levels ``D`` of a spike, 1 to 15.
@@ -40,8 +37,8 @@ class Convert(TrainingStepCallback):
         ConfigurationError: When training starts, if the network cannot be converted or an argument is not allowed.
     """
 
-    def __init__(self, windows: str = "single", image_size: int | None = None, levels: int = 1) -> None:
-        self.windows, self.image_size, self.levels = windows, image_size, levels
+    def __init__(self, image_size: int | None = None, levels: int = 1) -> None:
+        self.image_size, self.levels = image_size, levels
         self._unfitted = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -52,7 +49,7 @@ class Convert(TrainingStepCallback):
         network = pl_module.network
         size = self.image_size or getattr(getattr(trainer, "datamodule", None), "image_size", None)
         shape = (pl_module.hparams["in_chans"], *image_shape(network, size)[1:])
-        layers = assign_windows(trace(network, torch.empty(1, *shape, device="meta")), self.windows)
+        layers = [row.layer for row in trace(network, torch.empty(1, *shape, device="meta")).spiking]
         source, arguments = pl_module.made_of()
         source = source.partition(".")[0] if timm.is_model(source) else source
         if hasattr(getattr(network, "patch_embed", None), "img_size"):

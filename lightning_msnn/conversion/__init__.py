@@ -1,7 +1,6 @@
 """Any network with rectifiers becomes a spiking one of one time step."""
 
 from lightning_msnn.conversion.converting import (
-    assign_windows,
     baselines,
     calibrate,
     convert,
@@ -21,7 +20,6 @@ __all__ = [
     "SmallImageResNet",
     "SpikingLayer",
     "adopt",
-    "assign_windows",
     "baselines",
     "calibrate",
     "convert",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -12,22 +12,18 @@ from torch import Tensor, nn
 
 from lightning_msnn.conversion.layers import SpikingLayer, copied, make_spiking, revert
 from lightning_msnn.conversion.neuron import RectifierSpike
-from lightning_msnn.conversion.tracing import APPROXIMATE, Plan, convertible, trace
+from lightning_msnn.conversion.tracing import APPROXIMATE, convertible, trace
 from lightning_msnn.errors import ConfigurationError, choose
-from lightning_msnn.functional.windows import WINDOWS, count
 from lightning_msnn.models.baselines import baselines as baselines_of_msnn
 from lightning_msnn.models.baselines import calibrate as take_statistics
 from lightning_msnn.nn import Spike, set_annealing
 
-__all__ = ["assign_windows", "baselines", "calibrate", "convert", "converted_layers", "make_layers_spiking"]
+__all__ = ["baselines", "calibrate", "convert", "converted_layers", "make_layers_spiking"]
 
 M = TypeVar("M", bound=nn.Module)
 
-_ALTERNATE = ("non_dilated", "dilated")
-"""Kinds of windows that layers take in turn with ``windows="alternate"``."""
 
-
-def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = False, levels: int = 1) -> M:
+def convert(model: M, sample: Tensor, *, dry_run: bool = False, levels: int = 1) -> M:
     """Return a copy of a trained network in which layers behind rectifiers receive spikes.
 
     Every convolution and linear layer whose input comes from a ReLU or ReLU6 (with a warning: one of
@@ -40,8 +36,6 @@ def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = F
     Args:
         model: The network, on any device and in any mode; not changed.
         sample: Images as the network takes them, ``(B, C, H, W)``. The more, the better the start: 64 will do.
-        windows: Windows that the neurons' membranes visit where a map can be cut: a kind of
-            :data:`lightning_msnn.functional.WINDOWS`, or ``"alternate"``.
         dry_run: Write the table of layers to standard output, and return the network that was given.
         levels: Levels ``D`` of a spike, 1 to 15: spikes are 0, 1, ... or ``D``.
 
@@ -53,13 +47,12 @@ def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = F
             not call them.
     """
     plan = trace(model, sample)
-    layers = assign_windows(plan, windows)
     if not sample.isfinite().all():
         raise ConfigurationError("the sample must be finite numbers, and some are not: neurons are fitted to them")
     if dry_run:
         sys.stdout.write(str(plan))
         return model
-    converted = make_layers_spiking(copied(model), layers, levels)
+    converted = make_layers_spiking(copied(model), [row.layer for row in plan.spiking], levels)
     calibrate(converted, sample)
     if found := [name for name in APPROXIMATE if any(name in row.why.split(" and ") for row in plan.spiking)]:
         loss = "which stand for no value below 0: more accuracy may be lost than with ReLU"
@@ -67,53 +60,32 @@ def convert(model: M, sample: Tensor, windows: str = "single", dry_run: bool = F
     return converted
 
 
-def assign_windows(plan: Plan, windows: str = "single") -> dict[str, str]:
-    """Return the layers that will receive spikes, each with the kind of windows that its neurons visit.
-
-    Args:
-        plan: What :func:`lightning_msnn.conversion.trace` returned.
-        windows: As in :func:`convert`.
-    """
-    choose({**dict.fromkeys(WINDOWS), "alternate": None}, windows, "kind of windows")
-    kinds = _ALTERNATE if windows == "alternate" else (windows,)
-    layers: dict[str, str] = {}
-    cut = 0
-    for row in plan.spiking:
-        kind = kinds[cut % len(kinds)]
-        can = row.kind.startswith("Conv2d") and len(row.shape) == 3 and count(kind, *row.shape[1:]) > 1
-        layers[row.layer] = kind if can else "single"
-        cut += can
-    return layers
-
-
-def make_layers_spiking(model: M, layers: Mapping[str, str], levels: int = 1) -> M:
+def make_layers_spiking(model: M, layers: Iterable[str], levels: int = 1) -> M:
     """Make layers of a network receive spikes, with neurons that are not fitted yet; return the network.
 
     Args:
         model: The network; changed in place.
-        layers: Kinds of windows by the names of the layers.
+        layers: Names of the layers.
         levels: Levels of the spikes.
 
     Raises:
-        ConfigurationError: If it has no such layer, or one that cannot receive spikes, or there is no such kind or
-            level.
+        ConfigurationError: If it has no such layer, or one that cannot receive spikes, or there is no such level.
     """
     modules = dict(model.named_modules())
-    for name, kind in layers.items():
+    for name in layers:
         layer = choose(modules, name, f"layer of {type(model).__name__}")
-        choose(WINDOWS, kind, "kind of windows")
         if not convertible(layer):
             raise ConfigurationError(f"{name} is a {type(layer).__name__}, which cannot receive spikes")
-        make_spiking(layer, kind, levels)
+        make_spiking(layer, levels)
     for module in modules.values():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # no fast path, which takes the weights and does not call the layers
     return model
 
 
-def converted_layers(model: nn.Module) -> dict[str, str]:
-    """Return the spiking layers of a converted network, each with the kind of windows that its neurons visit."""
-    return {name: layer.neuron.windows for name, layer in model.named_modules() if isinstance(layer, SpikingLayer)}
+def converted_layers(model: nn.Module) -> list[str]:
+    """Return the names of the spiking layers of a converted network."""
+    return [name for name, layer in model.named_modules() if isinstance(layer, SpikingLayer)]
 
 
 @torch.no_grad()

@@ -12,9 +12,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
-from timm.layers import Conv2dSame
 from timm.layers import Linear as TimmLinear
-from timm.layers.conv2d_same import conv2d_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -117,16 +115,10 @@ class IntegerLayer(_Form):
         return (currents.view(*spikes.shape[:-1], -1) if linear else currents).to(x.dtype)
 
 
-def _convolve_same(layer: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    currents: Tensor = conv2d_same(spikes, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return currents
-
-
 SYNAPSES: dict[Any, Any] = {
     nn.Conv1d.forward: nn.Conv1d._conv_forward,
     nn.Conv2d.forward: nn.Conv2d._conv_forward,
     nn.Conv3d.forward: nn.Conv3d._conv_forward,
-    Conv2dSame.forward: _convolve_same,
     nn.Linear.forward: staticmethod(F.linear),
     TimmLinear.forward: staticmethod(F.linear),
 }
@@ -151,16 +143,15 @@ def _empty(form: type[nn.Module], of: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
-def make_spiking(layer: nn.Module, windows: str = "single", levels: int = 1) -> None:
+def make_spiking(layer: nn.Module, levels: int = 1) -> None:
     """Make a layer receive spikes.
 
     Args:
         layer: Layer whose ``forward`` is one of :data:`SYNAPSES`; changed in place.
-        windows: Kind of windows that the neurons visit, one of :data:`lightning_msnn.functional.WINDOWS`.
-        levels: Levels of their spikes.
+        levels: Levels of the spikes.
     """
     weight: Any = layer.weight
-    neuron = RectifierSpike(weight.shape[1] * getattr(layer, "groups", 1), weight.dim() - 2, windows, levels)
+    neuron = RectifierSpike(weight.shape[1] * getattr(layer, "groups", 1), weight.dim() - 2, levels)
     layer.neuron = neuron.to(weight.device, weight.dtype).train(layer.training)
     _become(layer, SpikingLayer, type(layer))
 

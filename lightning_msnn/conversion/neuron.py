@@ -7,15 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_msnn.functional.membrane import scan
 from lightning_msnn.functional.spike import triangular
-from lightning_msnn.functional.windows import merge, split
-from lightning_msnn.nn import Neuron, Spike, make_decay
+from lightning_msnn.nn import Neuron, Spike
 
-__all__ = ["FixedSpike", "RectifierSpike", "WindowMembrane", "quantiser"]
+__all__ = ["FixedSpike", "RectifierSpike", "quantiser"]
 
 _VALUES = 4096  # of a channel that a quantiser is fitted to, at most
-_TAU = 0.4
 
 
 def _level(membrane: Tensor, threshold: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
@@ -50,20 +47,6 @@ class _Step(torch.autograd.Function):
         return grad, -(grad * odd).sum_to_size(threshold.shape), None
 
 
-class WindowMembrane(nn.Module):
-    """A membrane that visits the windows of a map, with a decay learnt by channel, and is merged."""
-
-    def __init__(self, channels: int, windows: str) -> None:
-        super().__init__()
-        self.windows = windows
-        self.decay = make_decay(channels, _TAU, True)
-
-    def forward(self, current: Tensor) -> Tensor:
-        """Map currents to membranes, both ``(B, C, H, W)``."""
-        cut = split(current, self.windows)
-        return merge(scan(cut, self.decay().to(current.dtype)), self.windows, *current.shape[2:])
-
-
 class RectifierSpike(Spike):
     """Neurons in the place of a rectifier: ``lambda_c s`` stands for its value ``x`` in channel ``c``.
 
@@ -77,27 +60,23 @@ class RectifierSpike(Spike):
     Args:
         channels: Number of channels.
         spatial: Axes that follow that of the channels: 2 before a convolution of images, 0 before a linear layer.
-        windows: Kind of windows that the membrane visits, one of :data:`lightning_msnn.functional.WINDOWS`.
         levels: Levels ``D`` of a spike, 1 to 15.
 
     Raises:
         ConfigurationError: If there are no such levels.
     """
 
-    def __init__(self, channels: int, spatial: int, windows: str = "single", levels: int = 1) -> None:
+    def __init__(self, channels: int, spatial: int, levels: int = 1) -> None:
         super().__init__(Neuron(levels=levels))
         self.threshold = 1.0  # in units of each channel's own
         self.shape = (channels, *[1] * spatial)
-        self.windows = windows
         self.log_threshold = nn.Parameter(torch.full((channels,), 0.5).log())
         self.log_scale = nn.Parameter(torch.zeros(channels))
-        self.membrane = None if windows == "single" else WindowMembrane(channels, windows)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Map a rectifier's values, ``(B, C, *spatial)`` or ``(..., C)``, to spikes of that shape."""
-        membrane = x if self.membrane is None else self.membrane(x)
         threshold = self.log_threshold.exp().view(self.shape).to(x.dtype)
-        spikes: Tensor = _Step.apply(membrane, threshold, self.levels)  # type: ignore[no-untyped-call]
+        spikes: Tensor = _Step.apply(x, threshold, self.levels)  # type: ignore[no-untyped-call]
         share = self.share(x)
         if share is None:
             return spikes
@@ -107,10 +86,8 @@ class RectifierSpike(Spike):
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
         """Begin with the best quantiser of a rectifier's values, as :meth:`forward` takes them."""
-        axis = x.dim() - len(self.shape)
-        membrane = x if self.membrane is None else self.membrane(x)
-        above, values = (v.movedim(axis, 0).flatten(1).float() for v in (membrane, x))
-        threshold, scale = quantiser(above, values, self.levels)
+        values = x.movedim(x.dim() - len(self.shape), 0).flatten(1).float()
+        threshold, scale = quantiser(values, self.levels)
         self.log_threshold.copy_(threshold.log())
         self.log_scale.copy_(scale.log())
 
@@ -129,44 +106,40 @@ class FixedSpike(nn.Module):
     def __init__(self, neuron: RectifierSpike) -> None:
         super().__init__()
         self.register_buffer("threshold", neuron.log_threshold.detach().exp().view(neuron.shape))
-        self.membrane: WindowMembrane | None = neuron.membrane
         self.levels = neuron.levels
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a rectifier's values to spikes of that shape."""
-        membrane = x if self.membrane is None else self.membrane(x)
-        return _level(membrane, self.threshold.to(x.dtype), self.levels, self.dtype or x.dtype)
+        return _level(x, self.threshold.to(x.dtype), self.levels, self.dtype or x.dtype)
 
 
-def quantiser(membrane: Tensor, x: Tensor, levels: int = 1) -> tuple[Tensor, Tensor]:
+def quantiser(x: Tensor, levels: int = 1) -> tuple[Tensor, Tensor]:
     """Find ``V`` and ``lambda`` of each channel that minimise the mean of ``(x - lambda s)^2``.
 
-    ``s`` is how many of ``V, 3 V, ..., (2 D - 1) V`` the membrane has reached. Given ``V``, the best ``lambda`` is
+    ``s`` is how many of ``V, 3 V, ..., (2 D - 1) V`` the value has reached. Given ``V``, the best ``lambda`` is
     ``sum(x s) / sum(s^2)``, and the error is less by ``sum(x s)^2 / sum(s^2)``: the best of all ``V`` between two
-    membranes is taken. With one level, where ``membrane`` is ``x``, this is the fixed point of Lloyd and Max (Lloyd,
-    *Least squares quantization in PCM*, 1982) with levels 0 and ``lambda``, where ``V = lambda / 2``.
+    values is taken. With one level this is the fixed point of Lloyd and Max (Lloyd, *Least squares quantization in
+    PCM*, 1982) with levels 0 and ``lambda``, where ``V = lambda / 2``.
 
     Args:
-        membrane: What is compared with the thresholds, ``(C, N)``.
-        x: What the spikes stand for, ``(C, N)``.
+        x: Values that the spikes stand for, ``(C, N)``.
         levels: Levels ``D``.
 
     Returns:
         ``V`` and ``lambda``, positive, ``(C,)``; those of a channel that is never positive are the medians of the
         others, or 0.5 and 1 if there are none.
     """
-    step = max(1, membrane.shape[1] // _VALUES)
-    membrane, order = membrane[:, ::step].contiguous().sort(1, descending=True)
-    sums = x[:, ::step].gather(1, order).double().cumsum(1)  # of the values above a threshold
-    thresholds = (membrane + nn.functional.pad(membrane[:, 1:], (0, 1)).clamp(min=0.0)) / 2
+    x = x[:, :: max(1, x.shape[1] // _VALUES)].contiguous().sort(1, descending=True).values
+    sums = x.double().cumsum(1)  # of the values above a threshold
+    thresholds = (x + nn.functional.pad(x[:, 1:], (0, 1)).clamp(min=0.0)) / 2
     total, squares = sums, torch.arange(1, sums.shape[1] + 1, device=x.device).expand_as(sums)
     for odd in range(3, 2 * levels, 2):  # a level more adds x to sum(x s), and 2 s - 1 to sum(s^2)
-        reached = torch.searchsorted(-membrane, -odd * thresholds, right=True)
+        reached = torch.searchsorted(-x, -odd * thresholds, right=True)
         total = total + nn.functional.pad(sums, (1, 0)).gather(1, reached)
         squares = squares + odd * reached
-    gain = torch.where((membrane > 0) & (total > 0), total.square() / squares, -1.0)
+    gain = torch.where(x > 0, total.square() / squares, -1.0)
     best = gain.argmax(1, keepdim=True)
-    scale, threshold = ((v.gather(1, best)).squeeze(1) for v in (total / squares, thresholds.double()))
+    scale, threshold = (v.gather(1, best).squeeze(1) for v in (total / squares, thresholds.double()))
     alive = gain.amax(1) > 0
     most = (v[alive].median() if alive.any() else other for v, other in ((threshold, 0.5), (scale, 1.0)))
     threshold, scale = (torch.where(alive, v, other).float() for v, other in zip((threshold, scale), most, strict=True))

@@ -1,13 +1,13 @@
 """Converted networks in timm's registry: ``spiking``, made of any other network there.
 
->>> timm.create_model("spiking", source="resnet18", num_classes=10, layers={"layer1.0.conv2": "single"})
+>>> timm.create_model("spiking", source="resnet18", num_classes=10, layers=["layer1.0.conv2"])
 
 It is the source's own class with other layers, so that what timm asks of a network holds for it as for the source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -15,7 +15,7 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from lightning_msnn.conversion.converting import assign_windows, make_layers_spiking
+from lightning_msnn.conversion.converting import make_layers_spiking
 from lightning_msnn.conversion.tracing import trace
 from lightning_msnn.errors import ConfigurationError, brief, check_integer, suggestion
 from lightning_msnn.models.registry import BUILDER, build, make_network, own_class, zoo_cfgs
@@ -24,7 +24,7 @@ __all__ = ["adopt", "image_shape", "spiking"]
 
 default_cfgs = generate_default_cfgs(zoo_cfgs("spiking"))
 
-own_arguments = ("source", "source_kwargs", "layers", "levels", "windows", "image_size", "img_size", "global_pool")
+own_arguments = ("source", "source_kwargs", "layers", "levels", "image_size", "img_size", "global_pool")
 """Arguments that a file may give, timm's too: see :func:`lightning_msnn.models.registry.own_arguments`."""
 
 _OF_ALL = ("num_classes", "in_chans", "global_pool")
@@ -48,7 +48,7 @@ def image_shape(model: nn.Module, size: int | Sequence[int] | None = None) -> tu
 
 
 def adopt(
-    model: nn.Module, source: str, source_kwargs: Mapping[str, Any], layers: Mapping[str, str], levels: int = 1
+    model: nn.Module, source: str, source_kwargs: Mapping[str, Any], layers: Iterable[str], levels: int = 1
 ) -> nn.Module:
     """Make a network's layers spiking, in place, and give it ``architecture`` and ``arguments`` to be built again.
 
@@ -56,12 +56,12 @@ def adopt(
         model: The network.
         source: Its name in timm's registry.
         source_kwargs: Its arguments beside ``num_classes`` and ``in_chans``.
-        layers: Kinds of windows by the names of the layers that receive spikes.
+        layers: Names of the layers that receive spikes.
         levels: Levels of the spikes.
     """
     make_layers_spiking(model, layers, levels)
     model.architecture = "spiking"  # type: ignore[assignment]
-    made: Any = {"source": source, "source_kwargs": dict(source_kwargs), "layers": dict(layers), "levels": levels}
+    made: Any = {"source": source, "source_kwargs": dict(source_kwargs), "layers": list(layers), "levels": levels}
     model.arguments = made
     return model
 
@@ -69,8 +69,7 @@ def adopt(
 def _build(
     source: str = "",
     source_kwargs: Mapping[str, Any] | None = None,
-    layers: Mapping[str, str] | None = None,
-    windows: str = "single",
+    layers: Sequence[str] | None = None,
     image_size: int | None = None,
     levels: int = 1,
     **kwargs: Any,
@@ -89,14 +88,16 @@ def _build(
         model = make_network(source, **{**shared, **given})
     except TypeError as error:  # of an argument that it does not have
         raise ConfigurationError(f"{source} cannot be built with {sorted(given)}: {brief(error)}") from error
-    if not isinstance(layers, Mapping | None):
-        raise ConfigurationError(f"layers must be kinds of windows by the names of layers, not {layers!r}")
+    if isinstance(layers, Mapping) and {*layers.values()} == {"single"}:  # as files of before say it
+        layers = list(layers)
+    if not isinstance(layers, list | tuple | None):
+        raise ConfigurationError(f"layers must be a list of names of layers, not {layers!r}")
     if layers is None:
         plan = trace(model, torch.empty(1, *image_shape(model, image_size), device="meta"))
-        layers = assign_windows(plan, windows)
+        layers = [row.layer for row in plan.spiking]
     if shared.get("num_classes") == 0:  # and no classifier, which receives spikes in some
         modules = dict(model.named_modules())
-        layers = {k: kind for k, kind in layers.items() if not isinstance(modules.get(k), nn.Identity)}
+        layers = [name for name in layers if not isinstance(modules.get(name), nn.Identity)]
     adopt(model, source, given, layers, levels)
     named = {name: getattr(model, name) for name in ("num_classes", "in_chans") if hasattr(model, name)}
     model.arguments |= shared | named  # type: ignore[operator]
@@ -110,10 +111,9 @@ def spiking(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     Args:
         pretrained: Whether to load the weights of a zoo entry, which says how the network was built too. Without one,
             the neurons are not fitted: see :func:`lightning_msnn.conversion.calibrate`.
-        **kwargs: ``source``, its name in the registry; ``source_kwargs``, its arguments; ``layers``, kinds of windows
-            by the names of the layers that receive spikes, or ``windows`` and ``image_size``, with which they are found
-            as :func:`lightning_msnn.convert` finds them; ``levels`` of the spikes; and what every network of timm's
-            takes.
+        **kwargs: ``source``, its name in the registry; ``source_kwargs``, its arguments; ``layers``, names of those
+            that receive spikes, or ``image_size``, with which they are found as :func:`lightning_msnn.convert` finds
+            them; ``levels`` of the spikes; and what every network of timm's takes.
 
     Raises:
         ConfigurationError: If an argument is not allowed, or there are no weights.

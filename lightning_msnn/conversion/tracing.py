@@ -210,8 +210,8 @@ def trace(model: nn.Module, sample: Tensor) -> Plan:
     name = type(model).__name__
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"a network is converted, a torch.nn.Module, not {model!r:.80}")
-    if any(isinstance(m, torch.jit.ScriptModule) or type(m).__name__ == "OptimizedModule" for m in model.modules()):
-        raise ConfigurationError(f"{name} is compiled or scripted: give the network itself")
+    if any(type(module).__name__ == "OptimizedModule" for module in model.modules()):
+        raise ConfigurationError("a compiled network cannot be traced: give the network itself")
     if any(isinstance(module, Spike) for module in model.modules()):
         raise ConfigurationError(f"{name} has spiking neurons already: give a network with rectifiers")
     if not (isinstance(sample, Tensor) and sample.is_floating_point() and sample.dim() > 1 and len(sample) > 0):

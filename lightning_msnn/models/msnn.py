@@ -33,13 +33,9 @@ one to the stream's variance and drowns the stem's output; at 0 a branch has no 
 WINDOW_SCHEDULES: dict[str, tuple[str, str]] = {
     "alternate": ("non_dilated", "dilated"),
     "alternate_grid": ("non_dilated", "grid"),
-    "non_dilated": ("non_dilated", "non_dilated"),
-    "dilated": ("dilated", "dilated"),
-    "grid": ("grid", "grid"),
-    "single": ("single", "single"),
 }
-"""Kinds of windows in even and odd blocks of a stage, by the name that configurations use. A schedule that alternates
-has windows of the first kind throughout its last stage."""
+"""Kinds of windows in even and odd blocks of a stage, by the name that configurations use. The last stage has windows
+of the first kind throughout."""
 
 
 def _window_kinds(schedule: str, depths: Sequence[int]) -> list[list[str]]:

@@ -21,10 +21,7 @@ __all__ = ["run"]
 
 
 def _list(given: argparse.Namespace) -> str:
-    known = list_models(given.filter)
-    rows = [f"{name:32s} {info(name).get('top1', '-')!s:>6} % top-1" for name in known]
-    if given.all:
-        rows += [name for name in list_models(given.filter, pretrained=False) if name not in known]
+    rows = [f"{name:32s} {info(name).get('top1', '-')!s:>6} % top-1" for name in list_models(given.filter)]
     return "\n".join(rows) or "no entry matches"
 
 
@@ -52,7 +49,7 @@ def _table(given: argparse.Namespace) -> str:
 
 
 def _verify(given: argparse.Namespace) -> str:
-    found = verify(given.name, given.root, given.batch_size, given.device, given.fuse)
+    found = verify(given.name, given.root, given.batch_size, given.device)
     return f"{find(given.name).name} is what its card says: {_accuracy(found)}"
 
 

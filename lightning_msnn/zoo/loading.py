@@ -16,17 +16,13 @@ from lightning_msnn.nn.integer import to_integers
 __all__ = ["fixed_images", "info", "list_models", "load", "transforms"]
 
 
-def list_models(filter: str = "*", pretrained: bool = True) -> list[str]:
-    """List the networks of the zoo.
+def list_models(filter: str = "*") -> list[str]:
+    """List the entries of the zoo; ``timm.list_models("msnn*")`` lists architectures.
 
     Args:
         filter: Pattern of shell wildcards that a name must match.
-        pretrained: List the entries with weights; else every registered architecture too.
     """
-    names = list(entries())
-    if not pretrained:
-        names += timm.list_models("msnn*")
-    return sorted(name for name in names if fnmatch(name, filter) or fnmatch(name.replace(".", "_"), filter))
+    return sorted(name for name in entries() if fnmatch(name, filter) or fnmatch(name.replace(".", "_"), filter))
 
 
 def info(name: str) -> dict[str, Any]:

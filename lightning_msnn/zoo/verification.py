@@ -78,7 +78,6 @@ def figures(
     network: nn.Module,
     data: LightningDataModule,
     device: str | torch.device | None = None,
-    evaluated: nn.Module | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure everything that a card says of a network.
 
@@ -87,12 +86,11 @@ def figures(
         network: The entry's network in eval mode.
         data: Its data module, set up for testing.
         device: Device that the network is on.
-        evaluated: Network whose accuracy is measured, if not the same.
 
     Returns:
         Figures by the name that ``config.json`` has for them; and the summary of all that was counted.
     """
-    accuracy = evaluate(evaluated or network, data, device)
+    accuracy = evaluate(network, data, device)
     records = compare(network, partial(baselines, network, lif=False), (images.to(device) for images in evenly(data)))
     summaries = {column: summarize(record) for column, record in records.items()}
     own = summaries[NETWORK]
@@ -133,7 +131,6 @@ def verify(
     data: str | Path | LightningDataModule | None = None,
     batch_size: int = BATCH,
     device: str | torch.device | None = None,
-    fuse: bool = False,
 ) -> dict[str, Any]:
     """Measure an entry on its real test set, and compare every figure with its card.
 
@@ -142,7 +139,6 @@ def verify(
         data: Folder of the data set; digits need none. Or the data module itself.
         batch_size: Images of a batch.
         device: Device to evaluate on.
-        fuse: Whether the accuracy is that of the network with batch norm folded.
 
     Returns:
         What was measured, by the name that ``config.json`` has for it.
@@ -152,8 +148,7 @@ def verify(
             :data:`TOLERANCES` allow, is missing, or cannot be measured.
     """
     config, module = info(name), test_data(name, data, batch_size)
-    network = load(name, device=device)
-    found, _ = figures(config, network, module, device, load(name, device=device, fuse=True) if fuse else None)
+    found, _ = figures(config, load(name, device=device), module, device)
     claims = {*found, *(TOLERANCES.keys() & config.keys())}
     wrong = [field for field in sorted(claims) if _differs(field, config.get(field), found)]
     if wrong:

@@ -9,7 +9,6 @@ from torch import nn
 from lightning_msnn.conversion import RectifierSpike, SpikingLayer, convert, converted_layers, quantiser, revert
 from lightning_msnn.data import Digits
 from lightning_msnn.energy import count_operations
-from lightning_msnn.functional import WINDOWS
 from lightning_msnn.nn import set_annealing
 from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.nn.integer import to_integers
@@ -28,7 +27,7 @@ def level(x, threshold, levels):
 def test_the_quantiser_is_the_best_of_all_thresholds(levels):
     x = torch.rand(5, 40) ** 3
     x[3], x[4] = 0.0, -1.0
-    thresholds, scales = quantiser(x, x, levels)
+    thresholds, scales = quantiser(x, levels)
 
     def error(row, threshold, scale=None):
         spikes = level(row, threshold, levels).double()
@@ -42,7 +41,7 @@ def test_the_quantiser_is_the_best_of_all_thresholds(levels):
     assert torch.equal(thresholds[3:], thresholds[:3].median().expand(2))
     assert torch.equal(scales[3:], scales[:3].median().expand(2))
     never = torch.zeros(2, 3)
-    assert [v.tolist() for v in quantiser(never, never, levels)] == [[0.5, 0.5], [1.0, 1.0]]
+    assert [v.tolist() for v in quantiser(never, levels)] == [[0.5, 0.5], [1.0, 1.0]]
 
 
 def test_what_neurons_return_by_hand():
@@ -101,33 +100,6 @@ def test_the_weights_carry_lambda(levels, layers):
     assert model.state_dict().keys() - source.state_dict().keys() == {
         f"{len(source) - 1}.neuron.log_{name}" for name in ("threshold", "scale")
     }
-
-
-@pytest.mark.parametrize("windows", [*WINDOWS, "alternate"])
-def test_windows(windows):
-    source = net(nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 6))
-    images = torch.randn(16, 3, 8, 8)
-    model = convert(source.eval(), images, windows)
-    spiking = [module for module in model if isinstance(module, SpikingLayer)]
-    kinds = ["non_dilated", "dilated", "non_dilated"] if windows == "alternate" else [windows] * 3
-    assert [layer.neuron.windows for layer in spiking] == kinds
-    for neuron in (layer.neuron.train() for layer in spiking):
-        assert (neuron.membrane is None) == (windows == "single")
-    set_annealing(model, 0.0)
-    assert torch.equal(model(images), source(images))
-    set_annealing(model, None)
-    model(images).sum().backward()
-    if windows != "single":
-        assert all(layer.neuron.membrane.decay.logit.grad.abs().sum() > 0 for layer in spiking)
-        x = model[:3](images)
-        kind = WINDOWS[kinds[0]]
-        membranes = [torch.zeros_like(window) for window in kind.split(x)]
-        for k, window in enumerate(kind.split(x)):
-            membranes[k] = window + (0.4 * membranes[k - 1] if k else 0.0)
-        merged = kind.merge(membranes, 8, 8)
-        threshold = spiking[0].neuron.log_threshold.exp().view(-1, 1, 1)
-        assert torch.equal(spiking[0].neuron(x) > 0, merged >= threshold)
-    torch.testing.assert_close(fold_batch_norm(model.eval())(images), model(images))
 
 
 def test_a_network_is_traced_whole():

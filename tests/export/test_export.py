@@ -223,7 +223,7 @@ def test_graded_spikes(to, tmp_path):
 @pytest.mark.slow
 def test_a_converted_network(tmp_path):
     network = timm.create_model("test_resnet", num_classes=3, in_chans=1).eval()
-    converted = lightning_msnn.convert(network, torch.rand(8, 1, 16, 16), windows="grid", levels=3)
+    converted = lightning_msnn.convert(network, torch.rand(8, 1, 16, 16), levels=3)
     layers = lightning_msnn.conversion.converted_layers(converted)
     source = checkpoint(
         tmp_path, "spiking", 16, num_classes=3, in_chans=1, source="test_resnet", layers=layers, levels=3

@@ -31,6 +31,7 @@ from lightning_msnn.nn import (
 from lightning_msnn.nn.folding import fold_batch_norm
 from tests.conftest import COMPILED, DISTINCT, NETWORKS, SHALLOW, TINY, rest_is_slow
 
+KINDS = ("non_dilated", "dilated", "grid", "single")
 STEMS = rest_is_slow(NETWORKS, [*TINY, "msnn_resnet20_224"])
 """Those of either stride of the stem: for what is about sizes."""
 SMALL = {"depths": (2, 1, 1), "widths": (24, 24, 24)}
@@ -93,7 +94,7 @@ def test_any_size(name):
 @pytest.mark.parametrize(
     "kwargs",
     [
-        *({"windows": windows, "context": context} for windows in WINDOW_SCHEDULES for context in CONTEXTS),
+        *({"windows": windows, "context": context} for windows in (*WINDOW_SCHEDULES, *KINDS) for context in CONTEXTS),
         *({"learn_tau": False}, {"preset": "paper"}),
     ],
     ids=lambda kwargs: "-".join(map(str, kwargs.values())),

@@ -295,7 +295,6 @@ def test_command_line(mine, run):
     out, err, status = run("list")
     assert (err, status) == ("", 0)
     assert DIGITS in out
-    assert "msnn_vit12" in run("list", "--all")[0].splitlines()
     assert json.loads(run("info", DIGITS)[0])["architecture"] == "msnn_resnet12_tiny"
     (mine / "README.md").unlink()
     assert run("card", DIGITS)[2] == 0
