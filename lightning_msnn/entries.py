@@ -89,7 +89,7 @@ def find(name: str) -> Path:
         raise ConfigurationError(f"the zoo has several entries {name!r}: give one of {', '.join(alike)}")
     raise ConfigurationError(
         f"unknown zoo entry {name!r} in {', '.join(map(str, _roots()))}: "
-        f"allowed are {', '.join(known) or 'none'}{suggestion(str(name), known)}"
+        f"lightning-msnn zoo list names all{suggestion(str(name), known)}"
     )
 
 

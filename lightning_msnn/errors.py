@@ -71,8 +71,9 @@ def suggestion(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
 
     Entries are less similar the lower the cutoff is, from 1 (the same) to 0 (nothing in common).
     """
-    near = get_close_matches(name, list(allowed), n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    names = {known.lower(): known for known in allowed}
+    near = get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
 
 
 def check_number(name: str, value: object, *, below_one: bool = False) -> float:

@@ -47,7 +47,7 @@ def test_timm_knows_what_an_entry_says():
 
 @pytest.mark.parametrize("name", ["msnn_resnet12_tiny.digit", "", None, "resnet18", "../digits"])
 def test_unknown_entry(name):
-    with pytest.raises(ConfigurationError, match="unknown zoo entry.*allowed are .*digits"):
+    with pytest.raises(ConfigurationError, match="unknown zoo entry.*zoo list names all"):
         find(name)
 
 

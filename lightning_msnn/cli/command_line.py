@@ -188,7 +188,7 @@ class MSNNCLI(LightningCLI):
         network, pretrained = vars(given)["model.network"], vars(given)["model.pretrained"]
         if pretrained not in (None, "true", "false", "null"):
             return Source(pretrained if is_checkpoint(pretrained) else find(pretrained).name)
-        return Source(network) if network in entries() and pretrained == "true" else None
+        return Source(find(network).name) if network and pretrained == "true" else None
 
     def _parse_ckpt_path(self) -> None:
         """Done before parsing."""

@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Iterable, Iterator
 from inspect import isabstract
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from jsonargparse import ActionConfigFile
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_msnn.errors import ConfigurationError, brief, in_chain, suggestion
 from lightning_msnn.imports import import_files
@@ -25,13 +28,20 @@ IMPORTS = "run.imports"
 
 _MEANT, _ALLOWED = "; did you mean ", ": allowed are "
 
-_MEANT_BY = {"learning_rate": "lr", "epochs": "trainer.max_epochs", "trainer.epochs": "trainer.max_epochs"}
+_MEANT_BY = {
+    **{"learning_rate": "lr", "wandb": "WandbLogger", "tensorboard": "TensorBoardLogger", "csv": "CSVLogger"},
+    **{"epochs": "trainer.max_epochs", "trainer.epochs": "trainer.max_epochs", "trainer.gpus": "trainer.devices"},
+}
 """Names of other libraries."""
 
 _UNION = "Does not validate against any of the Union subtypes Subtypes:"
 
-_LONGEST = 300
-"""Characters of another library's message, at most."""
+_INNER = (_MEANT, _ALLOWED, "must be one of", "Got value: ", "the following arguments are required")
+"""Marks of what a parser within the parser has said."""
+
+_JARGON = re.compile(
+    r"<class '[\w.]*?(\w+)'>|Parser key \"([\w.]+)\"|\b(?:collections\.abc|lightning\.pytorch|typing)\.[a-z_.]*(?=[A-Z])"
+)
 
 
 def configurations() -> dict[str, Path]:
@@ -54,7 +64,9 @@ def find_configuration(name: str) -> Path:
         return Path(name)
     known = configurations()
     if (key := name.removesuffix(".yaml")) not in known:
-        hint = suggestion(key, known) or f"{_ALLOWED}{', '.join(known)}"
+        groups = groupby(known, key=lambda known: known[: known.rfind("/") + 1])
+        names = ", ".join(f"{f}{{{','.join(k.removeprefix(f) for k in group)}}}" for f, group in groups)
+        hint = suggestion(key, known) or f"{_ALLOWED}{names}"
         raise ConfigurationError(f"no configuration {name!r}, neither a file nor one of the package{hint}")
     return known[key]
 
@@ -96,15 +108,15 @@ class Parser(LightningArgumentParser):
         """Raise what is wrong with the arguments."""
         if (found := in_chain(ex, ConfigurationError)) is not None:  # of the parser of a class
             raise found
+        message = _JARGON.sub(r"\1\2", message).replace("NoneType", "null")
         lines = [" ".join(line.split()).removeprefix("- ") for line in message.splitlines()]
-        ours = [line for line in lines if _MEANT in line or _ALLOWED in line]  # likewise, of one of several types
-        if ours:
-            raise ConfigurationError(ours[0]) from ex
+        if inner := [line for line in lines if any(mark in line for mark in _INNER)]:
+            raise ConfigurationError(inner[0] if inner[0] == lines[0] else f"{lines[0]} {inner[0]}") from ex
         # jsonargparse repeats all that it was given, and says of each type of several what does not fit.
         said, _, given = " ".join(filter(None, lines)).replace(_UNION, "must be one of").partition(" Errors: ")
-        said = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", re.sub(r"Expected a path but .*? invalid ", "", said))
+        said = re.sub(r"Expected a path but .*? invalid ", "", said)
         value = given.rpartition("Given value: ")[2]
-        said = f"{said[:_LONGEST]}{f', not {value[:_LONGEST]}' if value else ''}"
+        said = f"{said[:300]}{f', not {value[:60]}' if value else ''}"
         hint = f"; a file of yours that defines it must be imported with --{IMPORTS}"
         if in_chain(ex, (ImportError, AttributeError)) is None:  # no such module, or no such class in it
             hint = self._hint(message)
@@ -113,16 +125,17 @@ class Parser(LightningArgumentParser):
     def _hint(self, message: str) -> str:
         """The allowed name nearest to a word of a message; the arguments of a class if there is none."""
         names = list(_names(self))
-        bases = (Callback, Logger, LightningModule, LightningDataModule)
+        bases = (Callback, Logger, LightningModule, LightningDataModule, Optimizer, LRScheduler)
         allowed = {*names, *(kind.__name__ for base in bases for kind in _derived(base))}
         for word in message.replace("=", " ").split():
             word = word.strip("\"'.,:;()[]{}<>-")
-            word = _MEANT_BY.get(word, word)
-            if word in _MEANT_BY.values() and word in allowed:
-                return f"{_MEANT}{word!r}?"
+            if _MEANT_BY.get(word) in allowed:
+                return f"{_MEANT}{_MEANT_BY[word]!r}?"
             if len(word) > 2 and word not in allowed and (hint := suggestion(word, allowed, 0.8)):
                 return hint
-        return f"{_ALLOWED}{', '.join(names)}" if "is not accepted" in message and len(names) < 20 else ""
+        if "is not accepted" in message and len(names) < 20:
+            return f"{_ALLOWED}{', '.join(names)}"
+        return "; see --help" if message.startswith("unrecognized") else ""
 
 
 def _names(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -9,6 +9,7 @@ from lightning_msnn.data.arrays import Part
 from lightning_msnn.data.base import ImageDataModule
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset
 from lightning_msnn.data.reading import class_folders
+from lightning_msnn.errors import ConfigurationError
 
 __all__ = ["ImageFolder"]
 
@@ -58,8 +59,11 @@ class ImageFolder(ImageDataModule):
     @property
     def class_names(self) -> list[str]:
         """Names of the class folders, of the training part if there is one."""
-        self.check_root()
-        return class_folders(self._part_folder("train")) or class_folders(self._part_folder("test"))
+        root = self.check_root()
+        names = class_folders(self._part_folder("train")) or class_folders(self._part_folder("test"))
+        if not names:
+            raise ConfigurationError(f"{str(root)!r} has no class folders: it needs {self.layout}")
+        return names
 
     def _part_folder(self, part: Part) -> Path:
         folder = super()._part_folder(part)

@@ -203,9 +203,10 @@ def make_decay(channels: int, tau: float, learn_tau: bool | str) -> FixedDecay |
         ConfigurationError: If tau is outside [0, 1], or on a bound where it is learnt.
     """
     values = grain_size("learn_tau", learn_tau, channels)
-    if values and not 0.0 < tau < 1.0:
+    tau = check_number("tau", tau)
+    if values and tau in (0.0, 1.0):
         raise ConfigurationError(f"a learnt tau must start in (0, 1), not at {tau}")
-    return LearntDecay(values, tau) if values else FixedDecay(check_number("tau", tau))
+    return LearntDecay(values, tau) if values else FixedDecay(tau)
 
 
 class Membrane(nn.Module):
