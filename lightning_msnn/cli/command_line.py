@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from inspect import Parameter
@@ -355,6 +356,8 @@ def _class(path: str) -> type:
 def run(args: list[str]) -> None:
     """Run a verb with its options."""
     csv = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}}
+    # Lightning would say that logs are deleted; those of a resumed run have been put aside.
+    warnings.filterwarnings("ignore", r"(Experiment logs|Checkpoint) directory .* exists and is not empty")
     try:
         MSNNCLI(
             LightningModule,

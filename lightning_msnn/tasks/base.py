@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any, Literal
@@ -28,6 +29,9 @@ from lightning_msnn.models.registry import make_network, own_class
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_state, read_checkpoint
 from lightning_msnn.runs.trainer import planned, refuse_shards
 from lightning_msnn.tasks.optimization import SCHEDULES, Muon, make_schedule, named_groups
+
+# Lightning 2.6 asks torch 2.13 for a leaf in a way that warns in each training, and a user can do nothing about it.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.pytorch\.utilities\._pytree")
 
 __all__ = ["Task", "TrainingStepCallback", "only_size"]
 
