@@ -501,7 +501,7 @@ BAD = {
         "fit --trainer.callbacks+=Convert --trainer.callbacks.levels=a", "levels: Expected a .*int.*a"),
     "YAML that is none": ("fit --config '{model: {lr: [1}'", "cannot read the configuration.*while parsing"),
     "profile": (f"report {ENTRY} --profile cmos", "profile 'cmos': allowed are cmos_45nm, .*did you mean 'cmos_45nm'"),
-    "format": (f"export {ENTRY} --to onx --out x.onnx", "format 'onx': allowed are nir, onnx, torch; did you mean 'onnx'"),
+    "format": (f"export {ENTRY} --to onx --out x.onnx", "'onx': allowed are nir, onnx, torch; did you mean 'onnx'"),
     "suffix": (f"export {ENTRY} --to onnx --out x.pt2", "out must end with .onnx for onnx, not be 'x.pt2'"),
     "no number": ("fit --model.lr fast", "lr: Expected a float. Got value: fast$"),
     "rate below 0": ("fit --model.lr -1", "lr must be .*-1"),

@@ -35,7 +35,7 @@ from lightning_msnn.cli.folders import Run, begin_run, experiment_folder, newest
 from lightning_msnn.cli.parsing import IMPORTS, ConfigurationFile, Parser, leading
 from lightning_msnn.cli.source import Source, compare_resumed, options_of
 from lightning_msnn.data.arrays import parameters_of
-from lightning_msnn.entries import entries, find
+from lightning_msnn.entries import find
 from lightning_msnn.errors import ConfigurationError, brief, in_chain
 from lightning_msnn.imports import import_files
 from lightning_msnn.nn import Spike

@@ -40,7 +40,7 @@ _INNER = (_MEANT, _ALLOWED, "must be one of", "Got value: ", "the following argu
 """Marks of what a parser within the parser has said."""
 
 _JARGON = re.compile(
-    r"<class '[\w.]*?(\w+)'>|Parser key \"([\w.]+)\"|\b(?:collections\.abc|lightning\.pytorch|typing)\.[a-z_.]*(?=[A-Z])"
+    r"<class '[\w.]*?(\w+)'>|Parser key \"([\w.]+)\"|\b(collections|lightning|typing)\.[a-z_.]*(?=[A-Z])"
 )
 
 
