@@ -215,6 +215,8 @@ def test_default_root_dir_says_where_runs_lie(tmp_path, monkeypatch):
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 6
     assert (folder / "metrics.0.csv").read_text() == metrics
     assert (folder / "metrics.csv").is_file()
+    main([*LONGER, *root, "--trainer.max_epochs", "2", "--ckpt_path", "last"])  # nothing is left to do
+    assert (folder / "metrics.1.csv").is_file(), "it was not refused"
     assert not list(Path().iterdir())
 
 

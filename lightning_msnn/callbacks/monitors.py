@@ -58,7 +58,7 @@ class _Monitor(Callback):
     _values: Callable[[Record], dict[str, Any]]
     """Returns the values to log by key."""
 
-    def __init__(self, every_n_steps: int | None, samples: int, network: str | None) -> None:
+    def __init__(self, every_n_steps: int | None = None, samples: int = SAMPLES, network: str | None = None) -> None:
         if every_n_steps is not None:
             check_integer("every_n_steps", every_n_steps, 1)
         self.every_n_steps = every_n_steps
@@ -186,11 +186,8 @@ class SpikeRateMonitor(_Monitor):
     """
 
     operations = False
-
-    def __init__(self, every_n_steps: int | None = None, samples: int = SAMPLES, network: str | None = None) -> None:
-        super().__init__(every_n_steps, samples, network)
-        self._before: set[str] = set()
-        self._warned: set[str] = set()
+    _before: frozenset[str] = frozenset()
+    _warned: frozenset[str] = frozenset()
 
     def _values(self, record: Record) -> dict[str, Any]:
         rates = {name: float(rate) for name, rate in measured.spike_rate(record, by="layer").items()}
@@ -200,7 +197,7 @@ class SpikeRateMonitor(_Monitor):
         # Twice in a row, as the first statistics of batch norms are rough.
         if new := (extreme & self._before) - self._warned:
             rank_zero_warn(f"no neuron, or every neuron, fired at two logs in a row in {', '.join(sorted(new))}")
-        self._before = extreme
+        self._before = frozenset(extreme)
         self._warned |= new
         rates |= {"all": measured.spike_rate(record)} if rates else {}
         values = {f"spike_rate/{name}": rate for name, rate in rates.items()}
@@ -229,19 +226,11 @@ class EnergyMonitor(_Monitor):
 
     Args:
         profile: Name of an energy profile, or a YAML file of one.
-        every_n_steps: As :class:`SpikeRateMonitor`.
-        samples: Images of a test that are counted.
-        network: Name of the network in the LightningModule.
+        **kwargs: Arguments of :class:`SpikeRateMonitor`.
     """
 
-    def __init__(
-        self,
-        profile: str = DEFAULT_PROFILE,
-        every_n_steps: int | None = None,
-        samples: int = SAMPLES,
-        network: str | None = None,
-    ) -> None:
-        super().__init__(every_n_steps, samples, network)
+    def __init__(self, profile: str = DEFAULT_PROFILE, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         measured.profile(profile)
         self.profile = profile
         self.columns: dict[str, dict[str, Any]] = {}

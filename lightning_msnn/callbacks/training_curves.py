@@ -95,10 +95,9 @@ class TrainingCurves(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curves so far."""
-        return {"history": {name: [list(p) for p in points] for name, points in self.history.items()}}
+        return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the curves of a training that is resumed."""
         if self._fits:
-            pairs = state_dict["history"].items()
-            self.history = {name: [(int(e), float(v)) for e, v in points] for name, points in pairs}
+            self.history = state_dict["history"]

@@ -103,11 +103,13 @@ class MSNNCLI(LightningCLI):
         verbs, given = LightningCLI.subcommands(), kwargs.get("args") or sys.argv[1:]
         if given and given[0] in verbs:  # the parser of each takes a while to make
             self.subcommands = lambda: {given[0]: verbs[given[0]]}  # type: ignore[method-assign]
+        ended = False
         try:
             super().__init__(*args, **kwargs)
+            ended = True
         finally:
             if self._run is not None:
-                self._run.close(self._begun)
+                self._run.close(ended or self._begun)
 
     @property
     def _begun(self) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import re
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +33,7 @@ class Run(NamedTuple):
     aside: dict[Path, Path]  # where files of a resumed run lie now, by where they lay
 
     def close(self, begun: bool = False) -> None:
-        """Unlock the folder, remove it if it is empty, and put files back if no training step is done."""
+        """Unlock the folder, remove it if it is empty, and put files back if the run was refused before it began."""
         for file, aside in () if begun else self.aside.items():
             aside.replace(file)
         if self.lock is not None:
@@ -122,8 +121,6 @@ def place_loggers(trainer: Namespace, folder: Path) -> None:
         return
     given = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     loggers = [logger for logger in given if hasattr(logger, "class_path")]  # without true, Lightning's default
-    if any(logger.class_path.endswith(_LOCAL[1]) for logger in loggers) and find_spec("tensorboard") is None:
-        raise ConfigurationError(f"{_LOCAL[1]} needs tensorboard: pip install 'lightning-msnn[tensorboard]'")
     free = [logger for logger in loggers if logger.init_args.get("save_dir") == "."]
     local = [logger for logger in free if logger.class_path.rpartition(".")[2] in _LOCAL]
     if not local:

@@ -118,7 +118,7 @@ class LogMel(nn.Module):
         depth: Decibels below the loudest value that are kept.
 
     Raises:
-        ConfigurationError: If there are too few samples for the frames, or too few frequencies for the filters.
+        ConfigurationError: If there are too few frequencies for the filters.
     """
 
     window: Tensor
@@ -129,8 +129,6 @@ class LogMel(nn.Module):
         self.depth = depth
         self.n_fft = 2 ** math.ceil(math.log2(0.025 * rate))  # 25 ms or more, in which speech hardly changes
         self.hop, self.frames = samples // frames, frames
-        if self.hop < 1:
-            raise ConfigurationError(f"frames must be at most {samples}, the samples of a recording, not {frames}")
         filters = mel_filters(rate, self.n_fft, mels)
         if (filters.sum(1) == 0).any():
             raise ConfigurationError(

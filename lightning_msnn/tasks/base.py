@@ -191,13 +191,9 @@ class Task(pl.LightningModule):
         return outputs
 
     def twins(self, images: Tensor) -> dict[str, nn.Module]:
-        """Return the networks that a report compares this one with: with ReLU, and with LIF neurons at T = 4.
+        """Return the baselines that a report compares this network with, by name, in eval mode.
 
-        Args:
-            images: Images ``(B, in_chans, H, W)`` that set the statistics of their batch norms.
-
-        Returns:
-            Networks in eval mode by name; none where there is nothing to compare with.
+        Images ``(B, in_chans, H, W)`` set the statistics of their batch norms.
         """
         return baselines(self.network, images)
 
