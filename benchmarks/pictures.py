@@ -336,7 +336,10 @@ def draw_curves() -> Figure:
         axes = places[line["data"].partition(",")[0]]
         options = line["command"].split()
         name = options[options.index("--model.network") + 1] if "--model.network" in options else "msnn_resnet12"
-        relu, (epochs, top1) = bool({"recipe/twin", "--model.twin"} & set(options)), zip(*line["curve"], strict=True)
+        relu, (epochs, top1) = (
+            bool({"recipe/twin", "recipe/baseline", "--model.twin"} & set(options)),
+            zip(*line["curve"], strict=True),
+        )
         means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment"}
         label = f"{name}{', ReLU' if relu else ''}{''.join(said for word, said in means.items() if word in options)}"
         plain = name == "msnn_resnet12" and not means.keys() & set(options)

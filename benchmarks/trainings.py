@@ -1,7 +1,7 @@
 r"""Trainings by the command line, the files that keep their results, and the tables and pictures made of these.
 
     python -m benchmarks.trainings run experiments cifar100 "threshold 1.0" --seeds 0 1 2 -- \
-        --config data/cifar100 --config recipe/fast --model.network_kwargs "{threshold: 1.0}" --run.test false
+        --config data/cifar100 --config recipe/paper --model.network_kwargs "{threshold: 1.0}" --run.test false
     python -m benchmarks.trainings run frontier cifar100 "trained towards 50 %, 5 epochs" -- \\
         --config data/cifar100 --config recipe/dial --trainer.max_epochs 5
     python -m benchmarks.trainings report
@@ -111,6 +111,7 @@ SECTIONS = {
 WHOLE = (
     ("cifar100", "msnn_resnet12 on all of CIFAR-100", 2, "epochs"),
     ("recipe", "Recipes for msnn_resnet12", 1, "seeds"),
+    ("whitened_recipe", "recipe/baseline and recipe/student, each part taken away", 1, "seeds"),
     ("equal_operations", "Depth and width at equal operations, CIFAR-100 at 16x16", 1, "epochs"),
 )
 """Tables of CIFAR-100: data, title, digits, last column."""
@@ -144,7 +145,8 @@ def experiments(rows: Rows) -> str:
         lines = [[p, *(row.get(theta, "") for theta in thetas)] for p, row in by_theta.items()]
         text += [f"**Projections on {title}, top-1**", "", markdown(["projection", *thetas], lines), ""]
     for data, title, digits, last in WHOLE:
-        mine = {name: one for (of, name), one in found.items() if of == data}
+        if not (mine := {name: one for (of, name), one in found.items() if of == data}):
+            continue
         ends = [one[0]["epochs"] if last == "epochs" else len(one) for one in mine.values()]
         tops = [mean([percent(r) for r in one], digits) for one in mine.values()]
         lines = [list(line) for line in zip(mine, tops, map(rate, mine.values()), ends, strict=True)]

@@ -30,7 +30,7 @@ ROOT = "folder of the network's data set; some need none"
 IMPORTS = "Python file of your own, or module, that defines what is named here; it is imported first"
 
 _OPTIONS = (
-    ("--config NAME", "a file, or quickstart, data/cifar100, recipe/fast, ...; several add up", "fit"),
+    ("--config NAME", "a file, or quickstart, data/cifar100, recipe/baseline, ...; several add up", "fit"),
     ("--ckpt_path FILE", "checkpoint; for fit, last continues the newest run of this name", ""),
     ("--model.network NAME", "network of this package, a zoo entry, or another of timm's", ""),
     ("--model.pretrained true", "take the trained weights of that name", ""),

@@ -496,8 +496,8 @@ BAD = {
     "optimizer by its class": ("fit --optimizer AdamV", "not AdamV; did you mean 'Adam'"),
     "schedule": ("fit --model.schedule cosin", r"'one_cycle', 'triangle', 'constant'\]. Got value: cosin"),
     "precision": ("fit --trainer.precision bf61", "'bf16-mixed', .*not bf61"),
-    "configuration": ("fit --config recipe/fst", "'recipe/fst'.*did you mean 'recipe/fast'"),
-    "configuration like no other": ("fit --config xyz", "'xyz', neither a file nor .*recipe/.*,fast,"),
+    "configuration": ("fit --config recipe/papr", "'recipe/papr'.*did you mean 'recipe/paper'"),
+    "configuration like no other": ("fit --config xyz", "'xyz', neither a file nor .*recipe/.*,paper,"),
     "levels of too many": ("fit --model.network_kwargs.levels 16", "levels must be 15 at most, not 16"),
     "levels of a conversion": (
         "fit --trainer.callbacks+=Convert --trainer.callbacks.levels=a", "levels: Expected a .*int.*a"),

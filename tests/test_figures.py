@@ -266,7 +266,6 @@ SETTINGS: dict[str, str] = {
     "docs/concepts.md": r"threshold \(0\.5\)|from 0\.1;|program uses 0\.25",
     "docs/convert.md": "over 60 % of the steps|half of the batches",
     "docs/dial.md": r"first 40 % of the|at most 3 % above|half of its operations",
-    "docs/distil.md": "the first 60 %",
     "docs/energy.md": r"NeuroBench 2\.3 and SpikingJelly 2\.0",
     "docs/experiments.md": r"fixed at 0\.4|default of 0\.1|theta 0\.3|at 0\.7 and 0\.9|theta is 0\.25|0\.1 to 0\.9"
     r"|a rate of 0\.02|A threshold of 1\.0|which have 0\.5|a quarter of|four times as many|at a rate of 0\.002",

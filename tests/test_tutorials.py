@@ -72,7 +72,7 @@ def getting_started():
 
 def distil():
     assert runs() == {"baseline": 1, "student": 1}
-    teacher = config("student")["trainer"]["callbacks"][1]["init_args"]["source"]
+    teacher = config("student")["trainer"]["callbacks"][0]["init_args"]["source"]
     assert teacher.endswith("runs/baseline/version_0/checkpoints/best.ckpt")
 
 

@@ -45,7 +45,7 @@ _JARGON = re.compile(
 
 
 def configurations() -> dict[str, Path]:
-    """Return the configurations that come with the package, by name, such as ``recipe/fast``."""
+    """Return the configurations that come with the package, by name, such as ``recipe/paper``."""
     package = Path(__file__).resolve().parents[1]
     folder = next((f for f in (package / "_configs", package.parent / "configs") if f.is_dir()), package / "_configs")
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.yaml"))}

@@ -1,6 +1,6 @@
 """The handwritten digits that come with scikit-learn."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class Digits(ImageDataModule):
     test_fraction: ClassVar[float] = 0.2
     test_seed: ClassVar[int] = 881797  # any constant; a change would let a published model see its test images
 
-    def __init__(self, *, flip: float = 0.0, crop_padding: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *, flip: float | Literal["alternate"] = 0.0, crop_padding: int = 1, **kwargs: Any) -> None:
         super().__init__(flip=flip, crop_padding=crop_padding, **kwargs)
 
     def read(self, part: Part) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from lightning_msnn.callbacks import EMA, EnergyTarget, Mixing
+from lightning_msnn.callbacks import EMA, EnergyTarget, Mixing, Whitening
 from lightning_msnn.data import ImageFolder
 from lightning_msnn.kernels import native
 from lightning_msnn.runs import AtomicCheckpointIO, FiniteLoss, LastCheckpoint, RandomState
@@ -58,7 +58,10 @@ def main(root: str, out: str, devices: int) -> None:
     pl.seed_everything(5)
     data = ImageFolder(root=root, image_size=8, batch_size=16, val_fraction=0.35)
     task = SpikingClassifier(
-        "msnn_resnet12_tiny", num_classes=3, network_kwargs={"depths": [1, 1, 1, 1], "widths": [8] * 4}, lr=0.001
+        "msnn_resnet12_tiny",
+        3,
+        network_kwargs={"depths": [1, 1, 1, 1], "widths": [8] * 4, "stem": "whitened"},
+        lr=0.001,
     )
     options: dict[str, Any] = {
         "accelerator": "cpu", "devices": devices, "strategy": "ddp" if devices > 1 else "auto", "logger": False,
@@ -66,7 +69,16 @@ def main(root: str, out: str, devices: int) -> None:
         "plugins": [AtomicCheckpointIO()],
     }  # fmt: skip
     watch, target = Watch(), EnergyTarget(rate=0.05)
-    callbacks = [Mixing(mixup=0.5), target, EMA(0.9), RandomState(), LastCheckpoint(2), FiniteLoss(), watch]
+    callbacks = [
+        Mixing(mixup=0.5),
+        target,
+        EMA(0.9),
+        Whitening(),
+        RandomState(),
+        LastCheckpoint(2),
+        FiniteLoss(),
+        watch,
+    ]
     trainer = pl.Trainer(max_epochs=2, callbacks=callbacks, **options)
     result = {
         "validate": trainer.validate(task, datamodule=data, verbose=False)[0],
