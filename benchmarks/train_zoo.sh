@@ -24,9 +24,9 @@ fit() { # entry, recipe, options
     entry=$1 recipe=$2
     shift 2
     test -e "$out/zoo/$entry" && return
-    lightning-msnn fit --config "$of" --config "recipe/$recipe" --config optimizer/muon \
+    lightning-msnn fit --config "$of" --config "recipe/$recipe" \
         --model.network "$network" --data.root "$data" --data.image_size $size \
-        --trainer.max_epochs "$epochs" --trainer.check_val_every_n_epoch 1 --trainer.accelerator gpu \
+        --trainer.max_epochs "$epochs" --trainer.accelerator gpu \
         --trainer.default_root_dir "$out/runs" --run.name "$entry" --run.test false --ckpt_path last "$@"
     run=$(ls -td "$out/runs/$entry"/version_* | head -1)
     python - "$epochs" "$run" > "$run/fields.json" <<-'PYTHON'
@@ -38,7 +38,7 @@ fit() { # entry, recipe, options
 	device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
 	print(json.dumps({
 	    "command": f"lightning-msnn fit --config {sys.argv[2]}/config.yaml",
-	    "recipe": "Muon, one cycle, cutmix on half of the batches",
+	    "recipe": "whitened stem, Muon along a triangle, alternating flips and reflected crops",
 	    "epochs": int(sys.argv[1]), "seed": 0, "hardware": device, "date": date.today().isoformat(),
 	}))
 	PYTHON
@@ -47,7 +47,6 @@ fit() { # entry, recipe, options
 }
 
 mkdir -p "$out/zoo"
-fit "$network.${tag}_relu" twin "$@"
-teacher="{class_path: Teacher, init_args: {source: $network.${tag}_relu}}"
-fit "$network.$tag" taught --model.pretrained "$network.${tag}_relu" \
-    --trainer.callbacks "[{class_path: SpikeAnnealing}, $teacher, {class_path: Mixing}]" "$@"
+fit "$network.${tag}_relu" baseline "$@"
+fit "$network.$tag" student --model.pretrained "$network.${tag}_relu" \
+    --trainer.callbacks.source "$network.${tag}_relu" "$@"

@@ -39,7 +39,6 @@ class ImageDataModule(ArrayDataModule):
         flip: Probability of a horizontal flip of a training image; or ``"alternate"``: half of the images are mirrored
             in the first epoch, the others in the next, and so on (K. Jordan, arXiv 2404.00498).
         policy: Augmentation policy of training images. ``autoaugment`` takes the policy learnt for the data set.
-        erasing: Probability that a rectangle of a training image is replaced by the mean colour.
         policy_groups: Groups of a batch that get their own draw of the policy; more are nearer to the published policy
             and slower.
         train_sizes: Height and width of augmented training images from an epoch on, such as ``{0: 24, 20: 32}``:
@@ -75,7 +74,6 @@ class ImageDataModule(ArrayDataModule):
         crop_padding: int = 4,
         flip: float | Literal["alternate"] = 0.5,
         policy: Literal["none", "autoaugment", "randaugment"] = "none",
-        erasing: float = 0.0,
         policy_groups: int = 16,
         train_sizes: dict[int, int] | None = None,
         border: Literal["zeros", "reflect"] = "zeros",
@@ -86,9 +84,7 @@ class ImageDataModule(ArrayDataModule):
         self.download = download
         self.alternate = flip == "alternate"
         chance = 0.0 if flip == "alternate" else check_number("flip, if not 'alternate',", flip)
-        self.augment = BatchAugmentation(
-            crop_padding, chance, policy, erasing, policy_groups, self.mean, self.autoaugment, border
-        )
+        self.augment = BatchAugmentation(crop_padding, chance, policy, policy_groups, self.autoaugment, border)
         self.train_sizes = {
             check_integer("an epoch of train_sizes", epoch, 0): check_integer(f"train_sizes[{epoch!r}]", size, 1)
             for epoch, size in (train_sizes or {}).items()

@@ -26,7 +26,7 @@ class ImageFolder(ImageDataModule):
 
     A part is decoded at the start and kept as tensors, or each image is decoded whenever it is needed. In the second
     case a training image gets its random crop when it is decoded (8 to 100 % of the area, scaled to ``image_size``).
-    Flip, policy and erasing are applied to the batch on the device in both.
+    Flip and policy are applied to the batch on the device in both.
 
     Args:
         root: Folder of the data set.

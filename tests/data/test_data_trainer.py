@@ -50,7 +50,7 @@ class Probe(pl.LightningModule):
 @pytest.mark.parametrize("kind", ["digits", "in memory", "decoded by a worker"])
 def test_the_trainer_runs_every_stage(make_tree: MakeTree, tmp_path: Path, kind: str) -> None:
     write_image(tmp_path / "new" / "x.png", 0)
-    options: dict[str, Any] = {"batch_size": 4, "policy": "randaugment", "erasing": 0.5, "image_size": 16}
+    options: dict[str, Any] = {"batch_size": 4, "policy": "randaugment", "image_size": 16}
     options["folder"] = str(tmp_path / "new")
     worker = kind == "decoded by a worker"
     root = str(make_tree(["a", "b", "c"], size=(24, 20)))

@@ -55,12 +55,18 @@ def images(tmp_path: Path) -> Path:
 
 
 def digits(_: Path) -> Digits:
-    return Digits(batch_size=16, policy="randaugment", erasing=0.3, crop_padding=2, flip=0.5)
+    return Digits(batch_size=16, policy="randaugment", crop_padding=2, border="reflect", flip="alternate")
 
 
 def decoded_in_workers(images: Path) -> ImageFolder:
     return ImageFolder(
-        root=str(images), image_size=8, batch_size=8, in_memory=False, num_workers=2, erasing=0.3, policy="randaugment"
+        root=str(images),
+        image_size=8,
+        batch_size=8,
+        in_memory=False,
+        num_workers=2,
+        flip="alternate",
+        policy="randaugment",
     )
 
 
