@@ -275,7 +275,7 @@ SETTINGS: dict[str, str] = {
     "docs/paper.md": r"arXiv 2401\.10843|\| (?:72\.41|72\.31) %|\| a third|theta 0\.3|at 0\.7 and 0\.9"
     r"|channel from 0\.1|a fixed 0\.4",
     "docs/rates.md": r"fell by 0\.0003",
-    "docs/training.md": r"smoothing 0\.1|half of the batches|10 to 15 seconds of one core",
+    "docs/training.md": r"smoothing 0\.1|half of the (?:batches|images)|10 to 15 seconds of one core",
     "docs/try.md": "17 MB",
     "docs/zoo.md": r"explains: 1 %, of accuracies 0\.1 points",
 }
