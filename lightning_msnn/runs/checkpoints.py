@@ -33,6 +33,9 @@ def write_whole(content: Any, path: str | Path) -> None:
     Args:
         content: Bytes, or what ``torch.save`` can write.
         path: The file, or any URL that fsspec knows.
+
+    Raises:
+        ConfigurationError: If it cannot be written there.
     """
     if not isinstance(content, bytes):
         torch.save(content, buffer := io.BytesIO())
@@ -44,8 +47,12 @@ def write_whole(content: Any, path: str | Path) -> None:
         if target.exists() and not target.is_file():
             raise ConfigurationError(f"{name!r} is no file, so that it is not replaced: give the path of a file")
         partial = target.with_name(f".{target.name}.partial")  # in the same folder, which makes the last step one
-        partial.write_bytes(content)
-        partial.replace(target)
+        try:
+            partial.write_bytes(content)
+            partial.replace(target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise ConfigurationError(f"cannot write {name!r}: {error.strerror}") from error
     else:
         with files.transaction, files.open(name, "wb") as file:
             file.write(content)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import AtomicCheckpointIO, read_checkpoint, write_whole
 
 
@@ -33,3 +34,16 @@ def test_an_interruption_leaves_the_older_one(tmp_path: Path, monkeypatch: pytes
     assert read_checkpoint(path)["epoch"] == 1
     write_whole({"state_dict": {}, "epoch": 3}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_a_full_disk_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(b"old", path := tmp_path / "x.ckpt")
+
+    def write(self: Path, _: bytes) -> None:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(ConfigurationError, match=f"cannot write '{path}': No space left on device"):
+        write_whole(b"new", path)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.ckpt", b"old")]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from inspect import signature
+from pathlib import Path
 
 import pytest
 import timm
@@ -266,6 +267,11 @@ def test_measure_mends_a_card(mine, measured, monkeypatch):
     config = zoo.info(DIGITS)
     change(mine, top1=99.0, energy_joules=1.0)
     monkeypatch.setattr("lightning_msnn.zoo.exporting.figures", lambda *_: measured)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Path, "replace", lambda *_: sys.exit("interrupted"))
+        with pytest.raises(SystemExit, match="interrupted"):
+            zoo.measure(DIGITS)
+    assert zoo.info(DIGITS)["top1"] == 99.0, "a file is replaced whole"
     zoo.measure(DIGITS)
     again = zoo.info(DIGITS)
     assert (again["top1"], again["command"]) == (config["top1"], config["command"])
