@@ -31,7 +31,7 @@ from benchmarks.common import ROOT, fill, markdown
 from lightning_msnn import zoo
 from lightning_msnn.energy import FACTORS, evenly, spike_rate, summarize
 from lightning_msnn.energy.report import compare
-from lightning_msnn.functional import PROJECTIONS, WINDOWS
+from lightning_msnn.functional import PROJECTIONS, WINDOWS, heaviside
 from lightning_msnn.tasks import SpikingClassifier
 
 DOCS = ROOT / "docs"
@@ -158,14 +158,8 @@ def draw_visits() -> Figure:
             panel.text(*spots[-1], str(k + 1), **label)
         for a, b in pairwise(spots):
             shrink = 6 if grid else 12
-            arrow = {
-                "arrowstyle": "-|>",
-                "mutation_scale": 9 if grid else 13,
-                "lw": 1.4,
-                "shrinkA": shrink,
-                "shrinkB": shrink,
-            }
-            panel.add_patch(FancyArrowPatch(a, b, color="black", **arrow))
+            arrow = {"arrowstyle": "-|>", "lw": 1.4, "shrinkA": shrink, "shrinkB": shrink}
+            panel.add_patch(FancyArrowPatch(a, b, color="black", mutation_scale=9 if grid else 13, **arrow))
         panel.set_title(title, fontsize=10)
         panel.set(xlim=(-0.1, size + 0.1), ylim=(size + 0.1, -0.1), aspect="equal")
         panel.axis("off")
@@ -190,6 +184,25 @@ def draw_projections() -> Figure:
     figure.suptitle("The projections at theta = 0.25 (in units of pi)")
     figure.supxlabel("a, the membrane of layer 1")
     figure.supylabel("b, the membrane of layer 2")
+    return figure
+
+
+def draw_levels() -> Figure:
+    """What a neuron of several levels returns, and the slope that a training uses, beside a rectifier."""
+    figure, threshold = Figure(figsize=(9.0, 3.4), layout="constrained"), 0.5
+    left, right = figure.subplots(1, 2)
+    u = torch.linspace(-0.5, 3.0, 1401, requires_grad=True)
+    x = u.detach() / threshold
+    for levels, colour in zip((4, 2, 1), COLOURS, strict=False):
+        spikes = heaviside(u, threshold=threshold, levels=levels)
+        left.plot(x, spikes.detach(), color=colour, lw=2, label=f"D = {levels}")
+        right.plot(x, torch.autograd.grad(spikes.sum(), u)[0], color=colour, lw=2)
+    left.plot(x, x.clamp(min=0.0), "k--", lw=1, label="rectifier, u / V")
+    right.plot(x, (x > 0) / threshold, "k--", lw=1)
+    left.set(title="what the neuron returns", ylabel="spike", ylim=(-0.2, 5.2))
+    right.set(title="the slope that training uses", ylabel="slope")
+    figure.supxlabel("membrane u / threshold V", fontsize=10)
+    left.legend()
     return figure
 
 
@@ -222,8 +235,7 @@ def draw_windows(found: dict[str, Any]) -> Figure:
         row[0].set_ylabel(f"{one['kind'].replace('_', '-')}\nchannel {channel}, {decay}", fontsize=9)
         figure.colorbar(picture, ax=row[6], shrink=0.8)
     for panel in axes.flat:
-        panel.set_xticks([])
-        panel.set_yticks([])
+        panel.set(xticks=[], yticks=[])
     figure.suptitle(f"One neuron map of {ENTRY}, one time step: membranes as windows are visited in turn", fontsize=11)
     return figure
 
@@ -250,8 +262,7 @@ def draw_neuron(found: dict[str, Any]) -> Figure:
         fired = whole > threshold
         panel.plot(visits[fired], whole[fired], "k*", ms=13, label="spike")
         panel.axhline(0, color="black", lw=0.6)
-        panel.set_xticks(visits)
-        panel.set_xlabel("window")
+        panel.set(xticks=visits, xlabel="window")
         panel.set_title(f"channel {c}, tau {float(one['tau'][c]):.2f}", fontsize=10)
     axes[0].set_ylabel("membrane")
     handles: dict[str, Any] = {}
@@ -396,6 +407,7 @@ def draw() -> None:
     figures = {
         "windows": draw_visits(),
         "omega_surfaces": draw_projections(),
+        "pictures/levels": draw_levels(),
         "pictures/membranes": draw_windows(found),
         "pictures/neuron": draw_neuron(found),
         "pictures/accuracy_energy": draw_energy(),
