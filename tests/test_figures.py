@@ -247,6 +247,7 @@ SOURCES: dict[str, Callable[[], list[Any]]] = {
     ],
     "docs/fine-tune.md": lambda: [100 / 359, *(statistics.mean(line["top1"]) for line in TRAININGS)],
     "docs/getting-started.md": minutes,
+    "docs/graded-spikes.md": lambda: [100 / 359],
     "docs/own-images.md": minutes,
     "docs/paper.md": paper,
     "docs/runs.md": minutes,
