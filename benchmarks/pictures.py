@@ -223,9 +223,8 @@ def draw_windows(found: dict[str, Any]) -> Figure:
             shown[y : y + s, x : x + s] = u[channel].numpy()
             row[k + 1].set_facecolor("#eeeeee")
             row[k + 1].imshow(shown, **style)
-            row[k + 1].add_patch(
-                Rectangle((x - 0.5, y - 0.5), s, s, fill=False, edgecolor=COLOURS[k], lw=3, clip_on=False)
-            )
+            frame = Rectangle((x - 0.5, y - 0.5), s, s, fill=False, edgecolor=COLOURS[k], lw=3, clip_on=False)
+            row[k + 1].add_patch(frame)
             row[k + 1].set_title(f"visit {k + 1}", fontsize=10, color=COLOURS[k])
         picture = row[5].imshow(one["merged"][channel].numpy(), **style)
         row[5].set_title("merged", fontsize=10)
@@ -295,8 +294,8 @@ def draw_energy() -> Figure:
             panel.plot(x[0], top1, marker, color=colour, ms=8)
             panel.plot(x[1], top1, marker, color=colour, ms=8, mfc="white", mew=2)
     for data, panel in axes.items():
-        panel.set_xlabel(f"energy of one {'recording' if data == 'SpokenDigits' else 'image'} (µJ, 45 nm CMOS)")
-        panel.set_xscale("log")
+        what = "recording" if data == "SpokenDigits" else "image"
+        panel.set(xscale="log", xlabel=f"energy of one {what} (µJ, 45 nm CMOS)")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_locator(NullLocator())
@@ -347,10 +346,8 @@ def draw_curves() -> Figure:
         axes = places[line["data"].partition(",")[0]]
         options = line["command"].split()
         name = options[options.index("--model.network") + 1] if "--model.network" in options else "msnn_resnet12"
-        relu, (epochs, top1) = (
-            bool({"recipe/twin", "recipe/baseline", "--model.twin"} & set(options)),
-            zip(*line["curve"], strict=True),
-        )
+        relu = bool({"recipe/twin", "recipe/baseline", "--model.twin"} & set(options))
+        epochs, top1 = zip(*line["curve"], strict=True)
         means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment"}
         label = f"{name}{', ReLU' if relu else ''}{''.join(said for word, said in means.items() if word in options)}"
         plain = name == "msnn_resnet12" and not means.keys() & set(options)
@@ -358,8 +355,7 @@ def draw_curves() -> Figure:
         axes.plot(epochs, top1, style, color=FAMILIES[name], lw=1.8, label=label)
         axes.plot(epochs[top1.index(max(top1))], max(top1), "*", color=FAMILIES[name], ms=11, mec="black", mew=0.6)
     for (name, axes), lowest in zip(places.items(), (50, 30), strict=True):
-        axes.set(title=f"CIFAR-{name.removeprefix('cifar')}", xlim=(0, 25), xticks=range(0, 25, 4))
-        axes.set_ylim(bottom=lowest)
+        axes.set(title=f"CIFAR-{name.removeprefix('cifar')}", xlim=(0, 25), xticks=range(0, 25, 4), ylim=(lowest, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3.2)
     figure.suptitle("Long trainings, with exact spikes at each validation (star: best epoch)", fontsize=12)
@@ -422,9 +418,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     measuring = verbs.add_parser("measure")
-    measuring.add_argument("--cifar100", required=True, help="its folder")
-    measuring.add_argument("--cifar10", required=True, help="its folder")
-    measuring.add_argument("--spoken-digits", required=True, help="their folder")
+    for data in ("--cifar100", "--cifar10", "--spoken-digits"):
+        measuring.add_argument(data, required=True, help="its folder")
     verbs.add_parser("draw")
     given = parser.parse_args()
     if given.verb == "measure":
