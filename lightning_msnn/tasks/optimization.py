@@ -68,10 +68,12 @@ class Muon(AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take a step."""
+        with torch.enable_grad():
+            loss = closure() if closure is not None else None  # first: it zeroes the gradients of all groups
         everything = self.param_groups
         self.param_groups = [group for group in everything if not group["orthogonal"]]
         try:
-            loss = super().step(closure)
+            super().step()
         finally:
             self.param_groups = everything
         units = torch.cpu.get_capabilities()
@@ -80,6 +82,7 @@ class Muon(AdamW):
             for filters in (p for p in group["params"] if p.grad is not None):
                 if not (state := self.state[filters]):
                     state["momentum_buffer"] = torch.zeros_like(filters)
+                    state["step"] = torch.zeros(())  # AdamW looks for one when it loads a state
                 momentum = state["momentum_buffer"].lerp_(filters.grad, 0.1).flatten(1)
                 dtype = of_cpu if momentum.device.type == "cpu" else torch.bfloat16
                 step = zeropower_via_newtonschulz(momentum, 5, _COEFFICIENTS["quintic"], dtype=dtype)

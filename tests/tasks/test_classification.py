@@ -147,12 +147,17 @@ def test_muon_is_timms_in_float32(tmp_path, monkeypatch):
     own, other = Muon(ours, 0.02), timm.optim.create_optimizer_v2(theirs, "muon", lr=0.02)
     exact = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
     monkeypatch.setattr(muon, "zeropower_via_newtonschulz", exact)
-    for _ in range(2):
-        for p, q in zip(network.parameters(), twin.parameters(), strict=True):
-            p.grad = torch.randn_like(p)
-            q.grad = p.grad.clone()
-        own.step()
-        other.step()
+    for seed in range(2):
+        for each, optimizer in ((network, own), (twin, other)):
+
+            def closure(each: nn.Module = each, optimizer: torch.optim.Optimizer = optimizer, seed: int = seed) -> None:
+                """Zero the gradients of the last step, as Lightning does, and add new ones."""
+                torch.manual_seed(seed)
+                optimizer.zero_grad(set_to_none=False)
+                for p in each.parameters():
+                    p.grad = torch.randn_like(p) + (0.0 if p.grad is None else p.grad)
+
+            optimizer.step(closure)
     torch.testing.assert_close(network.state_dict(), twin.state_dict())
     momenta = [state["momentum_buffer"].dtype for state in own.state.values() if "momentum_buffer" in state]
     assert momenta == [torch.float32] * len(turned)
