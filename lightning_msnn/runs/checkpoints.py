@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def write_whole(content: Any, path: str | Path) -> None:
             partial.write_bytes(content)
             partial.replace(target)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # of a folder that cannot be written at all
+                partial.unlink()
             raise ConfigurationError(f"cannot write {name!r}: {error.strerror}") from error
     else:
         with files.transaction, files.open(name, "wb") as file:

@@ -268,9 +268,10 @@ class Task(pl.LightningModule):
             self._groups = named_groups(self.network, self.hparams["weight_decay"], self.hparams["optimizer"])
 
     def _agreed(self, names: list[str], source: str) -> list[str]:
-        """Return names of classes, if they are those that are known; numbers are no names."""
+        """Return names of classes, if they are those that are known; as many numbers are no names."""
         known = self.class_names
-        if names != known and not any(each == [str(i) for i in range(len(each))] for each in (names, known)):
+        numbers = [str(i) for i in range(len(known))]
+        if names != known and (len(names) != len(known) or numbers not in (names, known)):
             raise ConfigurationError(f"{source} has the classes {names!s:.99}, but known are {known!s:.99}")
         return names
 

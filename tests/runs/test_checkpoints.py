@@ -39,7 +39,7 @@ def test_an_interruption_leaves_the_older_one(tmp_path: Path, monkeypatch: pytes
 def test_a_full_disk_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_whole(b"old", path := tmp_path / "x.ckpt")
 
-    def write(self: Path, _: bytes) -> None:
+    def write(self: Path, _: bytes = b"") -> None:
         self.touch()
         raise OSError(28, "No space left on device")
 
@@ -47,3 +47,6 @@ def test_a_full_disk_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigurationError, match=f"cannot write '{path}': No space left on device"):
         write_whole(b"new", path)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.ckpt", b"old")]
+    monkeypatch.setattr(Path, "unlink", write)  # of a folder that is read-only
+    with pytest.raises(ConfigurationError, match="cannot write"):
+        write_whole(b"new", path)
