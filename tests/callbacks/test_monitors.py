@@ -71,19 +71,6 @@ def test_once_an_epoch(tmp_path):
     assert rows(tmp_path, "spike_rate/1")[5] == pytest.approx(record.total("spikes") / record.total("neurons"))
 
 
-@pytest.mark.parametrize(
-    ("options", "logged"),
-    [
-        ({"accumulate_grad_batches": 3, "max_epochs": 4}, [1, 3, 5, 7]),
-        ({"log_every_n_steps": 0}, []),
-    ],
-)
-def test_epochs_that_log(options, logged, tmp_path):
-    trainer(tmp_path, EnergyMonitor(), **options).fit(Plain())
-    file = tmp_path / "run/version_0/metrics.csv"
-    assert (list(rows(tmp_path, "energy/all")) if file.exists() else []) == logged
-
-
 @pytest.mark.filterwarnings("ignore:no neuron, or every neuron")
 def test_training_is_the_same_with_monitors(tmp_path):
     """To the bit: what is counted is an evaluation of its own, also of one that draws numbers."""
