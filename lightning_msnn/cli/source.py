@@ -61,7 +61,7 @@ class Source:
         """Return model and data as a configuration; a class that is not imported must be among these arguments."""
         found, names = {}, {arg.partition("=")[0] for arg in args}
         for section, path in self.paths.items():
-            kind = imported(path, _BASES[section])
+            kind: type | None = imported(path, _BASES[section])
             if kind is not None:
                 arguments, known = self.arguments[section], parameters_of(kind).keys() - OF_THE_MACHINE
                 if issubclass(kind, ArrayDataModule):
