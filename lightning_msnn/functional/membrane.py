@@ -1,8 +1,8 @@
 """Membranes: how they travel from window to window (arXiv 2401.10843).
 
 Synaptic currents do not depend on the other windows of their own layer, so they are computed for all windows at once,
-before the scan; what is left to do in order is element-wise. This is the reference that the kernels are tested against,
-and what a layer runs on that no kernel covers.
+before the scan; what is left to do in order is element-wise. Kernels are tested against these functions, and a layer
+that no kernel covers runs on them.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
 """C sources compiled on the machine that runs them, once, where it has a compiler.
 
 A library is kept in a cache folder that is the user's alone (``$XDG_CACHE_HOME/lightning_msnn_kernels``, by default
-under ``~/.cache``; mode 0700). Its name has the hash of its source, the compiler and the processor, as machines that
-share a home folder may not run each other's, and the hash of its content, so that a broken file is compiled again.
+under ``~/.cache``; mode 0700). Its name has two hashes: one of source, compiler and processor, because machines may
+share a home folder, and one of its content, so that a broken file is compiled again.
 ``LIGHTNING_MSNN_NATIVE=0`` in the environment switches kernels off.
 """
 

@@ -1,9 +1,8 @@
 """A convolution for small maps on CPUs, whose gradients are matrix products.
 
 oneDNN takes several times as long as a matrix product of the same size to form the gradient of a kernel where a map has
-few pixels. Here it is one product, with a matrix of what each pixel of the output meets of the input, which is made in
-the backward pass. On two by two pixels the output and the gradient of the input are one product each, every pixel with
-every other.
+few pixels. Here it is one product, with a matrix of the input pixels that each output pixel meets, made in the backward
+pass. On two by two pixels the output and the gradient of the input are one product each, every pixel with every other.
 
 The gradients are made of plain torch, so that it can be differentiated twice. :mod:`lightning_msnn.nn.synapse` says
 where it is the faster one.

@@ -105,7 +105,7 @@ def run(layer: Layer, size: tuple[int, int], current: Tensor, given: Tensors) ->
     if not _FAILED:
         try:
             return _compiled(layer, size)(current, dict(given))
-        except Exception as error:  # of the compiler, of which each part has its own
+        except Exception as error:  # each part of the compiler raises its own kind
             made = equations(layer, size, current, given)  # raises what is no fault of the compiler's
             _FAILED.append(error)
             warnings.warn(f"torch.compile failed, so layers of neurons run without it: {error}", stacklevel=2)

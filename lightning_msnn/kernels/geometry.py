@@ -35,12 +35,12 @@ class Layer(NamedTuple):
         fires: Whether the layer returns spikes, not membranes.
         windows_in: Whether the current is a batch of windows ``(n B, C, h, w)``, not a map.
         windows_out: Whether the windows fire, not the merged map.
-        handed: Of how many of the last channels the membranes of all windows but the last are returned.
+        handed: How many of the last channels hand on their membranes in all windows but the last.
         keeps: Whether the merged membranes are returned beside the spikes.
         training: Whether the norm takes the statistics of the current, not the running ones.
         synchronised: Whether it takes those of all processes; on CPUs.
         bytes: Whether spikes are bytes, uint8, not of the current's type; in inference, on CPUs.
-        levels: How many levels spikes have: the largest one.
+        levels: Levels of a spike, which is the largest one.
         threshold: Threshold, where none is learnt.
         eps: What the norm adds to the variance.
     """

@@ -142,7 +142,7 @@ def convolve(
         weight: Integers, int8 ``(O, C / groups, k, l)``, at most :data:`MOST` for each output channel.
         scale: What the sum of an output channel is multiplied by, float32 ``(O,)``.
         bias: What is then added, float32 ``(O,)``.
-        packed: Where what oneDNN makes of the weight is kept from call to call.
+        packed: Keeps the weight in oneDNN's order from call to call.
         steps: How the kernel goes over the map.
         fires: Whether to return spikes: 1 where that is 1 or more, else 0. The scale must then be 1 and the bias whole.
         residual: Residual stream, in the shape of the currents, that is added.

@@ -192,8 +192,8 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the gradients of the current and of ``other``, and sums by channel, float32 ``(SUMS + 2, C)``.
 
-    The first rows of the sums are of the gradient of the normalised current, of that times what the current differs
-    from its mean, and of the gradients of the decay, of pi theta and of the threshold; the last two are scratch memory.
+    Rows of the sums: the gradient of the normalised current; that times the current's distance from its mean; the
+    gradients of the decay, of pi theta and of the threshold; two of scratch memory.
 
     Args:
         layer: The layer.
@@ -223,9 +223,9 @@ def backward(
 
 
 def settle(grad_current: Tensor, current: Tensor, norm: Tensor, totals: Tensor, rows: Tensor, eps: float) -> None:
-    """Take what shared statistics owe off the gradient of a normalised current, in place: now it is the current's.
+    """Make the gradient of a normalised current that of the current, in place, where processes share statistics.
 
-    ``totals`` are the sums of :func:`backward` over all processes, of as many rows as ``rows``, float64 ``(1,)``, says.
+    ``totals`` are the sums of :func:`backward` over all processes; ``rows``, float64 ``(1,)``, is the number of rows.
     """
     call = _Call()
     _describe(call, current.shape, current.dtype, torch.get_num_threads())

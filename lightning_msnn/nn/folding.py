@@ -59,7 +59,7 @@ class ThresholdEncoder(nn.Module):
         self.register_buffer("zero", torch.zeros_like(sign))
         self.register_buffer("one", torch.ones_like(sign))
         self.mixed = bool((scale < 0).any())
-        # What counts spikes knows a layer of neurons by its threshold.
+        # Counters of spikes know neurons by this attribute.
         self.threshold = encoder.spike.threshold
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -65,7 +65,7 @@ class IntegerConv2d(nn.Module):
             )
         self.fires = level is not None
         if level is not None:
-            self.threshold = float(torch.as_tensor(level).flatten()[0])  # by which what counts spikes knows neurons
+            self.threshold = float(torch.as_tensor(level).flatten()[0])  # counters of spikes know neurons by it
             least = ((torch.as_tensor(level).double() - bias.double()) / scale.double()).ceil()
             bias, scale = (1.0 - least.clamp(-(2.0**23), 2.0**23)).float(), torch.ones_like(scale)
         assert not isinstance(conv.padding, str)
@@ -155,7 +155,7 @@ def _read_by_synapses(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, Block):
         entering = ("encoder1",) if "byte_spikes" in vars(type(module.mixer)) else ()
         return entering + (("encoder2",) if isinstance(module.mlp, MLP | IntegerMLP) else ())
-    # Of a class itself: one derived from it may do something else with them.
+    # Not inherited: a derived class may use its spikes elsewhere.
     names: tuple[str, ...] = vars(type(module)).get("byte_spikes", ())
     return names
 
@@ -192,7 +192,7 @@ def to_integers(model: M) -> M:
         for name in () if converted else _read_by_synapses(parent):
             _store_bytes(getattr(parent, name))
         for name, child in parent.named_children():
-            if isinstance(child, DropPath):  # does nothing in inference, but keep the stream from being added at once
+            if isinstance(child, DropPath):  # does nothing here, but keeps a synapse from adding the stream
                 setattr(parent, name, nn.Identity())
             elif callable(getattr(child, "to_integers", None)):
                 setattr(parent, name, child.to_integers())  # type: ignore[operator]

@@ -28,8 +28,8 @@ class Mixer(nn.Module):
         windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
         context: ``"shared"`` or ``"isolated"``.
 
-    A class whose input is read by synapses alone has ``byte_spikes``, the names of those layers of neurons in it of
-    whose spikes the same is true: integer inference stores them as bytes.
+    A class whose input only synapses read lists in ``byte_spikes`` its layers of neurons whose spikes only synapses
+    read; integer inference stores these spikes as bytes.
 
     Raises:
         ConfigurationError: If one is not known.

@@ -35,7 +35,7 @@ MOST_LEVELS = 15
 
 
 def grain_size(name: str, learn: bool | str, channels: int) -> int:
-    """Return how many values a layer of so many channels learns: of ``learn`` False none, of ``"layer"`` one.
+    """Return how many values a layer learns: none (False), one (``"layer"``), one a channel (``"channel"``, True).
 
     Raises:
         ConfigurationError: If ``learn`` is neither a bool nor ``"layer"`` or ``"channel"``; the message names it.
@@ -105,7 +105,7 @@ class Spike(nn.Module):
         self.level = nn.Parameter(torch.full((values,), threshold)) if values else None
         self.name = neuron.surrogate
         self.surrogate = choose(SURROGATES, neuron.surrogate, "surrogate gradient")
-        # No buffer: what averages, broadcasts or stores those of a network has no use for it.
+        # No buffer, so that it is not averaged, broadcast or saved.
         self.annealing = None
         self.bytes = False
 

@@ -1,4 +1,4 @@
-"""Synapses: convolutions that turn spikes into currents, which train by matrix products where a CPU is faster so.
+"""Synapses: convolutions that turn spikes into currents; they train by matrix products where that is faster on a CPU.
 
 On small maps oneDNN's convolutions, and above all the gradients of their weights, take up to twenty times as long as
 matrix products of the same size. :func:`product_is_faster` is the rule; ``python -m benchmarks.synapses`` measures it.
@@ -129,7 +129,7 @@ class PatchConv2d(nn.Conv2d):
 class CentredConv2d(nn.Conv2d):
     """A convolution of odd kernel that keeps the size of the map; arguments are those of ``nn.Conv2d``.
 
-    On a map of a single row or column it computes the middle of the kernel alone, which no padding meets.
+    On a single row or column it uses only the middle of the kernel, the part that meets pixels.
     """
 
     def __init__(
