@@ -290,15 +290,19 @@ INLINE float surrogate_of(float x) {
     return 1.0f - (y > 1.0f ? 1.0f : y);
 }
 
-/* The sum of the triangles about v, 2 v, ..., top v: of those from first to last, which u lies in, m are at u or below. */
+/* The sum of the ramps max(y - k, 0) that begin at k = 1, 2, ..., top. */
+INLINE float ramps_of(float y, float top) {
+    float n = floorf(y);
+    n = n > 0.0f ? n : 0.0f, n = n < top ? n : top;
+    return n * (y - 0.5f - 0.5f * n);
+}
+
+/* The sum of the triangles about v, 2 v, ..., top v: each is a second difference of ramps. */
 INLINE float surrogates_of(float u, float v, float top) {
-    float end = top * v + 2.0f;
-    u = u > -2.0f ? (u < end ? u : end) : -2.0f; /* beyond, no triangle is met */
-    float m = reached(u, v, top), first = floorf((u - 1.0f) / v) + 1.0f, last = ceilf((u + 1.0f) / v) - 1.0f;
-    first = first > 1.0f ? first : 1.0f, last = last < top ? last : top;
-    float below = m - first + 1.0f, above = last - m;
-    below = below > 0.0f ? below : 0.0f, above = above > 0.0f ? above : 0.0f;
-    return below * (1.0f - u + 0.5f * v * (first + m)) + above * (1.0f + u - 0.5f * v * (m + 1.0f + last));
+    float half = 1.0f / v, y = u * half, end = top + half; /* half of a triangle's width; beyond, no triangle is met */
+    y = y > -half ? y : -half, y = y < end ? y : end;
+    float middle = ramps_of(y, top);
+    return v * ((ramps_of(y + half, top) - middle) - (middle - ramps_of(y - half, top)));
 }
 
 /* The slope of what neurons return. */
