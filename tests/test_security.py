@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_msnn import zoo
 from lightning_msnn.callbacks import BestCheckpoint
 from lightning_msnn.cli import main
-from lightning_msnn.entries import CONFIG_FILE
+from lightning_msnn.entries import CONFIG_FILE, WEIGHTS_FILE
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import LastCheckpoint, network_of, read_checkpoint
 
@@ -197,6 +197,17 @@ def test_entry_that_gets_past_its_hash(small_entry: Path, argument: str, value: 
     for pretrained in (True, False):
         with pytest.raises(ConfigurationError, match=rf"config.json is refused: it gives the network {argument}, and"):
             zoo.load(small_entry.name, pretrained)
+    assert not offline
+
+
+def test_an_entry_without_weights_fetches_none(small_entry: Path, offline: list[str]) -> None:
+    content = json.loads((small_entry / CONFIG_FILE).read_text())
+    content["pretrained_cfg"] |= {"url": "https://example.org/x.pth", "hf_hub_id": "theirs/x"}
+    (small_entry / CONFIG_FILE).write_text(json.dumps(content))
+    (small_entry / WEIGHTS_FILE).unlink()
+    for load in (zoo.load, lambda _: timm.create_model(f"local-dir:{small_entry}", pretrained=True)):
+        with pytest.raises(ConfigurationError, match="weights of .* cannot be read at .*: No such file"):
+            load(small_entry.name)
     assert not offline
 
 
