@@ -189,10 +189,14 @@ class _Neurons(torch.autograd.Function):
             raise ConfigurationError(
                 "kernels compute one gradient at a time: LIGHTNING_MSNN_NATIVE=0 leaves several at once to torch"
             )
-        kept, maps = current.contiguous(memory_format=LAST), (grad, *more[:2], other := given.pop("other"))
-        read = [x if x is None else x.to(kept.dtype).contiguous(memory_format=LAST) for x in maps]
-        whole = not layer.synchronised
-        grad_current, grad_other, sums = native.backward(layer, ctx.size, *read, kept, norm, given, whole)
+        kept, other, whole = current.contiguous(memory_format=LAST), given.pop("other"), not layer.synchronised
+        maps: tuple[Any, ...] = (grad, *more[:2], other)
+        upstream, handed, merged, seen = (
+            x if x is None else x.to(kept.dtype).contiguous(memory_format=LAST) for x in maps
+        )
+        grad_current, grad_other, sums = native.backward(
+            layer, ctx.size, upstream, handed, merged, seen, kept, norm, given, whole
+        )
         if layer.training and layer.synchronised:
             rows = sums.new_tensor([float(kept.numel() // kept.shape[1])])
             owed = torch.cat([sums[:2].flatten(), rows]).double()
