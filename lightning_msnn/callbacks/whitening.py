@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, check_number
 from lightning_msnn.nn.blocks import WhitenedStem
 from lightning_msnn.runs.trainer import planned, refuse_shards, steps_done
 
@@ -45,7 +45,7 @@ class Whitening(pl.Callback):
     starts from, or of the training that is resumed.
 
     Args:
-        until: Share of the training after which the biases stay, in (0, 1].
+        until: Share of the training after which the biases stay, in [0, 1].
 
     Raises:
         ConfigurationError: If ``until`` is not allowed; when training starts, if the network has no such stem, a
@@ -53,9 +53,7 @@ class Whitening(pl.Callback):
     """
 
     def __init__(self, until: float = 0.6) -> None:
-        if not 0.0 < until <= 1.0:
-            raise ConfigurationError(f"until of Whitening must be above 0 and at most 1, not {until}")
-        self.until = until
+        self.until = check_number("until of Whitening", until)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the filters, unless they have been."""

@@ -57,7 +57,7 @@ def test_filters_are_set_once_and_biases_learn_for_a_share(tmp_path, monkeypatch
 
 
 def test_what_it_needs(tmp_path):
-    with pytest.raises(ConfigurationError, match="above 0 and at most 1, not 1.5"):
+    with pytest.raises(ConfigurationError, match=r"until of Whitening must be a number in \[0, 1\], not 1.5"):
         Whitening(1.5)
     with pytest.raises(ConfigurationError, match="Whitening must be left out: the network has no whitened stem"):
         fit(tmp_path, Whitening())

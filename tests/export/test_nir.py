@@ -206,6 +206,7 @@ def test_a_channel_that_always_or_never_fires(tmp_path):
     [
         ({"network": "msnn_vit12_tiny", "widths": (24, 24)}, "only the residual CNN family, msnn_resnet12, can"),
         ({"windows": "alternate"}, "its windows must be 'single', not 'alternate'"),
+        ({"stem": "whitened"}, "its stem must be 'convolution', not 'whitened'"),
         ({"learn_threshold": "channel"}, "its learn_threshold must be False, not 'channel'"),
     ],
     ids=str,
