@@ -70,4 +70,4 @@ class Whitening(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Leave the biases out of the last steps: an optimizer passes over a parameter that has no gradient."""
         if steps_done(trainer) >= self._last:
-            self._stem.whitening.bias.grad = None
+            self._stem.whitening.zero_grad()

@@ -78,7 +78,7 @@ def test_images_of_other_channels_get_a_stem_of_their_own(channels, stays):
     with torch.no_grad():
         for value in entry.state_dict().values():
             value.add_(1)
-    overlay = {"state_dict": copy.deepcopy(entry.state_dict()), "first_conv": "stem.whitening"}
+    overlay = {"state_dict": copy.deepcopy(entry.state_dict()), "first_conv": "stem.whitening", "num_classes": 10}
     model = make(pretrained=True, in_chans=channels, pretrained_cfg_overlay=overlay)
     assert model.stem.is_whitened is stays
     own, state = model.state_dict(), entry.state_dict()
