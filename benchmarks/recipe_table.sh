@@ -43,7 +43,7 @@ student() { # name, seeds, arguments of the network, further callbacks, weight o
         from=$baselines/$seed/version_0/checkpoints/best.ckpt
         taught=", {class_path: Teacher, init_args: {source: $from, weight: $5}}"
         test "$5" != 0 || taught=""
-        row "the spiking network$1" "$seed" student --data.crop_padding 2 --model.pretrained "$from" \
+        row "the spiking network$1" "$seed" student --run.monitors true --data.crop_padding 2 --model.pretrained "$from" \
             --model.network_kwargs "$3" --trainer.callbacks "[$white$4$taught]" "${@:6}"
     done
 }
