@@ -358,8 +358,9 @@ def _class(path: str) -> type:
 def run(args: list[str]) -> None:
     """Run a verb with its options."""
     csv = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}}
-    # Lightning would say that logs are deleted; those of a resumed run have been put aside.
-    warnings.filterwarnings("ignore", r"(Experiment logs|Checkpoint) directory .* exists and is not empty")
+    # Logs of a resumed run have been put aside, and only a training needs the callbacks of the checkpoint.
+    untrue = r"(Experiment logs|Checkpoint) directory .* exists and is not empty"
+    warnings.filterwarnings("ignore", untrue if args[0] == "fit" else f"{untrue}|Be aware that when using `ckpt_path`")
     try:
         MSNNCLI(
             LightningModule,
