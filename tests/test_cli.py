@@ -604,7 +604,9 @@ def test_help_names_options_that_there_are(capsys):
                  "predict --data.help ImageFolder"):  # fmt: skip
         with pytest.raises(SystemExit):
             main(args.split())
-        shown.append(set(re.findall(r"^ +(?:-\w, )?--([\w.]+)", capsys.readouterr().out, re.MULTILINE)))
+        said = capsys.readouterr().out
+        assert "torch.nn.Linear" not in said, "modules that could be a network"
+        shown.append(set(re.findall(r"^ +(?:-\w, )?--([\w.]+)", said, re.MULTILINE)))
     assert len(shown[0]) == 21
     assert shown[0] | shown[1] <= set.union(*shown[2:]) | {"config"}
 

@@ -188,6 +188,7 @@ def test_sentences_are_short(page):
 QUICK = ["README.md", "docs/getting-started.md"]
 
 
+@pytest.mark.filterwarnings("error::UserWarning", "ignore:The number of training batches")  # which are few here
 @pytest.mark.parametrize("page", rest_is_slow(sorted(PYTHON.keys() - ELSEWHERE.keys()), QUICK))
 def test_python_runs(page, folder, monkeypatch, capsys):
     """The blocks of a page, one after another in one namespace, with few batches where they train."""
@@ -195,6 +196,7 @@ def test_python_runs(page, folder, monkeypatch, capsys):
     for part in ("TRAIN", "VAL", "TEST"):
         monkeypatch.setenv(f"PL_TRAINER_LIMIT_{part}_BATCHES", "1")
     monkeypatch.setenv("PL_TRAINER_ACCELERATOR", "cpu")
+    monkeypatch.setenv("WANDB_SILENT", "true")
     namespace = {}
     for block in PYTHON[page]:
         exec(compile(block.text, f"{page}: {block.heading}", "exec"), namespace)

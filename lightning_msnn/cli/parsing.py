@@ -122,6 +122,10 @@ class Parser(LightningArgumentParser):
             hint = self._hint(message)
         raise ConfigurationError(f"{said}{hint}") from ex
 
+    def format_help(self) -> str:
+        """Return the help without the 1,400 modules that could be a network."""
+        return re.sub(r",\s+known\s+subclasses:\s+torch\.nn\.Module,[^)]*", "", super().format_help())
+
     def _hint(self, message: str) -> str:
         """The allowed name nearest to a word of a message; the arguments of a class if there is none."""
         names = list(_names(self))
