@@ -34,8 +34,6 @@ _MEANT_BY = {
 }
 """Names of other libraries."""
 
-_UNION = "Does not validate against any of the Union subtypes Subtypes:"
-
 _INNER = (_MEANT, _ALLOWED, "must be one of", "Got value: ", "the following arguments are required")
 """Marks of what a parser within the parser has said."""
 
@@ -113,8 +111,9 @@ class Parser(LightningArgumentParser):
         if inner := [line for line in lines if any(mark in line for mark in _INNER)]:
             raise ConfigurationError(inner[0] if inner[0] == lines[0] else f"{lines[0]} {inner[0]}") from ex
         # jsonargparse repeats all that it was given, and says of each type of several what does not fit.
-        said, _, given = " ".join(filter(None, lines)).replace(_UNION, "must be one of").partition(" Errors: ")
+        said, _, given = " ".join(filter(None, lines)).partition(" Errors: ")
         said = re.sub(r"Expected a path but .*? invalid ", "", said)
+        said = said.replace("Does not validate against any of the Union subtypes Subtypes:", "must be one of")
         value = given.rpartition("Given value: ")[2]
         said = f"{said[:300]}{f', not {value[:60]}' if value else ''}"
         hint = f"; a file of yours that defines it must be imported with --{IMPORTS}"
