@@ -190,10 +190,9 @@ class _Neurons(torch.autograd.Function):
                 "kernels compute one gradient at a time: LIGHTNING_MSNN_NATIVE=0 leaves several at once to torch"
             )
         kept, other, whole = current.contiguous(memory_format=LAST), given.pop("other"), not layer.synchronised
-        maps: tuple[Any, ...] = (grad, *more[:2], other)
-        upstream, handed, merged, seen = (
-            x if x is None else x.to(kept.dtype).contiguous(memory_format=LAST) for x in maps
-        )
+        maps = (grad, *more[:2], other)
+        read: list[Any] = [x if x is None else x.to(kept.dtype).contiguous(memory_format=LAST) for x in maps]
+        upstream, handed, merged, seen = read
         grad_current, grad_other, sums = native.backward(
             layer, ctx.size, upstream, handed, merged, seen, kept, norm, given, whole
         )
