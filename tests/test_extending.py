@@ -15,9 +15,6 @@ from torch import nn
 
 from lightning_msnn import zoo
 from lightning_msnn.cli import main
-from lightning_msnn.imports import import_files
-from lightning_msnn.nn import Membrane, Neuron, Spike, fire
-from lightning_msnn.nn.layer import Layer
 from lightning_msnn.tasks import SpikingClassifier
 from tests.conftest import ROOT, rest_is_slow
 from tests.pages import blocks, commands
@@ -174,59 +171,3 @@ def test_a_task(here):
     torch.testing.assert_close(task.losses(logits, targets), torch.tensor(expected))
     assert content["callbacks"]
     assert not hasattr(task, "mixer"), "no classifier of the package"
-
-
-# The reference, by autograd
-
-
-def layer_by_hand(current, other, tau, theta, form, windows_out):
-    """A layer of neurons on halves of a map of even height, with its threshold's surrogate as a custom gradient."""
-    height = current.shape[2]
-    cut = lambda x: [x[:, :, : height // 2], x[:, :, height // 2 :]]  # noqa: E731
-
-    def omega(a, b):
-        x = math.pi * theta * (a + b) / 2
-        return 2 * x / (1 + x.abs())
-
-    upper, lower = cut(current)
-    if form == "first":
-        membranes = [upper, tau * upper + lower]
-    elif form == "coupled":
-        membranes = [upper, tau * omega(other[0], upper) + lower]
-    else:
-        m1, m2 = cut(other)
-        first = upper + tau * omega(m1, m2)
-        membranes = [first, lower + tau * omega(first, m2)]
-    u = torch.cat(membranes, 0 if windows_out else 2) - 0.5
-    slope = (1 - u.abs()).clamp(min=0).detach()
-    return (u >= 0).to(u.dtype).detach() + slope * (u - u.detach())
-
-
-@pytest.mark.parametrize("windows_out", [False, True], ids=["shared", "isolated"])
-@pytest.mark.parametrize("form", ["first", "coupled", "recurrent"])
-def test_gradients_are_those_of_autograd(here, form, windows_out):
-    """No kernel runs, in training either; with the package's own names one would."""
-    import_files(["softsign.py", "halves.py"])
-    neuron = Neuron(projection="softsign", learn_theta=True, tau=0.3)
-    membrane = Membrane(form, neuron, 3, "halves")
-    current = torch.randn(2, 3, 6, 4, requires_grad=True)
-    other = torch.randn(2, 3, 6 if form == "recurrent" else 3, 4, requires_grad=True)
-    given = None if form == "first" else other if form == "recurrent" else [other]
-    handed = None if form == "first" else other
-    spikes, _, _ = fire(
-        current, None, Spike(neuron), membrane, handed, cut=Layer(kind="halves", windows_out=windows_out)
-    )
-    tau = torch.sigmoid(membrane.decay.logit).view(-1, 1, 1)
-    theta = None if form == "first" else torch.sigmoid(membrane.projection.theta_logit)
-    expected = layer_by_hand(current, given, tau, theta, form, windows_out)
-    assert torch.equal(spikes, expected)
-    assert 0 < spikes.mean() < 1
-    weights = torch.randn_like(spikes)
-    into = [current, *membrane.parameters(), *([] if form == "first" else [other])]
-    for mine, theirs in zip(
-        torch.autograd.grad((spikes * weights).sum(), into),
-        torch.autograd.grad((expected * weights).sum(), into),
-        strict=True,
-    ):
-        assert mine.abs().sum() > 0
-        torch.testing.assert_close(mine, theirs)

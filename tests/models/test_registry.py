@@ -411,14 +411,6 @@ def test_learnt_theta_needs_a_theta():
         make("msnn_resnet12_tiny", theta=0.0, learn_theta=True)
 
 
-def test_drop_path_grows_with_depth():
-    model = make("msnn_resnet12_tiny", drop_path_rate=0.2)
-    rates = [getattr(b.drop_path, "drop_prob", 0.0) for stage in model.stages for b in stage.blocks]
-    assert rates == sorted(rates)
-    assert rates[0] == 0.0
-    assert rates[-1] == pytest.approx(0.2)
-
-
 @pytest.mark.parametrize("name", TINY)
 def test_drop_path_is_of_each_branch(name):
     """A sample skips both branches with the square of the probability, and then the block leaves it as it is."""
