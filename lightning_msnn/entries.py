@@ -125,7 +125,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         ConfigurationError: If it is missing, is not JSON, or lacks a field or has one of another type or length.
     """
     file, content = folder / CONFIG_FILE, _content(folder)
-    timms, facts = (content.get(key) if isinstance(content.get(key), dict) else {} for key in ("pretrained_cfg", FACTS))
+    timms, facts = content.get("pretrained_cfg"), content.get(FACTS)
+    timms, facts = (part if isinstance(part, dict) else {} for part in (timms, facts))
     said = {**facts, **timms, **content}
     for field, kind in _FIELDS.items():
         if not isinstance(said.get(field), kind):

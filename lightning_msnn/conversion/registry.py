@@ -69,7 +69,7 @@ def adopt(
 def _build(
     source: str = "",
     source_kwargs: Mapping[str, Any] | None = None,
-    layers: Sequence[str] | None = None,
+    layers: Any = None,
     image_size: int | None = None,
     levels: int = 1,
     **kwargs: Any,
