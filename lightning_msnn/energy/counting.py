@@ -187,6 +187,8 @@ class OperationCounter:
             self.samples += 1 if first is None else len(first)
             if self.operations:
                 torch.clear_autocast_cache()  # of weights in another type, whose making shows that they are constants
+                self._modes.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+                torch.backends.mha.set_fastpath_enabled(False)  # it is one operation, whose parts are not seen
                 self._modes.enter_context(_Operations(self))
         self._batch *= getattr(module, "steps_in_batch", 1)  # time steps, one after another on the batch axis
         around = self._stack[-1].items if self._stack else self._batch
