@@ -121,18 +121,8 @@ def test_classes_of_a_checkpoint(here, capsys):
     )
     message = error_of(capsys, *test, "--model", "own_classes.Mine")
     assert "has own_classes.Theirs: give --data own_classes.Theirs, and import the file that defines it with" in message
-    main(
-        [
-            *test,
-            *classes,
-            "--run.imports",
-            "own_classes.py",
-            "--trainer.limit_test_batches",
-            "1",
-            "--run.monitors",
-            "false",
-        ]
-    )
+    once = ["--trainer.limit_test_batches", "1", "--run.monitors", "false"]
+    main([*test, *classes, "--run.imports", "own_classes.py", *once])
 
 
 def test_each_file_runs_once(here):

@@ -11,6 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning_msnn.data import Digits
 from lightning_msnn.runs import FiniteLoss
 from lightning_msnn.tasks import SpikingClassifier
+from tests.callbacks.training import quiet
 from tests.conftest import COMPILED, SHALLOW
 
 STEPS = 12
@@ -30,11 +31,7 @@ def train(folder: Path, name: str, **options: Any) -> tuple[dict[str, torch.Tens
     pl.seed_everything(0, verbose=False)
     task = SpikingClassifier(name, 10, 1, SHALLOW, lr=0.01, warmup_epochs=0, schedule="constant")
     losses = Losses()
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, default_root_dir=folder, max_steps=STEPS, limit_val_batches=0,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        callbacks=[losses, FiniteLoss()], **options,
-    )  # fmt: skip
+    trainer = quiet(folder, losses, FiniteLoss(), max_steps=STEPS, limit_val_batches=0, **options)
     trainer.fit(task, datamodule=Digits(batch_size=32))
     return task.state_dict(), losses.values
 

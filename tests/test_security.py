@@ -60,16 +60,6 @@ def test_pickle_with_a_payload(canary: Path, zipped: bool, verb: str, capsys: py
     assert not canary.exists()
 
 
-def test_resuming_with_a_payload(canary: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    last = canary.parent / "runs" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt"
-    last.parent.mkdir(parents=True)
-    torch.save({"state_dict": {}, "x": Payload(canary)}, last)
-    with pytest.raises(SystemExit):
-        main(["fit", *QUICK, "--ckpt_path", "last"])
-    assert "last.ckpt' is not a checkpoint" in capsys.readouterr().err
-    assert not canary.exists()
-
-
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system ['touch {}']", "!!python/name:os.system"])
 def test_yaml_with_python_tags(canary: Path, tag: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_text(f"model: {tag.format(canary)}\n")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import timm
 import torch
@@ -16,7 +15,7 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import Total
 from lightning_msnn.nn import Spike
 from lightning_msnn.tasks import SpikingClassifier, Task
-from tests.callbacks.training import NETWORK, RELU, fit
+from tests.callbacks.training import NETWORK, RELU, fit, quiet
 
 
 class ToyNetwork(nn.Module):
@@ -53,10 +52,8 @@ class Toy(Task):
 
 def train(toy, target, steps=300):
     data = TensorDataset(torch.randn(32 * 50, 4, 8, 8), torch.zeros(32 * 50, dtype=torch.int64))
-    pl.Trainer(
-        max_steps=steps, max_epochs=-1, callbacks=[target], logger=False, enable_checkpointing=False,
-        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-    ).fit(toy, DataLoader(data, 32), DataLoader(TensorDataset(*data[:64]), 32))  # fmt: skip
+    trainer = quiet(Path(), target, max_steps=steps, max_epochs=-1)
+    trainer.fit(toy, DataLoader(data, 32), DataLoader(TensorDataset(*data[:64]), 32))
     return toy.rate()
 
 
@@ -86,21 +83,6 @@ def test_what_needs_less_than_the_target_is_left_alone():
     assert target.state_dict()["multiplier"] == 0.0
 
 
-def test_the_aim_moves():
-    """At the start nothing is asked for; the same rate is an excess later on."""
-    weights = []
-    for progress in (0, 20, 40, 80):
-        target, toy = EnergyTarget(rate=0.1), Toy(0.5)
-        target._planned = 100
-        toy.trainer = pl.Trainer(max_steps=100, accelerator="cpu", logger=False, enable_checkpointing=False)
-        toy.trainer.strategy.connect(toy)
-        toy.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = progress
-        weights.append(float(target._weight(toy, torch.tensor(0.5))))
-    assert weights[0] == pytest.approx(0.0, abs=1e-4)
-    assert 0.0 < weights[1] == pytest.approx(weights[2] / 2, rel=1e-3)
-    assert weights[2] == pytest.approx(weights[3])
-
-
 @pytest.mark.parametrize("name", ["msnn_resnet12_tiny", "msnn_vit12_tiny", "msnn_rnn12_tiny", "converted"])
 def test_a_step_measures_about_what_evaluation_counts(name, tmp_path):
     """Validation corrects the rest: products that are in no layer with weights."""
@@ -112,7 +94,7 @@ def test_a_step_measures_about_what_evaluation_counts(name, tmp_path):
     network(images)
     task, target = SpikingClassifier(network_kwargs=NETWORK), EnergyTarget(rate=0.1)
     task.network = network
-    task.trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    task.trainer = quiet(tmp_path, max_steps=1)
     target._total = Total(network)
     target._count(task, images)
     target._find_layers(network)

@@ -73,14 +73,3 @@ def test_timms_contract(source, tmp_path):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         timm.create_model("spiking", **arguments)
-
-
-def test_without_a_classifier_that_receives_spikes():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = timm.create_model("spiking", source="mobilenetv3_small_050", image_size=32, num_classes=10)
-        layers = converted_layers(model)
-        assert "classifier" in layers
-        features = timm.create_model("spiking", source="mobilenetv3_small_050", layers=layers, num_classes=0)
-    assert {*converted_layers(features), "classifier"} == {*layers}
-    assert features.eval()(torch.randn(1, 3, 32, 32)).shape == (1, model.head_hidden_size)

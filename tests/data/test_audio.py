@@ -9,8 +9,6 @@ from lightning_msnn.data.audio import LogMel, align_maps, find_sounds, level_map
 from lightning_msnn.data.speech_commands import SpeechCommands
 from lightning_msnn.data.spoken_digits import SpokenDigits
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.tasks import SpikingClassifier
-from tests.callbacks.training import quiet
 
 SPEAKERS = ("ada", "bo", "cy", "di")
 
@@ -191,18 +189,6 @@ def test_bad_values_and_folders_are_named_before_any_work(digits, tmp_path):
     write(digits / "recordings" / "seven.wav", tone(300))
     with pytest.raises(ConfigurationError, match=r"seven.wav' must be named <digit>_<speaker>_<index>.wav"):
         SpokenDigits(root=str(digits)).check("fit")
-
-
-def test_a_spiking_network_trains_and_predicts_files(digits):
-    module = SpokenDigits(root=str(digits), folder=str(digits / "recordings" / "3_bo_4.wav"), batch_size=50)
-    task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, {"depths": (1, 1), "widths": (8, 8)})
-    trainer = quiet(digits, max_epochs=1)
-    trainer.fit(task, datamodule=module)
-    assert trainer.test(task, datamodule=module, verbose=False)[0]["test/loss"] > 0
-    assert (task.class_names, task.preprocessing["image_size"]) == (module.classes, (32, 40))
-    (found,) = trainer.predict(task, datamodule=module)
-    assert found["file"] == [str(digits / "recordings" / "3_bo_4.wav")]
-    assert found["logits"].shape == (1, 10)
 
 
 @pytest.fixture

@@ -46,12 +46,6 @@ def test_digits_values_and_statistics() -> None:
     assert module.std == (round(scaled.std(correction=0).item(), 4),)
 
 
-def test_cifar_from_folders(make_tree: MakeTree) -> None:
-    module = ready(CIFAR10(str(make_tree(CIFAR10.classes, train=2, test=1)), val_fraction=0.5))
-    assert module.read("train")[1].tolist() == [k for k in range(10) for _ in range(2)]
-    assert [len(module._datasets[name]) for name in ("train", "val", "test")] == [10] * 3
-
-
 @pytest.fixture
 def official(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A small CIFAR in the official layout, whose checksums torchvision is told."""
@@ -146,10 +140,12 @@ def test_failed_download_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def make_tiny(root: Path, train: int = 2) -> list[str]:
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny") / "tiny-imagenet-200"
     wnids = [f"n{index * 7 % 200:08d}" for index in range(200)]  # not sorted
     for index, wnid in enumerate(wnids):
-        for image in range(train):
+        for image in range(2):
             write_image(root / "train" / wnid / "images" / f"{wnid}_{image}.JPEG", 2 * index + image, (8, 8))
         write_image(root / "val" / "images" / f"val_{index}.JPEG", 1000 + index, (8, 8))
     (root / "wnids.txt").write_text("\n".join(wnids) + "\n")
@@ -157,13 +153,6 @@ def make_tiny(root: Path, train: int = 2) -> list[str]:
     (root / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
     words = [f"{wnid}\tword{wnid[-3:]}, synonym" for wnid in sorted(wnids)[3:]]
     (root / "words.txt").write_text("n00000000\tcrane, bird\nn00000001\tcrane\nn99999999\tunused\n" + "\n".join(words))
-    return sorted(wnids)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny") / "tiny-imagenet-200"
-    make_tiny(root)
     return root
 
 
@@ -178,19 +167,6 @@ def test_tiny_imagenet(tiny: Path, inner: bool) -> None:
     lines = sorted(f"val_{index}.JPEG" for index in range(200))
     numbers = [sorted(wnids).index(wnids[int(line[4:-5])]) for line in lines]
     assert module.read("test")[1].tolist() == numbers
-
-
-def test_tiny_imagenet_faults_are_named(tmp_path: Path) -> None:
-    make_tiny(tmp_path, train=0)
-    module = TinyImageNet200(str(tmp_path), image_size=8)
-    notes = tmp_path / "val" / "val_annotations.txt"
-    text = notes.read_text()
-    for line, message in (("val_0.JPEG\tn77\t0\n", "n77.*wnids.txt"), ("gone.JPEG\tn00000001\n", "'gone.JPEG'")):
-        notes.write_text(text + line)
-        with pytest.raises(ConfigurationError, match=message):
-            module.check("test")
-    with pytest.raises(ConfigurationError, match="has no class folders"):
-        module.check("fit")
 
 
 def test_image_folder_classes_and_val_as_test(make_tree: MakeTree) -> None:

@@ -4,10 +4,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from image_files import MakeTree, write_image
+from image_files import MakeTree
 from torch import Tensor, nn
 
-from lightning_msnn.data import CIFAR10, Digits, ImageFolder
+from lightning_msnn.data import CIFAR10, ImageFolder
 from lightning_msnn.errors import ConfigurationError
 from tests.callbacks.training import quiet
 
@@ -40,33 +40,8 @@ class Probe(pl.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.step("test", batch)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> list[str]:
-        return list(batch[1])
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-@pytest.mark.parametrize("kind", ["digits", "in memory", "decoded by a worker"])
-def test_the_trainer_runs_every_stage(make_tree: MakeTree, tmp_path: Path, kind: str) -> None:
-    write_image(tmp_path / "new" / "x.png", 0)
-    options: dict[str, Any] = {"batch_size": 4, "policy": "randaugment", "image_size": 16}
-    options["folder"] = str(tmp_path / "new")
-    worker = kind == "decoded by a worker"
-    root = str(make_tree(["a", "b", "c"], size=(24, 20)))
-    own = {"in_memory": not worker, "num_workers": int(worker)}
-    module = Digits(**options) if kind == "digits" else ImageFolder(root, **own, **options)
-    model = Probe(module.in_chans * 16**2, module.num_classes)
-    runner = quiet(tmp_path, fast_dev_run=True)
-    runner.fit(model, module)
-    runner.validate(model, module, verbose=False)
-    runner.test(model, module, verbose=False)
-    assert runner.predict(model, module) == [[str(tmp_path / "new" / "x.png")]]
-    assert [len(seen) for seen in model.seen.values()] == [1, 2, 1]
-    for name in ("train", "test"):
-        images, targets = model.seen[name][0]
-        assert (images.dtype, targets.dtype) == (torch.float32, torch.int64)
-        assert images.shape == (4, module.in_chans, 16, 16)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

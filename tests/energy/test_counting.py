@@ -16,18 +16,10 @@ from lightning_msnn.models import SPIKING_CELLS, ConvMixer, Recurrence
 from lightning_msnn.nn import Neuron, PatchMerging, Spike, Stem
 from lightning_msnn.nn import layer as layers_of_neurons
 from tests.conftest import SHALLOW, TINY
+from tests.models.test_registry import lively
 
 SMALL = {"num_classes": 10, **SHALLOW}
 NETWORKS = [*((name, {}) for name in TINY), *(("msnn_rnn12_tiny", {"cell": cell}) for cell in SPIKING_CELLS)]
-
-
-def lively(model, size=32):
-    """Give batch norm running statistics, so that the network fires in eval mode as it does in training."""
-    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model.train()(torch.randn(16, model.in_chans, size, size))
-    return model.eval()
 
 
 def by_hand():
@@ -188,13 +180,6 @@ def test_what_is_a_bias_and_what_is_not():
     embedding = Call(lambda x: conv(x).flatten(2).mT + embedding.place, *layers)
     embedding.place = nn.Parameter(torch.randn(1, 4, 8))
     assert counted(embedding, torch.randn(2, 3, 8, 8))["additions"] == 2 * 4 * 8, "a place has a value for each token"
-
-
-def test_activations_with_a_threshold_are_no_neurons():
-    x = torch.randn(2, 4)
-    assert counted(nn.Softplus(), x) == counted(nn.Sigmoid(), x)
-    assert "neurons" not in counted(nn.Threshold(0.1, 0.0), x)
-    assert counted(nn.Hardswish(), x) == {"additions": 3 * 8, "multiplications": 2 * 8}
 
 
 def test_spikes_alone_are_counted_beside_the_kernels(monkeypatch):

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_msnn.energy import Record, summarize
 from lightning_msnn.energy.profiles import (
     COLUMN,
     DEFAULT_PROFILE,
@@ -173,14 +172,6 @@ def test_bad_profiles(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=message):
         profile(str(path))
-
-
-def test_one_more_profile_in_python(monkeypatch):
-    """An assignment: names, tables and reports then know it."""
-    monkeypatch.setitem(PROFILES, "mine", Profile("my data sheet", {"accumulates": 2.0}))
-    assert joules(counts(accumulates=3), "mine")["accumulates"] == pytest.approx(6e-12)
-    record = Record(("", "a"), counts(accumulates=3), 1, torch.zeros(2))
-    assert summarize(record)["profiles"]["mine"]["joules"] == pytest.approx(6e-12)
 
 
 def test_unknown_profile():

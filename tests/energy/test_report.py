@@ -7,7 +7,6 @@ from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -21,6 +20,7 @@ from lightning_msnn.energy.profiles import PROFILES
 from lightning_msnn.nn import Spike
 from lightning_msnn.tasks import SpikingClassifier
 from lightning_msnn_cli import main
+from tests.callbacks.training import quiet
 from tests.conftest import SHALLOW
 
 
@@ -88,10 +88,7 @@ def test_checkpoint_of_a_run(tmp_path, capsys):
     """The page is in the run's folder, with accuracy on the whole test set, configuration and training curves."""
     task = SpikingClassifier("msnn_resnet12_tiny", 10, 1, network_kwargs=SHALLOW)
     run = tmp_path / "runs" / "mine" / "version_0"
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=1, limit_val_batches=0, logger=False, default_root_dir=tmp_path,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-    )  # fmt: skip
+    trainer = quiet(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(task, datamodule=(datamodule := Digits()))
     trainer.save_checkpoint(run / "checkpoints" / "best.ckpt")
     (run / "config.yaml").write_text("seed: <1234>\n")

@@ -12,6 +12,7 @@ from lightning_msnn.data import Digits
 from lightning_msnn.errors import TrainingError
 from lightning_msnn.runs import AtomicCheckpointIO, FiniteLoss, LastCheckpoint
 from lightning_msnn.tasks import SpikingClassifier
+from tests.callbacks.training import quiet
 
 
 class Break(pl.Callback):
@@ -34,11 +35,7 @@ class Break(pl.Callback):
 @pytest.mark.parametrize("what", ["batch", "loss"])
 def test_stops_before_the_weights(tmp_path: Path, what: str) -> None:
     broken, task = Break(what), SpikingClassifier(in_chans=1)
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, default_root_dir=tmp_path, max_epochs=1, limit_train_batches=6,
-        limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        callbacks=[broken, FiniteLoss()],
-    )  # fmt: skip
+    trainer = quiet(tmp_path, broken, FiniteLoss(), max_epochs=1, limit_train_batches=6, limit_val_batches=0)
     with pytest.raises(TrainingError, match=r"^the loss is not finite at step 3 \(epoch 0, batch 3\): the checkpoints"):
         trainer.fit(task, datamodule=Digits(batch_size=16))
     assert all(torch.equal(value, broken.weights[name]) for name, value in task.named_parameters())
@@ -59,11 +56,9 @@ class BadGradient(pl.Callback):
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, every: int, average: bool) -> None:
     pl.seed_everything(0, verbose=False)
     best = pl.callbacks.ModelCheckpoint(tmp_path, filename="best", monitor="val/loss")
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, default_root_dir=tmp_path, max_epochs=3, limit_train_batches=3,
-        limit_val_batches=1, enable_progress_bar=False, enable_model_summary=False, plugins=[AtomicCheckpointIO()],
-        callbacks=[*([EMA(0.5)] if average else []), BadGradient(5), FiniteLoss(), best, LastCheckpoint(every)],
-    )  # fmt: skip
+    callbacks = [*([EMA(0.5)] if average else []), BadGradient(5), FiniteLoss(), best, LastCheckpoint(every)]
+    more = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
+    trainer = quiet(tmp_path, *callbacks, max_epochs=3, limit_train_batches=3, limit_val_batches=1, **more)
     # The sixth step is the last of the second epoch: the validation behind it sees finite losses, as zeros do.
     with pytest.raises(TrainingError, match=r"is not finite after step 6 \(epoch 1\): it is not saved"):
         trainer.fit(SpikingClassifier(in_chans=1), datamodule=Digits(batch_size=16))

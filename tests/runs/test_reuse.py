@@ -1,6 +1,5 @@
 """Callbacks, tasks and Trainers that serve more than one training, and tests between them."""
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,7 @@ from lightning_msnn.callbacks import EMA
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import AtomicCheckpointIO, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
+from tests.callbacks.training import quiet
 
 SMALL = {"depths": [1, 1], "widths": [8, 8]}
 IMAGES = TensorDataset(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10)
@@ -25,11 +25,7 @@ def loader():
 
 
 def trainer(folder, *callbacks, **options):
-    return pl.Trainer(**{
-        "accelerator": "cpu", "logger": False, "default_root_dir": folder, "max_epochs": 1,
-        "callbacks": list(callbacks),
-        "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, **options,
-    })  # fmt: skip
+    return quiet(folder, *callbacks, **{"max_epochs": 1, **options})
 
 
 def weights(module):

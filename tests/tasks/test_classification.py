@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_msnn.callbacks import Mixing, TrainingCurves
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.tasks import SpikingClassifier, TrainingStepCallback, named_groups
+from lightning_msnn.tasks import SpikingClassifier, named_groups
 from lightning_msnn.tasks.optimization import Muon
 from tests.callbacks.training import quiet
-from tests.conftest import TINY
 
 
 def loader(n=24, batch_size=8, classes=10):
@@ -28,17 +27,6 @@ def loader(n=24, batch_size=8, classes=10):
 
 def trainer(folder, callbacks=(), **kwargs):
     return quiet(folder, *callbacks, **{"max_epochs": 2, **kwargs})
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_no_weight_decay_on_norms_biases_and_tau(name):
-    network = timm.create_model(name, num_classes=10)
-    decayed, kept = named_groups(network, 0.1)
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
-    parameters = dict(network.named_parameters())
-    assert sorted(decayed["params"] + kept["params"]) == sorted(parameters)
-    assert all(n.rpartition(".")[2].startswith("weight") and parameters[n].ndim > 1 for n in decayed["params"])
-    assert any(n.endswith("decay.logit") for n in kept["params"])
 
 
 SMALL = {"network_kwargs": {"depths": (1, 1), "widths": (8, 8)}}
@@ -335,7 +323,6 @@ def test_bad_mixing(kwargs, message):
 
 
 def test_starts_from_an_entry_and_needs_it_no_longer(tmp_path):
-    """By name and shape."""
     task = SpikingClassifier("msnn_vit12_tiny", 7, 1, pretrained="msnn_vit12_tiny.digits")
     trained = timm.create_model("msnn_vit12_tiny.digits", pretrained=True)
     assert torch.equal(task.network.stem.conv.weight, trained.stem.conv.weight)
@@ -349,29 +336,6 @@ def test_starts_from_an_entry_and_needs_it_no_longer(tmp_path):
         hparams = content["hyper_parameters"]
         assert (hparams["network"], hparams["pretrained"]) == ("msnn_vit12_tiny", False)
         assert content["network_arguments"] == {**task.network.arguments, "num_classes": 10, "in_chans": 3}
-
-
-def test_another_part_of_a_training_step(tmp_path):
-    """A callback of the user's own changes batch and loss, and metrics are of what the data gives."""
-
-    class Part(TrainingStepCallback):
-        def change_batch(self, task, inputs, targets):
-            return inputs + 1.0, (targets + 1) % 10
-
-        def change_loss(self, task, loss, inputs, outputs):
-            self.seen = inputs, loss.detach(), outputs.detach()
-            return loss + 7.0
-
-    part, data = Part(), loader(n=8)
-    t = trainer(tmp_path, max_steps=1, callbacks=[part])
-    t.fit(task := SpikingClassifier(label_smoothing=0.0, **SMALL), data)
-    images, targets = data.dataset.tensors
-    inputs, loss, outputs = part.seen
-    assert torch.equal(inputs, images + 1.0)
-    torch.testing.assert_close(loss, task.loss(outputs, (targets + 1) % 10))
-    assert t.callback_metrics["train/loss_step"].item() == pytest.approx(loss.item() + 7.0)
-    top1 = (outputs.argmax(1) == targets).float().mean().item()
-    assert t.callback_metrics["train/top1"].item() == pytest.approx(top1)
 
 
 def test_a_network_of_one_size():

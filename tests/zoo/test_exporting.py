@@ -4,7 +4,6 @@ import json
 import os
 from inspect import signature
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import timm
@@ -20,9 +19,9 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.models.msnn import MSNN
 from lightning_msnn.models.msnn_rnn import Recurrence
 from lightning_msnn.nn.integer import to_integers
-from lightning_msnn.tasks import SpikingClassifier
 from lightning_msnn.zoo.storing import stored, synapses
 from lightning_msnn_cli import main
+from tests.callbacks.training import fit
 from tests.test_security import NETWORK, small_checkpoint
 
 TINY = [name for name in entries() if name.endswith("_tiny.digits")]
@@ -33,12 +32,8 @@ def trained(tmp_path_factory):
     """A task that has seen two batches of digits, and its checkpoint."""
     folder = tmp_path_factory.mktemp("trained")
     kwargs = {"windows": "grid", "depths": [1, 1], "widths": [16, 24], "theta": 0.3}
-    task = SpikingClassifier("msnn_resnet12_tiny", in_chans=1, network_kwargs=kwargs, lr=0.003)
-    trainer = pl.Trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=0, logger=False, accelerator="cpu",
-                         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-                         enable_checkpointing=False)  # fmt: skip
-    trainer.fit(task, datamodule=Digits(batch_size=32))
-    trainer.save_checkpoint(folder / "x.ckpt")
+    few = {"limit_train_batches": 2, "limit_val_batches": 0}
+    task, _ = fit(folder, trainer=few, data=Digits(batch_size=32), network_kwargs=kwargs, lr=0.003)
     return task.eval(), folder / "x.ckpt"
 
 

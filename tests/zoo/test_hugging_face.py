@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lightning_msnn import zoo
 from lightning_msnn.entries import entries, read_config
 from lightning_msnn.errors import ConfigurationError
-from tests.test_security import NETWORK, SHAPE, small_checkpoint
+from tests.test_security import NETWORK, small_checkpoint
 
 DIGITS = "msnn_resnet12_tiny.digits"
 
@@ -61,14 +61,6 @@ def test_an_entry_is_uploaded_and_fetched(hub, tmp_path):
         assert fetched.arguments == own.arguments
         assert list(fetched.pretrained_cfg["label_names"]) == read_config(folder)["class_names"]
     assert not torch.equal(logits(timm.create_model(f"hf-hub:me/{DIGITS}")), logits(zoo.load(DIGITS)))
-
-
-def test_a_network_of_the_hub_takes_other_arguments(hub, tmp_path):
-    hub.upload_folder("me/mine", own_entry(tmp_path, "mine"))
-    other = timm.create_model("hf-hub:me/mine", pretrained=True, num_classes=5, in_chans=2)
-    assert other(torch.rand(3, 2, 9, 9)).shape == (3, 5)
-    pyramid = timm.create_model("hf-hub:me/mine", pretrained=True, features_only=True)
-    assert [y.shape[1] for y in pyramid(torch.rand(3, 1, 9, 9))] == list(SHAPE["widths"])
 
 
 def test_what_is_damaged_is_refused(hub):

@@ -116,11 +116,6 @@ def test_arguments_that_are_refused(arguments, message):
         zoo.load(DIGITS, **arguments)
 
 
-def test_fused_entry_has_no_batch_norm_before_a_threshold():
-    model = zoo.load(DIGITS, fuse=True)
-    assert [n for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)] == ["norm"]
-
-
 @pytest.mark.slow
 def test_importing_the_zoo_does_not_import_lightning():
     code = "import sys, lightning_msnn; lightning_msnn.zoo.load(sys.argv[1]); sys.exit('lightning' in sys.modules)"
