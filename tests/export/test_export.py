@@ -19,7 +19,6 @@ import lightning_msnn
 from lightning_msnn import zoo
 from lightning_msnn.cli import main
 from lightning_msnn.data import Digits
-from lightning_msnn.entries import entries
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.export import FORMATS, Format, export, samples
 from lightning_msnn.models.msnn_rnn import CELLS, Recurrence
@@ -28,8 +27,8 @@ from lightning_msnn.zoo.storing import synapses
 from tests.conftest import rest_is_slow
 
 DIGITS = "msnn_resnet12_tiny.digits"
-TINY = [name for name in entries() if name.endswith("_tiny.digits") and name != DIGITS]  # as the shallow one
-QUICK = rest_is_slow(["shallow", *TINY], ["shallow"])
+SHALLOW = rest_is_slow(["msnn_resnet12_tiny", "msnn_rnn12_tiny", "msnn_vit12_tiny"], ["msnn_resnet12_tiny"])
+FAMILIES = ["msnn_resnet12.c100", "msnn_rnn12_tiny.digits", "msnn_vit12_tiny.digits", "spiking.resnet18_cifar_c100"]
 SMALL = {"depths": (1, 1), "widths": (16, 24), "in_chans": 1, "num_classes": 3}
 TINIEST = {**SMALL, "depths": (1,), "widths": (16,)}
 
@@ -44,22 +43,23 @@ def digits():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A zoo entry, or a shallow network that has learnt nothing, and its ONNX file, made once for all tests."""
+    """A shallow network that has learnt nothing, and its ONNX file, made once for all tests."""
     folder, done = tmp_path_factory.mktemp("made"), {}
 
-    def make(name):
-        if name not in done:
-            source = name if name in TINY else shallow(tmp_path_factory.mktemp(name))
-            done[name] = load_trained(source), export(source, to="onnx", out=folder / f"{name}.onnx")
-        return done[name]
+    def make(network):
+        if network not in done:
+            source = shallow(tmp_path_factory.mktemp(network), network)
+            done[network] = load_trained(source), export(source, to="onnx", out=folder / f"{network}.onnx")
+        return done[network]
 
     yield make
     assert sorted(folder.iterdir()) == sorted(report.path for _, report in done.values()), "and nothing else"
 
 
-def shallow(folder):
+def shallow(folder, network):
     """A checkpoint of two blocks for digits."""
-    source, data = checkpoint(folder, size=16, depths=(1, 1), widths=(16, 24), in_chans=1, num_classes=10), Digits()
+    small = {"depths": (1, 1), "widths": (24, 24), "in_chans": 1, "num_classes": 10}
+    source, data = checkpoint(folder, network, size=16, **small), Digits()
     seen = {"data": "Digits", "image_size": 16, "mean": list(data.mean), "std": list(data.std)}
     more = {"preprocessing": seen, "class_names": data.class_names, "datamodule_hyper_parameters": {"image_size": 16}}
     torch.save(torch.load(source) | more, source)
@@ -95,7 +95,7 @@ def session(content):
 # ONNX
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", SHALLOW)
 def test_onnx_finds_the_classes_of_the_network(name, made, digits):
     (source, report), (images, targets) = made(name), digits
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_onnx_finds_the_classes_of_the_network(name, made, digits):
         assert found == pytest.approx(100 * (logits.argmax(1) == targets).double().mean().item())
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", SHALLOW)
 def test_onnx_says_what_images_it_takes(name, made):
     source, report = made(name)
     model = onnx.load(report.path)
@@ -127,7 +127,7 @@ def test_onnx_says_what_images_it_takes(name, made):
     assert str(Path(lightning_msnn.__file__).parent).encode() not in report.path.read_bytes(), "no path of this machine"
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", SHALLOW)
 def test_spikes_stay_binary_in_onnx(name, made, digits):
     """Every convolution that meets spikes in the network meets 0 and 1 in the graph, and no batch norm follows it."""
     source, report = made(name)
@@ -149,7 +149,7 @@ def test_the_example_of_the_docs_needs_no_torch(made, tmp_path):
     pixels = (255 / 16 * load_digits().images[0]).astype(np.uint8)  # noise can be another class by one grey level
     Image.fromarray(pixels).resize((20, 30)).save(tmp_path / "image.png")
     blocked = "import sys\nsys.modules['torch'] = sys.modules['lightning_msnn'] = None\n"
-    source, report = made("shallow")
+    source, report = made("msnn_resnet12_tiny")
     arguments = [str(report.path), str(tmp_path / "image.png")]
     done = subprocess.run(
         [sys.executable, "-c", blocked + code, *arguments], capture_output=True, text=True, check=True, timeout=300
@@ -183,8 +183,8 @@ for part in (slice(1), slice(5)):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in entries() if not name.startswith("msnn_rnn12.")])  # minutes each
-def test_every_entry(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", FAMILIES)  # a minute each, and several for a large recurrent one
+def test_an_entry_of_each_family(name, tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "DRAWN", 20)
     report = export(name, to="onnx", out=tmp_path / "x.onnx")
     assert report.differ <= max(1, report.images // 100), "of spikes next to a threshold"
