@@ -28,7 +28,7 @@ from tests.conftest import rest_is_slow
 
 DIGITS = "msnn_resnet12_tiny.digits"
 SHALLOW = rest_is_slow(["msnn_resnet12_tiny", "msnn_rnn12_tiny", "msnn_vit12_tiny"], ["msnn_resnet12_tiny"])
-FAMILIES = ["msnn_resnet12.c100", "msnn_rnn12_tiny.digits", "msnn_vit12_tiny.digits", "spiking.resnet18_cifar_c100"]
+FAMILIES = ["msnn_resnet12.c100", "msnn_rnn12_tiny.digits", "spiking.resnet18_cifar_c100"]
 SMALL = {"depths": (1, 1), "widths": (16, 24), "in_chans": 1, "num_classes": 3}
 TINIEST = {**SMALL, "depths": (1,), "widths": (16,)}
 

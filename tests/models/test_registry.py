@@ -249,11 +249,10 @@ def test_export(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TINY)
-def test_a_network_compiled_for_any_batch_trains(name):
+def test_a_network_compiled_for_any_batch_trains():
     """A compiler gives empty gradients of what a layer does not hand on, and keeps numbers open."""
     torch._dynamo.reset()
-    model, x = make(name, depths=(2,), widths=(8,)).train(), torch.randn(6, 3, 8, 8)
+    model, x = make("msnn_resnet12_tiny", depths=(1,), widths=(24,)).train(), torch.randn(6, 3, 8, 8)
     twin = copy.deepcopy(model)
     torch.compile(model, backend="aot_eager", dynamic=True, fullgraph=True)(x).sum().backward()
     twin(x).sum().backward()

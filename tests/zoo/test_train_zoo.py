@@ -40,6 +40,7 @@ def tiny_imagenet(tmp_path: Path) -> Path:
 def test_an_entry_and_its_twin_are_made(tiny_imagenet: Path, tmp_path: Path) -> None:
     words = ["msnn_resnet12_tiny", "tiny_imagenet", str(tiny_imagenet), str(tmp_path / "out")]
     words += ["--trainer.accelerator", "cpu"]
+    words += ["--model.network_kwargs.depths", "[1, 1]", "--model.network_kwargs.widths", "[24, 24]"]
     done = train_zoo(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     names = ["msnn_resnet12_tiny.tiny_imagenet", "msnn_resnet12_tiny.tiny_imagenet_relu"]
