@@ -144,7 +144,7 @@ BAD = {
     "no folder for runs": ("fit --trainer.default_root_dir /proc/x", "cannot write to .*'/proc/x/msnn_"),
     "name that fsspec would read": ("fit --run.name resnet::lr1", "run.name must be of letters, .* not 'resnet::lr1'"),
     "name that is not UTF-8": ("fit --run.name \udcff", "run.name must be of letters.*udcff"),
-    "folder is a file": (f"fit --trainer.default_root_dir {__file__}", "cannot write to .*test_cli.py"),
+    "folder is a file": (f"fit --trainer.default_root_dir {__file__}", "cannot write to .*test_cli_input.py"),
     **{
         f"{value} of a network": (f"fit --model.network_kwargs '{{{value}}}'", message)
         for value, message in {
