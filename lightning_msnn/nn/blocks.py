@@ -28,11 +28,13 @@ class Stem(nn.Module):
         dim: Channels of the residual stream.
         norm: Whether batch norm follows; without it the convolution has a bias.
         stride: 2, or 4 for images of many pixels.
+        kernel: Side of the convolution's kernel, ``2 stride - 1`` by default.
     """
 
-    def __init__(self, in_chans: int, dim: int, norm: bool = True, stride: int = 2) -> None:
+    def __init__(self, in_chans: int, dim: int, norm: bool = True, stride: int = 2, kernel: int | None = None) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, dim, 2 * stride - 1, stride, stride - 1, bias=not norm)
+        kernel = kernel or 2 * stride - 1
+        self.conv = nn.Conv2d(in_chans, dim, kernel, stride, kernel - stride, bias=not norm)
         self.norm: nn.Module = nn.BatchNorm2d(dim) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,12 +48,12 @@ class WhitenedStem(Stem):
 
     :class:`lightning_msnn.callbacks.Whitening` sets the ``4 in_chans`` filters ``w`` by images of the training. Before,
     they are Haar's: for each channel the sum of a patch and three differences, halved. Only the biases learn. All of it
-    is analogue, so that its products are multiply-accumulates. Arguments are those of :class:`Stem`. Source: K. Jordan,
-    arXiv 2404.00498.
+    is analogue, so that its products are multiply-accumulates, and kernels behind it are as large as their stride.
+    Arguments are those of :class:`Stem`. Source: K. Jordan, arXiv 2404.00498.
     """
 
     def __init__(self, in_chans: int, dim: int, norm: bool = True, stride: int = 2) -> None:
-        super().__init__(8 * in_chans, dim, norm, stride)
+        super().__init__(8 * in_chans, dim, norm, stride, kernel=stride)
         self.whitening = nn.Conv2d(in_chans, 8 * in_chans, 2)
         self.whitening.weight.requires_grad_(False).copy_(self._haar())
 
@@ -67,7 +69,8 @@ class WhitenedStem(Stem):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an image ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / stride), ceil(W / stride))``."""
-        return super().forward(F.pad(F.relu(self.whitening(x)), [0, 1, 0, 1]))
+        height, width = (1 + -side % self.conv.stride[0] for side in x.shape[2:])
+        return super().forward(F.pad(F.relu(self.whitening(x)), [0, width, 0, height]))
 
 
 STEMS = {"convolution": Stem, "whitened": WhitenedStem}
