@@ -14,13 +14,15 @@ short=(--config data/cifar100 --data.root "$data" --data.image_size 24 --data.va
 half="widths: [24, 48, 96, 192]"
 
 row() { # name, seeds, recipe, options
-    python -m benchmarks.trainings run experiments whitened_recipe "$1" --seeds $2 -- \
+    python -m benchmarks.trainings run experiments whitened_recipe "$1" --seeds $2 $keep -- \
         --config "recipe/$3" "${short[@]}" "${@:4}"
 }
 
 relu="{stem: whitened, spiking: false, windows: single, $half}"
 baseline() { row "the ReLU baseline$1" "${2:-0}" baseline --model.network_kwargs "${3:-$relu}" "${@:4}"; }
+keep="--keep $baselines" # the teachers below
 baseline "" "${seeds[*]}"
+keep=""
 baseline ", stem not whitened" "0 1 2" "${relu/whitened/convolution}" --trainer.callbacks "[]"
 baseline ", Haar's filters in the place of whitening" 0 "$relu" --trainer.callbacks "[]"
 baseline ", biases of the stem learn to the end" 0 "$relu" --trainer.callbacks.until 1.0
@@ -33,14 +35,10 @@ baseline ", crops of 4 pixels" 0 "$relu" --data.crop_padding 4
 baseline ", no average of weights" 0 "$relu" --run.ema 0
 baseline ", sizes 16 and 24 by epoch" 0 "$relu" --data.train_sizes "{0: 16, 2: 24}"
 
-for seed in "${seeds[@]}"; do # the teachers, whose checkpoints are kept
-    test -e "$baselines/$seed/version_0/checkpoints/best.ckpt" || lightning-msnn fit --config recipe/baseline "${short[@]}" \
-        --model.network_kwargs "$relu" --trainer.default_root_dir "$baselines" --run.name "$seed" --seed_everything "$seed"
-done
 white="{class_path: Whitening}" cutmix="{class_path: Mixing}" spiking="{stem: whitened, threshold: 1.0, $half}"
 student() { # name, seeds, arguments of the network, further callbacks, weight of the teacher (0: none), options
     for seed in $2; do
-        from=$baselines/$seed/version_0/checkpoints/best.ckpt
+        from=$baselines/$seed/baseline/version_0/checkpoints/best.ckpt
         taught=", {class_path: Teacher, init_args: {source: $from, weight: $5}}"
         test "$5" != 0 || taught=""
         row "the spiking network$1" "$seed" student --run.monitors true --data.crop_padding 2 --model.pretrained "$from" \

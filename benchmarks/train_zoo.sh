@@ -43,7 +43,7 @@ fit() { # entry, recipe, options
 	}))
 	PYTHON
     python -m lightning_msnn.zoo export "$run/checkpoints/best.ckpt" "$entry" --root "$data" --out "$out/zoo" \
-        --dtype float16 --fields "$run/fields.json"
+        --dtype int8 --fields "$run/fields.json"
 }
 
 mkdir -p "$out/zoo"

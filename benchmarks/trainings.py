@@ -37,41 +37,43 @@ DOCS = ROOT / "docs"
 Rows = list[dict[str, str]]
 
 
-def train(words: Sequence[str], seed: int) -> dict[str, Any]:
-    """Train by the command line, and return what the run's files say of it.
+def train(words: Sequence[str], seed: int, folder: str | Path) -> dict[str, Any]:
+    """Train by the command line into a folder, and return what the run's files say of it.
 
     Raises:
         RuntimeError: If the training fails, with the last line that it wrote.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "lightning_msnn", "fit", *words, "--seed_everything", str(seed)]
-        command += ["--trainer.default_root_dir", folder, "--trainer.enable_progress_bar", "false"]
-        begin = time.perf_counter()
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        if done.returncode:
-            raise RuntimeError((done.stderr.strip().splitlines() or ["it says nothing"])[-1])
-        row: dict[str, Any] = {"seconds": f"{time.perf_counter() - begin:.0f}"}
-        (metrics,) = Path(folder).rglob("metrics.csv")
-        last: dict[str, str] = {}
-        for line in csv.DictReader(metrics.open(newline="", encoding="utf-8")):
-            last |= {key: value for key, value in line.items() if value}
-        row["metric"] = "mase" if "val/mase" in last or "test/mase" in last else "top1"
-        row |= {part: last[f"{part}/{row['metric']}"] for part in ("val", "test") if f"{part}/{row['metric']}" in last}
-        row["spike_rate"] = last.get("spike_rate/all", "")
-        for energy in Path(folder).rglob("energy.json"):
-            network = json.loads(energy.read_text(encoding="utf-8"))["columns"]["network"]
-            row["accumulates"] = f"{network['counts']['accumulates']:.0f}"
-            row["energy_uj"] = f"{1e6 * network['energy']['total']:.3f}"
+    command = [sys.executable, "-m", "lightning_msnn", "fit", *words, "--seed_everything", str(seed)]
+    command += ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+    command += ["--ckpt_path", "last"]  # of a training that was stopped, in a folder that is kept
+    begin = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["it says nothing"])[-1])
+    row: dict[str, Any] = {"seconds": f"{time.perf_counter() - begin:.0f}"}
+    (metrics,) = Path(folder).rglob("metrics.csv")
+    last: dict[str, str] = {}
+    for line in csv.DictReader(metrics.open(newline="", encoding="utf-8")):
+        last |= {key: value for key, value in line.items() if value}
+    row["metric"] = "mase" if "val/mase" in last or "test/mase" in last else "top1"
+    row |= {part: last[f"{part}/{row['metric']}"] for part in ("val", "test") if f"{part}/{row['metric']}" in last}
+    row["spike_rate"] = last.get("spike_rate/all", "")
+    for energy in Path(folder).rglob("energy.json"):
+        network = json.loads(energy.read_text(encoding="utf-8"))["columns"]["network"]
+        row["accumulates"] = f"{network['counts']['accumulates']:.0f}"
+        row["energy_uj"] = f"{1e6 * network['energy']['total']:.3f}"
     return row
 
 
-def run(file: str, data: str, name: str, seeds: Iterable[int], words: list[str]) -> None:
-    """Train with each seed, and add the rows of those that are not there yet."""
+def run(file: str, data: str, name: str, seeds: Iterable[int], words: list[str], keep: str | None = None) -> None:
+    """Train with each seed, and add the rows of those that are not there yet; ``keep/<seed>`` has a run's files."""
     for seed in seeds:
         rows: list[dict[str, Any]] = list(read(f"{file}.csv"))
         if any((row["data"], row["name"], row["seed"]) == (data, name, str(seed)) for row in rows):
             continue
-        row = {"data": data, "name": name, "seed": seed, **train(words, seed)}
+        with tempfile.TemporaryDirectory() as folder:
+            of_run = train(words, seed, Path(keep, str(seed)) if keep else folder)
+        row = {"data": data, "name": name, "seed": seed, **of_run}
         row |= {"command": " ".join(["lightning-msnn fit", *words]), "version": __version__, "date": date.today()}
         known = rows[0].keys() if rows else row.keys()
         write(f"{file}.csv", [*rows, {key: row.get(key, "") for key in known}])
@@ -258,11 +260,12 @@ def main() -> None:
     runner.add_argument("data", help="what the row is of: the first column of the table")
     runner.add_argument("name", help="name of the setting")
     runner.add_argument("--seeds", type=int, nargs="+", default=[0])
+    runner.add_argument("--keep", help="folder for the files of the trainings")
     runner.add_argument("words", nargs="*", help="behind --: options of lightning-msnn fit")
     commands.add_parser("report", help="write tables and pictures")
     given = parser.parse_args()
     if given.command == "run":
-        run(given.file, given.data, given.name, given.seeds, given.words)
+        run(given.file, given.data, given.name, given.seeds, given.words, given.keep)
     else:
         report()
 
