@@ -265,6 +265,10 @@ class Data(LightningDataModule):
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
 
 
+class Trains(Data):
+    test_dataloader = LightningDataModule.test_dataloader
+
+
 class Plain(LightningModule):
     def __init__(self, width: int = 2, num_classes: int = 5):
         super().__init__()
@@ -298,6 +302,8 @@ def test_any_module_and_any_data(own, capsys):
     main(["fit", *args, *own])
     run = Path("runs/plain_data/version_0")
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["last.ckpt"], "no val/top1 is logged"
+    main(["fit", "--model", "own_parts.Plain", "--data", "own_parts.Trains", "--data.number", "8", *own])
+    assert not list(Path("runs/plain_trains/version_0").glob("test*")), "there is nothing to test on"
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["hyper_parameters"] == {"width": 3, "num_classes": 5}
     assert {"model": "own_parts.Plain", "data": "own_parts.Data"}.items() <= last["cli"].items()

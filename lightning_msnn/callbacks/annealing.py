@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import Spike, set_annealing
-from lightning_msnn.runs.trainer import planned, steps_done
+from lightning_msnn.runs.trainer import planned
 
 __all__ = ["SpikeAnnealing"]
 
@@ -15,8 +15,8 @@ __all__ = ["SpikeAnnealing"]
 class SpikeAnnealing(pl.Callback):
     """Let neurons return ``a s + (1 - a) max(u, 0)`` in training, with ``a`` rising from 0 to 1; then exact spikes.
 
-    A step has no gradient, so a training that has one from the start follows a guess. At ``a = 0`` a network is its
-    ReLU baseline. (Whetstone, Severa et al., Nature Machine Intelligence 2019, sharpens a bounded rectifier layer by
+    A step has no gradient, so a training that has one from the start follows a guess. At ``a = 0`` neurons are
+    rectifiers. (Whetstone, Severa et al., Nature Machine Intelligence 2019, sharpens a bounded rectifier layer by
     layer instead.)
 
     Evaluation always uses exact spikes. Before ``until`` batch norm's running statistics are those of soft spikes, so
@@ -55,16 +55,17 @@ class SpikeAnnealing(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Set the share of this step."""
-        share = self.share_at(steps_done(trainer), self._total)
+        share = self.share_at(trainer.global_step, self._total)
         set_annealing(pl_module, share)
         pl_module.log("annealing", share, batch_size=1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say that spikes are still soft."""
-        share = self.share_at(steps_done(trainer), self._total)
+        share = self.share_at(trainer.global_step, self._total)
         if share < 1.0 and not trainer.sanity_checking and trainer.state.fn == "fit":
             rank_zero_info(
-                "spikes are still soft (annealing %.2f): validation has exact ones with statistics of soft ones", share
+                "spikes are still soft (annealing %.2f): validation has exact ones, but batch norm has seen soft ones",
+                share,
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:

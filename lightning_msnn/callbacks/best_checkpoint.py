@@ -47,7 +47,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where there is no validation, if the metric was logged."""
-        if not str(self.monitor).startswith("val/"):
+        validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+        if validated and not str(self.monitor).startswith("val/"):
             self._look_for_monitor(trainer, pl_module)
         if self._counts(trainer):
             super().on_train_epoch_end(trainer, pl_module)

@@ -43,10 +43,10 @@ class Convert(TrainingStepCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Convert the network."""
-        if stage != "fit" or not isinstance(pl_module, Task) or converted_layers(pl_module.network):
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit" or not isinstance(pl_module, Task) or converted_layers(network := pl_module.network):
             return
         refuse_shards(trainer.strategy, "Convert")
-        network = pl_module.network
         size = self.image_size or getattr(getattr(trainer, "datamodule", None), "image_size", None)
         shape = (pl_module.hparams["in_chans"], *image_shape(network, size)[1:])
         layers = [row.layer for row in trace(network, torch.empty(1, *shape, device="meta")).spiking]

@@ -59,4 +59,5 @@ class EMA(WeightAveraging):
         if stage == "fit":
             refuse_shards(trainer.strategy, "EMA")
         self._latest_update_step = 0  # of an earlier training; a resumed one restores its own after this
+        self._device = trainer.strategy.root_device  # the network is still on the CPU
         super().setup(trainer, pl_module, stage)

@@ -23,7 +23,7 @@ from lightning_msnn.conversion import SpikingLayer
 from lightning_msnn.energy import OperationCounter, energy, synaptic_operations
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import Total
-from lightning_msnn.runs.trainer import planned, steps_done
+from lightning_msnn.runs.trainer import planned
 from lightning_msnn.tasks import Task, TrainingStepCallback
 
 __all__ = ["EnergyTarget"]
@@ -180,7 +180,7 @@ class EnergyTarget(TrainingStepCallback):
 
     def _weight(self, task: Task, measured: Tensor) -> Tensor:
         """Return the weight of a step's excess, and move the multiplier."""
-        state, progress = self._state, min(1.0, steps_done(task.trainer) / self._planned)
+        state, progress = self._state, min(1.0, task.trainer.global_step / self._planned)
         seen: Tensor = task.trainer.strategy.reduce(measured.clone(), reduce_op="mean")
         if self._steps == 0:
             state["start"], state["mean"] = seen, seen
@@ -213,8 +213,8 @@ class EnergyTarget(TrainingStepCallback):
         if not self._handles:
             return
         self.counted = self._measured()
-        pl_module.log_dict({f"val/{name}": value for name, value in self.counted.items()})
-        state, progress = self._state, steps_done(trainer) / self._planned
+        pl_module.log_dict({f"val/{name}": value for name, value in self.counted.items()}, sync_dist=True)
+        state, progress = self._state, trainer.global_step / self._planned
         # In the beginning statistics are rough, and the aim is far from the target; in the end half of the way, as the
         # count is of some images, and of weights that are a mean over steps.
         if progress >= WARMUP / 2:

@@ -33,8 +33,11 @@ class Freeze(pl.Callback):
         found: list[nn.Module] = []
         for pattern in self.modules:
             if pattern == "all_but_head" and hasattr(network, "get_classifier"):
-                head = set(network.get_classifier().modules())  # type: ignore[operator]
-                matched = [m for m in named.values() if not head & set(m.modules())]
+                head = network.get_classifier()  # type: ignore[operator]
+                heads = nn.ModuleList(head if isinstance(head, tuple) else [head])
+                matched = [m for m in named.values() if not {*heads.modules()} & {*m.modules()}]
+                for parameter in {*network.parameters()} - {*heads.parameters()}:  # a class token is in no such module
+                    parameter.requires_grad_(False)
             else:
                 matched = [module for name, module in named.items() if name and fnmatchcase(name, pattern)]
             if not matched:

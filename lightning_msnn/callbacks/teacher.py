@@ -64,6 +64,7 @@ class Teacher(TrainingStepCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Load the teacher, and compare it with student and data."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self._scale, self._shift = torch.ones(()), torch.zeros(())  # from the student's normalisation to the teacher's

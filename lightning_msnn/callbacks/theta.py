@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 from lightning_msnn.functional.projection import WITHOUT_THETA
 from lightning_msnn.nn.projection import LearntProjection, Projection
-from lightning_msnn.runs.trainer import planned, steps_done
+from lightning_msnn.runs.trainer import planned
 
 __all__ = ["THETA_SCHEDULES", "ThetaScheduler", "cosine", "linear", "piecewise", "step"]
 
@@ -137,12 +137,13 @@ class ThetaScheduler(pl.Callback):
         by_epoch = self.interval == "epoch"
         for stage in sorted(stages):  # of an epoch the largest, as a mean would be rounded
             pl_module.log(
-                f"theta/{stage}", theta, on_step=not by_epoch, on_epoch=by_epoch, reduce_fx="max", batch_size=1
-            )
+                f"theta/{stage}", theta, on_step=not by_epoch, on_epoch=by_epoch, reduce_fx="max", batch_size=1,
+                sync_dist=by_epoch,
+            )  # fmt: skip
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set theta of this step."""
         by_epoch = self.interval == "epoch"  # whose start a training that resumes within it does not meet
-        self._move(trainer, pl_module, trainer.current_epoch if by_epoch else steps_done(trainer))
+        self._move(trainer, pl_module, trainer.current_epoch if by_epoch else trainer.global_step)

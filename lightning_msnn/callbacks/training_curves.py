@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 
-from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs.checkpoints import write_whole
 from lightning_msnn.runs.trainer import run_folder, writes_files
 
@@ -26,26 +24,15 @@ PANELS = {
 }
 """Panels of the picture, and their metrics. With smoothed or mixed labels the two losses are not the same thing."""
 
-FORMATS = (".png", ".pdf", ".svg")
-
 
 class TrainingCurves(pl.Callback):
-    """Draw loss and accuracies against the epoch to ``<run folder>/<filename>`` at the end of training.
+    """Draw loss and accuracies against the epoch to ``<run folder>/curves.png`` at the end of training.
 
-    Values are those logged as ``train/<name>`` and ``val/<name>``, read once an epoch; a resumed run continues its
+    Values are those logged as ``train/<name>`` and ``val/<name>``, the last of an epoch; a resumed run continues its
     curves.
-
-    Args:
-        filename: Name of the picture, which ends with ``.png``, ``.pdf`` or ``.svg``.
-
-    Raises:
-        ConfigurationError: If it ends otherwise.
     """
 
-    def __init__(self, filename: str = "curves.png") -> None:
-        if PurePath(filename).suffix not in FORMATS:
-            raise ConfigurationError(f"filename must end with one of {', '.join(FORMATS)}, not {filename!r}")
-        self.filename = filename
+    def __init__(self) -> None:
         self.history: dict[str, list[tuple[int, float]]] = {}
         self.title = ""
         self._fits = True
@@ -55,18 +42,27 @@ class TrainingCurves(pl.Callback):
         self._fits = stage == "fit"
         self.title = str(getattr(pl_module, "hparams", {}).get("network") or type(pl_module).__name__)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the values of a validation."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._read(trainer, "val/")
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the values of the epoch, after those of validation."""
-        drawn = {name for names in PANELS.values() for name in names}
-        for name, value in trainer.callback_metrics.items():
-            if name in drawn:
-                self.history.setdefault(name, []).append((trainer.current_epoch + 1, float(value)))
+        """Read the values of the epoch's training."""
+        self._read(trainer, "train/")
+
+    def _read(self, trainer: pl.Trainer, prefix: str) -> None:
+        epoch = trainer.current_epoch + 1
+        for name in {name for names in PANELS.values() for name in names if name.startswith(prefix)}:
+            if name in trainer.callback_metrics:
+                before = [point for point in self.history.get(name, ()) if point[0] != epoch]
+                self.history[name] = [*before, (epoch, float(trainer.callback_metrics[name]))]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the picture."""
-        path = os.path.join(run_folder(trainer), self.filename)
+        path = os.path.join(run_folder(trainer), "curves.png")
         if writes_files(trainer) and self.history:
-            self.draw().savefig(content := io.BytesIO(), dpi=120, format=PurePath(path).suffix[1:])
+            self.draw().savefig(content := io.BytesIO(), dpi=120, format="png")
             write_whole(content.getvalue(), path)
 
     def draw(self) -> Figure:

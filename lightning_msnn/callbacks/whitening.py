@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_msnn.errors import ConfigurationError, check_number
 from lightning_msnn.nn.blocks import WhitenedStem
-from lightning_msnn.runs.trainer import planned, refuse_shards, steps_done
+from lightning_msnn.runs.trainer import planned, refuse_shards
 
 __all__ = ["Whitening", "whitening_filters"]
 
@@ -40,9 +40,9 @@ def whitening_filters(batches: Iterable[Tensor], images: int = 5000) -> Tensor:
 class Whitening(pl.Callback):
     """Whiten the patches that a network with ``stem: whitened`` sees; its biases learn for a part of the training.
 
-    The filters are those of the first 5,000 images that the training loads, augmented and normalised, on every process
-    those of the first. A stem that has filters of images keeps them: of the entry or the checkpoint that the training
-    starts from, or of the training that is resumed.
+    The filters come from the first 5,000 training images, augmented and normalised. All processes use those of the
+    first. A stem that was whitened before, in the entry or checkpoint that the training starts or resumes from, keeps
+    its filters.
 
     Args:
         until: Share of the training after which the biases stay, in [0, 1].
@@ -69,5 +69,5 @@ class Whitening(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Leave the biases out of the last steps: an optimizer passes over a parameter that has no gradient."""
-        if steps_done(trainer) >= self._last:
+        if trainer.global_step >= self._last:
             self._stem.whitening.zero_grad()

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import lightning_msnn_cli
@@ -344,7 +345,9 @@ class MSNNCLI(LightningCLI):
         """Test the best checkpoint of the training, which validation chose."""
         if not self._get(self.config_init, "run").test or self.trainer.interrupted:
             return
-        if not isinstance(self.model, tasks.Task) and type(self.model).test_step is LightningModule.test_step:
+        data = self.datamodule or self.model
+        if not (is_overridden("test_step", self.model) and is_overridden("test_dataloader", data)):
+            rank_zero_info("No test at the end: there is no test_step or no test_dataloader")
             return
         path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         rank_zero_info(f"Testing {path or 'the last weights'}")

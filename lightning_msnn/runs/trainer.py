@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 
 from lightning_msnn.errors import ConfigurationError
 
-__all__ = ["LAST", "planned", "refuse_shards", "run_folder", "steps_done", "writes_files"]
+__all__ = ["LAST", "planned", "refuse_shards", "run_folder", "writes_files"]
 
 LAST = "checkpoints/last.ckpt"
 """The last checkpoint in the folder of a run."""
@@ -49,17 +49,6 @@ def planned(trainer: pl.Trainer, what: str, interval: Literal["epoch", "step"] =
             "without a length"
         )
     return max(1, int(total))
-
-
-def steps_done(trainer: pl.Trainer) -> int:
-    """Return how many of :func:`planned` are done.
-
-    Lightning counts the steps of all optimizers, but expects one for each batch. Where a module steps them by hand, as
-    often as it likes, and batches are what ends the training, these are counted.
-    """
-    if trainer.lightning_module.automatic_optimization or trainer.max_steps != -1:
-        return trainer.global_step
-    return trainer.fit_loop.total_batch_idx
 
 
 def refuse_shards(strategy: Strategy, what: str) -> None:

@@ -42,8 +42,14 @@ class TrainingStepCallback(pl.Callback):
     A training step of a :class:`Task` asks each of them, in the order of the Trainer's callbacks.
     """
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Raise a ConfigurationError for a module whose training steps do not ask it."""
+        if stage == "fit" and not isinstance(pl_module, Task):
+            who = type(self).__name__
+            raise ConfigurationError(f"{who} must be left out: {type(pl_module).__name__} is no Task, which calls it")
+
     def change_batch(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets that the step learns from; metrics are of those of the data."""
+        """Return the inputs and targets that the step learns from. Metrics use the data's own targets."""
         return inputs, targets
 
     def change_loss(self, task: Task, loss: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
@@ -236,8 +242,8 @@ class Task(pl.LightningModule):
                     f"model.{name} is {self.hparams[name]}, but {data} has {theirs}: set model.{name} to {theirs}"
                 )
         only = only_size(self.network)
-        sizes = {getattr(datamodule, "image_size", None), *(getattr(datamodule, "train_sizes", None) or {}).values()}
-        for size in sizes - {None}:
+        sizes = [getattr(datamodule, "image_size", None), *(getattr(datamodule, "train_sizes", None) or {}).values()]
+        for size in (size for size in sizes if size is not None):
             if only is not None and only != ((size, size) if isinstance(size, int) else tuple(size)):
                 raise ConfigurationError(
                     f"{self.hparams['network']} takes images of {only[0]}x{only[1]} pixels alone, but {data} has "
@@ -257,7 +263,7 @@ class Task(pl.LightningModule):
             self.class_names = names if stage == "fit" else self._agreed(names, type(datamodule).__name__)
             if all(hasattr(datamodule, name) for name in ("image_size", "mean", "std")):
                 self.preprocessing = {
-                    "data": type(datamodule).__name__,
+                    "data": f"{type(datamodule).__module__}.{type(datamodule).__name__}",
                     "image_size": datamodule.image_size,
                     "mean": list(datamodule.mean),
                     "std": list(datamodule.std),
@@ -305,6 +311,8 @@ class Task(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch; metrics are of the targets as they come from the data."""
         inputs, targets = self.unpack(batch)
+        if inputs.dim() == 4:
+            self.preprocessing.setdefault("image_size", list(inputs.shape[2:]))  # of data that does not say it
         parts = [part for part in self.trainer.callbacks if isinstance(part, TrainingStepCallback)]  # type: ignore[attr-defined]
         mixed, goals = inputs, targets
         for part in parts:
@@ -314,13 +322,13 @@ class Task(pl.LightningModule):
         for part in parts:
             loss = part.change_loss(self, loss, mixed, outputs)
         self.train_metrics.update(outputs.detach().float(), targets)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
         self.log("train/lr", max(group["lr"] for group in self.optimizers().param_groups))  # type: ignore[union-attr]
         return loss
 
     def _begin(self) -> None:
-        """Begin an evaluation with its sums at zero, in tensors that a training after it can add to."""
+        """Reset the metrics, outside inference mode so that a later training can update them."""
         with torch.inference_mode(False):
             for sums in (self.val_metrics, self.val_loss, self.test_metrics, self.test_loss):
                 sums.reset()

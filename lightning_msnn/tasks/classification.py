@@ -89,7 +89,8 @@ class SpikingClassifier(Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy of a training step, with smoothed labels and weighted classes."""
-        return F.cross_entropy(outputs, targets, self.class_weights, label_smoothing=self.hparams["label_smoothing"])
+        weights = None if self.class_weights is None else self.class_weights.to(outputs.dtype)
+        return F.cross_entropy(outputs, targets, weights, label_smoothing=self.hparams["label_smoothing"])
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Classify a batch.

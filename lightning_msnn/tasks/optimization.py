@@ -23,9 +23,8 @@ LONGEST_WARMUP = 0.3  # of the training
 def named_groups(network: nn.Module, weight_decay: float, optimizer: str = "adamw") -> list[dict[str, Any]]:
     """Return timm's parameter groups of a network, with names in the place of the parameters.
 
-    Vectors and scalars (norms, biases, tau, theta) have no weight decay, nor has what the network's own
-    ``no_weight_decay()`` names. Names survive FSDP, which makes vectors of all parameters: groups made after that would
-    spare all of them.
+    Vectors and scalars (norms, biases, tau, theta) and what the network's own ``no_weight_decay()`` names get no weight
+    decay. Groups hold names, because FSDP makes vectors of all parameters: grouped after that, none would decay.
 
     Args:
         network: The network, before a strategy shards its parameters; those that do not learn are left out.

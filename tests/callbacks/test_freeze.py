@@ -6,6 +6,7 @@ import torch
 from lightning_msnn.callbacks import Freeze
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import LastCheckpoint
+from lightning_msnn.tasks import SpikingClassifier
 from tests.callbacks.training import fit
 
 
@@ -28,6 +29,12 @@ def test_what_is_frozen_stays(tmp_path, modules, learns):
     moved = {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
     assert {name for name in moved if not name.startswith(tuple(learns))} == set()
     assert all(any(name.startswith(part) for name in moved) for part in learns)
+
+
+def test_parameters_that_are_in_no_module_are_frozen_too():
+    task = SpikingClassifier("test_vit", num_classes=10, network_kwargs={"img_size": 16, "patch_size": 8})
+    Freeze().setup(None, task, "fit")
+    assert {name for name, p in task.network.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
 
 
 def test_a_name_that_is_none(tmp_path):

@@ -118,6 +118,11 @@ def test_classes_in_another_order_are_refused(tmp_path):
         fit(tmp_path, Teacher(ENTRY), data=Reversed(batch_size=16, image_size=8, num_workers=0))
 
 
+def test_a_module_that_asks_no_callback_is_refused():
+    with pytest.raises(ConfigurationError, match="Teacher must be left out: LightningModule is no Task"):
+        Teacher(ENTRY).setup(None, pl.LightningModule(), "fit")
+
+
 @pytest.mark.parametrize("given", [{"weight": 1.5}, {"temperature": math.inf}])
 def test_bad_arguments(given):
     with pytest.raises(ConfigurationError, match=f"{next(iter(given))}.*{next(iter(given.values())):g}"):

@@ -72,7 +72,7 @@ def test_metrics_are_those_of_one_process(runs: Any, stage: str) -> None:
         assert rank[stage].keys() == expected.keys()
         for name, value in expected.items():
             if name.endswith("loss"):
-                np.testing.assert_array_max_ulp(np.float32(rank[stage][name]), np.float32(value), 1)
+                np.testing.assert_array_max_ulp(np.float32(rank[stage][name]), np.float32(value), 4)
             else:
                 assert rank[stage][name] == value
 

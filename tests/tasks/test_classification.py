@@ -284,6 +284,14 @@ def test_data_that_does_not_fit():
         SpikingClassifier().check_data(FakeData())
     with pytest.raises(ConfigurationError, match="in_chans is 1, but FakeData has 3"):
         SpikingClassifier(num_classes=7, in_chans=1).check_data(FakeData())
+    FakeData.image_size = [8, 8]
+    SpikingClassifier(num_classes=7).check_data(FakeData())
+
+
+def test_weights_of_classes_in_any_precision():
+    task = SpikingClassifier(num_classes=2, class_weights=[1.0, 3.0], label_smoothing=0.0, **SMALL).bfloat16()
+    loss = task.loss(torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx((1.3132617 + 3 * 2.1269281) / 4)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,13 @@ class Own(nn.Module):
         return self.head(self.conv2(self.fire(self.conv1(x))).relu().mean((2, 3)))
 
 
+class Wider(Own):
+    """One that hands its arguments on."""
+
+    def __init__(self, width=16, **kwargs):
+        super().__init__(width, **kwargs)
+
+
 PAGE = ROOT / "docs" / "own-network.md"
 PATH = f"{__name__}.Own"
 IMAGES = torch.randn(4, 1, 8, 8)
@@ -41,6 +48,7 @@ IMAGES = torch.randn(4, 1, 8, 8)
 def test_a_class_is_made_again_from_the_checkpoint(tmp_path):
     task, _ = fit(tmp_path, network=PATH, network_kwargs={"width": 4})
     assert task.network.conv1.out_channels == 4
+    assert SpikingClassifier(f"{__name__}.Wider", num_classes=7).network.head.weight.shape == (7, 16)
     again = SpikingClassifier.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True)
     trained = load_trained(tmp_path / "x.ckpt")
     for network in (again.network, trained.network):
