@@ -27,8 +27,8 @@ def convert(model: M, sample: Tensor, *, dry_run: bool = False, levels: int = 1)
     """Return a copy of a trained network in which layers behind rectifiers receive spikes.
 
     Every convolution and linear layer whose input comes from a ReLU or ReLU6 (with a warning: one of
-    :data:`~lightning_msnn.conversion.tracing.APPROXIMATE`) gets neurons of its own before it, which begin as the best
-    quantisers of what the sample gives them. Sums, products, averages and what a skip connection carries stay
+    :data:`~lightning_msnn.conversion.tracing.APPROXIMATE`) gets neurons of its own in front. They start as the best
+    quantisers of the sample's activations. Sums, products, averages and what a skip connection carries stay
     as they are. Names of parameters do not change; the neurons' are added; hooks are not copied. In training with
     :func:`lightning_msnn.nn.set_annealing` at a share of 0 the copy computes what the network does; in evaluation,
     spikes are exact.
@@ -55,7 +55,7 @@ def convert(model: M, sample: Tensor, *, dry_run: bool = False, levels: int = 1)
     converted = make_layers_spiking(copied(model), [row.layer for row in plan.spiking], levels)
     calibrate(converted, sample)
     if found := [name for name in APPROXIMATE if any(name in row.why.split(" and ") for row in plan.spiking)]:
-        loss = "which stand for no value below 0: more accuracy may be lost than with ReLU"
+        loss = "which go below 0, as spikes do not: expect to lose more accuracy than with ReLU"
         warnings.warn(f"layers behind {' and '.join(found)} receive spikes, {loss}", stacklevel=2)
     return converted
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from lightning_msnn.conversion.neuron import FixedSpike, RectifierSpike
 from lightning_msnn.nn.integer import IntegerConv2d
+from lightning_msnn.nn.synapse import CentredConv2d, PointwiseConv2d
 
 __all__ = ["SYNAPSES", "FixedLayer", "IntegerLayer", "SpikingLayer", "copied", "make_spiking", "revert"]
 
@@ -29,7 +30,7 @@ class _Form(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
-    of: type[nn.Module]
+    of: Any
     """Class of the layer."""
 
     synapse: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -77,12 +78,12 @@ class FixedLayer(_Form):
         return self.synapse(self.neuron(x), self.weight, self.bias)
 
     def to_integers(self) -> nn.Module:
-        """Become an :class:`IntegerLayer`; it stays what it is if it has other axes, or uneven or other padding."""
+        """Become an :class:`IntegerLayer`, unless it has other axes, another sum, or uneven or other padding."""
         conv: Any = self
         if issubclass(self.of, nn.Linear):
             conv = nn.Conv2d(conv.in_features, conv.out_features, 1, device="meta")
             conv.weight, conv.bias = nn.Parameter(self.weight[:, :, None, None]), self.bias
-        elif self.of.forward is not nn.Conv2d.forward or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        elif self.of._conv_forward not in _OF_INTEGERS or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             return self
         self.integer = IntegerConv2d(conv)
         self.neuron.dtype = torch.uint8
@@ -115,20 +116,16 @@ class IntegerLayer(_Form):
         return (currents.view(*spikes.shape[:-1], -1) if linear else currents).to(x.dtype)
 
 
-SYNAPSES: dict[Any, Any] = {
-    nn.Conv1d.forward: nn.Conv1d._conv_forward,
-    nn.Conv2d.forward: nn.Conv2d._conv_forward,
-    nn.Conv3d.forward: nn.Conv3d._conv_forward,
-    nn.Linear.forward: staticmethod(F.linear),
-    TimmLinear.forward: staticmethod(F.linear),
-}
-"""What a layer computes of spikes, weights and bias, by its ``forward``: layers with another cannot receive spikes."""
+SYNAPSES = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, nn.Linear.forward, TimmLinear.forward}
+"""``forward`` of layers that can receive spikes; convolutions compute by the ``_conv_forward`` of their class."""
+
+_OF_INTEGERS = {conv._conv_forward for conv in (nn.Conv2d, CentredConv2d, PointwiseConv2d)}
 
 
 @cache
 def _class(form: Any, of: Any) -> type[nn.Module]:
     """The class of the layers of a class in one of their forms."""
-    names = {"synapse": SYNAPSES[of.forward], "of": of, "__doc__": form.__doc__}
+    names = {"synapse": getattr(of, "_conv_forward", staticmethod(F.linear)), "of": of, "__doc__": form.__doc__}
     return type(f"{form.__name__.removesuffix('Layer')}{of.__name__}", (form, of), names)
 
 
@@ -171,11 +168,12 @@ def revert(model: M) -> M:
     """Return a copy of a converted network with its rectifiers in the place of neurons: its ReLU baseline.
 
     Args:
-        model: The network; its weights are the baseline's too.
+        model: The network; its weights are the baseline's too. An entry in 8 bits has ``lambda`` in them, so that its
+            baseline is not what it was converted from.
     """
     baseline = copied(model)
     for module in baseline.modules():
         if isinstance(module, SpikingLayer):
             del module.neuron
-            module.__class__ = module.of  # type: ignore[assignment]
+            module.__class__ = module.of
     return baseline

@@ -129,7 +129,10 @@ def quantiser(x: Tensor, levels: int = 1) -> tuple[Tensor, Tensor]:
         ``V`` and ``lambda``, positive, ``(C,)``; those of a channel that is never positive are the medians of the
         others, or 0.5 and 1 if there are none.
     """
-    x = x[:, :: max(1, x.shape[1] // _VALUES)].contiguous().sort(1, descending=True).values
+    if x.shape[1] > _VALUES:  # at random: a fixed step could meet the same columns of every map
+        chosen = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:_VALUES]
+        x = x[:, chosen.to(x.device)]
+    x = x.contiguous().sort(1, descending=True).values
     sums = x.double().cumsum(1)  # of the values above a threshold
     thresholds = (x + nn.functional.pad(x[:, 1:], (0, 1)).clamp(min=0.0)) / 2
     total, squares = sums, torch.arange(1, sums.shape[1] + 1, device=x.device).expand_as(sums)

@@ -88,8 +88,6 @@ def _build(
         model = make_network(source, **{**shared, **given})
     except TypeError as error:  # of an argument that it does not have
         raise ConfigurationError(f"{source} cannot be built with {sorted(given)}: {brief(error)}") from error
-    if isinstance(layers, Mapping) and {*layers.values()} == {"single"}:  # as files of before say it
-        layers = list(layers)
     if not isinstance(layers, list | tuple | None):
         raise ConfigurationError(f"layers must be a list of names of layers, not {layers!r}")
     if layers is None:

@@ -37,7 +37,7 @@ _MOVES = frozenset(
     max_pool3d_with_indices native_channel_shuffle native_dropout pixel_shuffle pixel_unshuffle repeat roll stack unfold
     """.split()  # noqa: SIM905
 )
-_POOLS = ("mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
+_POOLS = ("mean", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
 _REASONS = {
     **dict.fromkeys(("add", "sub", "sum", "addcmul"), "a sum"),
     **dict.fromkeys(("mul", "div"), "a product"),

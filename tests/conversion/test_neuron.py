@@ -40,6 +40,8 @@ def test_the_quantiser_is_the_best_of_all_thresholds(levels):
         assert error(row, threshold, scale) == pytest.approx(tried, rel=1e-5)
     assert torch.equal(thresholds[3:], thresholds[:3].median().expand(2))
     assert torch.equal(scales[3:], scales[:3].median().expand(2))
+    columns = torch.tensor([0.0, 3.0]).repeat(2, 4096)  # of a map, whose step through the samples must not be theirs
+    assert quantiser(columns, levels)[0].tolist() == [1.5, 1.5]
     never = torch.zeros(2, 3)
     assert [v.tolist() for v in quantiser(never, levels)] == [[0.5, 0.5], [1.0, 1.0]]
 
