@@ -65,7 +65,7 @@ class Inputs:
         Raises:
             ConfigurationError: If the network takes neither square images nor recordings.
         """
-        kind = self._data_class() if self.data.startswith(f"{data_sets.__name__}.") else ImageDataModule
+        kind = imported(self.data, LightningDataModule) or ImageDataModule
         if issubclass(kind, AudioDataModule):
             module: Any = self.data_module()
             read: Callable[[Any], Tensor] = module.read_one
@@ -134,7 +134,8 @@ class Inputs:
             self.prepare(module)
         else:
             module = self.data_module(root, **given)
-            module.check("test")
+            if isinstance(module, ArrayDataModule):
+                module.check("test")
         self.check(module)
         module.prepare_data()
         module.setup("test")
@@ -158,10 +159,8 @@ class Inputs:
     def _data_class(self) -> type[LightningDataModule]:
         kind = imported(self.data, LightningDataModule)
         if kind is None:
-            raise ConfigurationError(
-                f"the data of {self.name} is {self.data or 'not known'}, which is not in {data_sets.__name__}: import "
-                "it first, or give the data module itself"
-            )
+            said = f"was trained on {self.data}, which is not imported" if self.data else "names no data"
+            raise ConfigurationError(f"{self.name} {said}: import its file, or give the data module itself")
         return kind
 
 
@@ -244,7 +243,7 @@ def inputs_of_checkpoint(content: Mapping[str, Any], name: str, image_size: int 
     hparams, seen = content.get("hyper_parameters") or {}, content.get("preprocessing") or {}
     made = content.get("network_arguments") or {}
     if (sides := seen.get("image_size", image_size)) is None:
-        raise ConfigurationError(f"{name!r} does not say how large its images are: give --image_size")
+        raise ConfigurationError(f"{name!r} does not say how large its images are: give image_size")
     try:
         height, width = map(int, [sides] * 2 if isinstance(sides, int) else sides)
         size = (int(made.get("in_chans", hparams.get("in_chans", 3))), height, width)
@@ -253,8 +252,9 @@ def inputs_of_checkpoint(content: Mapping[str, Any], name: str, image_size: int 
     except (LookupError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__} {error}"
         raise ConfigurationError(f"{name!r} does not say what images it is for: {reason}") from error
-    path = str((content.get("cli") or {}).get("data") or "")
-    if (kind := seen.get("data")) in data_sets.__all__:
+    path = str(seen.get("data") or (content.get("cli") or {}).get("data") or "")
+    module, _, kind = path.rpartition(".")
+    if kind in data_sets.__all__ and (not module or module.startswith(f"{data_sets.__name__}.")):
         path = f"{data_sets.__name__}.{kind}"
     return Inputs(
         Path(name).name, names, size, mean, std, path, _data_args(content.get("datamodule_hyper_parameters")),

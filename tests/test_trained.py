@@ -56,7 +56,7 @@ def test_a_network_of_timm(monkeypatch):
     monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_, **__: None)
     trained = load_trained("resnet18.a1_in1k")
     assert (trained.input_size, len(trained.class_names), trained.data) == ((3, 224, 224), 1000, "")
-    with pytest.raises(ConfigurationError, match="the data of resnet18.a1_in1k is not known"):
+    with pytest.raises(ConfigurationError, match="resnet18.a1_in1k names no data"):
         trained.data_module()
 
 

@@ -134,7 +134,7 @@ class OperationCounter:
 
     def __init__(self, model: nn.Module, operations: bool = True) -> None:
         for module in model.modules():
-            if type(module).__name__ == "OptimizedModule":
+            if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
                 raise ConfigurationError("operations of a compiled network cannot be counted: give the network itself")
         self.model = model
         self.operations = operations

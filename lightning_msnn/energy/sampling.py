@@ -39,15 +39,17 @@ def spread(targets: Tensor, samples: int, seed: int = 0) -> Tensor:
 
 
 def evenly(datamodule: Any, samples: int = SAMPLES, batch_size: int = 64) -> Iterator[Tensor]:
-    """Yield test images of a data module, spread evenly over its classes, as its network takes them.
+    """Yield test images of a data module as its network takes them, evenly of all classes if they have ``targets``.
 
     Args:
-        datamodule: A data module that is set up for testing, whose test data has ``targets``.
+        datamodule: A data module that is set up for testing.
         samples: How many.
         batch_size: Images of a batch.
     """
     loader = datamodule.test_dataloader()
-    chosen = spread(torch.as_tensor(loader.dataset.targets), samples).tolist()
+    targets = getattr(loader.dataset, "targets", None)
+    targets = torch.zeros(len(loader.dataset)) if targets is None else torch.as_tensor(targets)
+    chosen = spread(targets, samples).tolist()
     for batch in DataLoader(loader.dataset, batch_size, sampler=chosen, collate_fn=loader.collate_fn):
         images: Tensor = datamodule.on_after_batch_transfer(batch, 0)[0]
         yield images

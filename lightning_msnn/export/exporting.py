@@ -174,9 +174,9 @@ def _check_classes(network: nn.Module, images: Tensor, ours: Tensor, theirs: Ten
     differ, count = int(other.sum()), len(other)
     wrong = differ - int(_at_threshold(network, images[other], ours[other]).sum()) if differ else 0
     if wrong or differ > max(1, _MOST * count):
+        why = f"{wrong} of them not explained by rounding at thresholds" if wrong else f"and {_MOST:.0%} are allowed"
         raise ConfigurationError(
-            f"{runtime} finds another class in {differ} of {count} images, {wrong} of them not explained by rounding "
-            "at thresholds: nothing is written"
+            f"{runtime} finds another class in {differ} of {count} images, {why}: nothing is written"
         )
 
 

@@ -66,9 +66,13 @@ def find_samples(trained: Trained, data: str | Path | None = None, folder: str |
     if data is not None and folder is not None:
         raise ConfigurationError("data and images must not both be given: the file is run on one of them")
     if folder is not None:
-        trained.transform()  # refuses inputs that are no square images
+        channels, height, width = trained.input_size
+        if height != width:
+            raise ConfigurationError(
+                f"images are square, and {trained.name} takes {height} x {width}: leave images out"
+            )
         files = list_files(Path(folder).expanduser())
-        pixels = decode_files(files[:: 1 + len(files) // NUMBER], trained.input_size[1], trained.input_size[0])
+        pixels = decode_files(files[:: 1 + len(files) // NUMBER], height, channels)
         return Samples(_normalised(trained, pixels), None, f"images of {str(folder)!r}")
     try:
         return _of_data(trained, data)

@@ -34,7 +34,7 @@ def _export(given: argparse.Namespace) -> str:
         raise ConfigurationError(f"{own[0]!r} must not be in {given.fields!r}: it is an option of the command")
     folder = export(given.checkpoint, given.name, given.out, given.dtype, **fields)
     try:
-        found = measure(folder, given.root)
+        found = measure(folder, given.root, given.device)
     except BaseException:  # also where it is interrupted: an entry without figures is none
         shutil.rmtree(folder)
         raise

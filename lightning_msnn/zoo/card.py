@@ -13,7 +13,7 @@ from lightning_msnn import data as data_sets
 from lightning_msnn.energy import FACTORS
 from lightning_msnn.entries import entries, find, read_config
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
-from lightning_msnn.models.registry import entry_cfg
+from lightning_msnn.models.registry import entry_cfg, imported
 from lightning_msnn.runs.checkpoints import write_whole
 from lightning_msnn.zoo.loading import info
 
@@ -127,7 +127,7 @@ def write_card(folder: Path) -> None:
     config = read_config(folder)
     (channels, height, width), of_data = config["input_size"], config.get("data", {})
     path = str(of_data.get("class_path", "-"))
-    kind = getattr(data_sets, path.rpartition(".")[2], object)
+    kind = imported(path, data_sets.ArrayDataModule) or object
     noun, made = getattr(kind, "noun", "images"), of_data.get("init_args") or {}
     one = noun if noun == "series" else noun.removesuffix("s")
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")

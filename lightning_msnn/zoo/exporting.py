@@ -22,7 +22,7 @@ from lightning_msnn.data.arrays import OF_THE_MACHINE
 from lightning_msnn.energy.pictures import draw_energy, png
 from lightning_msnn.entries import CONFIG_FILE, FACTS, TAG, WEIGHTS_FILE, find, read_config
 from lightning_msnn.errors import ConfigurationError, UnknownNameError
-from lightning_msnn.models.registry import default_cfg, is_ours
+from lightning_msnn.models.registry import default_cfg, imported, is_ours
 from lightning_msnn.runs.checkpoints import is_checkpoint, write_whole
 from lightning_msnn.trained import Trained, load_trained
 from lightning_msnn.zoo.card import A_CHECKPOINT, PICTURE, write_card
@@ -47,9 +47,10 @@ def _facts(trained: Trained, checkpoint: str | Path) -> dict[str, Any]:
     """What a checkpoint says of the run that wrote it."""
     content = trained.info
     hparams, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters") or {}
-    of_data: dict[str, Any] = {"class_path": trained.data or str((content.get("preprocessing") or {}).get("data"))}
-    kind = getattr(data_sets, trained.data.rpartition(".")[2], None)
-    if isinstance(kind, type) and issubclass(kind, data_sets.AudioDataModule):  # images are described by their size
+    of_data: dict[str, Any] = {"class_path": trained.data or "unknown"}
+    kind = imported(trained.data, data_sets.ArrayDataModule)
+    ours = trained.data.startswith(f"{data_sets.__name__}.")
+    if kind is not None and not (ours and issubclass(kind, data_sets.ImageDataModule)):  # those have their size alone
         arguments = kind.arguments_from(data, None)
         of_data["init_args"] = {key: v for key, v in arguments.items() if key not in _OF_TRAINING}
     seeds = [part["shuffle_seed"] for part in content.values() if isinstance(part, Mapping) and "shuffle_seed" in part]
@@ -81,6 +82,10 @@ def _read(checkpoint: str | Path, name: str) -> Trained:
     if not is_checkpoint(str(checkpoint)):
         raise ConfigurationError(f"{str(checkpoint)!r} is no checkpoint: its name must end in .ckpt")
     trained = load_trained(checkpoint)
+    if not trained.mean:
+        raise ConfigurationError(
+            f"{str(checkpoint)!r} must say mean and std of its images: train on data that has them"
+        )
     if trained.architecture != architecture:
         raise ConfigurationError(f"{str(checkpoint)!r} is of network {trained.architecture!r}, not of {architecture!r}")
     return trained

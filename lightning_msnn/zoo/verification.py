@@ -90,12 +90,13 @@ def figures(
     Returns:
         Figures by the name that ``config.json`` has for them; and the summary of all that was counted.
     """
-    accuracy = evaluate(network, data, device)
-    records = compare(network, partial(baselines, network, lif=False), (images.to(device) for images in evenly(data)))
+    batches = (images.to(device) for images in evenly(data))
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 moves spikes
+        accuracy = evaluate(network, data, device)
+        records = compare(network, partial(baselines, network, lif=False), batches)
+        logits = network(fixed_images(config).to(device))
     summaries = {column: summarize(record) for column, record in records.items()}
     own = summaries[NETWORK]
-    with torch.no_grad():
-        logits = network(fixed_images(config).to(device))
     found: dict[str, Any] = {
         **accuracy,
         "parameters": own["parameters"],

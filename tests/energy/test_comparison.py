@@ -1,8 +1,10 @@
 """Twins compared on the same images, and the factors between them."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from lightning_msnn.data import Digits
 from lightning_msnn.energy import (
@@ -77,6 +79,11 @@ def test_spread(samples):
     assert all(found[c] in (most, most - 1) or found[c] == size for c, size in zip(found, sizes, strict=True))
     assert torch.equal(spread(targets, samples), chosen)
     assert samples in (0, 100) or not torch.equal(spread(targets, samples, seed=1), chosen)
+
+
+def test_any_data_module_will_do():
+    data = pl.LightningDataModule.from_datasets(test_dataset=TensorDataset(torch.rand(5, 1), torch.arange(5)))
+    assert sum(map(len, evenly(data, 4))) == 4
 
 
 def test_images_of_all_classes_whatever_the_batches(tmp_path):

@@ -232,7 +232,7 @@ def test_a_converted_network(tmp_path):
 
 def test_a_checkpoint_in_half_precision_and_of_own_data(tmp_path):
     source = checkpoint(tmp_path, size=None, half=True, **TINIEST)
-    with pytest.raises(ConfigurationError, match="does not say how large its images are: give --image_size"):
+    with pytest.raises(ConfigurationError, match="does not say how large its images are: give image_size"):
         export(source, to="torch", out=tmp_path / "x.pt2")
     report = export(source, to="torch", out=tmp_path / "x.pt2", image_size=12)
     files = {"lightning_msnn.json": ""}
@@ -289,7 +289,7 @@ def test_what_the_other_side_does_not_confirm_is_not_written(run, message, tmp_p
         ({"image_size": 9}, "image_size is 9, but msnn_resnet12_tiny.digits is for 16 x 16"),
         ({"data": ".", "images": "."}, "data and images must not both be given"),
         ({"images": "."}, "'.' must be a folder with files that end in"),
-        ({"source": "mine.ckpt", "data": "."}, "the data of mine.ckpt is not known"),
+        ({"source": "mine.ckpt", "data": "."}, "mine.ckpt was trained on Mine, which is not imported"),
     ],
 )
 def test_refusals(arguments, message, tmp_path, monkeypatch):

@@ -205,7 +205,7 @@ def test_an_entry_of_own_data_is_measured_by_its_data_module(trained, tmp_path):
     torch.save(content, tmp_path / "x.ckpt")
     folder = zoo.export(tmp_path / "x.ckpt", "msnn_resnet12_tiny.mine", tmp_path / "zoo")
     assert json.loads((folder / "config.json").read_text())[FACTS]["data"] == {"class_path": "my_package.MyData"}
-    with pytest.raises(ConfigurationError, match="is my_package.MyData, which is not in lightning_msnn.data"):
+    with pytest.raises(ConfigurationError, match="was trained on my_package.MyData, which is not imported"):
         zoo.test_data(folder)
     data = zoo.test_data(folder, Digits(batch_size=250))
     assert zoo.evaluate(trained[0].network, data)["top1_images"] == 359
