@@ -11,8 +11,8 @@ Each equation of the method stands here once. Three tables hold the definitions 
 - :data:`SURROGATES`: a function ``h(u - V)``, see :mod:`lightning_msnn.functional.spike`
 - :data:`WINDOWS`: an object with the methods of :class:`~lightning_msnn.functional.windows.WindowKind`
 
-A definition is found by its name from then on. It runs on these functions, in training too, since kernels only know
-the definitions of this package.
+A definition is found by its name from then on. It runs on these functions, in training too. Kernels cover the
+projections ``sine`` and ``none`` and the surrogate ``triangular``.
 """
 
 from lightning_msnn.functional.membrane import coupled_scan, recurrent_scan, scan

@@ -12,10 +12,10 @@ grid           ``ceil(n / 2)``          every second pixel, phases (0, 0), (0, 1
                                         with zeros, which merging takes off again
 =============  =======================  ==============================================================================
 
-A map with a side of one pixel is one window. A map of a single row, such as a sequence, is cut along it, by the kind
-that :data:`OF_ONE_ROW` names instead. Kinds that cut any map along its width alone are in
-:mod:`lightning_msnn.functional.windows_1d`. Source: arXiv 2401.10843; grid as the grid partition of MaxViT (arXiv
-2204.01697).
+A map of a single column is one window. A map of a single row, such as a sequence, is cut along it, by the kind that
+:data:`OF_ONE_ROW` names; with fewer than four columns it is one window. Kinds that cut any map along its width alone
+are in :mod:`lightning_msnn.functional.windows_1d`. Source: arXiv 2401.10843; grid as the grid partition of MaxViT
+(arXiv 2204.01697).
 
 A new kind is an object like :class:`WindowKind` and a line in :data:`WINDOWS`. It runs on the reference until a kernel
 lists its name.

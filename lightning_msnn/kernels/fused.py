@@ -1,4 +1,4 @@
-"""A layer of neurons as one function of tensors, which ``torch.compile`` writes a kernel of: for CUDA.
+"""A layer of neurons as one function of tensors, which ``torch.compile`` turns into a CUDA kernel.
 
 ``LIGHTNING_MSNN_COMPILE=0`` in the environment leaves layers to torch's own operations, one by one; ``1`` compiles them
 on CPUs too. Where the compiler fails, a warning says so once, and the same function runs without it.
@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional.membrane import connected, coupled_scan, recurrent_scan, scan
 from lightning_msnn.functional.spike import anneal, heaviside
-from lightning_msnn.functional.windows import merge, split
+from lightning_msnn.functional.windows import count, merge, split
 from lightning_msnn.kernels.geometry import OMEGAS, SURROGATE, Layer, Made, Tensors
 
 __all__ = ["devices", "equations", "run"]
@@ -35,9 +35,10 @@ def devices() -> tuple[str, ...]:
     return {None: ("cuda",), "0": (), "1": ("cuda", "cpu")}[value]
 
 
-def equations(layer: Layer, size: tuple[int, int], current: Tensor, given: Tensors) -> Made:
+def equations(layer: Layer, size: tuple[int, int], current: Tensor, tensors: Any) -> Made:
     """Compute a layer by its equations, in float32 at least; see :func:`lightning_msnn.kernels.layer.neurons`."""
     dtype, norm = torch.promote_types(current.dtype, torch.float32), None
+    given: Any = {name: tensor if tensor is None else tensor.to(dtype) for name, tensor in tensors.items()}
     x, residual = current.to(dtype), given.get("residual")
     mean, var = given.get("running_mean"), given.get("running_var")
     if layer.training:
@@ -48,15 +49,14 @@ def equations(layer: Layer, size: tuple[int, int], current: Tensor, given: Tenso
         shift = (0.0 if bias is None else bias) - mean * scale
         x = x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
         norm = torch.stack([mean, var, scale, shift]).detach()
-    windows = split(torch.empty(1, 1, *size, device="meta"), layer.kind)
-    n = len(windows)
+    n = count(layer.kind, *size)
     currents = list(torch.unflatten(x, 0, [n, -1]).unbind(0)) if layer.windows_in else split(x, layer.kind)
     membranes = _carried(layer, currents, given)
     merged = torch.cat(membranes) if layer.windows_out else merge(membranes, layer.kind, *size)
     handed = torch.cat(membranes[:-1])[:, -layer.handed :].to(current.dtype) if layer.handed and n > 1 else None
     if layer.fires:
         level = given.get("level")
-        threshold = layer.threshold if level is None else level.to(dtype).view(-1, 1, 1)
+        threshold = layer.threshold if level is None else level.view(-1, 1, 1)
         out, share = heaviside(merged, SURROGATE, threshold, layer.levels), given.get("anneal")
         out = out if share is None else anneal(merged, out, share)
     else:
@@ -75,7 +75,6 @@ def _carried(layer: Layer, currents: list[Tensor], given: Tensors) -> list[Tenso
         return scan(currents, tau)
     assert other is not None
     assert theta is not None
-    other = other.to(currents[0].dtype)
     omega = lambda a, b: OMEGAS[layer.omega](a, b, theta)  # noqa: E731
     if layer.form == "recurrent":
         return recurrent_scan(currents, split(other, layer.kind), tau, omega)

@@ -60,7 +60,7 @@ def _covered(spikes: Tensor, kernel: torch.Size, steps: Steps) -> bool:
 
 
 class Packed:
-    """Weights in the order of oneDNN, which no file and no copy takes along: they are made where they are needed."""
+    """Weights in oneDNN's order. They are not saved or copied: each network makes its own when it needs them."""
 
     def __init__(self) -> None:
         self.forms: dict[Any, Any] = {}

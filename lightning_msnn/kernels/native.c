@@ -7,6 +7,7 @@
  */
 
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -1008,13 +1009,6 @@ static float *memory_for(const Call *o, size_t floats) {
     return aligned_alloc(64, (floats * (size_t)o->threads * sizeof(float) + 63) / 64 * 64);
 }
 
-#ifdef _OPENMP
-#include <omp.h>
-#define THREAD omp_get_thread_num()
-#else
-#define THREAD 0
-#endif
-
 /* Each of these returns 0, or 1 where there is no memory. */
 
 int msnn_statistics(const Call *o) {
@@ -1022,7 +1016,7 @@ int msnn_statistics(const Call *o) {
     float *memory = memory_for(o, floats);
     if (!memory) return 1;
 #pragma omp parallel num_threads((int)o->threads) if (o->threads > 1)
-    take_moments(o, memory + (size_t)THREAD * floats);
+    take_moments(o, memory + (size_t)omp_get_thread_num() * floats);
     free(memory);
     return 0;
 }
@@ -1034,7 +1028,7 @@ int msnn_forward(const Call *o) {
     if (o->whole && !o->batch_statistics) normalise_running(o);
 #pragma omp parallel num_threads((int)o->threads) if (o->threads > 1)
     {
-        float *mine = memory + (size_t)THREAD * floats;
+        float *mine = memory + (size_t)omp_get_thread_num() * floats;
         if (o->whole && o->batch_statistics) take_moments(o, mine);
         do_tasks(forward, o, mine);
     }
@@ -1048,7 +1042,7 @@ int msnn_backward(const Call *o) {
     if (!memory) return 1;
 #pragma omp parallel num_threads((int)o->threads) if (o->threads > 1)
     {
-        do_tasks(backward, o, memory + (size_t)THREAD * floats);
+        do_tasks(backward, o, memory + (size_t)omp_get_thread_num() * floats);
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < SUMS; k++) {
             double *total = o->sums + k * o->channels;
@@ -1062,7 +1056,7 @@ int msnn_backward(const Call *o) {
 #pragma omp single
             take_totals(o, (double)o->rows);
             if (is_twice(o))
-                do_tasks(second_pass, o, memory + (size_t)THREAD * floats);
+                do_tasks(second_pass, o, memory + (size_t)omp_get_thread_num() * floats);
             else
                 take_off_all(o);
         }

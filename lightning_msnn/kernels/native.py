@@ -51,7 +51,7 @@ class _Call(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """Return the compiled source, None where it is not to be had; the first call on a machine compiles it."""
+    """Return the compiled library, or None if there is none; the first call on a machine compiles it."""
     made = build(Path(__file__).with_suffix(".c"))
     if made is not None:
         for name in ("msnn_forward", "msnn_backward", "msnn_statistics", "msnn_settle"):

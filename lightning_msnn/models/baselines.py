@@ -1,7 +1,7 @@
 """Baselines of a network: the same topology with ReLU, and with plain LIF neurons over several time steps.
 
-A baseline is built from the network's own name and arguments and takes over the weights that both have. It serves to
-count operations, which with ReLU do not depend on weights; for its accuracy, train it.
+A baseline is built from the network's own name and arguments and takes over the weights that both have. Use it to
+count operations, which with ReLU do not depend on the weights. To know its accuracy, train it.
 """
 
 from collections.abc import Callable
@@ -142,7 +142,8 @@ def calibrate(network: nn.Module, images: Tensor) -> nn.Module:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all calls of a norm
         norm.train()
-    network(images)
+    for part in images.tensor_split(max(1, len(images) // 64)):  # as counting does, lest memory run out
+        network(part)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return network.eval()

@@ -113,7 +113,8 @@ def entry_cfg(folder: Path) -> PretrainedCfg:
     """
     config = read_config(folder)
     made_of = timm.get_pretrained_cfg(str(config["model_args"].get("source", config["architecture"])))
-    ends = {} if made_of is None else {"first_conv": made_of.first_conv, "classifier": made_of.classifier}
+    ours = made_of is None or "stem" in config["model_args"]
+    ends = {} if ours else {"first_conv": made_of.first_conv, "classifier": made_of.classifier}
     cfg = default_cfg(
         config["input_size"], config["num_classes"], config["model_args"], file=str(folder / WEIGHTS_FILE),
         mean=tuple(config["mean"]), std=tuple(config["std"]), label_names=tuple(config["class_names"]),
@@ -123,9 +124,9 @@ def entry_cfg(folder: Path) -> PretrainedCfg:
 
 
 class EntryCfg(PretrainedCfg):  # type: ignore[misc]
-    """What timm's registry keeps of a zoo entry: where its weights lie.
+    """A zoo entry in timm's registry: where its weights lie.
 
-    timm hands out copies, and a copy is what the entry's ``config.json`` says, which is not read before.
+    ``config.json`` is read when timm copies it, which timm does before each use.
     """
 
     def __deepcopy__(self, memo: Any) -> PretrainedCfg:
@@ -197,7 +198,9 @@ def make_network(name: str, **arguments: Any) -> nn.Module:
     kind = None if timm.is_model(name) else own_class(name)
     if kind is None:
         return timm.create_model(name, **arguments)  # type: ignore[no-any-return]
-    taken = signature(kind).parameters
+    taken: Mapping[str, Parameter] = signature(kind).parameters
+    if any(p.kind is Parameter.VAR_KEYWORD for p in taken.values()):  # for the classes that it derives from
+        taken = {**_parameters(kind), **taken}
     return kind(**{k: v for k, v in arguments.items() if k in taken or k not in ("num_classes", "in_chans")})
 
 
@@ -263,10 +266,9 @@ def create(
     kwargs = {**choose(PRESETS, kwargs.pop("preset", "default"), "preset"), **kwargs}
     stated = kwargs.get("pretrained_model_args") or {}
     given = {name for name in _NUMBERS if name in kwargs and kwargs[name] != stated.get(name)}
-    stages = len(kwargs["depths"]) if isinstance(kwargs.get("depths"), Sequence) else 4
     model, kwargs = build(
         network, variant, pretrained, {*parameters, "preset"}, kwargs, defaults or {},
-        feature_cfg={"out_indices": tuple(range(stages)), "feature_cls": "getter"},
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         pretrained_filter_fn=partial(_keep_given, given=given),
     )  # fmt: skip
     if isinstance(model, MSNN):
@@ -333,6 +335,8 @@ def build(
         weights = cfg.state_dict or (read_weights(folder) if pretrained else None)
         cfg = replace(cfg, state_dict=weights, url=None, hf_hub_id=None, custom_load=False)
     given = {**defaults, **given}
+    if isinstance(given.get("depths"), Sequence) and "feature_cfg" in builder:
+        builder["feature_cfg"] |= {"out_indices": tuple(range(len(given["depths"])))}
     try:
         with torch.device(device):
             model: nn.Module = build_model_with_cfg(

@@ -10,7 +10,6 @@ from lightning_msnn.nn.neuron import (
     Neuron,
     Rectifier,
     Spike,
-    make_decay,
     set_annealing,
 )
 from lightning_msnn.nn.projection import LearntProjection, Projection
@@ -36,6 +35,5 @@ __all__ = [
     "Stem",
     "Synapse",
     "fire",
-    "make_decay",
     "set_annealing",
 ]

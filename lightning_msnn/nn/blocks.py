@@ -47,9 +47,9 @@ class WhitenedStem(Stem):
     """Stem behind a frozen whitening of 2x2 patches: ON and OFF cells, ``max(w x + b, 0)`` and ``max(b' - w x, 0)``.
 
     :class:`lightning_msnn.callbacks.Whitening` sets the ``4 in_chans`` filters ``w`` by images of the training. Before,
-    they are Haar's: for each channel the sum of a patch and three differences, halved. Only the biases learn. All of it
-    is analogue, so that its products are multiply-accumulates, and kernels behind it are as large as their stride.
-    Arguments are those of :class:`Stem`. Source: K. Jordan, arXiv 2404.00498.
+    they are Haar's: for each channel the sum of a patch and three differences, halved. Only the biases learn. The
+    stem is analogue, so its products are multiply-accumulates. The convolution behind the whitening has a kernel as
+    large as its stride. Arguments are those of :class:`Stem`. Source: K. Jordan, arXiv 2404.00498.
     """
 
     def __init__(self, in_chans: int, dim: int, norm: bool = True, stride: int = 2) -> None:

@@ -93,7 +93,7 @@ def _becomes_threshold(encoder: Encoder) -> bool:
 
 
 def _fixed(module: nn.Module) -> nn.Module | None:
-    """Return a module with the number that a module learns as a logit; None for other modules."""
+    """Return a fixed decay or projection in the place of a learnt one; None for other modules."""
     fixed: FixedDecay | Projection | None = None
     if type(module) is LearntDecay:
         fixed = FixedDecay(0.0)
@@ -115,8 +115,8 @@ def fold_batch_norm(model: M) -> M:
         model: Network in evaluation mode.
 
     Returns:
-        The copy, which refuses a gradient to its input. Outputs agree but for rounding: it moves membranes next to
-        their threshold, so that logits of 2 to 3 % of images change, and hardly ever a class.
+        The copy, which refuses a gradient to its input. Outputs differ by rounding: it flips a few spikes near the
+        threshold, which changes the logits of 2 to 3 % of images and almost never the class.
 
     Raises:
         ConfigurationError: If the network is in training mode.

@@ -53,8 +53,9 @@ def fire(
     size = size or (current.shape[2], current.shape[3])
     if layer := covered(current, cut, norm, spike, membrane):
         return _on_kernels(layer, size, current, norm, spike, membrane, other)
-    x = current if norm is None else normalise(current, norm)
-    membranes = [x] if membrane is None else _scan(x, membrane, other, cut, size)
+    if norm is not None:  # it may be all that is not covered
+        return fire(normalise(current, norm), None, spike, membrane, other, cut=cut, size=size)
+    membranes = [current] if membrane is None else _scan(current, membrane, other, cut, size)
     merged = torch.cat(membranes) if cut.windows_out or len(membranes) == 1 else merge(membranes, cut.kind, *size)
     spikes: Tensor = spike(merged)
     before = [u[:, u.shape[1] - cut.handed :] for u in membranes[:-1]] if cut.handed else []

@@ -28,8 +28,8 @@ class Mixer(nn.Module):
         windows: Kind of windows, one of :data:`lightning_msnn.functional.WINDOWS`.
         context: ``"shared"`` or ``"isolated"``.
 
-    A class whose input only synapses read lists in ``byte_spikes`` its layers of neurons whose spikes only synapses
-    read; integer inference stores these spikes as bytes.
+    ``byte_spikes`` names the layers of neurons whose spikes go to synapses and nowhere else: integer inference stores
+    them as bytes. A mixer that has it must read its own input by synapses alone too.
 
     Raises:
         ConfigurationError: If one is not known.

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
 from lightning_msnn.functional.membrane import connected, coupled_scan, recurrent_scan, scan
 from lightning_msnn.functional.spike import SURROGATES, anneal, heaviside
-from lightning_msnn.functional.windows import WINDOWS
 from lightning_msnn.nn.projection import LearntProjection, Projection
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "Rectifier",
     "Spike",
     "grain_size",
-    "make_decay",
     "set_annealing",
 ]
 
@@ -196,19 +194,6 @@ class LearntDecay(nn.Module):
         return torch.sigmoid(self.logit).view(-1, 1, 1)
 
 
-def make_decay(channels: int, tau: float, learn_tau: bool | str) -> FixedDecay | LearntDecay:
-    """Make the decay of a layer of neurons, fixed or learnt as :func:`grain_size` says.
-
-    Raises:
-        ConfigurationError: If tau is outside [0, 1], or on a bound where it is learnt.
-    """
-    values = grain_size("learn_tau", learn_tau, channels)
-    tau = check_number("tau", tau)
-    if values and tau in (0.0, 1.0):
-        raise ConfigurationError(f"a learnt tau must start in (0, 1), not at {tau}")
-    return LearntDecay(values, tau) if values else FixedDecay(tau)
-
-
 class Membrane(nn.Module):
     """Membranes that travel from window to window.
 
@@ -228,10 +213,12 @@ class Membrane(nn.Module):
     def __init__(self, form: str, neuron: Neuron, channels: int, windows: str) -> None:
         super().__init__()
         choose(dict.fromkeys(("first", "coupled", "recurrent")), form, "form")
-        choose(WINDOWS, windows, "kind of windows")
         self.form = form
         learns = windows != "single"
-        self.decay = make_decay(channels, neuron.tau, learns and neuron.learn_tau)
+        values, tau = grain_size("learn_tau", learns and neuron.learn_tau, channels), check_number("tau", neuron.tau)
+        if values and tau in (0.0, 1.0):
+            raise ConfigurationError(f"a learnt tau must start in (0, 1), not at {tau}")
+        self.decay: FixedDecay | LearntDecay = LearntDecay(values, tau) if values else FixedDecay(tau)
         self.projection = None
         if form != "first":
             kind = LearntProjection if learns and neuron.learn_theta else Projection

@@ -15,6 +15,7 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.kernels.layer import kernels_of
 from lightning_msnn.models.baselines import relu_baseline
 from lightning_msnn.models.msnn import WINDOW_SCHEDULES
+from lightning_msnn.models.registry import create
 from lightning_msnn.nn import (
     CONTEXTS,
 )
@@ -139,6 +140,8 @@ def test_features_only(name):
         outs, model.feature_info.channels(), model.feature_info.reduction(), strict=True
     ):
         assert out.shape == (2, channels, 64 // reduction, math.ceil(48 / reduction))
+    three = create(type(make(name)), name, False, {"depths": (1, 1, 1), "widths": (24, 24, 24)}, features_only=True)
+    assert three.feature_info.channels() == [24, 24, 24]
     some = timm.create_model(name, features_only=True, out_indices=(0, 2))
     assert [o.shape[1] for o in some(torch.randn(2, 3, 32, 32))] == some.feature_info.channels()
     assert sum(p.numel() for p in some.parameters()) < sum(p.numel() for p in model.parameters())
