@@ -23,21 +23,22 @@ export LIGHTNING_MSNN_ZOO=$out/zoo
 fit() { # entry, recipe, options
     entry=$1 recipe=$2
     shift 2
-    test -e "$out/zoo/$entry" && return
-    lightning-msnn fit --config "$of" --config "recipe/$recipe" \
-        --model.network "$network" --data.root "$data" --data.image_size $size \
-        --trainer.max_epochs "$epochs" --trainer.accelerator gpu \
-        --trainer.default_root_dir "$out/runs" --run.name "$entry" --run.test false --ckpt_path last "$@"
+    grep -qs '"top1"' "$out/zoo/$entry/config.json" && return
+    rm -rf "${out:?}/zoo/$entry" # stopped before it was measured
+    words=(--config "$of" --config "recipe/$recipe" --model.network "$network" --data.image_size $size
+        --trainer.max_epochs "$epochs" --trainer.accelerator gpu "$@")
+    lightning-msnn fit "${words[@]}" --data.root "$data" --trainer.default_root_dir "$out/runs" --run.name "$entry" \
+        --run.test false --ckpt_path last
     run=$(ls -td "$out/runs/$entry"/version_* | head -1)
-    python - "$epochs" "$run" > "$run/fields.json" <<-'PYTHON'
-	import json, platform, sys
+    python - "$epochs" "${words[@]}" > "$run/fields.json" <<-'PYTHON'
+	import json, platform, shlex, sys
 	from datetime import date
 
 	import torch
 
 	device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
 	print(json.dumps({
-	    "command": f"lightning-msnn fit --config {sys.argv[2]}/config.yaml",
+	    "command": shlex.join(["lightning-msnn", "fit", *sys.argv[2:]]),
 	    "recipe": "whitened stem, Muon along a triangle, alternating flips and reflected crops",
 	    "epochs": int(sys.argv[1]), "seed": 0, "hardware": device, "date": date.today().isoformat(),
 	}))
