@@ -105,8 +105,8 @@ class ArrayDataModule(LightningDataModule):
         seed: Seed of that split.
         num_workers: Worker processes of each loader; 0 loads in the main process.
         pin_memory: Load into page-locked memory, which copies to a GPU faster; by default when CUDA is available.
-        min_batches: Batches of an epoch on each device, at least: a smaller training part is met several times in one,
-            in any order.
+        min_batches: Batches of an epoch on each device, at least: a smaller training part is repeated within the
+            epoch, and all of it is shuffled.
 
     Raises:
         ConfigurationError: If a value is not allowed.

@@ -36,10 +36,8 @@ def read_wav(path: str | os.PathLike[str]) -> tuple[Wave, int]:
 
     Channels are averaged. The file must have samples, all of them numbers, else a ConfigurationError names it.
     """
-    try:
-        from scipy.io import wavfile  # slow to import
-    except ImportError as error:
-        raise ConfigurationError(f"wav files need scipy ({error}): pip install 'lightning-msnn[audio]'") from error
+    from scipy.io import wavfile  # slow to import
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no samples
@@ -115,7 +113,6 @@ class LogMel(nn.Module):
         samples: Samples of a wave.
         mels: Height of a map.
         frames: Width of a map; neighbours are ``samples // frames`` samples apart.
-        depth: Decibels below the loudest value that are kept.
 
     Raises:
         ConfigurationError: If there are too few frequencies for the filters.
@@ -124,9 +121,8 @@ class LogMel(nn.Module):
     window: Tensor
     filters: Tensor
 
-    def __init__(self, rate: int, samples: int, mels: int, frames: int, depth: float = 40.0) -> None:
+    def __init__(self, rate: int, samples: int, mels: int, frames: int) -> None:
         super().__init__()
-        self.depth = depth
         self.n_fft = 2 ** math.ceil(math.log2(0.025 * rate))  # 25 ms or more, in which speech hardly changes
         self.hop, self.frames = samples // frames, frames
         filters = mel_filters(rate, self.n_fft, mels)
@@ -138,11 +134,11 @@ class LogMel(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, waves: Tensor) -> Tensor:
-        """Map waves ``(B, samples)`` to decibels ``(B, 1, mels, frames)``, at most ``depth`` below a map's loudest."""
+        """Map waves ``(B, samples)`` to decibels ``(B, 1, mels, frames)``, at most 40 dB below a map's loudest."""
         spectrum = torch.stft(waves, self.n_fft, self.hop, window=self.window, pad_mode="constant", return_complex=True)
         power = self.filters @ spectrum.abs().square()[..., : self.frames]
         decibels = 10 * power.clamp(min=1e-10).log10()
-        return decibels.maximum(decibels.amax((1, 2), keepdim=True) - self.depth).unsqueeze(1)
+        return decibels.maximum(decibels.amax((1, 2), keepdim=True) - 40).unsqueeze(1)
 
 
 def add_noise(waves: Tensor, noise: float) -> Tensor:

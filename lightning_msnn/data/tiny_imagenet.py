@@ -55,7 +55,7 @@ class TinyImageNet200(ImageDataModule):
 
     def _wnids(self) -> list[str]:
         path = self._tree / "wnids.txt"
-        wnids = sorted(filter(None, read_lines(path)))
+        wnids = sorted(read_lines(path))
         if len(set(wnids)) != self.num_classes:
             raise ConfigurationError(f"{str(path)!r} names {len(set(wnids))} classes, but TinyImageNet200 has 200")
         return wnids

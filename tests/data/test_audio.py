@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -51,12 +49,6 @@ def test_a_damaged_recording_is_named(tmp_path, content):
         write(path, content, dtype=np.float32)
     with pytest.raises(ConfigurationError, match=r"cannot read the recording '.*a\.wav': \w+"):
         read_wav(path)
-
-
-def test_the_extra_that_reads_recordings_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(ConfigurationError, match=r"wav files need scipy .*: pip install 'lightning-msnn\[audio\]'"):
-        read_wav(tmp_path / "a.wav")
 
 
 def test_another_rate_is_resampled_and_said(tmp_path, caplog):
