@@ -2,7 +2,7 @@ r"""Trainings by the command line, the files that keep their results, and the ta
 
     python -m benchmarks.trainings run experiments cifar100 "threshold 1.0" --seeds 0 1 2 -- \
         --config data/cifar100 --config recipe/paper --model.network_kwargs "{threshold: 1.0}" --run.test false
-    python -m benchmarks.trainings run frontier cifar100 "trained towards 50 %, 5 epochs" -- \\
+    python -m benchmarks.trainings run frontier cifar100 "trained towards 50 %, 5 epochs" -- \
         --config data/cifar100 --config recipe/dial --trainer.max_epochs 5
     python -m benchmarks.trainings report
 

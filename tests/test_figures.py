@@ -263,7 +263,7 @@ SETTINGS: dict[str, str] = {
     "SECURITY.md": "20 times its size|before 1\\.0",
     "benchmarks/README.md": r"at 1\.\d+ times the speed|with 0\.8 times|\(three times as many",
     "docs/beyond-images.md": r"CC BY-SA 4\.0|for a second of sound|half of the 95 % interval",
-    "docs/cluster.md": r"arXiv 1706\.02677",
+    "docs/cluster.md": r"arXiv\s+(?:1706\.02677|2205\.10287)",
     "docs/concepts.md": r"threshold \(0\.5\)|from 0\.1;|program uses 0\.25",
     "docs/convert.md": "over 60 % of the steps|half of the batches",
     "docs/dial.md": r"first 40 % of the|at most 3 % above|half of its operations",
