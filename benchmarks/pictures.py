@@ -386,7 +386,10 @@ def energy_table(measured: dict[str, Any]) -> str:
         ["multiply-accumulates", *millions("multiply_accumulates")],
         ["membrane updates", *millions("membrane_updates")],
         ["evaluations of Omega", *millions("omega")],
-        ["spike rate", *(f"{100 * r:.1f} %" if (r := one["spike_rate"]) else "-" for one in columns.values())],
+        [
+            "spike rate of a time step",
+            *(f"{100 * r:.1f} %" if (r := one["spike_rate"]) else "-" for one in columns.values()),
+        ],
     ]
     for way, title in FACTORS.items():
         rows.append([f"energy, {title}", *joules({name: one["energies"][way] for name, one in columns.items()})])

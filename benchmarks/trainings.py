@@ -232,7 +232,9 @@ def draw_frontier(rows: Rows) -> Figure:
         if "baseline" in row["name"]:  # far to the right
             axes.axhline(top1, color="#d9822b", ls="--")
             label: dict[str, Any] = {"xy": (0.99, top1), "xycoords": ("axes fraction", "data"), "ha": "right"}
-            axes.annotate(f"{row['name']}, {joules:.0f} µJ", xytext=(0, 4), textcoords="offset points", **label)
+            axes.annotate(
+                f"{row['name']} in 32 bits, {joules:.0f} µJ", xytext=(0, 4), textcoords="offset points", **label
+            )
             continue
         axes.plot(joules, top1, "o", color="#3b6fb6")
         label = {"xytext": (0, -6), "textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 9}

@@ -190,7 +190,20 @@ def beyond_images() -> list[float]:
     more = [
         tests["ArrowHead, differences too", name] - tests["ArrowHead", name] for name in ("windows", "ReLU baseline")
     ]
+    more += [tests["saccaded digits", "four steps"] - tests["saccaded digits", "windows"]]
     return [*shares, *(100 * (1 - share) for share in shares), *apart, *more]
+
+
+def dial() -> list[float]:
+    """What 8 bits take with additions of 32, and the ReLU baseline priced alike: microjoules, and multiples."""
+    (last,) = (row for row in read("frontier.csv") if row["name"] == "entry in 8 bits")
+    own = MEASURED["columns"]["network"]["counts"]["multiply_accumulates"]
+    baseline, joules = MEASURED["columns"]["ANN twin"], float(last["energy_uj"])
+    macs, zeros_out = (baseline["counts"][f"{which}multiply_accumulates"] for which in ("", "effective_"))
+    wide, narrow = (PROFILES[name].prices["multiply_accumulates"] / 1e6 for name in ("cmos_45nm", "cmos_45nm_int8"))
+    rest = 1e6 * baseline["energies"]["arithmetic"] - wide * macs + wide * own
+    priced = [rest + narrow * (number - own) for number in (macs, zeros_out)]
+    return [joules + float(last["accumulates"]) * (0.1 - 0.03) / 1e6, *(each / joules for each in priced)]
 
 
 def convert() -> list[float]:
@@ -214,7 +227,28 @@ def paper() -> list[float]:
     """What LIF neurons with four steps take beside a network."""
     (lif,) = (one for name, one in MEASURED["columns"].items() if "T = 4" in name)
     own = MEASURED["columns"]["network"]["energies"]
-    return [*(lif["energies"][way] / own[way] for way in own), *results("experiments.csv", data="cifar100"), *cards()]
+    return [
+        *(lif["energies"][way] / own[way] for way in own),
+        *energy(),
+        *results("experiments.csv", data="cifar100"),
+        *cards(),
+    ]
+
+
+def energy() -> list[float]:
+    """Megabytes of weights, and the energy of LIF neurons whose weights are read once for all time steps."""
+    own, lif = MEASURED["columns"]["network"], MEASURED["columns"]["SNN twin, T = 4"]
+    weights = own["counts"]["weights_read"]
+    again = (lif["counts"]["weights_read"] - weights) * 4 * PROFILES["cmos_45nm_sram"].prices["weight_bytes"] / 1e12
+    once = (lif["energies"]["memory"] - again) / own["energies"]["memory"]
+    return [weights * 4 / 1e6, once, *cards(), *numbers(PROFILES["cmos_45nm"].prices)]
+
+
+def memory() -> list[float]:
+    """Memory of a training step, as a multiple of the ReLU baseline's."""
+    rows = [row for row in read("memory_cpu.csv") if (row["precision"], row["batch"]) == ("bf16", "512")]
+    found = {(row["network"], row["contender"]): float(row["MiB"]) for row in rows}
+    return [found[name, speed.SHIPPED] / found[name, "ReLU baseline"] for name, _ in found]
 
 
 def benchmarks() -> list[float]:
@@ -224,7 +258,7 @@ def benchmarks() -> list[float]:
         (r["batch"], r["contender"]): float(r["MiB"]) for r in read("memory_cpu.csv") if wanted.items() <= r.items()
     }
     shares = [memory[batch, speed.SHIPPED] / memory[batch, speed.BEFORE] for batch in ("128", "512")]
-    return [*shares, *results("train_cpu.csv", **wanted), *results("infer_cpu.csv", **wanted)]
+    return [*shares, *results("train_cpu.csv", precision="bf16"), *results("infer_cpu.csv", **wanted)]
 
 
 def minutes() -> list[str]:
@@ -238,8 +272,9 @@ SOURCES: dict[str, Callable[[], list[Any]]] = {
     "benchmarks/README.md": benchmarks,
     "docs/beyond-images.md": beyond_images,
     "docs/convert.md": convert,
+    "docs/dial.md": dial,
     "docs/distil.md": lambda: results("callbacks.csv"),
-    "docs/energy.md": lambda: [*cards(), *numbers(PROFILES["cmos_45nm"].prices)],
+    "docs/energy.md": energy,
     "docs/experiments.md": experiments,
     "docs/export.md": lambda: [
         *results("eight_bits.csv"),
@@ -251,7 +286,7 @@ SOURCES: dict[str, Callable[[], list[Any]]] = {
     "docs/own-images.md": minutes,
     "docs/paper.md": paper,
     "docs/runs.md": minutes,
-    "docs/training.md": lambda: [*cards(), *minutes()],
+    "docs/training.md": lambda: [*cards(), *minutes(), *memory()],
     "docs/zoo.md": cards,
 }
 """What else a page's figures come from than its own tables and trainings."""
@@ -267,15 +302,15 @@ SETTINGS: dict[str, str] = {
     "docs/concepts.md": r"threshold \(0\.5\)|from 0\.1;|program uses 0\.25",
     "docs/convert.md": "over 60 % of the steps|half of the batches",
     "docs/dial.md": r"first 40 % of the|at most 3 % above|half of its operations",
-    "docs/energy.md": r"NeuroBench 2\.3 and SpikingJelly 2\.0",
+    "docs/energy.md": r"a cache of 1 MB|NeuroBench 2\.3 and SpikingJelly 2\.0",
     "docs/experiments.md": r"fixed at 0\.4|default of 0\.1|theta 0\.3|at 0\.7 and 0\.9|theta is 0\.25|0\.1 to 0\.9"
     r"|a rate of 0\.02|A threshold of 1\.0|which have 0\.5|a quarter of|four times as many|at a rate of 0\.002",
     "docs/export.md": r"more than 5 %|\] 2\.0 and \[Norse\] 1\.1|snnTorch 1\.0",
     "docs/getting-started.md": r"Python 3\.11",
     "docs/own-images.md": "more than a few minutes",
     "docs/paper.md": r"arXiv 2401\.10843|\| (?:72\.41|72\.31) %|\| a third|theta 0\.3|at 0\.7 and 0\.9"
-    r"|channel from 0\.1|a fixed 0\.4",
-    "docs/rates.md": r"fell by 0\.0003",
+    r"|channel from 0\.1|a fixed 0\.4|` from 0\.1\)",
+    "docs/rates.md": r"fell by 0\.0003|start at 0\.1|a rate of 0\.3085",
     "docs/training.md": r"smoothing 0\.1|half of the (?:batches|images)|10 to 15 seconds of one core",
     "docs/try.md": "17 MB",
     "docs/zoo.md": r"explains: 1 %, of accuracies 0\.1 points",

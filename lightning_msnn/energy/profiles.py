@@ -11,7 +11,7 @@ profile that prices ``graded_products`` it is one product instead with each weig
 
 **Memory traffic** is bytes: a value is a word, a spike one bit. A layer reads its inputs and writes its outputs once; a
 membrane is read and written at each update. Weights have one of two models. *Reuse*: read once for a sample
-(``weight_bytes``), while sums stay in registers. *By event*: each synaptic operation fetches its weight
+and time step (``weight_bytes``), while sums stay in registers. *By event*: each synaptic operation fetches its weight
 (``fetch_bytes``) and reads and writes its accumulator (``accumulator_bytes``).
 """
 
@@ -53,7 +53,7 @@ FIELDS: dict[str, str] = {
     "membrane_updates": "membrane updates",
     "omega": "evaluations of Omega",
     "omega_operations": "elementary operations of Omega",
-    "weights_read": "weights read, each once for a sample",
+    "weights_read": "weights read, each once for a sample and time step",
     "values_read": "analogue values read",
     "values_written": "analogue values written",
     "spikes_read": "places of spikes read, one bit each",
