@@ -175,7 +175,7 @@ class MSNNCLI(LightningCLI):
             if not isinstance(network, str):  # class_path and init_args, as elsewhere in a configuration
                 own = {key: value for key, value in dict(network.get("init_args", {})).items() if key not in LINKED}
                 given.network, given.network_kwargs = network.class_path, own | (given.network_kwargs or {})
-            elif "." in network and not timm.is_model(network):  # the user's own class
+            elif "." in network and ":" not in network and not timm.is_model(network):  # the user's own class
                 import_files(network.rpartition(".")[0])
         if self._source is not None:
             self._source.check(config)

@@ -349,7 +349,8 @@ def build(
             raise
         raise ConfigurationError(f"{folder} does not fit {variant}: {brief(error)}") from error
     # Else every copy of the network would carry its weights twice.
-    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]
+    for module in model.modules():  # features_only wraps the network
+        (getattr(module, "pretrained_cfg", None) or {}).pop("state_dict", None)
     return model.to(dtype=dtype), given
 
 
@@ -361,11 +362,12 @@ def _cfg(variant: str, pretrained: bool, given: Any, overlay: Any) -> Pretrained
         cfg = resolve_pretrained_cfg(variant, entry_cfg(find(f"{variant}.{given}")), overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         tagged = [timm.get_pretrained_cfg(name) for name in timm.list_pretrained(variant)]
-        if given or not tagged:  # no other tag takes the place of the one asked for
+        # No other tag takes the place of the one asked for; timm's scripts give that of no tag as a dictionary.
+        if (given and cfg.tag != "untrained") or not tagged:
             tag = f".{cfg.tag}" if cfg.tag else ""
             names = ", ".join(timm.list_pretrained(["msnn*", "spiking*"])) or "none"
             raise ConfigurationError(f"no weights for {variant}{tag}: pretrained are {names}")
-        cfg = max(tagged, key=lambda each: each.num_classes)
+        cfg = resolve_pretrained_cfg(variant, max(tagged, key=lambda each: each.num_classes), overlay)
     return cfg
 
 
@@ -381,4 +383,6 @@ def _folder(cfg: PretrainedCfg, pretrained: bool, cache_dir: str | Path | None) 
         return folder if is_entry(folder) else None
     if cfg.source == "local-dir":
         return Path(cfg.file) if is_entry(Path(cfg.file)) else None
-    return Path(cfg.file).parent if cfg.file and Path(cfg.file).name == WEIGHTS_FILE else None
+    file = Path(cfg.file or "")
+    entry = file.name == WEIGHTS_FILE and file.with_name(CONFIG_FILE).is_file() and is_entry(file.parent)
+    return file.parent if entry else None

@@ -136,6 +136,11 @@ class Task(pl.LightningModule):
         self.save_hyperparameters(ignore=["network"] if isinstance(network, nn.Module) else None)
         self.hparams.update(_plain({**self.hparams, "network": name}))
         if isinstance(network, nn.Module):
+            if type(network).__name__ == "OptimizedModule":
+                raise ConfigurationError("a compiled network renames its weights: use network.compile() in its place")
+            for key, ours in {"num_classes": num_classes, "in_chans": in_chans}.items():
+                if (its := getattr(network, key, ours)) != ours:
+                    raise ConfigurationError(f"{key} is {ours}, but the network that is given has {its}")
             self.network = network
             if network_kwargs:  # of the checkpoint of a converted one
                 adopt(network, **network_kwargs)
@@ -268,10 +273,20 @@ class Task(pl.LightningModule):
                     "mean": list(datamodule.mean),
                     "std": list(datamodule.std),
                 }
+                self._tell_timm()
         if stage == "fit":
             self._planned_steps = None  # of an earlier training; a resumed one is restored later
             # Before a strategy shards them.
             self._groups = named_groups(self.network, self.hparams["weight_decay"], self.hparams["optimizer"])
+
+    def _tell_timm(self) -> None:
+        """Say what the network takes in its ``pretrained_cfg``, for timm's transforms and hub."""
+        cfg, seen = getattr(self.network, "pretrained_cfg", None), self.preprocessing
+        if isinstance(cfg, dict) and seen.get("mean"):
+            sides = [seen["image_size"]] * 2 if isinstance(seen["image_size"], int) else seen["image_size"]
+            cfg |= {"input_size": (self.hparams["in_chans"], *sides), "crop_pct": 1.0, "interpolation": "bilinear"}
+            cfg |= {"mean": tuple(seen["mean"]), "std": tuple(seen["std"])}
+            cfg |= {"num_classes": len(self.class_names), "label_names": tuple(self.class_names)}
 
     def _agreed(self, names: list[str], source: str) -> list[str]:
         """Return names of classes, if they are those that are known; as many numbers are no names."""
@@ -303,6 +318,7 @@ class Task(pl.LightningModule):
         """Restore the names of the classes, unless the Trainer's data has others, and the preprocessing."""
         self.class_names = self._agreed(list(checkpoint.get("class_names", self.class_names)), "the checkpoint")
         self.preprocessing = dict(checkpoint.get("preprocessing", self.preprocessing))
+        self._tell_timm()
         self._started_from = checkpoint.get("started_from", self._started_from)
         self._planned_steps = checkpoint.get("planned_steps")
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models import group_parameters
 from timm.models._features_fx import FeatureGraphNet, create_feature_extractor
 from torch import nn
@@ -361,3 +362,15 @@ def test_compile_with_the_default_compiler():
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, dynamic=False)(x)
         torch.testing.assert_close(compiled, model(x), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_as_timm_gives_and_takes_them(tmp_path):
+    """A configuration without a tag as timm's scripts give it, any file of weights, and no weights twice."""
+    untagged = timm.get_pretrained_cfg("msnn_resnet12_tiny").to_dict()
+    scripts = timm.create_model("msnn_resnet12_tiny", pretrained=True, pretrained_cfg=untagged, in_chans=1)
+    pyramid = timm.create_model("msnn_resnet12_tiny", pretrained=True, in_chans=1, features_only=True)
+    assert all("state_dict" not in (getattr(m, "pretrained_cfg", None) or {}) for m in pyramid.modules())
+    save_file(scripts.state_dict(), tmp_path / "model.safetensors")
+    overlay = {"file": str(tmp_path / "model.safetensors"), "num_classes": 10}
+    given = {"num_classes": 10, "in_chans": 1, "pretrained_cfg_overlay": overlay}
+    assert torch.equal(make("msnn_resnet12_tiny", pretrained=True, **given).head.fc.weight, scripts.head.fc.weight)

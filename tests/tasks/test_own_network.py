@@ -3,6 +3,7 @@
 import shlex
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -85,6 +86,8 @@ def test_a_module_must_be_given_again(tmp_path):
         ({"network": "nowhere.Net"}, "unknown network 'nowhere.Net': .* a class of yours that is imported"),
         ({"network": PATH, "pretrained": True}, "pretrained must be false, an entry or a checkpoint with .*Own"),
         ({"network": Own(), "network_kwargs": {"width": 4}}, r"network_kwargs are for .* not for Own\(\)"),
+        ({"network": torch.compile(Own())}, "a compiled network renames its weights"),
+        ({"network": timm.create_model("test_resnet", num_classes=3)}, "num_classes is 10, but the network .* has 3"),
     ],
 )
 def test_what_is_refused(options, message):
