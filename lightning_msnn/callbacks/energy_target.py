@@ -200,10 +200,11 @@ class EnergyTarget(TrainingStepCallback):
     # Validation
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        """Count some images."""
-        number = trainer.num_val_batches[0] if self._handles else 0
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Count some images of the first loader."""
+        number = trainer.num_val_batches[0] if self._handles and not dataloader_idx else 0
         every = math.ceil(number / _BATCHES) if math.isfinite(number) else 1
         if self._handles and batch_idx % every == 0 and batch_idx < every * _BATCHES:
             self._count(pl_module, pl_module.unpack(batch)[0])

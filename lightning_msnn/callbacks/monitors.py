@@ -136,6 +136,7 @@ class _Monitor(Callback):
         """Count and log."""
         for record in self._counted(pl_module).values():
             values = {name: float(value) for name, value in self._values(record).items()}
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
             for logger in trainer.loggers if values else ():
                 logger.log_metrics(values, step=max(0, trainer.global_step - 1))
 

@@ -67,7 +67,7 @@ class _Record(Callback):
             return
         for logger in trainer.loggers:
             if isinstance(logger, Logger):
-                logger.log_hyperparams({"config": self._config})
+                logger.log_hyperparams({"config": yaml.safe_load(self._config)})
         file = self._folder / "config.yaml"
         if not file.exists():  # fit ends with test
             try:
@@ -274,7 +274,8 @@ class MSNNCLI(LightningCLI):
         given = config.get("callbacks") or []
         given = list(given) if isinstance(given, list) else [given]
         kinds = tuple(type(callback) for callback in given)
-        more = [callback for callback in self._callbacks(config, given) if not isinstance(callback, kinds)]
+        made = self._callbacks(config, given)
+        more = [each for each in made if isinstance(each, BestCheckpoint) or not isinstance(each, kinds)]
         config["callbacks"] = [*given, *more]
         return super()._instantiate_trainer(config, callbacks)
 
@@ -290,7 +291,7 @@ class MSNNCLI(LightningCLI):
         if verb == "predict" and isinstance(self.model, tasks.SpikingClassifier):
             made.append(PredictionWriter(self._get(self.config_init, "out")))
         saves = verb == "fit" and config.get("enable_checkpointing") is not False
-        if saves and not any(isinstance(callback, ModelCheckpoint) for callback in given):
+        if saves and not any(isinstance(callback, ModelCheckpoint) and callback.monitor for callback in given):
             made.append(BestCheckpoint())
         made += [RandomState(), FiniteLoss(), *([LastCheckpoint(run.every_n_steps)] if saves else [])]
         return [*made, *([self._record] if self._record is not None else [])]
@@ -349,7 +350,8 @@ class MSNNCLI(LightningCLI):
         if not (is_overridden("test_step", self.model) and is_overridden("test_dataloader", data)):
             rank_zero_info("No test at the end: there is no test_step or no test_dataloader")
             return
-        path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        chosen: list[Any] = [each for each in self.trainer.checkpoint_callbacks if getattr(each, "monitor", None)]
+        path = chosen[0].best_model_path if chosen else ""
         rank_zero_info(f"Testing {path or 'the last weights'}")
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path or None, weights_only=True)
         self.after_test()

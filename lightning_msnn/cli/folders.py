@@ -121,7 +121,7 @@ def place_loggers(trainer: Namespace, folder: Path) -> None:
         return
     given = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     loggers = [logger for logger in given if hasattr(logger, "class_path")]  # without true, Lightning's default
-    free = [logger for logger in loggers if logger.init_args.get("save_dir") == "."]
+    free = [logger for logger in loggers if logger.get("init_args", {}).get("save_dir") == "."]
     local = [logger for logger in free if logger.class_path.rpartition(".")[2] in _LOCAL]
     if not local:
         path = f"lightning.pytorch.loggers.{_LOCAL[0]}"

@@ -51,8 +51,13 @@ class FiniteLoss(Callback):
         Raises:
             TrainingError: If a number among them is not finite.
         """
-        for name in ("state_dict", "optimizer_states"):
-            if not _all_finite(checkpoint.get(name)):
+        learnt = {name for name, _ in pl_module.named_parameters()}
+        weights = {  # a buffer may be infinite, as masks are; a statistic of infinities is NaN
+            name: value if name in learnt else value.nan_to_num(torch.nan, 0.0, 0.0)
+            for name, value in (checkpoint.get("state_dict") or {}).items() if isinstance(value, Tensor)
+        }  # fmt: skip
+        for name, values in {"state_dict": weights, "optimizer_states": checkpoint.get("optimizer_states")}.items():
+            if not _all_finite(values):
                 raise TrainingError(
                     f"{name} is not finite after step {trainer.global_step} (epoch {trainer.current_epoch}): it is not "
                     "saved, and the checkpoints written before are kept"

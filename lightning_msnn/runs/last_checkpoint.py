@@ -39,6 +39,8 @@ class LastCheckpoint(Checkpoint):
         every_n_steps: Optimizer steps from one checkpoint to the next within an epoch; 0 is only at its end.
     """
 
+    best_model_path = ""  # Lightning asks the first of the checkpoint callbacks for it
+
     def __init__(self, every_n_steps: int = 0) -> None:
         self.every_n_steps = check_integer("every_n_steps", every_n_steps, 0)
         self._path = ""
@@ -50,6 +52,9 @@ class LastCheckpoint(Checkpoint):
         self._path = os.path.join(run_folder(trainer), LAST)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's own, not one that a user gives
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        # Behind every ModelCheckpoint, whose state goes into this one, and whose best is what Lightning looks for.
+        trainer.callbacks = [*(each for each in callbacks if each is not self), self]  # type: ignore[attr-defined]
         if stage == "fit":
             self._saved_step = 0
 
@@ -145,5 +150,7 @@ class LastCheckpoint(Checkpoint):
 def _all_in(folder: str, state: dict[str, Any]) -> bool:
     """Return whether the files that a ModelCheckpoint would remove are in its own folder."""
     paths = [state.get(f"{name}_path") or "" for name in ("best_model", "kth_best_model", "last_model")]
-    named = [os.path.split(str(path)) for path in (*paths, *(state.get("best_k_models") or ())) if path]
-    return all(place == folder and name not in ("", ".", "..") for place, name in named)
+    named = [str(path) for path in (*paths, *(state.get("best_k_models") or ())) if path]
+    within = os.path.join(folder, "")  # a slash in a metric's name makes a folder
+    parts = [path.removeprefix(within).split("/") if path.startswith(within) else [""] for path in named]
+    return all(each[-1].endswith(".ckpt") and not {"", ".", ".."} & {*each} for each in parts)

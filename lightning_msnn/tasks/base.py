@@ -14,6 +14,7 @@ import numpy as np
 import timm
 import timm.optim
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
@@ -47,6 +48,12 @@ class TrainingStepCallback(pl.Callback):
         if stage == "fit" and not isinstance(pl_module, Task):
             who = type(self).__name__
             raise ConfigurationError(f"{who} must be left out: {type(pl_module).__name__} is no Task, which calls it")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Raise a ConfigurationError for a training step that has not asked it."""
+        if not pl_module._asks_callbacks:
+            who, step = type(self).__name__, f"training_step of {type(pl_module).__name__}"
+            raise ConfigurationError(f"{who} must be left out, or {step} call super().training_step(batch, batch_idx)")
 
     def change_batch(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the inputs and targets that the step learns from. Metrics use the data's own targets."""
@@ -158,6 +165,7 @@ class Task(pl.LightningModule):
             rank_zero_info("%s starts at random: pretrained true gives it its weights", name)
         self._groups = named_groups(self.network, weight_decay, optimizer)
         self._planned_steps: int | None = None
+        self._asks_callbacks = False
         self.class_names: list[str] = [str(i) for i in range(num_classes)]
         self.preprocessing: dict[str, Any] = {}
         metrics = MetricCollection(dict(self.make_metrics(num_classes)))
@@ -261,6 +269,12 @@ class Task(pl.LightningModule):
         Raises:
             ConfigurationError: If the data does not fit.
         """
+        if self._compiler_ctx is not None:
+            raise ConfigurationError("compile in place: task.network.compile(dynamic=False), not torch.compile(task)")
+        finders = [c for c in self.trainer.callbacks if isinstance(c, LearningRateFinder | BatchSizeFinder)]  # type: ignore[attr-defined]
+        if any(not finder._early_exit for finder in finders):  # as those of a Tuner do
+            what = f"{type(finders[0]).__name__} changes what the schedule was built of"
+            raise ConfigurationError(f"{what}: leave it out, and use Lightning's Tuner before fit")
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and stage != "predict":
             self.check_data(datamodule)
@@ -326,6 +340,7 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch; metrics are of the targets as they come from the data."""
+        self._asks_callbacks = True
         inputs, targets = self.unpack(batch)
         if inputs.dim() == 4:
             self.preprocessing.setdefault("image_size", list(inputs.shape[2:]))  # of data that does not say it
@@ -351,21 +366,23 @@ class Task(pl.LightningModule):
 
     on_validation_epoch_start = on_test_epoch_start = _begin
 
-    def _evaluate(self, batch: Any, stage: str, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
+    def _evaluate(self, batch: Any, stage: str, metrics: MetricCollection, mean_loss: MeanMetric) -> dict[str, Tensor]:
         inputs, targets = self.unpack(batch)
         outputs = self(inputs).float()
-        mean_loss.update(self.losses(outputs, targets))
+        losses = self.losses(outputs, targets)
+        mean_loss.update(losses)
         metrics.update(outputs, targets)
-        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
+        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, add_dataloader_idx=False)
+        return {"loss": losses.mean(), "outputs": outputs, "targets": targets}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Accumulate loss and metrics of the validation set."""
-        self._evaluate(batch, "val", self.val_metrics, self.val_loss)
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Accumulate loss and metrics of the validation set, and return ``loss``, ``outputs`` and ``targets``."""
+        return self._evaluate(batch, "val", self.val_metrics, self.val_loss)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Accumulate loss and metrics of the test set."""
-        self._evaluate(batch, "test", self.test_metrics, self.test_loss)
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Accumulate loss and metrics of the test set, and return ``loss``, ``outputs`` and ``targets``."""
+        return self._evaluate(batch, "test", self.test_metrics, self.test_loss)
 
     # Optimizer and schedule
 
@@ -379,6 +396,9 @@ class Task(pl.LightningModule):
         # FSDP puts its own module around some.
         parameters = {n.replace("_fsdp_wrapped_module.", ""): p for n, p in self.network.named_parameters()}
         groups = [{**group, "params": [parameters[name] for name in group["params"]]} for group in self._groups]
+        own = [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("network.")]
+        for decay, some in ((h["weight_decay"], [p for p in own if p.ndim > 1]), (0.0, [p for p in own if p.ndim < 2])):
+            groups += [{"params": some, "weight_decay": decay, "orthogonal": False}] if some else []  # a subclass's
         # A fused step takes half the time on a CPU; in mixed precision Lightning does not clip gradients before it.
         kind = timm.optim.get_optimizer_class(h["optimizer"], bind_defaults=False)
         fused = not self.trainer.gradient_clip_val and self.device.type in ("cpu", "cuda")

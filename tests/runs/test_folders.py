@@ -5,12 +5,15 @@ from pathlib import Path
 import fsspec
 import lightning.pytorch as pl
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_msnn.callbacks import BestCheckpoint, EnergyMonitor, SpikeRateMonitor, TrainingCurves
 from lightning_msnn.data import Digits
-from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint
+from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, RandomState
+from lightning_msnn.runs.trainer import LAST
 from lightning_msnn.tasks import SpikingClassifier
+from tests.callbacks.training import quiet
 
 
 class Service(DummyLogger):
@@ -74,3 +77,18 @@ def test_a_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     train(str(tmp_path), fast_dev_run=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_the_users_own_beside_the_last_one(tmp_path: Path) -> None:
+    """Lightning takes theirs for the best, and what it kept is known when resumed, also with a slash in its name."""
+    for epochs in (1, 2):
+        own = ModelCheckpoint(monitor="val/top1", save_top_k=2, filename="{epoch}-{val/top1:.3f}")
+        trainer = quiet(
+            tmp_path, RandomState(), LastCheckpoint(), own, max_epochs=epochs, enable_checkpointing=True,
+            limit_train_batches=2, limit_val_batches=1,
+        )  # fmt: skip
+        task, last = SpikingClassifier("msnn_resnet12_tiny", 10, 1, SMALL, schedule="constant"), tmp_path / LAST
+        resumed = str(last) if last.exists() else None
+        trainer.fit(task, datamodule=Digits(batch_size=8), ckpt_path=resumed, weights_only=True)
+        assert len(own.best_k_models) == epochs
+    trainer.test(datamodule=Digits(batch_size=8), ckpt_path="best", verbose=False, weights_only=True)

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import timm
 import torch
+from lightning.pytorch.tuner import Tuner
 from timm.optim import muon
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -381,3 +382,38 @@ def test_other_classes_of_the_same_number_are_refused(tmp_path):
             verb(module, datamodule=others, ckpt_path=resumed)
     trainer(tmp_path).fit(task, datamodule=others)
     assert task.class_names == ["dog", "emu", "fox"]
+
+
+class Added(SpikingClassifier):
+    """A subclass with parameters and a training step of its own, and a second validation loader."""
+
+    def __init__(self, asks=True):
+        super().__init__(**SMALL)
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.asks = asks
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx) if self.asks else self(batch[0]).mean()
+        return loss * self.temperature
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        return super().validation_step(batch, batch_idx) if dataloader_idx == 0 else None
+
+
+def test_what_a_subclass_adds_is_trained_and_its_first_loader_validated(tmp_path):
+    task, t = Added(), trainer(tmp_path, max_epochs=1)
+    t.fit(task, loader(), [loader(), loader(8)])
+    assert task.temperature.item() != 1.0
+    assert "val/top1" in t.callback_metrics
+
+
+def test_a_training_step_that_asks_no_callbacks_is_refused_beside_one(tmp_path):
+    with pytest.raises(ConfigurationError, match="Mixing must be left out, or training_step of Added call super"):
+        trainer(tmp_path, max_epochs=1, callbacks=[Mixing()]).fit(Added(asks=False), loader())
+
+
+def test_finders_of_the_rate(tmp_path):
+    task, t = SpikingClassifier(**SMALL), trainer(tmp_path, max_epochs=1)
+    Tuner(t).lr_find(task, loader(), num_training=4, early_stop_threshold=None)
+    with pytest.raises(ConfigurationError, match="LearningRateFinder changes what the schedule was built of"):
+        trainer(tmp_path, callbacks=[pl.callbacks.LearningRateFinder()]).fit(task, loader())
