@@ -22,7 +22,7 @@ class Freeze(pl.Callback):
 
     def __init__(self, modules: str | list[str] = "all_but_head") -> None:
         self.modules = [modules] if isinstance(modules, str) else list(modules)
-        self._frozen: list[nn.Module] = []
+        self._frozen: list[str] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the modules, and leave their parameters out of the training."""
@@ -30,16 +30,16 @@ class Freeze(pl.Callback):
             return
         network = pl_module.get_submodule("network")
         named = dict(network.named_modules())
-        found: list[nn.Module] = []
+        found: list[str] = []
         for pattern in self.modules:
             if pattern == "all_but_head" and hasattr(network, "get_classifier"):
                 head = network.get_classifier()  # type: ignore[operator]
                 heads = nn.ModuleList(head if isinstance(head, tuple) else [head])
-                matched = [m for m in named.values() if not {*heads.modules()} & {*m.modules()}]
+                matched = [name for name, module in named.items() if not {*heads.modules()} & {*module.modules()}]
                 for parameter in {*network.parameters()} - {*heads.parameters()}:  # a class token is in no such module
                     parameter.requires_grad_(False)
             else:
-                matched = [module for name, module in named.items() if name and fnmatchcase(name, pattern)]
+                matched = [name for name in named if name and fnmatchcase(name, pattern)]
             if not matched:
                 raise ConfigurationError(
                     f"Freeze: {pattern!r} is no module of {type(network).__name__}: allowed are all_but_head, "
@@ -48,10 +48,10 @@ class Freeze(pl.Callback):
                 )
             found += matched
         self._frozen = found
-        for module in found:
-            module.requires_grad_(False)
+        for name in found:
+            named[name].requires_grad_(False)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep them in evaluation mode, also where a training resumes within an epoch."""
-        for module in self._frozen:
-            module.eval()
+        for name in self._frozen:  # whose modules a strategy may have replaced
+            pl_module.get_submodule(f"network.{name}").eval()

@@ -379,7 +379,7 @@ def run(args: list[str]) -> None:
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={"version": __version__},
-            trainer_defaults={"logger": [csv]},
+            trainer_defaults={"logger": [csv], "devices": 1},  # more where trainer/ddp or the user asks for them
             load_from_checkpoint_support=False,  # hyper-parameters are plain values already
             args=args,
         )

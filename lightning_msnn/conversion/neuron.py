@@ -87,6 +87,7 @@ class RectifierSpike(Spike):
     def fit(self, x: Tensor) -> None:
         """Begin with the best quantiser of a rectifier's values, as :meth:`forward` takes them."""
         values = x.movedim(x.dim() - len(self.shape), 0).flatten(1).float()
+        values = values.cpu() if values.device.type == "mps" else values  # which has no float64
         threshold, scale = quantiser(values, self.levels)
         self.log_threshold.copy_(threshold.log())
         self.log_scale.copy_(scale.log())

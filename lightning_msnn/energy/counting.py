@@ -248,7 +248,9 @@ class OperationCounter:
             self._add(row, {"neurons": places, "values_read": places, "spikes_written": places * levels})
             self._add(row, {"spikes": fired.sum()})
             if levels > 1:  # a comparison for each level
-                further = spikes.sum(dtype=torch.float64).long() - fired.sum()
+                further = (
+                    spikes.sum(0, dtype=torch.promote_types(spikes.dtype, torch.float32)).long().sum() - fired.sum()
+                )
                 self._add(row, {"further_levels": further, "additions": places * (levels - 1)})
             name = self.layers[row]
             if name in self._fired and self._fired[name].shape != fired.shape:

@@ -82,7 +82,7 @@ def _carried(layer: Layer, currents: list[Tensor], given: Tensors) -> list[Tenso
 
 
 @lru_cache(maxsize=1024)
-def _compiled(layer: Layer, size: tuple[int, int]) -> Callable[..., Made]:
+def _compiled(layer: Layer, size: tuple[int, int], channels: int) -> Callable[..., Made]:
     """The compiled equations of a layer, which depend on the batch and its data type alone."""
 
     def region(current: Tensor, given: Any) -> Made:
@@ -91,7 +91,7 @@ def _compiled(layer: Layer, size: tuple[int, int]) -> Callable[..., Made]:
     # A code of its own for each layer: the compiler limits how often one is compiled.
     code = region.__code__.replace(co_name=f"region_of_{layer.form}_{_compiled.cache_info().misses}")
     own = FunctionType(code, region.__globals__, code.co_name, None, region.__closure__)
-    compiled: Callable[..., Made] = torch.compile(own)
+    compiled: Callable[..., Made] = torch.compile(own, dynamic=False)
     return compiled
 
 
@@ -100,10 +100,15 @@ _FAILED: list[Exception] = []
 
 
 def run(layer: Layer, size: tuple[int, int], current: Tensor, given: Tensors) -> Made:
-    """Compute a layer by what the compiler made of its equations."""
-    if not _FAILED:
+    """Compute a layer by what the compiler made of its equations; without gradients, by the equations themselves.
+
+    Evaluation has batches of many sizes, and compiling them takes longer than it saves there.
+    """
+    if not _FAILED and torch.is_grad_enabled():
         try:
-            return _compiled(layer, size)(current, dict(given))
+            return _compiled(layer, size, current.shape[1])(current, dict(given))
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # each part of the compiler raises its own kind
             made = equations(layer, size, current, given)  # raises what is no fault of the compiler's
             _FAILED.append(error)

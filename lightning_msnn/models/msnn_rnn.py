@@ -67,6 +67,9 @@ class Recurrence(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Read tokens ``(B, L, input_size)`` in both directions and return ``(B, L, 2 hidden_size)``."""
+        if tokens.is_cuda and torch.is_autocast_enabled("cuda"):  # which takes float16 for cells, also in bfloat16
+            with torch.autocast("cuda", enabled=False):
+                return self.forward(tokens.float()).to(tokens.dtype)
         hidden = torch.zeros([2, tokens.shape[0], self.hidden_size], dtype=tokens.dtype, device=tokens.device)
         how: Any = (self.weights(), True, 1, 0.0, self.training, True, True)  # with biases, 1 layer, no dropout, ...
         if self.cell == "gru":

@@ -353,7 +353,8 @@ class Task(pl.LightningModule):
         for part in parts:
             loss = part.change_loss(self, loss, mixed, outputs)
         self.train_metrics.update(outputs.detach().float(), targets)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
+        self.log("train/loss_step", loss, prog_bar=True)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
         self.log("train/lr", max(group["lr"] for group in self.optimizers().param_groups))  # type: ignore[union-attr]
         return loss
@@ -363,6 +364,8 @@ class Task(pl.LightningModule):
         with torch.inference_mode(False):
             for sums in (self.val_metrics, self.val_loss, self.test_metrics, self.test_loss):
                 sums.reset()
+            for mean in (self.val_loss, self.test_loss):  # whose sums bf16-true has made bfloat16
+                mean.set_dtype(torch.promote_types(mean.dtype, torch.float32))
 
     on_validation_epoch_start = on_test_epoch_start = _begin
 
