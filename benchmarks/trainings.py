@@ -182,7 +182,7 @@ def frontier(rows: Rows) -> str:
         share = 100 * float(row["accumulates"]) / float(entry["accumulates"])
         joules = f"{float(row['energy_uj']):.1f} µJ"
         lines.append([row["name"], f"{share:.1f} %" if share else "", joules, f"{percent(row, 'test'):.2f} %"])
-    return markdown(["network", "operations", "energy", "top-1"], lines)
+    return markdown(["network", "accumulates", "energy", "top-1"], lines)
 
 
 TABLES = {
