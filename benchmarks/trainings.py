@@ -69,10 +69,13 @@ def run(file: str, data: str, name: str, seeds: Iterable[int], words: list[str],
     """Train with each seed, and add the rows of those that are not there yet; ``keep/<seed>`` has a run's files."""
     for seed in seeds:
         rows: list[dict[str, Any]] = list(read(f"{file}.csv"))
-        if any((row["data"], row["name"], row["seed"]) == (data, name, str(seed)) for row in rows):
+        there = any((row["data"], row["name"], row["seed"]) == (data, name, str(seed)) for row in rows)
+        if there and (keep is None or [*Path(keep, str(seed)).rglob("best.ckpt")]):
             continue
         with tempfile.TemporaryDirectory() as folder:
             of_run = train(words, seed, Path(keep, str(seed)) if keep else folder)
+        if there:  # what is kept was gone
+            continue
         row = {"data": data, "name": name, "seed": seed, **of_run}
         row |= {"command": " ".join(["lightning-msnn fit", *words]), "version": __version__, "date": date.today()}
         known = rows[0].keys() if rows else row.keys()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lightning_msnn import data as data_sets
 from lightning_msnn.data import ArrayDataModule, AudioDataModule, ImageDataModule
-from lightning_msnn.data.arrays import OF_THE_MACHINE
+from lightning_msnn.data.arrays import OF_THE_MACHINE, parameters_of
 from lightning_msnn.data.reading import normalise, prepare_pixels, shorten
 from lightning_msnn.entries import entries, find, read_config
 from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
@@ -95,6 +95,8 @@ class Inputs:
         kind, saved = self._data_class(), self.data_args
         if issubclass(kind, ArrayDataModule):
             saved = kind.arguments_from(saved, given)
+        else:
+            given = {name: value for name, value in given.items() if name in parameters_of(kind)}
         arguments = {**saved, **given, **({} if root is None else {"root": str(root)})}
         if issubclass(kind, ImageDataModule):
             arguments.setdefault("image_size", self.input_size[1])
@@ -252,7 +254,8 @@ def inputs_of_checkpoint(content: Mapping[str, Any], name: str, image_size: int 
     except (LookupError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__} {error}"
         raise ConfigurationError(f"{name!r} does not say what images it is for: {reason}") from error
-    path = str(seen.get("data") or (content.get("cli") or {}).get("data") or "")
+    said, by_cli = (str(part.get("data") or "") for part in (seen, content.get("cli") or {}))
+    path = said if "." in said or said in data_sets.__all__ or not by_cli else by_cli  # files of before say no module
     module, _, kind = path.rpartition(".")
     if kind in data_sets.__all__ and (not module or module.startswith(f"{data_sets.__name__}.")):
         path = f"{data_sets.__name__}.{kind}"

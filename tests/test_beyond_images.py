@@ -68,7 +68,7 @@ def test_speech_from_fit_to_a_zoo_entry(digits, here, capsys, monkeypatch):
         assert [Path(row["file"]).name for row in rows("predictions.csv")] == ["one.wav", "two.wav"][2 - number :]
     main(["report", LAST, "--root", "fsdd", "--out", "r.html", "--samples", "20"])
     page = Path("r.html").read_text()
-    assert "of the test recordings of SpokenDigits and takes" in page
+    assert "of the test recordings of SpokenDigits correctly and takes" in page
     monkeypatch.setenv("LIGHTNING_MSNN_ZOO", str(here / "zoo"))
     main(["zoo", "export", LAST, "msnn_resnet12_tiny.mine", "--root", "fsdd"])
     main(["zoo", "verify", "msnn_resnet12_tiny.mine", "--root", "fsdd"])

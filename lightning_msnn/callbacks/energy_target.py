@@ -204,9 +204,11 @@ class EnergyTarget(TrainingStepCallback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Count some images of the first loader."""
-        number = trainer.num_val_batches[0] if self._handles and not dataloader_idx else 0
+        if not self._handles or dataloader_idx:
+            return
+        number = trainer.num_val_batches[0]
         every = math.ceil(number / _BATCHES) if math.isfinite(number) else 1
-        if self._handles and batch_idx % every == 0 and batch_idx < every * _BATCHES:
+        if batch_idx % every == 0 and batch_idx < every * _BATCHES:
             self._count(pl_module, pl_module.unpack(batch)[0])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

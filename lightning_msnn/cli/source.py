@@ -45,7 +45,7 @@ class Source:
             said, arguments = content.get("cli") or {}, dict(content.get("hyper_parameters") or {})
             model, data = (str(said.get(section) or "") for section in _BASES)
             of_data = dict(content.get("datamodule_hyper_parameters") or {})
-            if content.get("preprocessing") and "class_names" in content:
+            if (content.get("preprocessing") or {}).get("data") and "class_names" in content:
                 self.inputs, model = inputs_of_checkpoint(content, name), model or _CLASSIFIER
         if self.inputs is not None:
             data, of_data = self.inputs.data, dict(self.inputs.data_args)

@@ -135,7 +135,9 @@ class OperationCounter:
     def __init__(self, model: nn.Module, operations: bool = True) -> None:
         for module in model.modules():
             if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
-                raise ConfigurationError("operations of a compiled network cannot be counted: give the network itself")
+                raise ConfigurationError(
+                    "operations of a compiled network cannot be counted: leave that out, or do not compile"
+                )
         self.model = model
         self.operations = operations
         self._handles: list[Any] = []

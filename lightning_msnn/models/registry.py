@@ -363,7 +363,7 @@ def _cfg(variant: str, pretrained: bool, given: Any, overlay: Any) -> Pretrained
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         tagged = [timm.get_pretrained_cfg(name) for name in timm.list_pretrained(variant)]
         # No other tag takes the place of the one asked for; timm's scripts give that of no tag as a dictionary.
-        if (given and cfg.tag != "untrained") or not tagged:
+        if isinstance(given, str) or (given and cfg.tag != "untrained") or not tagged:
             tag = f".{cfg.tag}" if cfg.tag else ""
             names = ", ".join(timm.list_pretrained(["msnn*", "spiking*"])) or "none"
             raise ConfigurationError(f"no weights for {variant}{tag}: pretrained are {names}")

@@ -51,7 +51,7 @@ class FiniteLoss(Callback):
         Raises:
             TrainingError: If a number among them is not finite.
         """
-        learnt = {name for name, _ in pl_module.named_parameters()}
+        learnt = {name.replace("_fsdp_wrapped_module.", "") for name, _ in pl_module.named_parameters()}
         weights = {  # a buffer may be infinite, as masks are; a statistic of infinities is NaN
             name: value if name in learnt else value.nan_to_num(torch.nan, 0.0, 0.0)
             for name, value in (checkpoint.get("state_dict") or {}).items() if isinstance(value, Tensor)

@@ -42,6 +42,8 @@ def planned(trainer: pl.Trainer, what: str, interval: Literal["epoch", "step"] =
     Raises:
         ConfigurationError: If the training has no end, which ``what`` must know.
     """
+    if interval == "step" and not trainer.lightning_module.automatic_optimization:
+        raise ConfigurationError(f"{what} must be left out of a module that steps its optimizers itself")
     total = trainer.estimated_stepping_batches if interval == "step" else trainer.max_epochs
     if total is None or not 0 <= total < math.inf:
         raise ConfigurationError(

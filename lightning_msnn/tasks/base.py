@@ -145,9 +145,9 @@ class Task(pl.LightningModule):
         if isinstance(network, nn.Module):
             if type(network).__name__ == "OptimizedModule":
                 raise ConfigurationError("a compiled network renames its weights: use network.compile() in its place")
-            for key, ours in {"num_classes": num_classes, "in_chans": in_chans}.items():
-                if (its := getattr(network, key, ours)) != ours:
-                    raise ConfigurationError(f"{key} is {ours}, but the network that is given has {its}")
+            head = network.get_classifier() if hasattr(network, "get_classifier") else None  # type: ignore[operator]
+            if (its := getattr(head, "out_features", num_classes)) != num_classes:
+                raise ConfigurationError(f"num_classes is {num_classes}, but the network that is given has {its}")
             self.network = network
             if network_kwargs:  # of the checkpoint of a converted one
                 adopt(network, **network_kwargs)
@@ -272,7 +272,7 @@ class Task(pl.LightningModule):
         if self._compiler_ctx is not None:
             raise ConfigurationError("compile in place: task.network.compile(dynamic=False), not torch.compile(task)")
         finders = [c for c in self.trainer.callbacks if isinstance(c, LearningRateFinder | BatchSizeFinder)]  # type: ignore[attr-defined]
-        if any(not finder._early_exit for finder in finders):  # as those of a Tuner do
+        if stage == "fit" and any(not finder._early_exit for finder in finders):  # as those of a Tuner do
             what = f"{type(finders[0]).__name__} changes what the schedule was built of"
             raise ConfigurationError(f"{what}: leave it out, and use Lightning's Tuner before fit")
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -298,6 +298,8 @@ class Task(pl.LightningModule):
         cfg, seen = getattr(self.network, "pretrained_cfg", None), self.preprocessing
         if isinstance(cfg, dict) and seen.get("mean"):
             sides = [seen["image_size"]] * 2 if isinstance(seen["image_size"], int) else seen["image_size"]
+            for stale in ("test_input_size", "test_crop_pct", "test_pool_size", "label_descriptions"):
+                cfg.pop(stale, None)
             cfg |= {"input_size": (self.hparams["in_chans"], *sides), "crop_pct": 1.0, "interpolation": "bilinear"}
             cfg |= {"mean": tuple(seen["mean"]), "std": tuple(seen["std"])}
             cfg |= {"num_classes": len(self.class_names), "label_names": tuple(self.class_names)}
@@ -342,8 +344,6 @@ class Task(pl.LightningModule):
         """Return the loss of a batch; metrics are of the targets as they come from the data."""
         self._asks_callbacks = True
         inputs, targets = self.unpack(batch)
-        if inputs.dim() == 4:
-            self.preprocessing.setdefault("image_size", list(inputs.shape[2:]))  # of data that does not say it
         parts = [part for part in self.trainer.callbacks if isinstance(part, TrainingStepCallback)]  # type: ignore[attr-defined]
         mixed, goals = inputs, targets
         for part in parts:
@@ -371,6 +371,8 @@ class Task(pl.LightningModule):
 
     def _evaluate(self, batch: Any, stage: str, metrics: MetricCollection, mean_loss: MeanMetric) -> dict[str, Tensor]:
         inputs, targets = self.unpack(batch)
+        if inputs.dim() == 4 and "mean" not in self.preprocessing:
+            self.preprocessing["image_size"] = list(inputs.shape[2:])  # of data that does not say it
         outputs = self(inputs).float()
         losses = self.losses(outputs, targets)
         mean_loss.update(losses)
