@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 import timm
 import torch
@@ -41,10 +43,10 @@ class Convert(TrainingStepCallback):
         self.image_size, self.levels = image_size, levels
         self._unfitted = False
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Convert the network."""
         super().setup(trainer, pl_module, stage)
-        if stage != "fit" or not isinstance(pl_module, Task) or converted_layers(network := pl_module.network):
+        if stage != "fit" or converted_layers(network := pl_module.network):
             return
         refuse_shards(trainer.strategy, "Convert")
         size = self.image_size or getattr(getattr(trainer, "datamodule", None), "image_size", None)
