@@ -162,7 +162,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise ConfigurationError(f"weights of {folder.name} cannot be read at {file}: {error.strerror}") from error
+        raise ConfigurationError(
+            f"weights of {folder.name} cannot be read at {file}: {error.strerror}; a wheel leaves out those of "
+            "msnn_rnn12.c10 and msnn_rnn12.c100: set LIGHTNING_MSNN_ZOO to the folder zoo of a checkout"
+        ) from error
     actual = hashlib.sha256(content).hexdigest()
     if actual != config["sha256"]:
         raise ConfigurationError(f"{file} is refused: its sha256 is {actual}, {CONFIG_FILE} says {config['sha256']}")
