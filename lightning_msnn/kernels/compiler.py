@@ -32,13 +32,6 @@ TUNING = ("-march=native", "-mcpu=native")
 """Flags for all instructions of this processor; the first that the compiler accepts is used."""
 
 
-def _switched_on() -> bool:
-    value = os.environ.get("LIGHTNING_MSNN_NATIVE", "1")
-    if value not in ("0", "1"):
-        raise ConfigurationError(f"LIGHTNING_MSNN_NATIVE must be 0 or 1, not {value!r}")
-    return value == "1"
-
-
 def _compiler() -> list[str] | None:
     """The command of the C compiler: ``$CC``, or the system's."""
     for command in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
@@ -106,7 +99,10 @@ def build(source: Path) -> ctypes.CDLL | None:
     Raises:
         ConfigurationError: If ``LIGHTNING_MSNN_NATIVE`` is neither 0 nor 1, or ``CC`` no command.
     """
-    if not _switched_on() or sys.platform == "win32":
+    value = os.environ.get("LIGHTNING_MSNN_NATIVE", "1")
+    if value not in ("0", "1"):
+        raise ConfigurationError(f"LIGHTNING_MSNN_NATIVE must be 0 or 1, not {value!r}")
+    if value == "0" or sys.platform == "win32":
         return None
     compiler = _compiler()
     if compiler is None:

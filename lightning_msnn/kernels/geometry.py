@@ -38,7 +38,6 @@ class Layer(NamedTuple):
         handed: How many of the last channels hand on their membranes in all windows but the last.
         keeps: Whether the merged membranes are returned beside the spikes.
         training: Whether the norm takes the statistics of the current, not the running ones.
-        synchronised: Whether it takes those of all processes; on CPUs.
         bytes: Whether spikes are bytes, uint8, not of the current's type; in inference, on CPUs.
         levels: Levels of a spike, which is the largest one.
         threshold: Threshold, where none is learnt.
@@ -54,7 +53,6 @@ class Layer(NamedTuple):
     handed: int = 0
     keeps: bool = False
     training: bool = False
-    synchronised: bool = False
     bytes: bool = False
     levels: int = 1
     threshold: float = 0.5

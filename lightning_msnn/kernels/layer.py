@@ -64,7 +64,7 @@ def neurons(current: Tensor, layer: Layer, size: tuple[int, int], **given: Unpac
     Returns:
         Spikes or membranes, ``(B, C, H, W)``, or the windows' ``(n B, C, h, w)``; the windows' own membranes
         ``((n - 1) B, handed, h, w)``; the merged membranes, of the shape of the first; the norm's mean, variance,
-        scale and shift, ``(4, C)``, and if they are of all processes a row of the number of places.
+        scale and shift, ``(4, C)``.
 
     Raises:
         ValueError: If shapes do not fit each other.
@@ -130,12 +130,7 @@ def _run(layer: Layer, size: tuple[int, int], current: Tensor, given: Tensors) -
     out = _empty(at.out, current, torch.uint8 if layer.bytes else dtype)
     handed = None if at.handed is None else _empty(at.handed, current, dtype)
     merged = _empty(at.out, current, dtype) if layer.keeps else None
-    norm = None
-    if layer.training and layer.synchronised:
-        weight, bias = given.get("weight"), given.get("bias")
-        norm = native.statistics(current, weight, bias, layer.eps)
-        norm = _synchronise(norm, weight, bias, current.numel() // current.shape[1], layer.eps)
-    norm = native.forward(layer, size, current, norm, given, out, handed, merged)
+    norm = native.forward(layer, size, current, given, out, handed, merged)
     return out, handed, merged, norm
 
 
@@ -144,19 +139,6 @@ def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
     if like.shape == shape:  # takes half the time
         return torch.empty_like(like, dtype=dtype, memory_format=LAST)
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=LAST)
-
-
-def _synchronise(norm: Tensor, weight: Tensor | None, bias: Tensor | None, rows: int, eps: float) -> Tensor:
-    """Return the norm by the statistics of all processes, with the number of places in a fifth row."""
-    mean, var = norm[:2].double()
-    sums = torch.cat([rows * mean, rows * (var + mean * mean), mean.new_tensor([float(rows)])])
-    torch.distributed.all_reduce(sums)
-    total, channels = sums[-1], len(mean)
-    mean = sums[:channels] / total
-    var = (sums[channels:-1] / total - mean * mean).clamp(min=0.0)
-    scale = torch.rsqrt(var + eps) * (1.0 if weight is None else weight)
-    shift = (0.0 if bias is None else bias) - mean * scale
-    return torch.stack([mean, var, scale, shift, total.expand_as(mean)]).to(norm.dtype)
 
 
 class _Neurons(torch.autograd.Function):
@@ -189,20 +171,13 @@ class _Neurons(torch.autograd.Function):
             raise ConfigurationError(
                 "kernels compute one gradient at a time: LIGHTNING_MSNN_NATIVE=0 leaves several at once to torch"
             )
-        kept, other, whole = current.contiguous(memory_format=LAST), given.pop("other"), not layer.synchronised
+        kept, other = current.contiguous(memory_format=LAST), given.pop("other")
         maps = (grad, *more[:2], other)
         read: list[Any] = [x if x is None else x.to(kept.dtype).contiguous(memory_format=LAST) for x in maps]
         upstream, handed, merged, seen = read
         grad_current, grad_other, sums = native.backward(
-            layer, ctx.size, upstream, handed, merged, seen, kept, norm, given, whole
+            layer, ctx.size, upstream, handed, merged, seen, kept, norm, given
         )
-        if layer.training and layer.synchronised:
-            rows = sums.new_tensor([float(kept.numel() // kept.shape[1])])
-            owed = torch.cat([sums[:2].flatten(), rows]).double()
-            torch.distributed.all_reduce(owed)
-            totals = sums.clone()
-            totals[:2] = owed[:-1].view(2, -1)
-            native.settle(grad_current, kept, norm, totals, owed[-1:], layer.eps)
         found: dict[str, Callable[[], Tensor]] = {
             "current": lambda: grad_current,
             "residual": lambda: grad,

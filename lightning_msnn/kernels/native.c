@@ -37,7 +37,6 @@ typedef struct {
     int64_t groups, block, threads;
     int64_t rows, row_groups, row_block; /* of the current, and how they are shared out where windows play no part */
     int64_t in_overlaps, out_overlaps, padded; /* whether windows do where they are read and written; or have no pixel */
-    int64_t whole;                     /* whether statistics, or the second pass back, are part of the call */
     int64_t form, omega, fires, batch_statistics, tau_stride, level_stride;
     int64_t bf16, bytes, levels;       /* whether maps are bfloat16; whether spikes are bytes; the largest spike */
     double eps, threshold;
@@ -819,7 +818,7 @@ BACK(owe_input, owe_current)
 
 /* Whether gradients are made twice. */
 static int is_twice(const Call *o) {
-    return !o->windows && o->norm && !o->level && !o->grad_merged && o->whole;
+    return !o->windows && o->norm && !o->level && !o->grad_merged;
 }
 
 static void backward(const Call *o, Task *t, int64_t tile) {
@@ -1011,25 +1010,15 @@ static float *memory_for(const Call *o, size_t floats) {
 
 /* Each of these returns 0, or 1 where there is no memory. */
 
-int msnn_statistics(const Call *o) {
-    size_t floats = (size_t)(3 * o->row_block + 16) / 16 * 16;
-    float *memory = memory_for(o, floats);
-    if (!memory) return 1;
-#pragma omp parallel num_threads((int)o->threads) if (o->threads > 1)
-    take_moments(o, memory + (size_t)omp_get_thread_num() * floats);
-    free(memory);
-    return 0;
-}
-
 int msnn_forward(const Call *o) {
     size_t floats = (task_floats(o) + 16) / 16 * 16;
     float *memory = memory_for(o, floats);
     if (!memory) return 1;
-    if (o->whole && !o->batch_statistics) normalise_running(o);
+    if (o->norm && !o->batch_statistics) normalise_running(o);
 #pragma omp parallel num_threads((int)o->threads) if (o->threads > 1)
     {
         float *mine = memory + (size_t)omp_get_thread_num() * floats;
-        if (o->whole && o->batch_statistics) take_moments(o, mine);
+        if (o->batch_statistics) take_moments(o, mine);
         do_tasks(forward, o, mine);
     }
     free(memory);
@@ -1052,7 +1041,7 @@ int msnn_backward(const Call *o) {
 #pragma omp simd
             for (int64_t c = 0; c < o->channels; c++) o->totals[k * o->channels + c] = (float)total[c];
         }
-        if (o->whole && o->batch_statistics) {
+        if (o->batch_statistics) {
 #pragma omp single
             take_totals(o, (double)o->rows);
             if (is_twice(o))
@@ -1062,13 +1051,5 @@ int msnn_backward(const Call *o) {
         }
     }
     free(memory);
-    return 0;
-}
-
-/* The second pass back alone; sums holds the number of rows that totals are of. */
-int msnn_settle(const Call *o) {
-    take_totals(o, *o->sums);
-#pragma omp parallel num_threads((int)o->threads) if (o->threads > 1)
-    take_off_all(o);
     return 0;
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_msnn.kernels.compiler import build
 from lightning_msnn.kernels.geometry import FORMS, OMEGAS, Layer, Tables, Tensors, tables
 
-__all__ = ["backward", "forward", "library", "settle", "statistics"]
+__all__ = ["backward", "forward", "library"]
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Data types of maps."""
@@ -28,7 +28,7 @@ _RUN = 1024  # floats that are worth a loop, at most
 _INTEGERS = (
     *("images", "channels", "in_pixels", "in_slabs", "out_pixels", "out_slabs", "windows", "places", "run"),
     *("other_pixels", "handed", "groups", "block", "threads", "rows", "row_groups", "row_block"),
-    *("in_overlaps", "out_overlaps", "padded", "whole", "form", "omega", "fires"),
+    *("in_overlaps", "out_overlaps", "padded", "form", "omega", "fires"),
     *("batch_statistics", "tau_stride", "level_stride", "bf16", "bytes", "levels"),
 )
 _POINTERS = (
@@ -54,7 +54,7 @@ def library() -> ctypes.CDLL | None:
     """Return the compiled library, or None if there is none; the first call on a machine compiles it."""
     made = build(Path(__file__).with_suffix(".c"))
     if made is not None:
-        for name in ("msnn_forward", "msnn_backward", "msnn_statistics", "msnn_settle"):
+        for name in ("msnn_forward", "msnn_backward"):
             getattr(made, name).argtypes = [ctypes.POINTER(_Call)]
     return made
 
@@ -85,15 +85,6 @@ def _run(function: str, call: _Call, given: Any, **maps: Tensor | None) -> None:
         raise MemoryError("no memory for the maps of a layer of neurons")
 
 
-def _describe(call: _Call, shape: torch.Size, dtype: torch.dtype, threads: int) -> None:
-    """Describe the rows of a current."""
-    call.channels, call.bf16 = shape[1], dtype == torch.bfloat16
-    call.rows = shape.numel() // shape[1]
-    call.row_groups = max(1, min(_GROUPS, shape.numel() // 4096, call.rows))
-    call.row_block = shape[1] if shape[1] <= 1024 else 256
-    call.threads = max(1, min(threads, shape.numel() // _GRAIN))
-
-
 @lru_cache(maxsize=2048)
 def _plan(
     layer: Layer, height: int, width: int, shape: torch.Size, dtype: torch.dtype, threads: int, backward: bool
@@ -101,7 +92,11 @@ def _plan(
     """A call without its tensors, and the tables that it points to."""
     at = tables(layer.kind, layer.windows_in, layer.windows_out, height, width)
     n, call = at.windows, _Call()
-    _describe(call, shape, dtype, threads)
+    call.channels, call.bf16 = shape[1], dtype == torch.bfloat16
+    call.rows = shape.numel() // shape[1]
+    call.row_groups = max(1, min(_GROUPS, shape.numel() // 4096, call.rows))
+    call.row_block = shape[1] if shape[1] <= 1024 else 256
+    call.threads = max(1, min(threads, shape.numel() // _GRAIN))
     if not n:
         call.images, call.groups, call.block = call.rows, call.row_groups, call.row_block
         call.in_pixels = call.out_pixels = call.in_slabs = call.out_slabs = call.run = 1
@@ -135,26 +130,10 @@ def _call(layer: Layer, size: tuple[int, int], current: Tensor, backward: bool) 
     return _Call.from_buffer_copy(plan)
 
 
-def statistics(current: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Return the norm of a current ``(B, C, H, W)`` in channels-last order by its own statistics.
-
-    That is mean, biased variance, and the scale and shift that normalise, float32 ``(4, C)``.
-    """
-    channels, call = current.shape[1], _Call()
-    _describe(call, current.shape, current.dtype, torch.get_num_threads())
-    call.eps = eps
-    norm = torch.empty(4, channels, dtype=torch.float32, device=current.device)
-    moments = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
-    given = {"weight": weight, "bias": bias}
-    _run("msnn_statistics", call, given, current=current, norm=norm, moments=moments)
-    return norm
-
-
 def forward(
     layer: Layer,
     size: tuple[int, int],
     current: Tensor,
-    norm: Tensor | None,
     given: Tensors,
     out: Tensor,
     handed: Tensor | None,
@@ -162,12 +141,13 @@ def forward(
 ) -> Tensor | None:
     """Write what a layer returns, hands on and keeps: see :func:`lightning_msnn.kernels.layer.neurons`.
 
-    Maps are in channels-last order; ``out``, ``handed`` and ``merged`` are written to. ``norm`` is what
-    :func:`statistics` returned, or None, so that the norm is made here. It is returned, None if there is none.
+    Maps are in channels-last order; ``out``, ``handed`` and ``merged`` are written to. The norm is returned, None if
+    there is none: mean, biased variance, and the scale and shift that normalise, float32 ``(4, C)``.
     """
-    channels, call, moments = current.shape[1], _call(layer, size, current, False), None
-    if norm is None and (layer.training or given.get("running_mean") is not None):
-        call.whole = 1
+    channels, call = current.shape[1], _call(layer, size, current, False)
+    norm: Tensor | None = None
+    moments: Tensor | None = None
+    if layer.training or given.get("running_mean") is not None:
         norm = torch.empty(4, channels, dtype=torch.float32, device=current.device)
         if layer.training:
             moments = torch.zeros(call.row_groups, 2, channels, dtype=torch.float64, device=current.device)
@@ -188,7 +168,6 @@ def backward(
     current: Tensor,
     norm: Tensor | None,
     given: Tensors,
-    whole: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the gradients of the current and of ``other``, and sums by channel, float32 ``(SUMS + 2, C)``.
 
@@ -205,10 +184,8 @@ def backward(
         current: Current in channels-last order, as all maps.
         norm: The norm, None if there is none.
         given: Its parameters.
-        whole: Whether the norm's statistics are of this current alone; else :func:`settle` follows in training.
     """
     channels, call = current.shape[1], _call(layer, size, current, True)
-    call.whole = whole
     grad_current = torch.empty_like(current)
     grad_other = None
     if other is not None:
@@ -220,14 +197,3 @@ def backward(
         grad_merged=grad_merged, grad_current=grad_current, grad_other=grad_other, sums=sums, totals=totals,
     )  # fmt: skip
     return grad_current, grad_other, totals
-
-
-def settle(grad_current: Tensor, current: Tensor, norm: Tensor, totals: Tensor, rows: Tensor, eps: float) -> None:
-    """Make the gradient of a normalised current that of the current, in place, where processes share statistics.
-
-    ``totals`` are the sums of :func:`backward` over all processes; ``rows``, float64 ``(1,)``, is the number of rows.
-    """
-    call = _Call()
-    _describe(call, current.shape, current.dtype, torch.get_num_threads())
-    call.eps = eps
-    _run("msnn_settle", call, {}, current=current, norm=norm, grad_current=grad_current, totals=totals, sums=rows)

@@ -123,15 +123,14 @@ def covered(
     kernels = kernels_of(current)
     if kernels is None or KINDS.get(cut.kind) is not WINDOWS.get(cut.kind):
         return None
-    form, omega, eps, training, synchronised = "still", "none", 0.0, False, False
+    form, omega, eps, training = "still", "none", 0.0, False
     fires, stores_bytes, levels, threshold = False, False, 1, 0.0
     if norm is not None:
         if not _plain(norm, nn.Identity, nn.BatchNorm2d, nn.SyncBatchNorm):
             return None
         if isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
             eps, training = norm.eps, norm.training or norm.running_mean is None
-            synchronised = training and type(norm) is nn.SyncBatchNorm and torch.distributed.is_initialized()
-            if synchronised and (kernels is fused or norm.process_group is not None):
+            if training and type(norm) is nn.SyncBatchNorm and torch.distributed.is_initialized():
                 return None
             if not _fits(norm, current.shape[1]) or (training and current.numel() <= norm.num_features):
                 return None  # torch's own module refuses it
@@ -153,9 +152,11 @@ def covered(
                 return None
             omega = projection.name
         form = membrane.form
+    if cut.handed and form != "first":
+        return None
     return Layer(
-        form, omega, cut.kind, fires, cut.windows_in, cut.windows_out, cut.handed, cut.keeps, training, synchronised,
-        stores_bytes, levels, threshold, eps,
+        form, omega, cut.kind, fires, cut.windows_in, cut.windows_out, cut.handed, cut.keeps, training, stores_bytes,
+        levels, threshold, eps,
     )  # fmt: skip
 
 
@@ -221,5 +222,5 @@ def _track(norm: Any, found: Tensor | None, rows: int) -> None:
     share = norm.momentum if norm.momentum is not None else 1.0 / norm.num_batches_tracked.to(torch.float32)
     dtype = norm.running_mean.dtype
     norm.running_mean.lerp_(found[0].to(dtype), share)
-    unbiased = found[1] * (rows / (rows - 1)) if len(found) == 4 else found[1] * found[4] / (found[4] - 1.0)
+    unbiased = found[1] * (rows / (rows - 1))
     norm.running_var.lerp_(unbiased.to(dtype), share)

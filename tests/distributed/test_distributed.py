@@ -10,16 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 
 from lightning_msnn.data.datasets import ShardSampler, even_batch_size
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.kernels import native
 from lightning_msnn.tasks import SpikingClassifier
 from tests.conftest import ROOT
-from tests.distributed.worker import HALVES, learn, main
+from tests.distributed.worker import main
 
 HERE = Path(__file__).parent
 PROCESSES = (1, 2)
@@ -92,22 +90,6 @@ def test_random_numbers_differ_by_process(runs: Any) -> None:
     for step in zip(*(rank["drawn"] for rank in runs[2]), strict=True):
         for numbers in zip(*step, strict=True):  # of torch, of Python, of NumPy
             assert len(set(numbers)) == 2
-
-
-@pytest.mark.skipif(not native.library(), reason="torch has no such batch norm on CPUs")
-@pytest.mark.parametrize("name", HALVES)
-def test_batch_norm_of_two_processes_equals_one_with_the_whole_batch(runs: Any, name: str) -> None:
-    gradients, state = learn(name, 0, 8)
-    before = timm.create_model(name, num_classes=10).state_dict()
-    (found, found_state), (other, other_state) = (rank["learnt"][name] for rank in runs[2])
-    for key, gradient in gradients.items():
-        assert torch.equal(found[key], other[key])
-        bound = 2e-3 * max(1e-2, float(gradient.abs().max()))
-        torch.testing.assert_close(found[key], gradient, rtol=0, atol=bound, msg=key)
-    for key in [key for key in state if "running" in key]:
-        assert not torch.equal(state[key], before[key])
-        assert torch.equal(found_state[key], other_state[key])
-        torch.testing.assert_close(found_state[key], state[key], rtol=1e-3, atol=1e-4, msg=key)
 
 
 @pytest.mark.slow

@@ -10,19 +10,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import timm
 import torch
-from torch import nn
 
 from lightning_msnn.callbacks import EMA, EnergyTarget, Mixing, Whitening
 from lightning_msnn.data import ImageFolder
-from lightning_msnn.kernels import native
 from lightning_msnn.runs import AtomicCheckpointIO, FiniteLoss, LastCheckpoint, RandomState
 from lightning_msnn.runs.random_state import get_generators, set_generators
 from lightning_msnn.tasks import SpikingClassifier
-
-HALVES = {"msnn_resnet12_tiny": ((0, 6), (6, 8)), "msnn_vit12_tiny": ((0, 4), (4, 8))}
-"""The images that each of two processes takes of eight, which need not be as many."""
 
 
 class Watch(pl.Callback):
@@ -35,23 +29,6 @@ class Watch(pl.Callback):
         states = get_generators(module.device)
         self.drawn.append((torch.rand(1).item(), random.random(), np.random.rand()))  # noqa: NPY002
         set_generators(states, module.device)
-
-
-def learn(name: str, begin: int, end: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """One step on some of eight images, by a batch norm of all of them; gradients are added up by hand.
-
-    Not by DistributedDataParallel, which refuses such norms on CPUs.
-    """
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10).train()
-    images = torch.randn(8, 3, 32, 32)
-    synchronised = torch.distributed.is_initialized()
-    if synchronised:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model(images[begin:end]).square().sum().backward()
-    for parameter in model.parameters() if synchronised else ():
-        torch.distributed.all_reduce(parameter.grad)
-    return {n: p.grad for n, p in model.named_parameters()}, model.state_dict()
 
 
 def main(root: str, out: str, devices: int) -> None:
@@ -93,9 +70,6 @@ def main(root: str, out: str, devices: int) -> None:
         "steps": trainer.global_step,
         "target": target.state_dict(),
     }
-    if devices == 2 and native.library():
-        rank = trainer.global_rank
-        result["learnt"] = {name: learn(name, *halves[rank]) for name, halves in HALVES.items()}
     torch.save(result, Path(out) / f"rank_{trainer.global_rank}.pt")
 
 
