@@ -92,7 +92,10 @@ class Inputs:
         Raises:
             ConfigurationError: If the data set is not known, its class is not imported, or its arguments do not fit.
         """
-        kind, saved = self._data_class(), self.data_args
+        kind, saved = imported(self.data, LightningDataModule), self.data_args
+        if kind is None:
+            said = f"was trained on {self.data}, which is not imported" if self.data else "names no data"
+            raise ConfigurationError(f"{self.name} {said}: import its file, or give the data module itself")
         if issubclass(kind, ArrayDataModule):
             saved = kind.arguments_from(saved, given)
         else:
@@ -131,13 +134,10 @@ class Inputs:
         Raises:
             ConfigurationError: If it is not there, or has other classes.
         """
-        module: Any = root
-        if isinstance(root, LightningDataModule):
-            self.prepare(module)
-        else:
-            module = self.data_module(root, **given)
-            if isinstance(module, ArrayDataModule):
-                module.check("test")
+        module: Any = root if isinstance(root, LightningDataModule) else self.data_module(root, **given)
+        self.prepare(module)
+        if isinstance(module, ArrayDataModule):
+            module.check("test")
         self.check(module)
         module.prepare_data()
         module.setup("test")
@@ -158,13 +158,6 @@ class Inputs:
             f"{shorten(self.class_names)}, in this order"
         )
 
-    def _data_class(self) -> type[LightningDataModule]:
-        kind = imported(self.data, LightningDataModule)
-        if kind is None:
-            said = f"was trained on {self.data}, which is not imported" if self.data else "names no data"
-            raise ConfigurationError(f"{self.name} {said}: import its file, or give the data module itself")
-        return kind
-
 
 @dataclass(frozen=True)
 class Trained(Inputs):
@@ -173,12 +166,10 @@ class Trained(Inputs):
     Args:
         network: The network in evaluation mode, in float32 on the CPU.
         architecture: Its registered name.
-        arguments: Its arguments there.
     """
 
     network: nn.Module = field(default_factory=nn.Identity)
     architecture: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_trained(source: str | Path, *, image_size: int | None = None) -> Trained:
@@ -277,11 +268,11 @@ def _numbers(count: int) -> list[str]:
 def _of_entry(name: str) -> Trained:
     folder = find(name)
     inputs = inputs_of_entry(folder)
-    architecture, arguments = inputs.info["architecture"], dict(inputs.info["model_args"])
+    architecture = inputs.info["architecture"]
     if not timm.is_model(architecture):
         choose(dict.fromkeys(timm.list_models("msnn*")), architecture, "network")
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    return Trained(**vars(inputs), network=network, architecture=architecture, arguments=arguments)
+    return Trained(**vars(inputs), network=network, architecture=architecture)
 
 
 def _of_timm(name: str) -> Trained:
@@ -294,10 +285,10 @@ def _of_timm(name: str) -> Trained:
 
 def _of_checkpoint(name: str, image_size: int | None) -> Trained:
     content = read_checkpoint(name)
-    hparams = content.get("hyper_parameters") or {}
-    network = network_of(content, name, hparams.get("network")).float().eval()
+    said = (content.get("hyper_parameters") or {}).get("network")
+    network = network_of(content, name, said).float().eval()
+    registered = said.partition(".")[0] if timm.is_model(said) else said
     return Trained(
         **vars(inputs_of_checkpoint(content, name, image_size)), network=network,
-        architecture=str(getattr(network, "architecture", "") or hparams["network"].partition(".")[0]),
-        arguments=dict(getattr(network, "arguments", None) or content.get("network_arguments") or {}),
+        architecture=str(getattr(network, "architecture", "") or registered),
     )  # fmt: skip

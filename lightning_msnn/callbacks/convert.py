@@ -18,6 +18,7 @@ from lightning_msnn.conversion import (
     image_shape,
     trace,
 )
+from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs.trainer import refuse_shards
 from lightning_msnn.tasks import Task, TrainingStepCallback
 
@@ -49,6 +50,8 @@ class Convert(TrainingStepCallback):
         if stage != "fit" or converted_layers(network := pl_module.network):
             return
         refuse_shards(trainer.strategy, "Convert")
+        if any(getattr(each, "_average_model", None) is not None for each in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ConfigurationError("Convert must stand before EMA among the callbacks, which has copied the network")
         size = self.image_size or getattr(getattr(trainer, "datamodule", None), "image_size", None)
         shape = (pl_module.hparams["in_chans"], *image_shape(network, size)[1:])
         layers = [row.layer for row in trace(network, torch.empty(1, *shape, device="meta")).spiking]

@@ -31,15 +31,12 @@ class EMA(WeightAveraging):
         self.decay = check_number("the decay of the moving average", decay, below_one=True)
         super().__init__(multi_avg_fn=self._average)
 
-    def decay_at(self, step: int) -> float:
-        """Return the decay of the update that follows optimizer step number ``step``, counted from 0."""
-        return min(self.decay, (1 + step) / (10 + step))
-
     @torch.no_grad()
     def _average(self, averages: list[Tensor], currents: list[Tensor], averaged: Tensor) -> None:
         if averages[0].is_floating_point():
             currents = [current.to(averages[0].dtype) for current in currents]
-            torch._foreach_lerp_(averages, currents, 1.0 - self.decay_at(int(averaged)))
+            step = int(averaged)
+            torch._foreach_lerp_(averages, currents, 1.0 - min(self.decay, (1 + step) / (10 + step)))
         else:
             torch._foreach_copy_(averages, currents)  # counters of batch norm have no mean
 

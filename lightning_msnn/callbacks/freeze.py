@@ -30,6 +30,8 @@ class Freeze(pl.Callback):
             return
         network = pl_module.get_submodule("network")
         named = dict(network.named_modules())
+        parts = ["all_but_head"] if hasattr(network, "get_classifier") else []
+        parts += [name for name, _ in network.named_children()]
         found: list[str] = []
         for pattern in self.modules:
             if pattern == "all_but_head" and hasattr(network, "get_classifier"):
@@ -42,9 +44,8 @@ class Freeze(pl.Callback):
                 matched = [name for name in named if name and fnmatchcase(name, pattern)]
             if not matched:
                 raise ConfigurationError(
-                    f"Freeze: {pattern!r} is no module of {type(network).__name__}: allowed are all_but_head, "
-                    f"{', '.join(name for name, _ in network.named_children())} and those in them"
-                    f"{suggestion(pattern, ['all_but_head', *named])}"
+                    f"Freeze: {pattern!r} is no module of {type(network).__name__}: allowed are {', '.join(parts)} "
+                    f"and those in them{suggestion(pattern, [*parts, *named])}"
                 )
             found += matched
         self._frozen = found

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lightning_msnn.errors import ConfigurationError, check_number
 from lightning_msnn.nn.folding import fold_batch_norm
-from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d, PointwiseConv2d
+from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d
 from lightning_msnn.tasks import Task, TrainingStepCallback
 from lightning_msnn.tasks.base import only_size
 from lightning_msnn.trained import load_trained
@@ -59,8 +59,6 @@ class Teacher(TrainingStepCallback):
         self.source, self.weight, self.temperature = str(source), weight, temperature
         self.network: nn.Module | None = None
         """The teacher, while there is a training."""
-        self.normalised: tuple[list[float], list[float]] = ([], [])
-        """Mean and standard deviation by channel that its images are normalised with."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Load the teacher, and compare it with student and data."""
@@ -78,7 +76,7 @@ class Teacher(TrainingStepCallback):
         trained.check(getattr(trainer, "datamodule", None))
         self.network = fold_batch_norm(trained.network.requires_grad_(False))
         for module in self.network.modules():
-            if isinstance(module, CentredConv2d | PatchConv2d | PointwiseConv2d):
+            if isinstance(module, CentredConv2d | PatchConv2d):
                 module.train()  # matrix products where they are faster, whose rounding depends on the batch
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

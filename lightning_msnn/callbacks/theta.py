@@ -124,7 +124,12 @@ class ThetaScheduler(pl.Callback):
                 raise ConfigurationError(f"{name} {why}, which a schedule cannot move: leave out ThetaScheduler")
 
     @torch.no_grad()
-    def _move(self, trainer: pl.Trainer, pl_module: pl.LightningModule, position: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set theta of this step."""
+        by_epoch = self.interval == "epoch"  # whose start a training that resumes within it does not meet
+        position = trainer.current_epoch if by_epoch else trainer.global_step
         endless = self.schedule not in ("linear", "cosine")
         total = 1 if endless else planned(trainer, f"the {self.schedule} theta schedule", self.interval)
         theta = self.theta_at(position, total)
@@ -134,16 +139,8 @@ class ThetaScheduler(pl.Callback):
         if self.pattern == "*" and self._moved and isinstance(made, dict):
             made["theta"] = theta  # so that a checkpoint and its card say what is in the weights
         stages = {re.sub(r".*\bstages\.(\d+)\..*", r"stage\1", name) for name in self._moved}
-        by_epoch = self.interval == "epoch"
         for stage in sorted(stages):  # of an epoch the largest, as a mean would be rounded
             pl_module.log(
                 f"theta/{stage}", theta, on_step=not by_epoch, on_epoch=by_epoch, reduce_fx="max", batch_size=1,
                 sync_dist=by_epoch,
             )  # fmt: skip
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Set theta of this step."""
-        by_epoch = self.interval == "epoch"  # whose start a training that resumes within it does not meet
-        self._move(trainer, pl_module, trainer.current_epoch if by_epoch else trainer.global_step)

@@ -193,9 +193,10 @@ class MSNNCLI(LightningCLI):
         if given.ckpt_path is not None:
             return Source(given.ckpt_path)
         network, pretrained = vars(given)["model.network"], vars(given)["model.pretrained"]
-        if pretrained not in (None, "true", "false", "null"):
+        said = str(pretrained).lower()  # YAML takes True as well
+        if said not in ("none", "true", "false", "null"):
             return Source(pretrained if is_checkpoint(pretrained) else find(pretrained).name)
-        return Source(find(network).name) if network and pretrained == "true" else None
+        return Source(find(network).name) if network and said == "true" else None
 
     def _parse_ckpt_path(self) -> None:
         """Done before parsing."""

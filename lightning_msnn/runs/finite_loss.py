@@ -57,13 +57,8 @@ class FiniteLoss(Callback):
             for name, value in (checkpoint.get("state_dict") or {}).items() if isinstance(value, Tensor)
         }  # fmt: skip
         for name, values in {"state_dict": weights, "optimizer_states": checkpoint.get("optimizer_states")}.items():
-            if not _all_finite(values):
+            if not all(leaf.isfinite().all() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)):
                 raise TrainingError(
                     f"{name} is not finite after step {trainer.global_step} (epoch {trainer.current_epoch}): it is not "
                     "saved, and the checkpoints written before are kept"
                 )
-
-
-def _all_finite(value: Any) -> bool:
-    """Whether every number in nested tensors is finite."""
-    return all(bool(leaf.isfinite().all()) for leaf in tree_leaves(value) if isinstance(leaf, Tensor))

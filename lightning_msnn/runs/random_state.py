@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 __all__ = ["RandomState", "get_generators", "set_generators"]
@@ -85,4 +84,4 @@ class RandomState(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the generators until the training starts; a test does not want them."""
-        self._restored = checkpoint.get("random_state") if trainer.state.fn == TrainerFn.FITTING else None
+        self._restored = checkpoint.get("random_state") if trainer.state.fn == "fit" else None

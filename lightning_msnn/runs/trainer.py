@@ -46,9 +46,9 @@ def planned(trainer: pl.Trainer, what: str, interval: Literal["epoch", "step"] =
         raise ConfigurationError(f"{what} must be left out of a module that steps its optimizers itself")
     total = trainer.estimated_stepping_batches if interval == "step" else trainer.max_epochs
     if total is None or not 0 <= total < math.inf:
+        other = "max_steps for data without a length" if interval == "step" else "interval: step"
         raise ConfigurationError(
-            f"{what} must know where training ends: set max_epochs, not {trainer.max_epochs}, or max_steps for data "
-            "without a length"
+            f"{what} must know where training ends: set max_epochs, not {trainer.max_epochs}, or {other}"
         )
     return max(1, int(total))
 
