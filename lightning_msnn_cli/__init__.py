@@ -139,7 +139,6 @@ def _add_commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
         made[name].add_argument("name", help="name of the entry, <architecture>.<tag>")
     for name in ("verify", "measure", "export"):
         made[name].add_argument("--root", metavar="FOLDER", help=ROOT)
-    for name in ("verify", "measure", "export"):
         made[name].add_argument("--device", help="device to evaluate on")
     made["verify"].add_argument("--batch_size", type=int, default=250, help="samples in a batch, by default 250")
     made["export"].add_argument("--out", default="zoo", help="folder of entries to put it into, by default zoo")

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from lightning_msnn.conversion.neuron import FixedSpike, RectifierSpike
 from lightning_msnn.nn.integer import IntegerConv2d
-from lightning_msnn.nn.synapse import CentredConv2d, PointwiseConv2d
+from lightning_msnn.nn.synapse import CentredConv2d
 
 __all__ = ["SYNAPSES", "FixedLayer", "IntegerLayer", "SpikingLayer", "copied", "make_spiking", "revert"]
 
@@ -119,7 +119,7 @@ class IntegerLayer(_Form):
 SYNAPSES = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, nn.Linear.forward, TimmLinear.forward}
 """``forward`` of layers that can receive spikes; convolutions compute by the ``_conv_forward`` of their class."""
 
-_OF_INTEGERS = {conv._conv_forward for conv in (nn.Conv2d, CentredConv2d, PointwiseConv2d)}
+_OF_INTEGERS = {conv._conv_forward for conv in (nn.Conv2d, CentredConv2d)}
 
 
 @cache

@@ -56,7 +56,6 @@ class BatchAugmentation(nn.Module):
         self.border = choose({"zeros": "constant", "reflect": "reflect"}, border, "border")
         self.crop_padding = check_integer("crop_padding", crop_padding, 0)
         self.flip = check_number("flip", flip)
-        self.policy = policy
         self._policy = choose(POLICIES, policy, "augmentation policy")(autoaugment)
         self.policy_groups = check_integer("policy_groups", policy_groups, 1)
 

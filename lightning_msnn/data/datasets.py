@@ -57,14 +57,12 @@ class ArrayDataset(_Epochs):
     Args:
         images: Inputs as they are stored, such as uint8 images (N, C, H, W).
         targets: Targets, (N, ...), or names of files where no target is known.
-        indices: The inputs that belong to the dataset; by default all.
     """
 
-    def __init__(self, images: Tensor, targets: Tensor | list[str], indices: Tensor | None = None) -> None:
+    def __init__(self, images: Tensor, targets: Tensor | list[str]) -> None:
         super().__init__()
-        self.images = images
-        self.indices = torch.arange(len(images)) if indices is None else indices
-        self.targets = targets if indices is None or isinstance(targets, list) else targets[indices]
+        self.images, self.targets = images, targets
+        self.indices = torch.arange(len(images))
 
     def select(self, indices: Tensor, training: bool = False) -> "ArrayDataset":
         """Return the dataset of the inputs at ``indices``, which shares them; only one to train on alternates."""

@@ -116,17 +116,17 @@ def factors(network: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str
     return {name: theirs / ours if ours and theirs is not None else None for name, (ours, theirs) in pairs.items()}
 
 
-def factor_sentence(columns: Mapping[str, Mapping[str, Any]], baseline: str = "ANN twin") -> str:
-    """Say how a network's energy compares with a baseline's: every factor with its companions, and the accuracy.
+def factor_sentence(columns: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say how a network's energy compares with its ReLU baseline's: every factor with its companions, and the accuracy.
 
     Args:
-        columns: Summaries by the key of their column, the network's own first.
-        baseline: Key of the baseline's column.
+        columns: Summaries by the key of their column, the network's own first, the baseline's ``ANN twin``.
     """
-    found, top1 = factors(next(iter(columns.values())), columns[baseline]), columns[baseline]["top1"]
+    baseline = columns["ANN twin"]
+    found, top1 = factors(next(iter(columns.values())), baseline), baseline["top1"]
     said = [f"{found[name]:.3g} ({text})" for name, text in FACTORS.items() if found[name] is not None]
     trained = "was not trained by itself" if top1 is None else f"has {top1:.2f} % top-1 when trained by itself"
-    return f"The {TITLES.get(baseline, baseline)} takes this many times the energy: {', '.join(said)}; it {trained}."
+    return f"The {TITLES['ANN twin']} takes this many times the energy: {', '.join(said)}; it {trained}."
 
 
 _SHARES = {"spike rate": "spike_rate", "silent neurons": "silent", "saturated neurons": "saturated"}

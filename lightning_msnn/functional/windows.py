@@ -46,23 +46,7 @@ class WindowKind(Protocol):
         """Put windows back on a map of ``height`` by ``width`` pixels; where they overlap, their mean."""
 
 
-class Single:
-    """The whole map as one window."""
-
-    def count(self, height: int, width: int) -> int:
-        """One."""
-        return 1
-
-    def split(self, x: Tensor) -> list[Tensor]:
-        """The map alone."""
-        return [x]
-
-    def merge(self, windows: list[Tensor], height: int, width: int) -> Tensor:
-        """The map alone."""
-        return windows[0]
-
-
-class Corners(Single):
+class Corners:
     """Four windows, each anchored in a corner of the map; neighbours may overlap.
 
     Args:
@@ -88,6 +72,14 @@ class Corners(Single):
         top = _join(windows[0], windows[1], width, 3)
         bottom = _join(windows[2], windows[3], width, 3)
         return _join(top, bottom, height, 2)
+
+
+class Single(Corners):
+    """The whole map as one window."""
+
+    def count(self, height: int, width: int) -> int:
+        """One."""
+        return 1
 
 
 class Grid(Corners):
@@ -121,7 +113,7 @@ def _join(first: Tensor, second: Tensor, size: int, dim: int) -> Tensor:
 
 
 WINDOWS: dict[str, WindowKind] = {
-    "single": Single(),
+    "single": Single(lambda size: size),
     "non_dilated": Corners(lambda size: (size + 1) // 2),
     "dilated": Corners(lambda size: max(3 * size // 4, (size + 1) // 2)),
     "grid": Grid(),

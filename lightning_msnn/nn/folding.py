@@ -20,7 +20,7 @@ __all__ = ["ThresholdEncoder", "fold_batch_norm"]
 
 M = TypeVar("M", bound=nn.Module)
 
-COMPARISON = Layer(fires=True, eps=0.0)
+COMPARISON = Layer(fires=True)
 
 
 class ThresholdEncoder(nn.Module):
@@ -38,8 +38,6 @@ class ThresholdEncoder(nn.Module):
 
     level: Tensor
     sign: Tensor
-    zero: Tensor
-    one: Tensor
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -56,8 +54,6 @@ class ThresholdEncoder(nn.Module):
         sign = torch.where(scale < 0, -1.0, 1.0).to(fixed.dtype)
         self.register_buffer("level", level * sign)
         self.register_buffer("sign", sign)
-        self.register_buffer("zero", torch.zeros_like(sign))
-        self.register_buffer("one", torch.ones_like(sign))
         self.mixed = bool((scale < 0).any())
         # Counters of spikes know neurons by this attribute.
         self.threshold = encoder.spike.threshold
@@ -74,12 +70,11 @@ class ThresholdEncoder(nn.Module):
         """
         if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
             raise ConfigurationError("a folded network has no gradient to its input: load the network without fuse")
-        if kernels_of(x) is native:
-            sign = {"weight": self.sign, "running_mean": self.zero, "running_var": self.one} if self.mixed else {}
-            layer = COMPARISON._replace(bytes=self.bytes)
-            return neurons(x, layer, (x.shape[2], x.shape[3]), level=self.level, **sign)[0]
         if self.mixed:
             x = x * self.sign.to(x.dtype).view(-1, 1, 1)
+        if kernels_of(x) is native:
+            layer = COMPARISON._replace(bytes=self.bytes)
+            return neurons(x, layer, (x.shape[2], x.shape[3]), level=self.level)[0]
         return (x >= self.level.to(x.dtype).view(-1, 1, 1)).to(torch.uint8 if self.bytes else x.dtype)
 
 

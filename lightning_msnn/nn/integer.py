@@ -46,7 +46,7 @@ class IntegerConv2d(nn.Module):
             of it: sums are compared with the least sum that reaches the threshold. None is no neurons.
 
     Raises:
-        ConfigurationError: If a weight is not finite, or more meet in an output channel than float32 can add up.
+        ConfigurationError: If a weight is not finite.
     """
 
     weight: Tensor
@@ -59,10 +59,6 @@ class IntegerConv2d(nn.Module):
         bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.detach().float()
         if not (conv.weight.isfinite().all() and bias.isfinite().all()):
             raise ConfigurationError("weights must be finite to become integers, and some are not")
-        if weight[0].numel() > MOST:
-            raise ConfigurationError(
-                f"integers are added up {MOST} at most, and {weight[0].numel()} weights meet in an output channel"
-            )
         self.fires = level is not None
         if level is not None:
             self.threshold = float(torch.as_tensor(level).flatten()[0])  # counters of spikes know neurons by it
@@ -202,7 +198,7 @@ def to_integers(model: M) -> M:
                 setattr(parent, name, IntegerSynapse(child))
     most = MOST // max((module.levels for module in modules if isinstance(module, Spike)), default=1)
     if any(isinstance(module, IntegerConv2d) and module.weight[0].numel() > most for module in folded.modules()):
-        raise ConfigurationError(f"integers of graded spikes are added up {most} at most in an output channel")
+        raise ConfigurationError(f"no more than {most} integers are added up in an output channel")
     if not any(isinstance(module, IntegerConv2d) for module in folded.modules()):
         raise ConfigurationError(
             f"integer weights are for synapses that receive spikes, and {type(model).__name__} has none"

@@ -15,7 +15,7 @@ from lightning_msnn.kernels.convolution import small_convolution
 from lightning_msnn.kernels.layer import eager
 from lightning_msnn.nn.layer import normalise
 
-__all__ = ["CentredConv2d", "PatchConv2d", "PointwiseConv2d", "Synapse", "product_is_faster"]
+__all__ = ["CentredConv2d", "PatchConv2d", "Synapse", "product_is_faster"]
 
 _LARGEST = {1: (144, 9), 2: (144, 16), 3: (36, 9)}
 """By side of the kernel, most pixels of an output that is a product: in bfloat16, and in wider types."""
@@ -92,20 +92,6 @@ def _centred(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @register_notrace_module  # what computes it depends on the size of the map
-class PointwiseConv2d(nn.Conv2d):
-    """A 1x1 convolution, one linear layer for all pixels; arguments as of ``nn.Conv2d``."""
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True, groups: int = 1) -> None:
-        super().__init__(in_channels, out_channels, 1, bias=bias, groups=groups)
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.training and _is_product(self, input, 1):
-            return _pointwise(input, weight, bias)
-        y: Tensor = super()._conv_forward(input, weight, bias)
-        return y
-
-
-@register_notrace_module  # what computes it depends on the size of the map
 class PatchConv2d(nn.Conv2d):
     """A 2x2 convolution of stride 2, one linear layer for all patches of four pixels; arguments as of ``nn.Conv2d``.
 
@@ -167,11 +153,7 @@ class Synapse(nn.Module):
         self, in_channels: int, out_channels: int, kernel_size: int = 1, norm: bool = True, groups: int = 1
     ) -> None:
         super().__init__()
-        self.conv: nn.Conv2d
-        if kernel_size > 1:
-            self.conv = CentredConv2d(in_channels, out_channels, kernel_size, not norm, groups)
-        else:
-            self.conv = PointwiseConv2d(in_channels, out_channels, not norm, groups)
+        self.conv: nn.Conv2d = CentredConv2d(in_channels, out_channels, kernel_size, not norm, groups)
         self.norm: nn.Module = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
 
     def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from lightning_msnn.nn import Membrane, Spike, Synapse
 from lightning_msnn.nn.blocks import AnalogueMLP
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 from lightning_msnn.nn.integer import IntegerConv2d, IntegerSynapse, quantised, to_integers
-from lightning_msnn.nn.synapse import CentredConv2d, PointwiseConv2d
+from lightning_msnn.nn.synapse import CentredConv2d
 from tests.conftest import COMPILED, SHALLOW, TINY, rest_is_slow
 from tests.models.test_registry import make
 from tests.nn.test_folding import varied
@@ -40,8 +40,7 @@ SHAPES = [  # channels in and out, kernel, groups, height, width, batch
 
 
 def convolution(channels, outputs, kernel, groups):
-    kind = PointwiseConv2d if kernel == 1 else lambda i, o, groups: CentredConv2d(i, o, kernel, groups=groups)
-    return kind(channels, outputs, groups=groups)
+    return CentredConv2d(channels, outputs, kernel, groups=groups)
 
 
 def loop(spikes, weight, groups):

@@ -6,16 +6,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_msnn.kernels.convolution import small_convolution
-from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d, PointwiseConv2d
+from lightning_msnn.nn.synapse import CentredConv2d, PatchConv2d
 
 KINDS = {
-    "pointwise": lambda bias=True: PointwiseConv2d(6, 10, bias),
+    "pointwise": lambda bias=True: CentredConv2d(6, 10, 1, bias),
     "patch": lambda bias=True: PatchConv2d(6, 10, bias),
     "centred": lambda bias=True: CentredConv2d(6, 10, 3, bias),
     "five": lambda bias=True: CentredConv2d(6, 10, 5, bias),
     "depthwise": lambda bias=True: CentredConv2d(6, 6, 3, bias, groups=6),
     "grouped": lambda bias=True: CentredConv2d(6, 10, 3, bias, groups=2),
-    "grouped pointwise": lambda bias=True: PointwiseConv2d(6, 10, bias, groups=2),
+    "grouped pointwise": lambda bias=True: CentredConv2d(6, 10, 1, bias, groups=2),
 }
 SIZES = [(1, 1), (1, 4), (5, 1), (2, 2), (2, 5), (3, 3), (4, 6), (7, 9)]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}  # rounds sums on the way on AVX2
