@@ -57,6 +57,9 @@ VISITS = (
 )
 FAMILIES = {"msnn_resnet12": "#3b6fb6", "msnn_vit12": "#d9822b", "msnn_rnn12": "#3f9b5f"}
 FAMILIES["resnet18_cifar"] = "#8a5fb0"
+GRADED = {f"msnn_resnet12.c100{tag}": label for tag, label in {"": "1", "_d2": "2", "_d4": "4", "_relu": ""}.items()}
+"""From binary spikes to the ReLU baseline: entries and their levels."""
+
 DATA = {
     "CIFAR100": "CIFAR-100, 10,000 test images",
     "CIFAR10": "CIFAR-10, 10,000 test images",
@@ -293,6 +296,10 @@ def draw_energy() -> Figure:
             panel.plot(x, [top1] * 2, "-", color=colour, lw=1, alpha=0.6)
             panel.plot(x[0], top1, marker, color=colour, ms=8)
             panel.plot(x[1], top1, marker, color=colour, ms=8, mfc="white", mew=2)
+    curve = {name: (1e6 * zoo.info(name)["energy_joules"], zoo.info(name)["top1"]) for name in GRADED}
+    axes["CIFAR100"].plot(*zip(*curve.values(), strict=True), "--", color="grey", lw=1, zorder=0)
+    for name, place in curve.items():
+        axes["CIFAR100"].annotate(GRADED[name], place, (0, 7), textcoords="offset points", ha="center", fontsize=9)
     for data, panel in axes.items():
         what = "recording" if data == "SpokenDigits" else "image"
         panel.set(xscale="log", xlabel=f"energy of one {what} (µJ, 45 nm CMOS)")
@@ -308,6 +315,8 @@ def draw_energy() -> Figure:
     handles += [Line2D([], [], marker=m, color="black", label=kind, **line) for kind, m in kinds.items()]
     for label, fill_ in (("filled: arithmetic alone", "grey"), ("open: with memory traffic", "white")):
         handles.append(Line2D([], [], marker="o", color="grey", mfc=fill_, label=label, **line))
+    label = "msnn_resnet12 with spikes of 1, 2 and 4 levels, and its baseline"
+    handles.append(Line2D([], [], ls="--", color="grey", lw=1, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
@@ -316,7 +325,7 @@ def draw_rates(measured: dict[str, Any]) -> Figure:
     """Spike rate by layer of neurons, from input to output."""
     figure, axes = panels(7.0, sharex=True, sharey=True)
     for name, one in measured["rates"].items():
-        if not name.startswith("msnn"):
+        if not name.startswith("msnn") or "mean_level" in zoo.info(name):  # graded ones have the colour of binary ones
             continue
         blocks: dict[str, list[float]] = {}
         for layer, rate in one["layers"].items():
