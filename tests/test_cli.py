@@ -391,21 +391,6 @@ def test_what_is_not_evaluated(checkpoint, folder, tmp_path, capsys):
         fails([*args, *QUIET], message, capsys)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda root: [file.unlink() for file in (root / "train/cat").iterdir()], "train/cat"),
-        (lambda root: shutil.rmtree(root / "test/dog"), "'dog'"),
-        (lambda root: (root / "train/dog/2.png").write_bytes(b""), "dog/2.png"),
-    ],
-)
-def test_bad_images(change, message, folder, capsys):
-    change(folder)
-    stops(
-        ["fit", *QUICK, "--data", "ImageFolder", "--data.root", str(folder), "--data.image_size", "8"], message, capsys
-    )
-
-
 @pytest.mark.slow
 def test_imagenet_from_a_small_folder_in_its_layout(tmp_path):
     """Data, recipe and network for 224 pixels, from files of any size to a test of what was kept."""

@@ -212,7 +212,3 @@ def test_python_runs(page, folder, monkeypatch, capsys):
         assert {word for word in table if "stages." in word} == {word for word in printed if "stages." in word}
     if page == "docs/getting-started.md":
         assert float(printed[0].rstrip("%")) > 90
-
-
-def test_pages_that_are_not_executed_are_there():
-    assert ELSEWHERE.keys() <= PYTHON.keys()

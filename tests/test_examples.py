@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.tasks import SpikingClassifier
+from tests.callbacks.training import quiet
 from tests.conftest import ROOT, SHALLOW
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -21,13 +21,6 @@ def _importable(monkeypatch):
     yield
     for path in EXAMPLES:
         sys.modules.pop(path.stem, None)
-
-
-def make_trainer(**options):
-    return Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, **options,
-    )  # fmt: skip
 
 
 def test_a_plain_loop_trains(capsys):
@@ -53,7 +46,7 @@ def test_forecasts_follow_each_other_in_time_and_beat_the_last_season(tmp_path):
             seen.setdefault(part, set()).update(range(place, place + 12))
     assert not seen["train"] & seen["val"] | seen["val"] & seen["test"]
     task = forecasting.Forecaster(network_kwargs=SHALLOW, lr=4e-3, schedule="one_cycle")
-    trainer = make_trainer(max_epochs=10)
+    trainer = quiet(tmp_path, max_epochs=10)
     trainer.fit(task, datamodule=data)
     (measured,) = trainer.test(task, datamodule=data, verbose=False)
     errors, naive = [], []
@@ -105,7 +98,7 @@ def test_series_are_stretched_normalised_and_learnt_from(tmp_path):
             series.TimeSeries(problem, str(tmp_path))
     waves = series.TimeSeries(min_batches=2)
     task = SpikingClassifier(num_classes=2, in_chans=2, network_kwargs=SHALLOW)
-    trainer = make_trainer(max_epochs=2)
+    trainer = quiet(tmp_path, max_epochs=2)
     trainer.fit(task, datamodule=waves)
     assert trainer.test(task, datamodule=waves, verbose=False)[0]["test/top1"] > 0.8
 
@@ -127,7 +120,7 @@ def test_series_are_played_unevenly_in_their_own_order():
             assert (steps.std() > 0.05) == (warp > 0)
 
 
-def test_saccades_are_events_that_a_network_learns_from(monkeypatch):
+def test_saccades_are_events_that_a_network_learns_from(tmp_path, monkeypatch):
     import saccades
 
     digits = saccades.load_digits()
@@ -143,6 +136,6 @@ def test_saccades_are_events_that_a_network_learns_from(monkeypatch):
     whole, parts = (saccades.SaccadedDigits(frames=n).read("test")[0].long() for n in (1, 3))
     assert torch.equal(parts.unflatten(1, (3, 2)).sum(1), whole)
     task = SpikingClassifier(num_classes=10, in_chans=6, network_kwargs=SHALLOW)
-    trainer = make_trainer(max_epochs=1)
+    trainer = quiet(tmp_path, max_epochs=1)
     trainer.fit(task, datamodule=data)
     assert math.isfinite(trainer.test(task, datamodule=data, verbose=False)[0]["test/loss"])

@@ -55,6 +55,7 @@ def test_a_task_of_this_package_must_log_the_metric_in_training_alone(tmp_path, 
     assert "val/top1" in trainer.validate(Scripted([0.5]), LOADER, verbose=False)[0]
     with pytest.raises(ConfigurationError, match="no metric 'val/other' is logged"):
         trainer.fit(Scripted([0.5]), LOADER, LOADER)
+    assert trainer.global_step == 0
 
 
 def test_a_metric_that_is_missing_is_named_at_the_first_validation(tmp_path):

@@ -75,13 +75,6 @@ def test_hyper_parameters_build_the_network_again(source, tmp_path):
     assert converted_layers(same.network) == layers, "what is converted stays as it is"
 
 
-@pytest.mark.parametrize(
-    ("options", "task", "message"),
-    [
-        ({"levels": 0}, PLAIN, "levels must be an integer of at least 1, not 0"),
-        ({}, {}, "has spiking neurons already"),
-    ],
-)
-def test_bad_options(options, task, message, tmp_path):
-    with pytest.raises(ConfigurationError, match=message):
-        fit(tmp_path, Convert(**options), **task)
+def test_a_spiking_network_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="has spiking neurons already"):
+        fit(tmp_path, Convert())

@@ -10,7 +10,6 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_msnn.energy import OperationCounter, count_operations
 from lightning_msnn.energy.profiles import COLUMN
@@ -74,41 +73,6 @@ def recurrent(model):
     return [n for n, m in model.named_modules() if any("weight_hh" in p for p, _ in m.named_parameters(recurse=False))]
 
 
-class Products(TorchDispatchMode):
-    """Collects the factors of products of activations."""
-
-    def __init__(self):
-        super().__init__()
-        self.factors = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.bmm.default:
-            self.factors.append(args[:2])
-        return func(*args, **(kwargs or {}))
-
-
-def whole_tensors_less_items(model, x):
-    """Accumulates of products of activations, if a whole tensor is judged, less those if each of its matrices is.
-
-    They differ where the scores of one window and head happen to be 0 and 1 alone, but not those of all: such scores
-    are spikes too, and meet the spikes of the values in fewer places.
-    """
-
-    def binary(t):
-        return bool(((t == 0) | (t == 1)).all())
-
-    def accumulates(a, b):
-        if binary(a) and binary(b):
-            return int((a @ b).sum())
-        return int(a.sum()) * b.shape[-1] if binary(a) else int(b.sum()) * a.shape[-2] if binary(b) else 0
-
-    with torch.no_grad(), Products() as products:
-        model(x)
-    return sum(
-        accumulates(a, b) - sum(accumulates(*item) for item in zip(a, b, strict=True)) for a, b in products.factors
-    )
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", DISTINCT)
 def test_spikingjelly_to_the_unit(name, size):
@@ -119,11 +83,10 @@ def test_spikingjelly_to_the_unit(name, size):
     # is the input product of those layers, which is accumulates on spikes.
     missing = sum(record.layer(layer)["accumulates"] for layer in recurrent(model))
     assert bool(missing) == bool(recurrent(model))
-    # They judge a tensor, we judge each sample, window and head, so that counts do not depend on the batch.
-    difference = whole_tensors_less_items(model, x)
-    theirs = spikingjelly(model, x)
-    assert ours - missing + difference == theirs > 0
-    assert difference <= 0.001 * ours
+    # They judge a tensor, we judge each sample, window and head, so that counts do not depend on the batch: scores of
+    # one head that happen to be 0 and 1 alone are spikes to us, and meet the spikes of the values in fewer places.
+    apart = 0.001 * ours if "vit" in name else 0
+    assert 0 < spikingjelly(model, x) == pytest.approx(ours - missing, rel=0, abs=apart)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -2,10 +2,8 @@
 
 import base64
 import re
-import sys
 from datetime import date
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import torch
@@ -72,16 +70,6 @@ def test_zoo_entry(tmp_path, capsys):
     assert "multiply accumulates" in table["truenorth"][-1]
     assert "could not be counted: none" in text
     assert all(profile.source.split(",")[0].replace("'", "&#39;") in text for profile in PROFILES.values())
-
-
-def test_an_interruption_leaves_the_older_page(tmp_path, monkeypatch):
-    (tmp_path / "page.html").write_text("old")
-    monkeypatch.setattr("lightning_msnn.report.compare", lambda *_: {})
-    monkeypatch.setattr("lightning_msnn.report.page", lambda *_: "new")
-    monkeypatch.setattr(Path, "replace", lambda *_: sys.exit("interrupted"))
-    with pytest.raises(SystemExit, match="interrupted"):
-        main(["report", "msnn_resnet12_tiny.digits", "--out", "page.html"])
-    assert (tmp_path / "page.html").read_text() == "old"
 
 
 def test_checkpoint_of_a_run(tmp_path, capsys):

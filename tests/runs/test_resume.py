@@ -18,7 +18,7 @@ from lightning_msnn.data import Digits, ImageFolder
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs import AtomicCheckpointIO, LastCheckpoint, RandomState, read_checkpoint
 from lightning_msnn.tasks import SpikingClassifier
-from tests.callbacks.training import fit
+from tests.callbacks.training import fit, quiet
 from tests.conftest import rest_is_slow
 
 EPOCHS, BATCHES = 2, 6
@@ -93,28 +93,11 @@ def run(
         def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
             raw[:] = [{k: v.clone() for k, v in module.state_dict().items()}]
 
-    options = {"max_epochs": EPOCHS, **options}
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        default_root_dir=folder,
-        limit_train_batches=BATCHES,
-        limit_val_batches=2,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        plugins=[AtomicCheckpointIO(), *plugins],
-        callbacks=[
-            *callbacks,
-            EMA(0.9),
-            Mixing(0.5, 0.5, share),
-            RandomState(),
-            Keep(),
-            LastCheckpoint(every_n_steps=every),
-            *([] if kill is None else [KillAt(kill)]),
-        ],
-        **options,
-    )
+    every_one = [*callbacks, EMA(0.9), Mixing(0.5, 0.5, share), RandomState(), Keep(), LastCheckpoint(every)]
+    every_one += [] if kill is None else [KillAt(kill)]
+    limits = {"max_epochs": EPOCHS, "limit_train_batches": BATCHES, "limit_val_batches": 2}
+    options = {**limits, "enable_checkpointing": True, "plugins": [AtomicCheckpointIO(), *plugins], **options}
+    trainer = quiet(folder, *every_one, **options)
     last = folder / "checkpoints" / "last.ckpt"
     try:
         trainer.fit(module, datamodule=data, ckpt_path=last if resume and last.exists() else None, weights_only=True)
@@ -203,29 +186,6 @@ def test_batches_do_not_depend_on_what_came_before(images: Path, workers: int) -
     assert not torch.equal(other[0][0], everything[0][0])
 
 
-def stop_by(number: signal.Signals, folder: Path, data: Any, *plugins: Any) -> None:
-    """Train, and send this process a signal within the fourth step, after which the training ends."""
-
-    class Stop(pl.Callback):
-        def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.global_step == 3:
-                os.kill(os.getpid(), number)
-
-    before = signal.getsignal(number)
-    try:
-        with pytest.raises(SystemExit):
-            run(folder, data, callbacks=[Stop()], every=0, plugins=plugins)
-    finally:
-        signal.signal(number, before)
-    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 4
-
-
-def test_sigterm_saves_between_two_steps(tmp_path: Path) -> None:
-    _, raw, _ = run(tmp_path / "a", digits(tmp_path))
-    stop_by(signal.SIGTERM, tmp_path / "b", digits(tmp_path))
-    assert same(raw, run(tmp_path / "b", digits(tmp_path), resume=True)[1])
-
-
 def test_slurm_signal_saves_and_requeues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SLURM is a shell script here that writes down what it was asked."""
     from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -239,7 +199,19 @@ def test_slurm_signal_saves_and_requeues(tmp_path: Path, monkeypatch: pytest.Mon
              "NODEID": "0", "NODELIST": "localhost", "JOB_NAME": "train"}  # fmt: skip
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    stop_by(signal.SIGUSR1, tmp_path / "b", digits(tmp_path), SLURMEnvironment(auto_requeue=True))
+
+    class Stop(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        with pytest.raises(SystemExit):
+            run(tmp_path, digits(tmp_path), callbacks=[Stop()], every=0, plugins=[SLURMEnvironment(auto_requeue=True)])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 4
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
 
 

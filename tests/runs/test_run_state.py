@@ -15,6 +15,7 @@ from lightning_msnn.data import Digits
 from lightning_msnn.runs import LastCheckpoint, RandomState
 from lightning_msnn.runs.random_state import get_generators, set_generators
 from lightning_msnn.tasks import SpikingClassifier
+from tests.callbacks.training import quiet
 
 CPU = torch.device("cpu")
 NETWORK = {"depths": [1, 1, 1, 1], "widths": [8, 8, 8, 8]}
@@ -32,14 +33,9 @@ def test_generators_are_plain_values_and_repeat(tmp_path: Path) -> None:
     assert (draw(), draw()) == first
 
 
-def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        **{
-            "accelerator": "cpu", "logger": False, "default_root_dir": folder, "max_epochs": 1,
-            "limit_train_batches": 2, "limit_val_batches": 1, "enable_progress_bar": False,
-            "enable_model_summary": False, **options,
-        }
-    )  # fmt: skip
+def trainer(folder: Path, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+    few = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "enable_checkpointing": True}
+    return quiet(folder, *callbacks, **{**few, **options})
 
 
 def test_a_checkpoint_of_more_processes_begins_anew(tmp_path: Path) -> None:
