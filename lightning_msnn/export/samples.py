@@ -76,7 +76,7 @@ def find_samples(trained: Trained, data: str | Path | None = None, folder: str |
         return Samples(_normalised(trained, pixels), None, f"images of {str(folder)!r}")
     try:
         return _of_data(trained, data)
-    except ConfigurationError:
+    except (ConfigurationError, OSError, RuntimeError):  # data of the user's own raise their own
         if data is not None:
             raise
     pixels = torch.randint(256, (DRAWN, *trained.input_size), generator=torch.Generator().manual_seed(0))
