@@ -285,7 +285,7 @@ def _of_timm(name: str) -> Trained:
 
 def _of_checkpoint(name: str, image_size: int | None) -> Trained:
     content = read_checkpoint(name)
-    said = (content.get("hyper_parameters") or {}).get("network")
+    said: Any = (content.get("hyper_parameters") or {}).get("network")
     network = network_of(content, name, said).float().eval()
     registered = said.partition(".")[0] if timm.is_model(said) else said
     return Trained(
