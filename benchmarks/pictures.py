@@ -57,7 +57,7 @@ VISITS = (
 )
 FAMILIES = {"msnn_resnet12": "#3b6fb6", "msnn_vit12": "#d9822b", "msnn_rnn12": "#3f9b5f"}
 FAMILIES["resnet18_cifar"] = "#8a5fb0"
-GRADED = {f"msnn_resnet12.c100{tag}": label for tag, label in {"": "1", "_d2": "2", "_d4": "4", "_relu": ""}.items()}
+GRADED = {f"msnn_resnet12.c100{tag}": label for tag, label in {"": "1", "_d4": "4", "_relu": ""}.items()}
 """From binary spikes to the ReLU baseline: entries and their levels."""
 
 DATA = {
@@ -315,7 +315,7 @@ def draw_energy() -> Figure:
     handles += [Line2D([], [], marker=m, color="black", label=kind, **line) for kind, m in kinds.items()]
     for label, fill_ in (("filled: arithmetic alone", "grey"), ("open: with memory traffic", "white")):
         handles.append(Line2D([], [], marker="o", color="grey", mfc=fill_, label=label, **line))
-    label = "msnn_resnet12 with spikes of 1, 2 and 4 levels, and its baseline"
+    label = "msnn_resnet12 with spikes of 1 and 4 levels, and its baseline"
     handles.append(Line2D([], [], ls="--", color="grey", lw=1, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     return figure
