@@ -315,7 +315,7 @@ def draw_energy() -> Figure:
     handles += [Line2D([], [], marker=m, color="black", label=kind, **line) for kind, m in kinds.items()]
     for label, fill_ in (("filled: arithmetic alone", "grey"), ("open: with memory traffic", "white")):
         handles.append(Line2D([], [], marker="o", color="grey", mfc=fill_, label=label, **line))
-    label = "msnn_resnet12 with spikes of 1 and 4 levels, and its baseline"
+    label = "1, 4 levels, baseline"
     handles.append(Line2D([], [], ls="--", color="grey", lw=1, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     return figure
