@@ -116,6 +116,8 @@ BAD = {
     "entry": (
         "test --model.network msnn_vit12.c10O --model.pretrained true",
         "unknown zoo entry 'msnn_vit12.c10O'.* zoo list names all; did you mean 'msnn_vit12.c10"),
+    "entry with YAML's other true": (
+        "test --model.network msnn_vit12.c10O --model.pretrained True", "unknown zoo entry 'msnn_vit12.c10O'"),
     "argument": ("fit --model.network_kwargs '{thetta: 0.1}'", "'thetta'.*did you mean 'theta'"),
     "optimizer by its class": ("fit --optimizer AdamV", "not AdamV; did you mean 'Adam'"),
     "schedule": ("fit --model.schedule cosin", r"'one_cycle', 'triangle', 'constant'\]. Got value: cosin"),

@@ -193,8 +193,8 @@ class MSNNCLI(LightningCLI):
         if given.ckpt_path is not None:
             return Source(given.ckpt_path)
         network, pretrained = vars(given)["model.network"], vars(given)["model.pretrained"]
-        said = str(pretrained).lower()  # YAML takes True as well
-        if said not in ("none", "true", "false", "null"):
+        said = pretrained and pretrained.lower()  # YAML takes True as well
+        if said not in (None, "true", "false", "null"):
             return Source(pretrained if is_checkpoint(pretrained) else find(pretrained).name)
         return Source(find(network).name) if network and said == "true" else None
 

@@ -78,3 +78,8 @@ def test_hyper_parameters_build_the_network_again(source, tmp_path):
 def test_a_spiking_network_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="has spiking neurons already"):
         fit(tmp_path, Convert())
+
+
+def test_it_stands_before_an_average(tmp_path):
+    with pytest.raises(ConfigurationError, match="Convert must stand before EMA among the callbacks"):
+        fit(tmp_path, EMA(0.9), Convert(), **PLAIN)

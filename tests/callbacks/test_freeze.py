@@ -37,6 +37,12 @@ def test_parameters_that_are_in_no_module_are_frozen_too():
     assert {name for name, p in task.network.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
 
 
+def test_a_network_without_a_head_has_no_name_for_the_rest():
+    task = SpikingClassifier(network=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), in_chans=1)
+    with pytest.raises(ConfigurationError, match="'all_but_head' is no module of Sequential: allowed are 0, 1 and"):
+        Freeze().setup(None, task, "fit")
+
+
 def test_a_name_that_is_none(tmp_path):
     with pytest.raises(ConfigurationError, match="'stages.7' is no module of MSNNResNet.*did you mean 'stages.[01]'"):
         fit(tmp_path, Freeze(["stem", "stages.7"]))

@@ -331,5 +331,7 @@ def test_entries_fit_into_a_wheel_of_100_mb_but_those_that_it_leaves_out(mine):
     assert left_out < files
     assert sum(len(zlib.compress(file.read_bytes(), 1)) for file in files - left_out) < 99e6
     (mine / "model.safetensors").unlink()
-    with pytest.raises(ConfigurationError, match="a wheel leaves out those of .*: set LIGHTNING_MSNN_ZOO to the fold"):
+    said = "a wheel leaves out those of .*: set LIGHTNING_MSNN_ZOO to the folder zoo of a checkout"
+    with pytest.raises(ConfigurationError, match=said) as stopped:
         zoo.load(DIGITS)
+    assert all(file.parent.name in str(stopped.value) for file in left_out)
