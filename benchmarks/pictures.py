@@ -57,7 +57,7 @@ VISITS = (
 )
 FAMILIES = {"msnn_resnet12": "#3b6fb6", "msnn_vit12": "#d9822b", "msnn_rnn12": "#3f9b5f"}
 FAMILIES["resnet18_cifar"] = "#8a5fb0"
-GRADED = {f"msnn_resnet12.c100{tag}": label for tag, label in {"": "1", "_d4": "4", "_relu": ""}.items()}
+GRADED = {"msnn_resnet12.c100": "1", "msnn_resnet12.c100_d4": "4", "msnn_resnet12.c100_relu": ""}
 """From binary spikes to the ReLU baseline: entries and their levels."""
 
 DATA = {
@@ -296,10 +296,10 @@ def draw_energy() -> Figure:
             panel.plot(x, [top1] * 2, "-", color=colour, lw=1, alpha=0.6)
             panel.plot(x[0], top1, marker, color=colour, ms=8)
             panel.plot(x[1], top1, marker, color=colour, ms=8, mfc="white", mew=2)
-    curve = {name: (1e6 * zoo.info(name)["energy_joules"], zoo.info(name)["top1"]) for name in GRADED}
-    axes["CIFAR100"].plot(*zip(*curve.values(), strict=True), "--", color="grey", lw=1, zorder=0)
-    for name, place in curve.items():
-        axes["CIFAR100"].annotate(GRADED[name], place, (0, 7), textcoords="offset points", ha="center", fontsize=9)
+    curve = [(1e6 * config["energy_joules"], config["top1"]) for config in map(zoo.info, GRADED)]
+    axes["CIFAR100"].plot(*zip(*curve, strict=True), "--", color="grey", lw=1, zorder=0)
+    for levels, place in zip(GRADED.values(), curve, strict=True):
+        axes["CIFAR100"].annotate(levels, place, (0, 7), textcoords="offset points", ha="center", fontsize=9)
     for data, panel in axes.items():
         what = "recording" if data == "SpokenDigits" else "image"
         panel.set(xscale="log", xlabel=f"energy of one {what} (µJ, 45 nm CMOS)")
@@ -315,8 +315,7 @@ def draw_energy() -> Figure:
     handles += [Line2D([], [], marker=m, color="black", label=kind, **line) for kind, m in kinds.items()]
     for label, fill_ in (("filled: arithmetic alone", "grey"), ("open: with memory traffic", "white")):
         handles.append(Line2D([], [], marker="o", color="grey", mfc=fill_, label=label, **line))
-    label = "1, 4 levels, baseline"
-    handles.append(Line2D([], [], ls="--", color="grey", lw=1, label=label))
+    handles.append(Line2D([], [], ls="--", color="grey", lw=1, label="1, 4 levels, baseline"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     return figure
 

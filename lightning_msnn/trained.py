@@ -165,7 +165,7 @@ class Trained(Inputs):
 
     Args:
         network: The network in evaluation mode, in float32 on the CPU.
-        architecture: Its registered name.
+        architecture: Its registered name; that of a class of the user's own is its path.
     """
 
     network: nn.Module = field(default_factory=nn.Identity)
