@@ -83,7 +83,7 @@ def _help(verb: str) -> str:
     lines = [f"  {given:35s}{text}" for given, text, only in _OPTIONS if only in ("", verb)]
     return "\n".join([
         f"usage: lightning-msnn {verb} [options]", "", _sentence(TRAINER[verb]), "", *lines, "",
-        f"lightning-msnn {verb} --help all has every option, --model.help, --data.help NAME and",
+        f"lightning-msnn {verb} --help all has every option, --model.help NAME, --data.help NAME and",
         "--trainer.callbacks.help NAME those of a class; --print_config prints the configuration.",
     ])  # fmt: skip
 

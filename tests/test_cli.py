@@ -322,12 +322,14 @@ def test_two_processes_do_not_train_one_run(run, capsys):
 @pytest.mark.parametrize("verb", ["test", "validate"])
 def test_a_checkpoint_says_model_and_data(verb, run, checkpoint, capsys):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and verb not in path.parts[-2]}
-    main([verb, "--ckpt_path", checkpoint, *QUIET, "--run.monitors", str(verb == "test").lower()])
+    behind = ["--config", "{ckpt_path: null}"]  # as the configuration of a run has it
+    main([verb, "--ckpt_path", checkpoint, *behind, *QUIET, "--run.monitors", str(verb == "test").lower()])
     out = capsys.readouterr().out
     assert f"{'val' if verb == 'validate' else verb}/top1" in out
     assert ("times the first column" in out) == (verb == "test"), "test compares the network with its twins"
     assert {path: path.read_bytes() for path in before} == before
     assert "metrics.csv" in {path.name for path in (run / f"{verb}_0").iterdir()}, "beside the checkpoint"
+    assert f"ckpt_path: {checkpoint}\n" in (run / f"{verb}_0" / "config.yaml").read_text()
     assert not list(Path().iterdir())
 
 

@@ -27,6 +27,7 @@ from lightning_msnn import __version__, tasks
 from lightning_msnn.callbacks import (
     EMA,
     BestCheckpoint,
+    Convert,
     EnergyMonitor,
     PredictionWriter,
     SpikeRateMonitor,
@@ -35,7 +36,7 @@ from lightning_msnn.callbacks import (
 from lightning_msnn.cli.folders import Run, begin_run, experiment_folder, newest_run, place_loggers, resume_run
 from lightning_msnn.cli.parsing import IMPORTS, ConfigurationFile, Parser, leading
 from lightning_msnn.cli.source import Source, compare_resumed, options_of
-from lightning_msnn.data.arrays import parameters_of
+from lightning_msnn.data.arrays import ArrayDataModule, parameters_of
 from lightning_msnn.entries import find
 from lightning_msnn.errors import ConfigurationError, brief, in_chain
 from lightning_msnn.imports import import_files
@@ -162,15 +163,19 @@ class MSNNCLI(LightningCLI):
         args = list(sys.argv[1:] if args is None else args)
         verb = args[0] if args else ""
         if verb in self._subcommand_parsers:
-            self._source = self._find_source(verb, leading(args[1:]))
+            leads = leading(args[1:])
+            self._source = self._find_source(verb, leads)
             first: dict[str, Any] = {section: {"class_path": path} for section, path in DEFAULTS.items()}
             if self._source is not None:
                 first = self._source.configuration(args)
             args = [verb, *(["--config", json.dumps(first)] if first else []), *args[1:]]
         self.config = parser.parse_args(args)
         config = self.config[verb]
+        if verb != "fit":  # whose checkpoint decided what was parsed; a configuration behind it may say null
+            config.ckpt_path = leads.ckpt_path or config.ckpt_path
         config.run.imports = import_files(config.run.imports)  # by their full paths
-        if self._source is None and issubclass(_class(config.model.class_path), tasks.Task):
+        ours = issubclass(_class(config.model.class_path), tasks.Task)
+        if self._source is None and ours:
             network = (given := config.model.init_args).network
             if not isinstance(network, str):  # class_path and init_args, as elsewhere in a configuration
                 own = {key: value for key, value in dict(network.get("init_args", {})).items() if key not in LINKED}
@@ -179,7 +184,9 @@ class MSNNCLI(LightningCLI):
                 import_files(network.rpartition(".")[0])
         if self._source is not None:
             self._source.check(config)
-        elif verb != "fit" and issubclass(_class(config.model.class_path), tasks.Task):
+            if ours and config.ckpt_path and "pretrained" in config.model.init_args:
+                config.model.init_args.pretrained = False  # the checkpoint has all weights
+        elif verb != "fit" and ours:
             raise ConfigurationError(f"{verb} needs trained weights: give --ckpt_path FILE, or --model.pretrained true")
         if config.get("lr_scheduler") and not config.get("optimizer"):
             raise ConfigurationError("lr_scheduler needs an optimizer beside it (--optimizer), whose rate it sets")
@@ -287,7 +294,7 @@ class MSNNCLI(LightningCLI):
         if verb == "fit":
             made.append(TrainingCurves())
         if run.monitors and ours and verb in ("fit", "test"):
-            spikes = any(isinstance(module, Spike) for module in self.model.modules())
+            spikes = any(isinstance(part, Spike | Convert) for part in (*self.model.modules(), *given))
             made += [*([SpikeRateMonitor()] if spikes else []), EnergyMonitor()]
         if verb == "predict" and isinstance(self.model, tasks.SpikingClassifier):
             made.append(PredictionWriter(self._get(self.config_init, "out")))
@@ -325,6 +332,8 @@ class MSNNCLI(LightningCLI):
                 self.model.class_names = list(inputs.class_names)
             if self.subcommand != "predict":
                 inputs.check(self.datamodule)
+            elif isinstance(self.datamodule, ArrayDataModule) and not is_overridden("predict_step", self.model):
+                raise ConfigurationError(f"{type(self.model).__name__} has no predict_step, which predict needs")
 
     before_validate = before_test = before_predict = _check
 
