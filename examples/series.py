@@ -24,7 +24,7 @@ def read_ts(file):
     head, _, body = file.read_text(encoding="utf-8").partition("@data")
     header = {words[0].lower(): words[1:] for line in head.splitlines() if (words := line.split())}
     rows = [line.strip().split(":") for line in body.splitlines() if line.strip()]
-    series = [np.array([channel.split(",") for channel in row[:-1]], dtype=float) for row in rows]
+    series = [np.array([channel.replace("?", "nan").split(",") for channel in row[:-1]], dtype=float) for row in rows]
     if not series or not all(np.isfinite(values).all() for values in series):
         raise ConfigurationError(f"{str(file)!r} has no series, or one with missing values: fill them")
     return series, [row[-1].strip() for row in rows], header["@classlabel"][1:]

@@ -206,14 +206,15 @@ class ArrayDataModule(LightningDataModule):
 
     def open(self, part: Part | None) -> ArrayDataset | FileDataset:
         """Return the dataset of a part, or of the inputs to predict."""
-        return ArrayDataset(*(self.read_unknown() if part is None else self.read(part)))
+        return ArrayDataset(*(self.read_unknown() if part is None else map(torch.as_tensor, self.read(part))))
 
     def prepare(self, inputs: Tensor) -> None:
         """Set ``mean``, ``std`` and whatever else ``transform`` needs from the training inputs, (N, ...)."""
 
     def split(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the indices of the training and of the validation samples in the training part."""
-        return stratified_split(targets, self.val_fraction, self.seed)
+        classes = targets.dim() == 1 and not targets.is_floating_point()  # other targets are split as if of one class
+        return stratified_split(targets if classes else torch.zeros(len(targets)), self.val_fraction, self.seed)
 
     def transform(self, inputs: Tensor, training: bool) -> Tensor:
         """Turn a batch as it is stored into float32 inputs of the network, augmented if ``training``."""
@@ -232,6 +233,8 @@ class ArrayDataModule(LightningDataModule):
         """
         part = choose(STAGES, stage, "stage")
         if part is None and self.folder is None:
+            if "folder" not in parameters_of(type(self)):
+                raise ConfigurationError(f"{type(self).__name__} has no argument folder, which predict needs")
             raise ConfigurationError(f"folder is not given: predict needs a folder of {self.noun}, data.folder")
         if part is None and self.folder is not None and self.suffixes:
             list_files(self.folder, self.suffixes)

@@ -206,12 +206,12 @@ def test_test_images_are_never_trained_or_validated_on(make_tree: MakeTree) -> N
 
 
 class Numbers(ArrayDataModule):
-    """36 numbers to train on, and 4 to validate."""
+    """NumPy's numbers, 36 to train on and 4 to validate, and targets that are no classes."""
 
     class_names, in_chans, image_size, needs_root = ["one"], 1, (1, 1), False
 
-    def read(self, part: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.arange(40.0), torch.zeros(40, dtype=torch.int64)
+    def read(self, part: Any) -> Any:
+        return np.arange(40, dtype=np.float32), np.linspace(0, 1, 40)
 
     def transform(self, inputs: torch.Tensor, training: bool) -> torch.Tensor:
         return inputs + 100
