@@ -26,7 +26,7 @@ from lightning_msnn.energy.report import compare
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.metrics import Total
 from lightning_msnn.runs.checkpoints import write_whole
-from lightning_msnn.runs.trainer import run_folder, writes_files
+from lightning_msnn.runs.trainer import refuse_shards, run_folder, writes_files
 
 __all__ = ["EnergyMonitor", "SpikeRateMonitor"]
 
@@ -49,9 +49,9 @@ class _Monitor(Callback):
     """Counts what the network does for the images of training steps that log, and for some images of a test.
 
     It keeps the network's inputs and, after the step or at the end of the test, evaluates them once more with the
-    counter, as reports and cards do. Training is to the bit what it is without a monitor, and a step that does not log
-    has no hook. Images of a test are spread evenly over the classes if the data has ``targets`` and an order, else they
-    are the first.
+    counter, as reports and cards do. A network without state between calls trains to the bit as without a monitor, and
+    a step that does not log has no hook. Images of a test are spread evenly over the classes if the data has
+    ``targets`` and an order, else they are the first.
     """
 
     operations = True
@@ -81,6 +81,7 @@ class _Monitor(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that there is a network that can be counted."""
+        refuse_shards(trainer.strategy, type(self).__name__)
         OperationCounter(self._network(pl_module))
 
     def _begin(self, trainer: pl.Trainer) -> None:
@@ -95,8 +96,11 @@ class _Monitor(Callback):
             self._hooks.close()
             index = slice(self._missing) if rows is None else rows
             kept = tree_map_only(Tensor, lambda x: x.detach()[index] if x.dim() else x, (args, kwargs))
-            self._inputs.append(kept)
-            self._missing -= len(next(x for x in tree_leaves(kept) if isinstance(x, Tensor) and x.dim()))
+            first = next(x for x in tree_leaves(kept) if isinstance(x, Tensor) and x.dim())
+            if not self._inputs or first.shape[1:] == self._size:  # those of one size are counted together
+                self._size = first.shape[1:]
+                self._inputs.append(kept)
+                self._missing -= len(first)
 
         handle = self._network(pl_module).register_forward_pre_hook(keep, with_kwargs=True)
         self._hooks.callback(handle.remove)

@@ -85,7 +85,7 @@ class Record:
             ))  # fmt: skip
         notes = [
             f"For one sample, the mean of {self.samples}. Arithmetic alone, priced by {DEFAULT_PROFILE}.",
-            "ReLU baseline (same weights): each synaptic operation a MAC, in all time steps, zeros not skipped.",
+            "ReLU baseline: each synaptic operation a MAC, in all windows and time steps, zeros not skipped.",
             *(f"Could not be counted: {name} ({calls} calls)" for name, calls in self.uncounted.items()),
         ]
         return "\n".join([aligned(rows), *notes])

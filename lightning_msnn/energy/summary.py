@@ -124,9 +124,9 @@ def factor_sentence(columns: Mapping[str, Mapping[str, Any]]) -> str:
     """
     baseline = columns["ANN twin"]
     found, top1 = factors(next(iter(columns.values())), baseline), baseline["top1"]
-    said = [f"{found[name]:.3g} ({text})" for name, text in FACTORS.items() if found[name] is not None]
-    trained = "was not trained by itself" if top1 is None else f"has {top1:.2f} % top-1 when trained by itself"
-    return f"The {TITLES['ANN twin']} takes this many times the energy: {', '.join(said)}; it {trained}."
+    said = ", ".join(f"{found[name]:.3g} ({text})" for name, text in FACTORS.items() if found[name] is not None)
+    trained = "not known" if top1 is None else f"{top1:.2f} %"
+    return f"The {TITLES['ANN twin']} takes this many times the energy: {said}; top-1 trained by itself: {trained}."
 
 
 _SHARES = {"spike rate": "spike_rate", "silent neurons": "silent", "saturated neurons": "saturated"}

@@ -73,11 +73,11 @@ class LIFNeurons(Spike):
 
     def forward(self, membrane: Tensor, kernel: Callable[[], Tensor] | None = None) -> Tensor:
         """Map the currents of all time steps ``(T B, C, H, W)`` to their spikes, of that shape."""
-        fired_at, kept = [], None
-        for current in torch.unflatten(membrane, 0, (self.time_steps, -1)).unbind(0):
-            u = current if kept is None else current + kept
+        u, *currents = torch.unflatten(membrane, 0, (self.time_steps, -1)).unbind(0)
+        fired_at = [self.fire(u)]
+        for current in currents:
+            u = current + self.tau * u * (1.0 - fired_at[-1])
             fired_at.append(self.fire(u))
-            kept = self.tau * u * (1.0 - fired_at[-1])
         return torch.cat(fired_at)
 
 

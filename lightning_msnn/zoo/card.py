@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lightning_msnn import data as data_sets
 from lightning_msnn.energy import FACTORS
-from lightning_msnn.entries import entries, find, read_config
+from lightning_msnn.entries import find, read_config
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
 from lightning_msnn.models.registry import entry_cfg, imported
 from lightning_msnn.runs.checkpoints import write_whole
@@ -160,12 +160,6 @@ def write_card(folder: Path) -> None:
     write_whole(f"{str(card).rstrip()}\n".encode(), folder / "README.md")
 
 
-def _baseline_top1(name: str, config: dict[str, Any]) -> float | None:
-    relu = f"{name}_relu"
-    top1: float | None = config.get("top1_ann_twin", info(relu).get("top1") if relu in entries() else None)
-    return top1
-
-
 def results(names: list[str]) -> str:
     """Return the figures of entries as CSV in the form of timm's results; a field that nobody measured is empty.
 
@@ -184,7 +178,7 @@ def results(names: list[str]) -> str:
         row |= {"crop_pct": cfg.crop_pct, "interpolation": cfg.interpolation, "spike_rate": config.get("spike_rate")}
         for field in ("energy_joules", "energy_joules_ann_twin"):
             row |= {_CSV[field]: f"{config[field] * 1e6:.6g}" if field in config else None}
-        rows.append(row | {"baseline_top1": _baseline_top1(name, config)})
+        rows.append(row | {"baseline_top1": config.get("top1_ann_twin")})
     file = io.StringIO()
     writer = csv.DictWriter(file, list(rows[0]) if rows else ["model"], lineterminator="\n")
     writer.writeheader()
@@ -195,8 +189,6 @@ def results(names: list[str]) -> str:
 def table(names: list[str]) -> str:
     """Return accuracy, spike rate and energy of entries as a Markdown table.
 
-    The trained ReLU baseline is what the entry's facts say of it, or the entry of the same name with ``_relu``.
-
     Args:
         names: Names of the entries.
     """
@@ -204,7 +196,7 @@ def table(names: list[str]) -> str:
     rows = [[*head, "with memory traffic"], ["---"] * 10]
     for name in names:
         config = info(name)
-        accuracies = [config.get("top1"), _baseline_top1(name, config)]
+        accuracies = [config.get("top1"), config.get("top1_ann_twin")]
         rows.append(
             [
                 f"`{name}`",

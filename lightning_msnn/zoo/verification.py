@@ -65,6 +65,8 @@ def evaluate(model: nn.Module, data: LightningDataModule, device: str | torch.de
     hits, images = torch.zeros(2, dtype=torch.int64), 0
     for batch in data.test_dataloader():
         pixels, targets = data.on_after_batch_transfer([part.to(device) for part in batch], 0)
+        if targets.dim() > 1 or targets.is_floating_point():
+            raise ConfigurationError(f"an entry or a report needs classes, and {type(data).__name__} has other targets")
         logits = model(pixels)
         best = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
         hits += torch.stack([best[:, 0].sum(), best.sum()]).cpu()

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -135,6 +136,14 @@ class TwoLoaders(Plain):
         return super().test_step(batch, batch_idx)
 
 
+def test_inputs_of_the_first_size_are_counted(tmp_path):
+    module, monitor, y = Plain(), EnergyMonitor(), torch.zeros(2, dtype=torch.long)
+    module.network = nn.Sequential(nn.Conv2d(1, 4, 3), Spike(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    batches = DataLoader([(torch.rand(2, 1, size, 8), y) for size in (8, 6, 8)], batch_size=None)
+    trainer(tmp_path, monitor).test(module, batches, verbose=False)
+    assert monitor.columns[NETWORK]["samples"] == 4
+
+
 def test_any_lightning_module_and_any_profile(tmp_path):
     """Without twins, the network alone is reported, on the first loader; operations without a figure are listed."""
     monitor, module = EnergyMonitor(profile="loihi"), TwoLoaders()
@@ -184,7 +193,7 @@ def test_two_processes_log_and_write_what_one_does(tmp_path):
     assert list(logged[1]) == [2], "three on each of two"
 
 
-def test_wrong_use_is_refused(tmp_path):
+def test_wrong_use_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigurationError, match="every_n_steps .* at least 1, not 0"):
         SpikeRateMonitor(every_n_steps=0)
     with pytest.raises(ConfigurationError, match="no module 'net'.*takes one of network"):
@@ -193,3 +202,6 @@ def test_wrong_use_is_refused(tmp_path):
     module.network = torch.compile(module.network)
     with pytest.raises(ConfigurationError, match="compiled"):
         trainer(tmp_path, SpikeRateMonitor()).fit(module)
+    monkeypatch.setattr(type(own := quiet(tmp_path)), "strategy", FSDPStrategy.__new__(FSDPStrategy))
+    with pytest.raises(ConfigurationError, match="EnergyMonitor must be left out with FSDPStrategy"):
+        EnergyMonitor().setup(own, Plain(), "fit")

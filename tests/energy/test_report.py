@@ -89,7 +89,7 @@ def test_checkpoint_of_a_run(tmp_path, capsys):
     assert f"classifies {100 * measured:.2f} % of the test images" in text
     assert "<pre>seed: &lt;1234&gt;" in text
     assert base64.b64encode((run / "curves.png").read_bytes()).decode() in text
-    assert "not trained by itself" in text
+    assert "trained by itself: not known" in text
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_any_work(tmp_path, capsys):
