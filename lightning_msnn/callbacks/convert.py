@@ -63,13 +63,9 @@ class Convert(TrainingStepCallback):
         rank_zero_info("%d layers of %s receive spikes", len(layers), source)
         self._unfitted = True
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave neurons alone that a checkpoint has fitted."""
-        self._unfitted = self._unfitted and trainer.global_step == 0
-
     def change_batch(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Fit the neurons to the first batch; processes take their mean."""
-        if self._unfitted:
+        """Fit the neurons to the first batch, unless a checkpoint has fitted them; processes take their mean."""
+        if self._unfitted and not task.trainer.global_step:
             self._unfitted = False
             calibrate(task.network, inputs)
             for neuron in (module for module in task.network.modules() if isinstance(module, RectifierSpike)):

@@ -23,7 +23,7 @@ from lightning_msnn.conversion import SpikingLayer
 from lightning_msnn.energy import OperationCounter, energy, synaptic_operations
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import Total
-from lightning_msnn.runs.trainer import planned
+from lightning_msnn.runs.trainer import planned, refuse_shards
 from lightning_msnn.tasks import Task, TrainingStepCallback
 
 __all__ = ["EnergyTarget"]
@@ -77,6 +77,13 @@ class EnergyTarget(TrainingStepCallback):
         self._shares: dict[str, float] = {}  # of the accumulates if every neuron fired, by layer
         self._seen: dict[str, tuple[Tensor, int]] = {}  # spikes and places of this step, by layer
         self._handles: list[Any] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Stand behind a teacher, which would take its share of the excess too."""
+        super().setup(trainer, pl_module, stage)
+        refuse_shards(trainer.strategy, "EnergyTarget")
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = [*(each for each in callbacks if each is not self), self]  # type: ignore[attr-defined]
 
     @property
     def met(self) -> bool:

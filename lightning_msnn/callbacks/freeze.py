@@ -13,6 +13,8 @@ __all__ = ["Freeze"]
 class Freeze(pl.Callback):
     """Freeze modules of a task's network: their parameters and running statistics.
 
+    They stay frozen in a later training of the same network, until its ``requires_grad_(True).train()``.
+
     Args:
         modules: Names or shell-style patterns, such as ``stem`` or ``stages.[01]``; or ``all_but_head``.
 

@@ -24,9 +24,6 @@ class FiniteLoss(Callback):
     Gradients that overflow in fp16 are no concern of this callback: the gradient scaler leaves such a step out.
     """
 
-    def __init__(self) -> None:
-        self._finite = torch.tensor(True)
-
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Begin the check."""
         self._finite = loss.detach().isfinite().all()

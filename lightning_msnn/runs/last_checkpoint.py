@@ -77,6 +77,8 @@ class LastCheckpoint(Checkpoint):
             state = checkpoint.get("callbacks", {}).get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state and not _all_in(str(callback.dirpath), state):
                 del checkpoint["callbacks"][callback.state_key]
+                if trainer.state.fn == "fit":
+                    rank_zero_info("the best checkpoint before stays: %s gets the best of the rest", callback.dirpath)
         loops = checkpoint["loops"]["fit_loop"]
         epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
         if trainer.max_steps == -1 or epochs["current"]["processed"] != epochs["current"]["started"]:

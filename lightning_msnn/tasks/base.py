@@ -419,7 +419,7 @@ class Task(pl.LightningModule):
         if self._planned_steps not in (None, total):
             raise ConfigurationError(
                 f"the {h['schedule']} schedule of the training that is resumed ends at step {self._planned_steps}, not "
-                f"at {total}: give max_epochs and max_steps as before, or start another one with model.pretrained"
+                f"at {total}: give max_epochs, max_steps and devices as before, or start another with model.pretrained"
             )
         self._planned_steps = total
         self.trainer.fit_loop.setup_data()  # else the batches of an epoch may not be known yet

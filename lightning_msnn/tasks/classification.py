@@ -90,7 +90,10 @@ class SpikingClassifier(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy of a training step, with smoothed labels and weighted classes."""
         weights = None if self.class_weights is None else self.class_weights.to(outputs.dtype)
-        return F.cross_entropy(outputs, targets, weights, label_smoothing=self.hparams["label_smoothing"])
+        loss = F.cross_entropy(outputs, targets, weights, label_smoothing=self.hparams["label_smoothing"])
+        if weights is None or not targets.is_floating_point():
+            return loss
+        return loss / (targets.to(weights.dtype) @ weights).mean()  # of mixed labels torch has no weighted mean
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Classify a batch.

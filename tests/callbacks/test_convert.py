@@ -4,6 +4,7 @@ import json
 
 import lightning.pytorch as pl
 import pytest
+import timm
 import torch
 
 from lightning_msnn import zoo
@@ -71,6 +72,8 @@ def test_hyper_parameters_build_the_network_again(source, tmp_path):
     assert converted_layers(built) == layers
     assert {module.levels for module in built.modules() if isinstance(module, RectifierSpike)} == {3}
     assert converted_layers(network_of(content, "x.ckpt")) == layers
+    timm.models.save_for_hf(task.network, tmp_path / "hub")
+    assert converted_layers(timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True)) == layers
     same, _ = fit(tmp_path / "again", Convert(), **hparams)
     assert converted_layers(same.network) == layers, "what is converted stays as it is"
 

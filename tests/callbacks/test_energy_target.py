@@ -8,14 +8,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_msnn.callbacks import EMA, BestCheckpoint, EnergyTarget
+from lightning_msnn.callbacks import EMA, BestCheckpoint, EnergyTarget, Teacher
 from lightning_msnn.conversion import calibrate
+from lightning_msnn.data import Digits
 from lightning_msnn.energy import count_operations, energy
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import Total
 from lightning_msnn.nn import Spike
 from lightning_msnn.tasks import SpikingClassifier, Task
-from tests.callbacks.training import NETWORK, RELU, fit, quiet
+from tests.callbacks.training import ENTRY, NETWORK, RELU, fit, quiet
 
 
 class ToyNetwork(nn.Module):
@@ -129,6 +130,12 @@ def test_only_networks_at_their_target_are_kept(tmp_path):
 def test_targets_that_are_none(given, message):
     with pytest.raises(ConfigurationError, match=message):
         EnergyTarget(**given)
+
+
+def test_a_teacher_gets_no_share_of_the_excess(tmp_path):
+    target = EnergyTarget(rate=0.001)
+    _, trainer = fit(tmp_path, target, Teacher(ENTRY), data=Digits(batch_size=16, num_workers=0))
+    assert trainer.callbacks[-1] is target
 
 
 def test_networks_and_targets_that_do_not_fit(tmp_path):

@@ -161,6 +161,8 @@ def test_classes_have_weights():
     each = [weights[t] * -log[i, t].item() for i, t in enumerate(targets.tolist())]
     expected = sum(each) / sum(weights[t] for t in targets.tolist())
     assert task.loss(logits, targets).item() == pytest.approx(expected, rel=1e-5)
+    mixed = nn.functional.one_hot(targets, 4).float()
+    assert task.loss(logits, mixed).item() == pytest.approx(expected, rel=1e-5), "labels that Mixing mixes too"
     plain = -log[range(6), targets].mean().item()
     assert task.losses(logits, targets).mean().item() == pytest.approx(plain, rel=1e-5), "evaluation is unweighted"
 
