@@ -16,9 +16,7 @@ dependencies = ["torch", "torchvision", "timm", "safetensors", "lightning"]
 
 def _entry_point(name: str) -> Callable[..., nn.Module]:
     def create(pretrained: str | None = None, **kwargs: Any) -> nn.Module:
-        if not pretrained:
-            return timm.create_model(name, **kwargs)
-        return zoo.load(f"{name}.{pretrained}", **kwargs)
+        return zoo.load(f"{name}.{pretrained}", **kwargs) if pretrained else timm.create_model(name, **kwargs)
 
     create.__doc__ = f"""Return {name}.
 

@@ -150,7 +150,8 @@ class Inputs:
             ConfigurationError: If they are others, or in another order.
         """
         theirs = [str(name) for name in getattr(module, "class_names", None) or ()]
-        nameless = self.class_names == _numbers(len(self.class_names)) and not self.data.startswith(data_sets.__name__)
+        numbers = [str(i) for i in range(len(self.class_names))]
+        nameless = self.class_names == numbers and not self.data.startswith(data_sets.__name__)
         if not theirs or nameless or theirs == self.class_names:
             return
         raise ConfigurationError(
@@ -261,10 +262,6 @@ def _data_args(given: Any) -> dict[str, Any]:
     return {name: value for name, value in (given or {}).items() if name not in OF_THE_MACHINE}
 
 
-def _numbers(count: int) -> list[str]:
-    return [str(i) for i in range(count)]
-
-
 def _of_entry(name: str) -> Trained:
     folder = find(name)
     inputs = inputs_of_entry(folder)
@@ -278,7 +275,7 @@ def _of_entry(name: str) -> Trained:
 def _of_timm(name: str) -> Trained:
     network = timm.create_model(name, pretrained=True).eval()
     cfg = network.pretrained_cfg
-    names = list(cfg.get("label_names") or _numbers(cfg["num_classes"]))
+    names = list(cfg.get("label_names") or map(str, range(cfg["num_classes"])))
     size, mean, std = tuple(cfg["input_size"]), list(cfg["mean"]), list(cfg["std"])
     return Trained(name, names, size, mean, std, info=cfg, network=network, architecture=name.partition(".")[0])
 

@@ -63,6 +63,9 @@ def adopt(
     model.architecture = "spiking"  # type: ignore[assignment]
     made: Any = {"source": source, "source_kwargs": dict(source_kwargs), "layers": list(layers), "levels": levels}
     model.arguments = made
+    model._model_args = dict(made)  # type: ignore[assignment]  # which timm writes into a config.json, as this:
+    if isinstance(cfg := getattr(model, "pretrained_cfg", None), dict):
+        cfg["architecture"] = "spiking"
     return model
 
 
@@ -120,8 +123,11 @@ def spiking(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         raise ConfigurationError("no weights for spiking: name a zoo entry, or convert a network that is trained")
     own, features = {*own_arguments, "num_classes", "in_chans"}, {"feature_cls": "getter", "out_indices": None}
     model, given = build(_build, "spiking", pretrained, own, kwargs, {}, feature_cfg=features)
-    if ends := timm.get_pretrained_cfg(given["source"]):
-        model.pretrained_cfg |= {"first_conv": ends.first_conv, "classifier": ends.classifier}  # type: ignore[operator]
+    if theirs := timm.get_pretrained_cfg(given["source"]):
+        trained = {"file", "hf_hub_id"} & model.pretrained_cfg.keys()  # type: ignore[union-attr, operator]
+        images = () if trained else ("input_size", "pool_size", "mean", "std", "crop_pct", "interpolation")
+        shared = {name: getattr(theirs, name) for name in ("first_conv", "classifier", *images)}
+        model.pretrained_cfg |= shared  # type: ignore[operator]
     named = {name: value for name, value in given.items() if name in own}
     model._model_args = {**named, **getattr(model, "arguments", {})}  # type: ignore[assignment]  # for timm
     return model

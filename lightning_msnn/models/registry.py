@@ -291,6 +291,8 @@ def _keep_given(state: dict[str, Tensor], model: nn.Module, given: Collection[st
     filters = "stem.whitening.weight"
     if filters in own and filters in state and own[filters].shape != state[filters].shape:
         kept += (filters, "stem.whitening.bias", "stem.conv.weight")
+    learnt = {name: name.removesuffix("_logit") for name in own if name.endswith(".theta_logit")}
+    state |= {name: torch.logit(state.pop(fixed)) for name, fixed in learnt.items() if fixed in state}
     return state | {name: value.clone() for name, value in own.items() if name.endswith(kept)}
 
 

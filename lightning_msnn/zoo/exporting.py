@@ -73,7 +73,7 @@ def _read(checkpoint: str | Path, name: str) -> Trained:
     architecture, _, tag = name.partition(".")
     if not tag or not timm.is_model(architecture) or not is_ours(architecture):
         raise UnknownNameError(
-            f"an entry is named <architecture>.<tag>, not {name!r}",
+            f"an entry is named <architecture>.<tag>, of this package or of a module of yours, not {name!r}",
             "" if timm.is_model(architecture) else "network",
             architecture,
         )
@@ -82,6 +82,8 @@ def _read(checkpoint: str | Path, name: str) -> Trained:
     if not is_checkpoint(str(checkpoint)):
         raise ConfigurationError(f"{str(checkpoint)!r} is no checkpoint: its name must end in .ckpt")
     trained = load_trained(checkpoint)
+    if not hasattr(trained.network, "num_features"):
+        raise ConfigurationError(f"{str(checkpoint)!r} is of a class that timm's registry lacks, which an entry needs")
     if not trained.mean:
         raise ConfigurationError(
             f"{str(checkpoint)!r} must say mean and std of its images: train on data that has them"
@@ -123,6 +125,7 @@ def export(
     trained.network.pretrained_cfg = default_cfg(  # type: ignore[assignment]
         trained.input_size, len(trained.class_names), getattr(trained.network, "arguments", None),
         mean=tuple(trained.mean), std=tuple(trained.std), architecture=architecture, tag=tag,
+        license=fields.pop("license", None),
     )  # fmt: skip
     facts = {"sha256": hashlib.sha256(weights).hexdigest(), "weights": dtype, **_facts(trained, checkpoint), **fields}
     try:

@@ -161,7 +161,7 @@ def test_an_entry_says_all_arguments_and_no_folder_of_the_machine(small, tmp_pat
 @pytest.mark.parametrize(
     ("name", "folder", "message"),
     [
-        ("mine", "zoo", "an entry is named <architecture>.<tag>, not 'mine'"),
+        ("mine", "zoo", "an entry is named <architecture>.<tag>, of this package or of a module of yours, not 'mine'"),
         (f"{NETWORK}./../../x", "zoo", "the tag of an entry must be of letters.*, not '/../../x'"),
         (f"{NETWORK}.x", "x.ckpt", "cannot write to the folder '.*x.ckpt'"),
     ],

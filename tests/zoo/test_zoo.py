@@ -103,6 +103,8 @@ def test_an_entry_keeps_its_tau_where_theta_alone_is_given():
     weights, model = read_weights(entries()[DIGITS]), zoo.load(DIGITS, theta=0.3)
     assert all(torch.equal(v, weights[k]) for k, v in numbers(model, ".logit").items())
     assert {round(v.item(), 6) for v in numbers(model, ".theta").values()} == {0.3}
+    for name, logit in numbers(zoo.load(DIGITS, learn_theta=True), ".theta_logit").items():
+        torch.testing.assert_close(logit.sigmoid(), weights[name.removesuffix("_logit")])
 
 
 @pytest.mark.parametrize(
