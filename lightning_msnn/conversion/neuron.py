@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_msnn.functional.spike import triangular
 from lightning_msnn.nn import Neuron, Spike
+from lightning_msnn.nn.neuron import refuse_gradient
 
 __all__ = ["FixedSpike", "RectifierSpike", "quantiser"]
 
@@ -111,6 +112,7 @@ class FixedSpike(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a rectifier's values to spikes of that shape."""
+        refuse_gradient(x)
         return _level(x, self.threshold.to(x.dtype), self.levels, self.dtype or x.dtype)
 
 
@@ -131,7 +133,7 @@ def quantiser(x: Tensor, levels: int = 1) -> tuple[Tensor, Tensor]:
         others, or 0.5 and 1 if there are none.
     """
     if x.shape[1] > _VALUES:  # at random: a fixed step could meet the same columns of every map
-        chosen = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:_VALUES]
+        chosen = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0), device="cpu")[:_VALUES]
         x = x[:, chosen.to(x.device)]
     x = x.contiguous().sort(1, descending=True).values
     sums = x.double().cumsum(1)  # of the values above a threshold

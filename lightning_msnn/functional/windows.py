@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS
+from lightning_msnn.functional.windows_1d import OF_ONE_ROW, TIME_WINDOWS, join
 
 __all__ = ["WINDOWS", "Corners", "Grid", "Single", "WindowKind", "count", "cut_by", "merge", "split"]
 
@@ -69,9 +69,9 @@ class Corners:
 
     def merge(self, windows: list[Tensor], height: int, width: int) -> Tensor:
         """Two means of two, which are the mean of four in the middle, where all windows overlap."""
-        top = _join(windows[0], windows[1], width, 3)
-        bottom = _join(windows[2], windows[3], width, 3)
-        return _join(top, bottom, height, 2)
+        columns, rows = (0, width - windows[0].shape[3]), (0, height - windows[0].shape[2])
+        halves = [join(pair, columns, width, 3) for pair in (windows[:2], windows[2:])]
+        return join(halves, rows, height, 2)
 
 
 class Single(Corners):
@@ -99,17 +99,6 @@ class Grid(Corners):
         top = torch.stack([windows[0], windows[1]], 4).flatten(3)
         bottom = torch.stack([windows[2], windows[3]], 4).flatten(3)
         return torch.stack([top, bottom], 3).flatten(2, 3)[:, :, :height, :width]
-
-
-def _join(first: Tensor, second: Tensor, size: int, dim: int) -> Tensor:
-    """Put two windows side by side on axis ``dim`` of ``size`` pixels, with their mean where they overlap."""
-    h = first.shape[dim]
-    overlap = 2 * h - size
-    if overlap == 0:
-        return torch.cat([first, second], dim)
-    own = size - h
-    shared = (first.narrow(dim, own, overlap) + second.narrow(dim, 0, overlap)) * 0.5
-    return torch.cat([first.narrow(dim, 0, own), shared, second.narrow(dim, overlap, own)], dim)
 
 
 WINDOWS: dict[str, WindowKind] = {

@@ -15,15 +15,27 @@ The first piece begins at the left end, the last ends at the right, and those be
 allow. A map of fewer than four columns is too small to cut and is one window.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["OF_ONE_ROW", "TIME_WINDOWS", "Interleaved", "Pieces"]
+__all__ = ["OF_ONE_ROW", "TIME_WINDOWS", "Interleaved", "Pieces", "join"]
 
 PIECES = 4
+
+
+def join(windows: Sequence[Tensor], starts: Sequence[int], size: int, dim: int) -> Tensor:
+    """Put windows side by side on axis ``dim`` of ``size`` pixels, with their mean where neighbours overlap."""
+    side, ended, parts = windows[0].shape[dim], 0, []
+    for k, (start, window) in enumerate(zip(starts, windows, strict=True)):
+        following = starts[k + 1] if k + 1 < len(starts) else size
+        parts.append(window.narrow(dim, ended - start, following - ended))
+        ended = start + side
+        if (overlap := ended - following) > 0:
+            parts.append((window.narrow(dim, side - overlap, overlap) + windows[k + 1].narrow(dim, 0, overlap)) * 0.5)
+    return torch.cat(parts, dim)
 
 
 class Pieces:
@@ -51,15 +63,7 @@ class Pieces:
 
     def merge(self, windows: list[Tensor], height: int, width: int) -> Tensor:
         """Put the pieces back; where neighbours overlap, their mean. No more than two lie on a column."""
-        side, starts = self.side(width), self.starts(width)
-        parts, ended = [], 0
-        for k, (start, window) in enumerate(zip(starts, windows, strict=True)):
-            following = starts[k + 1] if k + 1 < len(starts) else width
-            parts.append(window[..., ended - start : following - start])
-            ended = start + side
-            if (overlap := ended - following) > 0:
-                parts.append((window[..., side - overlap :] + windows[k + 1][..., :overlap]) * 0.5)
-        return torch.cat(parts, 3)
+        return join(windows, self.starts(width), width, 3)
 
 
 class Interleaved(Pieces):

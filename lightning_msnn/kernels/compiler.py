@@ -59,7 +59,7 @@ def _processor() -> str:
 
 
 def _folder() -> Path | None:
-    """The cache folder; None where it cannot be written, or where it is open to others."""
+    """The cache folder; None where there is none, or where it is open to others."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         folder = Path(cache).expanduser() / "lightning_msnn_kernels"  # apart from decoded data, which may be open
@@ -68,9 +68,9 @@ def _folder() -> Path | None:
     except (OSError, RuntimeError):  # no home folder at all
         return None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        logger.warning("%s is not your own folder, closed to others (mode 0700): each process compiles anew", folder)
+        logger.warning("%s is not your own folder, closed to others (mode 0700): it is not used", folder)
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    return folder
 
 
 def _compile(compiler: list[str], source: Path, folder: Path, name: str) -> Path:
@@ -113,12 +113,15 @@ def build(source: Path) -> ctypes.CDLL | None:
         machine = (asked.stdout, platform.platform(), _processor())
         parts = (source.read_text(), shlex.join(compiler), *FLAGS, *TUNING, *machine)
         name, kept = f"{source.stem}_{_hash(chr(0).join(parts).encode())}", _folder()
-        if kept is None:
-            with tempfile.TemporaryDirectory() as temporary:  # a library that is loaded needs its file no longer
-                return ctypes.CDLL(str(_compile(compiler, source, Path(temporary), name)))
-        for library in kept.glob(f"{name}_*.so"):
+        for library in kept.glob(f"{name}_*.so") if kept else ():
             if library.stem == f"{name}_{_hash(library.read_bytes())}":
                 return ctypes.CDLL(str(library))
+        if kept is None or not os.access(kept, os.W_OK):
+            logger.warning(
+                "no cache folder can be written (XDG_CACHE_HOME): each process compiles %s anew", source.name
+            )
+            with tempfile.TemporaryDirectory() as temporary:  # a library that is loaded needs its file no longer
+                return ctypes.CDLL(str(_compile(compiler, source, Path(temporary), name)))
         return ctypes.CDLL(str(_compile(compiler, source, kept, name)))
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("networks run without %s, more slowly: %s", source.name, error)

@@ -1,7 +1,8 @@
 """A layer of neurons as one function of tensors, which ``torch.compile`` turns into a CUDA kernel.
 
 ``LIGHTNING_MSNN_COMPILE=0`` in the environment leaves layers to torch's own operations, one by one; ``1`` compiles them
-on CPUs too. Where the compiler fails, a warning says so once, and the same function runs without it.
+on CPUs too. Where the compiler fails in the forward pass, a warning says so once, and the same function runs without
+it.
 """
 
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import _StopRecomputationError
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional.membrane import connected, coupled_scan, recurrent_scan, scan
@@ -100,14 +102,14 @@ _FAILED: list[Exception] = []
 
 
 def run(layer: Layer, size: tuple[int, int], current: Tensor, given: Tensors) -> Made:
-    """Compute a layer by what the compiler made of its equations; without gradients, by the equations themselves.
+    """Compute a layer by what the compiler made of its equations; with running statistics, by the equations themselves.
 
     Evaluation has batches of many sizes, and compiling them takes longer than it saves there.
     """
-    if not _FAILED and torch.is_grad_enabled():
+    if not _FAILED and given.get("running_mean") is None and torch.is_grad_enabled():
         try:
             return _compiled(layer, size, current.shape[1])(current, dict(given))
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, _StopRecomputationError):  # the second ends a block that is computed again
             raise
         except Exception as error:  # each part of the compiler raises its own kind
             made = equations(layer, size, current, given)  # raises what is no fault of the compiler's

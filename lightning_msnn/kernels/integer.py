@@ -150,16 +150,14 @@ def convolve(
     Returns:
         Currents, float32 ``(B, O, H', W')``; the residual stream with them, in its type; or spikes as bytes.
     """
-    integers = spikes.is_cpu and spikes.numel() > 0
-    if not integers or not eager(spikes) or not available():
+    if not (spikes.is_cpu and spikes.numel() and eager(spikes) and available()):
         return _in_floats(spikes, weight, scale, bias, steps, fires, residual)
     if weight.shape[2:] == (1, 1) and steps.padding == (0, 0) and steps.stride != (1, 1):  # the pixels that it meets
         spikes = spikes[:, :, :: steps.stride[0], :: steps.stride[1]]
         steps = steps._replace(stride=(1, 1))
     if not _covered(spikes, weight.shape[2:], steps):
         return _in_floats(spikes, weight, scale, bias, steps, fires, residual)
-    if spikes.dtype != torch.uint8:
-        spikes = spikes.to(torch.uint8)
+    spikes = spikes.to(torch.uint8)
     forms = packed.forms
     batch, channels, height, width = spikes.shape
     outputs, reach = len(weight), weight.shape[2] // 2

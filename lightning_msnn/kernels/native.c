@@ -189,12 +189,6 @@ INLINE Omega omega(int kind, float a, float b, float theta) {
     return o;
 }
 
-/* The value alone. */
-INLINE float value_of(int kind, float a, float b, float theta) {
-    if (kind != SINE) return b;
-    return 2.0f * sine_of(angle_of(theta * a, cosine_of(angle_of(theta, b))));
-}
-
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* A task: images b0 to b1 and channels c0 to c0 + n, of group g, with scratch memory. Places are visited in runs that lie
@@ -406,7 +400,7 @@ INLINE Spot locate(const Call *o, const Task *t, int64_t b, int64_t i) {
 #define X(k) ((padded ? s.in_ok[k] : 1.0f) * fmaf(load(o->current, s.in[k] + c, bf16), scale[c], shift[c]))
 #define RECEIVED(k) ((padded ? s.map_ok[k] : 1.0f) * load(o->other, s.map[k] + c, bf16))
 #define BEFORE(k) load(o->other, s.beside[k] + c, bf16)
-#define VALUE(A, B) (tau[c] * value_of(omega_kind, A, B, theta))
+#define VALUE(A, B) (tau[c] * omega(omega_kind, A, B, theta).value)
 
 /* Visit the windows of an image: spikes, or sums of membranes on its map; and the membranes that are handed on. */
 INLINE void visit(

@@ -12,7 +12,7 @@ from lightning_msnn.kernels import native
 from lightning_msnn.kernels.geometry import Layer
 from lightning_msnn.kernels.layer import kernels_of, neurons
 from lightning_msnn.nn.blocks import Encoder, PatchMerging, Stem
-from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Spike
+from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Spike, refuse_gradient
 from lightning_msnn.nn.projection import LearntProjection, Projection
 from lightning_msnn.nn.synapse import Synapse
 
@@ -68,8 +68,7 @@ class ThresholdEncoder(nn.Module):
         Raises:
             ConfigurationError: If a gradient to the stream is wanted: a comparison has none.
         """
-        if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
-            raise ConfigurationError("a folded network has no gradient to its input: load the network without fuse")
+        refuse_gradient(x)
         if self.mixed:
             x = x * self.sign.to(x.dtype).view(-1, 1, 1)
         if kernels_of(x) is native:

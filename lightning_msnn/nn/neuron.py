@@ -6,6 +6,7 @@ No neuron keeps a state between calls: membranes are values that a forward pass 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,8 @@ class Spike(nn.Module):
             membrane: Membrane; the synaptic current where a kernel runs the whole layer.
             kernel: Computes the spikes of the layer from that current.
         """
+        if self.bytes:
+            refuse_gradient(membrane)
         if kernel is not None:
             return kernel()
         spikes, share = self.fire(membrane), self.share(membrane)
@@ -140,6 +143,12 @@ class Spike(nn.Module):
 
 class Rectifier(nn.ReLU):
     """ReLU in the place of the threshold of a layer of neurons."""
+
+
+def refuse_gradient(x: Any) -> None:
+    """Refuse a gradient through what a folded network compares with thresholds: a comparison has none."""
+    if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+        raise ConfigurationError("a folded network has no gradient to its input: load the network without fuse")
 
 
 def set_annealing(model: nn.Module, share: float | None) -> None:

@@ -33,6 +33,7 @@ def test_compiled_once(source, tmp_path, monkeypatch):
     (library,) = kept(tmp_path)
     assert library.parent.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)  # a folder that can only be read
     assert native.build(source).twice(4) == 8
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
 
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.functional import WINDOWS
@@ -100,9 +101,15 @@ def test_compiled_once_in_training_and_not_in_evaluation(traced):
     mixer, x = ConvMixer(4, "grid"), (torch.rand(5, 4, 8, 8) < 0.5).float()
     mixer(x), mixer(x)
     assert counters["stats"]["unique_graphs"] == fused._compiled.cache_info().currsize
-    with torch.no_grad():
-        mixer.eval()(x)
-    assert counters["stats"]["unique_graphs"] == fused._compiled.cache_info().currsize
+    regions = fused._compiled.cache_info().currsize
+    mixer.eval()(x)
+    assert counters["stats"]["unique_graphs"] == fused._compiled.cache_info().currsize == regions
+
+
+def test_blocks_that_are_computed_again(traced):
+    mixer, x = ConvMixer(4, "grid"), (torch.rand(5, 4, 8, 8) < 0.5).float().requires_grad_()
+    checkpoint(mixer, x, use_reentrant=False).square().sum().backward()
+    assert not fused._FAILED
 
 
 def test_a_network_that_is_compiled_itself_has_no_regions(compiled):
@@ -120,7 +127,7 @@ def test_one_warning_where_the_compiler_fails(compiled, monkeypatch, recwarn):
         raise RuntimeError("no Triton here")
 
     monkeypatch.setattr(fused, "_compiled", lambda *_: fail)
-    mixer, x = ConvMixer(4, "dilated").eval(), (torch.rand(2, 4, 8, 8) < 0.5).float()
+    mixer, x = ConvMixer(4, "dilated"), (torch.rand(2, 4, 8, 8) < 0.5).float()
     made = mixer(x)
     monkeypatch.setattr(fused, "devices", lambda: ())
     torch.testing.assert_close(made, mixer(x), rtol=1e-5, atol=1e-5)

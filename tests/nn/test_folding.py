@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_msnn.conversion import convert
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.nn import CONTEXTS, BernoulliEncoder, Encoder, Neuron
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
@@ -103,8 +104,10 @@ def test_refuses_a_gradient_to_the_input():
     """A comparison has none, so that of the whole would be wrong, and silently."""
     folded = fold_batch_norm(varied(make("msnn_vit12_tiny", **SHALLOW)))
     x = torch.randn(2, 3, 16, 16, requires_grad=True)
-    with pytest.raises(ConfigurationError, match="no gradient to its input: load the network without fuse"):
-        folded(x)
+    converted = convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(), x.detach())
+    for network in (folded, fold_batch_norm(converted)):
+        with pytest.raises(ConfigurationError, match="no gradient to its input: load the network without fuse"):
+            network(x)
     with torch.no_grad():
         assert folded(x).shape == (2, 10)
     assert folded(x.detach()).shape == (2, 10)
