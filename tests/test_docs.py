@@ -88,7 +88,7 @@ def folder(tmp_path, monkeypatch, own_definitions):
         "class Module(LightningModule):\n    pass\nclass DataModule(LightningDataModule):\n    pass\n"
     )
     data = {"mine": "ImageFolder", "msnn_resnet12_tiny_spokendigits": "SpokenDigits"}
-    for run in {"quickstart", "baseline", "spiking", "msnn_resnet12_cifar100", *data}:
+    for run in {"quickstart", "baseline", "spiking", "mynet", "msnn_resnet12_cifar100", *data}:
         file = tmp_path / "runs" / run / "version_0" / "checkpoints" / "best.ckpt"
         file.parent.mkdir(parents=True)
         kinds = {"model": "tasks.SpikingClassifier", "data": f"data.{data.get(run, 'Digits')}"}

@@ -71,9 +71,9 @@ def getting_started():
 
 
 def distil():
-    assert runs() == {"baseline": 1, "student": 1}
-    teacher = config("student")["trainer"]["callbacks"][0]["init_args"]["source"]
-    assert teacher.endswith("runs/baseline/version_0/checkpoints/best.ckpt")
+    assert runs() == {"digits_baseline": 1, "digits_student": 1}
+    teacher = config("digits_student")["trainer"]["callbacks"][0]["init_args"]["source"]
+    assert teacher.endswith("runs/digits_baseline/version_0/checkpoints/best.ckpt")
 
 
 def fine_tune():
