@@ -87,6 +87,7 @@ class _Monitor(Callback):
     def _begin(self, trainer: pl.Trainer) -> None:
         """Begin with no images, of which this process is to keep its share."""
         self._inputs: list[Any] = []
+        self._size = torch.Size()  # of the first
         self._missing = len(range(trainer.global_rank, self.samples, trainer.world_size))
 
     def _watch(self, pl_module: pl.LightningModule, rows: list[int] | None = None) -> None:
