@@ -23,7 +23,7 @@ from lightning_msnn.conversion import SpikingLayer
 from lightning_msnn.energy import OperationCounter, energy, synaptic_operations
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.metrics import Total
-from lightning_msnn.runs.trainer import planned, refuse_shards
+from lightning_msnn.runs.trainer import planned, refuse_shards, stand_last
 from lightning_msnn.tasks import Task, TrainingStepCallback
 
 __all__ = ["EnergyTarget"]
@@ -82,8 +82,7 @@ class EnergyTarget(TrainingStepCallback):
         """Stand behind a teacher, which would take its share of the excess too."""
         super().setup(trainer, pl_module, stage)
         refuse_shards(trainer.strategy, "EnergyTarget")
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        trainer.callbacks = [*(each for each in callbacks if each is not self), self]  # type: ignore[attr-defined]
+        stand_last(trainer, self)
 
     @property
     def met(self) -> bool:

@@ -117,9 +117,7 @@ def build(source: Path) -> ctypes.CDLL | None:
             if library.stem == f"{name}_{_hash(library.read_bytes())}":
                 return ctypes.CDLL(str(library))
         if kept is None or not os.access(kept, os.W_OK):
-            logger.warning(
-                "no cache folder can be written (XDG_CACHE_HOME): each process compiles %s anew", source.name
-            )
+            logger.warning("cannot write to $XDG_CACHE_HOME: each process compiles %s anew", source.name)
             with tempfile.TemporaryDirectory() as temporary:  # a library that is loaded needs its file no longer
                 return ctypes.CDLL(str(_compile(compiler, source, Path(temporary), name)))
         return ctypes.CDLL(str(_compile(compiler, source, kept, name)))

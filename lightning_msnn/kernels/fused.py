@@ -1,8 +1,7 @@
 """A layer of neurons as one function of tensors, which ``torch.compile`` turns into a CUDA kernel.
 
 ``LIGHTNING_MSNN_COMPILE=0`` in the environment leaves layers to torch's own operations, one by one; ``1`` compiles them
-on CPUs too. Where the compiler fails in the forward pass, a warning says so once, and the same function runs without
-it.
+on CPUs too. If it fails in the forward pass, a warning says so once, and the same function runs without the compiler.
 """
 
 import os

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_msnn.errors import ConfigurationError, check_integer
 from lightning_msnn.runs.checkpoints import AtomicCheckpointIO
-from lightning_msnn.runs.trainer import LAST, run_folder
+from lightning_msnn.runs.trainer import LAST, run_folder, stand_last
 
 __all__ = ["LastCheckpoint"]
 
@@ -52,9 +52,8 @@ class LastCheckpoint(Checkpoint):
         self._path = os.path.join(run_folder(trainer), LAST)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's own, not one that a user gives
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         # Behind every ModelCheckpoint, whose state goes into this one, and whose best is what Lightning looks for.
-        trainer.callbacks = [*(each for each in callbacks if each is not self), self]  # type: ignore[attr-defined]
+        stand_last(trainer, self)
         if stage == "fit":
             self._saved_step = 0
 

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 
 from lightning_msnn.errors import ConfigurationError
 
-__all__ = ["LAST", "planned", "refuse_shards", "run_folder", "writes_files"]
+__all__ = ["LAST", "planned", "refuse_shards", "run_folder", "stand_last", "writes_files"]
 
 LAST = "checkpoints/last.ckpt"
 """The last checkpoint in the folder of a run."""
@@ -51,6 +51,12 @@ def planned(trainer: pl.Trainer, what: str, interval: Literal["epoch", "step"] =
             f"{what} must know where training ends: set max_epochs, not {trainer.max_epochs}, or {other}"
         )
     return max(1, int(total))
+
+
+def stand_last(trainer: pl.Trainer, callback: pl.Callback) -> None:
+    """Put a callback behind all others; for its ``setup``, as Lightning then goes on along the list before."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = [*(each for each in callbacks if each is not callback), callback]  # type: ignore[attr-defined]
 
 
 def refuse_shards(strategy: Strategy, what: str) -> None:
