@@ -41,6 +41,7 @@ fit() { # entry, recipe, options
 	    "command": shlex.join(["lightning-msnn", "fit", *sys.argv[2:]]),
 	    "recipe": "whitened stem, Muon along a triangle, alternating flips and reflected crops",
 	    "epochs": int(sys.argv[1]), "seed": 0, "hardware": device, "date": date.today().isoformat(),
+	    "license": "apache-2.0",
 	}))
 	PYTHON
     python -m lightning_msnn.zoo export "$run/checkpoints/best.ckpt" "$entry" --root "$data" --out "$out/zoo" \

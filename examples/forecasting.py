@@ -5,7 +5,7 @@
         --trainer.callbacks.monitor val/mase --trainer.callbacks.mode min
 
 forecasts a made-up series of monthly sales; ``--data.file sales.csv`` (a header, rows in order of time, the values in
-the last column) forecasts yours, and ``--data.season 7 --model.season 7`` is for days and weeks. A MASE of 1 is as good
+the last column) forecasts yours, and ``--data.season 7 --model.season 7`` is for daily values. A MASE of 1 is as good
 as repeating the last season was in the training part.
 """
 

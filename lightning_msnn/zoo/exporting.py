@@ -106,7 +106,7 @@ def export(
         folder: Folder of the zoo.
         dtype: Type of the weights in the file, one of :data:`lightning_msnn.zoo.storing.DTYPES`; the network that
             loads them computes in float32.
-        **fields: Further facts for ``config.json``, such as command, recipe and hardware; plain values.
+        **fields: Further facts for ``config.json``, such as command, recipe, hardware and license; plain values.
 
     Returns:
         The folder of the entry.

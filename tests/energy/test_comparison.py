@@ -58,7 +58,7 @@ def test_a_factor_is_shown_with_its_companions():
         assert rows[f"times the first column, {label}"] == ("1", f"{found[name]:.3g}")
         assert f"{found[name]:.3g} ({label})" in factor_sentence(columns)
     assert rows["test top-1, each trained by itself"] == ("71.50 %", "72.25 %")
-    assert "72.25 %" in factor_sentence(columns)
+    assert "trained by itself: 72.25 %" in factor_sentence(columns)
     columns["ANN twin"]["top1"] = None
     assert comparison_rows(columns)[-1][-1] == "-"
     assert "trained by itself: not known" in factor_sentence(columns)
