@@ -356,7 +356,7 @@ def draw_curves() -> Figure:
         name = options[options.index("--model.network") + 1] if "--model.network" in options else "msnn_resnet12"
         relu = bool({"recipe/twin", "recipe/baseline", "--model.twin"} & set(options))
         epochs, top1 = zip(*line["curve"], strict=True)
-        means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment"}
+        means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment", "mixed": ", again with cutmix"}
         label = f"{name}{', ReLU' if relu else ''}{''.join(said for word, said in means.items() if word in options)}"
         plain = name == "msnn_resnet12" and not means.keys() & set(options)
         style = "-" if not relu else ":" if plain else "-." if "optimizer/muon" in options else "--"
