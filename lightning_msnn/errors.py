@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -74,6 +75,17 @@ def suggestion(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
     names = {known.lower(): known for known in allowed}
     near = get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
     return f"; did you mean {names[near[0]]!r}?" if near else ""
+
+
+def parameters_of(kind: type) -> dict[str, Any]:
+    """Return the arguments that a class takes, with ``**kwargs`` those of its bases too, and their defaults."""
+    found: dict[str, Any] = {}
+    for init in (vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)):
+        given = list(signature(init).parameters.values())[1:]
+        found = {p.name: p.default for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} | found
+        if all(p.kind != p.VAR_KEYWORD for p in given):
+            break
+    return found
 
 
 def check_number(name: str, value: object, *, below_one: bool = False) -> float:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from lightning_msnn import data as data_sets
 from lightning_msnn.data import ArrayDataModule, AudioDataModule, ImageDataModule
-from lightning_msnn.data.arrays import OF_THE_MACHINE, parameters_of
+from lightning_msnn.data.arrays import OF_THE_MACHINE
 from lightning_msnn.data.reading import normalise, prepare_pixels, shorten
 from lightning_msnn.entries import entries, find, read_config
-from lightning_msnn.errors import ConfigurationError, check_integer, choose, suggestion
+from lightning_msnn.errors import ConfigurationError, check_integer, choose, parameters_of, suggestion
 from lightning_msnn.models.registry import imported, is_ours
 from lightning_msnn.runs.checkpoints import is_checkpoint, network_of, read_checkpoint
 
@@ -78,7 +78,7 @@ class Inputs:
 
         def prepare(image: Image.Image) -> Tensor:
             pixels = torch.from_numpy(prepare_pixels(image, height, channels).copy())
-            return normalise(pixels, self.mean, self.std) if self.mean else pixels.float() / 255
+            return normalise(pixels, self.mean, self.std)
 
         return prepare
 

@@ -7,7 +7,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from importlib import import_module
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
@@ -36,10 +35,11 @@ from lightning_msnn.callbacks import (
 from lightning_msnn.cli.folders import Run, begin_run, experiment_folder, newest_run, place_loggers, resume_run
 from lightning_msnn.cli.parsing import IMPORTS, ConfigurationFile, Parser, leading
 from lightning_msnn.cli.source import Source, compare_resumed, options_of
-from lightning_msnn.data.arrays import ArrayDataModule, parameters_of
+from lightning_msnn.data.arrays import ArrayDataModule
 from lightning_msnn.entries import find
-from lightning_msnn.errors import ConfigurationError, brief, in_chain
+from lightning_msnn.errors import ConfigurationError, brief, in_chain, parameters_of
 from lightning_msnn.imports import import_files
+from lightning_msnn.models.registry import imported
 from lightning_msnn.nn import Spike
 from lightning_msnn.runs import FiniteLoss, LastCheckpoint, RandomState, is_checkpoint, read_checkpoint
 from lightning_msnn.runs.trainer import LAST
@@ -145,7 +145,7 @@ class MSNNCLI(LightningCLI):
 
         def read(datamodule: Any) -> Any:
             model = self._get(self.config, "model")
-            default = parameters_of(_class(model.class_path)).get(name)
+            default = parameters_of(imported(model.class_path, LightningModule) or LightningModule).get(name)
             given = model.init_args.get(name, default)
             if self._source is not None or given != default:
                 return given
@@ -174,7 +174,7 @@ class MSNNCLI(LightningCLI):
         if verb != "fit":  # whose checkpoint decided what was parsed; a configuration behind it may say null
             config.ckpt_path = leads.ckpt_path or config.ckpt_path
         config.run.imports = import_files(config.run.imports)  # by their full paths
-        ours = issubclass(_class(config.model.class_path), tasks.Task)
+        ours = imported(config.model.class_path, tasks.Task) is not None
         if self._source is None and ours:
             network = (given := config.model.init_args).network
             if not isinstance(network, str):  # class_path and init_args, as elsewhere in a configuration
@@ -252,7 +252,7 @@ class MSNNCLI(LightningCLI):
             config.ckpt_path = None
         parser, model = self._parser(self.subcommand), config.model
         content = yaml.safe_load(parser.dump(config, skip_none=False, skip_link_targets=False, skip_validation=True))
-        defaults = parameters_of(_class(model.class_path))
+        defaults = parameters_of(imported(model.class_path, LightningModule) or LightningModule)
         for name in LINKED:  # which the data says again
             arguments = content["model"].get("init_args") or {}
             if name in arguments and arguments[name] == defaults.get(name):
@@ -365,12 +365,6 @@ class MSNNCLI(LightningCLI):
         rank_zero_info(f"Testing {path or 'the last weights'}")
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path or None, weights_only=True)
         self.after_test()
-
-
-def _class(path: str) -> type:
-    module, _, name = path.rpartition(".")
-    kind: type = getattr(import_module(module), name)
-    return kind
 
 
 def run(args: list[str]) -> None:

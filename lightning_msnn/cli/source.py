@@ -9,9 +9,9 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_msnn import tasks
-from lightning_msnn.data.arrays import OF_THE_MACHINE, ArrayDataModule, parameters_of
+from lightning_msnn.data.arrays import OF_THE_MACHINE, ArrayDataModule
 from lightning_msnn.entries import entries
-from lightning_msnn.errors import ConfigurationError
+from lightning_msnn.errors import ConfigurationError, parameters_of
 from lightning_msnn.models.registry import imported
 from lightning_msnn.runs import read_checkpoint
 from lightning_msnn.trained import Inputs, inputs_of_checkpoint, inputs_of_entry

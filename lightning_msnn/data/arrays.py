@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,9 +16,9 @@ from torch import Tensor
 from lightning_msnn.data.archives import Archive
 from lightning_msnn.data.datasets import ArrayDataset, FileDataset, Loader, ShardSampler, collate, even_batch_size
 from lightning_msnn.data.reading import list_files
-from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose
+from lightning_msnn.errors import ConfigurationError, check_integer, check_number, choose, parameters_of
 
-__all__ = ["OF_THE_MACHINE", "ArrayDataModule", "Part", "parameters_of", "stratified_split"]
+__all__ = ["OF_THE_MACHINE", "ArrayDataModule", "Part", "stratified_split"]
 
 Part = Literal["train", "test"]
 
@@ -66,17 +65,6 @@ def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tenso
     for members, number in zip(classes, taken.tolist(), strict=True):
         chosen[members[torch.randperm(len(members), generator=generator)[:number]]] = True
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
-
-
-def parameters_of(kind: type) -> dict[str, Any]:
-    """Return the arguments that a class takes, with ``**kwargs`` those of its bases too, and their defaults."""
-    found: dict[str, Any] = {}
-    for init in (vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)):
-        given = list(signature(init).parameters.values())[1:]
-        found = {p.name: p.default for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} | found
-        if all(p.kind != p.VAR_KEYWORD for p in given):
-            break
-    return found
 
 
 def _is_plain(value: object) -> bool:

@@ -143,8 +143,8 @@ def prepare_pixels(
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Map images (..., C, H, W) of values from 0 to 255 to ``(pixels / 255 - mean) / std``, float32."""
-    shift, scale = (torch.tensor(value, device=pixels.device).view(-1, 1, 1) for value in (mean, std))
+    """Map images (..., C, H, W) of 0 to 255 to ``(pixels / 255 - mean) / std``, float32; both may be empty."""
+    shift, scale = (torch.tensor(x, device=pixels.device).view(-1, 1, 1) for x in ([*mean] or [0.0], [*std] or [1.0]))
     return pixels.float().div_(255).sub_(shift).div_(scale)
 
 

@@ -73,18 +73,15 @@ def find_samples(trained: Trained, data: str | Path | None = None, folder: str |
             )
         files = list_files(Path(folder).expanduser())
         pixels = decode_files(files[:: 1 + len(files) // NUMBER], height, channels)
-        return Samples(_normalised(trained, pixels), None, f"images of {str(folder)!r}")
+        return Samples(normalise(pixels, trained.mean, trained.std), None, f"images of {str(folder)!r}")
     try:
         return _of_data(trained, data)
     except (ConfigurationError, OSError, RuntimeError):  # data of the user's own raise their own
         if data is not None:
             raise
     pixels = torch.randint(256, (DRAWN, *trained.input_size), generator=torch.Generator().manual_seed(0))
-    return Samples(_normalised(trained, pixels), None, "random images (seed 0), since no real ones were given")
-
-
-def _normalised(trained: Trained, pixels: Tensor) -> Tensor:
-    return normalise(pixels, trained.mean, trained.std) if trained.mean else pixels.float() / 255
+    images = normalise(pixels, trained.mean, trained.std)
+    return Samples(images, None, "random images (seed 0), since no real ones were given")
 
 
 def _of_data(trained: Trained, root: str | Path | None) -> Samples:

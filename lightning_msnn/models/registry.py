@@ -17,7 +17,7 @@ from timm.models._hub import download_from_hf
 from torch import Tensor, nn
 
 from lightning_msnn.entries import CONFIG_FILE, WEIGHTS_FILE, entries, find, is_entry, read_config, read_weights
-from lightning_msnn.errors import ConfigurationError, brief, choose, suggestion
+from lightning_msnn.errors import ConfigurationError, brief, choose, parameters_of, suggestion
 from lightning_msnn.models.msnn import MSNN
 
 __all__ = [
@@ -150,13 +150,6 @@ def zoo_cfgs(*architectures: str, **fields: Any) -> dict[str, PretrainedCfg]:
     return cfgs | {f"{architecture}.untrained*": untrained for architecture in architectures}
 
 
-def _parameters(network: type[nn.Module]) -> dict[str, Parameter]:
-    """Arguments of a network's class, and of the classes that it hands ``**kwargs`` to."""
-    bases = [base for base in network.__mro__ if base is not nn.Module and issubclass(base, nn.Module)]
-    found = {name: value for base in reversed(bases) for name, value in signature(base.__init__).parameters.items()}
-    return {name: value for name, value in found.items() if name not in ("self", "mixer_kwargs", "args", "kwargs")}
-
-
 def is_ours(architecture: str) -> bool:
     """Whether a registered network is of this package or of a user's module, not one of timm's own."""
     module: str = timm.model_entrypoint(architecture).__module__
@@ -198,9 +191,7 @@ def make_network(name: str, **arguments: Any) -> nn.Module:
     kind = None if timm.is_model(name) else own_class(name)
     if kind is None:
         return timm.create_model(name, **arguments)  # type: ignore[no-any-return]
-    taken: Mapping[str, Parameter] = signature(kind).parameters
-    if any(p.kind is Parameter.VAR_KEYWORD for p in taken.values()):  # for the classes that it derives from
-        taken = {**_parameters(kind), **taken}
+    taken = parameters_of(kind)
     return kind(**{k: v for k, v in arguments.items() if k in taken or k not in ("num_classes", "in_chans")})
 
 
@@ -218,8 +209,8 @@ def own_arguments(architecture: str) -> set[str]:
         return {*module.own_arguments, "num_classes", "in_chans"}
     classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, nn.Module)]
     spiking = [each for each in classes if issubclass(each, MSNN)]
-    own = {name for each in spiking or classes for name in _parameters(each)}
-    return (own | {"num_classes", "in_chans", "preset"}) - BUILDER
+    own = {name for each in spiking or classes for name in parameters_of(each)}
+    return (own | {"num_classes", "in_chans", "preset"}) - BUILDER - {"mixer_kwargs"}
 
 
 def check_arguments(arguments: Mapping[str, Any], allowed: Collection[str], source: object) -> dict[str, Any]:
@@ -257,7 +248,8 @@ def create(
     Raises:
         ConfigurationError: If an argument is not known to either, or there are no weights.
     """
-    parameters, kwargs = _parameters(network), _without_retired(kwargs)
+    parameters, kwargs = parameters_of(network), _without_retired(kwargs)
+    parameters.pop("mixer_kwargs", None)  # which a family sets itself
     for name in kwargs.keys() - parameters.keys() - BUILDER - {"preset"}:
         raise _UnknownArgumentError(
             f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted({*parameters, 'preset'}))}"
@@ -274,7 +266,7 @@ def create(
     if isinstance(model, MSNN):
         model.architecture = variant
         # All that decides what the network computes, so that later defaults leave it as it is.
-        own = {name: p.default for name, p in parameters.items() if name not in ("drop_rate", "drop_path_rate")}
+        own = {name: value for name, value in parameters.items() if name not in ("drop_rate", "drop_path_rate")}
         own |= {name: value for name, value in kwargs.items() if name in parameters}
         own |= {"num_classes": model.num_classes, "in_chans": model.in_chans}
         model.arguments = {name: value for name, value in own.items() if value is not Parameter.empty}
