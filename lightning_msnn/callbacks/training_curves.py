@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 
+from lightning_msnn.energy.pictures import new_figure, png
 from lightning_msnn.runs.checkpoints import write_whole
 from lightning_msnn.runs.trainer import run_folder, writes_files
 
@@ -62,17 +62,14 @@ class TrainingCurves(pl.Callback):
         """Draw the picture."""
         path = os.path.join(run_folder(trainer), "curves.png")
         if writes_files(trainer) and self.history:
-            self.draw().savefig(content := io.BytesIO(), dpi=120, format="png")
-            write_whole(content.getvalue(), path)
+            write_whole(png(self.draw(), 120), path)
 
     def draw(self) -> Figure:
         """Return the picture of the curves, with the epoch of the best validation marked."""
-        from matplotlib.figure import Figure  # takes a second to import, which only this needs
-
         panels = {title: [n for n in names if self.history.get(n)] for title, names in PANELS.items()}
         panels = {title: names for title, names in panels.items() if names}
         best = max(self.history.get("val/top1", ()), key=lambda point: (point[1], point[0]), default=None)
-        figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+        figure = new_figure(4.2 * len(panels), 3.6)
         figure.suptitle(self.title + (f": best validation {best[1]:.2%} in epoch {best[0]}" if best else ""))
         for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             for name in names:

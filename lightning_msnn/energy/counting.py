@@ -36,14 +36,9 @@ from lightning_msnn.energy.profiles import COLUMN, FIELDS
 from lightning_msnn.energy.rules import FREE, NOTHING, RULES, Call, mark, recurrent
 from lightning_msnn.errors import ConfigurationError
 
-__all__ = ["OperationCounter", "count_operations", "layer_names", "parameters_of_layers"]
+__all__ = ["OperationCounter", "count_operations", "parameters_of_layers"]
 
 _SYNAPSES = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd)
-
-
-def layer_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers of a network, in the order of the rows of its counts."""
-    return tuple(name for name, _ in model.named_modules())
 
 
 def parameters_of_layers(model: nn.Module) -> Tensor:
@@ -145,7 +140,7 @@ class OperationCounter:
         self._reset()
 
     def _reset(self) -> None:
-        self.layers = layer_names(self.model)
+        self.layers = tuple(name for name, _ in self.model.named_modules())
         self.samples = 0
         self._counts: dict[tuple[int, str], int | Tensor] = {}
         self._uncounted: Counter[str] = Counter()
@@ -297,10 +292,7 @@ class OperationCounter:
                 frame.read |= weights
             self._add(frame.row, amounts)
         for x in outputs:
-            if known == NOTHING:
-                self._marks.pop(x, None)
-            else:
-                self._marks[x] = known
+            self._marks[x] = known
 
 
 _NUMBERS = ("new_", "zeros", "ones", "full", "empty", "zero_", "fill_", "arange", "lift_")

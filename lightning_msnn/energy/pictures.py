@@ -18,12 +18,12 @@ from lightning_msnn.functional.windows import WINDOWS, split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_energy", "draw_spike_rates", "draw_windows", "png", "window_maps"]
+__all__ = ["draw_energy", "draw_spike_rates", "draw_windows", "new_figure", "png", "window_maps"]
 
 COLOURS = dict(zip(KINDS, ("#4477aa", "#cc6677", "#ddcc77", "#117733", "#999999", "#aa4499"), strict=True))
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of a width and a height in inches."""
     from matplotlib.figure import Figure  # takes a second to import, which only pictures need
 
@@ -32,7 +32,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _bars(names: Sequence[str], label: str) -> tuple[Figure, Any]:
     """A figure for a horizontal bar for each name, the first on top, and its axes."""
-    figure = _figure(9.0, 0.24 * len(names) + 1.6)
+    figure = new_figure(9.0, 0.24 * len(names) + 1.6)
     axes = figure.subplots()
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -112,7 +112,7 @@ def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw :func:`window_maps`, at least one: where each block fires, and the mean rate of each window."""
     columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
-    figure = _figure(max(2.5 * columns + 0.9, 7.0), 2.7 * rows + 0.5)
+    figure = new_figure(max(2.5 * columns + 0.9, 7.0), 2.7 * rows + 0.5)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     largest = 100.0 * max(float(m["rate"].max()) for m in maps.values()) or 1.0
     for axes in grid[len(maps) :]:
@@ -133,8 +133,8 @@ def draw_windows(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, dpi: int = 110) -> bytes:
     """Return a figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

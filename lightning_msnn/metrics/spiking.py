@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_msnn import energy
-from lightning_msnn.energy.counting import layer_names, parameters_of_layers
 from lightning_msnn.energy.measures import Record, check_by
-from lightning_msnn.energy.profiles import DEFAULT_PROFILE, FIELDS, Profile
+from lightning_msnn.energy.profiles import DEFAULT_PROFILE, Profile
 from lightning_msnn.energy.profiles import profile as find_profile
 from lightning_msnn.errors import ConfigurationError
 
@@ -45,8 +44,7 @@ class Total(Metric):
     def __init__(self, example: nn.Module | Record, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if isinstance(example, nn.Module):
-            layers, parameters = layer_names(example), parameters_of_layers(example)
-            example = Record(layers, torch.zeros(len(layers), len(FIELDS), dtype=torch.int64), 0, parameters)
+            example = energy.OperationCounter(example).record()
         self.example = example
         self.shapes = {layer: tuple(fired.shape) for layer, fired in example.fired.items()}
         for name, size in (

@@ -28,9 +28,6 @@ A_CHECKPOINT = "a checkpoint"
 ENERGIES = {f"energy_joules{way.removeprefix('arithmetic').replace('memory', '_memory')}": way for way in FACTORS}
 """Energies of one image in joules, and how each is counted. Those of the ReLU baseline end in ``_ann_twin``."""
 
-_CSV = {"energy_joules": "energy_uj", "energy_joules_ann_twin": "baseline_energy_uj"}
-"""Columns of the energies in :func:`results`, in microjoules."""
-
 _HUB_DATA = {
     "CIFAR10": "uoft-cs/cifar10",
     "CIFAR100": "uoft-cs/cifar100",
@@ -107,10 +104,6 @@ def _run(config: dict[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
 def _named(source: object) -> str:
     return str(source) if source == A_CHECKPOINT else f"`{source}`"
 
@@ -146,7 +139,6 @@ def write_card(folder: Path) -> None:
         teacher=_named(config.get("teacher")),
         run=_run(config),
         preprocessing={**rate, **made, "mean": config["mean"], "std": config["std"]} if made else {},
-        listed=_listed,
         data=path,
         energies=[
             (FACTORS[way], _micro(config[name]), _micro(twin) if twin else "-", _times(config, name))
@@ -176,8 +168,8 @@ def results(names: list[str]) -> str:
         row |= {"param_count": f"{config['parameters'] / 1e6:.2f}" if "parameters" in config else None}
         row |= {"img_size": height if height == width else f"{height}x{width}"}
         row |= {"crop_pct": cfg.crop_pct, "interpolation": cfg.interpolation, "spike_rate": config.get("spike_rate")}
-        for field in ("energy_joules", "energy_joules_ann_twin"):
-            row |= {_CSV[field]: f"{config[field] * 1e6:.6g}" if field in config else None}
+        for field, column in {"energy_joules": "energy_uj", "energy_joules_ann_twin": "baseline_energy_uj"}.items():
+            row |= {column: f"{config[field] * 1e6:.6g}" if field in config else None}
         rows.append(row | {"baseline_top1": config.get("top1_ann_twin")})
     file = io.StringIO()
     writer = csv.DictWriter(file, list(rows[0]) if rows else ["model"], lineterminator="\n")

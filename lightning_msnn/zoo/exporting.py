@@ -142,11 +142,6 @@ def export(
     return target
 
 
-def _versions() -> dict[str, str]:
-    modules = {"torch": torch, "torchvision": torchvision, "lightning": lightning, "timm": timm}
-    return {"lightning_msnn": __version__, **{name: m.__version__.split("+")[0] for name, m in modules.items()}}
-
-
 def measure(
     entry: str | Path, data: str | Path | LightningDataModule | None = None, device: str | torch.device | None = None
 ) -> dict[str, Any]:
@@ -169,7 +164,9 @@ def measure(
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(device)
     found, summary = figures(config, network, test_data(folder, data), device)
     content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    content[FACTS] |= found | {"versions": _versions()}
+    modules = {"torch": torch, "torchvision": torchvision, "lightning": lightning, "timm": timm}
+    versions = {"lightning_msnn": __version__, **{name: m.__version__.split("+")[0] for name, m in modules.items()}}
+    content[FACTS] |= found | {"versions": versions}
     write_whole(f"{json.dumps(content, indent=2)}\n".encode(), folder / CONFIG_FILE)
     write_whole(png(draw_energy(summary)), folder / PICTURE)
     write_card(folder)
