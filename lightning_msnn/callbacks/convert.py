@@ -10,14 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_msnn.conversion import (
-    RectifierSpike,
-    adopt,
-    calibrate,
-    converted_layers,
-    image_shape,
-    trace,
-)
+from lightning_msnn.conversion import RectifierSpike, adopt, calibrate, converted_layers, image_shape, trace
 from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.runs.trainer import refuse_shards
 from lightning_msnn.tasks import Task, TrainingStepCallback

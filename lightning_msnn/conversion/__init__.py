@@ -1,12 +1,6 @@
 """Any network with rectifiers becomes a spiking one of one time step."""
 
-from lightning_msnn.conversion.converting import (
-    baselines,
-    calibrate,
-    convert,
-    converted_layers,
-    make_layers_spiking,
-)
+from lightning_msnn.conversion.converting import baselines, calibrate, convert, converted_layers, make_layers_spiking
 from lightning_msnn.conversion.layers import SpikingLayer, revert
 from lightning_msnn.conversion.neuron import RectifierSpike, quantiser
 from lightning_msnn.conversion.registry import adopt, image_shape

@@ -27,15 +27,7 @@ from lightning_msnn.functional.projection import (
     sine,
     tanh,
 )
-from lightning_msnn.functional.spike import (
-    SURROGATES,
-    anneal,
-    arctan,
-    heaviside,
-    rectangular,
-    sigmoid,
-    triangular,
-)
+from lightning_msnn.functional.spike import SURROGATES, anneal, arctan, heaviside, rectangular, sigmoid, triangular
 from lightning_msnn.functional.windows import WINDOWS, count, merge, split
 
 __all__ = [

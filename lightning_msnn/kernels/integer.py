@@ -164,13 +164,8 @@ def convolve(
     alone = steps == Steps(padding=(reach, reach)) and weight.shape[2] == weight.shape[3] == 2 * reach + 1
     if alone and (reach == 0 or height == width == 1):  # only the middle of the kernel meets a pixel
         if "pixel" not in forms:
-            middle = weight[:, :, reach, reach].contiguous()
-            forms["pixel"] = (
-                torch.ops.onednn.qlinear_prepack(middle, None),
-                scale,
-                bias,
-                torch.zeros_like(scale).long(),
-            )
+            middle = torch.ops.onednn.qlinear_prepack(weight[:, :, reach, reach].contiguous(), None)
+            forms["pixel"] = middle, scale, bias, torch.zeros_like(scale).long()
         added = residual if residual is not None and _adds(residual.dtype) else None
         y = _linear(_rows(spikes), forms["pixel"], fires, None if added is None else _rows(added))
         residual = None if added is not None else residual

@@ -271,16 +271,12 @@ class MSNN(nn.Module):
         Args:
             coarse: One group a stage instead of one a block.
         """
-        blocks = (
-            r"^stages\.(\d+)"
-            if coarse
-            else [
-                (r"^stages\.(\d+)\.(?:downsample|position|membrane)", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm", (99999,)),
-            ]
-        )
-        return {"stem": r"^stem", "blocks": blocks}
+        by_block = [
+            (r"^stages\.(\d+)\.(?:downsample|position|membrane)", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^norm", (99999,)),
+        ]
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else by_block}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping what they computed."""

@@ -3,15 +3,7 @@
 from lightning_msnn.nn.blocks import MLP, AnalogueMLP, BernoulliEncoder, Block, Encoder, PatchMerging, Stem
 from lightning_msnn.nn.layer import fire
 from lightning_msnn.nn.mixer import CONTEXTS, Mixer
-from lightning_msnn.nn.neuron import (
-    FixedDecay,
-    LearntDecay,
-    Membrane,
-    Neuron,
-    Rectifier,
-    Spike,
-    set_annealing,
-)
+from lightning_msnn.nn.neuron import FixedDecay, LearntDecay, Membrane, Neuron, Rectifier, Spike, set_annealing
 from lightning_msnn.nn.projection import LearntProjection, Projection
 from lightning_msnn.nn.synapse import Synapse
 

@@ -20,8 +20,6 @@ __all__ = ["ThresholdEncoder", "fold_batch_norm"]
 
 M = TypeVar("M", bound=nn.Module)
 
-COMPARISON = Layer(fires=True)
-
 
 class ThresholdEncoder(nn.Module):
     """Spikes that leave the residual stream, by one comparison with a threshold for each channel.
@@ -72,7 +70,7 @@ class ThresholdEncoder(nn.Module):
         if self.mixed:
             x = x * self.sign.to(x.dtype).view(-1, 1, 1)
         if kernels_of(x) is native:
-            layer = COMPARISON._replace(bytes=self.bytes)
+            layer = Layer(fires=True, bytes=self.bytes)
             return neurons(x, layer, (x.shape[2], x.shape[3]), level=self.level)[0]
         return (x >= self.level.to(x.dtype).view(-1, 1, 1)).to(torch.uint8 if self.bytes else x.dtype)
 

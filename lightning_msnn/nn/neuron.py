@@ -247,14 +247,10 @@ class Membrane(nn.Module):
         # Under autocast the currents are narrower than the parameter, which must not widen the scan.
         tau = self.decay().to(currents[0].dtype)
         if len(currents) == 1:
-            return [connected(currents[0], self._unused(tau, other))] if self.training else currents
+            theta = [] if self.projection is None else [self.projection.radian()]
+            unused = [x for x in (tau, *theta, *other[:1]) if x.requires_grad]  # as if they played a part
+            return [connected(currents[0], unused)] if self.training else currents
         if self.projection is None:
             return scan(currents, tau)
         travel = coupled_scan if self.form == "coupled" else recurrent_scan
         return travel(currents, list(other), tau, self.projection)
-
-    def _unused(self, tau: Tensor, other: Sequence[Tensor]) -> list[Tensor]:
-        """What plays no part where a map is one window and yet needs a gradient."""
-        unused = [*other[:1]] if self.form == "recurrent" else []
-        unused += [tau] if isinstance(self.decay, LearntDecay) else []
-        return unused + ([self.projection.radian()] if isinstance(self.projection, LearntProjection) else [])

@@ -18,14 +18,7 @@ from torch import Tensor, nn
 from lightning_msnn.errors import ConfigurationError, UnknownNameError, brief
 from lightning_msnn.models.registry import check_arguments, is_ours, make_network, own_arguments, own_class
 
-__all__ = [
-    "AtomicCheckpointIO",
-    "is_checkpoint",
-    "network_of",
-    "network_state",
-    "read_checkpoint",
-    "write_whole",
-]
+__all__ = ["AtomicCheckpointIO", "is_checkpoint", "network_of", "network_state", "read_checkpoint", "write_whole"]
 
 
 def write_whole(content: Any, path: str | Path) -> None:
