@@ -356,14 +356,13 @@ def draw_curves() -> Figure:
         name = options[options.index("--model.network") + 1] if "--model.network" in options else "msnn_resnet12"
         relu = bool({"recipe/twin", "recipe/baseline", "--model.twin"} & set(options))
         epochs, top1 = zip(*line["curve"], strict=True)
-        means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment", "mixed": ", again with cutmix"}
-        means["recipe/student"] = ", recipe/student"
+        means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment", "recipe/student": ", recipe/student"}
+        means["mixed"] = ", again with cutmix"  # the name of its run
         label = f"{name}{', ReLU' if relu else ''}{''.join(said for word, said in means.items() if word in options)}"
         plain = name == "msnn_resnet12" and not means.keys() & set(options)
         style = "-" if not relu else ":" if plain else "-." if "optimizer/muon" in options else "--"
-        axes.plot(
-            epochs, top1, style, color=FAMILIES[name], lw=3.0 if "recipe/student" in options else 1.8, label=label
-        )
+        width = 3.0 if "recipe/student" in options else 1.8
+        axes.plot(epochs, top1, style, color=FAMILIES[name], lw=width, label=label)
         axes.plot(epochs[top1.index(max(top1))], max(top1), "*", color=FAMILIES[name], ms=11, mec="black", mew=0.6)
     for (name, axes), lowest in zip(places.items(), (50, 30), strict=True):
         axes.set(title=f"CIFAR-{name.removeprefix('cifar')}", xlim=(0, 25), xticks=range(0, 25, 4), ylim=(lowest, None))
