@@ -324,7 +324,7 @@ def draw_rates(measured: dict[str, Any]) -> Figure:
     """Spike rate by layer of neurons, from input to output."""
     figure, axes = panels(7.0, sharex=True, sharey=True)
     for name, one in measured["rates"].items():
-        if not name.startswith("msnn") or "mean_level" in zoo.info(name):  # graded ones have the colour of binary ones
+        if not name.startswith("msnn") or "_" in name.partition(".")[2]:  # variants have the colour of the first
             continue
         blocks: dict[str, list[float]] = {}
         for layer, rate in one["layers"].items():
@@ -357,10 +357,11 @@ def draw_curves() -> Figure:
         relu = bool({"recipe/twin", "recipe/baseline", "--model.twin"} & set(options))
         epochs, top1 = zip(*line["curve"], strict=True)
         means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment", "recipe/student": ", recipe/student"}
-        means["mixed"] = ", again with cutmix"  # the name of its run
+        means |= {"mixed": ", again with cutmix", "second": ", again"}  # names of runs
         label = f"{name}{', ReLU' if relu else ''}{''.join(said for word, said in means.items() if word in options)}"
         plain = name == "msnn_resnet12" and not means.keys() & set(options)
-        style = "-" if not relu else ":" if plain else "-." if "optimizer/muon" in options else "--"
+        dashed = relu or "second" in options
+        style = "-" if not dashed else ":" if plain else "-." if "optimizer/muon" in options else "--"
         width = 3.0 if "recipe/student" in options else 1.8
         axes.plot(epochs, top1, style, color=FAMILIES[name], lw=width, label=label)
         axes.plot(epochs[top1.index(max(top1))], max(top1), "*", color=FAMILIES[name], ms=11, mec="black", mew=0.6)

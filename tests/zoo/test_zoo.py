@@ -329,7 +329,7 @@ def test_entries_fit_into_a_wheel_of_100_mb_but_those_that_it_leaves_out(mine):
     """As a wheel packs them; the rest of the package is below 1 MB."""
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     files = {file for file in (ROOT / "zoo").rglob("*") if file.is_file()}
-    (left_out,) = (set(ROOT.glob(pattern[1:])) for pattern in wheel["exclude"])
+    left_out = {file for pattern in wheel["exclude"] for file in ROOT.glob(pattern[1:])}
     assert left_out < files
     assert sum(len(zlib.compress(file.read_bytes(), 1)) for file in files - left_out) < 99e6
     (mine / "model.safetensors").unlink()
