@@ -358,15 +358,16 @@ def draw_curves() -> Figure:
         epochs, top1 = zip(*line["curve"], strict=True)
         means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment", "recipe/student": ", recipe/student"}
         means |= {"mixed": ", again with cutmix", "second": ", again"}  # names of runs
+        means |= {"long": ", a third time with cutmix", "third": ", a third time"}
         label = f"{name}{', ReLU' if relu else ''}{''.join(said for word, said in means.items() if word in options)}"
         plain = name == "msnn_resnet12" and not means.keys() & set(options)
-        dashed = relu or "second" in options
-        style = "-" if not dashed else ":" if plain else "-." if "optimizer/muon" in options else "--"
+        dashed, dotted = relu or {"second", "third"} & set(options), {"optimizer/muon", "long", "third"} & set(options)
+        style = "-" if not dashed else ":" if plain else "-." if dotted else "--"
         width = 3.0 if "recipe/student" in options else 1.8
         axes.plot(epochs, top1, style, color=FAMILIES[name], lw=width, label=label)
         axes.plot(epochs[top1.index(max(top1))], max(top1), "*", color=FAMILIES[name], ms=11, mec="black", mew=0.6)
     for (name, axes), lowest in zip(places.items(), (50, 30), strict=True):
-        axes.set(title=f"CIFAR-{name.removeprefix('cifar')}", xlim=(0, 25), xticks=range(0, 25, 4), ylim=(lowest, None))
+        axes.set(title=f"CIFAR-{name.removeprefix('cifar')}", xlim=(0, 28), xticks=range(0, 28, 4), ylim=(lowest, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3.2)
     figure.suptitle("Long trainings, with exact spikes at each validation (star: best epoch)", fontsize=12)
