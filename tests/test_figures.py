@@ -158,7 +158,7 @@ def graded() -> list[float]:
     found = [*cards(), 100 / 359]
     for card in map(zoo.info, OWN):
         found += [card[key] / 1e6 for key in ("accumulates", "graded_products", "multiply_accumulates") if key in card]
-        found.append(zoo.info("msnn_resnet12.c100_relu")["top1"] - card["top1"])
+        found.append(zoo.info("msnn_resnet12.c100_relu_whitened")["top1"] - card["top1"])
     return found
 
 
