@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
         "msnn_resnet12_tiny", windows="single", depths=(1, 1), widths=(16, 32), in_chans=1, num_classes=10
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3)
-    for batch in [*data.train_dataloader()] * 4:
+    for batch in [*data.train_dataloader()] * 10:
         images, targets = data.on_after_batch_transfer(batch, 0)
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(images), targets).backward()
