@@ -85,14 +85,9 @@ def _analogue(config: dict[str, Any]) -> str:
     if "layers" in arguments:  # of a converted network
         return f"all but the {len(arguments['layers'])} layers that `config.json` names"
     recurrent = config["architecture"].startswith("msnn_rnn") and arguments.get("cell") not in SPIKING_CELLS
-    parts = {
-        "stem": True,
-        "patch merging": True,
-        "state of the recurrent cells": recurrent,
-        "channel mixers": arguments.get("mlp") == "gelu",
-        "read-out": True,
-    }
-    return ", ".join(part for part, there in parts.items() if there)
+    cells = ["state of the recurrent cells"] if recurrent else []
+    mixers = ["channel mixers"] if arguments.get("mlp") == "gelu" else []
+    return ", ".join(["stem", "patch merging", *cells, *mixers, "read-out"])
 
 
 def _run(config: dict[str, Any]) -> str:
