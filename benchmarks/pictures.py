@@ -351,26 +351,18 @@ def draw_curves() -> Figure:
     figure = Figure(figsize=(8.5, 7.6), layout="constrained")
     places = dict(zip(("cifar10", "cifar100"), figure.subplots(2, 1), strict=True))
     for line in (line for line in lines if "curve" in line):
-        axes = places[line["data"].partition(",")[0]]
-        options = line["command"].split()
-        name = options[options.index("--model.network") + 1] if "--model.network" in options else "msnn_resnet12"
-        relu = bool({"recipe/twin", "recipe/baseline", "--model.twin"} & set(options))
+        axes, before, legend = places[line["data"].partition(",")[0]], line.get("epochs_before", 0), line["legend"]
         epochs, top1 = zip(*line["curve"], strict=True)
-        means = {"optimizer/muon": ", Muon", "--data.policy": ", AutoAugment", "recipe/student": ", recipe/student"}
-        means |= {"mixed": ", again with cutmix", "second": ", again"}  # names of runs
-        means |= {"long": ", a third time with cutmix", "third": ", a third time"}
-        label = f"{name}{', ReLU' if relu else ''}{''.join(said for word, said in means.items() if word in options)}"
-        plain = name == "msnn_resnet12" and not means.keys() & set(options)
-        dashed, dotted = relu or {"second", "third"} & set(options), {"optimizer/muon", "long", "third"} & set(options)
-        style = "-" if not dashed else ":" if plain else "-." if dotted else "--"
-        width = 3.0 if "recipe/student" in options else 1.8
-        axes.plot(epochs, top1, style, color=FAMILIES[name], lw=width, label=label)
-        axes.plot(epochs[top1.index(max(top1))], max(top1), "*", color=FAMILIES[name], ms=11, mec="black", mew=0.6)
+        epochs = [before + epoch for epoch in epochs]
+        style = ":" if "Muon" in legend else "--" if "ReLU" in legend else "-"
+        look = {"color": FAMILIES[legend.partition(",")[0]], "lw": 3.0 if "recipe" in legend else 1.6}
+        axes.plot(epochs, top1, style, label=None if before else legend, **look)
+        axes.plot(epochs[top1.index(max(top1))], max(top1), "*", ms=11, mec="black", mew=0.6, **look)
     for (name, axes), lowest in zip(places.items(), (50, 30), strict=True):
-        axes.set(title=f"CIFAR-{name.removeprefix('cifar')}", xlim=(0, 28), xticks=range(0, 28, 4), ylim=(lowest, None))
+        axes.set(title=f"CIFAR-{name.removeprefix('cifar')}", xlim=(0, None), ylim=(lowest, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3.2)
-    figure.suptitle("Long trainings, with exact spikes at each validation (star: best epoch)", fontsize=12)
+    figure.suptitle("Long trainings, with exact spikes at each validation (star: best epoch of each)", fontsize=12)
     figure.supxlabel("epoch", fontsize=11)
     figure.supylabel("top-1 on 2,500 held-out images (%)", fontsize=11)
     return figure
