@@ -346,7 +346,10 @@ def draw_rates(measured: dict[str, Any]) -> Figure:
 
 
 def draw_curves() -> Figure:
-    """Accuracy on held-out images by epoch of the long trainings of ``trainings.jsonl``, as validated: exact spikes."""
+    """Accuracy on held-out images by epoch of the long trainings of ``trainings.jsonl``, as validated: exact spikes.
+
+    A training that goes on from another of its kind is drawn behind that one.
+    """
     lines = [json.loads(line) for line in TRAININGS.read_text(encoding="utf-8").splitlines()]
     figure = Figure(figsize=(8.5, 7.6), layout="constrained")
     places = dict(zip(("cifar10", "cifar100"), figure.subplots(2, 1), strict=True))
