@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def run(file: str, data: str, name: str, seeds: Iterable[int], words: list[str],
         if there:  # what is kept was gone
             continue
         row = {"data": data, "name": name, "seed": seed, **of_run}
-        row |= {"command": " ".join(["lightning-msnn fit", *words]), "version": __version__, "date": date.today()}
+        row |= {"command": shlex.join(["lightning-msnn", "fit", *words]), "version": __version__, "date": date.today()}
         known = rows[0].keys() if rows else row.keys()
         write(f"{file}.csv", [*rows, {key: row.get(key, "") for key in known}])
         print(*row.values(), sep=" | ", flush=True)
@@ -266,11 +267,11 @@ def main() -> None:
     runner.add_argument("name", help="name of the setting")
     runner.add_argument("--seeds", type=int, nargs="+", default=[0])
     runner.add_argument("--keep", help="folder for the files of the trainings")
-    runner.add_argument("words", nargs="*", help="behind --: options of lightning-msnn fit")
     commands.add_parser("report", help="write tables and pictures")
-    given = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)  # behind it: options of lightning-msnn fit
+    given = parser.parse_args(sys.argv[1:end])
     if given.command == "run":
-        run(given.file, given.data, given.name, given.seeds, given.words, given.keep)
+        run(given.file, given.data, given.name, given.seeds, sys.argv[end + 1 :], given.keep)
     else:
         report()
 
