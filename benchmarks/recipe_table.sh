@@ -3,7 +3,7 @@
 # of their parts; held-out images of CIFAR-100 judge. Rows go into benchmarks/results/experiments.csv; those that are
 # there are not trained again. Then: python -m benchmarks.trainings report
 #
-#   benchmarks/recipe_table.sh data/cifar100 /tmp/baselines                        # bf16; four to seven minutes a training with AMX
+#   benchmarks/recipe_table.sh data/cifar100 /tmp/baselines                        # bf16; five to ten minutes a training on one core with AMX
 #   benchmarks/recipe_table.sh data/cifar100 /tmp/baselines --trainer.precision 32-true
 set -euo pipefail
 data=$1 baselines=$2
