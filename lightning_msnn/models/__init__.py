@@ -2,6 +2,7 @@
 
 from lightning_msnn.models.msnn import MSNN
 from lightning_msnn.models.msnn_resnet import ConvMixer, MSNNResNet
+from lightning_msnn.models.msnn_resnet9 import ConvBlock, MSNNResNet9
 from lightning_msnn.models.msnn_rnn import CELLS, MSNNRNN, SPIKING_CELLS, Recurrence, RecurrentMixer, SpikingRecurrence
 from lightning_msnn.models.msnn_vit import AttentionMixer, MSNNViT
 
@@ -11,8 +12,10 @@ __all__ = [
     "MSNNRNN",
     "SPIKING_CELLS",
     "AttentionMixer",
+    "ConvBlock",
     "ConvMixer",
     "MSNNResNet",
+    "MSNNResNet9",
     "MSNNViT",
     "Recurrence",
     "RecurrentMixer",

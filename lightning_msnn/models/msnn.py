@@ -152,7 +152,7 @@ class MSNN(nn.Module):
     """Class of the token mixers, see :class:`lightning_msnn.nn.Mixer`."""
 
     block: type[Block] = Block
-    """Class of the residual blocks; ``mixer.project`` and ``mlp.fc2`` are the last synapses of their branches."""
+    """Class of the residual blocks."""
 
     stage: type[nn.Module] = Stage
     """Class of the stages."""
@@ -225,22 +225,17 @@ class MSNN(nn.Module):
             partial(Encoder, norm=norm, neuron=alike) if coding == "threshold" else lambda dim: BernoulliEncoder()
         )
         self.stem = choose(STEMS, stem, "stem")(in_chans, widths[0], norm, stem_stride)
-        of_mixers = {"context": context, "norm": norm, **(mixer_kwargs or {})}
+        make_block = partial(
+            self.make_block, context=context, norm=norm, encoder=encoder, mlp=mlp, mlp_ratio=mlp_ratio,
+            mixer_kwargs=mixer_kwargs or {},
+        )  # fmt: skip
         thetas = _for_each_block(theta, depths)
         rates = torch.linspace(0.0, drop_path_rate, sum(depths), device="cpu").tolist()
         stages: list[nn.Module] = []
         self.feature_info: list[dict[str, Any]] = []
         for i, width in enumerate(widths):
-            hidden = int(mlp_ratio * width)
             blocks = [
-                self.block(
-                    encoder(width),
-                    self.mixer(width, neuron=replace(alike, theta=thetas.pop(0)), windows=kind, **of_mixers),
-                    encoder(width) if mlp == "spiking" else None,
-                    MLP(width, hidden, norm, alike) if mlp == "spiking" else AnalogueMLP(width, hidden, norm),
-                    rates.pop(0),
-                )
-                for kind in kinds[i]
+                make_block(width, replace(alike, theta=thetas.pop(0)), kind, rates.pop(0)) for kind in kinds[i]
             ]
             before = widths[i - 1] if i else None
             stages.append(self.stage(before, width, blocks, encoder, norm))
@@ -253,13 +248,40 @@ class MSNN(nn.Module):
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         self.apply(_init_weights)
         for block in (block for stage in stages for block in stage.blocks):  # type: ignore[union-attr]
-            for last in (block.mixer.project, block.mlp.fc2):
+            for last in block.last_synapses:
                 (last.norm if norm else last.conv).weight.data.mul_(BRANCH_GAIN)
         if not spiking:
             for parent in list(self.modules()):
                 for name, child in parent.named_children():
                     if isinstance(child, Spike | BernoulliEncoder):
                         setattr(parent, name, Rectifier())
+
+    def make_block(
+        self,
+        dim: int,
+        neuron: Neuron,
+        windows: str,
+        drop_path: float,
+        *,
+        context: str,
+        norm: bool,
+        encoder: Callable[[int], nn.Module],
+        mlp: str,
+        mlp_ratio: float,
+        mixer_kwargs: Mapping[str, Any],
+    ) -> nn.Module:
+        """Return a block of ``dim`` channels; ``windows`` is its kind, ``encoder`` makes an encoder of the stream.
+
+        It has ``last_synapses``, which end its branches. The other arguments are those of the network.
+        """
+        hidden = int(mlp_ratio * dim)
+        return self.block(
+            encoder(dim),
+            self.mixer(dim, windows=windows, context=context, norm=norm, neuron=neuron, **mixer_kwargs),
+            encoder(dim) if mlp == "spiking" else None,
+            MLP(dim, hidden, norm, neuron) if mlp == "spiking" else AnalogueMLP(dim, hidden, norm),
+            drop_path,
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must spare beyond vectors: decays, thresholds, radian factors."""

@@ -197,6 +197,11 @@ class Block(nn.Module):
         self.mlp = mlp
         self.drop_path: nn.Module = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
+    @property
+    def last_synapses(self) -> tuple[Synapse, ...]:
+        """The synapses that end the two branches."""
+        return self.mixer.project, self.mlp.fc2  # type: ignore[return-value]
+
     def _join(self, branch: Callable[..., Any], x: Tensor) -> Any:
         """Return what a branch returns, with the stream added to it."""
         if isinstance(self.drop_path, nn.Identity):
