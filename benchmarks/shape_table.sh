@@ -13,7 +13,7 @@ short=(--config data/cifar100 --data.root "$data" --data.val_fraction 0.1 --data
 
 both() { # name, seeds, arguments of both networks, options of both
     for seed in $2; do
-        keep=$baselines/$1
+        keep=$baselines/${1//[, ]/_} # a path without what YAML reads as a list
         python -m benchmarks.trainings run experiments shapes "$1, ReLU" --seeds "$seed" --keep "$keep" -- \
             --config recipe/baseline "${short[@]}" \
             --model.network_kwargs "{stem: whitened, spiking: false, windows: single${3:+, $3}}" "${@:4}"
@@ -23,7 +23,7 @@ both() { # name, seeds, arguments of both networks, options of both
 
 spiking() { # name, seeds, its baseline, arguments of the network, options
     for seed in $2; do
-        from=$baselines/$3/$seed/baseline/version_0/checkpoints/best.ckpt
+        from=$baselines/${3//[, ]/_}/$seed/baseline/version_0/checkpoints/best.ckpt
         python -m benchmarks.trainings run experiments shapes "$1, spiking" --seeds "$seed" -- \
             --config recipe/student "${short[@]}" --run.monitors true --model.lr 0.01 --model.pretrained "$from" \
             --trainer.callbacks "[{class_path: Whitening}, {class_path: Teacher, init_args: {source: $from, weight: 0.8}}]" \
