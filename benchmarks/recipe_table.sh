@@ -9,8 +9,8 @@ set -euo pipefail
 data=$1 baselines=$2
 shift 2
 seeds=(0 1 2)
-short=(--config data/cifar100 --data.root "$data" --data.image_size 24 --data.val_fraction 0.1 --trainer.max_epochs 5
-    --run.test false "$@")
+short=(--config data/cifar100 --data.root "$data" --data.image_size 24 --data.val_fraction 0.1 --data.crop_padding 2
+    --trainer.max_epochs 5 --trainer.callbacks "[{class_path: Whitening}]" --model.network msnn_resnet12 --run.test false "$@")
 half="widths: [24, 48, 96, 192]"
 
 row() { # name, seeds, recipe, options
@@ -41,7 +41,7 @@ student() { # name, seeds, arguments of the network, further callbacks, weight o
         from=$baselines/$seed/baseline/version_0/checkpoints/best.ckpt
         taught=", {class_path: Teacher, init_args: {source: $from, weight: $5}}"
         test "$5" != 0 || taught=""
-        row "the spiking network$1" "$seed" student --run.monitors true --data.crop_padding 2 --model.pretrained "$from" \
+        row "the spiking network$1" "$seed" student --run.monitors true --model.pretrained "$from" \
             --model.network_kwargs "$3" --trainer.callbacks "[$white$4$taught]" "${@:6}"
     done
 }

@@ -9,15 +9,15 @@ set -euo pipefail
 data=$1 baselines=$2
 shift 2
 short=(--config data/cifar100 --data.root "$data" --data.val_fraction 0.1 --data.crop_padding 2 --trainer.max_epochs 4
-    --model.network msnn_resnet9 --run.test false "$@")
+    --model.network msnn_resnet9 --trainer.callbacks "[{class_path: Whitening}]" --run.test false "$@")
 
 both() { # name, seeds, arguments of both networks, options of both
     for seed in $2; do
         keep=$baselines/${1//[, ]/_} # a path without what YAML reads as a list
         python -m benchmarks.trainings run experiments shapes "$1, ReLU" --seeds "$seed" --keep "$keep" -- \
             --config recipe/baseline "${short[@]}" \
-            --model.network_kwargs "{stem: whitened, spiking: false, windows: single${3:+, $3}}" "${@:4}"
-        spiking "$1" "$seed" "$1" "stem: whitened, threshold: 0.6${3:+, $3}" "${@:4}"
+            --model.network_kwargs "{stem: whitened, spiking: false, windows: single, $3}" "${@:4}"
+        spiking "$1" "$seed" "$1" "stem: whitened, threshold: 0.6, $3" "${@:4}"
     done
 }
 
@@ -31,6 +31,7 @@ spiking() { # name, seeds, its baseline, arguments of the network, options
     done
 }
 
-source "${ROWS:-/dev/stdin}" <<'ROWS'
-both "3, 4, 2 of 64, 128, 256" "0 1" ""
-ROWS
+both "2, 4, 3 of 64, 128, 256" 0 "depths: [2, 4, 3]"
+both "3, 4, 2 of 64, 128, 256" 0 "depths: [3, 4, 2]"
+both "2, 3, 1 of 64, 128, 512" 0 "depths: [2, 3, 1], widths: [64, 128, 512]"
+both "3, 4, 2 of 64, 128, 256, maximum and mean in the read-out" 0 "depths: [3, 4, 2], global_pool: catavgmax"

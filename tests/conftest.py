@@ -28,6 +28,8 @@ def rest_is_slow(values: Iterable[Any], quick: Iterable[Any]) -> list[Any]:
 NETWORKS = timm.list_models("msnn*")
 TINY = [name for name in NETWORKS if name.endswith("_tiny")]
 PAPER = ["msnn_resnet12", "msnn_vit12", "msnn_rnn12"]
+PUBLISHED = [name for name in TINY if name.removesuffix("_tiny") in PAPER]
+"""Tiny networks of the families that the paper has: their blocks have a channel mixer."""
 DISTINCT = rest_is_slow(NETWORKS, TINY)
 """The others are a tiny one, only deeper, wider or with another stride of the stem, and run the same code."""
 

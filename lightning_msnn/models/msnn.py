@@ -234,9 +234,7 @@ class MSNN(nn.Module):
         stages: list[nn.Module] = []
         self.feature_info: list[dict[str, Any]] = []
         for i, width in enumerate(widths):
-            blocks = [
-                make_block(width, replace(alike, theta=thetas.pop(0)), kind, rates.pop(0)) for kind in kinds[i]
-            ]
+            blocks = [make_block(width, replace(alike, theta=thetas.pop(0)), kind, rates.pop(0)) for kind in kinds[i]]
             before = widths[i - 1] if i else None
             stages.append(self.stage(before, width, blocks, encoder, norm))
             self.feature_info.append(

@@ -94,7 +94,7 @@ class MSNNResNet9(MSNN):
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
-        depths: Sequence[int] = (3, 4, 2),
+        depths: Sequence[int] = (2, 4, 3),
         widths: Sequence[int] = (64, 128, 256),
         stem_stride: int = 2,
         stem: str = "whitened",
@@ -129,17 +129,17 @@ class MSNNResNet9(MSNN):
 
 
 default_cfgs = generate_default_cfgs(
-    zoo_cfgs("msnn_resnet9", "msnn_resnet9_tiny", arguments={"depths": (3, 4, 2), "stem": "whitened"})
+    zoo_cfgs("msnn_resnet9", "msnn_resnet9_tiny", arguments={"depths": (2, 4, 3), "stem": "whitened"})
 )
 
 
 @register_model
 def msnn_resnet9(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Nine blocks, widths 64 to 256: 4 M parameters, 0.18 G operations at 32x32."""
-    return create(MSNNResNet9, "msnn_resnet9", pretrained, **kwargs)
+    """Nine blocks, widths 64 to 256: 5 M parameters, 0.18 G operations at 32x32."""
+    return create(MSNNResNet9, "msnn_resnet9", pretrained, {"depths": (2, 4, 3), "widths": (64, 128, 256)}, **kwargs)
 
 
 @register_model
 def msnn_resnet9_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Nine blocks, widths 16 to 48: under 0.2 M parameters, for tests and a first look."""
-    return create(MSNNResNet9, "msnn_resnet9_tiny", pretrained, {"widths": (16, 32, 48)}, **kwargs)
+    """Nine blocks, widths 16 to 48: under 0.3 M parameters, for tests and a first look."""
+    return create(MSNNResNet9, "msnn_resnet9_tiny", pretrained, {"depths": (2, 4, 3), "widths": (16, 32, 48)}, **kwargs)

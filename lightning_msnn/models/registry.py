@@ -255,7 +255,10 @@ def create(
             f"unknown argument {name!r} of {variant}: allowed are {', '.join(sorted({*parameters, 'preset'}))}"
             f"{suggestion(name, parameters)}"
         )
-    kwargs = {**choose(PRESETS, kwargs.pop("preset", "default"), "preset"), **kwargs}
+    preset = kwargs.pop("preset", "default")
+    if choose(PRESETS, preset, "preset").keys() - parameters.keys():
+        raise ConfigurationError(f"preset must be 'default' with {variant}, which is not in the paper, not {preset!r}")
+    kwargs = {**PRESETS[preset], **kwargs}
     stated = kwargs.get("pretrained_model_args") or {}
     given = {name for name in _NUMBERS if name in kwargs and kwargs[name] != stated.get(name)}
     model, kwargs = build(

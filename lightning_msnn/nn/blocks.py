@@ -69,6 +69,7 @@ class WhitenedStem(Stem):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an image ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / stride), ceil(W / stride))``."""
+        x = F.pad(x, [0, int(x.shape[3] == 1), 0, int(x.shape[2] == 1)])  # a patch has two rows and columns
         height, width = (1 + -side % self.conv.stride[0] for side in x.shape[2:])
         return super().forward(F.pad(F.relu(self.whitening(x)), [0, width, 0, height]))
 

@@ -115,7 +115,7 @@ def test_graded_spikes_are_binary_steps(name):
     record, steps = count_operations(model, x), graded.unrolled(model)
     theirs = {layer.removesuffix(".synapse"): found for layer, found in neurobench(steps, x).items()}
     layers = [layer for layer in theirs if layer in record.layers]
-    assert len(layers) > 10
+    assert len(layers) >= 10
     assert {layer: record.layer(layer)["accumulates"] for layer in layers} == {layer: theirs[layer] for layer in layers}
     assert record.total("graded_products") < record.total("accumulates")
     if name == "msnn_resnet12_tiny":  # the others have products of spikes that are not unrolled

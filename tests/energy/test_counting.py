@@ -14,6 +14,7 @@ from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.kernels.layer import neurons
 from lightning_msnn.models import SPIKING_CELLS, ConvMixer, Recurrence
 from lightning_msnn.nn import Neuron, PatchMerging, Spike, Stem
+from lightning_msnn.nn.blocks import WhitenedStem
 from lightning_msnn.nn import layer as layers_of_neurons
 from tests.conftest import SHALLOW, TINY
 from tests.models.test_registry import lively
@@ -372,7 +373,7 @@ def test_every_synapse_of_the_branches_is_accumulate_only(name, kwargs):
     expected = {"head.fc"}
     for name, module in model.named_modules():
         if isinstance(module, Stem | PatchMerging):
-            expected.add(f"{name}.conv")
+            expected |= {f"{name}.conv"} | ({f"{name}.whitening"} if isinstance(module, WhitenedStem) else set())
         elif type(module) is Recurrence:
             expected.add(name)
     assert analogue == expected

@@ -166,6 +166,15 @@ class PlainNetwork:
         s2, _ = self.layer(m.spike2, i2, self.second(two, u1), *where, self.decay(two))
         return self.join([self.synapse(m.project, x) for x in s2], kind, s)
 
+    def branch(self, m: nn.Module, x: Tensor, kind: str) -> Tensor:
+        where = (kind, self.isolated, x)
+        one, two = m.membrane1, m.membrane2
+        s1, u1 = self.layer(m.spike1, self.cut(m.norm(x), kind), self.first(self.decay(one)), *where, self.decay(one))
+        i2 = [self.synapse(m.synapse1, s) for s in s1]
+        i2 = i2 if self.isolated else self.cut(i2[0], kind)
+        s2, _ = self.layer(m.spike2, i2, self.second(two, u1), *where, self.decay(two))
+        return self.join([self.synapse(m.synapse2, s) for s in s2], kind, x)
+
     def attend(self, m: nn.Module, s: Tensor, kind: str) -> Tensor:
         where = (kind, self.isolated, s)
         one, two = m.membrane1, m.membrane2
@@ -206,6 +215,8 @@ class PlainNetwork:
         return self.synapse(module, F.pad(x, [0, x.shape[3] % 2, 0, x.shape[2] % 2]), 2)
 
     def block(self, block: nn.Module, x: Tensor, kind: str, received: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if hasattr(block, "synapse1"):
+            return x + self.branch(block, x, kind), received
         s = self.encode(block.encoder1, x)
         if hasattr(block.mixer, "recurrence"):
             mixed, received = self.recur(block.mixer, s, kind, received)
@@ -217,10 +228,19 @@ class PlainNetwork:
         hidden = self.layer(mlp.spike, [hidden], lambda i: i, "single", False, hidden, self.tau)[0][0]
         return x + self.synapse(mlp.fc2, hidden), received
 
+    def stem(self, stem: nn.Module, image: Tensor) -> Tensor:
+        if not hasattr(stem, "whitening"):
+            return self.synapse(stem, image, 2)
+        below, beside = image.shape[2] == 1, image.shape[3] == 1
+        image = F.pad(image, [0, int(beside), 0, int(below)])
+        patches = F.conv2d(image, stem.whitening.weight, stem.whitening.bias).clamp(min=0.0)
+        patches = F.pad(patches, [0, 1 + image.shape[3] % 2, 0, 1 + image.shape[2] % 2])
+        return stem.norm(F.conv2d(patches, stem.conv.weight, stem.conv.bias, 2))
+
     def step(self, image: Tensor) -> Tensor:
         """Logits of one time step."""
         model = self.model
-        x = self.synapse(model.stem, image, 2)
+        x = self.stem(model.stem, image)
         received = None
         for i, stage in enumerate(model.stages):
             if i:

@@ -21,7 +21,11 @@ def uneven(model):
 
 
 def gradients(model, out, upstream):
-    return torch.autograd.grad(out, list(model.parameters()), upstream, allow_unused=True, materialize_grads=True)
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.autograd.grad(out, learnt, upstream, allow_unused=True, materialize_grads=True)
+
+
+FOUR = {"depths": (2, 1, 1, 1), "widths": (24, 24, 24, 24)}
 
 
 MAPS = [
@@ -36,8 +40,8 @@ MAPS = [
 @pytest.mark.parametrize("name", TINY)
 def test_equals_a_plain_loop(name, context, windows, size):
     """Outputs and gradients, with each layer's own numbers; maps of the last stages are too small to cut."""
-    arguments = {"context": context, "windows": windows, "learn_threshold": "channel", "depths": (2, 1, 1, 1)}
-    model = uneven(make(name, tau=0.4, **arguments))
+    arguments = {"context": context, "windows": windows, "learn_threshold": "channel", **FOUR}
+    model = uneven(make(name, tau=0.4, threshold=0.5, **arguments))
     x, upstream = torch.randn(2, 3, *size).double(), torch.randn(2, 10).double()
     out, expected = model(x), PlainNetwork(model, 0.4, windows, context)([x])
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
@@ -48,7 +52,7 @@ def test_equals_a_plain_loop(name, context, windows, size):
 @pytest.mark.parametrize("name", TINY)
 def test_lif_neurons_equal_a_plain_loop(name):
     """An image that is seen in each of three time steps."""
-    model = uneven(make(name, tau=0.4, learn_threshold="channel", depths=(2, 1, 1, 1)))
+    model = uneven(make(name, tau=0.4, threshold=0.5, learn_threshold="channel", **FOUR))
     lif = lif_network(model, 3)
     x, upstream = torch.randn(2, 3, 20, 16).double(), torch.randn(2, 10).double()
     out, expected = lif(x), PlainNetwork(lif.network, 0.4, "single")([x] * 3)
@@ -61,7 +65,7 @@ def test_lif_neurons_equal_a_plain_loop(name):
 @pytest.mark.parametrize("name", TINY)
 def test_one_step_equals_a_plain_loop(name, context):
     """The default networks, which kernels compute, in float32."""
-    model = lively(make(name, context=context, tau=0.4))
+    model = lively(make(name, context=context, tau=0.4, threshold=0.5))
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(x), PlainNetwork(model, 0.4, context=context)([x]), rtol=1e-4, atol=1e-4)
 
@@ -70,6 +74,6 @@ def test_one_step_equals_a_plain_loop(name, context):
 @pytest.mark.parametrize("name", TINY)
 def test_large_maps_equal_a_plain_loop(name, context):
     """The default networks in float64, on maps that the last stage cuts otherwise by each kind of windows."""
-    model = uneven(make(name, context=context, tau=0.4, depths=(2, 2, 1, 2)))
+    model = uneven(make(name, context=context, tau=0.4, threshold=0.5, **FOUR | {"depths": (2, 2, 1, 2)}))
     x = torch.randn(2, 3, 56, 56).double()
     torch.testing.assert_close(model(x), PlainNetwork(model, 0.4, context=context)([x]), rtol=1e-9, atol=1e-9)

@@ -20,7 +20,7 @@ from lightning_msnn.models.registry import create
 from lightning_msnn.nn import (
     CONTEXTS,
 )
-from tests.conftest import COMPILED, DISTINCT, NETWORKS, SHALLOW, TINY, rest_is_slow
+from tests.conftest import COMPILED, DISTINCT, NETWORKS, PUBLISHED, SHALLOW, TINY, rest_is_slow
 
 KINDS = ("non_dilated", "dilated", "grid", "single")
 STEMS = rest_is_slow(NETWORKS, [*TINY, "msnn_resnet20_224"])
@@ -93,11 +93,14 @@ def test_any_size(name):
 @pytest.mark.parametrize("name", TINY)
 def test_each_parameter_has_a_gradient(name, kwargs):
     """Without exception, or data-parallel training would stop: also on maps that are too small to cut."""
+    if "preset" in kwargs and name not in PUBLISHED:
+        pytest.skip(f"{name} is not in the paper")
     model = make(name, **SMALL, **kwargs).train()
     for size, dtype in ((17, torch.float32), (8, torch.float32), (8, torch.float64)):  # kernels, and the equations
         model.to(dtype).zero_grad()
         model(torch.randn(4, 3, size, size, dtype=dtype)).square().sum().backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        learnt = [p for p in model.parameters() if p.requires_grad]
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in learnt)
 
 
 @pytest.mark.parametrize("name", STEMS)
@@ -136,14 +139,14 @@ def test_head(name):
 def test_features_only(name):
     model = timm.create_model(name, features_only=True)
     outs = model(torch.randn(2, 3, 64, 48))
-    assert len(outs) == 4
+    assert len(outs) == len(make(name).stages)
     for out, channels, reduction in zip(
         outs, model.feature_info.channels(), model.feature_info.reduction(), strict=True
     ):
         assert out.shape == (2, channels, 64 // reduction, math.ceil(48 / reduction))
     three = create(type(make(name)), name, False, {"depths": (1, 1, 1), "widths": (24, 24, 24)}, features_only=True)
     assert three.feature_info.channels() == [24, 24, 24]
-    some = timm.create_model(name, features_only=True, out_indices=(0, 2))
+    some = timm.create_model(name, features_only=True, out_indices=(0, 1))
     assert [o.shape[1] for o in some(torch.randn(2, 3, 32, 32))] == some.feature_info.channels()
     assert sum(p.numel() for p in some.parameters()) < sum(p.numel() for p in model.parameters())
 
@@ -153,14 +156,15 @@ def test_forward_intermediates(name):
     model = lively(make(name))
     x = torch.randn(2, 3, 32, 32)
     final, every = model.forward_intermediates(x)
-    assert len(every) == 4
+    stages = len(model.stages)
+    assert len(every) == stages
     torch.testing.assert_close(final, model.forward_features(x))
     last_two = model.forward_intermediates(x, indices=2, intermediates_only=True)
-    for a, b in zip(last_two, every[2:], strict=True):
+    for a, b in zip(last_two, every[-2:], strict=True):
         torch.testing.assert_close(a, b)
     early = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
     torch.testing.assert_close(early[0], every[1])
-    normed = model.forward_intermediates(x, indices=[3], norm=True, intermediates_only=True)
+    normed = model.forward_intermediates(x, indices=[stages - 1], norm=True, intermediates_only=True)
     torch.testing.assert_close(normed[0], final)
     with pytest.raises(ConfigurationError, match="NLC"):
         model.forward_intermediates(x, output_fmt="NLC")
@@ -185,7 +189,8 @@ def test_groups_of_parameters(name):
     for coarse in (False, True):
         groups = group_parameters(model, model.group_matcher(coarse), reverse=True)
         assert set(groups) == named
-    assert groups["stem.conv.weight"] < groups["stages.0.blocks.0.mlp.fc1.conv.weight"] < groups["head.fc.weight"]
+    (first, *_) = (n for n in named if n.startswith("stages.0.blocks.0.") and n.endswith("conv.weight"))
+    assert groups["stem.conv.weight"] < groups[first] < groups["head.fc.weight"]
     assert {n for n in named if "decay" in n} <= model.no_weight_decay() <= named
 
 
@@ -283,10 +288,11 @@ def test_compile_without_graph_breaks(name):
 def test_fx_features(name):
     model = lively(make(name))
     x = torch.randn(2, 3, 32, 32)
-    extractor = create_feature_extractor(model, ["stages.0", "stages.2.blocks.1.mixer", "head.fc"])
+    mixer = "stages.2.blocks.1.mixer" if hasattr(model.stages[0].blocks[0], "mixer") else "stages.2.blocks.1"
+    extractor = create_feature_extractor(model, ["stages.0", mixer, "head.fc"])
     out = extractor(x)
     torch.testing.assert_close(out["head.fc"], model(x))
-    mixed = out["stages.2.blocks.1.mixer"]  # recurrent mixers return a membrane map beside it
+    mixed = out[mixer]  # recurrent mixers return a membrane map beside it
     assert (mixed[0] if isinstance(mixed, tuple) else mixed).shape[1] == model.feature_info[2]["num_chs"]
     graph = timm.create_model(name, features_only=True, feature_cls="fx")
     assert isinstance(graph, FeatureGraphNet)

@@ -19,10 +19,11 @@ def network(name, **arguments):
 
 def learnt(model, x):
     out = model(x)
-    return out.detach(), *torch.autograd.grad(out.square().sum(), list(model.parameters()))
+    return out.detach(), *torch.autograd.grad(out.square().sum(), [p for p in model.parameters() if p.requires_grad])
 
 
-@pytest.mark.parametrize(("name", "share"), list(zip(TINY, [1.0, None, 1.0], strict=True)))
+@pytest.mark.parametrize("share", [1.0, None])
+@pytest.mark.parametrize("name", TINY)
 def test_at_its_end_the_network_is_what_it_was(name, share):
     x = torch.randn(4, 3, 32, 32)
     plain, annealed = network(name), network(name)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_msnn.callbacks import Mixing, TrainingCurves
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.tasks import SpikingClassifier, named_groups
+from lightning_msnn.tasks import SpikingClassifier, TrainingStepCallback, named_groups
 from lightning_msnn.tasks.optimization import Muon
 from tests.callbacks.training import quiet
 
@@ -229,15 +229,28 @@ def test_share_of_mixed_batches_by_epoch():
     for share, expected in ((1.0, [1, 1, 1, 1]), ({3: 0.0, 1: 1.0}, [0, 1, 1, 0]), ({}, [0, 0, 0, 0])):
         mixed = []
         for epoch in range(4):
-            task.trainer = SimpleNamespace(current_epoch=epoch)
+            task.trainer = SimpleNamespace(current_epoch=epoch, global_step=0)
             mixed.append(Mixing(share=share).change_batch(task, images, targets)[1].ndim - 1)
         assert mixed == expected
+
+
+def test_no_batch_is_mixed_at_the_end(tmp_path):
+    mixed = []
+
+    class Watch(TrainingStepCallback):
+        def change_batch(self, task, inputs, targets):
+            mixed.append(targets.ndim == 2)
+            return inputs, targets
+
+    t = trainer(tmp_path, max_epochs=4, callbacks=[Mixing(share=1.0, until=0.75), Watch()])
+    t.fit(SpikingClassifier(**SMALL), loader())
+    assert mixed == [True] * (len(mixed) * 3 // 4) + [False] * (len(mixed) // 4)
 
 
 def test_share_of_mixed_batches_is_drawn():
     torch.manual_seed(0)
     task, mixing = SpikingClassifier(**SMALL), Mixing(mixup=0.5, cutmix=0.0, share=0.25)
-    task.trainer = SimpleNamespace(current_epoch=0)
+    task.trainer = SimpleNamespace(current_epoch=0, global_step=0)
     images, targets = torch.randn(4, 3, 8, 8), torch.arange(4)
     mixed = sum(mixing.change_batch(task, images, targets)[1].ndim == 2 for _ in range(400))
     assert 70 <= mixed <= 130, "four standard deviations around 100"
