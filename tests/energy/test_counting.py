@@ -14,8 +14,8 @@ from lightning_msnn.functional import PROJECTIONS
 from lightning_msnn.kernels.layer import neurons
 from lightning_msnn.models import SPIKING_CELLS, ConvMixer, Recurrence
 from lightning_msnn.nn import Neuron, PatchMerging, Spike, Stem
-from lightning_msnn.nn.blocks import WhitenedStem
 from lightning_msnn.nn import layer as layers_of_neurons
+from lightning_msnn.nn.blocks import WhitenedStem
 from tests.conftest import SHALLOW, TINY
 from tests.models.test_registry import lively
 
