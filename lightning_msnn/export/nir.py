@@ -3,7 +3,8 @@
 NIR (Pedersen et al., Nature Communications 2024) describes a network as a graph of a few kinds of nodes; several edges
 into a node are added up. A neuron that visits one window is NIR's integrate-and-fire neuron in its first step: membrane
 0, no leak, a spike where the current reaches the threshold. NIR has no batch norm: it is folded into the synapse before
-it, or, before spikes that leave the residual stream, into a 1x1 convolution.
+it, or, before spikes that leave the residual stream, into a 1x1 convolution. NIR has no rectifier, so it cannot describe
+a whitened stem.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lightning_msnn.errors import ConfigurationError
 from lightning_msnn.export.samples import facts
 from lightning_msnn.models.msnn import MSNN
 from lightning_msnn.models.msnn_resnet import ConvMixer
+from lightning_msnn.models.msnn_resnet9 import ConvBlock
 from lightning_msnn.nn import Block
 from lightning_msnn.nn.folding import ThresholdEncoder, fold_batch_norm
 from lightning_msnn.trained import Trained
@@ -44,15 +46,19 @@ def write(trained: Trained, file: Path, shape: torch.Size) -> None:
     """
     network, refused = trained.network, f"{trained.name} cannot be written as NIR"
     blocks = [block for stage in getattr(network, "stages", []) for block in stage.blocks]
-    if not isinstance(network, MSNN) or any(type(b) is not Block or type(b.mixer) is not ConvMixer for b in blocks):
-        raise ConfigurationError(f"{refused}: only the residual CNN family, msnn_resnet12, can")
+    if not isinstance(network, MSNN) or not all(map(_is_convolutional, blocks)):
+        raise ConfigurationError(f"{refused}: only the residual CNN families, msnn_resnet12 and msnn_resnet9, can")
     for argument, needed in _NEEDED.items():
-        if (given := network.arguments[argument]) != needed:
+        if (given := network.arguments.get(argument, needed)) != needed:
             raise ConfigurationError(f"{refused}: its {argument} must be {needed!r}, not {given!r}")
     import nir
 
     graph = _Graph(nir, fold_batch_norm(network), tuple(shape))
     nir.write(file, nir.NIRGraph(graph.nodes, graph.edges, metadata=facts(trained)))
+
+
+def _is_convolutional(block: nn.Module) -> bool:
+    return type(block) is ConvBlock or (type(block) is Block and type(block.mixer) is ConvMixer)
 
 
 class _Graph:
@@ -115,8 +121,19 @@ class _Graph:
         level = torch.where(fixed, encoder.level.sign(), encoder.level)
         return self.neurons(name, self.pointwise(f"{name}_norm", x, scale, -level), 0.0)
 
+    def normed(self, name: str, x: _Node, norm: nn.BatchNorm2d, spike: Any) -> _Node:
+        """Add a batch norm of the residual stream and the spikes behind it."""
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        x = self.pointwise(f"{name}_norm", x, scale, norm.bias - norm.running_mean * scale)
+        return self.neurons(name, x, spike.threshold)
+
     def block(self, name: str, x: _Node, block: Any) -> _Node:
         """Add a block; return the residual stream after it."""
+        if isinstance(block, ConvBlock):
+            spikes = self.normed(f"{name}_1", x, block.norm, block.spike1)  # type: ignore[arg-type]
+            spikes = self.layer(f"{name}_2", spikes, block.synapse1, block.spike2)
+            return self.total(name, x, spikes, block.synapse2.conv)
         mixer, mlp = block.mixer, block.mlp
         spikes = self.encode(f"{name}_encoder1", x, block.encoder1)
         spikes = self.layer(f"{name}_mixer1", spikes, mixer.synapse1, mixer.spike1)

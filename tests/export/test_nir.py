@@ -32,14 +32,15 @@ def digits():
     return data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+@pytest.fixture(scope="module", params=["msnn_resnet12_tiny", "msnn_resnet9_tiny"])
+def trained(request, tmp_path_factory):
     """A network without windows that has learnt digits for some seconds, and the report of its export."""
+    name = request.param
     data, folder = Digits(batch_size=64), tmp_path_factory.mktemp("trained")
     data.setup("fit")
     torch.manual_seed(0)
     network = timm.create_model(
-        "msnn_resnet12_tiny", windows="single", depths=(1, 1), widths=(16, 32), in_chans=1, num_classes=10
+        name, windows="single", stem="convolution", depths=(1, 1), widths=(16, 32), in_chans=1, num_classes=10
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3)
     for batch in [*data.train_dataloader()] * 10:
@@ -49,7 +50,7 @@ def trained(tmp_path_factory):
         optimizer.step()
     content = {
         "state_dict": {f"network.{name}": value for name, value in network.state_dict().items()},
-        "hyper_parameters": {"network": "msnn_resnet12_tiny", "network_kwargs": {}, "num_classes": 10, "in_chans": 1},
+        "hyper_parameters": {"network": name, "network_kwargs": {}, "num_classes": 10, "in_chans": 1},
         "network_arguments": network.arguments,
         "class_names": data.class_names,
         "preprocessing": {"data": "Digits", "image_size": 16, "mean": list(data.mean), "std": list(data.std)},
@@ -77,6 +78,7 @@ def spikes_of(network, images, neurons):
 def nodes_of(name):
     """The node of a graph that has the spikes of a layer of ours."""
     stage, block, part = name.removeprefix("stages.").replace(".blocks.", " ").replace(".", " ", 1).split(" ")
+    part = {"spike1": "1", "spike2": "2"}.get(part, part)
     part = {"mixer.spike1": "mixer1", "mixer.spike2": "mixer2", "mlp.spike": "mlp1"}.get(part, part.partition(".")[0])
     return f"stage{stage}_block{block}_{part}_spikes"
 
@@ -139,7 +141,7 @@ def test_spikes_in_another_library(library, trained, digits):
         module, neurons = norse.torch.from_nir(nir.read(report.path), dt=1.0), norse.torch.IAFCell
     else:
         module = import_from_nir(report.path, dt=1.0)
-        neurons = type(module.get_submodule("stage0_block0_mixer1_spikes"))
+        neurons = type(module.get_submodule(nodes_of(next(iter(own)))))
     theirs, found = spikes_of(module, images, neurons)
     assert {nodes_of(name) for name in own} == found.keys()
     assert all(torch.equal(found[nodes_of(name)], spikes) for name, spikes in own.items())
@@ -151,7 +153,7 @@ def test_the_graph_says_what_images_it_takes(trained):
     graph = nir.read(trained[1].path)
     assert json.loads(graph.metadata["class_names"]) == [str(i) for i in range(10)]
     assert json.loads(graph.metadata["mean"]) == list(Digits.mean)
-    assert graph.metadata["architecture"] == "msnn_resnet12_tiny"
+    assert graph.metadata["architecture"] == trained[0].architecture
     assert graph.nodes["input"].input_type["input"].tolist() == [1, 16, 16]
     assert graph.nodes["output"].output_type["output"].tolist() == [10]
 
@@ -162,6 +164,7 @@ def test_the_graph_says_what_images_it_takes(trained):
         (9, {"context": "isolated", "drop_path_rate": 0.2}),
         (1, {}),
         (10, {"threshold": 0.1, "in_chans": 3}),
+        (10, {"network": "msnn_resnet9_tiny", "stem": "convolution", "threshold": 0.1}),
     ],
     ids=str,
 )
@@ -204,7 +207,7 @@ def test_a_channel_that_always_or_never_fires(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"network": "msnn_vit12_tiny", "widths": (24, 24)}, "only the residual CNN family, msnn_resnet12, can"),
+        ({"network": "msnn_vit12_tiny", "widths": (24, 24)}, "only the residual CNN families, msnn_resnet12 and"),
         ({"windows": "alternate"}, "its windows must be 'single', not 'alternate'"),
         ({"stem": "whitened"}, "its stem must be 'convolution', not 'whitened'"),
         ({"learn_threshold": "channel"}, "its learn_threshold must be False, not 'channel'"),
