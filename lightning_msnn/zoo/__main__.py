@@ -12,7 +12,7 @@ import lightning_msnn_cli as command
 from lightning_msnn.entries import find, read_config
 from lightning_msnn.errors import ConfigurationError, check_device
 from lightning_msnn.runs.checkpoints import write_whole
-from lightning_msnn.zoo.card import results, table, write_card
+from lightning_msnn.zoo.card import data_set, ranked, results, table, write_card
 from lightning_msnn.zoo.exporting import export, measure
 from lightning_msnn.zoo.loading import info, list_models
 from lightning_msnn.zoo.verification import verify
@@ -21,7 +21,10 @@ __all__ = ["run"]
 
 
 def _list(given: argparse.Namespace) -> str:
-    rows = [f"{name:32s} {info(name).get('top1', '-')!s:>6} % top-1" for name in list_models(given.filter)]
+    rows = []
+    for name in ranked(list_models(given.filter)):
+        config = info(name)
+        rows.append(f"{name:32s} {data_set(config):14s} {config.get('top1', '-')!s:>6} % top-1")
     return "\n".join(rows) or "no entry matches"
 
 

@@ -17,7 +17,7 @@ from lightning_msnn.models.registry import entry_cfg, imported
 from lightning_msnn.runs.checkpoints import write_whole
 from lightning_msnn.zoo.loading import info
 
-__all__ = ["A_CHECKPOINT", "ENERGIES", "PICTURE", "results", "table", "write_card"]
+__all__ = ["A_CHECKPOINT", "ENERGIES", "PICTURE", "data_set", "ranked", "results", "table", "write_card"]
 
 PICTURE = "energy.png"
 """File of an entry with its energy by layer."""
@@ -173,21 +173,33 @@ def results(names: list[str]) -> str:
     return file.getvalue()
 
 
+def data_set(config: dict[str, Any]) -> str:
+    """Return the name of the data set that an entry was trained on, ``"-"`` if it names none."""
+    path: str = config.get("data", {}).get("class_path", "-")
+    return path.rpartition(".")[2]
+
+
+def ranked(names: list[str]) -> list[str]:
+    """Sort entries by data set, then by accuracy, the best first; those that nobody measured come last."""
+    configs = {name: info(name) for name in names}
+    return sorted(names, key=lambda name: (data_set(configs[name]), -configs[name].get("top1", 0.0), name))
+
+
 def table(names: list[str]) -> str:
-    """Return accuracy, spike rate and energy of entries as a Markdown table.
+    """Return accuracy, spike rate and energy of entries as a Markdown table, in the order of :func:`ranked`.
 
     Args:
         names: Names of the entries.
     """
     head = ["entry", "data", "parameters", "size", "top-1", "baseline's top-1", "spike rate", "energy", "factor"]
     rows = [[*head, "with memory traffic"], ["---"] * 10]
-    for name in names:
+    for name in ranked(names):
         config = info(name)
         accuracies = [config.get("top1"), config.get("top1_ann_twin")]
         rows.append(
             [
                 f"`{name}`",
-                config.get("data", {}).get("class_path", "-").rpartition(".")[2],
+                data_set(config),
                 f"{config['parameters'] / 1e6:.2f} M" if "parameters" in config else "-",
                 "{1}x{2}".format(*config["input_size"]),
                 *("-" if top1 is None else f"{top1} %" for top1 in accuracies),

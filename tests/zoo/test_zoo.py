@@ -306,6 +306,8 @@ def test_command_line(mine, run):
     out, err, status = run("list")
     assert (err, status) == ("", 0)
     assert DIGITS in out
+    listed = [line.split() for line in out.splitlines()]
+    assert listed == sorted(listed, key=lambda words: (words[1], -float(words[2]))), "by data set, the best first"
     assert json.loads(run("info", DIGITS)[0])["architecture"] == "msnn_resnet12_tiny"
     (mine / "README.md").unlink()
     assert run("card", DIGITS)[2] == 0
