@@ -157,7 +157,22 @@ def experiments(rows: Rows) -> str:
         tops = [mean([percent(r) for r in one], digits) for one in mine.values()]
         lines = [list(line) for line in zip(mine, tops, map(rate, mine.values()), ends, strict=True)]
         text += [f"**{title}**", "", markdown(["setting", "top-1", "spike rate", last], lines), ""]
+    text += ["**Shapes of msnn_resnet9, CIFAR-100**", "", shapes(rows), ""]
     return "\n".join(text)
+
+
+def shapes(rows: Rows) -> str:
+    """Return the table of the shapes of msnn_resnet9: a line has the ReLU baseline and the spiking network from it."""
+    found: dict[str, dict[str, Rows]] = {}
+    for row in (row for row in rows if row["data"] == "shapes"):
+        name, _, kind = row["name"].rpartition(", ")
+        found.setdefault(name, {}).setdefault(kind, []).append(row)
+    lines = []
+    for name, kinds in found.items():
+        relu, spiking = kinds.get("ReLU", []), kinds["spiking"]
+        cells = [mean([percent(r) for r in one], 2) for one in (relu, spiking)]
+        lines.append([name, *cells, rate(spiking), len(spiking)])
+    return markdown(["blocks and channels by stage", "ReLU", "spiking", "spike rate", "seeds"], lines)
 
 
 def beyond_images(rows: Rows) -> str:
