@@ -56,7 +56,7 @@ VISITS = (
     r"$\Omega(a, b) = 2\,\sin(\pi\theta\,a\,\cos(\pi\theta\,b))$"
 )
 FAMILIES = {"msnn_resnet12": "#3b6fb6", "msnn_vit12": "#d9822b", "msnn_rnn12": "#3f9b5f"}
-FAMILIES["resnet18_cifar"] = "#8a5fb0"
+FAMILIES |= {"msnn_resnet9": "#b03a48", "resnet18_cifar": "#8a5fb0"}
 GRADED = {"msnn_resnet12.c100_whitened": "1", "msnn_resnet12.c100_d4": "4", "msnn_resnet12.c100_relu_whitened": ""}
 """From binary spikes to the ReLU baseline: entries and their levels."""
 
