@@ -3,7 +3,7 @@
 # baseline and taught by it; held-out images of CIFAR-100 judge. Rows go into benchmarks/results/experiments.csv; those that
 # are there are not trained again. Then: python -m benchmarks.trainings report
 #
-#   benchmarks/shape_table.sh data/cifar100 /tmp/baselines      # bf16; 10 minutes a training on one core with AMX
+#   benchmarks/shape_table.sh data/cifar100 /tmp/baselines      # bf16; 10 to 25 minutes a training on one core with AMX
 #   benchmarks/shape_table.sh data/cifar100 /tmp/baselines --trainer.precision 32-true
 set -euo pipefail
 data=$1 baselines=$2
@@ -32,6 +32,9 @@ spiking() { # name, seeds, its baseline, arguments of the network, options
 }
 
 both "2, 4, 3 of 64, 128, 256" 0 "depths: [2, 4, 3]"
+spiking "2, 4, 3 of 64, 128, 256, windows single" 0 "2, 4, 3 of 64, 128, 256" \
+    "stem: whitened, threshold: 0.6, windows: single, depths: [2, 4, 3]"
+both "2, 4, 3 of 64, 128, 256, maximum and mean in the read-out" 0 "depths: [2, 4, 3], global_pool: catavgmax"
 both "3, 4, 2 of 64, 128, 256" 0 "depths: [3, 4, 2]"
 both "2, 3, 1 of 64, 128, 512" 0 "depths: [2, 3, 1], widths: [64, 128, 512]"
 both "3, 4, 2 of 64, 128, 256, maximum and mean in the read-out" 0 "depths: [3, 4, 2], global_pool: catavgmax"

@@ -17,7 +17,7 @@ tiny_imagenet) tag=tiny_imagenet size=64 ;;
 esac
 of=data/$2
 shift 4
-epochs=${EPOCHS:-100}
+epochs=${EPOCHS:-60}
 export LIGHTNING_MSNN_ZOO=$out/zoo
 
 fit() { # entry, recipe, options

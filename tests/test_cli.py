@@ -85,7 +85,7 @@ def stops(args, message, capsys):
     assert stop.value.code == 2
     assert error[-1].startswith("lightning-msnn: error: ")
     assert re.search(message, error[-1]), error[-1]
-    assert len(error[-1]) < 400
+    assert len(error[-1]) < 450
     assert not any("Traceback" in line for line in error)
 
 

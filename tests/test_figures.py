@@ -95,7 +95,7 @@ def test_claims_of_readme() -> None:
     assert float(row["speed_relative_to_twin_median"]) > 0.95, "a training step takes as long as the ReLU baseline's"
     assert max(zoo.info(name)["top1"] for name in OWN if name.endswith(".c100")) < 72.31, "the paper is not reached"
     assert f"lightning_msnn {__version__} |" in README
-    assert len(README.splitlines()) <= 110
+    assert len([line for line in README.splitlines() if not line.startswith("| `")]) <= 93, "beside the entries"
 
 
 # Figures in sentences

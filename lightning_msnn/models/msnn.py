@@ -1,4 +1,4 @@
-"""The backbone that the three families share: stages of residual spiking blocks on an analogue stream.
+"""The backbone that the four families share: stages of residual spiking blocks on an analogue stream.
 
 Source: Yao, Wu, Chen, Zhang, *Training a General Spiking Neural Network with Improved Efficiency and Minimum Latency*,
 ACML 2023, arXiv 2401.10843.

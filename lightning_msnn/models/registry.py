@@ -208,7 +208,7 @@ def own_arguments(architecture: str) -> set[str]:
     if hasattr(module, "own_arguments"):
         return {*module.own_arguments, "num_classes", "in_chans"}
     classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, nn.Module)]
-    spiking = [each for each in classes if issubclass(each, MSNN)]
+    spiking = [each for each in classes if issubclass(each, MSNN) and each is not MSNN]
     own = {name for each in spiking or classes for name in parameters_of(each)}
     return (own | {"num_classes", "in_chans", "preset"}) - BUILDER - {"mixer_kwargs"}
 

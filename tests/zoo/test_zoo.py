@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tomllib
 import zlib
-from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from timm.models import save_for_hf
 from lightning_msnn import zoo
 from lightning_msnn.entries import FACTS, entries, read_weights
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.msnn import MSNN
+from lightning_msnn.models.registry import own_arguments
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
 from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.zoo import verification
@@ -76,7 +75,8 @@ def test_config_is_complete(name):
     assert list(data["input_size"]) == config["input_size"]
     assert list(data["mean"]) == pytest.approx(config["mean"])
     if name.startswith("msnn"):  # every argument that decides what it computes
-        arguments = set(signature(MSNN).parameters) - {"mixer_kwargs", "drop_rate", "drop_path_rate"}
+        arguments = own_arguments(name.partition(".")[0]) - {"preset", "drop_rate", "drop_path_rate"}
+        assert {"depths", "widths", "windows", "threshold"} <= arguments
         assert arguments <= config["model_args"].keys()
 
 
