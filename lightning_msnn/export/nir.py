@@ -3,8 +3,8 @@
 NIR (Pedersen et al., Nature Communications 2024) describes a network as a graph of a few kinds of nodes; several edges
 into a node are added up. A neuron that visits one window is NIR's integrate-and-fire neuron in its first step: membrane
 0, no leak, a spike where the current reaches the threshold. NIR has no batch norm: it is folded into the synapse before
-it, or, before spikes that leave the residual stream, into a 1x1 convolution. NIR has no rectifier, so it cannot describe
-a whitened stem.
+it, or, before spikes that leave the residual stream, into a 1x1 convolution. NIR has no rectifier, so a whitened stem
+cannot be written.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ class _Graph:
 
     def normed(self, name: str, x: _Node, norm: nn.BatchNorm2d, spike: Any) -> _Node:
         """Add a batch norm of the residual stream and the spikes behind it."""
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         x = self.pointwise(f"{name}_norm", x, scale, norm.bias - norm.running_mean * scale)
         return self.neurons(name, x, spike.threshold)

@@ -77,7 +77,8 @@ class ConvBlock(Mixer):
         s2, _, _ = fire(current, self.synapse1.norm, self.spike2, self.membrane2, u1, cut=self.cut, size=size)
         if isinstance(self.drop_path, nn.Identity):
             return self.leave(self.synapse2, s2, size, x)
-        return x + self.drop_path(self.leave(self.synapse2, s2, size, None))
+        after: Tensor = x + self.drop_path(self.leave(self.synapse2, s2, size, None))
+        return after
 
 
 class MSNNResNet9(MSNN):

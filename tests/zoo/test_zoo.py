@@ -18,8 +18,8 @@ from timm.models import save_for_hf
 from lightning_msnn import zoo
 from lightning_msnn.entries import FACTS, entries, read_weights
 from lightning_msnn.errors import ConfigurationError
-from lightning_msnn.models.registry import own_arguments
 from lightning_msnn.models.msnn_rnn import SPIKING_CELLS
+from lightning_msnn.models.registry import own_arguments
 from lightning_msnn.nn.folding import fold_batch_norm
 from lightning_msnn.zoo import verification
 from lightning_msnn.zoo.card import write_card
