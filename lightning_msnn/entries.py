@@ -164,8 +164,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise ConfigurationError(
             f"weights of {folder.name} cannot be read at {file}: {error.strerror}; a wheel leaves out those of "
-            "msnn_rnn12.c10, msnn_rnn12.c100 and msnn_resnet12.c100_relu_whitened: set LIGHTNING_MSNN_ZOO to the "
-            "folder zoo of a checkout"
+            "msnn_rnn12.c10, msnn_rnn12.c100, msnn_resnet9.c100_relu and msnn_resnet12.c100_relu_whitened: "
+            "set LIGHTNING_MSNN_ZOO to the folder zoo of a checkout"
         ) from error
     actual = hashlib.sha256(content).hexdigest()
     if actual != config["sha256"]:
